@@ -1,0 +1,190 @@
+//! What the metadata of each frame says. Prost messages, so that fields can be added without a new protocol
+//! version: an unknown field is skipped, a missing one is its default.
+//!
+//! Times are durations in microseconds, never clock readings, except [`Timing::received_unix_ns`]: two
+//! processes of one machine share the wall clock, not an epoch of their monotonic ones.
+
+use crate::tensor::TensorMeta;
+
+/// First frame of a connection: who the engine is.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Hello {
+    /// Process id, for logs.
+    #[prost(uint32, tag = "1")]
+    pub pid: u32,
+    /// Release, for logs.
+    #[prost(string, tag = "2")]
+    pub release: String,
+    /// Where models run: `cpu` or `cuda:0`.
+    #[prost(string, tag = "3")]
+    pub device: String,
+}
+
+/// Every version the engine knows, ready or not. Sent whole at each change.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Index {
+    /// Sorted by name, then version.
+    #[prost(message, repeated, tag = "1")]
+    pub models: Vec<ModelEntry>,
+}
+
+/// One version of one model.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct ModelEntry {
+    /// Folder name under the model repository.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Folder name under the model, at least 1.
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    /// Whether it answers.
+    #[prost(enumeration = "ModelState", tag = "3")]
+    pub state: i32,
+    /// Why it is unavailable, or why it is not batched; empty otherwise.
+    #[prost(string, tag = "4")]
+    pub reason: String,
+    /// Inputs in the order of the model's `forward`.
+    #[prost(message, repeated, tag = "5")]
+    pub inputs: Vec<TensorSpec>,
+    /// Outputs in the order in which the model returns them.
+    #[prost(message, repeated, tag = "6")]
+    pub outputs: Vec<TensorSpec>,
+    /// Rows that run together at most; 1 means never batched; 0 means the first dimension is not a batch.
+    #[prost(uint32, tag = "7")]
+    pub max_batch: u32,
+}
+
+/// Life of a version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum ModelState {
+    /// Being loaded, warmed up and tested.
+    Loading = 0,
+    /// Answers requests.
+    Ready = 1,
+    /// Could not be loaded; see the reason.
+    Unavailable = 2,
+}
+
+/// Declared form of an input or output.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct TensorSpec {
+    /// Name on the wire and in JSON.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// [`crate::Datatype`] as a number; 0 when the model does not declare it.
+    #[prost(uint32, tag = "2")]
+    pub datatype: u32,
+    /// Dimensions, −1 where any size goes; meaningless when `datatype` is 0.
+    #[prost(sint64, repeated, tag = "3")]
+    pub shape: Vec<i64>,
+    /// What the indices of the last dimension mean, for classifiers; usually empty.
+    #[prost(string, repeated, tag = "4")]
+    pub labels: Vec<String>,
+}
+
+/// Run a version on the tensors of the payload.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Infer {
+    /// Which model.
+    #[prost(string, tag = "1")]
+    pub model: String,
+    /// Which version; the proxy has decided.
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    /// What is left of the caller's patience when the frame is written, µs; 0 means none was set.
+    #[prost(uint64, tag = "3")]
+    pub budget_us: u64,
+    /// Where each input lies in the payload.
+    #[prost(message, repeated, tag = "4")]
+    pub inputs: Vec<TensorMeta>,
+    /// Names of the outputs wanted; empty means all.
+    #[prost(string, repeated, tag = "5")]
+    pub outputs: Vec<String>,
+    /// Present when the request is traced: the engine then reports its timing in wall-clock terms.
+    #[prost(message, optional, tag = "6")]
+    pub trace: Option<TraceContext>,
+}
+
+/// W3C identity of the span that a request belongs to.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct TraceContext {
+    /// 16 bytes.
+    #[prost(bytes = "bytes", tag = "1")]
+    pub trace_id: bytes::Bytes,
+    /// 8 bytes.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub span_id: bytes::Bytes,
+}
+
+/// The one answer to an [`Infer`].
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Reply {
+    /// How it went.
+    #[prost(enumeration = "Status", tag = "1")]
+    pub status: i32,
+    /// Why it did not go well: one line for the caller; empty when ok.
+    #[prost(string, tag = "2")]
+    pub message: String,
+    /// Where each output lies in the payload.
+    #[prost(message, repeated, tag = "3")]
+    pub outputs: Vec<TensorMeta>,
+    /// Where the time went; absent when nothing ran.
+    #[prost(message, optional, tag = "4")]
+    pub timing: Option<Timing>,
+}
+
+/// How an [`Infer`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum Status {
+    /// Outputs are in the payload.
+    Ok = 0,
+    /// The caller's tensors do not fit the model; nothing ran.
+    InvalidArgument = 1,
+    /// No such model or version, or it is not ready; nothing ran.
+    NotFound = 2,
+    /// The queue is full; nothing ran.
+    Overloaded = 3,
+    /// The deadline passed while the request was queued; nothing ran.
+    DeadlineExceeded = 4,
+    /// The model failed on it.
+    ModelFailed = 5,
+    /// The engine itself failed, or is stopping.
+    Internal = 6,
+}
+
+/// Where the time of one request went inside the engine.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Timing {
+    /// From arrival to leaving the queue, µs.
+    #[prost(uint64, tag = "1")]
+    pub queue_us: u64,
+    /// From leaving the queue to the end of the batch it ran in, µs: gather, forward, split.
+    #[prost(uint64, tag = "2")]
+    pub run_us: u64,
+    /// Rows that ran together.
+    #[prost(uint32, tag = "3")]
+    pub batch_rows: u32,
+    /// Requests that ran together.
+    #[prost(uint32, tag = "4")]
+    pub batch_requests: u32,
+    /// Arrival by the wall clock, ns since 1970; 0 unless the request is traced.
+    #[prost(fixed64, tag = "5")]
+    pub received_unix_ns: u64,
+    /// The batch's span; present when the request is traced.
+    #[prost(message, optional, tag = "6")]
+    pub batch: Option<Batch>,
+}
+
+/// The span of a batch. Its id and trace are known to every traced member; one of them, the first, also
+/// carries the list of members, and its receiver is the one that exports the span.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Batch {
+    /// The batch's own span; its trace is that of the first traced member.
+    #[prost(message, optional, tag = "1")]
+    pub span: Option<TraceContext>,
+    /// All traced members, only in the first one's reply.
+    #[prost(message, repeated, tag = "2")]
+    pub members: Vec<TraceContext>,
+}
