@@ -1,1 +1,48 @@
-//! Placeholder
+//! The deciding core of Penstock: which version of a model answers, who may enter, and what counts as failing.
+//!
+//! ```text
+//!  text ─parse─▶ Snapshot ─publish─▶ Live ─load─▶ Arc<Generation>      intent: immutable, comparable
+//!                                                      │ read once per request
+//!                  pick ◀── rules, split ──────────────┤
+//!                 admit ◀── limits ────────────────────┤──▶ Ledger     progress: limiter levels, breaker states
+//!          enter/settle ◀── breaker ───────────────────┘
+//! ```
+//!
+//! Intent and progress never mix: a reload swaps the [`Snapshot`] and keeps in the [`Ledger`] whatever did not change.
+//! Nothing here does I/O, reads a clock or throws dice. `now` and `draw` are arguments, so a day passes in a test in
+//! microseconds and every decision can be replayed. One rule for callers: load the generation once per request and
+//! pass it on, so that no request ever sees two of them.
+
+// The text and what it means.
+mod units;
+mod schema;
+mod errors;
+mod compile;
+mod parse;
+
+// Intent.
+mod attribute;
+mod pick;
+mod snapshot;
+mod explain;
+mod live;
+
+// Progress.
+mod outcome;
+mod gcra;
+mod limiter;
+mod breaker;
+mod ledger;
+
+pub use attribute::{Attribute, Attributes};
+pub use breaker::{BreakerPolicy, BreakerState, Tripped};
+pub use errors::{PolicyError, PolicyErrors};
+pub use ledger::{BreakerStatus, Ledger, Pass};
+pub use limiter::{LimitPolicy, Limited};
+pub use live::{Generation, Live, Published};
+pub use outcome::Outcome;
+pub use parse::parse;
+pub use pick::{Pick, PickReason};
+pub use schema::schema;
+pub use snapshot::{ModelPolicy, Snapshot};
+pub use units::{Rate, UnitError, Version, duration as parse_duration};

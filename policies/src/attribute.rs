@@ -1,0 +1,73 @@
+//! What a request says about its caller: a header or a cookie, named in a policy and read from the request's head.
+//!
+//! An empty value is no value. A caller whose user id is "" has no identity, and treating the empty text as one would
+//! put all such callers into the same arm.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// Where a request's headers and cookies can be read.
+pub trait Attributes {
+    /// The first value of the header called `name`, which is in lower case; `None` if absent or not visible ASCII.
+    fn header(&self, name: &str) -> Option<&str>;
+
+    /// The first value of the cookie called `name`, matched exactly.
+    fn cookie(&self, name: &str) -> Option<&str>;
+}
+
+/// The name of one thing to read from a request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Attribute {
+    /// A header, in lower case.
+    Header(Arc<str>),
+    /// A cookie.
+    Cookie(Arc<str>),
+}
+
+impl Attribute {
+    /// This attribute's value in `caller`; empty values count as absent.
+    pub fn of<'a>(&self, caller: &'a impl Attributes) -> Option<&'a str> {
+        let value = match self {
+            Self::Header(name) => caller.header(name),
+            Self::Cookie(name) => caller.cookie(name),
+        };
+        value.filter(|value| !value.is_empty())
+    }
+}
+
+impl fmt::Display for Attribute {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Header(name) => write!(f, "header {name}"),
+            Self::Cookie(name) => write!(f, "cookie {name}"),
+        }
+    }
+}
+
+/// A caller written down in a test: `("x-user-id", "ana")` is a header, `("cookie:uid", "ana")` a cookie.
+#[cfg(test)]
+impl<const N: usize> Attributes for [(&str, &str); N] {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.iter().find(|(written, _)| *written == name).map(|(_, value)| *value)
+    }
+
+    fn cookie(&self, name: &str) -> Option<&str> {
+        self.iter()
+            .find(|(written, _)| written.strip_prefix("cookie:") == Some(name))
+            .map(|(_, value)| *value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_empty_value_is_no_identity() {
+        let user = Attribute::Header("x-user-id".into());
+        assert_eq!(user.of(&[("x-user-id", "ana")]), Some("ana"));
+        assert_eq!(user.of(&[("x-user-id", "")]), None);
+        assert_eq!(user.of(&[("cookie:x-user-id", "ana")]), None);
+        assert_eq!(Attribute::Cookie("uid".into()).of(&[("cookie:uid", "ana")]), Some("ana"));
+    }
+}

@@ -1,0 +1,511 @@
+//! When a version counts as failing, and how it is let back in.
+//!
+//! ```text
+//!              `failures` in a row                     the wait is over and a request comes
+//!   Passing ────────────────────────▶ Tripped ────────────────────────────────────────────▶ Probing
+//!      ▲                                 ▲       a probe failed, or had no answer in time       │ │
+//!      │                                 └──────────────── wait doubles ────────────────────────┘ │
+//!      └──────────────────────────────────── every probe served ──────────────────────────────────┘
+//! ```
+//!
+//! Each change of state starts a new *generation*. A permit carries the generation it was given in, and an outcome
+//! from an older one is void: an answer that was in flight while the version tripped says nothing about it now.
+//!
+//! It cannot wedge. A probe slot is a lease: it comes back when the probe is settled, dropped or cancelled, and a
+//! probe that is silent for `probe_timeout` has failed. So a request that is refused while probing is refused for a
+//! bounded time, whatever becomes of the probes. Time is an argument; nothing happens between calls.
+
+use std::num::NonZeroU32;
+use std::time::{Duration, Instant};
+
+use crate::outcome::Outcome;
+
+/// When a version counts as failing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BreakerPolicy {
+    /// Failures in a row that trip it. Answers to refused and abandoned requests neither count nor interrupt.
+    pub failures: NonZeroU32,
+    /// How long it refuses after the first trip; doubles with every probing that fails, without jitter.
+    pub open_for: Duration,
+    /// The longest it refuses.
+    pub max_open_for: Duration,
+    /// Probes let in at once, and that must be served before everyone may enter.
+    pub probes: NonZeroU32,
+    /// A probe without an outcome for this long has failed.
+    pub probe_timeout: Duration,
+}
+
+impl Default for BreakerPolicy {
+    /// 5 failures in a row; refuses for 10 s, at most 60 s; one probe, which has 10 s.
+    fn default() -> Self {
+        Self {
+            failures: NonZeroU32::new(5).expect("5 is not 0"),
+            open_for: Duration::from_secs(10),
+            max_open_for: Duration::from_secs(60),
+            probes: NonZeroU32::MIN,
+            probe_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// A request refused because the version it picked is failing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the version is failing and refuses for {retry_after:?}")]
+pub struct Tripped {
+    /// The time until the state changes at the latest: the rest of the wait, or of the oldest probe's time.
+    pub retry_after: Duration,
+}
+
+/// What a breaker does at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BreakerState {
+    /// Everyone may enter.
+    Passing,
+    /// Nobody may enter before the wait is over; then the next request is a probe.
+    Tripped {
+        /// The rest of the wait; zero when the next request becomes a probe.
+        retry_after: Duration,
+    },
+    /// A few requests are let in to see whether the version has recovered.
+    Probing,
+}
+
+/// The right to enter once, which must come back with an outcome.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Permit {
+    generation: u64,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Ordinary,
+    Probe { ticket: u64 },
+}
+
+impl Permit {
+    pub(crate) fn is_probe(&self) -> bool {
+        matches!(self.kind, Kind::Probe { .. })
+    }
+}
+
+/// The state of one version of one model.
+#[derive(Debug)]
+pub(crate) struct Breaker {
+    policy: BreakerPolicy,
+    state: State,
+    generation: u64,
+    /// Trips since it last passed; the wait doubles with each.
+    trips: u32,
+}
+
+#[derive(Debug)]
+enum State {
+    Passing { failures: u32 },
+    Tripped { until: Instant },
+    Probing(Probes),
+}
+
+/// The slots of one probing: each is vacant, leased or served.
+#[derive(Debug, Default)]
+struct Probes {
+    /// Oldest first; never longer than `policy.probes`.
+    leases: Vec<Lease>,
+    served: u32,
+    next_ticket: u64,
+}
+
+#[derive(Debug)]
+struct Lease {
+    ticket: u64,
+    due: Instant,
+}
+
+impl Breaker {
+    pub(crate) fn new(policy: BreakerPolicy) -> Self {
+        Self { policy, state: State::Passing { failures: 0 }, generation: 0, trips: 0 }
+    }
+
+    /// # Errors
+    /// [`Tripped`] while the wait lasts and while every probe slot is taken.
+    pub(crate) fn enter(&mut self, now: Instant) -> Result<Permit, Tripped> {
+        self.catch_up(now);
+        if let State::Tripped { until } = self.state {
+            if now < until {
+                return Err(Tripped { retry_after: until - now });
+            }
+            self.become_state(State::Probing(Probes::default()));
+        }
+        let kind = match &mut self.state {
+            State::Passing { .. } => Kind::Ordinary,
+            State::Probing(probes) => probes.lease(&self.policy, now)?,
+            State::Tripped { .. } => unreachable!("left above"),
+        };
+        Ok(Permit { generation: self.generation, kind })
+    }
+
+    pub(crate) fn settle(&mut self, permit: Permit, outcome: Outcome, now: Instant) {
+        self.catch_up(now);
+        if permit.generation != self.generation {
+            return;
+        }
+        match (&mut self.state, permit.kind) {
+            (State::Passing { failures }, Kind::Ordinary) => match outcome {
+                Outcome::Served => *failures = 0,
+                Outcome::Failed => {
+                    *failures += 1;
+                    if *failures >= self.policy.failures.get() {
+                        self.trip(now);
+                    }
+                }
+                Outcome::Refused | Outcome::Abandoned => {}
+            },
+            (State::Probing(probes), Kind::Probe { ticket }) => {
+                probes.give_back(ticket);
+                match outcome {
+                    Outcome::Served => {
+                        probes.served += 1;
+                        if probes.served >= self.policy.probes.get() {
+                            self.trips = 0;
+                            self.become_state(State::Passing { failures: 0 });
+                        }
+                    }
+                    Outcome::Failed => self.trip(now),
+                    Outcome::Refused | Outcome::Abandoned => {}
+                }
+            }
+            (State::Passing { .. } | State::Tripped { .. } | State::Probing(_), _) => {
+                unreachable!("a generation gives out one kind of permit, and none while tripped")
+            }
+        }
+    }
+
+    /// The permit was dropped: nobody will say how the request ended. Needs no time, because it changes no state.
+    pub(crate) fn abandon(&mut self, permit: Permit) {
+        if let (State::Probing(probes), Kind::Probe { ticket }) = (&mut self.state, permit.kind)
+            && permit.generation == self.generation
+        {
+            probes.give_back(ticket);
+        }
+    }
+
+    pub(crate) fn state(&mut self, now: Instant) -> BreakerState {
+        self.catch_up(now);
+        match self.state {
+            State::Passing { .. } => BreakerState::Passing,
+            State::Tripped { until } => {
+                BreakerState::Tripped { retry_after: until.saturating_duration_since(now) }
+            }
+            State::Probing(_) => BreakerState::Probing,
+        }
+    }
+
+    pub(crate) fn policy(&self) -> &BreakerPolicy {
+        &self.policy
+    }
+
+    /// Whether forgetting this breaker would change nothing.
+    pub(crate) fn is_fresh(&self) -> bool {
+        matches!(self.state, State::Passing { failures: 0 })
+    }
+
+    /// A probe that is overdue failed at the moment it was due, whether or not anybody looked then.
+    fn catch_up(&mut self, now: Instant) {
+        if let State::Probing(probes) = &self.state
+            && let Some(oldest) = probes.leases.first()
+            && oldest.due <= now
+        {
+            let due = oldest.due;
+            self.trip(due);
+        }
+    }
+
+    fn trip(&mut self, at: Instant) {
+        let doublings = self.trips.min(31);
+        let wait = self.policy.open_for.saturating_mul(1 << doublings).min(self.policy.max_open_for);
+        self.trips = self.trips.saturating_add(1);
+        self.become_state(State::Tripped { until: at + wait });
+    }
+
+    fn become_state(&mut self, state: State) {
+        self.generation += 1;
+        self.state = state;
+    }
+}
+
+impl Probes {
+    fn lease(&mut self, policy: &BreakerPolicy, now: Instant) -> Result<Kind, Tripped> {
+        let taken = self.leases.len() + self.served as usize;
+        debug_assert!(taken <= policy.probes.get() as usize, "no more slots than probes");
+        if let Some(oldest) = self.leases.first()
+            && taken == policy.probes.get() as usize
+        {
+            return Err(Tripped { retry_after: oldest.due.saturating_duration_since(now) });
+        }
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.leases.push(Lease { ticket, due: now + policy.probe_timeout });
+        Ok(Kind::Probe { ticket })
+    }
+
+    fn give_back(&mut self, ticket: u64) {
+        self.leases.retain(|lease| lease.ticket != ticket);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A breaker and a clock that moves only when told. Times are milliseconds.
+    struct World {
+        breaker: Breaker,
+        now: Instant,
+    }
+
+    impl World {
+        fn new(policy: BreakerPolicy) -> Self {
+            Self { breaker: Breaker::new(policy), now: Instant::now() }
+        }
+
+        /// Trips on the third failure; refuses for 1 s, then 2 s, then 3 s; two probes with 500 ms each.
+        fn small() -> Self {
+            Self::new(BreakerPolicy {
+                failures: NonZeroU32::new(3).unwrap(),
+                open_for: Duration::from_millis(1000),
+                max_open_for: Duration::from_millis(3000),
+                probes: NonZeroU32::new(2).unwrap(),
+                probe_timeout: Duration::from_millis(500),
+            })
+        }
+
+        fn advance(&mut self, ms: u64) {
+            self.now += Duration::from_millis(ms);
+        }
+
+        fn enter(&mut self) -> Result<Permit, u64> {
+            self.breaker.enter(self.now).map_err(|tripped| tripped.retry_after.as_millis() as u64)
+        }
+
+        fn settle(&mut self, permit: Permit, outcome: Outcome) {
+            self.breaker.settle(permit, outcome, self.now);
+        }
+
+        /// A request that enters and ends at once.
+        fn request(&mut self, outcome: Outcome) {
+            let permit = self.enter().expect("the breaker lets the request in");
+            self.settle(permit, outcome);
+        }
+
+        fn state(&mut self) -> BreakerState {
+            self.breaker.state(self.now)
+        }
+
+        fn trip(&mut self) {
+            for _ in 0..self.breaker.policy.failures.get() {
+                self.request(Outcome::Failed);
+            }
+        }
+    }
+
+    #[test]
+    fn failures_in_a_row_trip_and_the_wait_is_exact() {
+        let mut world = World::small();
+        world.request(Outcome::Failed);
+        world.request(Outcome::Failed);
+        assert_eq!(world.state(), BreakerState::Passing);
+        world.request(Outcome::Failed);
+        assert_eq!(world.enter(), Err(1000));
+        world.advance(999);
+        assert_eq!(world.enter(), Err(1));
+        world.advance(1);
+        assert!(world.enter().is_ok_and(|permit| permit.is_probe()));
+    }
+
+    #[test]
+    fn an_answer_ends_the_row_but_a_refusal_does_not() {
+        let mut world = World::small();
+        for outcome in [Outcome::Failed, Outcome::Failed, Outcome::Served, Outcome::Failed, Outcome::Failed] {
+            world.request(outcome);
+        }
+        assert_eq!(world.state(), BreakerState::Passing);
+        world.request(Outcome::Refused);
+        world.request(Outcome::Abandoned);
+        world.request(Outcome::Failed);
+        assert_eq!(world.enter(), Err(1000));
+    }
+
+    #[test]
+    fn all_probes_must_be_served_before_everyone_may_enter() {
+        let mut world = World::small();
+        world.trip();
+        world.advance(1000);
+        world.request(Outcome::Served);
+        assert_eq!(world.state(), BreakerState::Probing);
+        world.request(Outcome::Served);
+        assert_eq!(world.state(), BreakerState::Passing);
+    }
+
+    #[test]
+    fn probes_may_come_slowly() {
+        let mut world = World::small();
+        world.trip();
+        world.advance(1000);
+        world.request(Outcome::Served);
+        world.advance(3_600_000);
+        world.request(Outcome::Served);
+        assert_eq!(world.state(), BreakerState::Passing, "an hour without requests is not a failed probe");
+    }
+
+    #[test]
+    fn the_wait_doubles_up_to_its_limit_and_starts_over_after_recovery() {
+        let mut world = World::small();
+        world.trip();
+        for wait in [1000, 2000, 3000, 3000] {
+            assert_eq!(world.enter(), Err(wait));
+            world.advance(wait);
+            world.request(Outcome::Failed);
+        }
+        world.advance(3000);
+        world.request(Outcome::Served);
+        world.request(Outcome::Served);
+        world.trip();
+        assert_eq!(world.enter(), Err(1000));
+    }
+
+    #[test]
+    fn no_more_probes_than_slots() {
+        let mut world = World::small();
+        world.trip();
+        world.advance(1000);
+        let _first = world.enter().unwrap();
+        world.advance(100);
+        let _second = world.enter().unwrap();
+        assert_eq!(world.enter(), Err(400), "until the first probe is due");
+    }
+
+    #[test]
+    fn a_dropped_cancelled_or_refused_probe_gives_its_slot_back() {
+        let mut world = World::small();
+        world.trip();
+        world.advance(1000);
+        let (first, second) = (world.enter().unwrap(), world.enter().unwrap());
+        world.breaker.abandon(first);
+        world.settle(second, Outcome::Refused);
+        let _third = world.enter().expect("a slot is free");
+        let _fourth = world.enter().expect("so is the other");
+        assert_eq!(world.state(), BreakerState::Probing);
+    }
+
+    #[test]
+    fn a_silent_probe_has_failed_when_it_is_due_whoever_looks() {
+        let mut world = World::small();
+        world.trip();
+        world.advance(1000);
+        let silent = world.enter().unwrap();
+        world.advance(600);
+        assert_eq!(world.enter(), Err(1900), "two seconds from when it was due, 100 ms ago");
+        world.settle(silent, Outcome::Served);
+        assert_eq!(world.state(), BreakerState::Tripped { retry_after: Duration::from_millis(1900) });
+    }
+
+    #[test]
+    fn answers_from_before_the_trip_decide_nothing() {
+        let mut world = World::small();
+        let (good, bad) = (world.enter().unwrap(), world.enter().unwrap());
+        world.trip();
+        world.advance(1000);
+        let _probe = world.enter().unwrap();
+        world.settle(good, Outcome::Served);
+        world.settle(bad, Outcome::Failed);
+        assert_eq!(world.state(), BreakerState::Probing);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Event {
+        Advance { ms: u64 },
+        Enter,
+        Settle { index: usize, outcome: Outcome },
+        Drop { index: usize },
+        Forget { index: usize },
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        let outcome = prop::sample::select(vec![
+            Outcome::Served,
+            Outcome::Refused,
+            Outcome::Failed,
+            Outcome::Failed,
+            Outcome::Abandoned,
+        ]);
+        prop_oneof![
+            (0..800_u64).prop_map(|ms| Event::Advance { ms }),
+            Just(Event::Enter),
+            (0..8_usize, outcome).prop_map(|(index, outcome)| Event::Settle { index, outcome }),
+            (0..8_usize).prop_map(|index| Event::Drop { index }),
+            (0..8_usize).prop_map(|index| Event::Forget { index }),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens, no more than `probes` are out at a time; and a version that is healthy from then on is
+        /// passing again after one full wait, one silent probe and as many requests as it takes.
+        #[test]
+        fn it_cannot_wedge(events in prop::collection::vec(event(), 0..200)) {
+            let mut world = World::small();
+            let probes = world.breaker.policy.probes.get() as usize;
+            let mut out: Vec<(Permit, Instant)> = Vec::new();
+            for event in events {
+                match event {
+                    Event::Advance { ms } => world.advance(ms),
+                    Event::Enter => {
+                        if let Ok(permit) = world.enter() {
+                            out.push((permit, world.now));
+                        }
+                    }
+                    Event::Settle { index, outcome } if index < out.len() => {
+                        let (permit, _) = out.remove(index);
+                        world.settle(permit, outcome);
+                    }
+                    Event::Drop { index } if index < out.len() => world.breaker.abandon(out.remove(index).0),
+                    // A pass that leaks: nobody ever hears of it again.
+                    Event::Forget { index } if index < out.len() => drop(out.remove(index)),
+                    Event::Settle { .. } | Event::Drop { .. } | Event::Forget { .. } => {}
+                }
+                let timeout = world.breaker.policy.probe_timeout;
+                let waiting = out.iter().filter(|(permit, since)| permit.is_probe() && world.now < *since + timeout);
+                prop_assert!(waiting.count() <= probes);
+            }
+
+            let mut waited = 0;
+            while world.state() != BreakerState::Passing {
+                match world.enter() {
+                    Ok(permit) => world.settle(permit, Outcome::Served),
+                    Err(wait) => {
+                        waited += wait;
+                        world.advance(wait);
+                    }
+                }
+                prop_assert!(waited <= 3000 + 500 + 3000, "a silent probe's time and a wait, at most after another wait");
+            }
+        }
+
+        #[test]
+        fn a_refused_request_that_waits_as_told_is_a_probe(advance in 0..5000_u64, trips in 1..6_u32) {
+            let mut world = World::small();
+            world.trip();
+            for _ in 1..trips {
+                let wait = world.enter().unwrap_err();
+                world.advance(wait);
+                world.request(Outcome::Failed);
+            }
+            world.advance(advance);
+            if let Err(wait) = world.enter() {
+                world.advance(wait);
+                prop_assert!(world.enter().is_ok_and(|permit| permit.is_probe()));
+            }
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! From spelling to meaning: turns the file as written into a snapshot, or into every fault it has.
+//!
+//! Each function returns `None` for a part that could not be understood and notes why, with the field it concerns; the
+//! others go on, so that an author sees all faults at once. A snapshot is built only if none was noted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use garde::error::Path;
+
+use crate::attribute::Attribute;
+use crate::breaker::BreakerPolicy;
+use crate::limiter::LimitPolicy;
+use crate::pick::{Rule, Split, Stickiness, Target, Test, WithoutKey};
+use crate::schema;
+use crate::snapshot::{self, DEFAULT_DEADLINE, ModelPolicy, Snapshot};
+use crate::units::{self, Rate, UnitError, Version, Weight};
+
+/// Limits that one request may have to pass; the ledger holds a lock per limit while it asks the next.
+const MOST_LIMITS: u64 = 256;
+/// Arms of one split; keeps the sum of weights far from overflow.
+const MOST_ARMS: u64 = 64;
+const MOST_PROBES: u64 = 100;
+const MOST_KEYS: u64 = 10_000_000;
+const DEFAULT_KEYS: u32 = 100_000;
+/// A bucket's level is a time; beyond a year it is a mistake in the file and not a limit.
+const LONGEST_REFILL: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+/// What is wrong with one field.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub(crate) enum Fault {
+    #[error(transparent)]
+    Unit(#[from] UnitError),
+    #[error("must not be empty")]
+    Empty,
+    #[error("expected at most {most}, got {got}")]
+    TooMany { most: u64, got: u64 },
+    #[error("a label starts with a letter and goes on with letters, digits, `-`, `_` or `.`, got `{0}`")]
+    Label(String),
+    #[error("`random` is the word for a draw and cannot be a label")]
+    ReservedLabel,
+    #[error("expected {known}a version number, got `{got}`")]
+    UnknownLabel { got: String, known: String },
+    #[error("no weight is positive, so nobody would answer")]
+    NoWeight,
+    #[error("only a split with `sticky` has a key that can be missing")]
+    KeylessFallback,
+    #[error("a header name is letters, digits and !#$%&'*+-.^_`|~, got `{0}`")]
+    HeaderName(String),
+    #[error("a cookie name is letters, digits and !#$%&'*+-.^_`|~, got `{0}`")]
+    CookieName(String),
+    #[error("expected exactly one of `header` and `cookie`")]
+    OneAttribute,
+    #[error("expected exactly one of `equals` and `present`")]
+    OneTest,
+    #[error("must be at least `open_for`, which is {first:?}, got {longest:?}")]
+    ShorterThanFirst { longest: Duration, first: Duration },
+    #[error("a limit called `{0}` exists already")]
+    DuplicateLimit(String),
+    #[error("a burst of {burst} at {rate} takes more than a year to refill")]
+    EndlessRefill { burst: NonZeroU32, rate: Rate },
+}
+
+/// The faults found so far, each with the field it concerns.
+#[derive(Debug, Default)]
+struct Faults(Vec<(Path, Fault)>);
+
+impl Faults {
+    fn note(&mut self, path: Path, fault: impl Into<Fault>) {
+        self.0.push((path, fault.into()));
+    }
+
+    fn note_above(&mut self, most: u64, got: u64, path: &Path) {
+        if got > most {
+            self.note(path.clone(), Fault::TooMany { most, got });
+        }
+    }
+
+    /// The value, or `None` with its fault noted.
+    fn keep<T>(&mut self, path: &Path, result: Result<T, impl Into<Fault>>) -> Option<T> {
+        result.map_err(|fault| self.note(path.clone(), fault)).ok()
+    }
+}
+
+/// # Errors
+/// Every fault in the file, with its field.
+pub(crate) fn compile(file: &schema::File) -> Result<Snapshot, Vec<(Path, Fault)>> {
+    let mut faults = Faults::default();
+    let mut models = BTreeMap::new();
+    for (name, model) in file.models.iter().flatten() {
+        let path = Path::new("models").join(name.as_str());
+        if name.is_empty() {
+            faults.note(path.clone(), Fault::Empty);
+        }
+        if let Some(policy) = model_policy(name, model, &path, &mut faults) {
+            models.insert(Arc::from(name.as_str()), policy);
+        }
+    }
+    let limits = limit_policies(file.limits.as_deref().unwrap_or_default(), &mut faults);
+    if faults.0.is_empty() { Ok(Snapshot { models, limits }) } else { Err(faults.0) }
+}
+
+fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Faults) -> Option<ModelPolicy> {
+    let labels = labels(&model.labels, &path.join("labels"), faults);
+    let mut rules = Vec::new();
+    for (at, written) in model.rules.iter().enumerate() {
+        rules.extend(rule(written, &labels, &path.join("rules").join(at), faults));
+    }
+    // `Some(None)`: there is no split, which is fine; `None`: there is one, and it is wrong.
+    let split = match &model.split {
+        Some(written) => split(name, written, &labels, &path.join("split"), faults).map(Some),
+        None => Some(None),
+    };
+    let deadline = duration_or(model.deadline.as_deref(), DEFAULT_DEADLINE, &path.join("deadline"), faults);
+    let breaker = breaker_policy(&model.breaker, deadline, &path.join("breaker"), faults);
+    Some(ModelPolicy { labels, rules, split: split?, deadline, breaker: breaker? })
+}
+
+fn labels(written: &BTreeMap<String, u64>, path: &Path, faults: &mut Faults) -> BTreeMap<Arc<str>, Version> {
+    let mut labels = BTreeMap::new();
+    for (label, version) in written {
+        let path = path.join(label.as_str());
+        if label == "random" {
+            faults.note(path.clone(), Fault::ReservedLabel);
+        } else if !is_label(label) {
+            faults.note(path.clone(), Fault::Label(label.clone()));
+        }
+        if *version == 0 {
+            faults.note(path, UnitError::Version(version.to_string()));
+        }
+        labels.insert(Arc::from(label.as_str()), Version(*version));
+    }
+    labels
+}
+
+/// A label starts with a letter: one that looked like a number could be taken for a version.
+fn is_label(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.chars().all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
+}
+
+fn target(
+    name: &str,
+    labels: &BTreeMap<Arc<str>, Version>,
+    path: &Path,
+    faults: &mut Faults,
+) -> Option<Target> {
+    let found = snapshot::target(labels, name).ok_or_else(|| {
+        let known = labels.keys().map(|label| format!("`{label}` or ")).collect();
+        Fault::UnknownLabel { got: name.to_owned(), known }
+    });
+    faults.keep(path, found)
+}
+
+fn split(
+    model: &str,
+    written: &schema::Split,
+    labels: &BTreeMap<Arc<str>, Version>,
+    path: &Path,
+    faults: &mut Faults,
+) -> Option<Split> {
+    let weights = path.join("weights");
+    faults.note_above(MOST_ARMS, written.weights.len() as u64, &weights);
+    let mut arms = Vec::new();
+    for (name, weight) in &written.weights {
+        let path = weights.join(name.as_str());
+        let target = target(name, labels, &path, faults);
+        let weight = faults.keep(&path, Weight::try_from(*weight));
+        arms.extend(target.zip(weight));
+    }
+    let complete = arms.len() == written.weights.len();
+    let stickiness = stickiness(model, written, labels, path, faults);
+    if !complete {
+        return None; // Already noted; what is left may not add up to anything.
+    }
+    faults.keep(&weights, Split::new(arms, stickiness?).ok_or(Fault::NoWeight))
+}
+
+/// `Some(None)` if the split is not sticky.
+fn stickiness(
+    model: &str,
+    written: &schema::Split,
+    labels: &BTreeMap<Arc<str>, Version>,
+    path: &Path,
+    faults: &mut Faults,
+) -> Option<Option<Stickiness>> {
+    let fallback = path.join("without_key");
+    let Some(key) = &written.sticky else {
+        return match &written.without_key {
+            Some(_) => faults.keep(&fallback, Err(Fault::KeylessFallback)),
+            None => Some(None),
+        };
+    };
+    let key = attribute(key, &path.join("sticky"), faults);
+    let without_key = match written.without_key.as_deref() {
+        None | Some("random") => Some(WithoutKey::Random),
+        Some(name) => target(name, labels, &fallback, faults).map(WithoutKey::Use),
+    };
+    Some(Some(Stickiness::new(model, key?, without_key?)))
+}
+
+fn rule(
+    written: &schema::Rule,
+    labels: &BTreeMap<Arc<str>, Version>,
+    path: &Path,
+    faults: &mut Faults,
+) -> Option<Rule> {
+    let when = path.join("when");
+    let attribute = match (&written.when.header, &written.when.cookie) {
+        (Some(name), None) => faults.keep(&when.join("header"), header(name)),
+        (None, Some(name)) => faults.keep(&when.join("cookie"), cookie(name)),
+        (Some(_), Some(_)) | (None, None) => faults.keep(&when, Err(Fault::OneAttribute)),
+    };
+    let test = match (&written.when.equals, written.when.present) {
+        (Some(text), None) if text.is_empty() => faults.keep(&when.join("equals"), Err(Fault::Empty)),
+        (Some(text), None) => Some(Test::Equals(text.as_str().into())),
+        (None, Some(true)) => Some(Test::Present),
+        (None, Some(false)) => Some(Test::Absent),
+        (Some(_), Some(_)) | (None, None) => faults.keep(&when, Err(Fault::OneTest)),
+    };
+    let target = target(&written.choice, labels, &path.join("use"), faults);
+    Some(Rule { attribute: attribute?, test: test?, target: target? })
+}
+
+fn attribute(written: &schema::Attribute, path: &Path, faults: &mut Faults) -> Option<Attribute> {
+    match written {
+        schema::Attribute::Header(name) => faults.keep(&path.join("header"), header(name)),
+        schema::Attribute::Cookie(name) => faults.keep(&path.join("cookie"), cookie(name)),
+    }
+}
+
+fn header(name: &str) -> Result<Attribute, Fault> {
+    if !is_token(name) {
+        return Err(Fault::HeaderName(name.to_owned()));
+    }
+    Ok(Attribute::Header(name.to_ascii_lowercase().into()))
+}
+
+fn cookie(name: &str) -> Result<Attribute, Fault> {
+    if !is_token(name) {
+        return Err(Fault::CookieName(name.to_owned()));
+    }
+    Ok(Attribute::Cookie(name.into()))
+}
+
+/// A token of RFC 9110, section 5.6.2, which header names are, and cookie names by RFC 6265, section 4.1.1.
+fn is_token(text: &str) -> bool {
+    !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
+
+fn breaker_policy(
+    written: &schema::Breaker,
+    deadline: Duration,
+    path: &Path,
+    faults: &mut Faults,
+) -> Option<BreakerPolicy> {
+    let default = BreakerPolicy::default();
+    let failures = count_or(written.failures, default.failures, &path.join("failures"), faults);
+    let probes = count_or(written.probes, default.probes, &path.join("probes"), faults);
+    let open_for = duration_or(written.open_for.as_deref(), default.open_for, &path.join("open_for"), faults);
+    let longest = default.max_open_for.max(open_for);
+    let max_open_for =
+        duration_or(written.max_open_for.as_deref(), longest, &path.join("max_open_for"), faults);
+    let probe_timeout =
+        duration_or(written.probe_timeout.as_deref(), deadline, &path.join("probe_timeout"), faults);
+    faults.note_above(MOST_PROBES, probes.map_or(0, |probes| probes.get().into()), &path.join("probes"));
+    if max_open_for < open_for {
+        let fault = Fault::ShorterThanFirst { longest: max_open_for, first: open_for };
+        faults.note(path.join("max_open_for"), fault);
+    }
+    Some(BreakerPolicy { failures: failures?, open_for, max_open_for, probes: probes?, probe_timeout })
+}
+
+fn limit_policies(written: &[schema::Limit], faults: &mut Faults) -> Vec<Arc<LimitPolicy>> {
+    faults.note_above(MOST_LIMITS, written.len() as u64, &Path::new("limits"));
+    let mut names = BTreeSet::new();
+    let mut limits = Vec::new();
+    for (at, limit) in written.iter().enumerate() {
+        let path = Path::new("limits").join(at);
+        if limit.name.is_empty() {
+            faults.note(path.join("name"), Fault::Empty);
+        }
+        if !names.insert(limit.name.as_str()) {
+            faults.note(path.join("name"), Fault::DuplicateLimit(limit.name.clone()));
+        }
+        limits.extend(limit_policy(limit, &path, faults).map(Arc::new));
+    }
+    limits.sort_by(|a, b| a.name.cmp(&b.name));
+    limits
+}
+
+fn limit_policy(written: &schema::Limit, path: &Path, faults: &mut Faults) -> Option<LimitPolicy> {
+    let key = match &written.key {
+        Some(key) => attribute(key, &path.join("key"), faults).map(Some),
+        None => Some(None),
+    };
+    let models = match &written.models {
+        Some(names) if names.is_empty() => faults.keep(&path.join("models"), Err(Fault::Empty)),
+        Some(names) => Some(Some(names.iter().map(|name| Arc::from(name.as_str())).collect())),
+        None => Some(None),
+    };
+    let max_keys = written.max_keys.unwrap_or(DEFAULT_KEYS);
+    faults.note_above(MOST_KEYS, max_keys.into(), &path.join("max_keys"));
+    let max_keys = faults.keep(&path.join("max_keys"), units::count(max_keys));
+    let rate: Option<Rate> = faults.keep(&path.join("rate"), written.rate.parse());
+    let burst = match written.burst {
+        Some(burst) => faults.keep(&path.join("burst"), units::count(burst)),
+        None => rate.map(|rate| rate.count()),
+    };
+    let (rate, burst) = rate.zip(burst)?;
+    if rate.interval().saturating_mul(burst.get()) > LONGEST_REFILL {
+        faults.note(path.join("burst"), Fault::EndlessRefill { burst, rate });
+    }
+    Some(LimitPolicy {
+        name: written.name.as_str().into(),
+        key: key?,
+        models: models?,
+        rate,
+        burst,
+        max_keys: max_keys?,
+    })
+}
+
+fn duration_or(written: Option<&str>, default: Duration, path: &Path, faults: &mut Faults) -> Duration {
+    match written {
+        Some(text) => faults.keep(path, units::duration(text)).unwrap_or(default),
+        None => default,
+    }
+}
+
+fn count_or(
+    written: Option<u32>,
+    default: NonZeroU32,
+    path: &Path,
+    faults: &mut Faults,
+) -> Option<NonZeroU32> {
+    match written {
+        Some(number) => faults.keep(path, units::count(number)),
+        None => Some(default),
+    }
+}

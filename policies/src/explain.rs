@@ -1,0 +1,157 @@
+//! A snapshot in plain words: what `penstock check` prints.
+
+use std::fmt::{self, Write};
+
+use crate::breaker::BreakerPolicy;
+use crate::limiter::LimitPolicy;
+use crate::pick::{Rule, Split, Target, Test, WithoutKey};
+use crate::snapshot::{ModelPolicy, Snapshot};
+
+impl Snapshot {
+    /// What these policies do, in plain words, a few lines per model and one per limit.
+    pub fn explain(&self) -> String {
+        let mut text = String::new();
+        write_snapshot(self, &mut text).expect("writing to a string does not fail");
+        text
+    }
+}
+
+fn write_snapshot(snapshot: &Snapshot, out: &mut String) -> fmt::Result {
+    if snapshot.models.is_empty() {
+        writeln!(out, "every model: its highest ready version answers")?;
+    }
+    for (name, model) in &snapshot.models {
+        write_model(name, model, out)?;
+    }
+    for limit in &snapshot.limits {
+        write_limit(limit, out)?;
+    }
+    Ok(())
+}
+
+fn write_model(name: &str, model: &ModelPolicy, out: &mut String) -> fmt::Result {
+    writeln!(out, "model {name}")?;
+    for rule in &model.rules {
+        write_rule(rule, out)?;
+    }
+    match &model.split {
+        Some(split) => write_split(split, out)?,
+        None => writeln!(out, "  the highest ready version answers")?,
+    }
+    writeln!(out, "  a request without a deadline has {:?}", model.deadline)?;
+    write_breaker(&model.breaker, out)
+}
+
+fn write_rule(rule: &Rule, out: &mut String) -> fmt::Result {
+    write!(out, "  if {} ", rule.attribute)?;
+    match &rule.test {
+        Test::Equals(text) => write!(out, "is `{text}`")?,
+        Test::Present => write!(out, "is present")?,
+        Test::Absent => write!(out, "is absent")?,
+    }
+    writeln!(out, ", {} answers", Named(&rule.target))
+}
+
+fn write_split(split: &Split, out: &mut String) -> fmt::Result {
+    for (target, share) in split.shares() {
+        writeln!(out, "  {} % go to {}", percent(share), Named(target))?;
+    }
+    match split.stickiness() {
+        None => writeln!(out, "  each request draws anew"),
+        Some(sticky) => {
+            write!(out, "  one {} always gets the same version; without it ", sticky.key)?;
+            match &sticky.without_key {
+                WithoutKey::Random => writeln!(out, "each request draws anew"),
+                WithoutKey::Use(target) => writeln!(out, "{} answers", Named(target)),
+            }
+        }
+    }
+}
+
+fn write_breaker(breaker: &BreakerPolicy, out: &mut String) -> fmt::Result {
+    let BreakerPolicy { failures, open_for, max_open_for, probes, probe_timeout } = breaker;
+    let probes = match probes.get() {
+        1 => "a probe is answered".to_owned(),
+        several => format!("{several} probes are answered, each"),
+    };
+    writeln!(
+        out,
+        "  a version that fails {failures} times in a row is left alone for {open_for:?}, doubling up to \
+         {max_open_for:?}, until {probes} within {probe_timeout:?}",
+    )
+}
+
+fn write_limit(limit: &LimitPolicy, out: &mut String) -> fmt::Result {
+    write!(out, "limit {}: {} with bursts of {}", limit.name, limit.rate, limit.burst)?;
+    match &limit.key {
+        Some(key) => write!(out, " per {key}, for up to {} at a time", limit.max_keys)?,
+        None => write!(out, " for everyone together")?,
+    }
+    match &limit.models {
+        Some(models) => {
+            writeln!(out, ", on {}", models.iter().map(|name| &**name).collect::<Vec<_>>().join(", "))
+        }
+        None => writeln!(out, ", on every model"),
+    }
+}
+
+/// A target as a reader wants to see it: `canary (version 2)`.
+struct Named<'a>(&'a Target);
+
+impl fmt::Display for Named<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.label {
+            Some(label) => write!(f, "{label} (version {})", self.0.version),
+            None => write!(f, "version {}", self.0.version),
+        }
+    }
+}
+
+/// A share of 1 in percent, with up to six decimals and no zeros at the end.
+fn percent(share: f64) -> String {
+    let text = format!("{:.6}", share * 100.0);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::parse;
+
+    #[test]
+    fn a_policy_reads_as_sentences() {
+        let text = "
+models:
+  digits:
+    labels: {stable: 1, canary: 2}
+    rules:
+      - when: {header: X-Cohort, equals: beta}
+        use: canary
+    split:
+      weights: {stable: 2, canary: 1}
+      sticky: {cookie: uid}
+      without_key: stable
+    deadline: 500ms
+limits:
+  - {name: per-user, key: {header: x-user-id}, models: [digits], rate: 100/s, burst: 20}
+";
+        let expected = "\
+model digits
+  if header x-cohort is `beta`, canary (version 2) answers
+  66.666667 % go to stable (version 1)
+  33.333333 % go to canary (version 2)
+  one cookie uid always gets the same version; without it stable (version 1) answers
+  a request without a deadline has 500ms
+  a version that fails 5 times in a row is left alone for 10s, doubling up to 60s, until a probe is answered within 500ms
+limit per-user: 100/s with bursts of 20 per header x-user-id, for up to 100000 at a time, on digits
+";
+        assert_eq!(parse(text, "policies.yaml").unwrap().explain(), expected);
+    }
+
+    #[test]
+    fn no_policy_is_a_policy_too() {
+        assert_eq!(
+            parse("", "policies.yaml").unwrap().explain(),
+            "every model: its highest ready version answers\n"
+        );
+    }
+}

@@ -1,0 +1,122 @@
+//! The generic cell rate algorithm (ITU-T I.371), asked without being told to remember.
+//!
+//! A bucket's whole state is one time: its *level*, until when what it let through is paid for. governor computes
+//! what one more arrival does to it, but stores the answer at once, and cannot take it back when another limit then
+//! refuses the same request. So it is given a store that stores nothing: the level travels in and out as the key, and
+//! the limiter decides later whether the new one counts. What is left is a function from a level and a time to the
+//! next level or the wait.
+
+use std::cell::Cell;
+use std::hash::{Hash, Hasher};
+use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use governor::clock::Clock;
+use governor::middleware::NoOpMiddleware;
+use governor::nanos::Nanos;
+use governor::state::StateStore;
+use governor::{Quota, RateLimiter};
+
+use crate::units::Rate;
+
+/// Nanoseconds since the ledger's first moment.
+pub(crate) type Moment = Nanos;
+
+/// The rule of one limit: one arrival per interval, and a burst of them after a pause.
+#[derive(Debug)]
+pub(crate) struct Gcra(RateLimiter<Level, Nowhere, Told, NoOpMiddleware<Moment>>);
+
+impl Gcra {
+    pub(crate) fn new(rate: Rate, burst: NonZeroU32) -> Self {
+        let quota = Quota::with_period(rate.interval()).expect("the interval of a rate is at least 1 ns");
+        Self(RateLimiter::new(quota.allow_burst(burst), Nowhere, Told(AtomicU64::new(0))))
+    }
+
+    /// What one arrival at `now` makes of a bucket at `level`; `None` is a bucket that nothing has arrived at, and so
+    /// is every level that has passed.
+    ///
+    /// # Errors
+    /// The exact time until an arrival would be let through.
+    pub(crate) fn arrive(&self, level: Option<Moment>, now: Moment) -> Result<Moment, Duration> {
+        self.0.clock().0.fetch_max(now.as_u64(), Ordering::Relaxed);
+        let level = Level(Cell::new(level.map_or(0, Nanos::as_u64)));
+        match self.0.check_key(&level) {
+            Ok(()) => Ok(Nanos::new(level.0.get())),
+            Err(until) => Err(until.wait_time_from(now)),
+        }
+    }
+}
+
+/// A clock that says what it was last told; it never goes back, as threads may bring their times in any order.
+#[derive(Debug)]
+struct Told(AtomicU64);
+
+impl Clock for Told {
+    type Instant = Moment;
+
+    fn now(&self) -> Moment {
+        self.0.load(Ordering::Relaxed).into()
+    }
+}
+
+/// A level on its way through governor; 0 is none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Level(Cell<u64>);
+
+/// governor wants keys that could be filed; this one never is.
+impl Hash for Level {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.get().hash(state);
+    }
+}
+
+#[derive(Debug)]
+struct Nowhere;
+
+impl StateStore for Nowhere {
+    type Key = Level;
+
+    fn measure_and_replace<T, F, E>(&self, level: &Level, measure: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        let before = level.0.get();
+        let (answer, next) = measure((before > 0).then(|| before.into()))?;
+        level.0.set(next.as_u64());
+        Ok(answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(milliseconds: u64) -> Moment {
+        Nanos::new(milliseconds * 1_000_000)
+    }
+
+    #[test]
+    fn a_burst_then_one_per_interval() {
+        let gcra = Gcra::new("10/s".parse().unwrap(), NonZeroU32::new(2).unwrap());
+        let once = gcra.arrive(None, ms(1000)).unwrap();
+        let twice = gcra.arrive(Some(once), ms(1000)).unwrap();
+        assert_eq!(gcra.arrive(Some(twice), ms(1000)), Err(Duration::from_millis(100)));
+        assert_eq!(gcra.arrive(Some(twice), ms(1099)), Err(Duration::from_millis(1)));
+        let third = gcra.arrive(Some(twice), ms(1100)).unwrap();
+        assert_eq!(third, ms(1300), "three intervals are spent from the first arrival on");
+    }
+
+    #[test]
+    fn measuring_spends_nothing() {
+        let gcra = Gcra::new("1/h".parse().unwrap(), NonZeroU32::MIN);
+        assert_eq!(gcra.arrive(None, ms(5)), gcra.arrive(None, ms(5)));
+    }
+
+    #[test]
+    fn a_level_that_has_passed_is_no_level() {
+        let gcra = Gcra::new("10/s".parse().unwrap(), NonZeroU32::new(2).unwrap());
+        let level = gcra.arrive(None, ms(0)).unwrap();
+        assert_eq!(gcra.arrive(Some(level), level), gcra.arrive(None, level));
+    }
+}

@@ -1,0 +1,502 @@
+//! All progress: what every limit has let through and how every version has fared. The only mutable state here.
+//!
+//! It is keyed by name and not by generation, so it survives a swap of policies: a limit or breaker starts afresh only
+//! if its own settings changed. Settings change in [`Ledger::retain`] and nowhere else; a request that still holds an
+//! older generation meets the current ones, so two generations in flight never fight over a state.
+//!
+//! The tables are read with one atomic load and replaced whole when a name is new, which is rare; each entry has its
+//! own lock, held for a few instructions. No lock is ever held while another thread is waited for, except that one
+//! request locks its limits one after the other, always in the order of their names.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+
+use crate::attribute::Attributes;
+use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Tripped};
+use crate::gcra::Moment;
+use crate::limiter::{LimitPolicy, Limited, Limiter};
+use crate::outcome::Outcome;
+use crate::snapshot::Snapshot;
+use crate::units::Version;
+
+/// The state of all limits and breakers.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    /// The first moment anyone asked; limits count from it.
+    epoch: OnceLock<Instant>,
+    limiters: ArcSwap<Limiters>,
+    breakers: ArcSwap<Breakers>,
+}
+
+type Limiters = HashMap<Arc<str>, Arc<Limiter>>;
+type Breakers = HashMap<Arc<str>, BTreeMap<Version, Arc<Guard>>>;
+
+/// A breaker that requests share.
+#[derive(Debug)]
+struct Guard {
+    breaker: Mutex<Breaker>,
+}
+
+impl Guard {
+    fn new(policy: BreakerPolicy) -> Self {
+        Self { breaker: Mutex::new(Breaker::new(policy)) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What one breaker does, for metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BreakerStatus {
+    /// The model's name.
+    pub model: Arc<str>,
+    /// The version.
+    pub version: Version,
+    /// Its state at the moment that was asked about.
+    pub state: BreakerState,
+}
+
+impl Ledger {
+    /// Versions whose breakers are remembered. Beyond it, a further version is not guarded until [`Ledger::retain`]
+    /// or a version that has recovered makes room.
+    const MOST_BREAKERS: usize = 10_000;
+
+    /// A ledger in which nothing has happened yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks every limit that covers `model`, and spends at all of them or at none.
+    ///
+    /// # Errors
+    /// [`Limited`] names the limit with the longest wait: a caller who waits that long is not refused again by
+    /// another one, unless somebody shares its buckets. Nothing has then been spent anywhere.
+    pub fn admit(
+        &self,
+        snapshot: &Snapshot,
+        model: &str,
+        caller: &impl Attributes,
+        now: Instant,
+    ) -> Result<(), Limited> {
+        if snapshot.limits().is_empty() {
+            return Ok(());
+        }
+        let elapsed = now.saturating_duration_since(*self.epoch.get_or_init(|| now));
+        self.admit_at_all(snapshot.limits(), model, caller, elapsed.into(), None)
+    }
+
+    /// Locks and asks the first limit, then the others, then spends on the way back. No other request sees a state in
+    /// between, because every lock is held until the last limit has answered.
+    fn admit_at_all(
+        &self,
+        limits: &[Arc<LimitPolicy>],
+        model: &str,
+        caller: &impl Attributes,
+        now: Moment,
+        refusal: Option<Limited>,
+    ) -> Result<(), Limited> {
+        let Some((limit, others)) = limits.split_first() else {
+            return refusal.map_or(Ok(()), Err);
+        };
+        if !limit.covers(model) {
+            return self.admit_at_all(others, model, caller, now, refusal);
+        }
+        let limiter = self.limiter(limit);
+        let bucket = limiter.open(caller, now);
+        match bucket.arrive() {
+            Ok(level) => {
+                self.admit_at_all(others, model, caller, now, refusal)?;
+                bucket.spend(level);
+                Ok(())
+            }
+            Err(retry_after) => {
+                let refusal = match refusal {
+                    Some(longer) if longer.retry_after >= retry_after => longer,
+                    Some(_) | None => Limited { limit: Arc::clone(&limit.name), retry_after },
+                };
+                self.admit_at_all(others, model, caller, now, Some(refusal))
+            }
+        }
+    }
+
+    fn limiter(&self, limit: &Arc<LimitPolicy>) -> Arc<Limiter> {
+        if let Some(limiter) = self.limiters.load().get(&limit.name) {
+            return Arc::clone(limiter);
+        }
+        let new = Arc::new(Limiter::new(Arc::clone(limit)));
+        self.limiters.rcu(|limiters| {
+            let mut limiters = Limiters::clone(limiters);
+            limiters.entry(Arc::clone(&limit.name)).or_insert_with(|| Arc::clone(&new));
+            limiters
+        });
+        // Another thread may have been first; its limiter is then the one.
+        self.limiters.load().get(&limit.name).map_or(new, Arc::clone)
+    }
+
+    /// Lets a request into a version, unless that is failing. The pass must come back with an outcome.
+    ///
+    /// Call it with models and versions that exist, not with what a client asked for: each pair is remembered.
+    ///
+    /// # Errors
+    /// [`Tripped`] with the time after which to try again.
+    pub fn enter(
+        &self,
+        snapshot: &Snapshot,
+        model: &str,
+        version: Version,
+        now: Instant,
+    ) -> Result<Pass, Tripped> {
+        let guard = self.guard(snapshot, model, version);
+        let permit = guard.lock().enter(now)?;
+        Ok(Pass { admission: Some((guard, permit)) })
+    }
+
+    fn guard(&self, snapshot: &Snapshot, model: &str, version: Version) -> Arc<Guard> {
+        if let Some(guard) = self.breakers.load().get(model).and_then(|versions| versions.get(&version)) {
+            return Arc::clone(guard);
+        }
+        let new = Arc::new(Guard::new(snapshot.breaker(model)));
+        self.breakers.rcu(|breakers| {
+            let mut breakers = Breakers::clone(breakers);
+            if remembered(&breakers) >= Self::MOST_BREAKERS {
+                breakers.retain(|_, versions| {
+                    versions.retain(|_, guard| !guard.lock().is_fresh());
+                    !versions.is_empty()
+                });
+            }
+            if remembered(&breakers) < Self::MOST_BREAKERS {
+                let versions = breakers.entry(Arc::from(model)).or_default();
+                versions.entry(version).or_insert_with(|| Arc::clone(&new));
+            }
+            breakers
+        });
+        let breakers = self.breakers.load();
+        breakers.get(model).and_then(|versions| versions.get(&version)).map_or(new, Arc::clone)
+    }
+
+    /// Follows a swap of policies; call it after each [`Live::publish`](crate::Live::publish), and when versions come
+    /// and go. Limits and breakers whose settings changed start afresh, those that are gone are dropped, the others
+    /// keep their state. `serves` tells which versions of which models still exist.
+    pub fn retain(&self, snapshot: &Snapshot, serves: impl Fn(&str, Version) -> bool) {
+        self.limiters.rcu(|limiters| {
+            let kept = |limit: &Arc<LimitPolicy>| match limiters.get(&limit.name) {
+                Some(limiter) if limiter.policy == *limit => Arc::clone(limiter),
+                Some(_) | None => Arc::new(Limiter::new(Arc::clone(limit))),
+            };
+            snapshot.limits().iter().map(|limit| (Arc::clone(&limit.name), kept(limit))).collect::<Limiters>()
+        });
+        self.breakers.rcu(|breakers| {
+            let mut breakers = Breakers::clone(breakers);
+            breakers.retain(|model, versions| {
+                versions.retain(|version, _| serves(model, *version));
+                let policy = snapshot.breaker(model);
+                for guard in versions.values_mut() {
+                    // Passes into the old one settle into the void.
+                    if *guard.lock().policy() != policy {
+                        *guard = Arc::new(Guard::new(policy));
+                    }
+                }
+                !versions.is_empty()
+            });
+            breakers
+        });
+    }
+
+    /// The state of every breaker that has seen a request, ordered by model and version.
+    pub fn breakers(&self, now: Instant) -> Vec<BreakerStatus> {
+        let breakers = self.breakers.load_full();
+        let mut all = Vec::new();
+        for (model, versions) in breakers.iter() {
+            for (version, guard) in versions {
+                all.push(BreakerStatus {
+                    model: Arc::clone(model),
+                    version: *version,
+                    state: guard.lock().state(now),
+                });
+            }
+        }
+        all.sort_by(|a, b| (&a.model, a.version).cmp(&(&b.model, b.version)));
+        all
+    }
+}
+
+fn remembered(breakers: &Breakers) -> usize {
+    breakers.values().map(BTreeMap::len).sum()
+}
+
+/// The right to enter a version once. Settle it with the outcome; dropping it means [`Outcome::Abandoned`].
+#[must_use = "a dropped pass counts as abandoned; settle it with the outcome"]
+#[derive(Debug)]
+pub struct Pass {
+    /// `None` only between settling and dropping.
+    admission: Option<(Arc<Guard>, Permit)>,
+}
+
+impl Pass {
+    /// Whether this request probes a version that has been failing.
+    pub fn is_probe(&self) -> bool {
+        self.admission.as_ref().is_some_and(|(_, permit)| permit.is_probe())
+    }
+
+    /// Tells the breaker how the request ended.
+    pub fn settle(mut self, outcome: Outcome, now: Instant) {
+        if let Some((guard, permit)) = self.admission.take() {
+            guard.lock().settle(permit, outcome, now);
+        }
+    }
+}
+
+impl Drop for Pass {
+    fn drop(&mut self) {
+        if let Some((guard, permit)) = self.admission.take()
+            && permit.is_probe()
+        {
+            guard.lock().abandon(permit);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::parse;
+
+    const ANA: [(&str, &str); 1] = [("user", "ana")];
+    const BEN: [(&str, &str); 1] = [("user", "ben")];
+    const EVERYTHING: fn(&str, Version) -> bool = |_, _| true;
+
+    fn policies(text: &str) -> Snapshot {
+        parse(text, "policies.yaml").unwrap()
+    }
+
+    fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    fn limited(limit: &str, milliseconds: u64) -> Result<(), Limited> {
+        Err(Limited { limit: limit.into(), retry_after: ms(milliseconds) })
+    }
+
+    #[test]
+    fn a_refused_request_spends_nothing_at_any_limit() {
+        let snapshot = policies(
+            "limits: [{name: all, rate: 10/s, burst: 3}, {name: user, key: {header: user}, rate: 1/s, burst: 1}]",
+        );
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        assert_eq!(ledger.admit(&snapshot, "digits", &ANA, now), Ok(()));
+        for _ in 0..100 {
+            assert_eq!(ledger.admit(&snapshot, "digits", &ANA, now), limited("user", 1000));
+        }
+        assert_eq!(
+            ledger.admit(&snapshot, "digits", &BEN, now),
+            Ok(()),
+            "ana's refusals did not drain the total"
+        );
+        assert_eq!(ledger.admit(&snapshot, "digits", &[("user", "cy")], now), Ok(()));
+        assert_eq!(ledger.admit(&snapshot, "digits", &[("user", "di")], now), limited("all", 100));
+        assert_eq!(ledger.admit(&snapshot, "digits", &[("user", "di")], now + ms(100)), Ok(()));
+    }
+
+    #[test]
+    fn the_longest_wait_is_the_one_that_is_told() {
+        let snapshot = policies("limits: [{name: a, rate: 10/s, burst: 1}, {name: b, rate: 1/s, burst: 1}]");
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        assert_eq!(ledger.admit(&snapshot, "digits", &ANA, now), Ok(()));
+        assert_eq!(ledger.admit(&snapshot, "digits", &ANA, now), limited("b", 1000));
+        assert_eq!(ledger.admit(&snapshot, "digits", &ANA, now + ms(1000)), Ok(()));
+    }
+
+    #[test]
+    fn a_limit_leaves_other_models_alone() {
+        let snapshot = policies("limits: [{name: a, models: [digits], rate: 1/h, burst: 1}]");
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        assert_eq!(ledger.admit(&snapshot, "digits", &ANA, now), Ok(()));
+        assert!(ledger.admit(&snapshot, "digits", &ANA, now).is_err());
+        assert_eq!(ledger.admit(&snapshot, "letters", &ANA, now), Ok(()));
+    }
+
+    #[test]
+    fn a_reload_keeps_the_limits_that_did_not_change() {
+        let ledger = Ledger::new();
+        let now = Instant::now();
+        let before = policies(
+            "limits: [{name: same, rate: 1/h, burst: 1, models: [a]}, {name: new, rate: 1/h, burst: 1, models: [b]}]",
+        );
+        assert_eq!(ledger.admit(&before, "a", &ANA, now), Ok(()));
+        assert_eq!(ledger.admit(&before, "b", &ANA, now), Ok(()));
+
+        let after = policies(
+            "limits: [{name: new, rate: 2/h, burst: 1, models: [b]}, {name: same, rate: 1/h, burst: 1, models: [a]}]",
+        );
+        ledger.retain(&after, EVERYTHING);
+        assert_eq!(ledger.admit(&after, "a", &ANA, now), limited("same", 3_600_000));
+        assert_eq!(ledger.admit(&after, "b", &ANA, now), Ok(()));
+        assert_eq!(
+            ledger.admit(&before, "b", &ANA, now),
+            limited("new", 1_800_000),
+            "a late request meets the new rate"
+        );
+    }
+
+    #[test]
+    fn threads_share_a_burst_exactly() {
+        let snapshot =
+            policies("limits: [{name: a, rate: 1/h, burst: 1000}, {name: b, rate: 1/h, burst: 500}]");
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        let admitted: usize = thread::scope(|scope| {
+            let ask = || (0..400).filter(|_| ledger.admit(&snapshot, "digits", &ANA, now).is_ok()).count();
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+        });
+        assert_eq!(admitted, 500);
+        let only_a = policies("limits: [{name: a, rate: 1/h, burst: 1000}]");
+        let rest = (0..1000).filter(|_| ledger.admit(&only_a, "digits", &ANA, now).is_ok()).count();
+        assert_eq!(rest, 500, "what `b` refused was not spent at `a`");
+    }
+
+    fn trip(ledger: &Ledger, snapshot: &Snapshot, version: Version, now: Instant) {
+        for _ in 0..snapshot.breaker("digits").failures.get() {
+            ledger.enter(snapshot, "digits", version, now).unwrap().settle(Outcome::Failed, now);
+        }
+    }
+
+    fn tripped(milliseconds: u64) -> Option<Tripped> {
+        Some(Tripped { retry_after: ms(milliseconds) })
+    }
+
+    #[test]
+    fn each_version_has_its_own_breaker() {
+        let (ledger, snapshot, now) = (Ledger::new(), Snapshot::default(), Instant::now());
+        trip(&ledger, &snapshot, Version(2), now);
+        assert_eq!(ledger.enter(&snapshot, "digits", Version(2), now).err(), tripped(10_000));
+        assert!(ledger.enter(&snapshot, "digits", Version(1), now).is_ok());
+        let states: Vec<_> =
+            ledger.breakers(now).into_iter().map(|status| (status.version.0, status.state)).collect();
+        assert_eq!(
+            states,
+            [(1, BreakerState::Passing), (2, BreakerState::Tripped { retry_after: Duration::from_secs(10) })]
+        );
+    }
+
+    #[test]
+    fn a_reload_keeps_a_breaker_tripped_unless_its_own_settings_changed() {
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        let before = policies("models: {digits: {breaker: {failures: 2, open_for: 1s}}}");
+        trip(&ledger, &before, Version(2), now);
+
+        let other_split =
+            policies("models: {digits: {split: {weights: {2: 1}}, breaker: {failures: 2, open_for: 1s}}}");
+        ledger.retain(&other_split, EVERYTHING);
+        assert_eq!(ledger.enter(&other_split, "digits", Version(2), now).err(), tripped(1000));
+
+        let other_breaker = policies("models: {digits: {breaker: {failures: 3, open_for: 1s}}}");
+        ledger.retain(&other_breaker, EVERYTHING);
+        assert!(ledger.enter(&before, "digits", Version(2), now).is_ok());
+        trip(&ledger, &other_breaker, Version(2), now);
+        assert_eq!(ledger.enter(&other_breaker, "digits", Version(2), now).err(), tripped(1000));
+    }
+
+    #[test]
+    fn a_version_that_is_gone_is_forgotten() {
+        let (ledger, snapshot, now) = (Ledger::new(), Snapshot::default(), Instant::now());
+        let pass = ledger.enter(&snapshot, "digits", Version(1), now).unwrap();
+        let _ = ledger.enter(&snapshot, "digits", Version(2), now);
+        ledger.retain(&snapshot, |_, version| version == Version(2));
+        assert_eq!(ledger.breakers(now).len(), 1);
+        pass.settle(Outcome::Failed, now); // Into the void, harmlessly.
+        assert_eq!(ledger.breakers(now).len(), 1);
+    }
+
+    #[test]
+    fn a_dropped_pass_gives_its_probe_back() {
+        let (ledger, snapshot, now) = (Ledger::new(), Snapshot::default(), Instant::now());
+        trip(&ledger, &snapshot, Version(1), now);
+        let later = now + Duration::from_secs(10);
+        let probe = ledger.enter(&snapshot, "digits", Version(1), later).unwrap();
+        assert!(probe.is_probe());
+        assert_eq!(ledger.enter(&snapshot, "digits", Version(1), later).err(), tripped(10_000));
+        drop(probe);
+        assert!(ledger.enter(&snapshot, "digits", Version(1), later).is_ok_and(|pass| pass.is_probe()));
+    }
+
+    #[test]
+    fn the_number_of_breakers_is_bounded() {
+        let (ledger, snapshot, now) = (Ledger::new(), Snapshot::default(), Instant::now());
+        trip(&ledger, &snapshot, Version(1), now);
+        let mut full = Breakers::clone(&ledger.breakers.load());
+        let versions = full.get_mut("digits").unwrap();
+        versions.extend(
+            (2..=10_000).map(|version| (Version(version), Arc::new(Guard::new(BreakerPolicy::default())))),
+        );
+        ledger.breakers.store(Arc::new(full));
+        assert!(ledger.enter(&snapshot, "digits", Version(10_001), now).is_ok());
+        let remembered: Vec<_> = ledger.breakers(now).into_iter().map(|status| status.version.0).collect();
+        assert_eq!(remembered, [1, 10_001], "those that had nothing to remember made room");
+    }
+
+    /// The same limits as a leaky bucket: what a caller owes drains with time, and one more fits if what is owed
+    /// leaves room for it. Written without GCRA, so that the two can disagree.
+    #[derive(Default)]
+    struct Oracle(HashMap<(usize, usize), (u64, u64)>);
+
+    impl Oracle {
+        /// `limits` are interval and burst; the answer is the index of the limit with the longest wait, and the wait.
+        fn admit(&mut self, limits: &[(u64, u64)], user: usize, now: u64) -> Option<(usize, u64)> {
+            let mut refusal: Option<(usize, u64)> = None;
+            for (limit, (interval, burst)) in limits.iter().enumerate() {
+                let (owed, at) = self.0.entry((limit, user)).or_insert((0, now));
+                (*owed, *at) = (owed.saturating_sub(now - *at), now);
+                let wait = owed.saturating_sub((burst - 1) * interval);
+                if wait > refusal.map_or(0, |(_, longest)| longest) {
+                    refusal = Some((limit, wait));
+                }
+            }
+            if refusal.is_none() {
+                for (limit, (interval, _)) in limits.iter().enumerate() {
+                    self.0.entry((limit, user)).and_modify(|(owed, _)| *owed += interval);
+                }
+            }
+            refusal
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn limits_agree_with_a_leaky_bucket_to_the_nanosecond(
+            limits in prop::collection::vec((1..500_u64, 1..5_u64), 1..4),
+            arrivals in prop::collection::vec((0..40_000_000_u64, 0..3_usize), 0..200),
+        ) {
+            let mut text = "limits:".to_owned();
+            for (at, (per_second, burst)) in limits.iter().enumerate() {
+                text += &format!("\n  - {{name: l{at}, key: {{header: user}}, rate: {per_second}/s, burst: {burst}}}");
+            }
+            let snapshot = policies(&text);
+            let limits: Vec<_> =
+                limits.iter().map(|(per_second, burst)| (1_000_000_000_u64.div_ceil(*per_second), *burst)).collect();
+            let (ledger, mut oracle, start) = (Ledger::new(), Oracle::default(), Instant::now());
+            let mut now = 0;
+            for (pause, user) in arrivals {
+                now += pause;
+                let caller = [("user", ["ana", "ben", "cy"][user])];
+                let got = ledger.admit(&snapshot, "digits", &caller, start + Duration::from_nanos(now));
+                let expected = match oracle.admit(&limits, user, now) {
+                    None => Ok(()),
+                    Some((limit, wait)) => {
+                        Err(Limited { limit: format!("l{limit}").into(), retry_after: Duration::from_nanos(wait) })
+                    }
+                };
+                prop_assert_eq!(got, expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The one place where policies are swapped while requests run.
+//!
+//! Readers take one atomic load and keep what they got; a publisher replaces the pointer. A generation's number says
+//! which policy answered a request, so it moves only if the policy did.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+
+use crate::snapshot::Snapshot;
+
+/// A snapshot with the number under which it went live.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// From 1, one more with every change.
+    pub number: u64,
+    /// What is decided under this number.
+    pub snapshot: Snapshot,
+}
+
+/// What publishing did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Published {
+    /// The number of the generation that is now live.
+    pub generation: u64,
+    /// Whether it is a new one; equal snapshots keep their number.
+    pub changed: bool,
+}
+
+/// The policies in force.
+#[derive(Debug)]
+pub struct Live {
+    current: ArcSwap<Generation>,
+    /// Held by a publisher from reading the current generation to replacing it; readers never wait for it.
+    publishing: Mutex<()>,
+}
+
+impl Live {
+    /// Starts with `snapshot` as generation 1.
+    pub fn new(snapshot: Snapshot) -> Self {
+        Self {
+            current: ArcSwap::from_pointee(Generation { number: 1, snapshot }),
+            publishing: Mutex::new(()),
+        }
+    }
+
+    /// The generation in force. Take it once per request and pass it on.
+    pub fn load(&self) -> Arc<Generation> {
+        self.current.load_full()
+    }
+
+    /// Puts `snapshot` in force, unless it decides exactly like the current one. Call [`Ledger::retain`] afterwards.
+    ///
+    /// [`Ledger::retain`]: crate::Ledger::retain
+    pub fn publish(&self, snapshot: Snapshot) -> Published {
+        let _publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.load();
+        if current.snapshot == snapshot {
+            return Published { generation: current.number, changed: false };
+        }
+        let number = current.number + 1;
+        self.current.store(Arc::new(Generation { number, snapshot }));
+        Published { generation: number, changed: true }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parse;
+
+    #[test]
+    fn an_unchanged_policy_keeps_its_number() {
+        let live = Live::new(parse("models: {digits: {split: {weights: {1: 90, 2: 10}}}}", "a").unwrap());
+        let before = live.load();
+        let same =
+            parse("# scaled and reordered\nmodels: {digits: {split: {weights: {2: 100, 1: 900}}}}", "b")
+                .unwrap();
+        assert_eq!(live.publish(same), Published { generation: 1, changed: false });
+        assert!(Arc::ptr_eq(&before, &live.load()));
+    }
+
+    #[test]
+    fn a_request_keeps_the_generation_it_loaded() {
+        let live = Live::new(Snapshot::default());
+        let pinned = live.load();
+        let next = parse("models: {digits: {deadline: 2s}}", "a").unwrap();
+        assert_eq!(live.publish(next), Published { generation: 2, changed: true });
+        assert_eq!((pinned.number, live.load().number), (1, 2));
+        assert!(pinned.snapshot.model("digits").is_none());
+    }
+}

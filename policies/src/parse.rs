@@ -1,0 +1,250 @@
+//! From text to a snapshot, or to every mistake with its line, column and field.
+//!
+//! Locations come from serde-saphyr: while it reads, it notes where each field stands, and while garde validates, it
+//! looks up the fields that were complained about. Our checks need several fields at once, so the whole of
+//! `compile.rs` runs as the validation of the file, and the compiled snapshot is left in the context.
+
+use std::cell::OnceCell;
+
+use garde::Validate;
+use garde::error::{Path, Report};
+use serde_saphyr::path_map::{PathKey, PathKind};
+use serde_saphyr::{Location, MessageFormatter, UserMessageFormatter};
+
+use crate::compile::{Fault, compile};
+use crate::errors::{PolicyError, PolicyErrors};
+use crate::schema::File;
+use crate::snapshot::Snapshot;
+
+/// Reads a policy file; `origin` is its name in messages. The empty text is the empty policy.
+///
+/// # Errors
+/// Everything that is wrong with the values, in one go. Text that is not YAML, a field that does not exist and a value
+/// of the wrong type are reported alone, because reading stops there.
+pub fn parse(text: &str, origin: &str) -> Result<Snapshot, PolicyErrors> {
+    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
+    let compiled = OnceCell::new();
+    match serde_saphyr::from_str_with_options_context_valid::<File>(text, options, &compiled) {
+        Ok(_) => Ok(compiled.into_inner().expect("a valid file has been compiled")),
+        Err(error) => Err(PolicyErrors::new(located(error.without_snippet(), text, origin))),
+    }
+}
+
+impl Validate for File {
+    type Context = OnceCell<Snapshot>;
+
+    fn validate_into(&self, compiled: &Self::Context, _: &mut dyn FnMut() -> Path, report: &mut Report) {
+        match compile(self) {
+            Ok(snapshot) => compiled.set(snapshot).expect("a file is validated once"),
+            Err(faults) => {
+                for (path, fault) in faults {
+                    report.append(path, garde::Error::new(fault));
+                }
+            }
+        }
+    }
+}
+
+fn located(error: &serde_saphyr::Error, text: &str, origin: &str) -> Vec<PolicyError> {
+    let at = |location: Option<Location>, path: String, message: String| PolicyError {
+        origin: origin.to_owned(),
+        line: location.map_or(0, |location| location.line()),
+        column: location.map_or(0, |location| location.column()),
+        path,
+        message,
+    };
+    match error {
+        serde_saphyr::Error::ValidationError { issues, locations, .. } => issues
+            .iter()
+            .map(|issue| {
+                let location =
+                    locations.locations_for(&issue.path).and_then(|found| found.primary_location());
+                at(location, dotted(&issue.path), issue.message.clone().unwrap_or_default())
+            })
+            .collect(),
+        unreadable => {
+            vec![at(unreadable.location(), field_being_read(text), in_plain_words(unreadable))]
+        }
+    }
+}
+
+/// `limits[0].rate`, as the author would say it.
+fn dotted(path: &PathKey) -> String {
+    let mut text = String::new();
+    for (kind, name) in path.segments() {
+        match kind {
+            PathKind::Index => text.extend(["[", name, "]"]),
+            PathKind::Key if text.is_empty() => text.push_str(name),
+            PathKind::Key => text.extend([".", name]),
+        }
+    }
+    text
+}
+
+/// serde-saphyr's message, except where it speaks of Rust types and parser events.
+fn in_plain_words(error: &serde_saphyr::Error) -> String {
+    use serde_saphyr::Error::{ExpectedMappingEndAfterEnumVariantValue, InvalidScalar, Unexpected};
+    match error {
+        InvalidScalar { ty: "u32" | "u64", .. } => "expected a whole number".to_owned(),
+        InvalidScalar { ty, .. } => format!("expected a {ty}"),
+        Unexpected { expected: "mapping start", .. } => "expected a mapping".to_owned(),
+        Unexpected { expected: "sequence start", .. } => "expected a list".to_owned(),
+        ExpectedMappingEndAfterEnumVariantValue { .. } => Fault::OneAttribute.to_string(),
+        other => UserMessageFormatter.format_message(other).into_owned(),
+    }
+}
+
+/// Where reading stops. serde-saphyr tells the line but not the field, so the text is read once more, with a witness.
+fn field_being_read(text: &str) -> String {
+    let mut path = String::new();
+    let _unreadable = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
+        serde_path_to_error::deserialize::<_, File>(deserializer).map_err(|error| {
+            // The witness writes `?` for a key that it did not get to see.
+            path = error.path().to_string().trim_end_matches(['?', '.']).to_owned();
+            error.into_inner()
+        })
+    });
+    path
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parses a file that is wrong and compares the messages, one per line.
+    #[track_caller]
+    fn refuses(text: &str, messages: &str) {
+        let errors = parse(text, "p.yaml").expect_err("the file is wrong");
+        assert_eq!(format!("\n{errors}\n"), messages);
+    }
+
+    #[test]
+    fn nothing_is_a_policy() {
+        for text in ["", "# only a comment\n", "models:\nlimits:\n", "models: {digits: {}}"] {
+            assert!(parse(text, "p.yaml").is_ok(), "{text:?}");
+        }
+        assert_eq!(parse("", "p.yaml"), Ok(Snapshot::default()));
+    }
+
+    #[test]
+    fn every_fault_of_a_file_is_reported_at_once() {
+        refuses(
+            "
+models:
+  digits:
+    labels: {stable: 1, canary: 0}
+    split:
+      weights: {stable: 90, canry: 10, 1: -1}
+      sticky: {header: x user}
+      without_key: nobody
+    rules:
+      - when: {header: a, cookie: b, equals: c}
+        use: canary
+      - when: {cookie: uid, equals: c, present: true}
+        use: 0
+    deadline: 2
+    breaker: {failures: 0, open_for: 2m, max_open_for: 1m, probes: 101, probe_timeout: 0s}
+  letters:
+    labels: {7: 1, random: 2}
+    split: {weights: {1: 0, 2: 0}}
+  words:
+    split: {weights: {1: 1}, without_key: 1}
+limits:
+  - {name: per-user, rate: 0/s, burst: 0, max_keys: 0, models: []}
+  - {name: per-user, rate: 10, key: {cookie: 'a=b'}}
+  - {name: '', rate: 1/h, burst: 10000}
+",
+            "
+p.yaml:4:33: models.digits.labels.canary: expected a version number from 1, got `0`
+p.yaml:6:36: models.digits.split.weights.canry: expected `canary` or `stable` or a version number, got `canry`
+p.yaml:6:43: models.digits.split.weights.1: expected a weight from 0 to 1000000, got -1
+p.yaml:7:15: models.digits.split.sticky.header: a header name is letters, digits and !#$%&'*+-.^_`|~, got `x user`
+p.yaml:8:20: models.digits.split.without_key: expected `canary` or `stable` or a version number, got `nobody`
+p.yaml:10:15: models.digits.rules[0].when: expected exactly one of `header` and `cookie`
+p.yaml:12:15: models.digits.rules[1].when: expected exactly one of `equals` and `present`
+p.yaml:13:14: models.digits.rules[1].use: expected `canary` or `stable` or a version number, got `0`
+p.yaml:14:15: models.digits.deadline: expected a duration such as `500ms`, `2s`, `1m` or `1h`, got `2`
+p.yaml:15:25: models.digits.breaker.failures: must be at least 1, got `0`
+p.yaml:15:56: models.digits.breaker.max_open_for: must be at least `open_for`, which is 120s, got 60s
+p.yaml:15:68: models.digits.breaker.probes: expected at most 100, got 101
+p.yaml:15:88: models.digits.breaker.probe_timeout: expected a duration from 1ms to 24h, got `0s`
+p.yaml:17:17: models.letters.labels.7: a label starts with a letter and goes on with letters, digits, `-`, `_` or `.`, got `7`
+p.yaml:17:28: models.letters.labels.random: `random` is the word for a draw and cannot be a label
+p.yaml:18:22: models.letters.split.weights: no weight is positive, so nobody would answer
+p.yaml:20:43: models.words.split.without_key: only a split with `sticky` has a key that can be missing
+p.yaml:22:28: limits[0].rate: must be at least 1, got `0/s`
+p.yaml:22:40: limits[0].burst: must be at least 1, got `0`
+p.yaml:22:53: limits[0].max_keys: must be at least 1, got `0`
+p.yaml:22:64: limits[0].models: must not be empty
+p.yaml:23:12: limits[1].name: a limit called `per-user` exists already
+p.yaml:23:28: limits[1].rate: expected a rate such as `100/s`, `6000/m` or `10/h`, got `10`
+p.yaml:23:37: limits[1].key.cookie: a cookie name is letters, digits and !#$%&'*+-.^_`|~, got `a=b`
+p.yaml:24:12: limits[2].name: must not be empty
+p.yaml:24:34: limits[2].burst: a burst of 10000 at 1/h takes more than a year to refill
+",
+        );
+    }
+
+    #[test]
+    fn an_unreadable_file_names_the_field_where_reading_stopped() {
+        for (text, message) in [
+            (
+                "models: {digits: {brekaer: 1}}",
+                "p.yaml:1:19: models.digits.brekaer: unknown field `brekaer`, \
+                 expected one of labels, split, rules, deadline, breaker",
+            ),
+            (
+                "models: {digits: {labels: {stable: one}}}",
+                "p.yaml:1:36: models.digits.labels.stable: expected a whole number",
+            ),
+            (
+                "models: {digits: {}, digits: {}}",
+                "p.yaml:1:22: models: duplicate mapping key `digits` is not allowed here",
+            ),
+            ("models: {digits: }", "p.yaml:1:16: models.digits: expected a mapping"),
+            ("limits: [{rate: 3/s}]", "p.yaml:1:11: limits[0]: missing field `name`"),
+            (
+                "limits: [{name: a, rate: 1/s, key: {headr: b}}]",
+                "p.yaml:1:37: limits[0].key: unknown variant `headr`, expected one of header, cookie",
+            ),
+            (
+                "limits: [{name: a, rate: 1/s, key: {header: b, cookie: c}}]",
+                "p.yaml:1:48: limits[0].key.header: expected exactly one of `header` and `cookie`",
+            ),
+            (
+                "limits: [{name: a, rate: 1/s, burst: -1}]",
+                "p.yaml:1:38: limits[0].burst: expected a whole number",
+            ),
+            ("models: [", "p.yaml:1:9: models: expected a mapping"),
+            (
+                "models: {}\n---\nmodels: {}",
+                "p.yaml:3:1: only single YAML document expected but multiple found",
+            ),
+        ] {
+            refuses(text, &format!("\n{message}\n"));
+        }
+    }
+
+    #[test]
+    fn a_quoted_line_break_does_not_break_the_message() {
+        refuses(
+            "limits: [{name: a, rate: \"1\\n/s\"}]",
+            "\np.yaml:1:26: limits[0].rate: expected a rate such as `100/s`, `6000/m` or `10/h`, got `1\u{fffd}/s`\n",
+        );
+    }
+
+    #[test]
+    fn what_decides_alike_is_equal() {
+        let flow = "models: {digits: {split: {weights: {1: 9, 2: 1, 3: 0}, sticky: {header: X-User}}}}";
+        let block = "
+models:
+  digits:
+    split:
+      sticky: {header: x-user}
+      weights: {2: 0.1, 1: 0.9}
+      without_key: random
+    deadline: 10000ms
+";
+        assert_eq!(parse(flow, "a").unwrap(), parse(block, "b").unwrap());
+    }
+}

@@ -1,0 +1,353 @@
+//! Which version answers a request: the first rule that holds, else the split.
+//!
+//! A split is a ring of all 64-bit numbers, cut into one interval per arm in the order of their versions. A sticky
+//! user is a fixed point on the ring (the hash of its key), any other request a random one (the draw):
+//!
+//! ```text
+//!   0                                                     0.9 · 2^64      2^64
+//!   ├──────────────────── version 1, stable ────────────────────┼─ 2, canary ─┤
+//!                            ▲ user `ana`, always
+//! ```
+//!
+//! Weights enter only as exact ratios, so 90:10 and 900:100 are the same split, a share is right to 2^-64, and between
+//! two arms a change of weights moves exactly the users it must. The order is that of the version numbers, not of the
+//! file: reordering lines or renaming labels moves nobody. The hash is XXH3 (64 bits) of the key's bytes, seeded with
+//! the XXH3 of the model's name: the same after a restart, on every replica and architecture, and different for each
+//! model, so that the same users are not the canaries of everything.
+
+use std::sync::Arc;
+
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
+
+use crate::attribute::{Attribute, Attributes};
+use crate::units::{Version, Weight};
+
+/// The version that answers a request, and why.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pick {
+    /// The version.
+    pub version: Version,
+    /// The label under which it was chosen; `None` if the policy named it by number.
+    pub label: Option<Arc<str>>,
+    /// What decided.
+    pub reason: PickReason,
+}
+
+/// What decided which version answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PickReason {
+    /// A rule held.
+    Rule,
+    /// The user's place in the split.
+    Sticky,
+    /// The draw: the split is not sticky, or its key was missing and the fallback is `random`.
+    Random,
+    /// The sticky key was missing and the fallback names a version.
+    WithoutKey,
+}
+
+impl PickReason {
+    /// The word for it in spans and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rule => "rule",
+            Self::Sticky => "sticky",
+            Self::Random => "random",
+            Self::WithoutKey => "without_key",
+        }
+    }
+}
+
+/// A version as a policy names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    pub(crate) version: Version,
+    pub(crate) label: Option<Arc<str>>,
+}
+
+impl Target {
+    fn pick(&self, reason: PickReason) -> Pick {
+        Pick { version: self.version, label: self.label.clone(), reason }
+    }
+}
+
+/// A decision taken before the split.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Rule {
+    pub(crate) attribute: Attribute,
+    pub(crate) test: Test,
+    pub(crate) target: Target,
+}
+
+/// What a rule asks of its attribute.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Test {
+    Equals(Box<str>),
+    Present,
+    Absent,
+}
+
+impl Rule {
+    pub(crate) fn pick(&self, caller: &impl Attributes) -> Option<Pick> {
+        let value = self.attribute.of(caller);
+        let holds = match &self.test {
+            Test::Equals(wanted) => value == Some(wanted),
+            Test::Present => value.is_some(),
+            Test::Absent => value.is_none(),
+        };
+        holds.then(|| self.target.pick(PickReason::Rule))
+    }
+}
+
+/// How requests are divided between versions.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Split {
+    arms: Box<[Arm]>,
+    stickiness: Option<Stickiness>,
+}
+
+/// The interval of the ring from `start` to the next arm's start.
+#[derive(Debug, PartialEq, Eq)]
+struct Arm {
+    start: u64,
+    target: Target,
+}
+
+/// How a user finds its point on the ring.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Stickiness {
+    pub(crate) key: Attribute,
+    pub(crate) without_key: WithoutKey,
+    seed: u64,
+}
+
+/// The declared answer when the sticky key is missing.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum WithoutKey {
+    Random,
+    Use(Target),
+}
+
+impl Stickiness {
+    pub(crate) fn new(model: &str, key: Attribute, without_key: WithoutKey) -> Self {
+        Self { key, without_key, seed: xxh3_64(model.as_bytes()) }
+    }
+
+    fn point(&self, key: &str) -> u64 {
+        xxh3_64_with_seed(key.as_bytes(), self.seed)
+    }
+}
+
+impl Split {
+    /// `None` if no arm has a positive weight. Arms of weight 0 own no part of the ring.
+    pub(crate) fn new(mut arms: Vec<(Target, Weight)>, stickiness: Option<Stickiness>) -> Option<Self> {
+        arms.retain(|(_, weight)| weight.millionths() > 0);
+        arms.sort_by(|(a, _), (b, _)| (a.version, &a.label).cmp(&(b.version, &b.label)));
+        let sum: u128 = arms.iter().map(|(_, weight)| u128::from(weight.millionths())).sum();
+        if sum == 0 {
+            return None;
+        }
+        // The sum stays under 2^46 (64 arms of 10^12 millionths), so the product fits. `before < sum` holds for every
+        // arm because its own weight is positive, so each start is under 2^64.
+        let mut before = 0_u128;
+        let arms = arms
+            .into_iter()
+            .map(|(target, weight)| {
+                let start = (before << 64) / sum;
+                before += u128::from(weight.millionths());
+                Arm { start: u64::try_from(start).expect("every arm starts on the ring"), target }
+            })
+            .collect();
+        Some(Self { arms, stickiness })
+    }
+
+    pub(crate) fn pick(&self, caller: &impl Attributes, draw: u64) -> Pick {
+        let Some(sticky) = &self.stickiness else {
+            return self.at(draw).pick(PickReason::Random);
+        };
+        match (sticky.key.of(caller), &sticky.without_key) {
+            (Some(key), _) => self.at(sticky.point(key)).pick(PickReason::Sticky),
+            (None, WithoutKey::Random) => self.at(draw).pick(PickReason::Random),
+            (None, WithoutKey::Use(target)) => target.pick(PickReason::WithoutKey),
+        }
+    }
+
+    fn at(&self, point: u64) -> &Target {
+        let next = self.arms.partition_point(|arm| arm.start <= point);
+        &self.arms[next - 1].target // The first arm starts at 0, so `next` is at least 1.
+    }
+
+    /// Each arm that owns a part of the ring, with its share of 1.
+    pub(crate) fn shares(&self) -> impl Iterator<Item = (&Target, f64)> {
+        const RING: f64 = 18_446_744_073_709_551_616.0; // 2^64
+        self.arms.iter().enumerate().map(|(at, arm)| {
+            let end = self.arms.get(at + 1).map_or(RING, |next| next.start as f64);
+            (&arm.target, (end - arm.start as f64) / RING)
+        })
+    }
+
+    /// Every version that may be picked.
+    pub(crate) fn versions(&self) -> impl Iterator<Item = Version> {
+        let fallback = match &self.stickiness {
+            Some(Stickiness { without_key: WithoutKey::Use(target), .. }) => Some(target.version),
+            Some(Stickiness { without_key: WithoutKey::Random, .. }) | None => None,
+        };
+        self.arms.iter().map(|arm| arm.target.version).chain(fallback)
+    }
+
+    pub(crate) fn stickiness(&self) -> Option<&Stickiness> {
+        self.stickiness.as_ref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOBODY: [(&str, &str); 0] = [];
+
+    /// Arms of versions 1, 2, 3, ... with these weights.
+    fn split(weights: &[f64], stickiness: Option<Stickiness>) -> Split {
+        let arms = weights.iter().zip(1..).map(|(weight, version)| {
+            let target = Target { version: Version(version), label: None };
+            (target, Weight::try_from(*weight).unwrap())
+        });
+        Split::new(arms.collect(), stickiness).unwrap()
+    }
+
+    fn sticky(model: &str, without_key: WithoutKey) -> Option<Stickiness> {
+        Some(Stickiness::new(model, Attribute::Header("user".into()), without_key))
+    }
+
+    fn version_at(split: &Split, point: u64) -> u64 {
+        split.at(point).version.0
+    }
+
+    /// Published, so that another implementation can agree: computed with the reference library (xxHash 0.8.3).
+    #[test]
+    fn a_user_stands_at_the_same_point_everywhere_and_forever() {
+        let point = |model: &str, key: &str| {
+            Stickiness::new(model, Attribute::Header("user".into()), WithoutKey::Random).point(key)
+        };
+        assert_eq!(point("digits", "ana"), 0x58f9_054c_7936_2bd7);
+        assert_eq!(point("digits", "ben"), 0xc90c_bdb8_8c07_e17d);
+        assert_eq!(point("digits", "7f9c2ba4-e88f-4d1d-a1f5-0242ac120002"), 0xaf10_33a0_4d81_66ef);
+        assert_eq!(point("digits", "ü"), 0x995e_c80c_93c4_1454);
+        assert_eq!(point("digits", &"x".repeat(300)), 0xe1e1_9ab8_466b_3095);
+        assert_eq!(point("ranking", "ana"), 0x6631_ac84_4bb5_977a, "another model, another point");
+    }
+
+    #[test]
+    fn the_ring_is_cut_where_the_weights_say() {
+        let split = split(&[50.0, 25.0, 25.0], None);
+        assert_eq!(version_at(&split, 0), 1);
+        assert_eq!(version_at(&split, (1 << 63) - 1), 1);
+        assert_eq!(version_at(&split, 1 << 63), 2);
+        assert_eq!(version_at(&split, (3 << 62) - 1), 2);
+        assert_eq!(version_at(&split, 3 << 62), 3);
+        assert_eq!(version_at(&split, u64::MAX), 3);
+    }
+
+    #[test]
+    fn a_tenth_of_a_hundred_thousand_users_is_on_the_canary() {
+        let split = split(&[90.0, 10.0], sticky("digits", WithoutKey::Random));
+        let on_canary =
+            |user: &u32| split.pick(&[("user", user.to_string().as_str())], 0).version == Version(2);
+        let canaries = (0..100_000).filter(on_canary).count();
+        // Four standard deviations of a fair draw.
+        assert!((9_621..=10_379).contains(&canaries), "{canaries}");
+    }
+
+    #[test]
+    fn without_stickiness_the_draw_decides() {
+        let split = split(&[90.0, 10.0], None);
+        let pick = |draw| split.pick(&[("user", "ana")], draw);
+        assert_eq!((pick(0).version, pick(0).reason), (Version(1), PickReason::Random));
+        assert_eq!((pick(u64::MAX).version, pick(u64::MAX).reason), (Version(2), PickReason::Random));
+    }
+
+    #[test]
+    fn a_missing_key_falls_back_as_declared() {
+        let random = split(&[90.0, 10.0], sticky("digits", WithoutKey::Random));
+        let pick = random.pick(&NOBODY, u64::MAX);
+        assert_eq!((pick.version, pick.reason), (Version(2), PickReason::Random));
+
+        let fixed = Target { version: Version(7), label: Some("stable".into()) };
+        let fixed = split(&[90.0, 10.0], sticky("digits", WithoutKey::Use(fixed)));
+        let pick = fixed.pick(&[("user", "")], u64::MAX);
+        assert_eq!((pick.version, pick.reason), (Version(7), PickReason::WithoutKey));
+        assert_eq!(pick.label.as_deref(), Some("stable"));
+    }
+
+    #[test]
+    fn a_rule_looks_at_the_value_or_at_its_presence() {
+        let rule = |test| {
+            let target = Target { version: Version(2), label: None };
+            Rule { attribute: Attribute::Header("cohort".into()), test, target }
+        };
+        let beta = [("cohort", "beta")];
+        assert!(rule(Test::Equals("beta".into())).pick(&beta).is_some());
+        assert!(rule(Test::Equals("Beta".into())).pick(&beta).is_none());
+        assert!(rule(Test::Present).pick(&beta).is_some());
+        assert!(rule(Test::Present).pick(&NOBODY).is_none());
+        assert!(rule(Test::Absent).pick(&NOBODY).is_some());
+    }
+
+    /// A weight of up to six significant digits.
+    fn weight() -> impl Strategy<Value = f64> {
+        (1_u32..1_000_000, 0_i32..6).prop_map(|(digits, decimals)| f64::from(digits) / 10_f64.powi(decimals))
+    }
+
+    proptest! {
+        #[test]
+        fn shares_are_exact_to_one_point_of_the_ring(weights in prop::collection::vec(weight(), 1..=64)) {
+            let split = split(&weights, None);
+            let millionths: Vec<_> =
+                weights.iter().map(|weight| u128::from(Weight::try_from(*weight).unwrap().millionths())).collect();
+            let sum: u128 = millionths.iter().sum();
+            let mut before = 0;
+            for (arm, weight) in split.arms.iter().zip(&millionths) {
+                let start = u128::from(arm.start);
+                prop_assert!(start * sum <= before << 64 && before << 64 < (start + 1) * sum);
+                before += weight;
+            }
+        }
+
+        #[test]
+        fn the_scale_of_the_weights_means_nothing(weights in prop::collection::vec(1_u32..1000, 1..8), scale in 1_u32..1000) {
+            let as_written: Vec<_> = weights.iter().map(|weight| f64::from(*weight)).collect();
+            let scaled: Vec<_> = weights.iter().map(|weight| f64::from(weight * scale)).collect();
+            prop_assert_eq!(split(&as_written, None), split(&scaled, None));
+        }
+
+        #[test]
+        fn the_order_of_the_file_means_nothing(weights in prop::collection::vec(weight(), 2..8)) {
+            let mut arms: Vec<_> = (1..).zip(&weights).map(|(version, weight)| {
+                (Target { version: Version(version), label: None }, Weight::try_from(*weight).unwrap())
+            }).collect();
+            let forward = Split::new(arms.clone(), None);
+            arms.reverse();
+            prop_assert_eq!(forward, Split::new(arms, None));
+        }
+
+        /// Between two arms the users that change sides are those between the old and the new cut, and no others.
+        #[test]
+        fn a_raised_weight_moves_only_the_users_it_must(
+            old in (weight(), weight()), new in (weight(), weight()), point: u64,
+        ) {
+            let (old, new) = (split(&[old.0, old.1], None), split(&[new.0, new.1], None));
+            let cuts = [old.arms[1].start, new.arms[1].start];
+            let moved = version_at(&old, point) != version_at(&new, point);
+            let between = cuts.iter().min() <= Some(&point) && Some(&point) < cuts.iter().max();
+            prop_assert_eq!(moved, between);
+        }
+
+        #[test]
+        fn every_point_of_the_ring_belongs_to_an_arm(weights in prop::collection::vec(weight(), 1..8), point: u64) {
+            let split = split(&weights, None);
+            prop_assert!((1..=weights.len() as u64).contains(&version_at(&split, point)));
+        }
+    }
+}

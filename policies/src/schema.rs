@@ -1,0 +1,150 @@
+//! The policy file as its author writes it: the only file that knows serde.
+//!
+//! These types hold spelling, not meaning. Quantities stay text and numbers here and become units in `compile.rs`, so
+//! that every mistake in a file is reported at once and not one per attempt. The doc comments are what an editor shows
+//! beside a field: they speak to the author of a policy, and [`schema`] turns them into the JSON schema.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// The JSON schema (2020-12) of a policy file, pretty-printed, for editors and for `configs/policies.schema.json`.
+pub fn schema() -> String {
+    let schema = schemars::schema_for!(File);
+    format!("{:#}\n", schema.as_value())
+}
+
+/// Which version of a model answers, who may enter, and when a version counts as failing.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+#[schemars(title = "Penstock policies")]
+pub(crate) struct File {
+    /// Policies by model name. A model that is not named here is answered by its highest ready version.
+    pub(crate) models: Option<BTreeMap<String, Model>>,
+    /// Rate limits. A request must pass every limit that covers its model; a refused request spends nothing at any.
+    #[schemars(length(max = 256))]
+    pub(crate) limits: Option<Vec<Limit>>,
+}
+
+/// The policy of one model.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Model {
+    /// Names for versions, such as `stable: 1`. A name starts with a letter.
+    #[schemars(extend("additionalProperties" = {"type": "integer", "minimum": 1}))]
+    pub(crate) labels: BTreeMap<String, u64>,
+    /// How requests are divided between versions. Without it, the highest ready version answers.
+    pub(crate) split: Option<Split>,
+    /// Looked at in order before the split; the first that holds decides.
+    pub(crate) rules: Vec<Rule>,
+    /// Time for requests that bring no deadline of their own, 1ms to 24h. Default: 10s.
+    #[schemars(extend("examples" = ["500ms", "2s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
+    pub(crate) deadline: Option<String>,
+    /// When a version of this model counts as failing. Default: on, with the defaults of its fields.
+    pub(crate) breaker: Breaker,
+}
+
+/// How requests are divided between versions.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Split {
+    /// Label or version number to weight: a number from 0 to 1000000 with up to six significant digits. A share is
+    /// weight / sum of weights.
+    #[schemars(extend(
+        "additionalProperties" = {"type": "number", "minimum": 0, "maximum": 1_000_000},
+        "minProperties" = 1,
+        "maxProperties" = 64,
+    ))]
+    pub(crate) weights: BTreeMap<String, f64>,
+    /// What identifies a user: one user always gets the same version. Without it, each request draws anew.
+    pub(crate) sticky: Option<Attribute>,
+    /// What happens when the sticky header or cookie is missing: `random` (default), a label or a version number.
+    #[schemars(extend("type" = ["string", "integer", "null"]))]
+    pub(crate) without_key: Option<String>,
+}
+
+/// What to read from a request.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Attribute {
+    /// The value of this header; case does not matter.
+    Header(String),
+    /// The value of this cookie.
+    Cookie(String),
+}
+
+/// A decision taken before the split.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Rule {
+    /// When the rule holds.
+    pub(crate) when: Condition,
+    /// The label or version number that then answers.
+    #[serde(rename = "use")]
+    #[schemars(extend("type" = ["string", "integer"]))]
+    pub(crate) choice: String,
+}
+
+/// One of `header` and `cookie`, and one of `equals` and `present`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("allOf" = [
+    {"oneOf": [{"required": ["header"]}, {"required": ["cookie"]}]},
+    {"oneOf": [{"required": ["equals"]}, {"required": ["present"]}]},
+]))]
+pub(crate) struct Condition {
+    /// Looks at this header; case does not matter.
+    pub(crate) header: Option<String>,
+    /// Looks at this cookie.
+    pub(crate) cookie: Option<String>,
+    /// Holds when the value is exactly this text.
+    pub(crate) equals: Option<String>,
+    /// `true` holds when there is a value that is not empty, `false` when there is none.
+    pub(crate) present: Option<bool>,
+}
+
+/// A version that fails several times in a row is left alone for a while, then probed with a few requests.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Breaker {
+    /// Failures in a row that trip it. Default: 5.
+    #[schemars(range(min = 1))]
+    pub(crate) failures: Option<u32>,
+    /// How long it refuses after the first trip; doubles with every failed probing. Default: 10s.
+    #[schemars(extend("examples" = ["10s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
+    pub(crate) open_for: Option<String>,
+    /// The longest it refuses. Default: 60s, or `open_for` if that is longer.
+    #[schemars(extend("examples" = ["60s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
+    pub(crate) max_open_for: Option<String>,
+    /// Requests let through while probing, all of which must be answered before everyone may enter. Default: 1.
+    #[schemars(range(min = 1, max = 100))]
+    pub(crate) probes: Option<u32>,
+    /// A probe without an answer for this long has failed. Set it above the slowest healthy answer. Default: the
+    /// model's deadline.
+    #[schemars(extend("examples" = ["5s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
+    pub(crate) probe_timeout: Option<String>,
+}
+
+/// A rate limit: one bucket per value of its key.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Limit {
+    /// Its name in metrics and refusals, unique in the file.
+    #[schemars(length(min = 1))]
+    pub(crate) name: String,
+    /// What tells callers apart; those without it share one bucket. Without a key, everyone shares one bucket.
+    pub(crate) key: Option<Attribute>,
+    /// The models it covers. Without it, every model.
+    #[schemars(length(min = 1))]
+    pub(crate) models: Option<Vec<String>>,
+    /// Requests per second, minute or hour.
+    #[schemars(extend("examples" = ["100/s", "6000/m", "10/h"]), regex(pattern = "^[0-9]+/(s|m|h)$"))]
+    pub(crate) rate: String,
+    /// Requests that may come at once after a pause. Default: the count of the rate, so 100 for `100/s`.
+    #[schemars(range(min = 1))]
+    pub(crate) burst: Option<u32>,
+    /// Callers remembered at a time; further ones share one bucket until an old one has rested. Default: 100000.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub(crate) max_keys: Option<u32>,
+}

@@ -1,0 +1,183 @@
+//! What a policy file means: compiled, immutable and comparable.
+//!
+//! A snapshot holds no lock, no counter and no time. Two snapshots are equal if they decide alike, not if their files
+//! read alike: comments, order, the scale of weights do not count.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::attribute::Attributes;
+use crate::breaker::BreakerPolicy;
+use crate::limiter::LimitPolicy;
+use crate::pick::{Pick, Rule, Split, Target};
+use crate::units::Version;
+
+/// Time for a request that brings no deadline, to a model whose policy names none.
+pub(crate) const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// All policies at one moment. The default is no policy at all.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    pub(crate) models: BTreeMap<Arc<str>, ModelPolicy>,
+    /// In the order of their names: the order in which the ledger locks them.
+    pub(crate) limits: Vec<Arc<LimitPolicy>>,
+}
+
+impl Snapshot {
+    /// The policy of the model called `name`. `None` means that its highest ready version answers, with the default
+    /// deadline and breaker; limits that cover every model still apply.
+    pub fn model(&self, name: &str) -> Option<&ModelPolicy> {
+        self.models.get(name)
+    }
+
+    /// Every model that has a policy, in the order of their names.
+    pub fn models(&self) -> impl Iterator<Item = (&str, &ModelPolicy)> {
+        self.models.iter().map(|(name, policy)| (name.as_ref(), policy))
+    }
+
+    /// The limits, in the order of their names.
+    pub fn limits(&self) -> &[Arc<LimitPolicy>] {
+        &self.limits
+    }
+
+    /// The deadline of requests to `model` that bring none.
+    pub fn deadline(&self, model: &str) -> Duration {
+        self.model(model).map_or(DEFAULT_DEADLINE, ModelPolicy::deadline)
+    }
+
+    /// The breaker of every version of `model`.
+    pub fn breaker(&self, model: &str) -> BreakerPolicy {
+        self.model(model).map_or_else(BreakerPolicy::default, |policy| *policy.breaker())
+    }
+}
+
+/// The policy of one model.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ModelPolicy {
+    pub(crate) labels: BTreeMap<Arc<str>, Version>,
+    pub(crate) rules: Vec<Rule>,
+    pub(crate) split: Option<Split>,
+    pub(crate) deadline: Duration,
+    pub(crate) breaker: BreakerPolicy,
+}
+
+impl ModelPolicy {
+    /// The version that answers this caller: the first rule that holds, else its place in the split. `draw` is any
+    /// evenly distributed number; it decides only where the policy says that chance does.
+    ///
+    /// `None` if no rule holds and there is no split: the highest ready version answers.
+    pub fn pick(&self, caller: &impl Attributes, draw: u64) -> Option<Pick> {
+        for rule in &self.rules {
+            if let Some(pick) = rule.pick(caller) {
+                return Some(pick);
+            }
+        }
+        self.split.as_ref().map(|split| split.pick(caller, draw))
+    }
+
+    /// The version that `name` stands for: a label of this model, or a version number. A number need not be mentioned
+    /// in the policy; whether the version exists is the engine's to say.
+    pub fn resolve(&self, name: &str) -> Option<Version> {
+        self.target(name).map(|target| target.version)
+    }
+
+    pub(crate) fn target(&self, name: &str) -> Option<Target> {
+        target(&self.labels, name)
+    }
+
+    /// Every version that a request may be sent to, perhaps more than once.
+    pub fn versions(&self) -> impl Iterator<Item = Version> {
+        let rules = self.rules.iter().map(|rule| rule.target.version);
+        rules.chain(self.split.iter().flat_map(Split::versions))
+    }
+
+    /// The deadline of requests that bring none.
+    pub fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// When a version of this model counts as failing.
+    pub fn breaker(&self) -> &BreakerPolicy {
+        &self.breaker
+    }
+
+    /// The labels and what they stand for, in the order of their names.
+    pub fn labels(&self) -> impl Iterator<Item = (&Arc<str>, Version)> {
+        self.labels.iter().map(|(label, version)| (label, *version))
+    }
+}
+
+/// A label never looks like a number (`compile.rs` refuses it), so the two cannot be confused.
+pub(crate) fn target(labels: &BTreeMap<Arc<str>, Version>, name: &str) -> Option<Target> {
+    match labels.get_key_value(name) {
+        Some((label, version)) => Some(Target { version: *version, label: Some(Arc::clone(label)) }),
+        None => name.parse().ok().map(|version| Target { version, label: None }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parse;
+    use crate::pick::PickReason;
+
+    fn digits() -> Snapshot {
+        let text = "
+models:
+  digits:
+    labels: {stable: 1, canary: 2}
+    rules:
+      - when: {header: x-cohort, equals: beta}
+        use: canary
+      - when: {header: x-cohort, present: true}
+        use: 3
+    split: {weights: {stable: 1}}
+  letters:
+    deadline: 2s
+";
+        parse(text, "policies.yaml").unwrap()
+    }
+
+    #[test]
+    fn the_first_rule_that_holds_decides_and_the_split_is_last() {
+        let snapshot = digits();
+        let pick = |caller: &[(&str, &str); 1]| snapshot.model("digits").unwrap().pick(caller, 0).unwrap();
+        let canary = pick(&[("x-cohort", "beta")]);
+        assert_eq!((canary.version, canary.reason), (Version(2), PickReason::Rule));
+        assert_eq!(canary.label.as_deref(), Some("canary"));
+        let by_number = pick(&[("x-cohort", "gamma")]);
+        assert_eq!((by_number.version, by_number.label), (Version(3), None));
+        assert_eq!(pick(&[("x-other", "beta")]).version, Version(1));
+    }
+
+    #[test]
+    fn without_a_split_the_policy_leaves_the_choice_open() {
+        let snapshot = digits();
+        assert_eq!(snapshot.model("letters").unwrap().pick(&[("x-cohort", "beta")], 0), None);
+        assert!(snapshot.model("words").is_none());
+    }
+
+    #[test]
+    fn a_name_is_a_label_or_a_number() {
+        let snapshot = digits();
+        let digits = snapshot.model("digits").unwrap();
+        assert_eq!(digits.resolve("canary"), Some(Version(2)));
+        assert_eq!(digits.resolve("17"), Some(Version(17)));
+        assert_eq!(digits.resolve("Canary"), None);
+        assert_eq!(digits.resolve("0"), None);
+    }
+
+    #[test]
+    fn a_model_without_a_policy_has_the_defaults() {
+        let snapshot = digits();
+        assert_eq!(snapshot.deadline("letters"), Duration::from_secs(2));
+        assert_eq!(snapshot.deadline("words"), Duration::from_secs(10));
+        assert_eq!(snapshot.breaker("words"), BreakerPolicy::default());
+        assert_eq!(
+            snapshot.breaker("letters").probe_timeout,
+            Duration::from_secs(2),
+            "a probe has the deadline's time"
+        );
+    }
+}

@@ -1,0 +1,70 @@
+//! The files that ship with the project are what they say: the examples compile, the schema is current.
+
+use std::fs;
+use std::path::Path;
+
+use policies::{Attributes, Snapshot, Version};
+
+struct Caller(&'static [(&'static str, &'static str)]);
+
+impl Attributes for Caller {
+    fn header(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
+    }
+
+    fn cookie(&self, name: &str) -> Option<&str> {
+        self.header(name)
+    }
+}
+
+fn config(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs").join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn example(name: &str) -> Snapshot {
+    policies::parse(&config(name), name).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+#[test]
+fn the_canary_example_sends_the_beta_cohort_to_the_canary() {
+    let snapshot = example("policies/canary.yaml");
+    let digits = snapshot.model("digits").unwrap();
+    assert_eq!(digits.pick(&Caller(&[("x-cohort", "beta")]), 0).unwrap().version, Version(2));
+    assert_eq!(digits.pick(&Caller(&[]), 0).unwrap().version, Version(1));
+    assert_eq!(digits.pick(&Caller(&[]), u64::MAX).unwrap().version, Version(2));
+}
+
+#[test]
+fn the_sticky_example_keeps_a_user_on_one_side() {
+    let snapshot = example("policies/sticky.yaml");
+    let digits = snapshot.model("digits").unwrap();
+    let sides: Vec<_> = (0..100).map(|draw| digits.pick(&Caller(&[("uid", "ana")]), draw << 57)).collect();
+    assert!(sides.windows(2).all(|pair| pair[0] == pair[1]));
+    assert_eq!(digits.pick(&Caller(&[]), u64::MAX).unwrap().label.as_deref(), Some("stable"));
+}
+
+#[test]
+fn the_limits_example_covers_what_its_comments_say() {
+    let snapshot = example("policies/limits.yaml");
+    let covering = |model| -> Vec<&str> {
+        snapshot.limits().iter().filter(|limit| limit.covers(model)).map(|limit| &*limit.name).collect()
+    };
+    assert_eq!(covering("digits"), ["everyone", "per-user"]);
+    assert_eq!(covering("transcribe"), ["everyone", "long-jobs"]);
+}
+
+/// After a change of `schema.rs`: `PENSTOCK_BLESS=1 cargo test -p penstock-policies --test configs`.
+#[test]
+fn the_schema_file_is_current() {
+    if std::env::var_os("PENSTOCK_BLESS").is_some() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/policies.schema.json");
+        fs::write(path, policies::schema()).unwrap();
+    }
+    // As values: the order of keys depends on features that other packages switch on in serde_json.
+    let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).unwrap();
+    assert!(
+        parsed(&config("policies.schema.json")) == parsed(&policies::schema()),
+        "configs/policies.schema.json is out of date; see the comment on this test"
+    );
+}
