@@ -1,1 +1,33 @@
-//! Placeholder
+//! The proxy: everything between a client's socket and the engine's.
+//!
+//! Modules stand in the order in which a request meets them; read [`service`] and [`infer`] first.
+//! `penstock` never links libtorch: when a model takes its process down, this one answers 503 and restarts it.
+//!
+//! Invariants:
+//! - a request loads the policy once and never sees two generations;
+//! - every request ends in exactly one [`record::Record`], whatever cut it short;
+//! - nothing that waits is unbounded: bodies, requests in flight and queued frames have limits, awaits have deadlines.
+
+pub mod config;
+pub mod serve;
+
+pub mod service;
+pub mod route;
+pub mod caller;
+pub mod body;
+pub mod infer;
+pub mod decode;
+pub mod tensor_json;
+pub mod link;
+pub mod encode;
+pub mod refusal;
+pub mod describe;
+pub mod record;
+pub mod metrics;
+pub mod trace;
+
+pub mod directory;
+pub mod supervisor;
+pub mod reload;
+pub mod drain;
+pub mod monitor;

@@ -178,7 +178,7 @@ pub(crate) fn put_head(
     out.put_bytes(0, start - HEADER_LEN - metadata_len);
 }
 
-/// Cuts a byte stream into frames. Feed it through [`Decoder::buffer`], then call [`Decoder::next`] until it
+/// Cuts a byte stream into frames. Feed it through [`Decoder::buffer`], then call [`Decoder::decode`] until it
 /// gives `None`.
 #[derive(Debug)]
 pub struct Decoder {
@@ -208,7 +208,7 @@ impl Decoder {
     }
 
     /// The next whole frame, `None` if it is not all there yet.
-    pub fn next(&mut self) -> Result<Option<Frame>, FrameError> {
+    pub fn decode(&mut self) -> Result<Option<Frame>, FrameError> {
         let Some(header) = self.header()? else { return Ok(None) };
         if self.buffer.len() < header.frame_len() {
             return Ok(None);
@@ -252,7 +252,7 @@ mod tests {
 
     fn decode_all(decoder: &mut Decoder, chunk: &[u8], into: &mut Vec<Frame>) -> Result<(), FrameError> {
         decoder.buffer().extend_from_slice(chunk);
-        while let Some(frame) = decoder.next()? {
+        while let Some(frame) = decoder.decode()? {
             into.push(frame);
         }
         Ok(())

@@ -1,0 +1,332 @@
+//! What is fixed when the process starts: addresses, the engine, limits, traces. Two types: the YAML as users
+//! write it, and [`Config`], checked, with every path made absolute and every default filled in. Which version
+//! answers whom is not here but in the policy file, which changes while the process runs.
+
+use crate::body::BodyLimits;
+use crate::drain::DrainTimes;
+use crate::supervisor::EngineCommand;
+use crate::trace::TraceConfig;
+use anyhow::{Context, ensure};
+use garde::Validate;
+use serde::{Deserialize, Deserializer};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Settings of one process, checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where clients come.
+    pub http: SocketAddr,
+    /// Where metrics and health are read.
+    pub monitor: SocketAddr,
+    /// Threads that serve clients.
+    pub workers: usize,
+    /// The policy file, watched; `None` means no policy.
+    pub policies: Option<PathBuf>,
+    /// Where the engine listens.
+    pub socket: PathBuf,
+    /// How to start the engine; `None` if somebody else runs it.
+    pub engine: Option<EngineCommand>,
+    /// Limits of request bodies.
+    pub body: BodyLimits,
+    /// Requests being worked on at once.
+    pub in_flight_max: usize,
+    /// Where traces go, if anywhere.
+    pub traces: Option<TraceConfig>,
+    /// How to stop.
+    pub drain: DrainTimes,
+}
+
+#[derive(Deserialize, Validate)]
+#[serde(deny_unknown_fields)]
+struct RawConfig {
+    #[serde(default)]
+    #[garde(skip)]
+    listen: RawListen,
+    #[serde(default = "one")]
+    #[garde(range(min = 1, max = 1024))]
+    workers: usize,
+    #[garde(skip)]
+    policies: Option<PathBuf>,
+    #[garde(dive)]
+    engine: RawEngine,
+    #[serde(default)]
+    #[garde(dive)]
+    requests: RawRequests,
+    #[garde(dive)]
+    traces: Option<RawTraces>,
+    #[serde(default)]
+    #[garde(skip)]
+    drain: RawDrain,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawListen {
+    http: SocketAddr,
+    monitor: SocketAddr,
+}
+
+impl Default for RawListen {
+    fn default() -> Self {
+        Self {
+            http: SocketAddr::from(([127, 0, 0, 1], 8000)),
+            monitor: SocketAddr::from(([127, 0, 0, 1], 8002)),
+        }
+    }
+}
+
+#[derive(Deserialize, Validate)]
+#[serde(deny_unknown_fields)]
+struct RawEngine {
+    #[serde(default = "yes")]
+    #[garde(skip)]
+    managed: bool,
+    #[garde(skip)]
+    socket: Option<PathBuf>,
+    #[garde(skip)]
+    binary: Option<PathBuf>,
+    #[garde(skip)]
+    models: Option<PathBuf>,
+    #[garde(skip)]
+    device: Option<String>,
+    #[garde(range(min = 1, max = 1024))]
+    lanes: Option<usize>,
+    #[garde(range(min = 1, max = 1024))]
+    threads_per_lane: Option<usize>,
+}
+
+#[derive(Deserialize, Validate)]
+#[serde(deny_unknown_fields, default)]
+struct RawRequests {
+    #[garde(range(min = 1, max = 255))]
+    body_mib_max: usize,
+    #[serde(deserialize_with = "duration")]
+    #[garde(skip)]
+    body_time_max: Duration,
+    #[garde(range(min = 1, max = 1_000_000))]
+    in_flight_max: usize,
+}
+
+impl Default for RawRequests {
+    fn default() -> Self {
+        Self { body_mib_max: 64, body_time_max: Duration::from_secs(30), in_flight_max: 1024 }
+    }
+}
+
+#[derive(Deserialize, Validate)]
+#[serde(deny_unknown_fields)]
+struct RawTraces {
+    #[garde(custom(is_http_url))]
+    endpoint: String,
+    #[serde(default = "one_percent")]
+    #[garde(range(min = 0.0, max = 1.0))]
+    sample: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct RawDrain {
+    #[serde(deserialize_with = "duration_or_zero")]
+    delay: Duration,
+    #[serde(deserialize_with = "duration")]
+    timeout: Duration,
+}
+
+impl Default for RawDrain {
+    fn default() -> Self {
+        Self { delay: Duration::ZERO, timeout: Duration::from_secs(30) }
+    }
+}
+
+impl Config {
+    /// Reads and checks a file. Relative paths in it are relative to its folder.
+    pub fn read(file: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read the configuration {}", file.display()))?;
+        let raw: RawConfig = serde_saphyr::from_str_valid(&text)
+            .map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
+        let folder = std::path::absolute(file)?.parent().map_or_else(PathBuf::new, Path::to_path_buf);
+        Self::check(raw, &folder).with_context(|| format!("in {}", file.display()))
+    }
+
+    fn check(raw: RawConfig, folder: &Path) -> anyhow::Result<Self> {
+        ensure!(
+            raw.listen.http != raw.listen.monitor || raw.listen.http.port() == 0,
+            "listen.http and listen.monitor are the same address"
+        );
+        let socket = match raw.engine.socket.clone() {
+            Some(socket) => folder.join(socket),
+            None if raw.engine.managed => default_socket(raw.listen.http.port()),
+            None => anyhow::bail!(
+                "engine.socket: required with `managed: false`, the path at which the engine listens"
+            ),
+        };
+        let length = socket.as_os_str().len();
+        ensure!(
+            length <= SOCKET_PATH_MAX,
+            "engine.socket: {} is {length} bytes long, the system allows {SOCKET_PATH_MAX}",
+            socket.display()
+        );
+        Ok(Self {
+            http: raw.listen.http,
+            monitor: raw.listen.monitor,
+            workers: raw.workers,
+            policies: raw.policies.map(|path| folder.join(path)),
+            engine: engine_command(&raw.engine, folder)?,
+            socket,
+            body: BodyLimits {
+                bytes_max: raw.requests.body_mib_max << 20,
+                time_max: raw.requests.body_time_max,
+            },
+            in_flight_max: raw.requests.in_flight_max,
+            traces: raw.traces.map(|traces| TraceConfig { endpoint: traces.endpoint, sample: traces.sample }),
+            drain: DrainTimes { delay: raw.drain.delay, timeout: raw.drain.timeout },
+        })
+    }
+}
+
+/// `sun_path` holds 108 bytes, the last of them a zero.
+const SOCKET_PATH_MAX: usize = 107;
+
+/// Stable per port, so that what a killed process leaves behind is found and replaced by the next.
+fn default_socket(port: u16) -> PathBuf {
+    let folder = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
+    folder.join(format!("penstock-{port}.sock"))
+}
+
+fn engine_command(raw: &RawEngine, folder: &Path) -> anyhow::Result<Option<EngineCommand>> {
+    if !raw.managed {
+        let own = [
+            ("binary", raw.binary.is_some()),
+            ("models", raw.models.is_some()),
+            ("device", raw.device.is_some()),
+        ];
+        if let Some((name, _)) = own.iter().find(|(_, present)| *present) {
+            anyhow::bail!(
+                "engine.{name}: says how to start an engine, but `managed: false` says that somebody else does"
+            );
+        }
+        return Ok(None);
+    }
+    let models =
+        raw.models.as_ref().context("engine.models: missing, the folder with NAME/VERSION/model.pt")?;
+    let models = folder.join(models);
+    ensure!(models.is_dir(), "engine.models: {} is not a folder", models.display());
+    let binary = match &raw.binary {
+        Some(binary) => folder.join(binary),
+        None => std::env::current_exe()?.with_file_name("penstock-engine"),
+    };
+    ensure!(binary.is_file(), "engine.binary: {} does not exist", binary.display());
+    let mut arguments = vec!["--models".to_owned(), models.display().to_string()];
+    let mut option = |name: &str, value: Option<String>| {
+        if let Some(value) = value {
+            arguments.extend([name.to_owned(), value]);
+        }
+    };
+    option("--device", raw.device.clone());
+    option("--lanes", raw.lanes.map(|lanes| lanes.to_string()));
+    option("--threads-per-lane", raw.threads_per_lane.map(|threads| threads.to_string()));
+    Ok(Some(EngineCommand { binary, arguments }))
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    policies::parse_duration(&text).map_err(serde::de::Error::custom)
+}
+
+fn duration_or_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    if text == "0s" {
+        Ok(Duration::ZERO)
+    } else {
+        policies::parse_duration(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+fn is_http_url(url: &str, _: &()) -> garde::Result {
+    let uri: Result<http::Uri, _> = url.parse();
+    match uri {
+        Ok(uri) if uri.scheme_str() == Some("http") && uri.host().is_some() => Ok(()),
+        _ => Err(garde::Error::new(format!(
+            "expected a collector such as `http://127.0.0.1:4317`, got `{url}`"
+        ))),
+    }
+}
+
+fn one() -> usize {
+    1
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn one_percent() -> f64 {
+    0.01
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("models")).unwrap();
+        std::fs::write(folder.path().join("engine"), "").unwrap();
+        let file = folder.path().join("penstock.yaml");
+        std::fs::write(&file, text).unwrap();
+        Config::read(&file).map_err(|error| format!("{error:#}"))
+    }
+
+    #[test]
+    fn defaults_are_tritons_ports_on_loopback() {
+        let config = read("engine: {models: models, binary: engine}").unwrap();
+        assert_eq!(
+            (config.http.to_string(), config.monitor.to_string()),
+            ("127.0.0.1:8000".into(), "127.0.0.1:8002".into())
+        );
+        assert_eq!(config.traces, None);
+        let engine = config.engine.unwrap();
+        assert!(engine.arguments[1].ends_with("/models") && Path::new(&engine.arguments[1]).is_absolute());
+    }
+
+    #[test]
+    fn durations_and_shares_are_read_and_bounded() {
+        let config = read(
+            "engine: {managed: false, socket: /run/e.sock}\ntraces: {endpoint: 'http://[::1]:4317', sample: 0.5}\ndrain: {delay: 0s, timeout: 5s}",
+        )
+        .unwrap();
+        assert_eq!(config.engine, None);
+        assert_eq!(config.drain, DrainTimes { delay: Duration::ZERO, timeout: Duration::from_secs(5) });
+        assert_eq!(config.traces.unwrap().sample, 0.5);
+    }
+
+    #[test]
+    fn each_mistake_is_named() {
+        let engine = "engine: {models: models, binary: engine}\n";
+        for (text, says) in [
+            ("{}", "missing field `engine`"),
+            ("engine: {}", "engine.models: missing"),
+            ("engine: {models: nowhere, binary: engine}", "nowhere is not a folder"),
+            ("engine: {models: models, binary: none}", "none does not exist"),
+            ("engine: {managed: false}", "engine.socket: required"),
+            ("engine: {managed: false, socket: s, models: models}", "engine.models: says how to start"),
+            (
+                &format!("engine: {{managed: false, socket: /{}}}", "x".repeat(107)),
+                "108 bytes long, the system allows 107",
+            ),
+            (&format!("{engine}listen: {{http: 'localhost'}}"), "line 2"),
+            (&format!("{engine}workers: 0"), "workers"),
+            (&format!("{engine}traces: {{endpoint: 'https://x:1'}}"), "such as `http://127.0.0.1:4317`"),
+            (&format!("{engine}traces: {{endpoint: 'http://x:1', sample: 2}}"), "sample"),
+            (&format!("{engine}drain: {{timeout: soon}}"), "got `soon`"),
+            (&format!("{engine}lisen: {{}}"), "lisen"),
+            (&format!("{engine}listen: {{http: '127.0.0.1:1', monitor: '127.0.0.1:1'}}"), "same address"),
+        ] {
+            let error = read(text).unwrap_err();
+            assert!(error.contains(says), "{text}\n→ {error}");
+        }
+    }
+}

@@ -1,0 +1,484 @@
+//! The body of an infer request, from bytes to tensors laid out for the engine. Accepts the Open Inference
+//! Protocol's JSON and Triton's binary tensor extension; checks that the body agrees with itself. Whether it
+//! fits the model is the engine's to say: it owns the declaration.
+
+use crate::refusal::Refusal;
+use crate::tensor_json::{TensorData, quote_non_finite};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::fmt;
+use std::time::Duration;
+use wire::{Datatype, Layout, TensorMeta, element_count};
+
+/// A request that agrees with itself.
+#[derive(Debug, Default, PartialEq)]
+pub struct InferRequest {
+    /// The client's own id, echoed in the answer.
+    pub id: Option<String>,
+    /// Where each input lies in `payload`.
+    pub inputs: Vec<TensorMeta>,
+    /// Input elements, laid out as the wire wants them.
+    pub payload: Bytes,
+    /// Outputs wanted, in this order; empty means all.
+    pub outputs: Vec<RequestedOutput>,
+    /// Whether outputs that do not say otherwise are answered as binary data.
+    pub binary_outputs: bool,
+    /// The time this request gives itself, if it says.
+    pub timeout: Option<Duration>,
+}
+
+/// One entry of `outputs`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestedOutput {
+    /// Its name.
+    pub name: String,
+    /// Overrides [`InferRequest::binary_outputs`].
+    pub binary: Option<bool>,
+}
+
+impl InferRequest {
+    /// Decodes a whole body. `json_len` is the value of `Inference-Header-Content-Length`: the length of the
+    /// JSON in front of the binary tensors.
+    pub fn decode(body: &[u8], json_len: Option<usize>) -> Result<Self, Refusal> {
+        let json_len = json_len.unwrap_or(body.len());
+        if json_len == 0 && !body.is_empty() {
+            return Err(Refusal::Invalid(
+                "Inference-Header-Content-Length is 0: requests without a JSON header are not supported"
+                    .into(),
+            ));
+        }
+        let (json, binary) = body.split_at_checked(json_len).ok_or_else(|| {
+            Refusal::Invalid(format!(
+                "Inference-Header-Content-Length is {json_len}, the whole body has {} bytes",
+                body.len()
+            ))
+        })?;
+        match parse(json, binary) {
+            // Only a body that has failed is searched for the words that JSON lacks.
+            Err(error) if error.is_syntax() => match quote_non_finite(json) {
+                Some(quoted) => parse(&quoted, binary),
+                None => Err(error),
+            },
+            result => result,
+        }
+        .map_err(|error| Refusal::Invalid(format!("request body: {error}")))
+    }
+
+    /// Whether `output` goes out as binary data.
+    pub fn is_binary(&self, output: &str) -> bool {
+        self.outputs
+            .iter()
+            .find(|requested| requested.name == output)
+            .and_then(|requested| requested.binary)
+            .unwrap_or(self.binary_outputs)
+    }
+}
+
+fn parse(json: &[u8], binary: &[u8]) -> Result<InferRequest, serde_json::Error> {
+    let mut parser = serde_json::Deserializer::from_slice(json);
+    let request = RequestSeed { binary }.deserialize(&mut parser)?;
+    parser.end()?;
+    Ok(request)
+}
+
+/// The request's own parameters; others are the model's or a future extension's and are let pass.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct RequestParameters {
+    binary_data_output: Option<bool>,
+    /// Microseconds, as in Triton's schedule policy; 0 means none.
+    timeout: Option<u64>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct TensorParameters {
+    binary_data_size: Option<usize>,
+    binary_data: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct RawOutput {
+    name: String,
+    #[serde(default)]
+    parameters: TensorParameters,
+}
+
+struct RequestSeed<'b> {
+    binary: &'b [u8],
+}
+
+impl<'de> DeserializeSeed<'de> for RequestSeed<'_> {
+    type Value = InferRequest;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<InferRequest, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for RequestSeed<'_> {
+    type Value = InferRequest;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with `inputs`")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<InferRequest, A::Error> {
+        let mut request = InferRequest::default();
+        let mut payload = Payload { bytes: Vec::new(), layout: Layout::default(), binary: self.binary };
+        let mut has_inputs = false;
+        while let Some(field) = fields.next_key::<Cow<'de, str>>()? {
+            match field.as_ref() {
+                "id" => request.id = fields.next_value()?,
+                "inputs" if has_inputs => return Err(A::Error::custom("`inputs` occurs twice")),
+                "inputs" => {
+                    request.inputs = fields.next_value_seed(InputsSeed { payload: &mut payload })?;
+                    has_inputs = true;
+                }
+                "outputs" => {
+                    let outputs: Vec<RawOutput> = fields.next_value()?;
+                    request.outputs = outputs
+                        .into_iter()
+                        .map(|raw| RequestedOutput { name: raw.name, binary: raw.parameters.binary_data })
+                        .collect();
+                }
+                "parameters" => {
+                    let parameters: RequestParameters = fields.next_value()?;
+                    request.binary_outputs = parameters.binary_data_output.unwrap_or(false);
+                    request.timeout = parameters.timeout.filter(|us| *us > 0).map(Duration::from_micros);
+                }
+                _ => {
+                    fields.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        if !has_inputs {
+            return Err(A::Error::missing_field("inputs"));
+        }
+        if !payload.binary.is_empty() {
+            return Err(A::Error::custom(format_args!(
+                "{} bytes of binary data belong to no input",
+                payload.binary.len()
+            )));
+        }
+        request.payload = payload.bytes.into();
+        Ok(request)
+    }
+}
+
+/// Tensors laid out so far, and the binary data not yet claimed by an input.
+struct Payload<'b> {
+    bytes: Vec<u8>,
+    layout: Layout,
+    binary: &'b [u8],
+}
+
+struct InputsSeed<'p, 'b> {
+    payload: &'p mut Payload<'b>,
+}
+
+impl<'de> DeserializeSeed<'de> for InputsSeed<'_, '_> {
+    type Value = Vec<TensorMeta>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for InputsSeed<'_, '_> {
+    type Value = Vec<TensorMeta>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an array of inputs")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+        let mut inputs = Vec::new();
+        while let Some(input) = items.next_element_seed(InputSeed { payload: &mut *self.payload })? {
+            inputs.push(input);
+        }
+        Ok(inputs)
+    }
+}
+
+struct InputSeed<'p, 'b> {
+    payload: &'p mut Payload<'b>,
+}
+
+impl<'de> DeserializeSeed<'de> for InputSeed<'_, '_> {
+    type Value = TensorMeta;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<TensorMeta, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for InputSeed<'_, '_> {
+    type Value = TensorMeta;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an input with `name`, `shape`, `datatype` and data")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<TensorMeta, A::Error> {
+        let mut name: Option<String> = None;
+        let mut shape: Option<Vec<u64>> = None;
+        let mut datatype: Option<Datatype> = None;
+        let mut binary_data_size = None;
+        let mut data = Data::Absent;
+        while let Some(field) = fields.next_key::<Cow<'de, str>>()? {
+            match field.as_ref() {
+                "name" => name = Some(fields.next_value()?),
+                "shape" => shape = Some(fields.next_value()?),
+                "datatype" => datatype = Some(read_datatype(fields.next_value::<Cow<'de, str>>()?.as_ref())?),
+                "parameters" => binary_data_size = fields.next_value::<TensorParameters>()?.binary_data_size,
+                "data" if !matches!(data, Data::Absent) => {
+                    return Err(A::Error::custom("`data` occurs twice"));
+                }
+                "data" => {
+                    data = match (datatype, &shape) {
+                        (Some(datatype), Some(shape)) => {
+                            let offset = self.payload.begin::<A::Error>(datatype, shape)?;
+                            fields
+                                .next_value_seed(TensorData {
+                                    bytes: &mut self.payload.bytes,
+                                    datatype,
+                                    shape,
+                                })
+                                .map_err(|error| of_input(name.as_deref(), error))?;
+                            Data::At(offset)
+                        }
+                        // Clients may write `data` first: kept as text until the rest is known.
+                        _ => Data::Text(fields.next_value()?),
+                    }
+                }
+                _ => {
+                    fields.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        let name = name.ok_or_else(|| A::Error::missing_field("name"))?;
+        let missing = |field| A::Error::custom(format_args!("input `{name}` has no `{field}`"));
+        let shape = shape.ok_or_else(|| missing("shape"))?;
+        let datatype = datatype.ok_or_else(|| missing("datatype"))?;
+        let offset = match (data, binary_data_size) {
+            (Data::Absent, Some(size)) => self.payload.claim_binary(&name, datatype, &shape, size)?,
+            (Data::Absent, None) => return Err(missing("data")),
+            (_, Some(_)) => {
+                return Err(A::Error::custom(format_args!(
+                    "input `{name}` has both `data` and `binary_data_size`"
+                )));
+            }
+            (Data::At(offset), None) => offset,
+            (Data::Text(text), None) => {
+                let offset = self.payload.begin::<A::Error>(datatype, &shape)?;
+                let mut parser = serde_json::Deserializer::from_str(text.get());
+                TensorData { bytes: &mut self.payload.bytes, datatype, shape: &shape }
+                    .deserialize(&mut parser)
+                    .map_err(|error| of_input(Some(&name), A::Error::custom(error)))?;
+                offset
+            }
+        };
+        self.payload.end();
+        Ok(TensorMeta { name, datatype: datatype as u32, shape, offset })
+    }
+}
+
+enum Data<'de> {
+    Absent,
+    /// Already in the payload, from this offset.
+    At(u64),
+    Text(&'de RawValue),
+}
+
+impl Payload<'_> {
+    /// Aligns the payload for the next tensor and returns its offset.
+    fn begin<E: Error>(&mut self, datatype: Datatype, shape: &[u64]) -> Result<u64, E> {
+        let offset = self.layout.place(0);
+        self.bytes.resize(offset, 0);
+        // A hint only, and never more than the body can fill: two characters make an element.
+        if let Some(elements) = element_count(shape) {
+            self.bytes.reserve(elements.saturating_mul(datatype.size()).min(64 << 10));
+        }
+        Ok(offset as u64)
+    }
+
+    fn claim_binary<E: Error>(
+        &mut self,
+        name: &str,
+        datatype: Datatype,
+        shape: &[u64],
+        size: usize,
+    ) -> Result<u64, E> {
+        let expected = element_count(shape).and_then(|elements| elements.checked_mul(datatype.size()));
+        if expected != Some(size) {
+            return Err(E::custom(format_args!(
+                "input `{name}`: binary_data_size is {size}, {} of shape {shape:?} takes {}",
+                datatype.name(),
+                expected
+                    .map_or_else(|| "more than memory holds".to_owned(), |bytes| format!("{bytes} bytes")),
+            )));
+        }
+        let offset = self.begin::<E>(datatype, shape)?;
+        let (claimed, rest) = self.binary.split_at_checked(size).ok_or_else(|| {
+            E::custom(format_args!(
+                "input `{name}`: binary_data_size is {size}, {} bytes of binary data are left",
+                self.binary.len()
+            ))
+        })?;
+        self.bytes.extend_from_slice(claimed);
+        self.binary = rest;
+        Ok(offset)
+    }
+
+    fn end(&mut self) {
+        let start = self.layout.place(0);
+        self.layout.place(self.bytes.len() - start);
+    }
+}
+
+fn read_datatype<E: Error>(name: &str) -> Result<Datatype, E> {
+    Datatype::from_name(name).ok_or_else(|| {
+        let known: Vec<_> = Datatype::ALL.iter().map(|datatype| datatype.name()).collect();
+        E::custom(format_args!("datatype `{name}` is not one of {}", known.join(", ")))
+    })
+}
+
+fn of_input<E: Error>(name: Option<&str>, error: E) -> E {
+    match name {
+        Some(name) => E::custom(format_args!("input `{name}`: {error}")),
+        None => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn decode(json: &str) -> Result<InferRequest, String> {
+        InferRequest::decode(json.as_bytes(), None).map_err(|refusal| refusal.to_string())
+    }
+
+    fn floats(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn json_tensors_are_laid_out_aligned_whatever_the_order_of_fields() {
+        let request = decode(
+            r#"{"id":"a","parameters":{"timeout":1500,"unknown":[1]},"inputs":[
+                {"name":"x","shape":[1,2],"datatype":"FP32","data":[1,2]},
+                {"data":[[3],[NaN]],"datatype":"FP32","name":"y","extra":{},"shape":[2,1]}],
+              "outputs":[{"name":"z","parameters":{"binary_data":true}},{"name":"w"}]}"#,
+        )
+        .unwrap();
+        assert_eq!(request.id.as_deref(), Some("a"));
+        assert_eq!(request.timeout, Some(Duration::from_micros(1500)));
+        assert_eq!(request.inputs[0].locate(request.payload.len()).unwrap().1, 0..8);
+        assert_eq!(request.inputs[1].locate(request.payload.len()).unwrap().1, 64..72);
+        assert_eq!(request.payload[..8], floats(&[1.0, 2.0]));
+        assert_eq!(request.payload[64..68], floats(&[3.0]));
+        assert!(request.is_binary("z") && !request.is_binary("w"));
+    }
+
+    #[test]
+    fn binary_and_json_tensors_mix() {
+        let json = r#"{"inputs":[{"name":"a","shape":[2],"datatype":"FP16","parameters":{"binary_data_size":4}},
+            {"name":"b","shape":[1],"datatype":"BOOL","data":[true]},
+            {"name":"c","shape":[3],"datatype":"UINT8","parameters":{"binary_data_size":3}}],
+            "parameters":{"binary_data_output":true}}"#;
+        let body = [json.as_bytes(), &[1, 2, 3, 4, 9, 8, 7]].concat();
+        let request = InferRequest::decode(&body, Some(json.len())).unwrap();
+        let at =
+            |index: usize| &request.payload[request.inputs[index].locate(request.payload.len()).unwrap().1];
+        assert_eq!((at(0), at(1), at(2)), (&[1, 2, 3, 4][..], &[1][..], &[9, 8, 7][..]));
+        assert!(request.is_binary("anything"));
+    }
+
+    #[test]
+    fn each_mistake_is_named() {
+        let input = |fields: &str| format!(r#"{{"inputs":[{{{fields}}}]}}"#);
+        for (json, says) in [
+            ("", "EOF while parsing"),
+            ("[]", "expected an object with `inputs`"),
+            ("{}", "missing field `inputs`"),
+            (r#"{"inputs":3}"#, "expected an array of inputs"),
+            (r#"{"inputs":[]} trailing"#, "trailing characters"),
+            (&input(r#""shape":[1],"datatype":"FP32","data":[1]"#), "missing field `name`"),
+            (&input(r#""name":"x","datatype":"FP32","data":[1]"#), "input `x` has no `shape`"),
+            (&input(r#""name":"x","shape":[1],"data":[1]"#), "input `x` has no `datatype`"),
+            (&input(r#""name":"x","shape":[1],"datatype":"FP32""#), "input `x` has no `data`"),
+            (
+                &input(r#""name":"x","shape":[1],"datatype":"BYTES","data":["a"]"#),
+                "datatype `BYTES` is not one of BOOL, UINT8",
+            ),
+            (
+                &input(r#""name":"x","shape":[-1],"datatype":"FP32","data":[1]"#),
+                "invalid value: integer `-1`",
+            ),
+            (
+                &input(r#""name":"x","shape":[2],"datatype":"FP32","data":[1]"#),
+                "input `x`: data has 1 elements, shape [2] has 2",
+            ),
+            (
+                &input(
+                    r#""name":"x","shape":[1],"datatype":"FP32","data":[1],"parameters":{"binary_data_size":4}"#,
+                ),
+                "both `data` and",
+            ),
+            (
+                &input(r#""name":"x","shape":[4294967296,4294967296],"datatype":"FP32","data":[1]"#),
+                "overflows",
+            ),
+            (
+                &input(r#""name":"x","shape":[99999999999],"datatype":"FP32","data":[1]"#),
+                "data has 1 elements",
+            ),
+        ] {
+            let error = decode(json).unwrap_err();
+            assert!(error.contains(says), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn binary_sizes_must_add_up_exactly() {
+        let json =
+            r#"{"inputs":[{"name":"x","shape":[2],"datatype":"FP32","parameters":{"binary_data_size":8}}]}"#;
+        let decode =
+            |extra: &[u8]| InferRequest::decode(&[json.as_bytes(), extra].concat(), Some(json.len()));
+        assert!(decode(&[0; 8]).is_ok());
+        assert!(decode(&[0; 7]).unwrap_err().to_string().contains("7 bytes of binary data are left"));
+        assert!(
+            decode(&[0; 9]).unwrap_err().to_string().contains("1 bytes of binary data belong to no input")
+        );
+        let wrong = json.replace(":8}", ":4}");
+        let error =
+            InferRequest::decode(&[wrong.as_bytes(), &[0; 4]].concat(), Some(wrong.len())).unwrap_err();
+        assert!(error.to_string().contains("FP32 of shape [2] takes 8 bytes"));
+        assert!(
+            InferRequest::decode(b"{}", Some(3))
+                .unwrap_err()
+                .to_string()
+                .contains("the whole body has 2 bytes")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_body_panics(body in prop::collection::vec(any::<u8>(), 0..200), len in prop::option::of(0usize..300)) {
+            let _ = InferRequest::decode(&body, len);
+        }
+
+        #[test]
+        fn no_damaged_request_panics(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let mut body = br#"{"id":"a","inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[[1,2.5]]}],"outputs":[{"name":"y"}]}"#.to_vec();
+            let at = at.index(body.len());
+            body[at] = byte;
+            let _ = InferRequest::decode(&body, None);
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! What the engine says it can answer: the latest index, swapped whole. Decides readiness; never talks to the
+//! engine (the supervisor does, and publishes here).
+
+use arc_swap::ArcSwap;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use wire::{Index, ModelEntry, ModelState};
+
+/// The one place where the latest [`Models`] stand.
+#[derive(Debug, Default)]
+pub struct Directory {
+    current: ArcSwap<Models>,
+}
+
+impl Directory {
+    /// The latest index.
+    pub fn load(&self) -> Arc<Models> {
+        self.current.load_full()
+    }
+
+    /// The engine has said what it has.
+    pub fn publish(&self, index: Index) {
+        let mut models: BTreeMap<String, BTreeMap<u64, ModelEntry>> = BTreeMap::new();
+        for entry in index.models {
+            models.entry(entry.name.clone()).or_default().insert(entry.version, entry);
+        }
+        self.current.store(Arc::new(Models { connected: true, models }));
+    }
+
+    /// The engine is gone. What it had is remembered, so that a known model is "not now" and not "unknown".
+    pub fn disconnect(&self) {
+        let models = self.load().models.clone();
+        self.current.store(Arc::new(Models { connected: false, models }));
+    }
+}
+
+/// Every version the engine knows, as of one moment.
+#[derive(Debug, Default, PartialEq)]
+pub struct Models {
+    /// Whether the engine is there.
+    pub connected: bool,
+    models: BTreeMap<String, BTreeMap<u64, ModelEntry>>,
+}
+
+impl Models {
+    /// All versions of a model, by number.
+    pub fn versions(&self, model: &str) -> Option<&BTreeMap<u64, ModelEntry>> {
+        self.models.get(model)
+    }
+
+    /// All models, by name.
+    pub fn all(&self) -> impl Iterator<Item = (&str, &BTreeMap<u64, ModelEntry>)> {
+        self.models.iter().map(|(name, versions)| (name.as_str(), versions))
+    }
+
+    /// Whether this version answers now.
+    pub fn is_ready(&self, model: &str, version: u64) -> bool {
+        self.connected && self.entry(model, version).is_some_and(|entry| entry.state() == ModelState::Ready)
+    }
+
+    /// One version.
+    pub fn entry(&self, model: &str, version: u64) -> Option<&ModelEntry> {
+        self.models.get(model)?.get(&version)
+    }
+
+    /// The version that answers when no policy says otherwise.
+    pub fn highest_ready(&self, model: &str) -> Option<u64> {
+        let versions = self.models.get(model)?;
+        versions.values().rev().find(|entry| entry.state() == ModelState::Ready).map(|entry| entry.version)
+    }
+
+    /// Whether the engine has finished its start: it is there and every version has either come up or failed.
+    pub fn is_settled(&self) -> bool {
+        self.connected
+            && self
+                .models
+                .values()
+                .flat_map(BTreeMap::values)
+                .all(|entry| entry.state() != ModelState::Loading)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(version: u64, state: ModelState) -> ModelEntry {
+        ModelEntry { name: "m".into(), version, state: state as i32, ..ModelEntry::default() }
+    }
+
+    #[test]
+    fn the_highest_ready_version_answers() {
+        let directory = Directory::default();
+        assert!(!directory.load().is_settled());
+        directory.publish(Index {
+            models: vec![
+                entry(1, ModelState::Ready),
+                entry(2, ModelState::Ready),
+                entry(3, ModelState::Unavailable),
+            ],
+        });
+        let models = directory.load();
+        assert_eq!(models.highest_ready("m"), Some(2));
+        assert!(models.is_settled() && models.is_ready("m", 2) && !models.is_ready("m", 3));
+    }
+
+    #[test]
+    fn a_lost_engine_leaves_its_models_known_but_not_ready() {
+        let directory = Directory::default();
+        directory.publish(Index { models: vec![entry(1, ModelState::Ready)] });
+        directory.disconnect();
+        let models = directory.load();
+        assert!(models.entry("m", 1).is_some() && !models.is_ready("m", 1) && !models.is_settled());
+    }
+}

@@ -1,0 +1,83 @@
+//! Stopping without losing a request: readiness turns false, listeners go on for a while so that balancers
+//! notice, then they close and what is in flight finishes. Decides when the process may exit; never cuts a
+//! request before the configured time is up.
+//!
+//! Pingora on its own would close the listeners at once, readiness included, and then sleep for the whole grace
+//! period even when idle.
+
+use crate::metrics::Metrics;
+use async_trait::async_trait;
+use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+/// How long stopping may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DrainTimes {
+    /// From the signal to the closing of listeners.
+    pub delay: Duration,
+    /// From then until requests in flight are given up.
+    pub timeout: Duration,
+}
+
+/// Whether the process is stopping.
+#[derive(Debug, Default)]
+pub struct Drain {
+    begun: AtomicBool,
+    listeners_closed: Notify,
+}
+
+impl Drain {
+    /// Whether a signal to stop has come: readiness is false from then on.
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::Relaxed)
+    }
+
+    /// Returns once listeners are closed and nothing is in flight, or `timeout` after the former.
+    pub async fn finished(&self, metrics: &Metrics, timeout: Duration) {
+        self.listeners_closed.notified().await;
+        let idle = async {
+            while metrics.in_flight.get() > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(timeout, idle).await.is_err() {
+            tracing::warn!("{} requests were still in flight after {timeout:?}", metrics.in_flight.get());
+        }
+    }
+}
+
+/// Tells pingora when to close its listeners.
+#[derive(Debug)]
+pub struct StopSignal {
+    /// Shared with whoever answers readiness.
+    pub drain: Arc<Drain>,
+    /// The delay before listeners close.
+    pub delay: Duration,
+}
+
+#[async_trait]
+impl ShutdownSignalWatch for StopSignal {
+    async fn recv(&self) -> ShutdownSignal {
+        let mut terminate =
+            signal(SignalKind::terminate()).expect("signal handlers can be installed at start");
+        let mut interrupt =
+            signal(SignalKind::interrupt()).expect("signal handlers can be installed at start");
+        // Ctrl-C is somebody at a terminal: no balancer needs time to notice.
+        let delay = tokio::select! {
+            _ = terminate.recv() => self.delay,
+            _ = interrupt.recv() => Duration::ZERO,
+        };
+        tracing::info!("stopping: not ready from now on, listeners close in {delay:?}");
+        self.drain.begun.store(true, Ordering::Relaxed);
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            _ = interrupt.recv() => {}
+        }
+        self.drain.listeners_closed.notify_one();
+        ShutdownSignal::GracefulTerminate
+    }
+}

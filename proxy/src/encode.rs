@@ -1,0 +1,141 @@
+//! The engine's reply as the body of an infer response: JSON, or JSON followed by binary tensors where the
+//! client asked for them. Trusts nothing it was sent: a tensor outside the payload is an internal error.
+
+use crate::decode::InferRequest;
+use crate::refusal::Refusal;
+use crate::tensor_json::write_values;
+use bytes::Bytes;
+use wire::{Datatype, Reply};
+
+/// A response body and what its headers must say of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Encoded {
+    /// All of it.
+    pub body: Bytes,
+    /// Length of the JSON in front, when binary tensors follow.
+    pub json_len: Option<usize>,
+}
+
+/// Encodes an ok reply of `version` of `model`.
+pub fn encode(
+    request: &InferRequest,
+    model: &str,
+    version: u64,
+    reply: &Reply,
+    payload: &[u8],
+) -> Result<Encoded, Refusal> {
+    let mut json = Vec::with_capacity(256 + 4 * payload.len().min(1 << 20));
+    let mut binary: Vec<&[u8]> = Vec::new();
+    json.extend_from_slice(b"{");
+    if let Some(id) = &request.id {
+        json.extend_from_slice(b"\"id\":");
+        string(&mut json, id);
+        json.extend_from_slice(b",");
+    }
+    json.extend_from_slice(b"\"model_name\":");
+    string(&mut json, model);
+    json.extend_from_slice(b",\"model_version\":\"");
+    json.extend_from_slice(itoa::Buffer::new().format(version).as_bytes());
+    json.extend_from_slice(b"\",\"outputs\":[");
+    for (index, output) in reply.outputs.iter().enumerate() {
+        let (datatype, range) = output
+            .locate(payload.len())
+            .map_err(|error| Refusal::Internal(format!("engine reply: {error}")))?;
+        let bytes = &payload[range];
+        if index > 0 {
+            json.push(b',');
+        }
+        json.extend_from_slice(b"{\"name\":");
+        string(&mut json, &output.name);
+        json.extend_from_slice(b",\"datatype\":\"");
+        json.extend_from_slice(datatype.name().as_bytes());
+        json.extend_from_slice(b"\",\"shape\":[");
+        for (axis, dimension) in output.shape.iter().enumerate() {
+            if axis > 0 {
+                json.push(b',');
+            }
+            json.extend_from_slice(itoa::Buffer::new().format(*dimension).as_bytes());
+        }
+        json.push(b']');
+        if request.is_binary(&output.name) {
+            json.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
+            json.extend_from_slice(itoa::Buffer::new().format(bytes.len()).as_bytes());
+            json.extend_from_slice(b"}}");
+            binary.push(bytes);
+        } else if matches!(datatype, Datatype::Fp16 | Datatype::Bf16) {
+            return Err(Refusal::Invalid(format!(
+                "output `{}` is {}, which has no JSON form: ask for it with binary_data",
+                output.name,
+                datatype.name()
+            )));
+        } else {
+            json.extend_from_slice(b",\"data\":");
+            write_values(&mut json, datatype, bytes);
+            json.push(b'}');
+        }
+    }
+    json.extend_from_slice(b"]}");
+    let json_len = (!binary.is_empty()).then_some(json.len());
+    for bytes in binary {
+        json.extend_from_slice(bytes);
+    }
+    Ok(Encoded { body: json.into(), json_len })
+}
+
+fn string(json: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(json, text).expect("a string serialises and a Vec takes it");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decode::RequestedOutput;
+    use wire::TensorMeta;
+
+    fn reply() -> (Reply, Vec<u8>) {
+        let outputs = vec![
+            TensorMeta { name: "digit".into(), datatype: Datatype::Int64 as u32, shape: vec![1], offset: 0 },
+            TensorMeta { name: "p".into(), datatype: Datatype::Fp32 as u32, shape: vec![1, 2], offset: 64 },
+        ];
+        let mut payload = 7_i64.to_le_bytes().to_vec();
+        payload.resize(64, 0);
+        payload.extend(0.25_f32.to_le_bytes());
+        payload.extend(f32::NAN.to_le_bytes());
+        (Reply { outputs, ..Reply::default() }, payload)
+    }
+
+    #[test]
+    fn json_by_default_with_the_request_id() {
+        let (reply, payload) = reply();
+        let request = InferRequest { id: Some("a\"b".into()), ..InferRequest::default() };
+        let encoded = encode(&request, "digits", 2, &reply, &payload).unwrap();
+        assert_eq!(
+            std::str::from_utf8(&encoded.body).unwrap(),
+            r#"{"id":"a\"b","model_name":"digits","model_version":"2","outputs":[{"name":"digit","datatype":"INT64","shape":[1],"data":[7]},{"name":"p","datatype":"FP32","shape":[1,2],"data":[0.25,NaN]}]}"#
+        );
+        assert_eq!(encoded.json_len, None);
+    }
+
+    #[test]
+    fn binary_outputs_follow_the_json_in_order() {
+        let (reply, payload) = reply();
+        let request = InferRequest {
+            binary_outputs: true,
+            outputs: vec![RequestedOutput { name: "digit".into(), binary: Some(false) }],
+            ..InferRequest::default()
+        };
+        let encoded = encode(&request, "digits", 2, &reply, &payload).unwrap();
+        let json_len = encoded.json_len.unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&encoded.body[..json_len]).unwrap();
+        assert_eq!(json["outputs"][0]["data"][0], 7);
+        assert_eq!(json["outputs"][1]["parameters"]["binary_data_size"], 8);
+        assert_eq!(encoded.body[json_len..], payload[64..]);
+    }
+
+    #[test]
+    fn a_reply_that_lies_about_its_payload_is_an_internal_error() {
+        let (reply, payload) = reply();
+        let refusal = encode(&InferRequest::default(), "digits", 2, &reply, &payload[..70]).unwrap_err();
+        assert!(matches!(refusal, Refusal::Internal(_)));
+    }
+}

@@ -1,0 +1,400 @@
+//! The multiplexed connection to the engine: many requests in flight, writes coalesced, each answer handed to
+//! the one that waits for it. Decides nothing about requests; never looks into tensors.
+//!
+//! Each proxy worker has its own link, so that a request, its frame and its answer stay on one thread. A link
+//! that breaks fails everything it carries at once and is not repaired: the next request opens a new one.
+
+use bytes::{Buf, Bytes};
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, IoSlice};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{Notify, oneshot};
+use wire::{Decoder, Frame, Hello, Index, Infer, Kind, Limits, Outbox};
+
+/// Why there was no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LinkError {
+    /// The engine is not there, or went away with the request.
+    #[error("{0}")]
+    Down(String),
+    /// More is waiting to be written than the link may hold.
+    #[error("{0} bytes wait to be written to the engine")]
+    Backlog(usize),
+}
+
+/// What the engine sends on its own account.
+#[derive(Debug)]
+pub enum Event {
+    /// First frame.
+    Hello(Hello),
+    /// Which versions exist, whenever that changes.
+    Index(Index),
+}
+
+/// One connection. Cloning shares it.
+#[derive(Clone, Debug)]
+pub struct Link {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Wakes the writer: there is something to write, or the link has closed.
+    wake: Notify,
+    /// Wakes those who wait for the end.
+    ended: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    outbox: Outbox,
+    waiting: HashMap<u64, oneshot::Sender<Frame>>,
+    last_id: u64,
+    closed: Option<String>,
+}
+
+impl Link {
+    /// Frames waiting to be written beyond this are refused: the engine has stopped reading.
+    const BACKLOG_BYTES: usize = 256 << 20;
+
+    /// Connects. What the engine says unasked goes to `on_event`, from the link's reader task.
+    ///
+    /// Must be called on the runtime that is to carry the link.
+    pub async fn connect(socket: &Path, on_event: impl Fn(Event) + Send + 'static) -> io::Result<Self> {
+        let (read, write) = UnixStream::connect(socket).await?.into_split();
+        let shared = Arc::new(Shared { state: Mutex::default(), wake: Notify::new(), ended: Notify::new() });
+        tokio::spawn(write_frames(write, shared.clone()));
+        tokio::spawn(read_frames(read, shared.clone(), on_event));
+        Ok(Self { shared })
+    }
+
+    /// Sends a request. Dropping the returned [`Pending`] before it is answered cancels the request.
+    pub fn send(&self, infer: &Infer, payload: Bytes) -> Result<Pending, LinkError> {
+        let (answer, receiver) = oneshot::channel();
+        let mut state = self.shared.lock();
+        if let Some(reason) = &state.closed {
+            return Err(LinkError::Down(reason.clone()));
+        }
+        if state.outbox.pending_bytes() > Self::BACKLOG_BYTES {
+            return Err(LinkError::Backlog(state.outbox.pending_bytes()));
+        }
+        state.last_id += 1; // never reused: a late answer must not find another request under its id
+        let id = state.last_id;
+        state.waiting.insert(id, answer);
+        let idle = state.outbox.is_empty();
+        state.outbox.push(Kind::Infer, id, infer, payload);
+        drop(state);
+        if idle {
+            self.shared.wake.notify_one();
+        }
+        Ok(Pending { link: self.clone(), id, receiver })
+    }
+
+    /// Whether the connection has ended.
+    pub fn is_closed(&self) -> bool {
+        self.shared.lock().closed.is_some()
+    }
+
+    /// Waits until the connection ends; says why.
+    pub async fn closed(&self) -> String {
+        loop {
+            let woken = self.shared.ended.notified();
+            if let Some(reason) = &self.shared.lock().closed {
+                return reason.clone();
+            }
+            woken.await;
+        }
+    }
+
+    fn cancel(&self, id: u64) {
+        let mut state = self.shared.lock();
+        if state.waiting.remove(&id).is_some() && state.closed.is_none() {
+            state.outbox.push(Kind::Cancel, id, &(), Bytes::new());
+            drop(state);
+            self.shared.wake.notify_one();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no panic while the state is held: it only moves values")
+    }
+
+    fn close(&self, reason: String) {
+        let mut state = self.lock();
+        if state.closed.is_none() {
+            state.closed = Some(reason);
+            state.waiting.clear(); // their receivers see the link closed
+            state.outbox = Outbox::new();
+        }
+        drop(state);
+        self.ended.notify_waiters();
+        self.wake.notify_one();
+    }
+}
+
+/// A request on its way.
+#[derive(Debug)]
+#[must_use = "dropping it cancels the request"]
+pub struct Pending {
+    link: Link,
+    id: u64,
+    receiver: oneshot::Receiver<Frame>,
+}
+
+impl Pending {
+    /// The reply frame. Safe to cancel and to call again.
+    pub async fn answer(&mut self) -> Result<Frame, LinkError> {
+        match (&mut self.receiver).await {
+            Ok(frame) => Ok(frame),
+            Err(_) => {
+                let reason = self.link.shared.lock().closed.clone();
+                Err(LinkError::Down(reason.unwrap_or_else(|| "the request was dropped".into())))
+            }
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.link.cancel(self.id); // a no-op once answered
+    }
+}
+
+/// Writes what waits until the link closes. Requests that are submitted while one write is on its way share
+/// the next.
+async fn write_frames(mut socket: OwnedWriteHalf, shared: Arc<Shared>) {
+    loop {
+        let segments = {
+            let mut state = shared.lock();
+            if state.closed.is_some() {
+                return;
+            }
+            state.outbox.take()
+        };
+        if segments.is_empty() {
+            shared.wake.notified().await;
+        } else if let Err(error) = write_all(&mut socket, segments.into()).await {
+            return shared.close(format!("writing to the engine failed: {error}"));
+        }
+    }
+}
+
+async fn write_all(socket: &mut OwnedWriteHalf, mut segments: VecDeque<Bytes>) -> io::Result<()> {
+    while !segments.is_empty() {
+        let slices: Vec<IoSlice<'_>> =
+            segments.iter().take(64).map(|segment| IoSlice::new(segment)).collect();
+        let mut written = socket.write_vectored(&slices).await?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        while let Some(first) = segments.front_mut() {
+            if written < first.len() {
+                first.advance(written);
+                break;
+            }
+            written -= first.len();
+            segments.pop_front();
+        }
+    }
+    Ok(())
+}
+
+/// Hands out answers until the link closes.
+async fn read_frames(mut socket: OwnedReadHalf, shared: Arc<Shared>, on_event: impl Fn(Event)) {
+    let mut decoder = Decoder::new(Limits::default());
+    let reason = loop {
+        match decoder.decode() {
+            Ok(Some(frame)) => {
+                if let Err(error) = deliver(frame, &shared, &on_event) {
+                    break error;
+                }
+            }
+            Ok(None) => match socket.read_buf(decoder.buffer()).await {
+                Ok(0) => break "the engine closed the connection".to_owned(),
+                Ok(_) => {}
+                Err(error) => break format!("reading from the engine failed: {error}"),
+            },
+            Err(error) => break error.to_string(),
+        }
+    };
+    shared.close(reason);
+}
+
+fn deliver(frame: Frame, shared: &Shared, on_event: &impl Fn(Event)) -> Result<(), String> {
+    let broken = |error: prost::DecodeError| {
+        format!("the engine sent {:?} metadata that does not decode: {error}", frame.kind)
+    };
+    match frame.kind {
+        Kind::Reply => {
+            // No receiver: cancelled while the answer was on its way.
+            if let Some(waiting) = shared.lock().waiting.remove(&frame.id) {
+                let _ = waiting.send(frame);
+            }
+        }
+        Kind::Hello => {
+            on_event(Event::Hello(prost::Message::decode(frame.metadata.clone()).map_err(broken)?))
+        }
+        Kind::Index => {
+            on_event(Event::Index(prost::Message::decode(frame.metadata.clone()).map_err(broken)?))
+        }
+        Kind::Infer | Kind::Cancel => {
+            return Err(format!("the engine sent {:?}, which only the proxy sends", frame.kind));
+        }
+    }
+    Ok(())
+}
+
+/// Gives each worker thread its own link to one socket, opened at its first request and again after it broke.
+#[derive(Debug)]
+pub struct Links {
+    socket: PathBuf,
+    /// Workers connect one at a time: a restart of the engine is met by few connects, not by one per request.
+    connecting: tokio::sync::Mutex<()>,
+}
+
+thread_local! {
+    static WORKER_LINK: std::cell::RefCell<Option<Link>> = const { std::cell::RefCell::new(None) };
+}
+
+impl Links {
+    /// Links to the engine that listens at `socket`. One per process: the workers' links are per thread.
+    pub fn new(socket: PathBuf) -> Self {
+        Self { socket, connecting: tokio::sync::Mutex::default() }
+    }
+
+    /// This worker's link.
+    pub async fn worker(&self) -> Result<Link, LinkError> {
+        let open = || WORKER_LINK.with_borrow(|link| link.clone()).filter(|link| !link.is_closed());
+        if let Some(link) = open() {
+            return Ok(link);
+        }
+        let _turn = self.connecting.lock().await;
+        if let Some(link) = open() {
+            return Ok(link);
+        }
+        // The supervisor's own link carries the events.
+        let link =
+            Link::connect(&self.socket, |_| {}).await.map_err(|error| LinkError::Down(error.to_string()))?;
+        WORKER_LINK.set(Some(link.clone()));
+        Ok(link)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::UnixListener;
+    use wire::Reply;
+
+    /// The engine's end of a link, driven by the test.
+    struct Engine {
+        socket: UnixStream,
+        decoder: Decoder,
+    }
+
+    impl Engine {
+        async fn next(&mut self) -> Frame {
+            loop {
+                if let Some(frame) = self.decoder.decode().unwrap() {
+                    return frame;
+                }
+                assert!(self.socket.read_buf(self.decoder.buffer()).await.unwrap() > 0, "link closed");
+            }
+        }
+
+        async fn reply(&mut self, id: u64, message: &str) {
+            let mut outbox = Outbox::new();
+            outbox.push(
+                Kind::Reply,
+                id,
+                &Reply { message: message.into(), ..Reply::default() },
+                Bytes::new(),
+            );
+            self.socket.write_all(&outbox.take().concat()).await.unwrap();
+        }
+    }
+
+    async fn linked() -> (Link, Engine) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("engine.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let link = Link::connect(&path, |_| {}).await.unwrap();
+        let (socket, _) = listener.accept().await.unwrap();
+        (link, Engine { socket, decoder: Decoder::new(Limits::default()) })
+    }
+
+    fn infer(model: &str) -> Infer {
+        Infer { model: model.into(), ..Infer::default() }
+    }
+
+    async fn message(pending: &mut Pending) -> String {
+        let frame = pending.answer().await.unwrap();
+        <Reply as prost::Message>::decode(frame.metadata).unwrap().message
+    }
+
+    #[tokio::test]
+    async fn answers_find_their_requests_in_any_order() {
+        let (link, mut engine) = linked().await;
+        let mut first = link.send(&infer("a"), Bytes::new()).unwrap();
+        let mut second = link.send(&infer("b"), Bytes::from(vec![1; 100_000])).unwrap();
+        let (a, b) = (engine.next().await, engine.next().await);
+        assert_eq!(b.payload.len(), 100_000);
+        engine.reply(b.id, "for b").await;
+        engine.reply(a.id, "for a").await;
+        assert_eq!(message(&mut first).await, "for a");
+        assert_eq!(message(&mut second).await, "for b");
+    }
+
+    #[tokio::test]
+    async fn a_dropped_request_is_cancelled_and_its_late_answer_reaches_nobody() {
+        let (link, mut engine) = linked().await;
+        let gone = link.send(&infer("a"), Bytes::new()).unwrap();
+        let id = engine.next().await.id;
+        drop(gone);
+        let cancel = engine.next().await;
+        assert_eq!((cancel.kind, cancel.id), (Kind::Cancel, id));
+        engine.reply(id, "late").await;
+        let mut next = link.send(&infer("b"), Bytes::new()).unwrap();
+        let next_id = engine.next().await.id;
+        assert_ne!(next_id, id, "ids are never reused");
+        engine.reply(next_id, "mine").await;
+        assert_eq!(message(&mut next).await, "mine");
+    }
+
+    #[tokio::test]
+    async fn an_answered_request_is_not_cancelled() {
+        let (link, mut engine) = linked().await;
+        let mut done = link.send(&infer("a"), Bytes::new()).unwrap();
+        let id = engine.next().await.id;
+        engine.reply(id, "ok").await;
+        message(&mut done).await;
+        drop(done);
+        let _next = link.send(&infer("b"), Bytes::new()).unwrap();
+        assert_eq!(engine.next().await.kind, Kind::Infer);
+    }
+
+    #[tokio::test]
+    async fn a_lost_engine_fails_everything_in_flight_and_everything_after() {
+        let (link, engine) = linked().await;
+        let mut pending = link.send(&infer("a"), Bytes::new()).unwrap();
+        drop(engine);
+        assert!(matches!(pending.answer().await, Err(LinkError::Down(_))));
+        link.closed().await;
+        assert!(link.is_closed());
+        assert!(matches!(link.send(&infer("b"), Bytes::new()), Err(LinkError::Down(_))));
+    }
+
+    #[tokio::test]
+    async fn bytes_that_are_no_frames_close_the_link() {
+        let (link, mut engine) = linked().await;
+        engine.socket.write_all(&[b'?'; 64]).await.unwrap();
+        assert!(link.closed().await.contains("not a penstock frame"));
+    }
+}

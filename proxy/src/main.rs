@@ -1,0 +1,85 @@
+//! The command line of `penstock`. Decides which command runs; no logic of its own.
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Request buffers come and go by the million; this allocator hands their pages back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// An inference sidecar: splits traffic between model versions and answers from the same machine.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve: start the engine and answer requests until told to stop.
+    Serve {
+        /// Process configuration.
+        #[arg(long, default_value = "penstock.yaml")]
+        config: PathBuf,
+    },
+    /// Check a policy file and explain what it does.
+    Check {
+        /// The policy file.
+        file: PathBuf,
+    },
+    /// Print the JSON schema of policy files, for editors.
+    Schema,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve { config } => serve(config),
+        Command::Check { file } => check(file),
+        Command::Schema => {
+            print!("{}", policies::schema());
+            Ok(())
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("penstock: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(config: PathBuf) -> anyhow::Result<()> {
+    start_logging()?;
+    let config = proxy::config::Config::read(&config)?;
+    let banner = format!(
+        "penstock listens on http://{} (inference) and http://{}/metrics",
+        config.http, config.monitor
+    );
+    proxy::serve::serve(config, banner)
+}
+
+fn check(file: PathBuf) -> anyhow::Result<()> {
+    let (snapshot, _) = proxy::reload::read(&file)?;
+    print!("{}", snapshot.explain());
+    Ok(())
+}
+
+/// Level from `PENSTOCK_LOG`, such as `debug` or `info,proxy=debug`.
+fn start_logging() -> anyhow::Result<()> {
+    // Pingora logs a line per start of each service, and an error for every client that leaves.
+    let default = "info,pingora=warn,pingora_core=warn,pingora_proxy=off";
+    let filter = std::env::var("PENSTOCK_LOG").unwrap_or_else(|_| default.to_owned());
+    let filter = tracing_subscriber::EnvFilter::try_new(&filter)
+        .with_context(|| format!("PENSTOCK_LOG=`{filter}`"))?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    Ok(())
+}

@@ -1,0 +1,226 @@
+//! Every metric, declared once. Decides names, labels and buckets; never when to count (that is
+//! [`crate::record`]'s).
+//!
+//! Label values come from the policy, the engine's index and closed lists, never from what a client sent, so
+//! that no client can make the number of series grow.
+
+use policies::{BreakerState, BreakerStatus};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, RwLock};
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct VersionLabels {
+    model: String,
+    version: u64,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RefusalLabels {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OutcomeLabels {
+    model: String,
+    version: u64,
+    outcome: &'static str,
+}
+
+/// Handles of one version, resolved once: the request path hashes no labels.
+#[derive(Clone, Debug)]
+pub struct VersionMetrics {
+    /// Requests by outcome, see [`policies::Outcome`].
+    pub served: Counter,
+    /// The version's own failures.
+    pub failed: Counter,
+    /// The caller's mistakes and overload.
+    pub refused: Counter,
+    /// Clients that went away.
+    pub abandoned: Counter,
+    /// From the end of the request head to the answer, seconds.
+    pub latency: Histogram,
+    /// In the engine's queue, seconds.
+    pub queue: Histogram,
+    /// Rows that ran together.
+    pub batch_rows: Histogram,
+}
+
+type VersionMap = HashMap<String, HashMap<u64, Arc<VersionMetrics>>>;
+
+/// All metrics of the process.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    outcomes: Family<OutcomeLabels, Counter>,
+    latency: Family<VersionLabels, Histogram, fn() -> Histogram>,
+    queue: Family<VersionLabels, Histogram, fn() -> Histogram>,
+    batch_rows: Family<VersionLabels, Histogram, fn() -> Histogram>,
+    breaker: Family<VersionLabels, Gauge>,
+    refusals: Family<RefusalLabels, Counter>,
+    versions: RwLock<VersionMap>,
+    /// Requests being worked on.
+    pub in_flight: Gauge,
+    /// Number of the policy in force.
+    pub policy_generation: Gauge<u64, AtomicU64>,
+    /// Policy files that were refused.
+    pub policy_rejected: Counter,
+    /// Times the engine was started.
+    pub engine_starts: Counter,
+    /// 1 while the engine is connected.
+    pub engine_up: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// 100 µs to 26 s.
+    fn seconds() -> Histogram {
+        Histogram::new(exponential_buckets(0.000_1, 2.0, 19))
+    }
+
+    /// 1 to 1,024 rows.
+    fn rows() -> Histogram {
+        Histogram::new(exponential_buckets(1.0, 2.0, 11))
+    }
+
+    /// Registers everything.
+    pub fn new() -> Self {
+        let mut registry = Registry::with_prefix("penstock");
+        let metrics = Self {
+            outcomes: Family::default(),
+            latency: Family::new_with_constructor(Self::seconds),
+            queue: Family::new_with_constructor(Self::seconds),
+            batch_rows: Family::new_with_constructor(Self::rows),
+            breaker: Family::default(),
+            refusals: Family::default(),
+            versions: RwLock::default(),
+            in_flight: Gauge::default(),
+            policy_generation: Gauge::default(),
+            policy_rejected: Counter::default(),
+            engine_starts: Counter::default(),
+            engine_up: Gauge::default(),
+            registry: Registry::default(),
+        };
+        registry.register(
+            "requests",
+            "Infer requests that reached a version, by outcome",
+            metrics.outcomes.clone(),
+        );
+        registry.register_with_unit(
+            "request_duration",
+            "Whole time of a request in the proxy",
+            Unit::Seconds,
+            metrics.latency.clone(),
+        );
+        registry.register_with_unit(
+            "engine_queue_duration",
+            "Wait in the engine's queue",
+            Unit::Seconds,
+            metrics.queue.clone(),
+        );
+        registry.register(
+            "batch_rows",
+            "Rows that ran together with a request's own",
+            metrics.batch_rows.clone(),
+        );
+        registry.register("breaker_state", "0 passing, 1 probing, 2 tripped", metrics.breaker.clone());
+        registry.register("refusals", "Requests that got no answer, by reason", metrics.refusals.clone());
+        registry.register("requests_in_flight", "Requests being worked on", metrics.in_flight.clone());
+        registry.register(
+            "policy_generation",
+            "Number of the policy in force",
+            metrics.policy_generation.clone(),
+        );
+        registry.register(
+            "policy_rejected",
+            "Policy files that were refused",
+            metrics.policy_rejected.clone(),
+        );
+        registry.register("engine_starts", "Times the engine was started", metrics.engine_starts.clone());
+        registry.register("engine_up", "1 while the engine is connected", metrics.engine_up.clone());
+        Self { registry, ..metrics }
+    }
+
+    /// The handles of a version that exists.
+    pub fn version(&self, model: &str, version: u64) -> Arc<VersionMetrics> {
+        let known = self.versions.read().expect("never poisoned: no panic while held");
+        if let Some(handles) = known.get(model).and_then(|versions| versions.get(&version)) {
+            return handles.clone();
+        }
+        drop(known);
+        let handles = Arc::new(self.resolve(model, version));
+        let mut known = self.versions.write().expect("never poisoned: no panic while held");
+        known.entry(model.to_owned()).or_default().entry(version).or_insert(handles).clone()
+    }
+
+    fn resolve(&self, model: &str, version: u64) -> VersionMetrics {
+        let labels = VersionLabels { model: model.to_owned(), version };
+        let outcome = |outcome| {
+            self.outcomes.get_or_create_owned(&OutcomeLabels { model: model.to_owned(), version, outcome })
+        };
+        VersionMetrics {
+            served: outcome("served"),
+            failed: outcome("failed"),
+            refused: outcome("refused"),
+            abandoned: outcome("abandoned"),
+            latency: self.latency.get_or_create_owned(&labels),
+            queue: self.queue.get_or_create_owned(&labels),
+            batch_rows: self.batch_rows.get_or_create_owned(&labels),
+        }
+    }
+
+    /// Counts a refusal.
+    pub fn refuse(&self, reason: &'static str) {
+        self.refusals.get_or_create_owned(&RefusalLabels { reason }).inc();
+    }
+
+    /// Sets the state of a version's breaker.
+    pub fn set_breaker(&self, breaker: &BreakerStatus) {
+        let state = match breaker.state {
+            BreakerState::Passing => 0,
+            BreakerState::Probing => 1,
+            BreakerState::Tripped { .. } => 2,
+        };
+        let labels = VersionLabels { model: breaker.model.to_string(), version: breaker.version.0 };
+        self.breaker.get_or_create_owned(&labels).set(state);
+    }
+
+    /// OpenMetrics text.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry)
+            .expect("a String takes any text");
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_version_is_resolved_once_and_counted_under_its_labels() {
+        let metrics = Metrics::new();
+        metrics.version("digits", 2).served.inc();
+        metrics.version("digits", 2).served.inc();
+        metrics.refuse("rate_limited");
+        let text = metrics.encode();
+        assert!(
+            text.contains(r#"penstock_requests_total{model="digits",version="2",outcome="served"} 2"#),
+            "{text}"
+        );
+        assert!(text.contains(r#"penstock_refusals_total{reason="rate_limited"} 1"#), "{text}");
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

@@ -1,0 +1,72 @@
+//! The second port: metrics and health for those who watch the process rather than use it. Never serves
+//! inference.
+
+use crate::describe;
+use crate::drain::Drain;
+use crate::infer::Path;
+use crate::metrics::Metrics;
+use async_trait::async_trait;
+use http::{Response, StatusCode, header};
+use pingora::apps::http_app::ServeHttp;
+use pingora::protocols::http::ServerSession;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Serves `/metrics` and `/v2/health/*`.
+#[derive(Debug)]
+pub struct Monitor {
+    /// What is shown.
+    pub metrics: Arc<Metrics>,
+    /// Where breakers and readiness are read.
+    pub path: Arc<Path>,
+    /// Whether the process is stopping.
+    pub drain: Arc<Drain>,
+}
+
+#[async_trait]
+impl ServeHttp for Monitor {
+    async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        match session.req_header().uri.path() {
+            "/metrics" => self.show_metrics(),
+            "/v2/health/live" => respond(StatusCode::OK, "application/json", r#"{"live":true}"#.into()),
+            "/v2/health/ready" if self.is_ready() => {
+                respond(StatusCode::OK, "application/json", r#"{"ready":true}"#.into())
+            }
+            "/v2/health/ready" => {
+                respond(StatusCode::SERVICE_UNAVAILABLE, "application/json", r#"{"ready":false}"#.into())
+            }
+            _ => respond(
+                StatusCode::NOT_FOUND,
+                "application/json",
+                r#"{"error":"here are /metrics, /v2/health/live and /v2/health/ready"}"#.into(),
+            ),
+        }
+    }
+}
+
+impl Monitor {
+    fn show_metrics(&self) -> Response<Vec<u8>> {
+        for breaker in self.path.ledger.breakers(Instant::now()) {
+            self.metrics.set_breaker(&breaker);
+        }
+        respond(
+            StatusCode::OK,
+            "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            self.metrics.encode(),
+        )
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.drain.has_begun()
+            && describe::is_ready(&self.path.directory.load(), &self.path.live.load().snapshot)
+    }
+}
+
+fn respond(status: StatusCode, content_type: &'static str, body: String) -> Response<Vec<u8>> {
+    Response::builder()
+        .status(status)
+        .header(header::CONTENT_TYPE, content_type)
+        .header(header::CONTENT_LENGTH, body.len())
+        .body(body.into_bytes())
+        .expect("status and headers are constants")
+}

@@ -1,0 +1,137 @@
+//! The closed list of ways in which a request can end without an answer, and what each looks like from
+//! outside. Decides status, wording and retry advice; never where a refusal arises.
+
+use http::StatusCode;
+use std::time::Duration;
+
+/// Why there is no answer. The text goes to the client as `{"error": "…"}`.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The request does not make sense: syntax, names, shapes, values.
+    #[error("{0}")]
+    Invalid(String),
+    /// No such path, model or version.
+    #[error("{0}")]
+    NotFound(String),
+    /// The path exists, this method of it does not.
+    #[error("use {allow} here")]
+    Method {
+        /// What the path answers to.
+        allow: &'static str,
+    },
+    /// The body exceeds the configured limit.
+    #[error("the body exceeds the limit of {limit} bytes")]
+    TooLarge {
+        /// Bytes allowed.
+        limit: usize,
+    },
+    /// The body stopped coming before it was whole.
+    #[error("the body did not arrive within {waited:?}")]
+    BodyTimeout {
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// A rate limit of the policy.
+    #[error("limit `{limit}` is exhausted, retry in {:.3} s", retry_after.as_secs_f64())]
+    Limited {
+        /// Its name in the policy.
+        limit: std::sync::Arc<str>,
+        /// Exact time until this request would pass.
+        retry_after: Duration,
+    },
+    /// Too many requests in flight, here or in the engine's queue.
+    #[error("overloaded: {0}")]
+    Overloaded(String),
+    /// The version's breaker is open.
+    #[error("version {version} of model `{model}` keeps failing, its breaker lets nothing through for {:.3} s", retry_after.as_secs_f64())]
+    Tripped {
+        /// Which model.
+        model: String,
+        /// Which version.
+        version: u64,
+        /// Time until the breaker tries again.
+        retry_after: Duration,
+    },
+    /// The version exists in policy or index but does not answer now.
+    #[error("{0}")]
+    NotReady(String),
+    /// The engine is down or went down with this request.
+    #[error("the engine is not available: {0}")]
+    EngineDown(String),
+    /// The deadline passed first.
+    #[error("no answer within the deadline of {:.3} s", deadline.as_secs_f64())]
+    DeadlineExceeded {
+        /// The time this request was given.
+        deadline: Duration,
+    },
+    /// The model failed on this input.
+    #[error("the model failed: {0}")]
+    ModelFailed(String),
+    /// The engine or this process broke a promise.
+    #[error("internal error: {0}")]
+    Internal(String),
+    /// The client closed the connection; nobody reads this.
+    #[error("the client went away")]
+    ClientGone,
+}
+
+impl Refusal {
+    /// How long a client should wait at least, where waiting helps and the policy does not say better.
+    const RETRY_SOON: Duration = Duration::from_secs(1);
+
+    /// The HTTP status.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
+            Self::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Overloaded(_) | Self::Tripped { .. } | Self::NotReady(_) | Self::EngineDown(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::DeadlineExceeded { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::ModelFailed(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            // Nobody reads it; nginx's number keeps metrics telling.
+            Self::ClientGone => StatusCode::from_u16(499).expect("499 is a three-digit status"),
+        }
+    }
+
+    /// The value of the `reason` label in metrics and spans.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "invalid",
+            Self::NotFound(_) => "not_found",
+            Self::Method { .. } => "method",
+            Self::TooLarge { .. } => "too_large",
+            Self::BodyTimeout { .. } => "body_timeout",
+            Self::Limited { .. } => "rate_limited",
+            Self::Overloaded(_) => "overloaded",
+            Self::Tripped { .. } => "breaker",
+            Self::NotReady(_) => "not_ready",
+            Self::EngineDown(_) => "engine_down",
+            Self::DeadlineExceeded { .. } => "deadline",
+            Self::ModelFailed(_) => "model_failed",
+            Self::Internal(_) => "internal",
+            Self::ClientGone => "client_gone",
+        }
+    }
+
+    /// When to come back; `None` where coming back with the same request is pointless or unsafe.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Limited { retry_after, .. } | Self::Tripped { retry_after, .. } => Some(*retry_after),
+            Self::Overloaded(_) | Self::NotReady(_) | Self::EngineDown(_) => Some(Self::RETRY_SOON),
+            Self::Invalid(_)
+            | Self::NotFound(_)
+            | Self::Method { .. }
+            | Self::TooLarge { .. }
+            | Self::BodyTimeout { .. }
+            | Self::DeadlineExceeded { .. }
+            | Self::ModelFailed(_)
+            | Self::Internal(_)
+            | Self::ClientGone => None,
+        }
+    }
+}

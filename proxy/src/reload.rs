@@ -1,0 +1,143 @@
+//! Watches the policy file and publishes what it says. Decides when to read; a file that does not compile
+//! changes nothing.
+//!
+//! Events only mean "look": what counts is whether the bytes changed. The folder is watched, not the file,
+//! because editors replace files by renaming and Kubernetes replaces a symlink two levels up; a slow poll
+//! covers file systems that send no events.
+
+use crate::directory::Directory;
+use crate::metrics::Metrics;
+use anyhow::Context;
+use notify::Watcher;
+use policies::{Ledger, Live};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+/// Keeps [`Live`] in step with a file.
+#[derive(Debug)]
+pub struct Reload {
+    /// The policy file.
+    pub file: PathBuf,
+    /// Where it is published.
+    pub live: Arc<Live>,
+    /// Told what is gone.
+    pub ledger: Arc<Ledger>,
+    /// Knows which versions still exist.
+    pub directory: Arc<Directory>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// What was last read.
+    pub seen: Vec<u8>,
+}
+
+/// Writers need a moment between truncating a file and finishing it.
+const SETTLE: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_secs(5);
+
+impl Reload {
+    /// Watches for ever.
+    pub async fn run(mut self) {
+        let (changed, mut changes) = mpsc::channel(1);
+        let _watcher = match watch(&self.file, changed) {
+            Ok(watcher) => Some(watcher),
+            Err(error) => {
+                tracing::warn!("policy file is polled every {POLL:?}: {error:#}");
+                None
+            }
+        };
+        let mut hangup = signal(SignalKind::hangup()).expect("signal handlers can be installed at start");
+        loop {
+            tokio::select! {
+                Some(()) = changes.recv() => settle(&mut changes).await,
+                () = tokio::time::sleep(POLL) => {}
+                _ = hangup.recv() => {
+                    tracing::info!("SIGHUP: reading {}", self.file.display());
+                    self.seen.clear(); // read it again even if it is the same, so that its errors are told again
+                }
+            }
+            self.look().await;
+        }
+    }
+
+    async fn look(&mut self) {
+        let bytes = match tokio::fs::read(&self.file).await {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                // In the middle of a replacement there is a moment without a file; gone for good is told once.
+                if !self.seen.is_empty() {
+                    tracing::error!("policy stays as it is: cannot read {}: {error}", self.file.display());
+                    self.metrics.policy_rejected.inc();
+                    self.seen.clear();
+                }
+                return;
+            }
+        };
+        if bytes == self.seen {
+            return;
+        }
+        match compile(&bytes, &self.file) {
+            Ok(snapshot) => {
+                let published = self.live.publish(snapshot);
+                if published.changed {
+                    let models = self.directory.load();
+                    self.ledger.retain(&self.live.load().snapshot, |model, version| {
+                        models.entry(model, version.0).is_some()
+                    });
+                    self.metrics.policy_generation.set(published.generation);
+                    tracing::info!("policy generation {} is in force", published.generation);
+                }
+            }
+            Err(error) => {
+                tracing::error!("policy stays as it is:\n{error}");
+                self.metrics.policy_rejected.inc();
+            }
+        }
+        self.seen = bytes;
+    }
+}
+
+/// Reads a policy file for the first time.
+pub fn read(file: &Path) -> anyhow::Result<(policies::Snapshot, Vec<u8>)> {
+    let bytes =
+        std::fs::read(file).with_context(|| format!("cannot read the policy file {}", file.display()))?;
+    let snapshot = compile(&bytes, file).map_err(anyhow::Error::msg)?;
+    Ok((snapshot, bytes))
+}
+
+fn compile(bytes: &[u8], file: &Path) -> Result<policies::Snapshot, String> {
+    let origin = file.display().to_string();
+    let text = std::str::from_utf8(bytes).map_err(|error| format!("{origin}: not UTF-8: {error}"))?;
+    if text.trim().is_empty() {
+        // What a reader sees between an editor's truncating a file and writing it.
+        return Err(format!("{origin}: the file is empty; for no policy at all write `models: {{}}`"));
+    }
+    policies::parse(text, &origin).map_err(|errors| errors.to_string())
+}
+
+fn watch(file: &Path, changed: mpsc::Sender<()>) -> anyhow::Result<notify::RecommendedWatcher> {
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Reading the file is an event too, and no reason to read it again.
+        if !event.is_ok_and(|event| event.kind.is_access()) {
+            // Full or closed: somebody will look anyway, or nobody is left to.
+            let _ = changed.try_send(());
+        }
+    })?;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    watcher
+        .watch(folder, notify::RecursiveMode::NonRecursive)
+        .with_context(|| format!("cannot watch {}", folder.display()))?;
+    Ok(watcher)
+}
+
+/// Waits until changes stop coming, but not for ever.
+async fn settle(changes: &mut mpsc::Receiver<()>) {
+    for _ in 0..20 {
+        match tokio::time::timeout(SETTLE, changes.recv()).await {
+            Ok(Some(())) => {}
+            Ok(None) | Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Which question a path asks. Decides by path and method only; never looks at policy or models.
+
+use crate::refusal::Refusal;
+use http::Method;
+
+/// What is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route<'a> {
+    /// `GET /v2`: who is this server.
+    Server,
+    /// `GET /v2/health/live`.
+    Live,
+    /// `GET /v2/health/ready`.
+    Ready,
+    /// `GET /v2/models/{m}[/versions/{v}]`: inputs and outputs.
+    Model(Target<'a>),
+    /// `GET /v2/models/{m}[/versions/{v}]/ready`.
+    ModelReady(Target<'a>),
+    /// `POST /v2/models/{m}[/versions/{v}]/infer`.
+    Infer(Target<'a>),
+}
+
+/// Which model, and which version if the path pins one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target<'a> {
+    /// Model name.
+    pub model: &'a str,
+    /// Version in the path; it beats the policy.
+    pub pinned: Option<u64>,
+}
+
+impl<'a> Route<'a> {
+    /// Parses `path` (without its query).
+    pub fn parse(method: &Method, path: &'a str) -> Result<Self, Refusal> {
+        let (route, allow) = Self::of_path(path)?;
+        let fits = match allow {
+            "GET" => method == Method::GET || method == Method::HEAD,
+            _ => method == Method::POST,
+        };
+        if fits { Ok(route) } else { Err(Refusal::Method { allow }) }
+    }
+
+    /// The path with placeholders, for spans and metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Server => "/v2",
+            Self::Live => "/v2/health/live",
+            Self::Ready => "/v2/health/ready",
+            Self::Model(Target { pinned: None, .. }) => "/v2/models/{model}",
+            Self::Model(_) => "/v2/models/{model}/versions/{version}",
+            Self::ModelReady(Target { pinned: None, .. }) => "/v2/models/{model}/ready",
+            Self::ModelReady(_) => "/v2/models/{model}/versions/{version}/ready",
+            Self::Infer(Target { pinned: None, .. }) => "/v2/models/{model}/infer",
+            Self::Infer(_) => "/v2/models/{model}/versions/{version}/infer",
+        }
+    }
+
+    fn of_path(path: &'a str) -> Result<(Self, &'static str), Refusal> {
+        let unknown = || Refusal::NotFound(format!("no such path: {path}"));
+        let rest = path.strip_prefix("/v2").ok_or_else(unknown)?;
+        match rest {
+            "" | "/" => return Ok((Self::Server, "GET")),
+            "/health/live" => return Ok((Self::Live, "GET")),
+            "/health/ready" => return Ok((Self::Ready, "GET")),
+            _ => {}
+        }
+        let rest = rest.strip_prefix("/models/").ok_or_else(unknown)?;
+        let (model, rest) = rest.split_once('/').unwrap_or((rest, ""));
+        let (pinned, rest) = match rest.strip_prefix("versions/") {
+            None => (None, rest),
+            Some(rest) => {
+                let (version, rest) = rest.split_once('/').unwrap_or((rest, ""));
+                let version = version.parse().map_err(|_| {
+                    Refusal::NotFound(format!(
+                        "version `{version}` of model `{model}`: versions are whole numbers"
+                    ))
+                })?;
+                (Some(version), rest)
+            }
+        };
+        if model.is_empty() {
+            return Err(unknown());
+        }
+        let target = Target { model, pinned };
+        match rest {
+            "" => Ok((Self::Model(target), "GET")),
+            "ready" => Ok((Self::ModelReady(target), "GET")),
+            "infer" => Ok((Self::Infer(target), "POST")),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn get(path: &str) -> Result<Route<'_>, Refusal> {
+        Route::parse(&Method::GET, path)
+    }
+
+    #[test]
+    fn paths_name_their_question() {
+        let digits = |pinned| Target { model: "digits", pinned };
+        assert_eq!(get("/v2"), Ok(Route::Server));
+        assert_eq!(get("/v2/health/live"), Ok(Route::Live));
+        assert_eq!(get("/v2/health/ready"), Ok(Route::Ready));
+        assert_eq!(get("/v2/models/digits"), Ok(Route::Model(digits(None))));
+        assert_eq!(get("/v2/models/digits/versions/2"), Ok(Route::Model(digits(Some(2)))));
+        assert_eq!(get("/v2/models/digits/versions/2/ready"), Ok(Route::ModelReady(digits(Some(2)))));
+        let infer = Route::parse(&Method::POST, "/v2/models/digits/infer");
+        assert_eq!(infer, Ok(Route::Infer(digits(None))));
+    }
+
+    #[test]
+    fn a_wrong_method_says_the_right_one() {
+        assert_eq!(get("/v2/models/digits/infer"), Err(Refusal::Method { allow: "POST" }));
+        assert_eq!(Route::parse(&Method::POST, "/v2"), Err(Refusal::Method { allow: "GET" }));
+        assert_eq!(Route::parse(&Method::HEAD, "/v2/health/live"), Ok(Route::Live));
+    }
+
+    #[test]
+    fn anything_else_is_not_found() {
+        for path in [
+            "/",
+            "/v3",
+            "/v2/models",
+            "/v2/models/",
+            "/v2/models//infer",
+            "/v2/models/a/b",
+            "/v2/models/a/versions/x",
+            "/v2x",
+        ] {
+            assert!(matches!(get(path), Err(Refusal::NotFound(_))), "{path}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Builds the process from its configuration and runs it: pingora's services, the background work, the way
+//! out. Decides who owns what; never handles a request.
+//!
+//! ```text
+//! http    pingora, `workers` threads     Service ── Path ── Links ══▶ engine
+//! monitor pingora, 1 thread              Monitor
+//! control pingora background, 1 thread   Supervisor, Reload, the end of Drain
+//! ```
+
+use crate::config::Config;
+use crate::directory::Directory;
+use crate::drain::{Drain, StopSignal};
+use crate::infer::{Path, Slots};
+use crate::link::Links;
+use crate::metrics::Metrics;
+use crate::monitor::Monitor;
+use crate::reload::{self, Reload};
+use crate::service::Service;
+use crate::supervisor::Supervisor;
+use crate::trace::Tracer;
+use anyhow::Context;
+use async_trait::async_trait;
+use pingora::apps::HttpServerOptions;
+use pingora::proxy::ProxyServiceBuilder;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server, ShutdownWatch};
+use pingora::services::background::{BackgroundService, background_service};
+use pingora::services::listening::Service as ListeningService;
+use policies::{Ledger, Live, Snapshot};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// Serves until told to stop. `banner` is printed once everything listens.
+pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
+    must_be_free(config.http, "listen.http")?;
+    must_be_free(config.monitor, "listen.monitor")?;
+    let (snapshot, seen) = match &config.policies {
+        Some(file) => reload::read(file)?,
+        None => (Snapshot::default(), Vec::new()),
+    };
+    let metrics = Arc::new(Metrics::new());
+    let tracer = config.traces.as_ref().map(Tracer::new).transpose().context("traces")?.map(Arc::new);
+    let drain = Arc::new(Drain::default());
+    let path = Arc::new(Path {
+        live: Arc::new(Live::new(snapshot)),
+        ledger: Arc::new(Ledger::new()),
+        directory: Arc::new(Directory::default()),
+        links: Links::new(config.socket.clone()),
+        body: config.body,
+        slots: Slots::new(config.in_flight_max),
+    });
+    metrics.policy_generation.set(path.live.load().number);
+
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
+    server.bootstrap();
+    let conf = server.configuration.clone();
+    let service = Service {
+        path: path.clone(),
+        drain: drain.clone(),
+        metrics: metrics.clone(),
+        tracer: tracer.clone(),
+    };
+    let mut options = HttpServerOptions::default();
+    options.keepalive_request_limit = Some(KEEPALIVE_REQUESTS_MAX);
+    let mut http = ProxyServiceBuilder::new(&conf, service).name("http").server_options(options).build();
+    http.add_tcp(&config.http.to_string());
+    http.threads = Some(config.workers);
+    let mut monitor = ListeningService::new(
+        "monitor".into(),
+        Monitor { metrics: metrics.clone(), path: path.clone(), drain: drain.clone() },
+    );
+    monitor.add_tcp(&config.monitor.to_string());
+    monitor.threads = Some(1);
+    let reload = config.policies.clone().map(|file| Reload {
+        file,
+        live: path.live.clone(),
+        ledger: path.ledger.clone(),
+        directory: path.directory.clone(),
+        metrics: metrics.clone(),
+        seen,
+    });
+    let supervisor = Supervisor {
+        socket: config.socket.clone(),
+        command: config.engine.clone(),
+        directory: path.directory.clone(),
+        metrics: metrics.clone(),
+    };
+    let control = Control {
+        work: Mutex::new(Some((supervisor, reload))),
+        drain: drain.clone(),
+        drain_timeout: config.drain.timeout,
+        metrics,
+        tracer,
+    };
+    server.add_service(http);
+    server.add_service(monitor);
+    server.add_service(background_service("control", control));
+    println!("{banner}");
+    server.run(RunArgs { shutdown_signal: Box::new(StopSignal { drain, delay: config.drain.delay }) });
+    Ok(())
+}
+
+/// A connection is closed after this many requests, and with it goes what its buffers have grown to.
+const KEEPALIVE_REQUESTS_MAX: u32 = 100_000;
+
+fn server_conf(config: &Config) -> ServerConf {
+    ServerConf {
+        // Each worker is a runtime of its own: a request, its frame and its answer share a thread.
+        work_stealing: false,
+        // An upper bound: `Control` ends the process as soon as the last request is answered.
+        grace_period_seconds: Some(config.drain.timeout.as_secs() + EXIT_MAX.as_secs()),
+        graceful_shutdown_timeout_seconds: Some(1),
+        ..ServerConf::default()
+    }
+}
+
+/// Pingora binds in a background task and panics there: look before.
+fn must_be_free(address: SocketAddr, setting: &str) -> anyhow::Result<()> {
+    std::net::TcpListener::bind(address)
+        .map(drop)
+        .with_context(|| format!("{setting}: cannot listen on {address}; is another penstock running?"))
+}
+
+/// Time for the engine to stop and for the last spans to leave.
+const EXIT_MAX: Duration = Duration::from_secs(15);
+
+/// The background work.
+struct Control {
+    /// Taken when the service starts.
+    work: Mutex<Option<(Supervisor, Option<Reload>)>>,
+    drain: Arc<Drain>,
+    drain_timeout: Duration,
+    metrics: Arc<Metrics>,
+    tracer: Option<Arc<Tracer>>,
+}
+
+#[async_trait]
+impl BackgroundService for Control {
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        let work = self.work.lock().expect("never poisoned: taken once").take();
+        let Some((supervisor, reload)) = work else { return };
+        if let Some(reload) = reload {
+            tokio::spawn(reload.run());
+        }
+        let (stop, stopped) = watch::channel(false);
+        let engine = tokio::spawn(async move { supervisor.run(stopped).await });
+        self.drain.finished(&self.metrics, self.drain_timeout).await;
+        tracing::info!("nothing is in flight any more: stopping the engine");
+        stop.send_replace(true);
+        if engine.await.is_err() {
+            tracing::error!("the supervisor panicked");
+        }
+        let tracer = self.tracer.clone();
+        let flushed =
+            tokio::task::spawn_blocking(move || tracer.map(|tracer| tracer.shutdown(Duration::from_secs(2))));
+        let _ = flushed.await;
+        // Everything is answered; pingora would sleep for the rest of its grace period.
+        std::process::exit(0);
+    }
+}

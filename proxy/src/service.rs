@@ -1,0 +1,230 @@
+//! Pingora's hooks, in the order in which it calls them, and how an answer is written. Decides nothing about
+//! inference: that is [`crate::infer`]'s.
+//!
+//! Every request is answered in `request_filter`, because the engine is reached over our own link; pingora's
+//! native proxying is not entered.
+
+use crate::body;
+use crate::describe;
+use crate::drain::Drain;
+use crate::encode::Encoded;
+use crate::infer::Path;
+use crate::metrics::Metrics;
+use crate::record::Record;
+use crate::refusal::Refusal;
+use crate::route::Route;
+use crate::trace::Tracer;
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderName, Method, StatusCode, header};
+use pingora::http::ResponseHeader;
+use pingora::modules::http::HttpModules;
+use pingora::protocols::http::ServerSession;
+use pingora::proxy::{ProxyHttp, Session};
+use pingora::upstreams::peer::HttpPeer;
+use rand::Rng;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The HTTP service.
+#[derive(Debug)]
+pub struct Service {
+    /// The infer path.
+    pub path: Arc<Path>,
+    /// Whether the process is stopping.
+    pub drain: Arc<Drain>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Present when traces are on.
+    pub tracer: Option<Arc<Tracer>>,
+}
+
+/// A connection that stays silent between requests for this long is closed.
+const KEEPALIVE_SECONDS: u64 = 75;
+/// A client that stops reading or writing in the middle of a message for this long is dropped.
+const STALL_MAX: Duration = Duration::from_secs(30);
+
+const VERSION: HeaderName = HeaderName::from_static("x-penstock-version");
+const GENERATION: HeaderName = HeaderName::from_static("x-penstock-generation");
+const JSON_LEN: HeaderName = HeaderName::from_static("inference-header-content-length");
+
+#[async_trait]
+impl ProxyHttp for Service {
+    type CTX = Record;
+
+    fn new_ctx(&self) -> Record {
+        Record::begin(&self.metrics)
+    }
+
+    /// None: compression and the like are not wanted between neighbours on one machine.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
+    async fn request_filter(&self, session: &mut Session, record: &mut Record) -> pingora::Result<bool> {
+        let session = session.as_downstream_mut();
+        set_timeouts(session);
+        if let Some(tracer) = &self.tracer {
+            record.trace = tracer.begin(&session.req_header().headers, rand::rng().random());
+        }
+        let answer = match self.answer(session, record).await {
+            Ok(answer) => answer,
+            Err(refusal) => {
+                record.refuse(&refusal);
+                if matches!(refusal, Refusal::ClientGone) {
+                    record.status = refusal.status().as_u16();
+                    session.set_keepalive(None);
+                    return Ok(true);
+                }
+                body::discard(session).await;
+                Answer::refusal(&refusal)
+            }
+        };
+        record.status = answer.status.as_u16();
+        write(session, answer, record).await?;
+        Ok(true)
+    }
+
+    async fn upstream_peer(
+        &self,
+        _session: &mut Session,
+        _record: &mut Record,
+    ) -> pingora::Result<Box<HttpPeer>> {
+        unreachable!("request_filter has answered")
+    }
+
+    async fn logging(&self, _session: &mut Session, error: Option<&pingora::Error>, record: &mut Record) {
+        if error.is_some() && record.refusal.is_none() {
+            record.refuse(&Refusal::ClientGone); // the answer could not be written
+        }
+        record.close(&self.metrics, self.tracer.as_deref());
+    }
+
+    fn suppress_error_log(&self, _session: &Session, _record: &Record, _error: &pingora::Error) -> bool {
+        true // counted in `logging`; a client that leaves is no error of ours
+    }
+}
+
+impl Service {
+    async fn answer(&self, session: &mut ServerSession, record: &mut Record) -> Result<Answer, Refusal> {
+        // Cheap to clone, and the path must outlive the reads of the body.
+        let uri = session.req_header().uri.clone();
+        record.method = session.req_header().method.clone();
+        let route = Route::parse(&record.method, uri.path())?;
+        record.route = route.name();
+        match route {
+            Route::Infer(target) => Ok(Answer::inferred(self.path.infer(session, target, record).await?)),
+            Route::Server => Ok(Answer::json(StatusCode::OK, &describe::server())),
+            Route::Live => Ok(Answer::json(StatusCode::OK, &serde_json::json!({"live": true}))),
+            Route::Ready => Ok(Answer::readiness(serde_json::json!({}), self.is_ready())),
+            Route::Model(target) => {
+                Ok(Answer::json(StatusCode::OK, &describe::model(&self.path.directory.load(), target)?))
+            }
+            Route::ModelReady(target) => {
+                let generation = self.path.live.load();
+                let ready =
+                    describe::is_target_ready(&self.path.directory.load(), &generation.snapshot, target)?;
+                Ok(Answer::readiness(
+                    serde_json::json!({"name": target.model}),
+                    ready && !self.drain.has_begun(),
+                ))
+            }
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        !self.drain.has_begun()
+            && describe::is_ready(&self.path.directory.load(), &self.path.live.load().snapshot)
+    }
+}
+
+fn set_timeouts(session: &mut ServerSession) {
+    // Pingora keeps connections open for ever unless told so at each request; where it has already decided
+    // to close, that stands.
+    if session.get_keepalive().is_some() {
+        session.set_keepalive(Some(KEEPALIVE_SECONDS));
+    }
+    session.set_read_timeout(Some(STALL_MAX));
+    session.set_write_timeout(Some(STALL_MAX));
+    // A client may send its next request before this one is answered (RFC 9112, 9.3.2).
+    session.set_pipelining_enabled(true);
+}
+
+/// A whole response.
+#[derive(Debug)]
+struct Answer {
+    status: StatusCode,
+    content_type: &'static str,
+    body: Bytes,
+    json_len: Option<usize>,
+    retry_after: Option<Duration>,
+    allow: Option<&'static str>,
+}
+
+impl Answer {
+    fn json(status: StatusCode, body: &serde_json::Value) -> Self {
+        Self {
+            status,
+            content_type: "application/json",
+            body: body.to_string().into(),
+            json_len: None,
+            retry_after: None,
+            allow: None,
+        }
+    }
+
+    fn inferred(encoded: Encoded) -> Self {
+        let content_type =
+            if encoded.json_len.is_some() { "application/octet-stream" } else { "application/json" };
+        Self {
+            status: StatusCode::OK,
+            content_type,
+            body: encoded.body,
+            json_len: encoded.json_len,
+            retry_after: None,
+            allow: None,
+        }
+    }
+
+    /// 503 rather than Triton's 400: every prober takes both for "not ready", and only this says "not now".
+    fn readiness(mut body: serde_json::Value, ready: bool) -> Self {
+        body["ready"] = ready.into();
+        Self::json(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+    }
+
+    fn refusal(refusal: &Refusal) -> Self {
+        let body = serde_json::json!({"error": refusal.to_string()});
+        let allow = match refusal {
+            Refusal::Method { allow } => Some(*allow),
+            _ => None,
+        };
+        Self { retry_after: refusal.retry_after(), allow, ..Self::json(refusal.status(), &body) }
+    }
+}
+
+async fn write(session: &mut ServerSession, answer: Answer, record: &Record) -> pingora::Result<()> {
+    let mut head = ResponseHeader::build_no_case(answer.status, Some(8))?;
+    head.insert_header(header::CONTENT_TYPE, answer.content_type)?;
+    head.set_content_length(answer.body.len())?;
+    if let Some((_, version)) = &record.version {
+        head.insert_header(VERSION, *version)?;
+    }
+    if record.generation > 0 {
+        head.insert_header(GENERATION, record.generation)?;
+    }
+    if let Some(json_len) = answer.json_len {
+        head.insert_header(JSON_LEN, json_len)?;
+    }
+    if let Some(retry_after) = answer.retry_after {
+        // Whole seconds, rounded up: earlier would be refused again.
+        head.insert_header(
+            header::RETRY_AFTER,
+            retry_after.as_nanos().div_ceil(1_000_000_000).max(1) as u64,
+        )?;
+    }
+    if let Some(allow) = answer.allow {
+        head.insert_header(header::ALLOW, allow)?;
+    }
+    let bodiless = session.req_header().method == Method::HEAD;
+    session.write_response_header(Box::new(head)).await?;
+    let body = if bodiless { Bytes::new() } else { answer.body };
+    session.write_response_body(body, true).await
+}

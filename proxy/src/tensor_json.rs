@@ -1,0 +1,424 @@
+//! Tensor values between JSON and little-endian bytes, without a tree in between. Decides which JSON values
+//! a datatype accepts; never rounds a value into one that it does not hold.
+//!
+//! JSON has no NaN or Infinity, yet Python's writer emits the bare words and Triton accepts them. They are
+//! read here as the strings `"NaN"`, `"Infinity"`, `"-Infinity"`; [`quote_non_finite`] turns the words into
+//! these strings for the rare body that has them, so that the strict and fast parser stays the only one.
+
+use serde::de::{DeserializeSeed, Deserializer, Error, SeqAccess, Visitor};
+use std::fmt;
+use wire::{Datatype, element_count};
+
+/// A tensor whose values are being appended to `bytes`.
+pub(crate) struct TensorData<'a> {
+    /// Where the elements go.
+    pub(crate) bytes: &'a mut Vec<u8>,
+    /// What each element is.
+    pub(crate) datatype: Datatype,
+    /// Its declared shape; data may be flat or nested accordingly.
+    pub(crate) shape: &'a [u64],
+}
+
+impl<'de> DeserializeSeed<'de> for TensorData<'_> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        let elements = element_count(self.shape)
+            .ok_or_else(|| D::Error::custom(format_args!("shape {:?} overflows", self.shape)))?;
+        if matches!(self.datatype, Datatype::Fp16 | Datatype::Bf16) {
+            return Err(D::Error::custom(format_args!(
+                "{} has no JSON form, send it as binary data",
+                self.datatype.name()
+            )));
+        }
+        let mut values = Values {
+            bytes: self.bytes,
+            datatype: self.datatype,
+            shape: self.shape,
+            elements,
+            seen: 0,
+            depth: 0,
+        };
+        match deserializer.deserialize_any(&mut values)? {
+            Node::Array => {}
+            Node::Scalar => return Err(D::Error::custom("data is a single value, expected an array")),
+        }
+        if values.seen != elements {
+            return Err(D::Error::custom(format_args!(
+                "data has {} elements, shape {:?} has {elements}",
+                values.seen, self.shape
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// What a JSON value turned out to be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Node {
+    Scalar,
+    Array,
+}
+
+struct Values<'a> {
+    bytes: &'a mut Vec<u8>,
+    datatype: Datatype,
+    shape: &'a [u64],
+    elements: usize,
+    seen: usize,
+    depth: usize,
+}
+
+impl Values<'_> {
+    fn put<E: Error>(&mut self, little_endian: &[u8]) -> Result<Node, E> {
+        if self.seen == self.elements {
+            return Err(E::custom(format_args!(
+                "data has more than the {} elements of shape {:?}",
+                self.elements, self.shape
+            )));
+        }
+        self.seen += 1;
+        self.bytes.extend_from_slice(little_endian);
+        Ok(Node::Scalar)
+    }
+
+    fn refuse<E: Error>(&self, got: impl fmt::Display) -> E {
+        E::custom(format_args!("{got} does not fit {}", self.datatype.name()))
+    }
+
+    fn put_integer<E, I>(&mut self, value: I) -> Result<Node, E>
+    where
+        E: Error,
+        I: Copy + fmt::Display,
+        u8: TryFrom<I>,
+        i8: TryFrom<I>,
+        i16: TryFrom<I>,
+        i32: TryFrom<I>,
+        i64: TryFrom<I>,
+        f64: FromInteger<I>,
+    {
+        let misfit = || E::custom(format_args!("{value} does not fit {}", self.datatype.name()));
+        match self.datatype {
+            Datatype::Uint8 => {
+                u8::try_from(value).map_err(|_| misfit()).and_then(|v| self.put(&v.to_le_bytes()))
+            }
+            Datatype::Int8 => {
+                i8::try_from(value).map_err(|_| misfit()).and_then(|v| self.put(&v.to_le_bytes()))
+            }
+            Datatype::Int16 => {
+                i16::try_from(value).map_err(|_| misfit()).and_then(|v| self.put(&v.to_le_bytes()))
+            }
+            Datatype::Int32 => {
+                i32::try_from(value).map_err(|_| misfit()).and_then(|v| self.put(&v.to_le_bytes()))
+            }
+            Datatype::Int64 => {
+                i64::try_from(value).map_err(|_| misfit()).and_then(|v| self.put(&v.to_le_bytes()))
+            }
+            Datatype::Fp32 => self.put(&(f64::from_integer(value) as f32).to_le_bytes()),
+            Datatype::Fp64 => self.put(&f64::from_integer(value).to_le_bytes()),
+            Datatype::Bool | Datatype::Fp16 | Datatype::Bf16 => Err(misfit()),
+        }
+    }
+}
+
+/// Nearest double: what every JSON reader makes of a whole number.
+trait FromInteger<I> {
+    fn from_integer(value: I) -> f64;
+}
+
+impl FromInteger<u64> for f64 {
+    fn from_integer(value: u64) -> f64 {
+        value as f64
+    }
+}
+
+impl FromInteger<i64> for f64 {
+    fn from_integer(value: i64) -> f64 {
+        value as f64
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for &mut Values<'_> {
+    type Value = Node;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for &mut Values<'_> {
+    type Value = Node;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} values", self.datatype.name())
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Node, E> {
+        self.put_integer(value)
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Node, E> {
+        self.put_integer(value)
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Node, E> {
+        match self.datatype {
+            Datatype::Fp64 => self.put(&value.to_le_bytes()),
+            Datatype::Fp32 => {
+                let single = value as f32;
+                if single.is_infinite() && value.is_finite() {
+                    Err(self.refuse(value))
+                } else {
+                    self.put(&single.to_le_bytes())
+                }
+            }
+            _ => Err(self.refuse(value)),
+        }
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Node, E> {
+        match self.datatype {
+            Datatype::Bool => self.put(&[u8::from(value)]),
+            _ => Err(self.refuse(value)),
+        }
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Node, E> {
+        match value {
+            "NaN" => self.visit_f64(f64::NAN),
+            "Infinity" => self.visit_f64(f64::INFINITY),
+            "-Infinity" => self.visit_f64(f64::NEG_INFINITY),
+            _ => Err(self.refuse(format_args!("a string"))),
+        }
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Node, E> {
+        Err(self.refuse("null"))
+    }
+
+    /// An array is either all of a (flat) tensor or of an innermost row, or holds one array per index.
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Node, A::Error> {
+        let depth = self.depth;
+        let mut kind = None;
+        let mut count: u64 = 0;
+        self.depth += 1;
+        while let Some(node) = items.next_element_seed(&mut *self)? {
+            if *kind.get_or_insert(node) != node {
+                return Err(A::Error::custom("data mixes numbers and arrays"));
+            }
+            count += 1;
+        }
+        self.depth = depth;
+        let dimension = self.shape.get(depth).copied();
+        let fits = match kind {
+            Some(Node::Array) => Some(count) == dimension,
+            Some(Node::Scalar) if depth == 0 => true, // flat: the total is checked at the end
+            Some(Node::Scalar) => depth + 1 == self.shape.len() && Some(count) == dimension,
+            None => self.elements == 0,
+        };
+        if !fits {
+            return Err(A::Error::custom(format_args!(
+                "data nests {count} values at depth {}, shape {:?} does not",
+                depth + 1,
+                self.shape
+            )));
+        }
+        Ok(Node::Array)
+    }
+}
+
+/// `body` with the bare words `NaN`, `Infinity` and `-Infinity` put between quotes, or `None` if it has none.
+pub(crate) fn quote_non_finite(body: &[u8]) -> Option<Vec<u8>> {
+    const WORDS: [&[u8]; 3] = [b"NaN", b"Infinity", b"-Infinity"];
+    let mut quoted = Vec::new();
+    let mut copied = 0;
+    let mut at = 0;
+    while at < body.len() {
+        match body[at] {
+            b'"' => at = end_of_string(body, at),
+            b'N' | b'I' | b'-' => match WORDS.iter().find(|word| body[at..].starts_with(word)) {
+                Some(word) => {
+                    quoted.extend_from_slice(&body[copied..at]);
+                    quoted.push(b'"');
+                    quoted.extend_from_slice(word);
+                    quoted.push(b'"');
+                    at += word.len();
+                    copied = at;
+                }
+                None => at += 1,
+            },
+            _ => at += 1,
+        }
+    }
+    if copied == 0 {
+        return None;
+    }
+    quoted.extend_from_slice(&body[copied..]);
+    Some(quoted)
+}
+
+/// Index after the string that starts at `start`.
+fn end_of_string(body: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    while at < body.len() {
+        match body[at] {
+            b'"' => return at + 1,
+            b'\\' => at += 2,
+            _ => at += 1,
+        }
+    }
+    body.len()
+}
+
+/// Appends the elements of a tensor as a flat JSON array. Non-finite floats become the bare words that
+/// Triton writes and its clients read.
+///
+/// `bytes` holds whole elements: its length was checked against datatype and shape.
+pub(crate) fn write_values(out: &mut Vec<u8>, datatype: Datatype, bytes: &[u8]) {
+    debug_assert_eq!(bytes.len() % datatype.size(), 0, "whole elements");
+    match datatype {
+        Datatype::Bool => write_each(out, bytes, |out, [b]: [u8; 1]| {
+            out.extend_from_slice(if b == 0 { b"false" } else { b"true" })
+        }),
+        Datatype::Uint8 => write_each(out, bytes, |out, b| integer(out, u8::from_le_bytes(b))),
+        Datatype::Int8 => write_each(out, bytes, |out, b| integer(out, i8::from_le_bytes(b))),
+        Datatype::Int16 => write_each(out, bytes, |out, b| integer(out, i16::from_le_bytes(b))),
+        Datatype::Int32 => write_each(out, bytes, |out, b| integer(out, i32::from_le_bytes(b))),
+        Datatype::Int64 => write_each(out, bytes, |out, b| integer(out, i64::from_le_bytes(b))),
+        Datatype::Fp32 => write_each(out, bytes, |out, b| float(out, f32::from_le_bytes(b))),
+        Datatype::Fp64 => write_each(out, bytes, |out, b| float(out, f64::from_le_bytes(b))),
+        Datatype::Fp16 | Datatype::Bf16 => {
+            unreachable!("{} outputs are refused as JSON by encode", datatype.name())
+        }
+    }
+}
+
+fn write_each<const N: usize>(out: &mut Vec<u8>, bytes: &[u8], write: impl Fn(&mut Vec<u8>, [u8; N])) {
+    out.push(b'[');
+    for (index, element) in bytes.as_chunks::<N>().0.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        write(out, *element);
+    }
+    out.push(b']');
+}
+
+fn integer(out: &mut Vec<u8>, value: impl itoa::Integer) {
+    out.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+}
+
+fn float(out: &mut Vec<u8>, value: impl ryu::Float + Into<f64> + Copy) {
+    let wide: f64 = value.into();
+    if wide.is_nan() {
+        out.extend_from_slice(b"NaN");
+    } else if wide.is_infinite() {
+        out.extend_from_slice(if wide > 0.0 { b"Infinity" } else { b"-Infinity" });
+    } else {
+        out.extend_from_slice(ryu::Buffer::new().format_finite(value).as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn read(datatype: Datatype, shape: &[u64], json: &str) -> Result<Vec<u8>, String> {
+        let mut bytes = Vec::new();
+        let mut parser = serde_json::Deserializer::from_str(json);
+        TensorData { bytes: &mut bytes, datatype, shape }
+            .deserialize(&mut parser)
+            .map_err(|error| error.to_string())?;
+        Ok(bytes)
+    }
+
+    fn floats(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn flat_and_nested_data_are_the_same_tensor() {
+        let want = Ok(floats(&[1.0, 2.0, 3.0, 4.0]));
+        assert_eq!(read(Datatype::Fp32, &[2, 2], "[1, 2.0, 3e0, 4]"), want);
+        assert_eq!(read(Datatype::Fp32, &[2, 2], "[[1, 2], [3, 4]]"), want);
+        assert_eq!(read(Datatype::Fp32, &[1, 2, 2], "[[[1, 2], [3, 4]]]"), want);
+        assert_eq!(read(Datatype::Fp32, &[0, 4], "[]"), Ok(vec![]));
+    }
+
+    #[test]
+    fn nesting_that_contradicts_the_shape_is_refused() {
+        for json in [
+            "[[1, 2, 3], [4]]",
+            "[[1], [2], [3], [4]]",
+            "[1, [2, 3, 4]]",
+            "[[1, 2, 3, 4]]",
+            "[[[1, 2], [3, 4]]]",
+            "1",
+            "[[1,2],[]]",
+        ] {
+            assert!(read(Datatype::Fp32, &[2, 2], json).is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn too_few_and_too_many_elements_are_counted() {
+        assert!(
+            read(Datatype::Int32, &[3], "[1,2]")
+                .unwrap_err()
+                .contains("data has 2 elements, shape [3] has 3")
+        );
+        assert!(read(Datatype::Int32, &[3], "[1,2,3,4]").unwrap_err().contains("more than the 3 elements"));
+        assert!(read(Datatype::Int32, &[u64::MAX, 2], "[1]").unwrap_err().contains("overflows"));
+    }
+
+    #[test]
+    fn a_value_that_the_datatype_does_not_hold_is_refused() {
+        for (datatype, json) in [
+            (Datatype::Uint8, "[-1]"),
+            (Datatype::Uint8, "[256]"),
+            (Datatype::Int8, "[128]"),
+            (Datatype::Int64, "[9223372036854775808]"),
+            (Datatype::Int32, "[1.5]"),
+            (Datatype::Int32, "[true]"),
+            (Datatype::Int32, "[\"NaN\"]"),
+            (Datatype::Bool, "[1]"),
+            (Datatype::Fp32, "[1e39]"),
+            (Datatype::Fp32, "[null]"),
+            (Datatype::Fp32, "[\"1\"]"),
+            (Datatype::Fp16, "[1]"),
+        ] {
+            assert!(read(datatype, &[1], json).is_err(), "{} {json}", datatype.name());
+        }
+    }
+
+    #[test]
+    fn non_finite_words_are_read_where_they_are_values_and_nowhere_else() {
+        let body = br#"{"name":"NaN -Infinity \" NaN","data":[NaN,-Infinity,Infinity,-1]}"#;
+        let quoted = quote_non_finite(body).unwrap();
+        assert_eq!(quoted, br#"{"name":"NaN -Infinity \" NaN","data":["NaN","-Infinity","Infinity",-1]}"#);
+        assert_eq!(quote_non_finite(br#"{"data":[-1,"NaN"]}"#), None);
+        let bytes = read(Datatype::Fp32, &[3], r#"["NaN","-Infinity","Infinity"]"#).unwrap();
+        assert_eq!(bytes[4..], floats(&[f32::NEG_INFINITY, f32::INFINITY]));
+        assert!(f32::from_le_bytes(bytes[..4].try_into().unwrap()).is_nan());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(values in prop::collection::vec(any::<f32>(), 0..40)) {
+            let mut json = Vec::new();
+            write_values(&mut json, Datatype::Fp32, &floats(&values));
+            let json = quote_non_finite(&json).unwrap_or(json);
+            let bytes = read(Datatype::Fp32, &[values.len() as u64], std::str::from_utf8(&json).unwrap()).unwrap();
+            for (got, want) in bytes.chunks(4).zip(&values) {
+                let got = f32::from_le_bytes(got.try_into().unwrap());
+                prop_assert!(got == *want || (got.is_nan() && want.is_nan()), "{got} {want}");
+            }
+        }
+
+        #[test]
+        fn quoting_never_panics(body in prop::collection::vec(prop::sample::select(b"\"\\NaInfity-[],1".to_vec()), 0..60)) {
+            let _ = quote_non_finite(&body);
+        }
+    }
+}
