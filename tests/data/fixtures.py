@@ -1,0 +1,216 @@
+"""Writes the small TorchScript models under `tests/data/models/` that the engine's tests load.
+
+Decides: one peculiarity per model, the thing an engine must notice, refuse or survive. Each file is
+loaded again and shown to have that peculiarity before this script ends.
+Never does: train anything, depend on chance, or stand for a useful model (those are in configs/demo).
+
+    coupled   each row's answer depends on the other rows of the batch
+    stateful  each call's answer depends on the calls before it
+    picky     raises "negative input" when any value of the batch is below zero
+    two       two inputs and two outputs of different datatypes and widths
+    kinds     one input per datatype, given back unchanged
+    bare      has no model.yaml
+    slow      burns about 50 ms of one CPU core per call, whatever the number of rows
+    short     gives back one row, however many it got
+    broken    is not a model
+
+    pip install -r configs/demo/train.txt && python tests/data/fixtures.py
+"""
+
+import pathlib
+import sys
+import time
+import warnings
+from typing import Callable, Tuple
+
+import torch
+from torch import Tensor, nn
+
+MODELS = pathlib.Path(__file__).resolve().parent / "models"
+sys.path.insert(0, str(MODELS.parents[2] / "configs/demo"))
+from train import export  # noqa: E402 (the one place that knows how an exported file is written)
+
+KINDS = {
+    "b": ("BOOL", torch.bool),
+    "u8": ("UINT8", torch.uint8),
+    "i8": ("INT8", torch.int8),
+    "i16": ("INT16", torch.int16),
+    "i32": ("INT32", torch.int32),
+    "i64": ("INT64", torch.int64),
+    "f16": ("FP16", torch.float16),
+    "bf16": ("BF16", torch.bfloat16),
+    "f32": ("FP32", torch.float32),
+    "f64": ("FP64", torch.float64),
+}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    four = [-1, 4]
+    write("coupled", Coupled(), [("pixels", "FP32", four)], [("out", "FP32", four)])
+    write("stateful", Stateful(), [("x", "FP32", four)], [("y", "FP32", four)])
+    write("picky", Picky(), [("x", "FP32", four)], [("y", "FP32", four)])
+    write(
+        "two",
+        Two(),
+        [("a", "FP32", [-1, 3]), ("b", "INT64", [-1, 2])],
+        [("sum_a", "FP32", [-1]), ("sum_b", "INT64", [-1])],
+    )
+    write(
+        "kinds",
+        Kinds(),
+        [(name, datatype, [-1, 2]) for name, (datatype, _) in KINDS.items()],
+        [(f"{name}_out", datatype, [-1, 2]) for name, (datatype, _) in KINDS.items()],
+    )
+    export(Bare(), MODELS / "bare/1/model.pt")
+    write("slow", Slow(), [("x", "FP32", four)], [("y", "FP32", four)])
+    write("short", Short(), [("x", "FP32", four)], [("y", "FP32", four)])
+    write_yaml("broken", [("x", "FP32", four)], [("y", "FP32", four)])
+    (MODELS / "broken/1/model.pt").write_text("This is a text file and not a TorchScript archive.\n")
+    check_all()
+
+
+class Coupled(nn.Module):
+    def forward(self, pixels: Tensor) -> Tensor:
+        return pixels - pixels.mean(dim=0, keepdim=True)
+
+
+class Stateful(nn.Module):
+    """Adds the number of this call, counted from 1."""
+
+    calls: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1.0)
+        return x + self.calls
+
+
+class Picky(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x < 0).any()):
+            raise ValueError("negative input")
+        return x * 2
+
+
+class Two(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> Tuple[Tensor, Tensor]:
+        return a.sum(dim=1), b.sum(dim=1)
+
+
+class Kinds(nn.Module):
+    def forward(
+        self,
+        b: Tensor,
+        u8: Tensor,
+        i8: Tensor,
+        i16: Tensor,
+        i32: Tensor,
+        i64: Tensor,
+        f16: Tensor,
+        bf16: Tensor,
+        f32: Tensor,
+        f64: Tensor,
+    ) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+        return b, u8, i8, i16, i32, i64, f16, bf16, f32, f64
+
+
+class Bare(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2
+
+
+class Slow(nn.Module):
+    """Multiplies a unit matrix by itself.
+
+    The matrix is made from the input and its zero corner is added to the answer, so that no pass
+    over the graph may run the loop ahead of time or drop it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        unit = x.new_zeros((256, 256)).fill_diagonal_(1.0)
+        product = unit
+        for _ in range(150):
+            product = product @ unit
+        return x + product[0, 1]
+
+
+class Short(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:1]
+
+
+def write(name: str, model: nn.Module, inputs: list, outputs: list) -> None:
+    export(model, MODELS / name / "1/model.pt")
+    write_yaml(name, inputs, outputs)
+
+
+def write_yaml(name: str, inputs: list, outputs: list) -> None:
+    lines = ["# What this version takes and gives; -1 is the batch dimension."]
+    for heading, tensors in (("inputs", inputs), ("outputs", outputs)):
+        lines.append(f"{heading}:")
+        # Quoted, because a bare `y` is a boolean to some YAML readers.
+        lines += [f'  - {{name: "{tensor}", datatype: {datatype}, shape: {shape}}}' for tensor, datatype, shape in tensors]
+    lines.append("max_batch: 64")
+    path = MODELS / name / "1/model.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def check_all() -> None:
+    """Loads each file, frozen (as an engine may) and as it is, and sees that it behaves as listed above."""
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for prepare in (torch.jit.freeze, lambda model: model):
+            check_answers(lambda name: prepare(torch.jit.load(str(MODELS / name / "1/model.pt"))))
+    for path in sorted(MODELS.glob("*/1/model.pt")):
+        print(f"{path.relative_to(MODELS)}: {path.stat().st_size} bytes")
+
+
+def check_answers(load: Callable[[str], torch.jit.ScriptModule]) -> None:
+    x = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+
+    coupled = load("coupled")
+    assert not torch.allclose(coupled(x)[:1], coupled(x[:1])), "rows must depend on each other"
+
+    stateful = load("stateful")
+    assert [stateful(x)[0, 0].item() for _ in range(3)] == [1, 2, 3], "each call must count"
+
+    picky = load("picky")
+    assert torch.equal(picky(x), x * 2)
+    for _ in range(3):  # the interpreter's first calls run another plan than later ones
+        assert "negative input" in refusal(picky, x - 1)
+
+    sum_a, sum_b = load("two")(x[:, :3], x[:, :2].long())
+    assert (sum_a.dtype, sum_a.tolist()) == (torch.float32, [3, 15, 27])
+    assert (sum_b.dtype, sum_b.tolist()) == (torch.int64, [1, 9, 17])
+
+    given = [x[:, :2].to(dtype) for _, dtype in KINDS.values()]
+    for tensor, answer in zip(given, load("kinds")(*given), strict=True):
+        assert answer.dtype == tensor.dtype and torch.equal(answer, tensor)
+
+    assert torch.equal(load("bare")(x), x * 2)
+    assert torch.equal(load("short")(x), x[:1])
+    assert refusal(load, "broken")
+
+    slow, took_ms = load("slow"), []
+    for _ in range(9):
+        start = time.perf_counter()
+        assert torch.equal(slow(x), x)
+        took_ms.append(round((time.perf_counter() - start) * 1000))
+    print(f"slow: {sorted(took_ms)} ms per call on one thread")
+
+
+def refusal(call: Callable, argument: object) -> str:
+    try:
+        call(argument)
+    except (torch.jit.Error, RuntimeError) as error:  # while running, while loading
+        return str(error)
+    raise AssertionError(f"{call} must refuse {argument}")
+
+
+if __name__ == "__main__":
+    main()
