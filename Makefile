@@ -1,0 +1,31 @@
+# Builds, runs and tests Penstock. A target that compiles first has engine/setup/libtorch.py make libtorch and cmake ready: minutes the
+# first time, nothing after that. Where they come from is decided there, never here; `make env` gives the same environment to plain cargo.
+
+SETUP = python3 engine/setup/libtorch.py
+WITH_LIBTORCH = environment=$$($(SETUP)) && eval "$$environment" &&
+TARGET = $(or $(CARGO_TARGET_DIR),target)
+
+.PHONY: help run build test bench lint env
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+
+run: build ## start the demo: proxy and engine with configs/demo
+	exec "$(TARGET)/release/penstock" serve --config configs/demo/penstock.yaml
+
+build: ## build the two binaries, optimised
+	$(WITH_LIBTORCH) cargo build --release --locked -p penstock-proxy -p penstock-engine --bins
+
+test: ## run all tests, then third-party clients against the built binaries
+	$(WITH_LIBTORCH) cargo build --workspace --bins --locked && cargo test --workspace --locked
+	clients=$$($(SETUP) --clients) && "$$clients" -m pytest tests/clients
+
+bench: build ## compare Penstock with what it replaces
+	$(WITH_LIBTORCH) cargo run --release --locked -p penstock-benches --bin compare
+
+lint: ## check the formatting, then clippy with warnings as errors
+	cargo fmt --all --check
+	$(WITH_LIBTORCH) cargo clippy --workspace --all-targets --locked -- -D warnings
+
+env: ## print the environment for plain cargo: eval "$(make -s env)"
+	@$(SETUP)
