@@ -1,1 +1,44 @@
-//! Placeholder
+//! The engine computes: requests come in over one Unix socket, wait in queues, run in batches on lanes, and
+//! leave as replies. It knows nothing of HTTP, policies or users; what it is told is in [`wire`].
+//!
+//! Reading order is a request's life:
+//!
+//! ```text
+//!   listener ─▶ connection ─▶ job ─▶ queue (batcher) ─▶ lane ─▶ model (torch) ─▶ split ─▶ connection
+//!               frames        checked   who with whom   runs                     one reply each
+//!
+//!   library: model.pt + model.yaml (manifest) ─▶ torch::load ─▶ trial ─▶ ready
+//! ```
+//!
+//! Invariants:
+//! - Every `Infer` frame gets exactly one reply, unless it was cancelled or its connection is gone.
+//! - Nothing reaches a model that [`job`] has not checked, and nothing leaves whose row count is wrong.
+//! - A request that was cancelled or has expired is never run, and a request that fails fails alone.
+//! - tokio never calls a model, and a lane never touches a socket.
+//! - Everything that can grow has a bound: frames, queue, unread replies, connections, versions.
+//! - [`batcher`] knows no clock, thread or tensor; `torch.rs` alone names libtorch.
+
+pub mod config;
+pub mod listener;
+mod connection;
+pub(crate) mod job;
+mod queue;
+pub mod batcher;
+mod lane;
+pub mod model;
+#[cfg(feature = "torch")]
+pub mod torch;
+mod split;
+pub mod library;
+pub mod manifest;
+mod trial;
+
+#[cfg(test)]
+mod scripted;
+#[cfg(test)]
+mod scenarios;
+
+pub use config::{Config, Device, Settings};
+pub use library::Candidate;
+pub use listener::{Listener, StartError};
+pub use model::{Model, Spec};

@@ -58,7 +58,7 @@ impl InferRequest {
         })?;
         match parse(json, binary) {
             // Only a body that has failed is searched for the words that JSON lacks.
-            Err(error) if error.is_syntax() => match quote_non_finite(json) {
+            Err(error) => match quote_non_finite(json) {
                 Some(quoted) => parse(&quoted, binary),
                 None => Err(error),
             },

@@ -29,8 +29,8 @@ pub struct Reload {
     pub directory: Arc<Directory>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// What was last read.
-    pub seen: Vec<u8>,
+    /// What was last read; `None` if the file was not there.
+    pub seen: Option<Vec<u8>>,
 }
 
 /// Writers need a moment between truncating a file and finishing it.
@@ -55,7 +55,7 @@ impl Reload {
                 () = tokio::time::sleep(POLL) => {}
                 _ = hangup.recv() => {
                     tracing::info!("SIGHUP: reading {}", self.file.display());
-                    self.seen.clear(); // read it again even if it is the same, so that its errors are told again
+                    self.seen = None; // even the same file is compiled again, so that its errors are told again
                 }
             }
             self.look().await;
@@ -67,15 +67,14 @@ impl Reload {
             Ok(bytes) => bytes,
             Err(error) => {
                 // In the middle of a replacement there is a moment without a file; gone for good is told once.
-                if !self.seen.is_empty() {
+                if self.seen.take().is_some() {
                     tracing::error!("policy stays as it is: cannot read {}: {error}", self.file.display());
                     self.metrics.policy_rejected.inc();
-                    self.seen.clear();
                 }
                 return;
             }
         };
-        if bytes == self.seen {
+        if self.seen.as_ref() == Some(&bytes) {
             return;
         }
         match compile(&bytes, &self.file) {
@@ -95,7 +94,7 @@ impl Reload {
                 self.metrics.policy_rejected.inc();
             }
         }
-        self.seen = bytes;
+        self.seen = Some(bytes);
     }
 }
 

@@ -37,8 +37,8 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     must_be_free(config.http, "listen.http")?;
     must_be_free(config.monitor, "listen.monitor")?;
     let (snapshot, seen) = match &config.policies {
-        Some(file) => reload::read(file)?,
-        None => (Snapshot::default(), Vec::new()),
+        Some(file) => reload::read(file).map(|(snapshot, bytes)| (snapshot, Some(bytes)))?,
+        None => (Snapshot::default(), None),
     };
     let metrics = Arc::new(Metrics::new());
     let tracer = config.traces.as_ref().map(Tracer::new).transpose().context("traces")?.map(Arc::new);

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::process::{Child, Command};
+use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::watch;
 
 /// How to start the engine.
@@ -90,9 +90,9 @@ impl Supervisor {
         Ok(reason)
     }
 
-    fn start(&self, command: &EngineCommand) -> anyhow::Result<Child> {
+    fn start(&self, command: &EngineCommand) -> anyhow::Result<Process> {
         self.metrics.engine_starts.inc();
-        Command::new(&command.binary)
+        let mut child = Command::new(&command.binary)
             .arg("--socket")
             .arg(&self.socket)
             .args(&command.arguments)
@@ -101,7 +101,9 @@ impl Supervisor {
             .process_group(0) // Ctrl-C is for the proxy, which drains before it stops the engine
             .kill_on_drop(true)
             .spawn()
-            .with_context(|| format!("cannot start {}", command.binary.display()))
+            .with_context(|| format!("cannot start {}", command.binary.display()))?;
+        let leash = child.stdin.take().expect("it was asked for");
+        Ok(Process { child, leash })
     }
 
     async fn connect(&self) -> anyhow::Result<Link> {
@@ -130,20 +132,29 @@ impl Supervisor {
     }
 }
 
+/// A running engine.
+struct Process {
+    child: Child,
+    /// The engine runs for as long as this is open. Apart from the child, because waiting for that would close it.
+    leash: ChildStdin,
+}
+
 /// When our process ends; never, if we have none.
-async fn exit_of(process: &mut Option<Child>) -> String {
+async fn exit_of(process: &mut Option<Process>) -> String {
     match process {
-        Some(child) => child.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string()),
+        Some(process) => {
+            process.child.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string())
+        }
         None => std::future::pending().await,
     }
 }
 
 /// Tells the engine to stop, and makes sure.
-async fn end(mut process: Child) {
-    drop(process.stdin.take());
-    if tokio::time::timeout(STOP_MAX, process.wait()).await.is_err() {
+async fn end(Process { mut child, leash }: Process) {
+    drop(leash);
+    if tokio::time::timeout(STOP_MAX, child.wait()).await.is_err() {
         tracing::warn!("the engine did not stop within {STOP_MAX:?} and is killed");
-        if let Err(error) = process.kill().await {
+        if let Err(error) = child.kill().await {
             tracing::error!("the engine could not be killed: {error}");
         }
     }

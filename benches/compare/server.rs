@@ -1,0 +1,125 @@
+//! The processes under measure: how each is started and what CPU it has used. Ends them when dropped.
+
+use anyhow::{Context, ensure};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// One thing under measure.
+pub(crate) struct Server {
+    pub(crate) name: &'static str,
+    pub(crate) address: SocketAddr,
+    /// Sent on each connection again and again.
+    pub(crate) request: Vec<u8>,
+    process: Child,
+    _folder: tempfile::TempDir,
+}
+
+impl Server {
+    /// HAProxy, one thread, answering a constant of our answer's size.
+    pub(crate) fn haproxy() -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let address = harness::free_address();
+        let file = folder.path().join("haproxy.cfg");
+        std::fs::write(
+            &file,
+            format!(
+                "global\n nbthread 1\ndefaults\n mode http\n timeout client 60s\n timeout server 60s\n timeout connect 5s\n\
+                 frontend f\n bind {address}\n http-request return status 200 content-type application/json string '{}'\n",
+                "x".repeat(330)
+            ),
+        )?;
+        let process = Command::new("haproxy")
+            .arg("-f")
+            .arg(&file)
+            .stderr(Stdio::null())
+            .spawn()
+            .context("haproxy: install it first (apt-get install haproxy)")?;
+        Self { name: "HAProxy", address, request: request(), process, _folder: folder }.once_it_listens()
+    }
+
+    /// Penstock with everything on, and the engine that it starts.
+    pub(crate) fn penstock(collector: SocketAddr) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let (address, monitor) = (harness::free_address(), harness::free_address());
+        let policies = "models:\n  digits:\n    split:\n      weights: {1: 90, 2: 10}\n      sticky: {header: x-user-id}\n    \
+                        breaker: {failures: 5}\nlimits:\n  - {name: all, rate: 1000000/s, burst: 1000000}\n";
+        std::fs::write(folder.path().join("policies.yaml"), policies)?;
+        let config = folder.path().join("penstock.yaml");
+        let models = harness::repository("configs/demo/models");
+        std::fs::write(
+            &config,
+            format!(
+                "listen: {{http: '{address}', monitor: '{monitor}'}}\npolicies: policies.yaml\n\
+                 engine: {{models: '{}', socket: '{}', lanes: 1}}\ntraces: {{endpoint: 'http://{collector}', sample: 0.01}}\n",
+                models.display(),
+                folder.path().join("engine.sock").display()
+            ),
+        )?;
+        let process = Command::new(beside("penstock")?)
+            .arg("serve")
+            .arg("--config")
+            .arg(&config)
+            .stdout(Stdio::null())
+            .spawn()?;
+        let server = Self { name: "penstock", address, request: request(), process, _folder: folder }
+            .once_it_listens()?;
+        harness::eventually("penstock to be ready", || {
+            (harness::Client::new(address).get("/v2/health/ready").status == 200).then_some(())
+        });
+        Ok(server)
+    }
+
+    /// CPU time of the process and its children so far, user and system.
+    pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
+        let mut ticks = 0;
+        for pid in family(self.process.id()) {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+            ensure!(fields.len() > 12, "/proc/{pid}/stat has changed its form");
+            ticks += fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+        }
+        Ok(Duration::from_millis(ticks * 10)) // Linux tells user space 100 ticks a second
+    }
+
+    fn once_it_listens(mut self) -> anyhow::Result<Self> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while TcpStream::connect(self.address).is_err() {
+            ensure!(self.process.try_wait()?.is_none(), "{} ended at once", self.name);
+            ensure!(Instant::now() < deadline, "{} does not listen", self.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(self)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// A process and its children.
+fn family(pid: u32) -> Vec<u32> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let children = tasks
+        .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok())
+        .collect::<String>();
+    std::iter::once(pid).chain(children.split_whitespace().filter_map(|child| child.parse().ok())).collect()
+}
+
+fn beside(name: &str) -> anyhow::Result<PathBuf> {
+    let binary = std::env::current_exe()?.with_file_name(name);
+    ensure!(Path::new(&binary).is_file(), "{} is missing: `make bench` builds it first", binary.display());
+    Ok(binary)
+}
+
+/// One digit: 64 floats.
+fn request() -> Vec<u8> {
+    let data = (0..64).map(|pixel| format!("{}.0", pixel % 17)).collect::<Vec<_>>().join(",");
+    let body =
+        format!(r#"{{"inputs":[{{"name":"pixels","shape":[1,64],"datatype":"FP32","data":[{data}]}}]}}"#);
+    format!("POST /v2/models/digits/infer HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}

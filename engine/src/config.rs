@@ -1,0 +1,131 @@
+//! The command line, and what of it the engine itself needs.
+
+use crate::batcher::Limits;
+use clap::Parser;
+use std::fmt;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+/// Runs models for penstock, over one Unix socket.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "penstock-engine", version)]
+pub struct Config {
+    /// Where to listen; at most 107 bytes long.
+    #[arg(long, value_name = "PATH")]
+    pub socket: PathBuf,
+
+    /// Folder that holds NAME/VERSION/model.pt.
+    #[arg(long, value_name = "DIR")]
+    pub models: PathBuf,
+
+    /// Where models run: auto, cpu, or cuda:N.
+    #[arg(long, default_value = "auto")]
+    pub device: Device,
+
+    /// Batches that run at the same time; by default one for each core.
+    #[arg(long, value_name = "N")]
+    pub lanes: Option<NonZeroUsize>,
+
+    /// Cores that one batch may use.
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub threads_per_lane: NonZeroUsize,
+
+    /// Requests that may wait; more are refused as overload.
+    #[arg(long, value_name = "N", default_value = "4096")]
+    pub queue_requests: NonZeroUsize,
+
+    /// Tensor bytes that may wait.
+    #[arg(long, value_name = "BYTES", default_value = "268435456")]
+    pub queue_bytes: NonZeroUsize,
+
+    /// Stop when standard input ends, so that no engine outlives the process that started it.
+    #[arg(long)]
+    pub supervised: bool,
+}
+
+/// Where models run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The first GPU if there is one, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number.
+    Cuda(usize),
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            _ => text
+                .strip_prefix("cuda:")
+                .and_then(|number| number.parse().ok())
+                .map(Self::Cuda)
+                .ok_or_else(|| format!("`{text}` must be auto, cpu or cuda:N")),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+/// What the engine needs besides its models.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where to listen.
+    pub socket: PathBuf,
+    /// What proxies are told about where models run.
+    pub device: String,
+    /// Batches that run at the same time, at least 1.
+    pub lanes: usize,
+    /// What may wait.
+    pub queue: Limits,
+}
+
+impl Config {
+    /// The engine's part, once it is known where models run.
+    pub fn settings(&self, device: Device) -> Settings {
+        let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        Settings {
+            socket: self.socket.clone(),
+            device: device.to_string(),
+            lanes: self.lanes.unwrap_or(cores).get(),
+            queue: Limits { requests: self.queue_requests.get(), bytes: self.queue_bytes.get() },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_written_as_it_is_read_and_nothing_else_is_taken() {
+        for device in [Device::Auto, Device::Cpu, Device::Cuda(3)] {
+            assert_eq!(device.to_string().parse(), Ok(device));
+        }
+        for text in ["gpu", "cuda", "cuda:", "cuda:x", "CPU"] {
+            assert!(text.parse::<Device>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn zero_of_anything_is_refused() {
+        for flag in ["--lanes", "--threads-per-lane", "--queue-requests", "--queue-bytes"] {
+            let line = ["penstock-engine", "--socket", "s", "--models", "m", flag, "0"];
+            assert!(Config::try_parse_from(line).is_err(), "{flag}");
+        }
+    }
+}

@@ -1,0 +1,387 @@
+//! What a request asks for, checked. Whatever gets past [`Request::check`] has datatypes, ranks, dimensions and
+//! byte lengths that fit its model, so that nothing below ever has to doubt them: libtorch reads memory by the
+//! shape it is given. Every refusal is one line that names the input, what was expected and what came.
+
+use crate::connection::Mailbox;
+use crate::library::Catalog;
+use crate::model::{Dimension, RANK_MAX, Rows, Slot, Version};
+use bytes::Bytes;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Instant;
+use wire::{Datatype, Infer, Status, TensorError, TensorMeta, TraceContext};
+
+/// A request on its way through the engine.
+pub(crate) struct Job {
+    /// What to compute.
+    pub(crate) request: Request,
+    /// The proxy's name for it.
+    pub(crate) id: u64,
+    /// Where the answer goes.
+    pub(crate) mailbox: Arc<Mailbox>,
+    pub(crate) received: Instant,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) trace: Option<Traced>,
+}
+
+/// What only traced requests carry.
+pub(crate) struct Traced {
+    pub(crate) context: TraceContext,
+    pub(crate) received_unix_ns: u64,
+}
+
+/// A request that fits its model.
+pub(crate) struct Request {
+    pub(crate) version: Arc<Version>,
+    /// One for each input that is present, in the order of the spec.
+    pub(crate) inputs: Vec<Given>,
+    /// At least 1; 1 where the model's first dimension is not a batch.
+    pub(crate) rows: u32,
+    pub(crate) payload: Bytes,
+    /// Names of the outputs wanted; empty for all.
+    pub(crate) wanted: Vec<String>,
+}
+
+/// One input and where its bytes are.
+pub(crate) struct Given {
+    pub(crate) slot: usize,
+    pub(crate) datatype: Datatype,
+    pub(crate) shape: Vec<u64>,
+    pub(crate) bytes: Range<usize>,
+}
+
+/// Why a request is not run.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("no model `{model}`; there are {known}")]
+    UnknownModel { model: String, known: String },
+    #[error("model `{model}` has no version {version}; there are {known}")]
+    UnknownVersion { model: String, version: u64, known: String },
+    #[error("model `{model}` version {version} is still loading; known versions are {known}")]
+    Loading { model: String, version: u64, known: String },
+    #[error("model `{model}` version {version} is unavailable ({why}); known versions are {known}")]
+    Unavailable { model: String, version: u64, why: String, known: String },
+    #[error("unknown input `{name}`; the model takes {known}")]
+    UnknownInput { name: String, known: String },
+    #[error("input `{name}` is given twice")]
+    InputTwice { name: String },
+    #[error("input `{name}` is missing")]
+    InputMissing { name: String },
+    #[error("input `{name}`: {got} given, {want} expected")]
+    Datatype { name: String, want: &'static str, got: &'static str },
+    #[error("input `{name}`: shape {got:?} does not match {want}")]
+    Shape { name: String, want: String, got: Vec<u64> },
+    #[error("input `{name}` has {rank} dimensions, {want} expected")]
+    Rank { name: String, rank: usize, want: String },
+    #[error("input `{name}`: dimension {position} of {got:?} is 0; empty tensors are not run")]
+    Empty { name: String, position: usize, got: Vec<u64> },
+    #[error("input `{name}` has {got} rows, input `{other}` has {rows}")]
+    RowsDiffer { name: String, got: u64, other: String, rows: u64 },
+    #[error("{rows} rows in one request, at most {most} run together")]
+    TooManyRows { rows: u64, most: u32 },
+    #[error("input `{name}`: a BOOL byte is {got}, only 0 and 1 are")]
+    Bool { name: String, got: u8 },
+    #[error("unknown output `{name}`; the model gives {known}")]
+    UnknownOutput { name: String, known: String },
+    #[error("output `{name}` is requested twice")]
+    OutputTwice { name: String },
+    #[error("input {0}")]
+    Tensor(#[from] TensorError),
+    #[error("request id {id} is already waiting on this connection")]
+    Duplicate { id: u64 },
+    #[error("the queue is full")]
+    Overloaded,
+    #[error("the deadline passed while the request was queued")]
+    Expired,
+    #[error("the engine is stopping")]
+    Stopping,
+}
+
+impl Refusal {
+    pub(crate) fn status(&self) -> Status {
+        match self {
+            Self::UnknownModel { .. }
+            | Self::UnknownVersion { .. }
+            | Self::Loading { .. }
+            | Self::Unavailable { .. } => Status::NotFound,
+            Self::UnknownInput { .. }
+            | Self::InputTwice { .. }
+            | Self::InputMissing { .. }
+            | Self::Datatype { .. }
+            | Self::Shape { .. }
+            | Self::Rank { .. }
+            | Self::Empty { .. }
+            | Self::RowsDiffer { .. }
+            | Self::TooManyRows { .. }
+            | Self::Bool { .. }
+            | Self::UnknownOutput { .. }
+            | Self::OutputTwice { .. }
+            | Self::Tensor(_)
+            | Self::Duplicate { .. } => Status::InvalidArgument,
+            Self::Overloaded => Status::Overloaded,
+            Self::Expired => Status::DeadlineExceeded,
+            Self::Stopping => Status::Internal,
+        }
+    }
+}
+
+impl Request {
+    /// Checks everything that can be checked without running the model.
+    pub(crate) fn check(infer: Infer, payload: Bytes, catalog: &Catalog) -> Result<Self, Refusal> {
+        let version = catalog.find(&infer.model, infer.version)?;
+        let spec = version.model.spec();
+        let mut inputs: Vec<Given> = Vec::with_capacity(spec.inputs.len());
+        for meta in infer.inputs {
+            let Some(slot) = spec.inputs.iter().position(|slot| slot.name == meta.name) else {
+                return Err(Refusal::UnknownInput {
+                    name: shortened(&meta.name),
+                    known: names(&spec.inputs),
+                });
+            };
+            if inputs.iter().any(|given| given.slot == slot) {
+                return Err(Refusal::InputTwice { name: meta.name });
+            }
+            inputs.push(Given::check(slot, &spec.inputs[slot], meta, &payload)?);
+        }
+        inputs.sort_unstable_by_key(|given| given.slot);
+        if inputs.len() < spec.inputs.len() {
+            let present = |slot| inputs.iter().any(|given| given.slot == slot);
+            let missing = spec.inputs.iter().enumerate().find(|(at, slot)| !slot.optional && !present(*at));
+            if let Some((_, slot)) = missing {
+                return Err(Refusal::InputMissing { name: slot.name.clone() });
+            }
+        }
+        let rows = match &spec.rows {
+            Rows::UpTo(most) => common_rows(&spec.inputs, &inputs, *most)?,
+            Rows::None { .. } => 1,
+        };
+        check_wanted(&infer.outputs, &spec.outputs)?;
+        Ok(Self { version: Arc::clone(version), inputs, rows, payload, wanted: infer.outputs })
+    }
+
+    /// The bytes of one of its inputs.
+    pub(crate) fn part(&self, position: usize) -> &[u8] {
+        &self.payload[self.inputs[position].bytes.clone()]
+    }
+
+    /// The dimensions that must agree with those of others to run with them.
+    pub(crate) fn free_dimensions(&self) -> Vec<u64> {
+        let slots = &self.version.model.spec().inputs;
+        let mut free = Vec::new();
+        for given in &self.inputs {
+            let Some(form) = &slots[given.slot].form else { continue };
+            for (declared, got) in form.shape.iter().zip(&given.shape).skip(1) {
+                match declared {
+                    Dimension::Free => free.push(*got),
+                    Dimension::Fixed(_) => {}
+                }
+            }
+        }
+        free
+    }
+}
+
+impl Given {
+    fn check(slot: usize, declared: &Slot, meta: TensorMeta, payload: &Bytes) -> Result<Self, Refusal> {
+        let name = || declared.name.clone();
+        let rank = meta.shape.len();
+        if let Some(form) = &declared.form {
+            if rank != form.shape.len() && rank > RANK_MAX {
+                return Err(Refusal::Rank { name: name(), rank, want: form.shape.len().to_string() });
+            }
+            if !form.fits(&meta.shape) {
+                return Err(Refusal::Shape { name: name(), want: form.to_string(), got: meta.shape });
+            }
+        } else if rank > RANK_MAX {
+            return Err(Refusal::Rank { name: name(), rank, want: format!("at most {RANK_MAX}") });
+        }
+        if let Some(position) = meta.shape.iter().position(|size| *size == 0) {
+            return Err(Refusal::Empty { name: name(), position, got: meta.shape });
+        }
+        let (datatype, bytes) = meta.locate(payload.len())?;
+        if let Some(form) = &declared.form
+            && form.datatype != datatype
+        {
+            return Err(Refusal::Datatype { name: name(), want: form.datatype.name(), got: datatype.name() });
+        }
+        // C++ reads a bool as one bit of truth: a byte of 2 would be neither.
+        if datatype == Datatype::Bool
+            && let Some(got) = payload[bytes.clone()].iter().copied().find(|byte| *byte > 1)
+        {
+            return Err(Refusal::Bool { name: name(), got });
+        }
+        Ok(Self { slot, datatype, shape: meta.shape, bytes })
+    }
+}
+
+fn common_rows(slots: &[Slot], inputs: &[Given], most: u32) -> Result<u32, Refusal> {
+    let first = inputs.first().expect("a model with rows has inputs, and none of them is optional");
+    let rows = first.shape[0];
+    for given in inputs {
+        let got = given.shape[0];
+        if got != rows {
+            let (name, other) = (slots[given.slot].name.clone(), slots[first.slot].name.clone());
+            return Err(Refusal::RowsDiffer { name, got, other, rows });
+        }
+    }
+    u32::try_from(rows).ok().filter(|rows| *rows <= most).ok_or(Refusal::TooManyRows { rows, most })
+}
+
+fn check_wanted(wanted: &[String], outputs: &[Slot]) -> Result<(), Refusal> {
+    for (position, name) in wanted.iter().enumerate() {
+        // A model whose outputs are only known once it has run is asked again by split.
+        if !outputs.is_empty() && !outputs.iter().any(|slot| slot.name == *name) {
+            return Err(Refusal::UnknownOutput { name: shortened(name), known: names(outputs) });
+        }
+        if wanted[..position].contains(name) {
+            return Err(Refusal::OutputTwice { name: shortened(name) });
+        }
+        if position > OUTPUTS_MAX {
+            return Err(Refusal::UnknownOutput {
+                name: shortened(name),
+                known: format!("at most {OUTPUTS_MAX}"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Of one request to a model that does not declare any.
+const OUTPUTS_MAX: usize = 256;
+
+fn names(slots: &[Slot]) -> String {
+    slots.iter().map(|slot| format!("`{}`", slot.name)).collect::<Vec<_>>().join(", ")
+}
+
+/// A name that the caller made up, cut to what fits a line.
+pub(crate) fn shortened(name: &str) -> String {
+    shortened_to(name, 80)
+}
+
+pub(crate) fn shortened_to(text: &str, characters: usize) -> String {
+    match text.char_indices().nth(characters) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Form, Spec};
+    use crate::scripted::{Scripted, catalog_of, rows_spec};
+
+    fn meta(name: &str, datatype: Datatype, shape: &[u64], offset: u64) -> TensorMeta {
+        TensorMeta { name: name.into(), datatype: datatype as u32, shape: shape.into(), offset }
+    }
+
+    /// Two inputs, the second of any width, with 4 rows at most; and a payload of 256 bytes of value 1.
+    fn check(change: impl Fn(&mut Infer)) -> Result<Request, String> {
+        let mut spec = rows_spec(&[("a", 3), ("b", 1)], &[("y", 2), ("z", 1)], 4);
+        spec.inputs[1].form =
+            Some(Form { datatype: Datatype::Bool, shape: vec![Dimension::Free, Dimension::Free] });
+        check_against(spec, change)
+    }
+
+    fn check_against(spec: Spec, change: impl Fn(&mut Infer)) -> Result<Request, String> {
+        let catalog = catalog_of("m", 3, Scripted::new(spec, |_| unreachable!("only checked")));
+        let mut infer = Infer {
+            model: "m".into(),
+            version: 3,
+            inputs: vec![meta("b", Datatype::Bool, &[2, 5], 64), meta("a", Datatype::Fp32, &[2, 3], 0)],
+            ..Infer::default()
+        };
+        change(&mut infer);
+        Request::check(infer, Bytes::from(vec![1; 256]), &catalog).map_err(|refusal| refusal.to_string())
+    }
+
+    fn refusal(change: impl Fn(&mut Infer)) -> String {
+        check(change).err().expect("must be refused")
+    }
+
+    #[test]
+    fn a_request_that_fits_is_put_in_the_order_of_the_model() {
+        let request = check(|_| {}).ok().unwrap();
+        assert_eq!((request.inputs[0].slot, request.inputs[0].bytes.clone()), (0, 0..24));
+        assert_eq!((request.inputs[1].slot, request.inputs[1].bytes.clone()), (1, 64..74));
+        assert_eq!((request.rows, request.free_dimensions()), (2, vec![5]));
+    }
+
+    #[test]
+    fn each_refusal_names_the_input_what_was_expected_and_what_came() {
+        assert_eq!(refusal(|i| i.model = "x".into()), "no model `x`; there are `m`");
+        assert_eq!(refusal(|i| i.version = 9), "model `m` has no version 9; there are 3");
+        assert_eq!(refusal(|i| i.inputs[0].name = "c".into()), "unknown input `c`; the model takes `a`, `b`");
+        assert_eq!(
+            refusal(|i| i.inputs[0].name = "a".into()),
+            "input `a`: shape [2, 5] does not match [-1, 3]"
+        );
+        assert_eq!(refusal(|i| i.inputs[0] = i.inputs[1].clone()), "input `a` is given twice");
+        assert_eq!(refusal(|i| drop(i.inputs.remove(0))), "input `b` is missing");
+        assert_eq!(
+            refusal(|i| i.inputs[1].shape = vec![2, 4]),
+            "input `a`: shape [2, 4] does not match [-1, 3]"
+        );
+        assert_eq!(refusal(|i| i.inputs[1].shape = vec![6]), "input `a`: shape [6] does not match [-1, 3]");
+        assert_eq!(refusal(|i| i.inputs[1].shape = vec![1; 99]), "input `a` has 99 dimensions, 2 expected");
+        assert_eq!(
+            refusal(|i| i.inputs[1].datatype = Datatype::Int32 as u32),
+            "input `a`: INT32 given, FP32 expected"
+        );
+        assert_eq!(
+            refusal(|i| i.inputs[1].shape = vec![0, 3]),
+            "input `a`: dimension 0 of [0, 3] is 0; empty tensors are not run"
+        );
+        assert_eq!(
+            refusal(|i| i.inputs[1].offset = 250),
+            "input tensor `a` ends at byte 274 of a payload of 256 bytes"
+        );
+        assert_eq!(refusal(|i| i.inputs[1].datatype = 77), "input tensor `a` has unknown datatype 77");
+        assert_eq!(refusal(|i| i.inputs[0].shape = vec![1, 5]), "input `b` has 1 rows, input `a` has 2");
+        assert_eq!(
+            refusal(|i| i.inputs.iter_mut().for_each(|input| input.shape[0] = 5)),
+            "5 rows in one request, at most 4 run together"
+        );
+        assert_eq!(refusal(|i| i.outputs = vec!["q".into()]), "unknown output `q`; the model gives `y`, `z`");
+        assert_eq!(refusal(|i| i.outputs = vec!["y".into(), "y".into()]), "output `y` is requested twice");
+    }
+
+    #[test]
+    fn a_bool_is_0_or_1() {
+        let mut spec = rows_spec(&[("a", 1)], &[("y", 1)], 4);
+        spec.inputs[0].form = Some(Form { datatype: Datatype::Bool, shape: vec![Dimension::Free] });
+        let catalog = catalog_of("m", 1, Scripted::new(spec, |_| unreachable!("only checked")));
+        let infer = Infer {
+            model: "m".into(),
+            version: 1,
+            inputs: vec![meta("a", Datatype::Bool, &[3], 0)],
+            ..Infer::default()
+        };
+        let refusal = Request::check(infer, Bytes::from_static(&[0, 1, 2]), &catalog).err().unwrap();
+        assert_eq!(refusal.to_string(), "input `a`: a BOOL byte is 2, only 0 and 1 are");
+    }
+
+    #[test]
+    fn an_undeclared_model_takes_any_shape_and_may_miss_what_is_optional() {
+        let slot = |name: &str, optional| Slot { name: name.into(), form: None, labels: vec![], optional };
+        let spec = Spec {
+            inputs: vec![slot("a", false), slot("b", true)],
+            outputs: vec![],
+            rows: Rows::None { why: "undeclared".into() },
+        };
+        let request = check_against(spec.clone(), |i| {
+            i.inputs.remove(0);
+            i.inputs[0].shape = vec![];
+            i.outputs = vec!["anything".into()];
+        });
+        assert_eq!(request.ok().unwrap().inputs[0].bytes, 0..4);
+        let refused = check_against(spec, |i| i.inputs[0].shape = vec![1; 17]);
+        assert_eq!(refused.err().unwrap(), "input `b` has 17 dimensions, at most 16 expected");
+    }
+
+    #[test]
+    fn a_name_as_long_as_a_book_does_not_come_back_whole() {
+        let refusal = refusal(|i| i.inputs[0].name = "n".repeat(100_000));
+        assert!(refusal.len() < 200, "{}", refusal.len());
+    }
+}

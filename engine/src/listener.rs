@@ -1,0 +1,205 @@
+//! The socket: makes it, keeps strangers out, accepts connections, and takes the engine down in order. All I/O
+//! is on one tokio thread, which never calls a model.
+//!
+//! ```text
+//!   stop ─▶ accept no more ─▶ refuse what still arrives ─▶ lanes finish what waits ─▶ write replies ─▶ end
+//! ```
+
+use crate::config::Settings;
+use crate::connection::{self, Shared};
+use crate::lane;
+use crate::library::{self, Candidate, Catalog};
+use crate::queue::Queue;
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+use wire::{Hello, Limits};
+
+/// What `sockaddr_un` holds, less its closing zero.
+const SOCKET_PATH_BYTES_MAX: usize = 107;
+
+/// One connection per proxy worker: more are a mistake.
+const CONNECTIONS_MAX: usize = 256;
+
+/// How long the queue may take to empty once the engine is told to stop.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Why the engine does not start. Each says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Longer than the system allows.
+    #[error(
+        "socket path has {got} bytes, at most {SOCKET_PATH_BYTES_MAX} work; give a shorter one with --socket"
+    )]
+    PathTooLong {
+        /// Its length.
+        got: usize,
+    },
+    /// Nowhere to put the socket.
+    #[error("folder {} of the socket does not exist; create it", folder.display())]
+    NoFolder {
+        /// Which.
+        folder: PathBuf,
+    },
+    /// Another engine lives.
+    #[error("an engine is already listening on {}; stop it or give another --socket", path.display())]
+    InUse {
+        /// Where.
+        path: PathBuf,
+    },
+    /// Something that is not ours to remove.
+    #[error("{} exists and is not a socket; remove it or give another --socket", path.display())]
+    NotASocket {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The system refused.
+    #[error("cannot {attempt}: {error}")]
+    System {
+        /// To do what.
+        attempt: String,
+        /// What it said.
+        error: io::Error,
+    },
+}
+
+/// A socket that is being listened on.
+pub struct Listener {
+    socket: UnixListener,
+    path: PathBuf,
+    owner: u32,
+    settings: Settings,
+}
+
+impl Listener {
+    /// Makes the socket; a stale one is replaced. Must be called within a tokio runtime.
+    pub fn bind(settings: Settings) -> Result<Self, StartError> {
+        let path = settings.socket.clone();
+        make_way(&path)?;
+        let failed = |error| StartError::System { attempt: format!("listen on {}", path.display()), error };
+        let socket = UnixListener::bind(&path).map_err(failed)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let owner = std::fs::metadata(&path).map_err(failed)?.uid();
+        Ok(Self { socket, path, owner, settings })
+    }
+
+    /// Serves `candidates` until `stop` completes, then finishes what is queued and running.
+    pub async fn serve(
+        self,
+        candidates: Vec<Candidate>,
+        stop: impl Future<Output = ()>,
+    ) -> Result<(), StartError> {
+        let queue = Arc::new(Queue::new(self.settings.queue));
+        let (catalog, watching) = watch::channel(Arc::new(Catalog::default()));
+        let (drained, watch_drained) = watch::channel(false);
+        let catalog = Arc::new(catalog);
+        let failed = |error| StartError::System { attempt: "start a thread".into(), error };
+        let mut lanes_ended = lane::start(self.settings.lanes, &queue).map_err(failed)?;
+        library::load(candidates, Arc::clone(&catalog)).map_err(failed)?;
+        let release = env!("CARGO_PKG_VERSION").into();
+        let shared = Shared {
+            queue: Arc::clone(&queue),
+            catalog: watching,
+            hello: Hello { pid: std::process::id(), release, device: self.settings.device.clone() },
+            frames: Limits {
+                payload_bytes: Limits::default().payload_bytes.min(self.settings.queue.bytes),
+                ..Limits::default()
+            },
+            drained: watch_drained,
+        };
+        tracing::info!(
+            lanes = self.settings.lanes,
+            device = self.settings.device,
+            "listening on {}",
+            self.path.display()
+        );
+
+        let mut connections = JoinSet::new();
+        let mut stop = std::pin::pin!(stop);
+        for number in 1.. {
+            let stream = tokio::select! {
+                () = &mut stop => break,
+                accepted = self.accept(&mut connections) => accepted,
+            };
+            connections.spawn(serve_one(stream, number, shared.clone()));
+        }
+
+        let Self { socket, path, .. } = self;
+        drop(socket);
+        let _ = std::fs::remove_file(&path);
+        tracing::info!("stopping");
+        let until = Instant::now() + DRAIN;
+        queue.stop();
+        if timeout_at(until, lanes_ended.recv()).await.is_err() {
+            tracing::warn!("requests are left after {} s of waiting", DRAIN.as_secs());
+        }
+        drained.send_replace(true);
+        let _ = timeout_at(until, async { while connections.join_next().await.is_some() {} }).await;
+        Ok(())
+    }
+
+    /// The next connection that may talk to us.
+    async fn accept(&self, connections: &mut JoinSet<()>) -> UnixStream {
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.socket.accept() => accepted,
+                Some(_) = connections.join_next() => continue,
+            };
+            let refusal = match accepted.and_then(|(stream, _)| Ok((stream.peer_cred()?.uid(), stream))) {
+                Ok((uid, _)) if uid != self.owner && uid != 0 => format!("user {uid} is not ours"),
+                Ok(_) if connections.len() >= CONNECTIONS_MAX => format!("{CONNECTIONS_MAX} are open"),
+                Ok((_, stream)) => return stream,
+                Err(error) => {
+                    // Out of descriptors, most likely: without a pause this would spin.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    error.to_string()
+                }
+            };
+            tracing::warn!("connection refused: {refusal}");
+        }
+    }
+}
+
+async fn serve_one(stream: UnixStream, number: u64, shared: Shared) {
+    tracing::debug!(connection = number, "open");
+    match connection::serve(stream, number, shared).await {
+        Ok(()) => tracing::debug!(connection = number, "closed"),
+        Err(ended) => tracing::warn!(connection = number, "closed: {ended}"),
+    }
+}
+
+/// Sees that a socket can be made at `path`.
+fn make_way(path: &Path) -> Result<(), StartError> {
+    let got = path.as_os_str().len();
+    if got > SOCKET_PATH_BYTES_MAX {
+        return Err(StartError::PathTooLong { got });
+    }
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+        return Err(StartError::NoFolder { folder: folder.to_owned() });
+    }
+    let path = path.to_owned();
+    match std::fs::symlink_metadata(&path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) => {
+            return Err(StartError::System { attempt: format!("look at {}", path.display()), error });
+        }
+        Ok(file) if !file.file_type().is_socket() => return Err(StartError::NotASocket { path }),
+        Ok(_) => {}
+    }
+    if BlockingStream::connect(&path).is_ok() {
+        return Err(StartError::InUse { path });
+    }
+    std::fs::remove_file(&path).map_err(|error| StartError::System {
+        attempt: format!("remove the stale socket {}", path.display()),
+        error,
+    })
+}

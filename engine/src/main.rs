@@ -1,0 +1,82 @@
+//! `penstock-engine`: reads the command line, finds the models, serves them until told to stop.
+
+use anyhow::Context;
+use clap::Parser;
+use engine::{Config, Listener, library, torch};
+use std::io::{IsTerminal, Read};
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+
+fn main() -> ExitCode {
+    let config = Config::parse();
+    log_to_stderr();
+    match run(&config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("penstock-engine: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One line for each event; no times, because whoever collects the lines adds them.
+fn log_to_stderr() {
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .init();
+}
+
+fn run(config: &Config) -> anyhow::Result<()> {
+    let device = torch::resolve(config.device).map_err(anyhow::Error::msg)?;
+    let threads = config.threads_per_lane;
+    let candidates =
+        library::scan(&config.models, move |path, manifest| torch::load(path, manifest, device, threads))?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
+    runtime.block_on(async {
+        let listener = Listener::bind(config.settings(device))?;
+        listener.serve(candidates, stop(config.supervised)?).await?;
+        Ok(())
+    })
+}
+
+/// Completes when the engine is told to stop.
+fn stop(supervised: bool) -> anyhow::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate()).context("catch SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("catch SIGINT")?;
+    let orphaned = if supervised { Some(end_of_stdin()?) } else { None };
+    Ok(async move {
+        match orphaned {
+            // Ctrl-C reaches the whole terminal; the supervisor, not we, decides what it means.
+            Some(orphaned) => tokio::select! {
+                _ = terminate.recv() => {}
+                _ = orphaned => tracing::info!("standard input has ended"),
+            },
+            None => tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            },
+        }
+    })
+}
+
+/// A thread, because standard input cannot be polled everywhere.
+fn end_of_stdin() -> anyhow::Result<oneshot::Receiver<()>> {
+    let (ended, end) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("stdin".into())
+        .spawn(move || {
+            let mut unused = [0; 256];
+            while std::io::stdin().read(&mut unused).is_ok_and(|read| read > 0) {}
+            let _ = ended.send(());
+        })
+        .context("watch standard input")?;
+    Ok(end)
+}

@@ -1,0 +1,255 @@
+//! What a model is to the rest of the engine: a [`Spec`] and a way to run one batch. Two kinds exist, libtorch's
+//! ([`crate::torch`]) and the scripted ones of tests, so lanes, trial and split never see a tensor library.
+//!
+//! ```text
+//!   parts of input 0   ├ job 1: 2 rows ┤├ job 2: 1 row ┤├ job 3: 4 rows ┤     run      output 0   ├── 7 rows ──┤
+//!   parts of input 1   ├ job 1: 2 rows ┤├ job 2: 1 row ┤├ job 3: 4 rows ┤   ──────▶    output 1   ├── 7 rows ──┤
+//! ```
+
+use crate::batcher::Grouping;
+use bytes::Bytes;
+use std::fmt;
+use wire::{Datatype, TensorSpec};
+
+/// More dimensions than this no tensor has; libtorch itself stops at 64.
+pub const RANK_MAX: usize = 16;
+
+/// Something that computes outputs from inputs. Called from several lanes at once unless its trial forbids it.
+pub trait Model: Send + Sync {
+    /// What it takes and gives.
+    fn spec(&self) -> &Spec;
+
+    /// Computes one batch: one [`Gathered`] for each input that is present, in the order of [`Spec::inputs`].
+    /// The outputs come in the order of [`Spec::outputs`], or in the model's own where that is empty.
+    fn run(&self, inputs: &[Gathered<'_>]) -> Result<Vec<Output>, ModelError>;
+}
+
+/// What a model takes and gives.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// In the order of the model's arguments.
+    pub inputs: Vec<Slot>,
+    /// In the order of its results; empty when that is only known once it has run.
+    pub outputs: Vec<Slot>,
+    /// What the first dimensions mean.
+    pub rows: Rows,
+}
+
+/// What the first dimensions of a model's tensors mean.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Rows {
+    /// Independent rows (as far as anybody declared), of which one run takes so many.
+    UpTo(u32),
+    /// Something else, for this reason; then a request is the unit.
+    None {
+        /// One line, such as ``output `y` does not start with -1``.
+        why: String,
+    },
+}
+
+/// One input or output.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Slot {
+    /// Its name on the wire and in JSON.
+    pub name: String,
+    /// Datatype and shape, where they are declared.
+    pub form: Option<Form>,
+    /// What the indices of the last dimension mean; usually empty.
+    pub labels: Vec<String>,
+    /// Whether a request may leave it out.
+    pub optional: bool,
+}
+
+/// Declared datatype and shape.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Form {
+    /// Of each element.
+    pub datatype: Datatype,
+    /// From the outermost dimension to the innermost.
+    pub shape: Vec<Dimension>,
+}
+
+/// One declared dimension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dimension {
+    /// Any size, written −1.
+    Free,
+    /// This size, at least 1.
+    Fixed(u64),
+}
+
+/// One input of a batch. Its parts, one for each job, follow each other along the first dimension.
+#[derive(Clone, Debug)]
+pub struct Gathered<'a> {
+    /// Position among [`Spec::inputs`].
+    pub slot: usize,
+    /// Of each element.
+    pub datatype: Datatype,
+    /// Of all parts together; no dimension is 0.
+    pub shape: Vec<u64>,
+    /// Little-endian elements; their lengths add up to what datatype and shape say.
+    pub parts: Vec<&'a [u8]>,
+}
+
+/// One output of a batch.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Its name.
+    pub name: String,
+    /// Of each element.
+    pub datatype: Datatype,
+    /// Of all rows together.
+    pub shape: Vec<u64>,
+    /// Little-endian elements, as many as datatype and shape say.
+    pub bytes: Bytes,
+}
+
+/// Why a model did not answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ModelError {
+    /// One line for the caller.
+    pub message: String,
+    /// Everything that is known, for the log.
+    pub detail: String,
+}
+
+impl ModelError {
+    /// An error of which there is no more to tell than its one line.
+    pub fn new(message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self { detail: message.clone(), message }
+    }
+}
+
+/// A model that answers requests.
+pub(crate) struct Version {
+    /// Unique among all versions of all models.
+    pub(crate) key: u32,
+    pub(crate) name: String,
+    pub(crate) number: u64,
+    pub(crate) model: Box<dyn Model>,
+    pub(crate) grouping: Grouping,
+    /// Why it is not batched; empty when it is.
+    pub(crate) why_alone: String,
+}
+
+impl Spec {
+    /// Whether `outputs` are what is declared. With `rows`, each must have as many of them, or answers would
+    /// reach the wrong callers.
+    pub(crate) fn check_outputs(&self, rows: u64, outputs: &[Output]) -> Result<(), WrongOutput> {
+        if !self.outputs.is_empty() && outputs.len() != self.outputs.len() {
+            return Err(WrongOutput::Count { declared: self.outputs.len(), got: outputs.len() });
+        }
+        for (position, output) in outputs.iter().enumerate() {
+            let name = || output.name.clone();
+            if let Rows::UpTo(_) = self.rows
+                && output.shape.first() != Some(&rows)
+            {
+                return Err(WrongOutput::Rows { name: name(), got: output.shape.first().copied(), rows });
+            }
+            let Some(form) = self.outputs.get(position).and_then(|slot| slot.form.as_ref()) else { continue };
+            if output.datatype != form.datatype {
+                let (got, declared) = (output.datatype.name(), form.datatype.name());
+                return Err(WrongOutput::Datatype { name: name(), got, declared });
+            }
+            if !form.fits(&output.shape) {
+                let (got, declared) = (output.shape.clone(), form.to_string());
+                return Err(WrongOutput::Shape { name: name(), got, declared });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How outputs differ from what is declared.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WrongOutput {
+    #[error("the model gave {got} outputs, {declared} are declared")]
+    Count { declared: usize, got: usize },
+    #[error("output `{name}` has {}, {rows} went in", counted(*got))]
+    Rows { name: String, got: Option<u64>, rows: u64 },
+    #[error("output `{name}` is {got}, declared is {declared}")]
+    Datatype { name: String, got: &'static str, declared: &'static str },
+    #[error("output `{name}`: shape {got:?} does not match {declared}")]
+    Shape { name: String, got: Vec<u64>, declared: String },
+}
+
+fn counted(rows: Option<u64>) -> String {
+    match rows {
+        None => "no rows".into(),
+        Some(1) => "1 row".into(),
+        Some(rows) => format!("{rows} rows"),
+    }
+}
+
+impl Form {
+    /// Whether a tensor of this shape is one of these.
+    pub(crate) fn fits(&self, shape: &[u64]) -> bool {
+        self.shape.len() == shape.len()
+            && self.shape.iter().zip(shape).all(|(declared, got)| match declared {
+                Dimension::Free => true,
+                Dimension::Fixed(size) => size == got,
+            })
+    }
+
+    pub(crate) fn starts_free(&self) -> bool {
+        self.shape.first() == Some(&Dimension::Free)
+    }
+}
+
+/// The shape, as it is written in model.yaml.
+impl fmt::Display for Form {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.shape.iter().map(|dimension| dimension.to_wire())).finish()
+    }
+}
+
+impl Dimension {
+    fn to_wire(self) -> i64 {
+        match self {
+            Self::Free => -1,
+            Self::Fixed(size) => i64::try_from(size).expect("read from an i64: see manifest.rs"),
+        }
+    }
+}
+
+impl Slot {
+    /// As it is announced to proxies.
+    pub(crate) fn to_wire(&self) -> TensorSpec {
+        TensorSpec {
+            name: self.name.clone(),
+            datatype: self.form.as_ref().map_or(0, |form| form.datatype as u32),
+            shape: self
+                .form
+                .iter()
+                .flat_map(|form| form.shape.iter().map(|dimension| dimension.to_wire()))
+                .collect(),
+            labels: self.labels.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scripted::{output_fp32, rows_spec};
+
+    #[test]
+    fn an_output_that_is_not_what_was_declared_is_named() {
+        let spec = rows_spec(&[("x", 4)], &[("y", 2)], 8);
+        let check = |rows, outputs: &[Output]| {
+            spec.check_outputs(rows, outputs).map_err(|wrong| wrong.to_string()).unwrap_err()
+        };
+        assert_eq!(spec.check_outputs(3, &[output_fp32("y", &[3, 2], &[0.0; 6])]), Ok(()));
+        assert_eq!(check(4, &[output_fp32("y", &[1, 2], &[0.0; 2])]), "output `y` has 1 row, 4 went in");
+        assert_eq!(check(1, &[output_fp32("y", &[], &[0.0])]), "output `y` has no rows, 1 went in");
+        assert_eq!(
+            check(1, &[output_fp32("y", &[1, 3], &[0.0; 3])]),
+            "output `y`: shape [1, 3] does not match [-1, 2]"
+        );
+        assert_eq!(check(1, &[]), "the model gave 0 outputs, 1 are declared");
+        let other = Output { datatype: Datatype::Int32, ..output_fp32("y", &[1, 2], &[0.0; 2]) };
+        assert_eq!(check(1, &[other]), "output `y` is INT32, declared is FP32");
+    }
+}

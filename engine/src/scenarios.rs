@@ -1,0 +1,594 @@
+//! Stories of a whole engine in this process, told over its real socket with models that do what the test says.
+//! Nothing waits for time to pass: a [`Gate`] holds a lane until the story lets it go, and a [`Client::barrier`]
+//! is answered only after every frame before it was taken in.
+
+use crate::batcher::Limits;
+use crate::config::Settings;
+use crate::library::{Candidate, Load};
+use crate::listener::{Listener, StartError};
+use crate::model::{Gathered, ModelError, Output};
+use crate::scripted::{Scripted, fp32, output_fp32, rows_spec};
+use bytes::Bytes;
+use prost::Message;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, mpsc};
+use std::thread::JoinHandle;
+use tempfile::TempDir;
+use tokio::sync::oneshot;
+use wire::{
+    Datatype, Decoder, Frame, Hello, Index, Infer, Kind, Layout, ModelEntry, ModelState, Outbox, Reply,
+    Status, TensorMeta, TraceContext,
+};
+
+/// An engine with one lane, unless told otherwise.
+pub(crate) struct Engine {
+    pub(crate) socket: PathBuf,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<Result<(), StartError>>>,
+    _folder: TempDir,
+}
+
+impl Engine {
+    pub(crate) fn start(candidates: Vec<Candidate>) -> Self {
+        Self::start_with(candidates, |_| {})
+    }
+
+    pub(crate) fn start_with(candidates: Vec<Candidate>, change: impl FnOnce(&mut Settings)) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("engine.sock");
+        let mut settings = Settings {
+            socket: socket.clone(),
+            device: "cpu".into(),
+            lanes: 1,
+            queue: Limits { requests: 1000, bytes: 1 << 20 },
+        };
+        change(&mut settings);
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (bound, is_bound) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let listener = Listener::bind(settings)?;
+                bound.send(()).unwrap();
+                listener.serve(candidates, async { drop(stopped.await) }).await
+            })
+        });
+        is_bound.recv().expect("the engine must bind");
+        Self { socket, stop: Some(stop), thread: Some(thread), _folder: folder }
+    }
+
+    pub(crate) fn connect(&self) -> Client {
+        Client::connect(&self.socket)
+    }
+
+    fn tell_to_stop(&mut self) {
+        drop(self.stop.take());
+    }
+
+    fn join(&mut self) {
+        self.thread.take().expect("joined once").join().unwrap().unwrap();
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.tell_to_stop();
+        if self.thread.is_some() && !std::thread::panicking() {
+            self.join();
+        }
+    }
+}
+
+/// A proxy's end of a connection.
+pub(crate) struct Client {
+    socket: UnixStream,
+    decoder: Decoder,
+    barriers: u64,
+}
+
+impl Client {
+    fn connect(path: &PathBuf) -> Self {
+        let socket = UnixStream::connect(path).unwrap();
+        Self { socket, decoder: Decoder::new(wire::Limits::default()), barriers: 1 << 40 }
+    }
+
+    /// The next frame; `None` when the engine has closed the connection.
+    fn frame(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = self.decoder.decode().unwrap() {
+                return Some(frame);
+            }
+            let mut chunk = [0; 4096];
+            let read = self.socket.read(&mut chunk).unwrap_or(0);
+            if read == 0 {
+                return None;
+            }
+            self.decoder.buffer().extend_from_slice(&chunk[..read]);
+        }
+    }
+
+    /// Reads until no version is loading any more.
+    pub(crate) fn index(&mut self) -> Vec<ModelEntry> {
+        loop {
+            let frame = self.frame().expect("the engine lives");
+            if frame.kind == Kind::Index {
+                let models = Index::decode(frame.metadata).unwrap().models;
+                if models.iter().all(|entry| entry.state != ModelState::Loading as i32) {
+                    return models;
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, kind: Kind, id: u64, metadata: &impl Message, payload: Bytes) {
+        let mut outbox = Outbox::new();
+        outbox.push(kind, id, metadata, payload);
+        self.socket.write_all(&outbox.take().concat()).unwrap();
+    }
+
+    pub(crate) fn infer(&mut self, id: u64, request: Asked) {
+        self.send(Kind::Infer, id, &request.infer, request.payload.into());
+    }
+
+    /// Sends all in one write, so that they enter the queue together.
+    pub(crate) fn infer_all(&mut self, requests: impl IntoIterator<Item = (u64, Asked)>) {
+        let mut outbox = Outbox::new();
+        for (id, request) in requests {
+            outbox.push(Kind::Infer, id, &request.infer, request.payload.into());
+        }
+        self.socket.write_all(&outbox.take().concat()).unwrap();
+    }
+
+    /// The next reply, with its outputs as bytes.
+    pub(crate) fn reply(&mut self) -> Option<Answer> {
+        loop {
+            let frame = self.frame()?;
+            if frame.kind == Kind::Reply {
+                return Some(Answer::read(&frame));
+            }
+        }
+    }
+
+    pub(crate) fn replies(&mut self, count: usize) -> Vec<Answer> {
+        let mut replies: Vec<_> = (0..count).map(|_| self.reply().expect("the engine lives")).collect();
+        replies.sort_by_key(|answer| answer.id);
+        replies
+    }
+
+    /// Returns once the engine has taken in all that was sent before, with what it has answered meanwhile.
+    fn barrier(&mut self) -> Vec<Answer> {
+        self.barriers += 1;
+        let unknown = Infer { model: "barrier".into(), ..Infer::default() };
+        self.send(Kind::Infer, self.barriers, &unknown, Bytes::new());
+        let mut before = Vec::new();
+        loop {
+            let answer = self.reply().expect("the engine lives");
+            if answer.id == self.barriers {
+                return before;
+            }
+            before.push(answer);
+        }
+    }
+
+    /// Sends a request that cannot run yet; says whether the engine refuses it at once.
+    fn is_refused(&mut self, id: u64, request: Asked) -> bool {
+        self.infer(id, request);
+        // What the queue refuses is answered after what else the same read has brought.
+        let mut answers = self.barrier();
+        answers.extend(self.barrier());
+        answers.iter().any(|answer| answer.id == id)
+    }
+}
+
+/// An `Infer` that is being put together.
+pub(crate) struct Asked {
+    pub(crate) infer: Infer,
+    payload: Vec<u8>,
+    layout: Layout,
+}
+
+impl Asked {
+    pub(crate) fn of(model: &str) -> Self {
+        let infer = Infer { model: model.into(), version: 1, ..Infer::default() };
+        Self { infer, payload: Vec::new(), layout: Layout::default() }
+    }
+
+    pub(crate) fn input(mut self, name: &str, datatype: Datatype, shape: &[u64], bytes: &[u8]) -> Self {
+        let offset = self.layout.place(bytes.len());
+        self.payload.resize(offset, 0);
+        self.payload.extend_from_slice(bytes);
+        let (name, datatype, shape) = (name.into(), datatype as u32, shape.into());
+        self.infer.inputs.push(TensorMeta { name, datatype, shape, offset: offset as u64 });
+        self
+    }
+
+    pub(crate) fn fp32(self, name: &str, shape: &[u64], values: &[f32]) -> Self {
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        self.input(name, Datatype::Fp32, shape, &bytes)
+    }
+
+    fn budget_us(mut self, budget_us: u64) -> Self {
+        self.infer.budget_us = budget_us;
+        self
+    }
+
+    fn traced(mut self, span: u8) -> Self {
+        self.infer.trace =
+            Some(TraceContext { trace_id: Bytes::from(vec![span; 16]), span_id: Bytes::from(vec![span; 8]) });
+        self
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) id: u64,
+    pub(crate) reply: Reply,
+    outputs: Vec<Bytes>,
+}
+
+impl Answer {
+    fn read(frame: &Frame) -> Self {
+        let reply = Reply::decode(frame.metadata.clone()).unwrap();
+        let bytes = |meta: &TensorMeta| frame.payload.slice(meta.locate(frame.payload.len()).unwrap().1);
+        Self { id: frame.id, outputs: reply.outputs.iter().map(bytes).collect(), reply }
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.reply.status()
+    }
+
+    pub(crate) fn output(&self, name: &str) -> (&TensorMeta, &[u8]) {
+        let position = self.reply.outputs.iter().position(|meta| meta.name == name);
+        let position = position.unwrap_or_else(|| panic!("no output {name} in {:?}", self.reply));
+        (&self.reply.outputs[position], &self.outputs[position])
+    }
+
+    pub(crate) fn fp32(&self, name: &str) -> Vec<f32> {
+        self.output(name)
+            .1
+            .chunks_exact(4)
+            .map(|value| f32::from_le_bytes(value.try_into().unwrap()))
+            .collect()
+    }
+}
+
+/// Holds whoever enters while it is shut.
+#[derive(Default)]
+struct Gate {
+    state: Mutex<(bool, usize)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    fn pass(&self) {
+        let mut state = self.state.lock().unwrap();
+        if state.0 {
+            state.1 += 1;
+            self.changed.notify_all();
+            drop(self.changed.wait_while(state, |state| state.0).unwrap());
+        }
+    }
+
+    fn shut(&self) {
+        *self.state.lock().unwrap() = (true, 0);
+    }
+
+    fn open(&self) {
+        self.state.lock().unwrap().0 = false;
+        self.changed.notify_all();
+    }
+
+    fn await_held(&self, count: usize) {
+        drop(self.changed.wait_while(self.state.lock().unwrap(), |state| state.1 < count).unwrap());
+    }
+}
+
+/// A model `x: [-1, 2] → y: [-1, 2]`, at most 16 rows.
+fn candidate<S>(name: &str, script: S) -> Candidate
+where
+    S: Fn(&[Gathered<'_>]) -> Result<Vec<Output>, ModelError> + Send + Sync + 'static,
+{
+    let load: Load =
+        Box::new(|| Ok(Box::new(Scripted::new(rows_spec(&[("x", 2)], &[("y", 2)], 16), script))));
+    Candidate { name: name.into(), version: 1, load }
+}
+
+/// Doubles; refuses negative numbers; panics at 1313.
+fn double(inputs: &[Gathered<'_>]) -> Result<Vec<Output>, ModelError> {
+    let x = fp32(&inputs[0]);
+    if x.iter().any(|value| *value < 0.0) {
+        return Err(ModelError::new("negative input"));
+    }
+    assert!(!x.contains(&1313.0), "unlucky");
+    let y: Vec<f32> = x.iter().map(|value| value * 2.0).collect();
+    Ok(vec![output_fp32("y", &inputs[0].shape, &y)])
+}
+
+/// An engine whose one model doubles behind a gate, shut with request 1 of the client held inside.
+fn engine_with_held_lane(change: impl FnOnce(&mut Settings)) -> (Engine, Client, Arc<Gate>) {
+    let gate = Arc::new(Gate::default());
+    let passing = Arc::clone(&gate);
+    let model = candidate("double", move |inputs| {
+        passing.pass();
+        double(inputs)
+    });
+    let engine = Engine::start_with(vec![model], change);
+    let mut client = engine.connect();
+    client.index();
+    gate.shut();
+    client.infer(1, ask(1.0));
+    gate.await_held(1);
+    (engine, client, gate)
+}
+
+fn ask(value: f32) -> Asked {
+    Asked::of("double").fp32("x", &[1, 2], &[value, 0.5])
+}
+
+#[test]
+fn a_connection_begins_with_who_the_engine_is_and_what_it_has() {
+    let (let_load, may_load) = mpsc::channel::<()>();
+    let load: Load = Box::new(move || {
+        may_load.recv().unwrap();
+        Err("not today".into())
+    });
+    let slow = Candidate { name: "slow".into(), version: 7, load };
+    let engine = Engine::start(vec![candidate("double", double), slow]);
+    let mut client = engine.connect();
+
+    let hello = client.frame().unwrap();
+    assert_eq!(hello.kind, Kind::Hello);
+    assert_eq!(Hello::decode(hello.metadata).unwrap().pid, std::process::id());
+    let mut index = Vec::new();
+    while index.first().is_none_or(|entry: &ModelEntry| entry.state != ModelState::Ready as i32) {
+        index = Index::decode(client.frame().unwrap().metadata).unwrap().models;
+    }
+    assert_eq!((index[0].name.as_str(), index[0].version, index[0].max_batch), ("double", 1, 16));
+    assert_eq!(index[0].inputs[0].shape, [-1, 2]);
+    assert_eq!(index[1].state(), ModelState::Loading);
+
+    let ask_slow = Asked { infer: Infer { version: 7, ..Asked::of("slow").infer }, ..Asked::of("slow") };
+    client.infer(1, ask_slow);
+    let answer = client.reply().unwrap();
+    assert_eq!(answer.status(), Status::NotFound);
+    assert_eq!(answer.reply.message, "model `slow` version 7 is still loading; known versions are 7");
+
+    let_load.send(()).unwrap();
+    let index = client.index();
+    assert_eq!((index[1].state(), index[1].reason.as_str()), (ModelState::Unavailable, "not today"));
+}
+
+#[test]
+fn requests_that_wait_run_together_and_each_gets_its_own_rows() {
+    let (_engine, mut client, gate) = engine_with_held_lane(|_| {});
+    client.infer(2, ask(2.0));
+    client.infer(3, Asked::of("double").fp32("x", &[2, 2], &[3.0, 4.0, 5.0, 6.0]));
+    client.infer(4, ask(7.0));
+    client.barrier();
+    gate.open();
+    let replies = client.replies(4);
+    assert_eq!(replies[0].fp32("y"), [2.0, 1.0]);
+    assert_eq!(replies[1].fp32("y"), [4.0, 1.0]);
+    assert_eq!(replies[2].fp32("y"), [6.0, 8.0, 10.0, 12.0]);
+    assert_eq!(replies[2].output("y").0.shape, [2, 2]);
+    assert_eq!(replies[3].fp32("y"), [14.0, 1.0]);
+    for reply in &replies[1..] {
+        let timing = reply.reply.timing.as_ref().unwrap();
+        assert_eq!((timing.batch_rows, timing.batch_requests), (4, 3));
+        assert_eq!((timing.received_unix_ns, &timing.batch), (0, &None));
+    }
+}
+
+#[test]
+fn the_first_traced_member_of_a_batch_carries_the_list_of_all() {
+    let (_engine, mut client, gate) = engine_with_held_lane(|_| {});
+    client.infer(2, ask(2.0));
+    client.infer(3, ask(3.0).traced(3));
+    client.infer(4, ask(4.0).traced(4));
+    client.barrier();
+    gate.open();
+    let timings: Vec<_> = client.replies(4).into_iter().map(|answer| answer.reply.timing.unwrap()).collect();
+    assert_eq!(timings[1].batch, None);
+    let (first, second) = (timings[2].batch.clone().unwrap(), timings[3].batch.clone().unwrap());
+    assert_eq!(first.span, second.span);
+    let span = first.span.unwrap();
+    assert_eq!((&span.trace_id[..], span.span_id.len()), (&[3; 16][..], 8));
+    let members = |batch: &[TraceContext]| batch.iter().map(|member| member.span_id[0]).collect::<Vec<_>>();
+    assert_eq!((members(&first.members), members(&second.members)), (vec![3, 4], vec![]));
+    assert!(timings[2].received_unix_ns > 1_600_000_000_000_000_000);
+}
+
+#[test]
+fn the_poisonous_request_fails_alone() {
+    let (_engine, mut client, gate) = engine_with_held_lane(|_| {});
+    client.infer_all((2..=16).map(|id| (id, ask(if id == 9 { -1.0 } else { id as f32 }))));
+    client.barrier();
+    gate.open();
+    for answer in client.replies(16).into_iter().skip(1) {
+        if answer.id == 9 {
+            assert_eq!(
+                (answer.status(), answer.reply.message.as_str()),
+                (Status::ModelFailed, "negative input")
+            );
+        } else {
+            assert_eq!(answer.fp32("y"), [2.0 * answer.id as f32, 1.0]);
+        }
+    }
+}
+
+#[test]
+fn a_panic_fails_the_request_and_not_the_lane() {
+    let engine = Engine::start(vec![candidate("double", double)]);
+    let mut client = engine.connect();
+    client.index();
+    client.infer(1, ask(1313.0));
+    let answer = client.reply().unwrap();
+    assert_eq!((answer.status(), answer.reply.message.as_str()), (Status::Internal, "panic: unlucky"));
+    client.infer(2, ask(2.0));
+    assert_eq!(client.reply().unwrap().status(), Status::Ok);
+}
+
+#[test]
+fn an_output_with_another_number_of_rows_reaches_nobody() {
+    let model = candidate("double", |inputs| {
+        let mut outputs = double(inputs)?;
+        if fp32(&inputs[0]).contains(&99.0) {
+            outputs = vec![output_fp32("y", &[1, 2], &[0.0, 0.0])];
+        }
+        Ok(outputs)
+    });
+    let engine = Engine::start(vec![model]);
+    let mut client = engine.connect();
+    assert_eq!(client.index()[0].max_batch, 16, "the trial could not know");
+    client.infer(1, Asked::of("double").fp32("x", &[2, 2], &[99.0, 0.0, 0.0, 0.0]));
+    let answer = client.reply().unwrap();
+    assert_eq!(answer.status(), Status::ModelFailed);
+    assert_eq!(answer.reply.message, "output `y` has 1 row, 2 went in");
+}
+
+#[test]
+fn a_cancelled_request_is_not_run() {
+    let (_engine, mut client, gate) = engine_with_held_lane(|_| {});
+    client.infer(2, ask(-2.0));
+    client.infer(3, ask(3.0));
+    client.send(Kind::Cancel, 2, &Infer::default(), Bytes::new());
+    client.barrier();
+    gate.open();
+    let replies = client.replies(2);
+    assert_eq!((replies[0].id, replies[1].id), (1, 3));
+    assert_eq!(replies[1].reply.timing.as_ref().unwrap().batch_requests, 1);
+    client.barrier();
+}
+
+#[test]
+fn an_expired_request_is_told_so_and_not_run() {
+    let (_engine, mut client, gate) = engine_with_held_lane(|_| {});
+    client.infer(2, ask(-2.0).budget_us(1));
+    client.infer(3, ask(3.0).budget_us(3_600_000_000));
+    client.barrier();
+    gate.open();
+    let replies = client.replies(3);
+    assert_eq!(replies[1].status(), Status::DeadlineExceeded);
+    assert_eq!(replies[2].fp32("y"), [6.0, 1.0]);
+}
+
+#[test]
+fn a_full_queue_refuses_and_a_lost_connection_frees_its_place() {
+    let (engine, mut client, gate) = engine_with_held_lane(|settings| settings.queue.requests = 1);
+    client.infer(2, ask(-2.0));
+    client.infer(3, ask(3.0));
+    let refused = client.reply().unwrap();
+    assert_eq!((refused.id, refused.status()), (3, Status::Overloaded));
+    drop(client);
+
+    let mut other = engine.connect();
+    let mut id = 10;
+    while other.is_refused(id, ask(4.0)) {
+        id += 1;
+    }
+    gate.open();
+    let answer = other.reply().unwrap();
+    assert_eq!((answer.id, answer.fp32("y")), (id, vec![8.0, 1.0]));
+}
+
+#[test]
+fn a_broken_stream_ends_its_own_connection_only() {
+    let engine = Engine::start(vec![candidate("double", double)]);
+    let (mut broken, mut sound) = (engine.connect(), engine.connect());
+    sound.index();
+    broken.socket.write_all(&[b'X'; 64]).unwrap();
+    while broken.frame().is_some() {}
+    let mut wrong_way = engine.connect();
+    wrong_way.send(Kind::Reply, 1, &Reply::default(), Bytes::new());
+    while wrong_way.frame().is_some() {}
+    sound.infer(1, ask(1.0));
+    assert_eq!(sound.reply().unwrap().status(), Status::Ok);
+}
+
+#[test]
+fn a_model_that_failed_its_trial_never_runs_twice_at_once() {
+    let inside = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let gate = Arc::new(Gate::default());
+    let (counted, highest, passing) = (Arc::clone(&inside), Arc::clone(&most), Arc::clone(&gate));
+    let model = candidate("double", move |inputs| {
+        highest.fetch_max(counted.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        passing.pass();
+        counted.fetch_sub(1, Ordering::SeqCst);
+        let coupled = inputs[0].shape[0] as f32;
+        Ok(vec![output_fp32(
+            "y",
+            &inputs[0].shape,
+            &fp32(&inputs[0]).iter().map(|x| x + coupled).collect::<Vec<_>>(),
+        )])
+    });
+    let engine = Engine::start_with(vec![model, candidate("other", double)], |settings| settings.lanes = 3);
+    let mut client = engine.connect();
+    let index = client.index();
+    assert_eq!(index[0].max_batch, 1);
+    assert!(index[0].reason.starts_with("not batched: rows change when they run together"), "{index:?}");
+    gate.shut();
+    for id in 1..=8 {
+        client.infer(id, ask(id as f32));
+    }
+    gate.await_held(1);
+    // Another model is not held up, and its answer shows that idle lanes have looked.
+    client.infer(9, Asked::of("other").fp32("x", &[1, 2], &[1.0, 2.0]));
+    assert_eq!(client.reply().unwrap().id, 9);
+    gate.open();
+    for answer in client.replies(8) {
+        assert_eq!(answer.fp32("y"), [answer.id as f32 + 1.0, 1.5]);
+        assert_eq!(answer.reply.timing.unwrap().batch_requests, 1);
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn when_told_to_stop_it_finishes_what_waits_and_takes_nothing_new() {
+    let (mut engine, mut client, gate) = engine_with_held_lane(|_| {});
+    client.infer(2, ask(2.0));
+    client.barrier();
+    engine.tell_to_stop();
+    // The socket file goes when the listener does.
+    while engine.socket.exists() {
+        std::thread::yield_now();
+    }
+    let mut id = 3;
+    while !client.is_refused(id, ask(3.0)) {
+        client.send(Kind::Cancel, id, &Infer::default(), Bytes::new());
+        id += 1;
+    }
+    gate.open();
+    let answers: Vec<_> = std::iter::from_fn(|| client.reply()).filter(|answer| answer.id < 3).collect();
+    assert_eq!(answers.iter().map(|answer| answer.status()).collect::<Vec<_>>(), [Status::Ok, Status::Ok]);
+    engine.join();
+}
+
+#[test]
+fn a_socket_is_taken_over_only_from_the_dead() {
+    let engine = Engine::start(vec![]);
+    let settings = |path: &PathBuf| Settings {
+        socket: path.clone(),
+        device: "cpu".into(),
+        lanes: 1,
+        queue: Limits { requests: 1, bytes: 1 },
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let _inside = runtime.enter();
+    let refusal = |path: &PathBuf| Listener::bind(settings(path)).err().expect("must be refused").to_string();
+    assert!(refusal(&engine.socket).starts_with("an engine is already listening on "));
+
+    let folder = tempfile::tempdir().unwrap();
+    let stale = folder.path().join("stale");
+    drop(std::os::unix::net::UnixListener::bind(&stale).unwrap());
+    assert!(Listener::bind(settings(&stale)).is_ok());
+
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    assert!(refusal(&file).ends_with("exists and is not a socket; remove it or give another --socket"));
+    assert!(refusal(&folder.path().join("no/socket")).ends_with("does not exist; create it"));
+    assert!(refusal(&folder.path().join("x".repeat(120))).starts_with("socket path has "));
+}

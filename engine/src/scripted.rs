@@ -1,0 +1,73 @@
+//! A model for tests whose answers are a closure's.
+
+use crate::batcher::Grouping;
+use crate::library::{Catalog, State};
+use crate::model::{Dimension, Form, Gathered, Model, ModelError, Output, Rows, Slot, Spec, Version};
+use bytes::Bytes;
+use std::sync::Arc;
+use wire::Datatype;
+
+type Script = dyn Fn(&[Gathered<'_>]) -> Result<Vec<Output>, ModelError> + Send + Sync;
+
+pub(crate) struct Scripted {
+    spec: Spec,
+    script: Box<Script>,
+}
+
+impl Scripted {
+    pub(crate) fn new<S>(spec: Spec, script: S) -> Self
+    where
+        S: Fn(&[Gathered<'_>]) -> Result<Vec<Output>, ModelError> + Send + Sync + 'static,
+    {
+        Self { spec, script: Box::new(script) }
+    }
+}
+
+impl Model for Scripted {
+    fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    fn run(&self, inputs: &[Gathered<'_>]) -> Result<Vec<Output>, ModelError> {
+        (self.script)(inputs)
+    }
+}
+
+/// A spec of FP32 tensors `[-1, width]`.
+pub(crate) fn rows_spec(inputs: &[(&str, u64)], outputs: &[(&str, u64)], max_rows: u32) -> Spec {
+    let slots = |tensors: &[(&str, u64)]| {
+        let slot = |(name, width): &(&str, u64)| Slot {
+            name: (*name).into(),
+            form: Some(Form {
+                datatype: Datatype::Fp32,
+                shape: vec![Dimension::Free, Dimension::Fixed(*width)],
+            }),
+            labels: Vec::new(),
+            optional: false,
+        };
+        tensors.iter().map(slot).collect()
+    };
+    Spec { inputs: slots(inputs), outputs: slots(outputs), rows: Rows::UpTo(max_rows) }
+}
+
+/// The elements of an FP32 input.
+pub(crate) fn fp32(input: &Gathered<'_>) -> Vec<f32> {
+    let bytes = input.parts.concat();
+    bytes.chunks_exact(4).map(|element| f32::from_le_bytes(element.try_into().unwrap())).collect()
+}
+
+pub(crate) fn output_fp32(name: &str, shape: &[u64], values: &[f32]) -> Output {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    assert_eq!(wire::element_count(shape), Some(values.len()), "the shape says how many");
+    Output { name: name.into(), datatype: Datatype::Fp32, shape: shape.into(), bytes: Bytes::from(bytes) }
+}
+
+/// A catalog in which one model is ready.
+pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
+    let grouping = Grouping::Together { max_rows: 4 };
+    let (model, why_alone) = (Box::new(model), String::new());
+    let version = Version { key: 0, name: name.into(), number, model, grouping, why_alone };
+    let mut catalog = Catalog::default();
+    catalog.set(name, number, State::Ready(Arc::new(version)));
+    catalog
+}

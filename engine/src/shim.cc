@@ -1,0 +1,153 @@
+#include "penstock-engine/src/shim.h"
+#include "penstock-engine/src/torch.rs.h"
+
+#include <dlfcn.h>
+
+#include <filesystem>
+#include <mutex>
+#include <stdexcept>
+#include <utility>
+
+#include <ATen/Context.h>
+#include <ATen/DeviceAccelerator.h>
+#include <c10/core/InferenceMode.h>
+#include <torch/csrc/jit/serialization/import.h>
+
+namespace penstock {
+
+namespace {
+
+const std::vector<c10::Argument>& arguments_of(const torch::jit::Method& method) {
+  return method.function().getSchema().arguments();
+}
+
+bool is_tensor(const c10::TypePtr& type) {
+  if (type->kind() == c10::TypeKind::OptionalType) {
+    return is_tensor(type->expectRef<c10::OptionalType>().getElementType());
+  }
+  return type->kind() == c10::TypeKind::TensorType;
+}
+
+// Answers are read from the CPU, element after element.
+at::Tensor readable(const at::Tensor& tensor) {
+  TORCH_CHECK(tensor.defined(), "forward returned an undefined tensor");
+  TORCH_CHECK(tensor.layout() == at::kStrided, "forward returned a tensor that is not dense");
+  return tensor.detach().to(at::kCPU).contiguous().resolve_conj().resolve_neg();
+}
+
+void collect(const c10::IValue& value, Outputs& into) {
+  if (value.isTensor()) {
+    into.add("", readable(value.toTensor()));
+  } else if (value.isTuple()) {
+    for (const auto& element : value.toTupleRef().elements()) {
+      TORCH_CHECK(element.isTensor(), "forward returned a tuple that holds ", element.tagKind());
+      into.add("", readable(element.toTensor()));
+    }
+  } else if (value.isTensorList()) {
+    for (const at::Tensor& tensor : value.toTensorVector()) {
+      into.add("", readable(tensor));
+    }
+  } else if (value.isGenericDict()) {
+    for (const auto& entry : value.toGenericDict()) {
+      TORCH_CHECK(
+          entry.key().isString() && entry.value().isTensor(),
+          "forward returned a dict that is not Dict[str, Tensor]");
+      into.add(entry.key().toStringRef(), readable(entry.value().toTensor()));
+    }
+  } else {
+    TORCH_CHECK(false, "forward returned ", value.tagKind(), ", which is no tensor and holds none");
+  }
+}
+
+}  // namespace
+
+void Outputs::add(std::string name, at::Tensor tensor) {
+  names_.push_back(std::move(name));
+  tensors_.push_back(std::move(tensor));
+}
+
+size_t Outputs::len() const { return tensors_.size(); }
+
+rust::Str Outputs::name(size_t position) const { return names_.at(position); }
+
+at::Tensor* Outputs::take(size_t position) { return new at::Tensor(std::move(tensors_.at(position))); }
+
+Module::Module(torch::jit::Module module, c10::Device device)
+    : module_(std::move(module)), forward_(module_.get_method("forward")), device_(device) {}
+
+rust::Vec<Parameter> Module::parameters() const {
+  rust::Vec<Parameter> parameters;
+  const auto& arguments = arguments_of(forward_);
+  for (size_t at = 1; at < arguments.size(); ++at) {
+    const c10::Argument& argument = arguments[at];
+    parameters.push_back(Parameter{
+        rust::String::lossy(argument.name()),
+        rust::String::lossy(argument.type()->annotation_str()),
+        is_tensor(argument.type()),
+        argument.default_value().has_value(),
+    });
+  }
+  return parameters;
+}
+
+size_t Module::returns() const {
+  const auto& type = forward_.function().getSchema().returns().at(0).type();
+  if (is_tensor(type)) {
+    return 1;
+  }
+  if (type->kind() != c10::TypeKind::TupleType) {
+    return 0;
+  }
+  const auto& elements = type->expectRef<c10::TupleType>().elements();
+  for (const auto& element : elements) {
+    if (!is_tensor(element)) {
+      return 0;
+    }
+  }
+  return elements.size();
+}
+
+std::unique_ptr<Outputs> Module::forward(rust::Slice<const Given> inputs) const {
+  c10::InferenceMode guard;
+  const auto& arguments = arguments_of(forward_);
+  std::vector<c10::IValue> stack(arguments.size() - 1);
+  for (size_t at = 1; at < arguments.size(); ++at) {
+    if (const auto& value = arguments[at].default_value()) {
+      stack[at - 1] = *value;
+    }
+  }
+  for (const Given& given : inputs) {
+    stack.at(given.position) = given.tensor->to(device_);
+  }
+  auto outputs = std::make_unique<Outputs>();
+  collect(forward_(std::move(stack)), *outputs);
+  return outputs;
+}
+
+std::unique_ptr<Module> load(rust::Str path, rust::Str device) {
+  c10::Device on(static_cast<std::string>(device));
+  torch::jit::Module module = torch::jit::load(static_cast<std::string>(path), on);
+  module.eval();
+  TORCH_CHECK(module.find_method("forward").has_value(), "the module has no method forward");
+  return std::make_unique<Module>(std::move(module), on);
+}
+
+size_t cuda_devices() {
+  static std::once_flag once;
+  std::call_once(once, [] {
+    Dl_info libtorch_cpu;
+    if (dladdr(reinterpret_cast<void*>(&at::globalContext), &libtorch_cpu) == 0) {
+      return;
+    }
+    auto library = std::filesystem::path(libtorch_cpu.dli_fname).replace_filename("libtorch_cuda.so");
+    // Global and never closed: its kernels register themselves.
+    dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL);
+  });
+  if (!at::hasCUDA()) {
+    return 0;
+  }
+  auto accelerator = at::getAccelerator(/*checked=*/false);
+  return accelerator == at::kCUDA ? static_cast<size_t>(at::accelerator::deviceCount()) : 0;
+}
+
+}  // namespace penstock

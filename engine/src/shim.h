@@ -1,0 +1,79 @@
+// What tch lacks, for torch.rs alone: the signature of a model, a forward pass under InferenceMode that leaks
+// nothing when it fails, and CUDA that is looked for at run time. Nothing is decided here.
+
+#pragma once
+
+#include "rust/cxx.h"
+
+#include <exception>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+#include <torch/csrc/jit/api/module.h>
+
+namespace rust::behavior {
+
+// cxx would let what is no std::exception end the process, and would show a C++ backtrace.
+template <typename Try, typename Fail>
+void trycatch(Try&& body, Fail&& fail) noexcept {
+  try {
+    body();
+  } catch (const c10::Error& error) {
+    fail(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    fail(error.what());
+  } catch (...) {
+    fail("an exception of unknown type");
+  }
+}
+
+}  // namespace rust::behavior
+
+namespace penstock {
+
+struct Parameter;
+struct Given;
+
+// Owns what a forward pass gave until it is taken.
+class Outputs {
+ public:
+  void add(std::string name, at::Tensor tensor);
+  size_t len() const;
+  // Empty where the model does not name its outputs.
+  rust::Str name(size_t position) const;
+  // The caller owns the result; each position may be taken once.
+  at::Tensor* take(size_t position);
+
+ private:
+  std::vector<std::string> names_;
+  std::vector<at::Tensor> tensors_;
+};
+
+// A TorchScript module on its device. Running it does not change this object, but may change the module's own
+// buffers: whether that matters is for the trial to find out.
+class Module {
+ public:
+  Module(torch::jit::Module module, c10::Device device);
+  // The arguments of forward after self.
+  rust::Vec<Parameter> parameters() const;
+  // How many tensors forward returns, 0 where its type does not tell.
+  size_t returns() const;
+  // Borrows the inputs. Arguments that are not given take their defaults.
+  std::unique_ptr<Outputs> forward(rust::Slice<const Given> inputs) const;
+
+ private:
+  torch::jit::Module module_;
+  torch::jit::Method forward_;
+  c10::Device device_;
+};
+
+// Loads in eval mode. `device` is `cpu` or `cuda:N`.
+std::unique_ptr<Module> load(rust::Str path, rust::Str device);
+
+// GPUs that can be used; loads libtorch_cuda.so if it lies beside libtorch_cpu.so.
+size_t cuda_devices();
+
+}  // namespace penstock

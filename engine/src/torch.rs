@@ -1,0 +1,479 @@
+//! libtorch as a [`Model`]: the only Rust file that names tch. Bytes in, bytes out; every length is checked
+//! before memory is written, because tch's own constructors do not.
+//!
+//! tch makes and owns tensors. What it lacks or leaks in (InferenceMode, a model's signature, a forward pass that
+//! may fail) is in `shim.cc`. Calls of tch that have a fallible form, `f_..`, are made in that form.
+
+use crate::config::Device;
+use crate::manifest::{Argument, Bound, Manifest, Signature, output_name, undeclared};
+use crate::model::{Gathered, Model, ModelError, Output, Spec};
+use bytes::Bytes;
+use cxx::UniquePtr;
+use std::cell::Cell;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::Once;
+use tch::{Kind, Tensor};
+use wire::Datatype;
+
+// cxx makes its items pub, and knows no `expect`.
+#[allow(unreachable_pub)]
+#[cxx::bridge(namespace = "penstock")]
+mod ffi {
+    /// One argument of `forward`.
+    struct Parameter {
+        name: String,
+        type_name: String,
+        takes_tensor: bool,
+        has_default: bool,
+    }
+
+    /// A tensor for the argument at `position`.
+    struct Given {
+        position: usize,
+        tensor: *const Tensor,
+    }
+
+    unsafe extern "C++" {
+        include!("penstock-engine/src/shim.h");
+
+        #[namespace = "at"]
+        type Tensor;
+        type Module;
+        type Outputs;
+
+        fn load(path: &str, device: &str) -> Result<UniquePtr<Module>>;
+        fn parameters(self: &Module) -> Result<Vec<Parameter>>;
+        fn returns(self: &Module) -> Result<usize>;
+        /// Each tensor must live.
+        unsafe fn forward(self: &Module, inputs: &[Given]) -> Result<UniquePtr<Outputs>>;
+        fn len(self: &Outputs) -> usize;
+        fn name(self: &Outputs, position: usize) -> Result<&str>;
+        fn take(self: Pin<&mut Outputs>, position: usize) -> Result<*mut Tensor>;
+        fn cuda_devices() -> Result<usize>;
+    }
+}
+
+// SAFETY: a loaded TorchScript module may be run and freed on any thread, and on several at once: its own code
+// is immutable. Its buffers may not be, which is what a model's trial looks for and a serial grouping prevents.
+unsafe impl Send for ffi::Module {}
+// SAFETY: as above.
+unsafe impl Sync for ffi::Module {}
+
+/// The device that `auto` means here; an error says why another cannot be had.
+pub fn resolve(device: Device) -> Result<Device, String> {
+    let count = match device {
+        Device::Cpu => return Ok(Device::Cpu),
+        Device::Auto | Device::Cuda(_) => ffi::cuda_devices().map_err(|error| last_line(error.what()))?,
+    };
+    match device {
+        Device::Cuda(number) if number >= count => Err(format!(
+            "there is no cuda:{number}, {count} GPUs can be used; give --device cpu, or install libtorch with CUDA"
+        )),
+        Device::Auto if count > 0 => Ok(Device::Cuda(0)),
+        Device::Auto => Ok(Device::Cpu),
+        Device::Cpu | Device::Cuda(_) => Ok(device),
+    }
+}
+
+/// Loads a `model.pt`.
+pub fn load(
+    path: &Path,
+    manifest: Option<Manifest>,
+    device: Device,
+    threads: NonZeroUsize,
+) -> Result<Box<dyn Model>, String> {
+    prepare_process();
+    prepare_thread(threads);
+    if !path.exists() {
+        return Err("there is no model.pt".into());
+    }
+    let path = path.to_str().ok_or("its path is not UTF-8")?;
+    let failed = |error: cxx::Exception| {
+        tracing::debug!(detail = error.what(), "loading {path}");
+        format!("model.pt: {}", last_line(error.what()))
+    };
+    let module = ffi::load(path, &device.to_string()).map_err(failed)?;
+    let arguments = module.parameters().map_err(failed)?.into_iter().map(|parameter| Argument {
+        name: parameter.name,
+        type_name: parameter.type_name,
+        takes_tensor: parameter.takes_tensor,
+        has_default: parameter.has_default,
+    });
+    let returns = module.returns().map_err(failed)?;
+    let signature = Signature { arguments: arguments.collect(), returns: (returns > 0).then_some(returns) };
+    let Bound { spec, positions } = match manifest {
+        Some(manifest) => manifest.bind(&signature),
+        None => undeclared(&signature),
+    }
+    .map_err(|error| error.to_string())?;
+    Ok(Box::new(TorchModel { module, spec, positions, threads }))
+}
+
+struct TorchModel {
+    module: UniquePtr<ffi::Module>,
+    spec: Spec,
+    /// For each input, its place among the arguments.
+    positions: Vec<usize>,
+    threads: NonZeroUsize,
+}
+
+impl Model for TorchModel {
+    fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    fn run(&self, inputs: &[Gathered<'_>]) -> Result<Vec<Output>, ModelError> {
+        prepare_thread(self.threads);
+        let tensors = inputs.iter().map(stage).collect::<Result<Vec<_>, _>>()?;
+        let given = inputs.iter().zip(&tensors).map(|(input, tensor)| ffi::Given {
+            position: self.positions[input.slot],
+            tensor: tensor.as_ptr().cast(),
+        });
+        // SAFETY: `tensors` outlives the call, and a C_tensor is an at::Tensor.
+        let outputs = unsafe { self.module.forward(&given.collect::<Vec<_>>()) };
+        let outputs = outputs.map_err(|error| explain(&error))?;
+        self.read(outputs)
+    }
+}
+
+impl TorchModel {
+    fn read(&self, mut outputs: UniquePtr<ffi::Outputs>) -> Result<Vec<Output>, ModelError> {
+        let mut read = Vec::with_capacity(outputs.len());
+        for position in 0..outputs.len() {
+            let given_name = outputs.name(position).map_err(|error| explain(&error))?;
+            let name = match self.spec.outputs.get(position) {
+                Some(slot) => slot.name.clone(),
+                None if given_name.is_empty() => output_name(position),
+                None => given_name.to_owned(),
+            };
+            // A dict says itself which output is which.
+            let from = if given_name.is_empty() || self.spec.outputs.is_empty() {
+                position
+            } else {
+                self.position_of(&name, &outputs)?
+            };
+            let taken = outputs.pin_mut().take(from).map_err(|error| explain(&error))?;
+            // SAFETY: the shim gives a tensor of its own to each caller of take.
+            let tensor = unsafe { Tensor::from_ptr(taken.cast()) };
+            read.push(unstage(name, tensor)?);
+        }
+        Ok(read)
+    }
+
+    fn position_of(&self, name: &str, outputs: &ffi::Outputs) -> Result<usize, ModelError> {
+        (0..outputs.len())
+            .find(|at| outputs.name(*at).is_ok_and(|given| given == name))
+            .ok_or_else(|| ModelError::new(format!("the model's dict has no `{name}`")))
+    }
+}
+
+/// Once per process, before anything runs: libtorch may not be asked later. No lane waits for another thread's
+/// part of its model, so one helper is enough.
+fn prepare_process() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| tch::set_num_interop_threads(1));
+}
+
+/// Once per thread: the number is the calling thread's own, and setting it again would drop caches.
+fn prepare_thread(threads: NonZeroUsize) {
+    thread_local!(static PREPARED: Cell<bool> = const { Cell::new(false) });
+    if !PREPARED.replace(true) {
+        tch::set_num_threads(i32::try_from(threads.get()).unwrap_or(i32::MAX));
+    }
+}
+
+/// Copies the parts of an input, one after the other, into a new tensor. Never one that is used again: a model
+/// may change its input or return it.
+fn stage(input: &Gathered<'_>) -> Result<Tensor, ModelError> {
+    let mut shape = [0; crate::model::RANK_MAX];
+    let rank = input.shape.len();
+    for (to, from) in shape.iter_mut().zip(&input.shape) {
+        *to = i64::try_from(*from).map_err(|error| ModelError::new(error.to_string()))?;
+    }
+    let tensor =
+        Tensor::f_empty(&shape[..rank], (to_kind(input.datatype), tch::Device::Cpu)).map_err(failed)?;
+    let bytes = input.shape.iter().product::<u64>() as usize * input.datatype.size();
+    let given: usize = input.parts.iter().map(|part| part.len()).sum();
+    assert_eq!(given, bytes, "job.rs has checked each part against its shape");
+    let mut to = tensor.data_ptr().cast::<u8>();
+    for part in &input.parts {
+        // SAFETY: f_empty made a contiguous tensor of `bytes` bytes that nobody else knows; the parts add up to
+        // exactly that.
+        unsafe {
+            std::ptr::copy_nonoverlapping(part.as_ptr(), to, part.len());
+            to = to.add(part.len());
+        }
+    }
+    Ok(tensor)
+}
+
+/// The bytes of an output, which keep its tensor alive.
+fn unstage(name: String, tensor: Tensor) -> Result<Output, ModelError> {
+    let kind = tensor.f_kind().map_err(failed)?;
+    let Some(datatype) = from_kind(kind) else {
+        return Err(ModelError::new(format!(
+            "output `{name}` is {kind:?}, which no datatype of the protocol is"
+        )));
+    };
+    let shape: Vec<u64> = tensor.size().into_iter().map(i64::unsigned_abs).collect();
+    let length = shape.iter().product::<u64>() as usize * datatype.size();
+    Ok(Output { name, datatype, shape, bytes: Bytes::from_owner(TensorBytes { tensor, length }) })
+}
+
+struct TensorBytes {
+    tensor: Tensor,
+    length: usize,
+}
+
+impl AsRef<[u8]> for TensorBytes {
+    fn as_ref(&self) -> &[u8] {
+        if self.length == 0 {
+            return &[];
+        }
+        // SAFETY: the shim made the tensor contiguous on the CPU, `length` is its elements times their size, and
+        // nothing runs that could write to it before the last reader is gone: split copies at once.
+        unsafe { std::slice::from_raw_parts(self.tensor.data_ptr().cast(), self.length) }
+    }
+}
+
+fn to_kind(datatype: Datatype) -> Kind {
+    match datatype {
+        Datatype::Bool => Kind::Bool,
+        Datatype::Uint8 => Kind::Uint8,
+        Datatype::Int8 => Kind::Int8,
+        Datatype::Int16 => Kind::Int16,
+        Datatype::Int32 => Kind::Int,
+        Datatype::Int64 => Kind::Int64,
+        Datatype::Fp16 => Kind::Half,
+        Datatype::Bf16 => Kind::BFloat16,
+        Datatype::Fp32 => Kind::Float,
+        Datatype::Fp64 => Kind::Double,
+    }
+}
+
+fn from_kind(kind: Kind) -> Option<Datatype> {
+    Datatype::ALL.into_iter().find(|datatype| to_kind(*datatype) == kind)
+}
+
+fn failed(error: tch::TchError) -> ModelError {
+    let detail = error.to_string();
+    ModelError { message: last_line(&detail), detail }
+}
+
+fn explain(error: &cxx::Exception) -> ModelError {
+    ModelError { message: last_line(error.what()), detail: error.what().to_owned() }
+}
+
+/// What a traceback comes down to: its last line that says something.
+fn last_line(text: &str) -> String {
+    let says_something = |line: &&str| {
+        !line.is_empty() && !line.starts_with("frame #") && !line.starts_with("Exception raised from")
+    };
+    let line = text.lines().map(str::trim).rev().find(says_something).unwrap_or("no reason given");
+    let line = line.strip_prefix("RuntimeError: ").unwrap_or(line);
+    crate::job::shortened_to(line, 400)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::library::{self, Candidate};
+    use crate::scenarios::{Asked, Client, Engine};
+    use wire::{ModelEntry, ModelState, Status};
+
+    const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/models");
+    const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/demo/models");
+
+    fn candidates(folder: &str, name: &str) -> Vec<Candidate> {
+        let load = |path: &Path, manifest| load(path, manifest, Device::Cpu, NonZeroUsize::MIN);
+        let mut found = library::scan(Path::new(folder), load).unwrap();
+        found.retain(|candidate| candidate.name == name);
+        assert!(!found.is_empty(), "{folder} must hold {name}");
+        found
+    }
+
+    /// An engine with one of the fixtures, as proxies are told of it.
+    fn serve(name: &str) -> (Engine, Client, ModelEntry) {
+        let engine = Engine::start(candidates(FIXTURES, name));
+        let mut client = engine.connect();
+        let entry = client.index().remove(0);
+        (engine, client, entry)
+    }
+
+    fn refusal(name: &str) -> ModelEntry {
+        let (_, _, entry) = serve(name);
+        assert_eq!(entry.state(), ModelState::Ready);
+        assert_eq!(entry.max_batch, 1);
+        entry
+    }
+
+    #[test]
+    fn rows_that_depend_on_each_other_or_on_the_past_are_never_batched() {
+        let reason = refusal("coupled").reason;
+        assert!(
+            reason.starts_with("not batched: rows change when they run together (output `out`, "),
+            "{reason}"
+        );
+        let reason = refusal("stateful").reason;
+        assert!(
+            reason.contains("gives another answer the next time (output `y`, largest difference 1"),
+            "{reason}"
+        );
+    }
+
+    #[test]
+    fn a_model_that_loses_rows_is_found_out_and_fails_closed() {
+        let (_engine, mut client, entry) = serve("short");
+        assert_eq!(
+            (entry.max_batch, entry.reason.as_str()),
+            (1, "not batched: output `y` has 1 row, 5 went in")
+        );
+        client.infer(1, Asked::of("short").fp32("x", &[2, 4], &[1.0; 8]));
+        let answer = client.reply().unwrap();
+        assert_eq!(answer.status(), Status::ModelFailed);
+        assert_eq!(answer.reply.message, "output `y` has 1 row, 2 went in");
+        client.infer(2, Asked::of("short").fp32("x", &[1, 4], &[1.0; 4]));
+        assert_eq!(client.reply().unwrap().fp32("y"), [1.0; 4]);
+    }
+
+    #[test]
+    fn fifteen_mates_of_a_bad_row_are_answered_right() {
+        let (_engine, mut client, entry) = serve("picky");
+        assert_eq!((entry.max_batch, entry.reason.as_str()), (64, ""));
+        let ask = |value: f32| Asked::of("picky").fp32("x", &[1, 4], &[value, 1.0, 2.0, 3.0]);
+
+        client.infer_all((1..=16).map(|id| (id, ask(id as f32))));
+        assert!(
+            client.replies(16).iter().any(|answer| answer.reply.timing.as_ref().unwrap().batch_requests > 1)
+        );
+
+        client.infer_all((1..=16).map(|id| (id, ask(if id == 5 { -1.0 } else { id as f32 }))));
+        for answer in client.replies(16) {
+            if answer.id == 5 {
+                assert_eq!(answer.status(), Status::ModelFailed);
+                assert_eq!(answer.reply.message, "builtins.ValueError: negative input");
+            } else {
+                assert_eq!(answer.fp32("y"), [2.0 * answer.id as f32, 2.0, 4.0, 6.0]);
+            }
+        }
+    }
+
+    #[test]
+    fn two_inputs_and_two_outputs_of_different_kinds() {
+        let (_engine, mut client, entry) = serve("two");
+        assert_eq!(entry.max_batch, 64);
+        let ask = |first: i64| {
+            let b: Vec<u8> = [first, 1, 2, 3].iter().flat_map(|value| value.to_le_bytes()).collect();
+            Asked::of("two").input("b", Datatype::Int64, &[2, 2], &b).fp32(
+                "a",
+                &[2, 3],
+                &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+            )
+        };
+        let mut only_b = ask(100);
+        only_b.infer.outputs = vec!["sum_b".into()];
+        client.infer_all([(1, ask(10)), (2, only_b)]);
+        let answers = client.replies(2);
+        assert_eq!(answers[0].fp32("sum_a"), [6.0, 15.0]);
+        assert_eq!(answers[0].output("sum_b").1, [11i64.to_le_bytes(), 5i64.to_le_bytes()].concat());
+        assert_eq!(answers[1].reply.outputs.len(), 1);
+        assert_eq!(answers[1].output("sum_b").1, [101i64.to_le_bytes(), 5i64.to_le_bytes()].concat());
+    }
+
+    #[test]
+    fn every_datatype_comes_back_as_it_went_in() {
+        let (_engine, mut client, entry) = serve("kinds");
+        assert_eq!(entry.max_batch, 64);
+        let bytes = |datatype: Datatype, id: u64| -> Vec<u8> {
+            let bytes = (0..4 * datatype.size() as u64).map(|at| (at * 37 + id * 11) as u8);
+            bytes.map(|byte| if datatype == Datatype::Bool { byte % 2 } else { byte }).collect()
+        };
+        let inputs: Vec<_> = entry
+            .inputs
+            .iter()
+            .map(|spec| (spec.name.clone(), Datatype::from_wire(spec.datatype).unwrap()))
+            .collect();
+        assert_eq!(inputs.len(), Datatype::ALL.len());
+        client.infer_all((1..=3).map(|id| {
+            let ask = |ask: Asked, (name, datatype): &(String, Datatype)| {
+                ask.input(name, *datatype, &[2, 2], &bytes(*datatype, id))
+            };
+            (id, inputs.iter().fold(Asked::of("kinds"), ask))
+        }));
+        for answer in client.replies(3) {
+            for (name, datatype) in &inputs {
+                let (meta, got) = answer.output(&format!("{name}_out"));
+                assert_eq!((meta.datatype, &meta.shape[..]), (*datatype as u32, &[2, 2][..]));
+                assert_eq!(got, bytes(*datatype, answer.id), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_model_without_a_declaration_takes_any_shape_and_is_never_batched() {
+        let (_engine, mut client, entry) = serve("bare");
+        assert_eq!((entry.max_batch, entry.inputs[0].datatype), (0, 0));
+        assert_eq!(entry.reason, "not batched: no model.yaml declares its shapes");
+        client.infer(1, Asked::of("bare").fp32("x", &[1, 3, 1], &[1.0, 2.0, 3.0]));
+        let answer = client.reply().unwrap();
+        assert_eq!(answer.output("OUTPUT__0").0.shape, [1, 3, 1]);
+        assert_eq!(answer.fp32("OUTPUT__0"), [2.0, 4.0, 6.0]);
+    }
+
+    #[test]
+    fn a_broken_file_is_unavailable_with_a_reason() {
+        let (_engine, mut client, entry) = serve("broken");
+        assert_eq!(entry.state(), ModelState::Unavailable);
+        assert!(entry.reason.starts_with("model.pt: "), "{}", entry.reason);
+        client.infer(1, Asked::of("broken").fp32("x", &[1, 4], &[0.0; 4]));
+        assert_eq!(client.reply().unwrap().status(), Status::NotFound);
+    }
+
+    #[test]
+    fn both_demo_models_read_held_out_digits() {
+        let engine = Engine::start_with(candidates(DEMO, "digits"), |settings| settings.lanes = 2);
+        let mut client = engine.connect();
+        for entry in client.index() {
+            assert_eq!((entry.state(), entry.max_batch, entry.reason.as_str()), (ModelState::Ready, 64, ""));
+        }
+        let csv = std::fs::read_to_string(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../tests/data/digits_held_out.csv"
+        ));
+        let csv = csv.unwrap();
+        let rows: Vec<Vec<f32>> =
+            csv.lines().map(|line| line.split(',').map(|value| value.parse().unwrap()).collect()).collect();
+        for version in [1, 2] {
+            let mut ids = 0..;
+            client.infer_all(rows.iter().map(|row| {
+                let mut ask = Asked::of("digits").fp32("pixels", &[1, 64], &row[1..]);
+                ask.infer.version = version;
+                (ids.next().unwrap(), ask)
+            }));
+            let answers = client.replies(rows.len());
+            let right = answers.iter().zip(&rows).filter(|(answer, row)| {
+                i64::from_le_bytes(answer.output("digit").1.try_into().unwrap()) == row[0] as i64
+            });
+            let right = right.count();
+            assert!(right * 10 > rows.len() * 9, "version {version}: {right} of {} right", rows.len());
+        }
+    }
+
+    #[test]
+    fn a_traceback_comes_down_to_its_last_line() {
+        let text = "The following operation failed.\nTraceback (most recent call last):\n  File \"a.py\", line 3\nRuntimeError: sizes differ\n\n";
+        assert_eq!(last_line(text), "sizes differ");
+        assert_eq!(
+            last_line("real cause\nException raised from f at x.cpp:3\nframe #0: f() + 0x1\n"),
+            "real cause"
+        );
+        assert_eq!(last_line(""), "no reason given");
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_there_is_refused_with_what_to_do() {
+        let error = resolve(Device::Cuda(99)).unwrap_err();
+        assert!(error.starts_with("there is no cuda:99, ") && error.contains("give --device cpu"), "{error}");
+    }
+}

@@ -1,0 +1,413 @@
+//! A model's trial before it answers anybody: warms it up, and learns whether its rows are independent, because
+//! a model that mixes rows would answer one caller with another's data. Rows of made-up input run alone, together
+//! and in another order; whatever differs, or remembers an earlier run, is never batched, and the reason is shown.
+//!
+//! Only a model whose outputs are not what its `model.yaml` declares is refused. One that fails on made-up input
+//! may have good reasons (a token beyond its vocabulary): it answers, one request at a time.
+
+use crate::batcher::Grouping;
+use crate::model::{Dimension, Gathered, Model, ModelError, Output, Rows, Slot, WrongOutput};
+use half::{bf16, f16};
+use wire::Datatype;
+
+/// What stands in for free dimensions other than rows: two sizes, because one could be right by chance, and a
+/// larger one for models that nothing that small fits through.
+const FREE_SIZES: [u64; 3] = [8, 12, LAST_RESORT];
+const LAST_RESORT: u64 = 64;
+
+/// libtorch profiles the first run, compiles in the second, and from the third on is as fast as it gets.
+const WARM_UPS: usize = 3;
+
+/// Rows that are compared.
+const ROWS: u64 = 5;
+
+/// What the trial has shown.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Verdict {
+    pub(crate) grouping: Grouping,
+    /// Why it is not batched; empty when it is.
+    pub(crate) why_alone: String,
+}
+
+enum Finding {
+    /// Another model than the declared one.
+    Undeclared(WrongOutput),
+    /// It does not run on made-up input of this size.
+    Fails(ModelError),
+    /// It runs, but not as one that may share a batch.
+    Unlike(String),
+}
+
+/// Runs the trial; an error is why the model cannot be served.
+pub(crate) fn run(model: &dyn Model) -> Result<Verdict, String> {
+    let spec = model.spec();
+    let serial =
+        |why: String| Verdict { grouping: Grouping::Serial, why_alone: format!("not batched: {why}") };
+    let alone = |why: &str| Verdict { grouping: Grouping::Alone, why_alone: format!("not batched: {why}") };
+    let forms: Option<Vec<_>> = spec.inputs.iter().map(|slot| slot.form.as_ref()).collect();
+    let max_rows = match (&spec.rows, &forms) {
+        (Rows::UpTo(rows), _) => Some(*rows),
+        (Rows::None { .. }, Some(_)) => None,
+        (Rows::None { why }, None) => return Ok(serial(why.clone())),
+    };
+    let fixed_from = usize::from(max_rows.is_some());
+    let has_free = forms
+        .into_iter()
+        .flatten()
+        .any(|form| form.shape[fixed_from.min(form.shape.len())..].contains(&Dimension::Free));
+    let mut failure = None;
+    let mut passed = false;
+    for free in if has_free { &FREE_SIZES[..] } else { &FREE_SIZES[..1] } {
+        if passed && *free == LAST_RESORT {
+            break;
+        }
+        match (Trial { model, free: *free, max_rows: max_rows.map(u64::from) }).run() {
+            Ok(()) => passed = true,
+            Err(Finding::Undeclared(wrong)) => return Err(wrong.to_string()),
+            Err(Finding::Fails(error)) => failure = Some(error),
+            Err(Finding::Unlike(why)) => return Ok(serial(why)),
+        }
+    }
+    Ok(match (failure, &spec.rows) {
+        (Some(error), _) if !passed => serial(format!("it fails on made-up input: {error}")),
+        (_, Rows::None { why }) => alone(why),
+        (_, Rows::UpTo(1)) => alone("max_batch is 1"),
+        (_, Rows::UpTo(max_rows)) => {
+            Verdict { grouping: Grouping::Together { max_rows: *max_rows }, why_alone: String::new() }
+        }
+    })
+}
+
+/// A trial with one size for all free dimensions.
+struct Trial<'a> {
+    model: &'a dyn Model,
+    free: u64,
+    /// `None` where the first dimension is not a batch.
+    max_rows: Option<u64>,
+}
+
+impl Trial<'_> {
+    fn run(&self) -> Result<(), Finding> {
+        let first = self.compute(&[0])?;
+        for _ in 1..WARM_UPS {
+            self.compare_again(&first)?;
+        }
+        let Some(max_rows) = self.max_rows.filter(|rows| *rows > 1) else { return Ok(()) };
+
+        let rows: Vec<u64> = (0..ROWS.min(max_rows)).collect();
+        let alone: Vec<Vec<Output>> =
+            rows.iter().map(|row| self.compute(&[*row])).collect::<Result<_, _>>()?;
+        let mut turned = rows.clone();
+        turned.rotate_left(rows.len() / 2);
+        for order in [rows, turned, vec![0, 1], (0..max_rows).collect()] {
+            for _ in 0..WARM_UPS {
+                let together = self.compute(&order).map_err(as_unlike)?;
+                compare_rows(&order, &together, &alone)?;
+            }
+        }
+        self.compare_again(&first)
+    }
+
+    /// A model that remembers shows it by answering differently the second time.
+    fn compare_again(&self, first: &[Output]) -> Result<(), Finding> {
+        let again = self.compute(&[0])?;
+        for (before, after) in first.iter().zip(&again) {
+            if let Some(largest) = difference(before.datatype, &before.bytes, &after.bytes) {
+                return Err(Finding::Unlike(format!(
+                    "the same input gives another answer the next time (output `{}`, largest difference {})",
+                    before.name, largest as f32
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs the given rows of made-up input together.
+    fn compute(&self, rows: &[u64]) -> Result<Vec<Output>, Finding> {
+        let slots = &self.model.spec().inputs;
+        let made_up: Vec<Vec<Vec<u8>>> =
+            (0..).zip(slots).map(|(at, slot)| self.make_up(at, slot, rows)).collect();
+        let gathered = slots.iter().zip(&made_up).enumerate().map(|(at, (slot, parts))| Gathered {
+            slot: at,
+            datatype: slot.form.as_ref().expect("run() has seen that all are declared").datatype,
+            shape: self.shape(slot, rows.len() as u64),
+            parts: parts.iter().map(Vec::as_slice).collect(),
+        });
+        let outputs = self.model.run(&gathered.collect::<Vec<_>>()).map_err(Finding::Fails)?;
+        self.model.spec().check_outputs(rows.len() as u64, &outputs).map_err(Finding::Undeclared)?;
+        Ok(outputs)
+    }
+
+    fn shape(&self, slot: &Slot, rows: u64) -> Vec<u64> {
+        let form = slot.form.as_ref().expect("run() has seen that all are declared");
+        let mut shape: Vec<u64> = form
+            .shape
+            .iter()
+            .map(|dimension| match dimension {
+                Dimension::Free => self.free,
+                Dimension::Fixed(size) => *size,
+            })
+            .collect();
+        if self.max_rows.is_some() {
+            shape[0] = rows;
+        }
+        shape
+    }
+
+    /// The bytes of each row of one input; the same row is the same in every run.
+    fn make_up(&self, at: u64, slot: &Slot, rows: &[u64]) -> Vec<Vec<u8>> {
+        let datatype = slot.form.as_ref().expect("run() has seen that all are declared").datatype;
+        let elements = self.shape(slot, 1).iter().product();
+        rows.iter().map(|row| made_up(datatype, elements, at << 32 | row)).collect()
+    }
+}
+
+/// What is wrong with rows that run together is no reason to refuse the model: alone they ran.
+fn as_unlike(finding: Finding) -> Finding {
+    match finding {
+        Finding::Undeclared(wrong) => Finding::Unlike(wrong.to_string()),
+        Finding::Fails(error) => Finding::Unlike(format!("several rows together fail: {error}")),
+        Finding::Unlike(why) => Finding::Unlike(why),
+    }
+}
+
+fn compare_rows(order: &[u64], together: &[Output], alone: &[Vec<Output>]) -> Result<(), Finding> {
+    for (at, row) in order.iter().enumerate() {
+        let Some(alone) = alone.get(*row as usize) else { continue };
+        for (whole, single) in together.iter().zip(alone) {
+            let length = whole.bytes.len() / order.len();
+            let part = &whole.bytes[at * length..(at + 1) * length];
+            if part.len() != single.bytes.len() {
+                return Err(Finding::Unlike(format!(
+                    "rows have another shape when they run together (output `{}`)",
+                    whole.name
+                )));
+            }
+            if let Some(largest) = difference(whole.datatype, part, &single.bytes) {
+                return Err(Finding::Unlike(format!(
+                    "rows change when they run together (output `{}`, largest difference {})",
+                    whole.name, largest as f32
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The largest difference between two tensors, if one exceeds what another order of summation explains.
+fn difference(datatype: Datatype, one: &[u8], other: &[u8]) -> Option<f64> {
+    if one == other {
+        return None;
+    }
+    if one.len() != other.len() {
+        return Some(f64::INFINITY);
+    }
+    let tolerance = match datatype {
+        Datatype::Fp64 => 1e-6,
+        Datatype::Fp32 => 1e-4,
+        Datatype::Fp16 => 1e-2,
+        Datatype::Bf16 => 5e-2,
+        Datatype::Bool
+        | Datatype::Uint8
+        | Datatype::Int8
+        | Datatype::Int16
+        | Datatype::Int32
+        | Datatype::Int64 => 0.0,
+    };
+    let (mut largest, mut exceeds) = (0.0, false);
+    for (one, other) in values(datatype, one).zip(values(datatype, other)) {
+        if one == other || (one.is_nan() && other.is_nan()) {
+            continue;
+        }
+        let apart = (one - other).abs();
+        exceeds |= apart.is_nan() || apart > tolerance * (1.0 + one.abs().max(other.abs()));
+        largest = if apart > largest || apart.is_nan() { apart } else { largest };
+    }
+    exceeds.then_some(largest)
+}
+
+fn values(datatype: Datatype, bytes: &[u8]) -> impl Iterator<Item = f64> {
+    bytes.chunks_exact(datatype.size()).map(move |element| {
+        let mut low = [0; 8];
+        low[..element.len()].copy_from_slice(element);
+        let bits = u64::from_le_bytes(low);
+        match datatype {
+            Datatype::Bool | Datatype::Uint8 => f64::from(bits as u8),
+            Datatype::Int8 => f64::from(bits as i8),
+            Datatype::Int16 => f64::from(bits as i16),
+            Datatype::Int32 => f64::from(bits as i32),
+            Datatype::Int64 => bits as i64 as f64,
+            Datatype::Fp16 => f16::from_bits(bits as u16).to_f64(),
+            Datatype::Bf16 => bf16::from_bits(bits as u16).to_f64(),
+            Datatype::Fp32 => f64::from(f32::from_bits(bits as u32)),
+            Datatype::Fp64 => f64::from_bits(bits),
+        }
+    })
+}
+
+/// Floats in 0..1, integers in 0..4: small and not negative, which most models take, whatever they mean.
+fn made_up(datatype: Datatype, elements: u64, seed: u64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(elements as usize * datatype.size());
+    let mut dice = seed;
+    for _ in 0..elements {
+        let draw = splitmix(&mut dice);
+        let float = (draw >> 40) as f32 / (1u64 << 24) as f32;
+        match datatype {
+            Datatype::Bool => bytes.push((draw >> 63) as u8),
+            Datatype::Uint8 | Datatype::Int8 => bytes.push((draw >> 62) as u8),
+            Datatype::Int16 => bytes.extend((draw >> 62).to_le_bytes()[..2].iter()),
+            Datatype::Int32 => bytes.extend((draw >> 62).to_le_bytes()[..4].iter()),
+            Datatype::Int64 => bytes.extend((draw >> 62).to_le_bytes()),
+            Datatype::Fp16 => bytes.extend(f16::from_f32(float).to_le_bytes()),
+            Datatype::Bf16 => bytes.extend(bf16::from_f32(float).to_le_bytes()),
+            Datatype::Fp32 => bytes.extend(float.to_le_bytes()),
+            Datatype::Fp64 => bytes.extend(f64::from(float).to_le_bytes()),
+        }
+    }
+    bytes
+}
+
+/// SplitMix64 (Steele, Lea, Flood, 2014).
+fn splitmix(state: &mut u64) -> u64 {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut z = *state;
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Form, Spec};
+    use crate::scripted::{Scripted, fp32, output_fp32, rows_spec};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// The verdict on a model `x: [-1, 4] → y: [-1, 4]` whose rows are computed by `script`.
+    fn verdict(
+        script: impl Fn(&[f32], u64) -> Result<(Vec<u64>, Vec<f32>), ModelError> + Send + Sync + 'static,
+    ) -> Result<Verdict, String> {
+        let spec = rows_spec(&[("x", 4)], &[("y", 4)], 8);
+        run(&Scripted::new(spec, move |inputs| {
+            let (shape, values) = script(&fp32(&inputs[0]), inputs[0].shape[0])?;
+            Ok(vec![output_fp32("y", &shape, &values)])
+        }))
+    }
+
+    fn why(verdict: Result<Verdict, String>) -> String {
+        let verdict = verdict.unwrap();
+        assert_eq!(verdict.grouping, Grouping::Serial);
+        verdict.why_alone
+    }
+
+    #[test]
+    fn independent_rows_may_run_together() {
+        let doubled = verdict(|x, rows| Ok((vec![rows, 4], x.iter().map(|v| v * 2.0).collect())));
+        assert_eq!(
+            doubled,
+            Ok(Verdict { grouping: Grouping::Together { max_rows: 8 }, why_alone: String::new() })
+        );
+    }
+
+    #[test]
+    fn another_order_of_summation_is_no_difference() {
+        let jitter =
+            verdict(|x, rows| Ok((vec![rows, 4], x.iter().map(|v| v + rows as f32 * 1e-6).collect())));
+        assert_eq!(jitter.unwrap().grouping, Grouping::Together { max_rows: 8 });
+    }
+
+    #[test]
+    fn rows_that_see_each_other_are_never_batched() {
+        let coupled = verdict(|x, rows| Ok((vec![rows, 4], x.iter().map(|v| v + rows as f32).collect())));
+        assert_eq!(
+            why(coupled),
+            "not batched: rows change when they run together (output `y`, largest difference 4)"
+        );
+    }
+
+    #[test]
+    fn a_row_that_depends_on_its_place_is_found() {
+        let placed = verdict(|x, rows| {
+            Ok((
+                vec![rows, 4],
+                x.iter().enumerate().map(|(at, v)| if at < 4 { *v } else { v + 1.0 }).collect(),
+            ))
+        });
+        assert!(why(placed).contains("rows change when they run together"));
+    }
+
+    #[test]
+    fn a_model_that_remembers_is_never_batched() {
+        let calls = AtomicU32::new(0);
+        let stateful = verdict(move |x, rows| {
+            let call = calls.fetch_add(1, Ordering::Relaxed) as f32;
+            Ok((vec![rows, 4], x.iter().map(|v| v + call).collect()))
+        });
+        assert!(why(stateful).contains("gives another answer the next time (output `y`"));
+    }
+
+    #[test]
+    fn a_wrong_number_of_rows_is_the_reason_that_is_shown() {
+        let short = verdict(|x, _| Ok((vec![1, 4], x[..4].to_vec())));
+        assert_eq!(why(short), "not batched: output `y` has 1 row, 5 went in");
+    }
+
+    #[test]
+    fn a_model_that_refuses_made_up_input_still_answers() {
+        let fussy = verdict(|_, _| Err(ModelError::new("index out of range")));
+        assert_eq!(why(fussy), "not batched: it fails on made-up input: index out of range");
+        let lonely = verdict(|x, rows| match rows {
+            1 => Ok((vec![1, 4], x.to_vec())),
+            _ => Err(ModelError::new("one row only")),
+        });
+        assert_eq!(why(lonely), "not batched: several rows together fail: one row only");
+    }
+
+    #[test]
+    fn another_model_than_the_declared_one_is_refused() {
+        let other = verdict(|x, rows| Ok((vec![rows, 3], x[..3 * rows as usize].to_vec())));
+        assert_eq!(other, Err("output `y`: shape [1, 3] does not match [-1, 4]".into()));
+    }
+
+    #[test]
+    fn free_dimensions_get_a_size_that_fits() {
+        let mut spec = rows_spec(&[("x", 4)], &[("y", 4)], 8);
+        let free = Form { datatype: Datatype::Fp32, shape: vec![Dimension::Free, Dimension::Free] };
+        spec.inputs[0].form = Some(free.clone());
+        spec.outputs[0].form = Some(free);
+        let model = Scripted::new(spec, |inputs| {
+            if inputs[0].shape[1] < 20 {
+                return Err(ModelError::new("too small for the kernel"));
+            }
+            Ok(vec![output_fp32("y", &inputs[0].shape, &fp32(&inputs[0]))])
+        });
+        assert_eq!(run(&model).unwrap().grouping, Grouping::Together { max_rows: 8 });
+    }
+
+    #[test]
+    fn what_has_no_rows_runs_alone_and_says_why() {
+        let spec = Spec {
+            rows: Rows::None { why: "output `y` does not start with -1".into() },
+            ..rows_spec(&[("x", 4)], &[("y", 4)], 8)
+        };
+        let model =
+            Scripted::new(spec, |inputs| Ok(vec![output_fp32("y", &inputs[0].shape, &fp32(&inputs[0]))]));
+        let verdict = run(&model).unwrap();
+        assert_eq!(verdict.grouping, Grouping::Alone);
+        assert_eq!(verdict.why_alone, "not batched: output `y` does not start with -1");
+    }
+
+    #[test]
+    fn tolerance_follows_the_datatype() {
+        let pair = |datatype, one: &[u8], other: &[u8]| difference(datatype, one, other);
+        assert_eq!(pair(Datatype::Int32, &1i32.to_le_bytes(), &2i32.to_le_bytes()), Some(1.0));
+        assert_eq!(pair(Datatype::Fp32, &1f32.to_le_bytes(), &1.0001f32.to_le_bytes()), None);
+        assert!(pair(Datatype::Fp32, &1f32.to_le_bytes(), &1.001f32.to_le_bytes()).is_some());
+        assert_eq!(
+            pair(Datatype::Fp16, &f16::from_f32(1.0).to_le_bytes(), &f16::from_f32(1.01).to_le_bytes()),
+            None
+        );
+        assert!(pair(Datatype::Fp32, &f32::NAN.to_le_bytes(), &1f32.to_le_bytes()).is_some_and(f64::is_nan));
+        assert_eq!(pair(Datatype::Fp64, &f64::NAN.to_le_bytes(), &(-f64::NAN).to_le_bytes()), None);
+    }
+}

@@ -1,0 +1,172 @@
+//! A scripted engine. It stands for `penstock-engine` where a scenario needs an engine to misbehave in a way
+//! that a real model cannot be made to; it speaks the real wire over a real socket.
+
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use wire::{
+    Datatype, Decoder, Frame, Hello, Index, Infer, Kind, Limits, ModelEntry, ModelState, Outbox, Reply,
+    Status, TensorMeta, TensorSpec,
+};
+
+/// What a version does with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behaviour {
+    /// Answers with its own version number.
+    Answer,
+    /// Fails.
+    Fail,
+    /// Never answers.
+    Hang,
+    /// Says that its queue is full.
+    Overloaded,
+    /// Closes the connection in the middle of a frame.
+    CutFrame,
+}
+
+/// Scripts by (model, version).
+type Scripts = Arc<Mutex<HashMap<(String, u64), Behaviour>>>;
+
+/// An engine that does as it is told.
+pub struct ScriptedEngine {
+    /// Where it listens.
+    pub socket: PathBuf,
+    scripts: Scripts,
+    cancels: Mutex<Receiver<u64>>,
+    _folder: tempfile::TempDir,
+}
+
+impl ScriptedEngine {
+    /// Starts listening with these versions, all ready.
+    pub fn start(versions: &[(&str, u64, Behaviour)]) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let socket = folder.path().join("engine.sock");
+        let listener = UnixListener::bind(&socket).expect("a free path");
+        let scripts: Scripts = Arc::default();
+        scripts
+            .lock()
+            .expect("unpoisoned")
+            .extend(versions.iter().map(|(model, version, what)| (((*model).to_owned(), *version), *what)));
+        let (cancelled, cancels) = channel();
+        let shared = scripts.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (scripts, cancelled) = (shared.clone(), cancelled.clone());
+                std::thread::spawn(move || serve(stream, &scripts, &cancelled));
+            }
+        });
+        Self { socket, scripts, cancels: Mutex::new(cancels), _folder: folder }
+    }
+
+    /// From now on this version does that.
+    pub fn set(&self, model: &str, version: u64, behaviour: Behaviour) {
+        self.scripts.lock().expect("unpoisoned").insert((model.to_owned(), version), behaviour);
+    }
+
+    /// Waits for a request to be cancelled.
+    pub fn next_cancel(&self) -> Option<u64> {
+        self.cancels.lock().expect("unpoisoned").recv_timeout(Duration::from_secs(10)).ok()
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+}
+
+fn serve(mut stream: UnixStream, scripts: &Scripts, cancelled: &Sender<u64>) {
+    let mut outbox = Outbox::new();
+    outbox.push(Kind::Hello, 0, &Hello { release: "scripted".into(), ..Hello::default() }, Bytes::new());
+    outbox.push(Kind::Index, 0, &index(scripts), Bytes::new());
+    let mut decoder = Decoder::new(Limits::default());
+    loop {
+        if stream.write_all(&outbox.take().concat()).is_err() {
+            return;
+        }
+        let mut chunk = [0; 64 << 10];
+        let Ok(read @ 1..) = stream.read(&mut chunk) else { return };
+        decoder.buffer().extend_from_slice(&chunk[..read]);
+        while let Some(frame) = decoder.decode().expect("the proxy sends frames") {
+            match frame.kind {
+                Kind::Infer => {
+                    if answer(&frame, scripts, &mut outbox).is_break() {
+                        let cut = outbox.take().concat();
+                        let _ = stream.write_all(&cut[..cut.len() - 1]);
+                        return;
+                    }
+                }
+                Kind::Cancel => drop(cancelled.send(frame.id)),
+                Kind::Hello | Kind::Index | Kind::Reply => panic!("only an engine sends {:?}", frame.kind),
+            }
+        }
+    }
+}
+
+fn answer(frame: &Frame, scripts: &Scripts, outbox: &mut Outbox) -> std::ops::ControlFlow<()> {
+    let infer: Infer = prost::Message::decode(frame.metadata.clone()).expect("metadata decodes");
+    let behaviour = *scripts
+        .lock()
+        .expect("unpoisoned")
+        .get(&(infer.model, infer.version))
+        .expect("a version of the index");
+    let refuse = |status: Status, message: &str| Reply {
+        status: status as i32,
+        message: message.into(),
+        ..Reply::default()
+    };
+    match behaviour {
+        Behaviour::Answer | Behaviour::CutFrame => {
+            let output = TensorMeta {
+                name: "version".into(),
+                datatype: Datatype::Int64 as u32,
+                shape: vec![1],
+                offset: 0,
+            };
+            let payload = Bytes::copy_from_slice(&infer.version.to_le_bytes());
+            outbox.push(Kind::Reply, frame.id, &Reply { outputs: vec![output], ..Reply::default() }, payload);
+        }
+        Behaviour::Fail => {
+            outbox.push(Kind::Reply, frame.id, &refuse(Status::ModelFailed, "scripted failure"), Bytes::new())
+        }
+        Behaviour::Overloaded => {
+            outbox.push(Kind::Reply, frame.id, &refuse(Status::Overloaded, "the queue is full"), Bytes::new())
+        }
+        Behaviour::Hang => {}
+    }
+    if behaviour == Behaviour::CutFrame {
+        std::ops::ControlFlow::Break(())
+    } else {
+        std::ops::ControlFlow::Continue(())
+    }
+}
+
+fn index(scripts: &Scripts) -> Index {
+    let scripts = scripts.lock().expect("unpoisoned");
+    let entry = |(model, version): &(String, u64)| ModelEntry {
+        name: model.clone(),
+        version: *version,
+        state: ModelState::Ready as i32,
+        inputs: vec![TensorSpec {
+            name: "x".into(),
+            datatype: Datatype::Fp32 as u32,
+            shape: vec![-1, 1],
+            labels: vec![],
+        }],
+        outputs: vec![TensorSpec {
+            name: "version".into(),
+            datatype: Datatype::Int64 as u32,
+            shape: vec![-1],
+            labels: vec![],
+        }],
+        max_batch: 1,
+        ..ModelEntry::default()
+    };
+    let mut models: Vec<_> = scripts.keys().map(entry).collect();
+    models.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
+    Index { models }
+}

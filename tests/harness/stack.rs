@@ -1,0 +1,222 @@
+//! One running `penstock` (and the engine it manages, unless told otherwise) with its configuration in a
+//! temporary folder. Stops both when dropped, however the scenario ends.
+
+use crate::client::Client;
+use crate::eventually;
+use rustix::process::{Pid, Signal, kill_process};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+/// A folder of the checkout.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(path)
+}
+
+/// A binary of this build: the test runs in `target/PROFILE/deps`, binaries stand one folder up.
+pub fn binary(name: &str) -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let folder = test.parent().and_then(Path::parent).expect("cargo's layout");
+    let binary = folder.join(name);
+    assert!(binary.is_file(), "{} is missing: `make test` builds it before it tests", binary.display());
+    binary
+}
+
+/// An address on which nobody listens at this moment.
+pub fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+    listener.local_addr().expect("it is bound")
+}
+
+/// A stack to be.
+pub struct StackBuilder {
+    folder: tempfile::TempDir,
+    policies: String,
+    policy_file: Option<PathBuf>,
+    models: PathBuf,
+    external_engine: Option<PathBuf>,
+    more: String,
+}
+
+impl StackBuilder {
+    /// The text of the policy file.
+    pub fn policies(mut self, text: &str) -> Self {
+        self.policies = text.to_owned();
+        self
+    }
+
+    /// A policy file that the scenario looks after itself.
+    pub fn policy_file(mut self, file: &Path) -> Self {
+        self.policy_file = Some(file.to_owned());
+        self
+    }
+
+    /// Another model repository than the demo's.
+    pub fn models(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.models = folder.into();
+        self
+    }
+
+    /// An engine that somebody else runs, at this socket.
+    pub fn external_engine(mut self, socket: &Path) -> Self {
+        self.external_engine = Some(socket.to_owned());
+        self
+    }
+
+    /// More lines of configuration.
+    pub fn config(mut self, lines: &str) -> Self {
+        self.more.push_str(lines);
+        self.more.push('\n');
+        self
+    }
+
+    /// Starts it and waits until it is ready.
+    pub fn start(self) -> Stack {
+        let stack = self.start_unready();
+        eventually("the stack to be ready", || {
+            (stack.client().get("/v2/health/ready").status == 200).then_some(())
+        });
+        stack
+    }
+
+    /// Starts it and waits until it answers at all.
+    pub fn start_unready(self) -> Stack {
+        let http = free_address();
+        let monitor = free_address();
+        let policies = self.policy_file.unwrap_or_else(|| {
+            let file = self.folder.path().join("policies.yaml");
+            std::fs::write(&file, &self.policies).expect("the temporary folder takes files");
+            file
+        });
+        let engine = match &self.external_engine {
+            Some(socket) => format!("{{managed: false, socket: '{}'}}", socket.display()),
+            None => format!(
+                "{{models: '{}', socket: '{}', lanes: 2}}",
+                self.models.display(),
+                self.folder.path().join("engine.sock").display()
+            ),
+        };
+        let config = self.folder.path().join("penstock.yaml");
+        let text = format!(
+            "listen: {{http: '{http}', monitor: '{monitor}'}}\npolicies: '{}'\nengine: {engine}\n{}",
+            policies.display(),
+            self.more
+        );
+        std::fs::write(&config, text).expect("the temporary folder takes files");
+        let log = self.folder.path().join("log");
+        let mut command = Command::new(binary("penstock"));
+        command.arg("serve").arg("--config").arg(&config).stdin(Stdio::null()).stdout(Stdio::null());
+        command.stderr(std::fs::File::create(&log).expect("the temporary folder takes files"));
+        let process = command.process_group(0).spawn().expect("the binary starts");
+        let mut stack = Stack { folder: self.folder, process, http, monitor, policies, log };
+        eventually("penstock to answer", || {
+            if let Ok(Some(status)) = stack.process.try_wait() {
+                panic!("penstock ended with {status}:\n{}", stack.log());
+            }
+            stack.client().try_get("/v2/health/live").filter(|response| response.status == 200)
+        });
+        stack
+    }
+}
+
+/// A running stack.
+pub struct Stack {
+    folder: tempfile::TempDir,
+    process: Child,
+    /// Where it answers.
+    pub http: SocketAddr,
+    /// Where it shows metrics.
+    pub monitor: SocketAddr,
+    /// Its policy file.
+    pub policies: PathBuf,
+    log: PathBuf,
+}
+
+impl Stack {
+    /// The demo's models, no policy.
+    pub fn builder() -> StackBuilder {
+        StackBuilder {
+            folder: tempfile::tempdir().expect("a temporary folder"),
+            policies: "models: {}\n".into(),
+            policy_file: None,
+            models: repository("configs/demo/models"),
+            external_engine: None,
+            more: String::new(),
+        }
+    }
+
+    /// A client of its own connection pool.
+    pub fn client(&self) -> Client {
+        Client::new(self.http)
+    }
+
+    /// Its folder: policy file, configuration, log.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What it has logged so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The metrics page.
+    pub fn metrics(&self) -> String {
+        Client::new(self.monitor).get("/metrics").text()
+    }
+
+    /// One line of the metrics page, as a number; 0 if it is not there yet.
+    pub fn metric(&self, series: &str) -> f64 {
+        let page = self.metrics();
+        let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
+    /// Process id of `penstock`.
+    pub fn pid(&self) -> Pid {
+        Pid::from_child(&self.process)
+    }
+
+    /// Process id of the engine that it manages at this moment.
+    pub fn engine_pid(&self) -> Option<Pid> {
+        let pid = self.pid().as_raw_nonzero();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+        let of_thread = |task: std::fs::DirEntry| std::fs::read_to_string(task.path().join("children")).ok();
+        let all = std::fs::read_dir(format!("/proc/{pid}/task"))
+            .ok()?
+            .flatten()
+            .filter_map(of_thread)
+            .collect::<String>();
+        (children + &all).split_whitespace().next()?.parse().ok().and_then(Pid::from_raw)
+    }
+
+    /// Resident memory of `penstock`, bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid().as_raw_nonzero()))
+            .expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells it");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(self.pid(), signal).expect("it runs");
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        eventually("penstock to end", || self.process.try_wait().expect("it is our child"))
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- log of penstock ---\n{}", self.log());
+        }
+        // The engine ends by itself when its supervisor is gone.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}

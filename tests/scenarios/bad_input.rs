@@ -1,0 +1,139 @@
+//! Whatever a client sends, it gets one JSON error with the right status, and the process, the connection and the
+//! next request are as before.
+
+use harness::{Stack, infer_body, repository};
+use serde_json::json;
+
+const INFER: &str = "/v2/models/digits/infer";
+
+fn input(fields: serde_json::Value) -> Vec<u8> {
+    let mut input = json!({"name": "pixels", "shape": [1, 64], "datatype": "FP32", "data": vec![0; 64]});
+    for (key, value) in fields.as_object().expect("fields") {
+        if value.is_null() {
+            input.as_object_mut().expect("an object").remove(key)
+        } else {
+            input.as_object_mut().expect("an object").insert(key.clone(), value.clone())
+        };
+    }
+    json!({"inputs": [input]}).to_string().into_bytes()
+}
+
+#[test]
+fn each_mistake_gets_its_status_and_its_name() {
+    let stack = Stack::builder().start();
+    let good = infer_body("pixels", [1, 64], &[0.0; 64]);
+    let zeros = json!({"name": "pixels", "shape": [1, 64], "datatype": "FP32", "data": vec![0; 64]});
+    let twice = json!({"inputs": [zeros.clone(), zeros.clone()]});
+    let unknown_output = json!({"inputs": [zeros], "outputs": [{"name": "colour"}]});
+    let cases: Vec<(&str, Vec<u8>, u16, &str)> = vec![
+        (INFER, b"".to_vec(), 400, "EOF"),
+        (INFER, b"{\"inputs\":[".to_vec(), 400, "EOF"),
+        (INFER, b"not json".to_vec(), 400, "expected"),
+        (INFER, b"\xff\xfe".to_vec(), 400, "expected"),
+        (INFER, "[".repeat(100_000).into_bytes(), 400, ""),
+        (INFER, b"{}".to_vec(), 400, "missing field `inputs`"),
+        (INFER, json!({"inputs": []}).to_string().into_bytes(), 400, "pixels"),
+        (INFER, input(json!({"name": "pixel"})), 400, "pixels"),
+        (INFER, input(json!({"shape": [1, 63], "data": vec![0; 63]})), 400, "[-1, 64]"),
+        (INFER, input(json!({"shape": [64]})), 400, "[-1, 64]"),
+        (INFER, input(json!({"shape": [0, 64], "data": []})), 400, "empty"),
+        (INFER, input(json!({"datatype": "INT32"})), 400, "FP32"),
+        (INFER, input(json!({"datatype": "FP31"})), 400, "FP31"),
+        (INFER, input(json!({"data": vec![0; 65]})), 400, "64"),
+        (INFER, input(json!({"data": ["a"]})), 400, "string"),
+        (INFER, input(json!({"data": [null]})), 400, "null"),
+        (INFER, input(json!({"shape": [u64::MAX, u64::MAX]})), 400, "overflow"),
+        (INFER, input(json!({"shape": [1_u64 << 40, 64]})), 400, "elements"),
+        (INFER, input(json!({"shape": null})), 400, "shape"),
+        (INFER, twice.to_string().into_bytes(), 400, "pixels"),
+        (INFER, unknown_output.to_string().into_bytes(), 400, "colour"),
+        ("/v2/models/nothing/infer", good.clone(), 404, "nothing"),
+        ("/v2/models/digits/versions/9/infer", good.clone(), 404, "9"),
+        ("/v2/models/digits/versions/two/infer", good.clone(), 404, "two"),
+        ("/v2/nowhere", good.clone(), 404, "nowhere"),
+        ("/v2/health/live", good.clone(), 405, "GET"),
+    ];
+    let client = stack.client();
+    for (path, body, status, says) in cases {
+        let answer = client.post(path, &[], &body);
+        let shown = String::from_utf8_lossy(&body[..body.len().min(120)]).into_owned();
+        assert_eq!(answer.status, status, "{path} {shown}: {}", answer.text());
+        assert!(answer.error().contains(says), "{path} {shown}: {}", answer.error());
+    }
+    assert_eq!(client.infer("digits", &[], &good).status, 200);
+}
+
+#[test]
+fn non_finite_values_are_values() {
+    let stack = Stack::builder().start();
+    let mut data = vec!["0"; 64];
+    (data[0], data[1], data[2]) = ("NaN", "Infinity", "-Infinity");
+    let body = format!(
+        r#"{{"inputs":[{{"name":"pixels","shape":[1,64],"datatype":"FP32","data":[{}]}}]}}"#,
+        data.join(",")
+    );
+    let answer = stack.client().infer("digits", &[], body.as_bytes());
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert!(answer.text().contains("NaN"), "what the model makes of it comes back: {}", answer.text());
+}
+
+#[test]
+fn an_oversize_body_is_refused_before_it_is_read() {
+    let stack = Stack::builder().config("requests: {body_mib_max: 1}").start();
+    let head = format!("POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", 2 << 20);
+    let answer = harness::raw_exchange(stack.http, head.as_bytes(), false);
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    assert!(answer.contains("1048576 bytes"), "{answer}");
+    // Chunked: the length shows only on the way.
+    let chunk = "x".repeat(64 << 10);
+    let chunked = format!(
+        "POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n{}",
+        format!("10000\r\n{chunk}\r\n").repeat(17)
+    );
+    let answer = harness::raw_exchange(stack.http, chunked.as_bytes(), false);
+    assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+}
+
+#[test]
+fn a_truncated_body_ends_with_its_connection_and_nothing_else() {
+    let stack = Stack::builder().config("requests: {body_time_max: 500ms}").start();
+    let head = format!("POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{\"inputs\"");
+    let silent = harness::raw_exchange(stack.http, head.as_bytes(), false);
+    assert!(silent.starts_with("HTTP/1.1 408"), "{silent}");
+    let gone = harness::raw_exchange(stack.http, head.as_bytes(), true);
+    assert!(!gone.contains("200 OK"), "{gone}");
+    assert_eq!(stack.client().infer("digits", &[], &infer_body("pixels", [1, 64], &[0.0; 64])).status, 200);
+    assert_eq!(stack.metric("penstock_requests_in_flight"), 0.0, "nothing leaks");
+}
+
+#[test]
+fn a_row_that_breaks_the_model_fails_alone() {
+    let stack = Stack::builder().models(repository("tests/data/models")).start_unready();
+    harness::eventually("picky to be ready", || {
+        (stack.client().get("/v2/models/picky/ready").status == 200).then_some(())
+    });
+    std::thread::scope(|scope| {
+        for worker in 0..8 {
+            let client = stack.client();
+            scope.spawn(move || {
+                for _ in 0..20 {
+                    let value = if worker == 0 { -1.0 } else { worker as f32 };
+                    let answer = client.infer("picky", &[], &infer_body("x", [1, 4], &[value; 4]));
+                    if worker == 0 {
+                        // Once its breaker opens (these are the version's own failures), 503 is the answer.
+                        assert!([500, 503].contains(&answer.status), "{}", answer.text());
+                        assert!(
+                            answer.status == 503 || answer.error().contains("negative input"),
+                            "{}",
+                            answer.error()
+                        );
+                    } else if answer.status == 200 {
+                        assert_eq!(answer.output("y"), json!(vec![2.0 * value; 4]));
+                    } else {
+                        assert_eq!(answer.status, 503, "{}", answer.text());
+                    }
+                }
+            });
+        }
+    });
+}

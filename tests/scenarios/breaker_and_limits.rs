@@ -1,0 +1,117 @@
+//! Limits and breakers as a client meets them.
+
+use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body};
+
+const ROW: [f32; 1] = [0.0];
+
+fn body() -> Vec<u8> {
+    infer_body("x", [1, 1], &ROW)
+}
+
+#[test]
+fn a_spent_limit_says_when_to_come_back_and_to_whom_it_applies() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let policy = "limits:\n  - {name: per-user, key: {header: x-user-id}, rate: 2/m, burst: 2}\n";
+    let stack = Stack::builder().policies(policy).external_engine(engine.socket()).start();
+    let client = stack.client();
+    let ana = [("x-user-id", "ana")];
+    assert_eq!([(); 2].map(|()| client.infer("m", &ana, &body()).status), [200, 200]);
+    let refused = client.infer("m", &ana, &body());
+    assert_eq!(refused.status, 429);
+    assert!(refused.error().contains("per-user"), "{}", refused.error());
+    let wait: u64 = refused.header("retry-after").parse().expect("seconds");
+    assert!((1..=30).contains(&wait), "{wait} s at two a minute");
+    assert_eq!(client.infer("m", &[("x-user-id", "ben")], &body()).status, 200, "others are not touched");
+    assert_eq!(stack.metric("penstock_refusals_total{reason=\"rate_limited\"}"), 1.0);
+}
+
+#[test]
+fn a_failing_version_is_left_alone_then_probed_then_trusted_again() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Fail), ("m", 2, Behaviour::Answer)]);
+    let policy = "models: {m: {split: {weights: {1: 1}}, breaker: {failures: 3, open_for: 200ms}}}\n";
+    let stack = Stack::builder().policies(policy).external_engine(engine.socket()).start();
+    let client = stack.client();
+    assert_eq!([(); 3].map(|()| client.infer("m", &[], &body()).status), [500; 3]);
+    let refused = client.infer("m", &[], &body());
+    assert_eq!(refused.status, 503);
+    assert!(refused.error().contains("version 1 of model `m` keeps failing"), "{}", refused.error());
+    assert_eq!(refused.header("retry-after"), "1");
+    assert_eq!(stack.metric("penstock_breaker_state{model=\"m\",version=\"1\"}"), 2.0);
+    let other = client.post("/v2/models/m/versions/2/infer", &[], &body());
+    assert_eq!(other.status, 200, "another version's breaker is its own");
+    engine.set("m", 1, Behaviour::Answer);
+    eventually("a probe to succeed", || (client.infer("m", &[], &body()).status == 200).then_some(()));
+    assert_eq!(client.infer("m", &[], &body()).status, 200);
+    assert_eq!(stack.metric("penstock_breaker_state{model=\"m\",version=\"1\"}"), 0.0);
+}
+
+#[test]
+fn mistakes_of_callers_and_overload_do_not_trip_a_breaker() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Overloaded)]);
+    let policy = "models: {m: {split: {weights: {1: 1}}, breaker: {failures: 2}}}\n";
+    let stack = Stack::builder().policies(policy).external_engine(engine.socket()).start();
+    let client = stack.client();
+    for _ in 0..5 {
+        let answer = client.infer("m", &[], &body());
+        assert_eq!((answer.status, answer.header("retry-after")), (503, "1"));
+        assert_eq!(client.infer("m", &[], b"{}").status, 400);
+    }
+    engine.set("m", 1, Behaviour::Answer);
+    assert_eq!(client.infer("m", &[], &body()).status, 200);
+}
+
+#[test]
+fn a_deadline_is_kept_and_the_engine_is_told() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Hang)]);
+    let stack = Stack::builder().external_engine(engine.socket()).start();
+    let late = stack.client().infer("m", &[("x-request-timeout-ms", "50")], &body());
+    assert_eq!(late.status, 504);
+    assert!(late.error().contains("0.050 s"), "{}", late.error());
+    assert!(engine.next_cancel().is_some());
+    let parameter =
+        String::from_utf8(body()).expect("text").replacen('{', "{\"parameters\":{\"timeout\":30000},", 1);
+    let late = stack.client().infer("m", &[], parameter.as_bytes());
+    assert!(late.status == 504 && late.error().contains("0.030 s"), "{}", late.text());
+}
+
+#[test]
+fn a_client_that_leaves_takes_its_request_along() {
+    use std::io::Write;
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Hang)]);
+    let stack = Stack::builder().external_engine(engine.socket()).start();
+    let mut client = std::net::TcpStream::connect(stack.http).expect("it listens");
+    let body = body();
+    let head =
+        format!("POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+    client.write_all(&[head.as_bytes(), &body].concat()).expect("it reads");
+    eventually("the request to be in flight", || {
+        (stack.metric("penstock_requests_in_flight") == 1.0).then_some(())
+    });
+    drop(client);
+    assert!(engine.next_cancel().is_some());
+    eventually("nothing to be in flight", || {
+        (stack.metric("penstock_requests_in_flight") == 0.0).then_some(())
+    });
+    assert_eq!(stack.metric("penstock_refusals_total{reason=\"client_gone\"}"), 1.0);
+}
+
+#[test]
+fn more_requests_than_fit_are_refused_at_once() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Hang), ("m", 2, Behaviour::Answer)]);
+    let stack =
+        Stack::builder().config("requests: {in_flight_max: 2}").external_engine(engine.socket()).start();
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            let client = stack.client();
+            scope.spawn(move || {
+                client.post("/v2/models/m/versions/1/infer", &[("x-request-timeout-ms", "5000")], &body())
+            });
+        }
+        eventually("both to be in flight", || {
+            (stack.metric("penstock_requests_in_flight") == 2.0).then_some(())
+        });
+        let refused = stack.client().post("/v2/models/m/versions/2/infer", &[], &body());
+        assert_eq!((refused.status, refused.header("retry-after")), (503, "1"));
+    });
+    assert_eq!(stack.client().infer("m", &[], &body()).status, 200);
+}

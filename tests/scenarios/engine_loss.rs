@@ -1,0 +1,83 @@
+//! The engine dies; the proxy does not. Clients see 503 with advice, and then answers again.
+
+use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body, repository};
+use rustix::process::{Signal, kill_process, test_kill_process};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+fn five() -> Vec<u8> {
+    std::fs::read(repository("configs/demo/requests/digit-5.json")).expect("a sample request")
+}
+
+#[test]
+fn a_killed_engine_costs_only_503s_and_comes_back() {
+    let stack = Stack::builder().start();
+    let first = stack.engine_pid().expect("an engine");
+    let stop = AtomicBool::new(false);
+    let statuses = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let client = stack.client();
+                while !stop.load(Ordering::Relaxed) {
+                    let answer = client.infer("digits", &[], &five());
+                    if answer.status == 503 {
+                        assert!(answer.headers.contains_key("retry-after"));
+                    }
+                    statuses.lock().expect("unpoisoned").push(answer.status);
+                }
+            });
+        }
+        eventually("traffic", || (statuses.lock().expect("unpoisoned").len() > 50).then_some(()));
+        kill_process(first, Signal::KILL).expect("it runs");
+        eventually("503s", || statuses.lock().expect("unpoisoned").contains(&503).then_some(()));
+        let second = eventually("another engine", || stack.engine_pid().filter(|pid| *pid != first));
+        eventually("answers again", || {
+            (stack.client().infer("digits", &[], &five()).status == 200).then_some(())
+        });
+        assert_ne!(first, second);
+        stop.store(true, Ordering::Relaxed);
+    });
+    let statuses = statuses.into_inner().expect("unpoisoned");
+    assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
+    assert_eq!(stack.metric("penstock_engine_starts_total"), 2.0);
+    assert_eq!(
+        stack.metric("penstock_breaker_state{model=\"digits\",version=\"2\"}"),
+        0.0,
+        "no version is blamed"
+    );
+}
+
+#[test]
+fn readiness_follows_the_engine() {
+    let stack = Stack::builder().start();
+    kill_process(stack.engine_pid().expect("an engine"), Signal::STOP).expect("it runs");
+    kill_process(stack.engine_pid().expect("an engine"), Signal::KILL).expect("it runs");
+    let client = stack.client();
+    eventually("not ready", || (client.get("/v2/health/ready").status == 503).then_some(()));
+    assert_eq!(client.get("/v2/health/live").status, 200);
+    eventually("ready again", || (client.get("/v2/health/ready").status == 200).then_some(()));
+}
+
+#[test]
+fn a_killed_proxy_leaves_no_engine_behind() {
+    let mut stack = Stack::builder().start();
+    let engine = stack.engine_pid().expect("an engine");
+    stack.signal(Signal::KILL);
+    stack.wait();
+    eventually("the engine to follow", || test_kill_process(engine).is_err().then_some(()));
+}
+
+#[test]
+fn a_frame_cut_short_fails_its_request_and_the_next_one_connects_anew() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::CutFrame)]);
+    let stack = Stack::builder().external_engine(engine.socket()).start();
+    let client = stack.client();
+    let body = infer_body("x", [1, 1], &[0.0]);
+    let ask = |version: u32| client.post(&format!("/v2/models/m/versions/{version}/infer"), &[], &body);
+    assert_eq!(ask(1).status, 200);
+    let cut = ask(2);
+    assert_eq!(cut.status, 503);
+    assert!(cut.error().contains("the engine closed the connection"), "{}", cut.error());
+    assert_eq!(ask(1).status, 200);
+}

@@ -1,0 +1,139 @@
+//! The policy file changes while requests go on: none fails, each sees one policy, and a mistake changes nothing.
+
+use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body};
+use rustix::process::Signal;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+fn all_to(version: u32) -> String {
+    format!("models:\n  m:\n    split:\n      weights: {{{version}: 1}}\n")
+}
+
+fn start() -> (ScriptedEngine, Stack) {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer)]);
+    let stack = Stack::builder().policies(&all_to(1)).external_engine(engine.socket()).start();
+    (engine, stack)
+}
+
+fn ask(stack: &Stack) -> (String, String) {
+    let answer = stack.client().infer("m", &[], &infer_body("x", [1, 1], &[0.0]));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    (answer.header("x-penstock-version").to_owned(), answer.header("x-penstock-generation").to_owned())
+}
+
+fn wait_for(stack: &Stack, version: &str) {
+    eventually("the new policy to be in force", || (ask(stack).0 == version).then_some(()));
+}
+
+#[test]
+fn edits_under_load_fail_no_request_and_mix_no_generations() {
+    let (_engine, stack) = start();
+    let stop = AtomicBool::new(false);
+    let asked = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let client = stack.client();
+                while !stop.load(Ordering::Relaxed) {
+                    let answer = client.infer("m", &[], &infer_body("x", [1, 1], &[0.0]));
+                    assert_eq!(answer.status, 200, "{}", answer.text());
+                    // Odd generations send everybody to version 1, even ones to version 2.
+                    let generation: u32 = answer.header("x-penstock-generation").parse().expect("a number");
+                    assert_eq!(
+                        answer.header("x-penstock-version"),
+                        if generation % 2 == 1 { "1" } else { "2" }
+                    );
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        for edit in 0..10 {
+            let version = if edit % 2 == 0 { 2 } else { 1 };
+            std::fs::write(&stack.policies, all_to(version)).expect("the file can be written");
+            wait_for(&stack, &version.to_string());
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(asked.load(Ordering::Relaxed) > 10);
+    assert_eq!(ask(&stack).1, "11");
+}
+
+#[test]
+fn a_mistake_changes_nothing_and_is_told_with_its_line() {
+    let (_engine, stack) = start();
+    std::fs::write(&stack.policies, "models:\n  m:\n    split:\n      weights: {2: -1}\n")
+        .expect("the file can be written");
+    eventually("the mistake to be counted", || {
+        (stack.metric("penstock_policy_rejected_total") >= 1.0).then_some(())
+    });
+    assert_eq!(ask(&stack), ("1".into(), "1".into()));
+    let log = stack.log();
+    assert!(log.contains("policies.yaml:4:") && log.contains("weight"), "{log}");
+    std::fs::write(&stack.policies, all_to(2)).expect("the file can be written");
+    wait_for(&stack, "2");
+}
+
+#[test]
+fn editors_that_save_by_renaming_are_followed() {
+    let (_engine, stack) = start();
+    for version in [2, 1, 2] {
+        let beside = stack.folder().join(".policies.yaml.swp");
+        std::fs::write(&beside, all_to(version)).expect("a file beside it");
+        std::fs::rename(&beside, &stack.policies).expect("a rename");
+        wait_for(&stack, &version.to_string());
+    }
+}
+
+#[test]
+fn a_config_maps_symlinks_are_followed() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer)]);
+    let volume = tempfile::tempdir().expect("a temporary folder");
+    let publish = |name: &str, version| {
+        // As the kubelet does it: a dated folder, and `..data` swapped to it by a rename.
+        std::fs::create_dir(volume.path().join(name)).expect("a folder");
+        std::fs::write(volume.path().join(name).join("policies.yaml"), all_to(version)).expect("a file");
+        std::os::unix::fs::symlink(name, volume.path().join("..data_tmp")).expect("a link");
+        std::fs::rename(volume.path().join("..data_tmp"), volume.path().join("..data")).expect("a rename");
+    };
+    publish("..2026_01_01", 1);
+    std::os::unix::fs::symlink(Path::new("..data/policies.yaml"), volume.path().join("policies.yaml"))
+        .expect("a link");
+    let stack = Stack::builder()
+        .policy_file(&volume.path().join("policies.yaml"))
+        .external_engine(engine.socket())
+        .start();
+    wait_for(&stack, "1");
+    publish("..2026_01_02", 2);
+    wait_for(&stack, "2");
+}
+
+#[test]
+fn hangup_reads_the_file_again() {
+    let (_engine, stack) = start();
+    std::fs::write(&stack.policies, "models: [").expect("the file can be written");
+    eventually("the mistake to be counted", || {
+        (stack.metric("penstock_policy_rejected_total") >= 1.0).then_some(())
+    });
+    let before = stack.metric("penstock_policy_rejected_total");
+    stack.signal(Signal::HUP);
+    eventually("the mistake to be told again", || {
+        (stack.metric("penstock_policy_rejected_total") > before).then_some(())
+    });
+    assert_eq!(ask(&stack), ("1".into(), "1".into()));
+}
+
+#[test]
+fn a_file_that_vanishes_or_is_emptied_changes_nothing() {
+    let (_engine, stack) = start();
+    std::fs::write(&stack.policies, "").expect("the file can be written");
+    eventually("the empty file to be counted", || {
+        (stack.metric("penstock_policy_rejected_total") >= 1.0).then_some(())
+    });
+    std::fs::remove_file(&stack.policies).expect("it can be removed");
+    eventually("the loss to be counted", || {
+        (stack.metric("penstock_policy_rejected_total") >= 2.0).then_some(())
+    });
+    assert_eq!(ask(&stack), ("1".into(), "1".into()));
+    std::fs::write(&stack.policies, all_to(2)).expect("the file can be written");
+    wait_for(&stack, "2");
+}

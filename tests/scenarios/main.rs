@@ -1,0 +1,14 @@
+//! Scenarios at the socket: real binaries, real models, real connections. Cores are tested beside their code.
+
+mod bad_input;
+mod breaker_and_limits;
+mod configs;
+mod drain;
+mod engine_loss;
+mod hot_swap;
+mod http_edges;
+mod request_path;
+mod split;
+mod startup;
+mod tidy;
+mod traces;

@@ -1,0 +1,62 @@
+//! The policy's shares are the shares that users see.
+
+use harness::{Behaviour, ScriptedEngine, Stack, infer_body};
+
+const POLICY: &str = "models:\n  m:\n    labels: {stable: 1, canary: 2}\n    split:\n      weights: {stable: 90, canary: 10}\n      sticky: {header: x-user-id}\n    rules:\n      - {when: {header: x-cohort, equals: beta}, use: canary}\n      - {when: {cookie: staff, present: true}, use: canary}\n";
+
+fn two_versions() -> (ScriptedEngine, Stack) {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer)]);
+    let stack = Stack::builder().policies(POLICY).external_engine(engine.socket()).start();
+    (engine, stack)
+}
+
+fn version(client: &harness::Client, headers: &[(&str, &str)]) -> String {
+    let answer = client.infer("m", headers, &infer_body("x", [1, 1], &[0.0]));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(
+        answer.output("version")[0].to_string(),
+        answer.header("x-penstock-version"),
+        "the header tells who answered"
+    );
+    answer.header("x-penstock-version").to_owned()
+}
+
+#[test]
+fn a_thousand_requests_split_within_binomial_bounds() {
+    let (_engine, stack) = two_versions();
+    let client = stack.client();
+    let canary = (0..1000).filter(|_| version(&client, &[]) == "2").count() as f64;
+    // 100 expected, σ = √(1000 · 0.1 · 0.9) = 9.5; five of them are exceeded once in a million runs.
+    assert!((canary - 100.0).abs() < 47.5, "{canary} of 1000 went to the canary");
+    assert_eq!(stack.metric("penstock_requests_total{model=\"m\",version=\"2\",outcome=\"served\"}"), canary);
+}
+
+#[test]
+fn a_user_stays_with_a_version_and_users_split_as_declared() {
+    let (_engine, stack) = two_versions();
+    let client = stack.client();
+    let mut canary = 0;
+    for user in 0..500 {
+        let user = format!("user-{user}");
+        let first = version(&client, &[("x-user-id", &user)]);
+        assert_eq!(version(&client, &[("x-user-id", &user)]), first);
+        canary += usize::from(first == "2");
+    }
+    assert!((20..=85).contains(&canary), "{canary} of 500 users are on the canary"); // 50 expected, σ = 6.7
+}
+
+#[test]
+fn rules_come_before_the_split_and_a_pinned_version_before_both() {
+    let (_engine, stack) = two_versions();
+    let client = stack.client();
+    for _ in 0..20 {
+        assert_eq!(version(&client, &[("x-cohort", "beta")]), "2");
+        assert_eq!(version(&client, &[("cookie", "a=b; staff=1")]), "2");
+        let pinned = client.post(
+            "/v2/models/m/versions/1/infer",
+            &[("x-cohort", "beta")],
+            &infer_body("x", [1, 1], &[0.0]),
+        );
+        assert_eq!(pinned.header("x-penstock-version"), "1");
+    }
+}

@@ -1,0 +1,122 @@
+//! The trace of a request: who waited for what, and which batch it ran in.
+
+use harness::{Behaviour, Collector, ScriptedEngine, Stack, eventually, infer_body, repository};
+use opentelemetry_proto::tonic::common::v1::any_value::Value;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use std::collections::HashSet;
+
+fn config(collector: &Collector, sample: f64) -> String {
+    format!("traces: {{endpoint: 'http://{}', sample: {sample}}}", collector.address)
+}
+
+fn named<'a>(spans: &'a [Span], name: &str) -> Vec<&'a Span> {
+    spans.iter().filter(|span| span.name == name).collect()
+}
+
+fn number(span: &Span, key: &str) -> i64 {
+    let attribute = span
+        .attributes
+        .iter()
+        .find(|attribute| attribute.key == key)
+        .unwrap_or_else(|| panic!("{key} in {span:?}"));
+    match attribute.value.as_ref().and_then(|value| value.value.as_ref()) {
+        Some(Value::IntValue(number)) => *number,
+        other => panic!("{key} is {other:?}"),
+    }
+}
+
+const SERVER: &str = "POST /v2/models/{model}/infer";
+
+#[test]
+fn a_traced_request_has_a_server_span_a_queue_span_and_a_batch() {
+    let collector = Collector::start();
+    let stack = Stack::builder().config(&config(&collector, 0.0)).start();
+    let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let body = std::fs::read(repository("configs/demo/requests/digit-4.json")).expect("a sample request");
+    assert_eq!(stack.client().infer("digits", &[("traceparent", parent)], &body).status, 200);
+    let spans = eventually("three spans", || Some(collector.spans()).filter(|spans| spans.len() >= 3));
+    let server = named(&spans, SERVER)[0];
+    let queue = named(&spans, "engine queue")[0];
+    let batch = named(&spans, "batch")[0];
+    assert_eq!(server.kind, SpanKind::Server as i32);
+    assert_eq!(server.parent_span_id, 0xb7ad_6b71_6920_3331_u64.to_be_bytes());
+    assert_eq!((number(server, "penstock.version"), number(server, "http.response.status_code")), (2, 200));
+    for span in [server, queue, batch] {
+        assert_eq!(span.trace_id, 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes());
+        assert!(span.start_time_unix_nano <= span.end_time_unix_nano);
+    }
+    assert_eq!((&queue.parent_span_id, &batch.parent_span_id), (&server.span_id, &server.span_id));
+    assert_eq!(queue.links[0].span_id, batch.span_id, "the queue links to the batch it waited for");
+    assert_eq!(batch.links[0].span_id, server.span_id, "the batch links to its members");
+    assert_eq!(number(batch, "penstock.batch.requests"), 1);
+    assert!(queue.end_time_unix_nano <= batch.start_time_unix_nano + 1000);
+}
+
+#[test]
+fn requests_that_ran_together_link_to_one_batch() {
+    let collector = Collector::start();
+    let stack = Stack::builder()
+        .models(repository("tests/data/models"))
+        .config(&config(&collector, 1.0))
+        .start_unready();
+    eventually("slow to be ready", || {
+        (stack.client().get("/v2/models/slow/ready").status == 200).then_some(())
+    });
+    std::thread::scope(|scope| {
+        for _ in 0..12 {
+            let client = stack.client();
+            scope.spawn(move || {
+                assert_eq!(client.infer("slow", &[], &infer_body("x", [1, 4], &[1.0; 4])).status, 200)
+            });
+        }
+    });
+    let spans = eventually("all server spans", || {
+        Some(collector.spans())
+            .filter(|spans| named(spans, SERVER).len() == 12 && named(spans, "engine queue").len() == 12)
+    });
+    let batches: HashSet<_> = named(&spans, "batch").into_iter().map(|batch| batch.span_id.clone()).collect();
+    assert!(batches.len() < 12, "a busy lane collects requests: {} batches", batches.len());
+    let members: usize = named(&spans, "batch").into_iter().map(|batch| batch.links.len()).sum();
+    assert_eq!(members, 12, "each request is a member of exactly one batch");
+    for queue in named(&spans, "engine queue") {
+        assert!(batches.contains(&queue.links[0].span_id));
+    }
+}
+
+#[test]
+fn the_callers_choice_beats_the_sampling_rate_and_nonsense_counts_as_none() {
+    let collector = Collector::start();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Fail)]);
+    let stack = Stack::builder().config(&config(&collector, 0.0)).external_engine(engine.socket()).start();
+    let client = stack.client();
+    let ask = |traceparent: &str, version: u32| {
+        client
+            .post(
+                &format!("/v2/models/m/versions/{version}/infer"),
+                &[("traceparent", traceparent)],
+                &infer_body("x", [1, 1], &[0.0]),
+            )
+            .status
+    };
+    assert_eq!(ask("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00", 1), 200); // not sampled
+    assert_eq!(ask("00-nonsense", 1), 200);
+    assert_eq!(ask("00-00000000000000000000000000000000-0000000000000000-01", 1), 200);
+    assert_eq!(ask("00-0af7651916cd43dd8448eb211c80319d-b7ad6b7169203331-01", 2), 500);
+    let spans = eventually("the one span", || Some(collector.spans()).filter(|spans| !spans.is_empty()));
+    assert_eq!(spans.len(), 1);
+    assert_eq!(spans[0].status.as_ref().map(|status| status.code), Some(2), "a failure is marked as one");
+}
+
+#[test]
+fn a_collector_that_is_away_costs_nothing() {
+    let nobody = harness::free_address();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let traces = format!("traces: {{endpoint: 'http://{nobody}', sample: 1.0}}");
+    let mut stack = Stack::builder().config(&traces).external_engine(engine.socket()).start();
+    for _ in 0..200 {
+        assert_eq!(stack.client().infer("m", &[], &infer_body("x", [1, 1], &[0.0])).status, 200);
+    }
+    stack.signal(rustix::process::Signal::TERM);
+    assert!(stack.wait().success());
+}
