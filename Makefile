@@ -11,7 +11,12 @@ help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
 
 run: build ## start the demo: proxy and engine with configs/demo
-	exec "$(TARGET)/release/penstock" serve --config configs/demo/penstock.yaml
+	@printf '%s\n' '' 'Once it says that digits is ready, try from another terminal, in this folder:' \
+	  '  curl -i http://localhost:8000/v2/models/digits/infer -d @configs/demo/requests/digit-7.json' \
+	  '  curl -s http://localhost:8000/v2/models/digits' \
+	  '  curl -s http://localhost:8002/metrics' \
+	  'Then edit configs/demo/policies.yaml and ask again.' ''
+	@exec "$(TARGET)/release/penstock" serve --config configs/demo/penstock.yaml
 
 build: ## build the two binaries, optimised
 	$(WITH_LIBTORCH) cargo build --release --locked -p penstock-proxy -p penstock-engine --bins

@@ -9,7 +9,7 @@ mod server;
 
 use anyhow::Context;
 use load::Load;
-use server::Server;
+use server::{Server, Versions};
 use std::time::Duration;
 
 const CONNECTIONS: usize = 32;
@@ -19,7 +19,11 @@ const ROUND: Duration = Duration::from_secs(4);
 
 fn main() -> anyhow::Result<()> {
     let collector = harness::Collector::start();
-    let servers = [Server::haproxy()?, Server::penstock(collector.address)?];
+    let servers = [
+        Server::haproxy()?,
+        Server::penstock("penstock", Versions::Linear, collector.address)?,
+        Server::penstock("with CNN", Versions::Demo, collector.address)?,
+    ];
     println!(
         "{CONNECTIONS} connections, 64 floats as JSON, {ROUNDS} alternating rounds of {} s",
         ROUND.as_secs()
@@ -31,7 +35,7 @@ fn main() -> anyhow::Result<()> {
     for load in &mut loads {
         load.run(WARM_UP).context("warming up")?;
     }
-    let mut totals = [Total::default(), Total::default()];
+    let mut totals = [Total::default(), Total::default(), Total::default()];
     for round in 1..=ROUNDS {
         for ((server, load), total) in servers.iter().zip(&mut loads).zip(&mut totals) {
             let before = server.cpu()?;
@@ -49,11 +53,13 @@ fn main() -> anyhow::Result<()> {
             total.cpu += cpu;
         }
     }
-    let [haproxy, penstock] = totals.map(|total| total.cpu.as_secs_f64() * 1e6 / total.requests as f64);
+    let [haproxy, linear, demo] = totals.map(|total| total.cpu.as_secs_f64() * 1e6 / total.requests as f64);
+    println!("\nCPU per request, all processes of each together: HAProxy {haproxy:.1} µs");
     println!(
-        "\nHAProxy {haproxy:.1} µs, penstock with its engine {penstock:.1} µs of CPU per request: {:.2} times",
-        penstock / haproxy
+        "  penstock, two linear versions           {linear:5.1} µs, {:.2} times HAProxy",
+        linear / haproxy
     );
+    println!("  penstock, the demo with 10 % to its CNN {demo:5.1} µs, {:.2} times HAProxy", demo / haproxy);
     println!("{} spans were exported meanwhile", collector.spans().len());
     Ok(())
 }

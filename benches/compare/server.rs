@@ -6,6 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// What answers.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Versions {
+    /// The same small linear model twice: what is measured is what stands around a model.
+    Linear,
+    /// The demo's: one request in ten runs a convolutional network, whose own time comes on top.
+    Demo,
+}
+
 /// One thing under measure.
 pub(crate) struct Server {
     pub(crate) name: &'static str,
@@ -39,31 +48,37 @@ impl Server {
         Self { name: "HAProxy", address, request: request(), process, _folder: folder }.once_it_listens()
     }
 
-    /// Penstock with everything on, and the engine that it starts.
-    pub(crate) fn penstock(collector: SocketAddr) -> anyhow::Result<Self> {
+    /// Penstock with everything on, and the engine that it starts, splitting 90 to 10 over two versions.
+    pub(crate) fn penstock(
+        name: &'static str,
+        versions: Versions,
+        collector: SocketAddr,
+    ) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let (address, monitor) = (harness::free_address(), harness::free_address());
+        let models = folder.path().join("models");
+        for (number, source) in [(1, 1), (2, if versions == Versions::Linear { 1 } else { 2 })] {
+            let version = models.join(format!("digits/{number}"));
+            std::fs::create_dir_all(&version)?;
+            for file in ["model.pt", "model.yaml"] {
+                let from = harness::repository("configs/demo/models").join(format!("digits/{source}/{file}"));
+                std::fs::copy(from, version.join(file))?;
+            }
+        }
         let policies = "models:\n  digits:\n    split:\n      weights: {1: 90, 2: 10}\n      sticky: {header: x-user-id}\n    \
                         breaker: {failures: 5}\nlimits:\n  - {name: all, rate: 1000000/s, burst: 1000000}\n";
         std::fs::write(folder.path().join("policies.yaml"), policies)?;
         let config = folder.path().join("penstock.yaml");
-        let models = harness::repository("configs/demo/models");
         std::fs::write(
             &config,
             format!(
                 "listen: {{http: '{address}', monitor: '{monitor}'}}\npolicies: policies.yaml\n\
-                 engine: {{models: '{}', socket: '{}', lanes: 1}}\ntraces: {{endpoint: 'http://{collector}', sample: 0.01}}\n",
-                models.display(),
-                folder.path().join("engine.sock").display()
+                 engine: {{models: models, socket: engine.sock, lanes: 1}}\ntraces: {{endpoint: 'http://{collector}', sample: 0.01}}\n",
             ),
         )?;
-        let process = Command::new(beside("penstock")?)
-            .arg("serve")
-            .arg("--config")
-            .arg(&config)
-            .stdout(Stdio::null())
-            .spawn()?;
-        let server = Self { name: "penstock", address, request: request(), process, _folder: folder }
+        let mut command = Command::new(beside("penstock")?);
+        command.arg("serve").arg("--config").arg(&config).env("PENSTOCK_LOG", "warn").stdout(Stdio::null());
+        let server = Self { name, address, request: request(), process: command.spawn()?, _folder: folder }
             .once_it_listens()?;
         harness::eventually("penstock to be ready", || {
             (harness::Client::new(address).get("/v2/health/ready").status == 200).then_some(())

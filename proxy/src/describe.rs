@@ -4,26 +4,59 @@ use crate::directory::Models;
 use crate::refusal::Refusal;
 use crate::route::Target;
 use policies::Snapshot;
-use serde_json::{Value, json};
+use serde::Serialize;
 use wire::{Datatype, ModelEntry, TensorSpec};
 
+/// Who this server is and which extensions of the protocol it speaks.
+#[derive(Debug, Serialize)]
+pub struct ServerMetadata {
+    name: &'static str,
+    version: &'static str,
+    extensions: &'static [&'static str],
+}
+
 /// `GET /v2`.
-pub fn server() -> Value {
-    json!({"name": "penstock", "version": env!("CARGO_PKG_VERSION"), "extensions": ["binary_tensor_data"]})
+pub const SERVER: ServerMetadata = ServerMetadata {
+    name: "penstock",
+    version: env!("CARGO_PKG_VERSION"),
+    extensions: &["binary_tensor_data"],
+};
+
+/// What a model takes and gives.
+#[derive(Debug, Serialize)]
+pub struct ModelMetadata {
+    name: String,
+    versions: Vec<String>,
+    platform: &'static str,
+    inputs: Vec<TensorMetadata>,
+    outputs: Vec<TensorMetadata>,
+}
+
+/// One input or output. A model without a `model.yaml` declares no datatype; it is empty then.
+#[derive(Debug, Serialize)]
+struct TensorMetadata {
+    name: String,
+    datatype: &'static str,
+    shape: Vec<i64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    labels: Vec<String>,
 }
 
 /// `GET /v2/models/{m}[/versions/{v}]`: of the pinned version, else of the one with the highest number.
-pub fn model(models: &Models, target: Target<'_>) -> Result<Value, Refusal> {
+pub fn model(models: &Models, target: Target<'_>) -> Result<ModelMetadata, Refusal> {
     let entry = find(models, target)?;
-    let versions: Vec<String> =
-        models.versions(target.model).into_iter().flatten().map(|(version, _)| version.to_string()).collect();
-    Ok(json!({
-        "name": entry.name,
-        "versions": versions,
-        "platform": "pytorch_libtorch",
-        "inputs": entry.inputs.iter().map(tensor).collect::<Vec<_>>(),
-        "outputs": entry.outputs.iter().map(tensor).collect::<Vec<_>>(),
-    }))
+    Ok(ModelMetadata {
+        name: entry.name.clone(),
+        versions: models
+            .versions(target.model)
+            .into_iter()
+            .flatten()
+            .map(|(version, _)| version.to_string())
+            .collect(),
+        platform: "pytorch_libtorch",
+        inputs: entry.inputs.iter().map(tensor).collect(),
+        outputs: entry.outputs.iter().map(tensor).collect(),
+    })
 }
 
 /// Whether the server takes traffic: the engine has settled, and every version that the policy sends users to
@@ -60,12 +93,11 @@ fn find<'m>(models: &'m Models, target: Target<'_>) -> Result<&'m ModelEntry, Re
     .ok_or_else(|| Refusal::NotFound(format!("model `{}` has no such version", target.model)))
 }
 
-fn tensor(spec: &TensorSpec) -> Value {
-    // A model without a model.yaml declares neither; the protocol has no word for that but an open shape.
-    let datatype = Datatype::from_wire(spec.datatype).map_or("", Datatype::name);
-    let mut tensor = json!({"name": spec.name, "datatype": datatype, "shape": spec.shape});
-    if !spec.labels.is_empty() {
-        tensor["labels"] = json!(spec.labels);
+fn tensor(spec: &TensorSpec) -> TensorMetadata {
+    TensorMetadata {
+        name: spec.name.clone(),
+        datatype: Datatype::from_wire(spec.datatype).map_or("", Datatype::name),
+        shape: spec.shape.clone(),
+        labels: spec.labels.clone(),
     }
-    tensor
 }

@@ -69,7 +69,8 @@ fn check(file: PathBuf) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Level from `PENSTOCK_LOG`, such as `debug` or `info,proxy=debug`.
+/// One line for each event, without times: whoever collects the lines adds them. Level from `PENSTOCK_LOG`, such as
+/// `debug` or `info,proxy=debug`; the engine inherits it.
 fn start_logging() -> anyhow::Result<()> {
     // Pingora logs a line per start of each service, and an error for every client that leaves.
     let default = "info,pingora=warn,pingora_core=warn,pingora_proxy=off";
@@ -80,6 +81,8 @@ fn start_logging() -> anyhow::Result<()> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
         .init();
     Ok(())
 }

@@ -23,6 +23,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::proxy::{ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
 use rand::Rng;
+use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -112,7 +113,7 @@ impl Service {
         record.route = route.name();
         match route {
             Route::Infer(target) => Ok(Answer::inferred(self.path.infer(session, target, record).await?)),
-            Route::Server => Ok(Answer::json(StatusCode::OK, &describe::server())),
+            Route::Server => Ok(Answer::json(StatusCode::OK, &describe::SERVER)),
             Route::Live => Ok(Answer::json(StatusCode::OK, &serde_json::json!({"live": true}))),
             Route::Ready => Ok(Answer::readiness(serde_json::json!({}), self.is_ready())),
             Route::Model(target) => {
@@ -160,11 +161,12 @@ struct Answer {
 }
 
 impl Answer {
-    fn json(status: StatusCode, body: &serde_json::Value) -> Self {
+    fn json(status: StatusCode, body: &impl Serialize) -> Self {
+        let body = serde_json::to_vec(body).expect("our own types serialise").into();
         Self {
             status,
             content_type: "application/json",
-            body: body.to_string().into(),
+            body,
             json_len: None,
             retry_after: None,
             allow: None,

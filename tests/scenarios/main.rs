@@ -7,6 +7,7 @@ mod drain;
 mod engine_loss;
 mod hot_swap;
 mod http_edges;
+mod readme;
 mod request_path;
 mod split;
 mod startup;

@@ -1,0 +1,53 @@
+"""Starts the demo's stack for third-party clients: the binaries that cargo built, on free ports. Decides nothing else."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
+TARGET = CHECKOUT / os.environ.get("CARGO_TARGET_DIR", "target") / "debug"
+
+
+def free_address() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{probe.getsockname()[1]}"
+
+
+def is_ready(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://{address}/v2/health/ready") as answer:
+            return answer.status == 200
+    except (urllib.error.URLError, ConnectionError):
+        return False
+
+
+@pytest.fixture(scope="session")
+def address(tmp_path_factory) -> str:
+    """Where a stack with the demo's models and policies answers."""
+    folder = tmp_path_factory.mktemp("penstock")
+    http = free_address()
+    config = folder / "penstock.yaml"
+    config.write_text(
+        f"listen: {{http: '{http}', monitor: '{free_address()}'}}\n"
+        f"policies: {CHECKOUT}/configs/demo/policies.yaml\n"
+        f"engine: {{models: '{CHECKOUT}/configs/demo/models', socket: '{folder}/engine.sock'}}\n"
+    )
+    process = subprocess.Popen([TARGET / "penstock", "serve", "--config", config])
+    try:
+        deadline = time.monotonic() + 60
+        while not is_ready(http):
+            assert process.poll() is None, "penstock ended at its start"
+            assert time.monotonic() < deadline, "penstock was not ready within 60 s"
+            time.sleep(0.05)
+        yield http
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
