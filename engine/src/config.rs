@@ -92,6 +92,8 @@ pub struct Settings {
     pub lanes: usize,
     /// What may wait.
     pub queue: Limits,
+    /// Reply bytes that a connection may leave unread before it is closed.
+    pub unread_bytes_max: usize,
 }
 
 impl Config {
@@ -103,6 +105,7 @@ impl Config {
             device: device.to_string(),
             lanes: self.lanes.unwrap_or(cores).get(),
             queue: Limits { requests: self.queue_requests.get(), bytes: self.queue_bytes.get() },
+            unread_bytes_max: 512 << 20,
         }
     }
 }

@@ -23,10 +23,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{ReadHalf, WriteHalf};
 use tokio::sync::{Notify, watch};
-use wire::{Decoder, Frame, FrameError, Hello, Infer, Kind, Limits, Outbox};
+use wire::{Decoder, Frame, FrameError, Hello, Infer, Kind, Limits, Outbox, TraceContext};
 
-/// A proxy that lets this much pile up does not read any more.
-const UNREAD_BYTES_MAX: usize = 512 << 20;
+/// Payloads below this are copied out of the buffer they were read into.
+const COPY_BYTES: usize = 4 << 10;
 
 /// Segments of one vectored write; the kernel takes 1024.
 const SEGMENTS_MAX: usize = 64;
@@ -35,41 +35,36 @@ const SEGMENTS_MAX: usize = 64;
 pub(crate) struct Mailbox {
     /// Unique in the life of the engine.
     pub(crate) connection: u64,
+    unread_bytes_max: usize,
     unsent: Mutex<Unsent>,
     filled: Notify,
+    overflown: Notify,
 }
 
 struct Unsent {
     outbox: Outbox,
-    state: Accepting,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Accepting {
-    Yes,
-    /// The proxy did not read; the connection is about to end.
-    Overflown,
-    /// The connection has ended.
-    Closed,
+    /// Whether the connection lives. One that does not read must not.
+    open: bool,
 }
 
 impl Mailbox {
-    pub(crate) fn new(connection: u64) -> Self {
-        let unsent = Unsent { outbox: Outbox::new(), state: Accepting::Yes };
-        Self { connection, unsent: Mutex::new(unsent), filled: Notify::new() }
+    pub(crate) fn new(connection: u64, unread_bytes_max: usize) -> Self {
+        let unsent = Mutex::new(Unsent { outbox: Outbox::new(), open: true });
+        Self { connection, unread_bytes_max, unsent, filled: Notify::new(), overflown: Notify::new() }
     }
 
     /// Lets `write` add frames, unless nobody is there to read them.
     pub(crate) fn post(&self, write: impl FnOnce(&mut Outbox)) {
         let mut unsent = self.unsent.lock().expect("no panic while posting");
-        if unsent.state != Accepting::Yes {
+        if !unsent.open {
             return;
         }
         let was_empty = unsent.outbox.is_empty();
         write(&mut unsent.outbox);
-        if unsent.outbox.pending_bytes() > UNREAD_BYTES_MAX {
-            unsent.state = Accepting::Overflown;
-            unsent.outbox = Outbox::new();
+        if unsent.outbox.pending_bytes() > self.unread_bytes_max {
+            (unsent.open, unsent.outbox) = (false, Outbox::new());
+            // The writer may be stuck in a write that never ends.
+            self.overflown.notify_one();
         }
         drop(unsent);
         // Otherwise the writer was told already and has not yet looked.
@@ -80,21 +75,16 @@ impl Mailbox {
 
     /// Whether a reply would still reach anybody.
     pub(crate) fn is_open(&self) -> bool {
-        self.unsent.lock().expect("no panic while posting").state == Accepting::Yes
+        self.unsent.lock().expect("no panic while posting").open
     }
 
-    fn take(&self) -> Result<Vec<Bytes>, Ended> {
-        let mut unsent = self.unsent.lock().expect("no panic while posting");
-        match unsent.state {
-            Accepting::Yes | Accepting::Closed => Ok(unsent.outbox.take()),
-            Accepting::Overflown => Err(Ended::Unread),
-        }
+    fn take(&self) -> Vec<Bytes> {
+        self.unsent.lock().expect("no panic while posting").outbox.take()
     }
 
     fn close(&self) {
         let mut unsent = self.unsent.lock().expect("no panic while posting");
-        unsent.state = Accepting::Closed;
-        unsent.outbox = Outbox::new();
+        (unsent.open, unsent.outbox) = (false, Outbox::new());
     }
 }
 
@@ -111,8 +101,8 @@ pub(crate) enum Ended {
     Direction(Kind),
     #[error("metadata of an Infer frame: {0}")]
     Metadata(#[from] prost::DecodeError),
-    #[error("it left more than {UNREAD_BYTES_MAX} bytes of replies unread")]
-    Unread,
+    #[error("it left more than {most} bytes of replies unread")]
+    Unread { most: usize },
 }
 
 /// What all connections share.
@@ -122,13 +112,17 @@ pub(crate) struct Shared {
     pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
     pub(crate) hello: Hello,
     pub(crate) frames: Limits,
+    pub(crate) unread_bytes_max: usize,
     /// Becomes true when no reply will be added any more.
     pub(crate) drained: watch::Receiver<bool>,
 }
 
 /// Serves one connection until it ends.
 pub(crate) async fn serve(mut stream: UnixStream, connection: u64, shared: Shared) -> Result<(), Ended> {
-    let open = Open { mailbox: Arc::new(Mailbox::new(connection)), queue: Arc::clone(&shared.queue) };
+    let open = Open {
+        mailbox: Arc::new(Mailbox::new(connection, shared.unread_bytes_max)),
+        queue: Arc::clone(&shared.queue),
+    };
     let (read_half, write_half) = stream.split();
     let mut reader = Reader {
         mailbox: Arc::clone(&open.mailbox),
@@ -139,7 +133,8 @@ pub(crate) async fn serve(mut stream: UnixStream, connection: u64, shared: Share
     };
     tokio::select! {
         read = reader.run(read_half) => read,
-        written = write(write_half, &open.mailbox, shared) => written,
+        () = open.mailbox.overflown.notified() => Err(Ended::Unread { most: shared.unread_bytes_max }),
+        written = write(write_half, &open.mailbox, &shared) => written,
     }
 }
 
@@ -189,29 +184,40 @@ impl Reader {
     }
 
     fn take_in(&mut self, frame: Frame, now: Instant, catalog: &Catalog) -> Result<(), Ended> {
-        let mut infer = Infer::decode(frame.metadata)?;
+        let Frame { id, metadata, mut payload, .. } = frame;
+        let bytes = metadata.len() + payload.len();
+        let mut infer = Infer::decode(metadata)?;
         let deadline = (infer.budget_us > 0).then(|| now + Duration::from_micros(infer.budget_us));
-        let trace = infer.trace.take().map(|context| Traced { context, received_unix_ns: unix_ns() });
-        match Request::check(infer, frame.payload, catalog) {
+        let trace = infer.trace.take().map(traced);
+        // A small request that waits would keep the whole buffer of its read alive. Copied out, the buffer can be
+        // used for the next read, and is still in the cache.
+        if payload.len() < COPY_BYTES {
+            payload = Bytes::copy_from_slice(&payload);
+        }
+        match Request::check(infer, payload, catalog) {
             Ok(request) => {
                 let mailbox = Arc::clone(&self.mailbox);
-                let job = Job { request, id: frame.id, mailbox, received: now, deadline, trace };
+                let job = Job { request, id, mailbox, received: now, deadline, trace, bytes };
                 self.orders.push(Order::Run(Box::new(job)));
             }
-            Err(refusal) => split::refuse(&self.mailbox, frame.id, &refusal),
+            Err(refusal) => split::refuse(&self.mailbox, id, &refusal),
         }
         Ok(())
     }
 }
 
-fn unix_ns() -> u64 {
+fn traced(context: TraceContext) -> Traced {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(0)
+    let copied = |id: Bytes| Bytes::copy_from_slice(&id);
+    Traced {
+        context: TraceContext { trace_id: copied(context.trace_id), span_id: copied(context.span_id) },
+        received_unix_ns: u64::try_from(since.as_nanos()).unwrap_or(0),
+    }
 }
 
-async fn write(mut socket: WriteHalf<'_>, mailbox: &Mailbox, shared: Shared) -> Result<(), Ended> {
-    let Shared { hello, mut catalog, mut drained, .. } = shared;
-    mailbox.post(|outbox| outbox.push(Kind::Hello, 0, &hello, Bytes::new()));
+async fn write(mut socket: WriteHalf<'_>, mailbox: &Mailbox, shared: &Shared) -> Result<(), Ended> {
+    let (mut catalog, mut drained) = (shared.catalog.clone(), shared.drained.clone());
+    mailbox.post(|outbox| outbox.push(Kind::Hello, 0, &shared.hello, Bytes::new()));
     catalog.mark_changed();
     loop {
         tokio::select! {
@@ -221,10 +227,10 @@ async fn write(mut socket: WriteHalf<'_>, mailbox: &Mailbox, shared: Shared) -> 
                 let index = catalog.borrow_and_update().index();
                 mailbox.post(|outbox| outbox.push(Kind::Index, 0, &index, Bytes::new()));
             }
-            () = until_true(&mut drained) => return write_all(&mut socket, &mailbox.take()?).await,
+            () = until_true(&mut drained) => return write_all(&mut socket, &mailbox.take()).await,
         }
         loop {
-            let segments = mailbox.take()?;
+            let segments = mailbox.take();
             if segments.is_empty() {
                 break;
             }

@@ -22,6 +22,8 @@ pub(crate) struct Job {
     pub(crate) received: Instant,
     pub(crate) deadline: Option<Instant>,
     pub(crate) trace: Option<Traced>,
+    /// What it holds in memory while it waits, names included.
+    pub(crate) bytes: usize,
 }
 
 /// What only traced requests carry.

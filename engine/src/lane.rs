@@ -20,17 +20,22 @@ const LOG_EVERY: Duration = Duration::from_secs(1);
 pub(crate) fn start(count: usize, queue: &Arc<Queue>) -> std::io::Result<mpsc::Receiver<Infallible>> {
     let (alive, ended) = mpsc::channel(1);
     for number in 0..count {
-        let mut lane = Lane { queue: Arc::clone(queue), logged: None, unlogged: 0 };
+        let mut lane = Lane { number, queue: Arc::clone(queue), logged: None, unlogged: 0 };
         let alive = alive.clone();
         std::thread::Builder::new().name(format!("lane-{number}")).spawn(move || {
             let _alive = alive;
-            lane.run();
+            // Models are guarded one by one, so a panic here is the engine's own mistake. A supervisor that starts a
+            // new engine helps; a lane that is silently gone does not.
+            if catch_unwind(AssertUnwindSafe(|| lane.run())).is_err() {
+                std::process::abort();
+            }
         })?;
     }
     Ok(ended)
 }
 
 struct Lane {
+    number: usize,
     queue: Arc<Queue>,
     logged: Option<Instant>,
     unlogged: u64,
@@ -44,7 +49,7 @@ struct Failure {
 
 impl Lane {
     fn run(&mut self) {
-        while let Some(batch) = self.queue.next() {
+        while let Some(batch) = self.queue.next(self.number) {
             for job in &batch.expired {
                 split::refuse(&job.mailbox, job.id, &Refusal::Expired);
             }

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! Invariants:
-//! - Every `Infer` frame gets exactly one reply, unless it was cancelled or its connection is gone.
-//! - Nothing reaches a model that [`job`] has not checked, and nothing leaves whose row count is wrong.
+//! - Every `Infer` frame gets one reply at most, and exactly one unless it was cancelled or its connection is gone.
+//! - Nothing reaches a model that `job.rs` has not checked, and nothing leaves whose row count is wrong.
 //! - A request that was cancelled or has expired is never run, and a request that fails fails alone.
 //! - tokio never calls a model, and a lane never touches a socket.
 //! - Everything that can grow has a bound: frames, queue, unread replies, connections, versions.
@@ -21,7 +21,7 @@
 pub mod config;
 pub mod listener;
 mod connection;
-pub(crate) mod job;
+mod job;
 mod queue;
 pub mod batcher;
 mod lane;

@@ -7,14 +7,15 @@
 //!          └──▶ Unavailable   models/NAME/VERSION/model.yaml  optional, see manifest.rs
 //! ```
 //!
-//! A [`Catalog`] is immutable; every change is a new one, sent to whoever watches.
+//! A `Catalog` is immutable; every change is a new one, sent to whoever watches.
 
 use crate::batcher::Grouping;
-use crate::job::{Refusal, shortened};
+use crate::job::{Refusal, shortened, shortened_to};
 use crate::lane::text_of;
 use crate::manifest::Manifest;
 use crate::model::{Model, Rows, Version};
 use crate::trial;
+use prost::Message;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -22,7 +23,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::watch;
-use wire::{Index, ModelEntry, ModelState};
+use wire::{Index, Limits, ModelEntry, ModelState};
 
 /// More versions than this are a mistake, and every one of them is announced to every proxy.
 const VERSIONS_MAX: usize = 1024;
@@ -207,6 +208,10 @@ pub(crate) fn load(candidates: Vec<Candidate>, catalog: Arc<watch::Sender<Arc<Ca
             let Candidate { name, version, load } = candidate;
             let state = try_load(key, &name, version, load);
             next.set(&name, version, state);
+            if next.index().encoded_len() > Limits::default().metadata_bytes {
+                let why = "its labels do not fit into what proxies are told; shorten them".into();
+                next.set(&name, version, State::Unavailable { why });
+            }
             catalog.send_replace(Arc::new(next.clone()));
         }
     })?;
@@ -235,7 +240,75 @@ fn try_load(key: u32, name: &str, number: u64, load: Load) -> State {
         }
         Err(why) => {
             tracing::error!(model = name, version = number, "unavailable: {why}");
-            State::Unavailable { why }
+            State::Unavailable { why: shortened_to(&why, 400) }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scripted::{Scripted, catalog_of, rows_spec};
+
+    /// A folder with these version folders, each with this `model.yaml`, if any.
+    fn models(versions: &[(&str, Option<&str>)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (version, manifest) in versions {
+            fs::create_dir_all(folder.path().join(version)).unwrap();
+            if let Some(manifest) = manifest {
+                fs::write(folder.path().join(version).join("model.yaml"), manifest).unwrap();
+            }
+        }
+        folder
+    }
+
+    /// Loads nothing; says what it was asked to load.
+    fn asked(path: &Path, manifest: Option<Manifest>) -> Result<Box<dyn Model>, String> {
+        let declared = if manifest.is_some() { "declared" } else { "undeclared" };
+        Err(format!("{} {declared}", path.file_name().unwrap().display()))
+    }
+
+    #[test]
+    fn versions_are_integers_from_one_and_hidden_folders_are_none_of_ours() {
+        let folder = models(&[("a/1", None), ("a/12", None), ("a/0", None), ("a/01", None), ("a/+2", None)]);
+        for ignored in ["a/x", "a/.3", ".git/1", "empty"] {
+            fs::create_dir_all(folder.path().join(ignored)).unwrap();
+        }
+        fs::write(folder.path().join("README"), "").unwrap();
+        let found = scan(folder.path(), asked).unwrap();
+        let found: Vec<_> = found.iter().map(|found| (found.name.as_str(), found.version)).collect();
+        assert_eq!(found, [("a", 1), ("a", 12)]);
+        assert!(scan(&folder.path().join("nowhere"), asked).is_err());
+    }
+
+    #[test]
+    fn a_manifest_is_read_with_its_version_and_its_mistakes_are_the_versions_own() {
+        let sound = "inputs: []\noutputs: [{name: y, datatype: FP32, shape: [1]}]";
+        let folder = models(&[("a/1", None), ("a/2", Some(sound)), ("a/3", Some("inputs: 7"))]);
+        let results =
+            scan(folder.path(), asked).unwrap().into_iter().map(|found| (found.load)().err().unwrap());
+        let results: Vec<_> = results.collect();
+        assert_eq!(results[..2], ["model.pt undeclared", "model.pt declared"]);
+        assert!(results[2].starts_with("model.yaml: "), "{}", results[2]);
+    }
+
+    #[test]
+    fn proxies_are_told_what_a_version_takes_and_gives() {
+        let mut spec = rows_spec(&[("x", 4)], &[("y", 2)], 8);
+        spec.outputs[0].labels = vec!["no".into(), "yes".into()];
+        let mut catalog = catalog_of("m", 2, Scripted::new(spec, |_| unreachable!("only described")));
+        catalog.set("m", 1, State::Unavailable { why: "torn".into() });
+        let index = catalog.index().models;
+        assert_eq!(
+            (index[0].version, index[0].state(), index[0].reason.as_str()),
+            (1, ModelState::Unavailable, "torn")
+        );
+        assert_eq!((index[1].version, index[1].max_batch), (2, 4));
+        assert_eq!(
+            (&index[1].inputs[0].shape[..], &index[1].outputs[0].labels[..]),
+            (&[-1, 4][..], &["no".into(), "yes".into()][..])
+        );
+        let refusal = catalog.find("m", 1).err().unwrap();
+        assert_eq!(refusal.to_string(), "model `m` version 1 is unavailable (torn); known versions are 1, 2");
     }
 }

@@ -97,7 +97,7 @@ impl Listener {
         candidates: Vec<Candidate>,
         stop: impl Future<Output = ()>,
     ) -> Result<(), StartError> {
-        let queue = Arc::new(Queue::new(self.settings.queue));
+        let queue = Arc::new(Queue::new(self.settings.queue, self.settings.lanes));
         let (catalog, watching) = watch::channel(Arc::new(Catalog::default()));
         let (drained, watch_drained) = watch::channel(false);
         let catalog = Arc::new(catalog);
@@ -113,6 +113,7 @@ impl Listener {
                 payload_bytes: Limits::default().payload_bytes.min(self.settings.queue.bytes),
                 ..Limits::default()
             },
+            unread_bytes_max: self.settings.unread_bytes_max,
             drained: watch_drained,
         };
         tracing::info!(

@@ -4,18 +4,17 @@ use anyhow::Context;
 use clap::Parser;
 use engine::{Config, Listener, library, torch};
 use std::io::{IsTerminal, Read};
-use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-fn main() -> ExitCode {
+fn main() {
     let config = Config::parse();
     log_to_stderr();
     match run(&config) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => torch::leave(0),
         Err(error) => {
             eprintln!("penstock-engine: {error:#}");
-            ExitCode::FAILURE
+            torch::leave(1);
         }
     }
 }
@@ -31,6 +30,10 @@ fn log_to_stderr() {
         .with_target(false)
         .without_time()
         .init();
+    // A panic of a lane is caught and answered; its backtrace would be dozens of lines.
+    std::panic::set_hook(Box::new(|panic| {
+        tracing::error!("{}", panic.to_string().replace('\n', " "));
+    }));
 }
 
 fn run(config: &Config) -> anyhow::Result<()> {

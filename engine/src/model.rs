@@ -143,6 +143,11 @@ impl Spec {
         }
         for (position, output) in outputs.iter().enumerate() {
             let name = || output.name.clone();
+            debug_assert_eq!(
+                wire::element_count(&output.shape).map(|elements| elements * output.datatype.size()),
+                Some(output.bytes.len()),
+                "an output has the bytes that its shape says"
+            );
             if let Rows::UpTo(_) = self.rows
                 && output.shape.first() != Some(&rows)
             {

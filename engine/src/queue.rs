@@ -17,19 +17,22 @@ pub(crate) enum Order {
 /// Work that waits, shared by connections and lanes.
 pub(crate) struct Queue {
     state: Mutex<State>,
-    work: Condvar,
+    /// One for each lane.
+    wakes: Vec<Condvar>,
 }
 
 struct State {
     batcher: Batcher<Box<Job>>,
-    idle_lanes: usize,
+    /// Lanes that sleep. The one that fell asleep last is woken first: its caches are still warm, and at low load
+    /// the others are left alone.
+    idle: Vec<usize>,
     stopping: bool,
 }
 
 impl Queue {
-    pub(crate) fn new(limits: Limits) -> Self {
-        let state = State { batcher: Batcher::new(limits), idle_lanes: 0, stopping: false };
-        Self { state: Mutex::new(state), work: Condvar::new() }
+    pub(crate) fn new(limits: Limits, lanes: usize) -> Self {
+        let state = State { batcher: Batcher::new(limits), idle: Vec::new(), stopping: false };
+        Self { state: Mutex::new(state), wakes: (0..lanes).map(|_| Condvar::new()).collect() }
     }
 
     /// Carries out `orders`, in order, and empties them. Gives back the jobs that may not wait.
@@ -57,8 +60,8 @@ impl Queue {
         refused
     }
 
-    /// The next batch, as soon as there is one; `None` when the engine stops and nothing is left.
-    pub(crate) fn next(&self) -> Option<Batch<Box<Job>>> {
+    /// The next batch for a lane, as soon as there is one; `None` when the engine stops and nothing is left.
+    pub(crate) fn next(&self, lane: usize) -> Option<Batch<Box<Job>>> {
         let mut state = self.lock();
         loop {
             match state.batcher.next(Instant::now()) {
@@ -69,9 +72,10 @@ impl Queue {
                 }
                 Next::Idle if state.stopping && state.batcher.is_empty() => return None,
                 Next::Idle => {
-                    state.idle_lanes += 1;
-                    state = self.work.wait(state).expect("no panic under the queue's lock");
-                    state.idle_lanes -= 1;
+                    state.idle.push(lane);
+                    state = self.wakes[lane]
+                        .wait_while(state, |state| state.idle.contains(&lane))
+                        .expect("no panic under the queue's lock");
                 }
             }
         }
@@ -82,9 +86,10 @@ impl Queue {
         let mut state = self.lock();
         state.batcher.finish(claim);
         if state.stopping {
-            self.work.notify_all();
+            self.wake_all(state);
+        } else {
+            self.wake_one(state);
         }
-        self.wake_one(state);
     }
 
     /// Removes all that one connection has waiting.
@@ -96,21 +101,28 @@ impl Queue {
 
     /// From now on nothing may enter; lanes end when nothing is left.
     pub(crate) fn stop(&self) {
-        self.lock().stopping = true;
-        self.work.notify_all();
+        let mut state = self.lock();
+        state.stopping = true;
+        self.wake_all(state);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("no panic under the queue's lock")
     }
 
-    /// A wake-up is a system call even when nobody sleeps, so it is made only for somebody and something.
-    fn wake_one(&self, state: MutexGuard<'_, State>) {
-        let wake = state.idle_lanes > 0 && state.batcher.has_next();
+    /// Wakes a lane if one sleeps and there is something for it: each wake-up is a system call.
+    fn wake_one(&self, mut state: MutexGuard<'_, State>) {
+        let woken = if state.batcher.has_next() { state.idle.pop() } else { None };
         drop(state);
-        if wake {
-            self.work.notify_one();
+        if let Some(lane) = woken {
+            self.wakes[lane].notify_one();
         }
+    }
+
+    fn wake_all(&self, mut state: MutexGuard<'_, State>) {
+        state.idle.clear();
+        drop(state);
+        self.wakes.iter().for_each(Condvar::notify_one);
     }
 }
 
@@ -127,7 +139,7 @@ fn ticket(job: Box<Job>) -> Ticket<Box<Job>> {
         bucket: Bucket { version: version.key, free },
         grouping: version.grouping,
         rows: job.request.rows,
-        bytes: job.request.payload.len(),
+        bytes: job.bytes,
         deadline: job.deadline,
         payload: job,
     }

@@ -44,6 +44,7 @@ impl Engine {
             device: "cpu".into(),
             lanes: 1,
             queue: Limits { requests: 1000, bytes: 1 << 20 },
+            unread_bytes_max: 1 << 20,
         };
         change(&mut settings);
         let (stop, stopped) = oneshot::channel::<()>();
@@ -296,13 +297,13 @@ where
     Candidate { name: name.into(), version: 1, load }
 }
 
-/// Doubles; refuses negative numbers; panics at 1313.
+/// Doubles; refuses negative numbers; panics at infinity.
 fn double(inputs: &[Gathered<'_>]) -> Result<Vec<Output>, ModelError> {
     let x = fp32(&inputs[0]);
     if x.iter().any(|value| *value < 0.0) {
         return Err(ModelError::new("negative input"));
     }
-    assert!(!x.contains(&1313.0), "unlucky");
+    assert!(!x.contains(&f32::INFINITY), "unlucky");
     let y: Vec<f32> = x.iter().map(|value| value * 2.0).collect();
     Ok(vec![output_fp32("y", &inputs[0].shape, &y)])
 }
@@ -424,7 +425,7 @@ fn a_panic_fails_the_request_and_not_the_lane() {
     let engine = Engine::start(vec![candidate("double", double)]);
     let mut client = engine.connect();
     client.index();
-    client.infer(1, ask(1313.0));
+    client.infer(1, ask(f32::INFINITY));
     let answer = client.reply().unwrap();
     assert_eq!((answer.status(), answer.reply.message.as_str()), (Status::Internal, "panic: unlucky"));
     client.infer(2, ask(2.0));
@@ -495,6 +496,41 @@ fn a_full_queue_refuses_and_a_lost_connection_frees_its_place() {
 }
 
 #[test]
+fn in_a_crowd_every_caller_gets_its_own_answer_once() {
+    let engine = Engine::start_with(vec![candidate("double", double)], |settings| settings.lanes = 3);
+    engine.connect().index();
+    let engine = &engine;
+    let caller = move |number: u64| {
+        let mut client = engine.connect();
+        for round in 0..40 {
+            let ids: Vec<u64> = (1..=20).map(|at| round * 100 + at).collect();
+            let value = |id: u64| (number * 10_000 + id) as f32;
+            client.infer_all(ids.iter().map(|id| (*id, ask(value(*id)))));
+            for id in ids.iter().filter(|id| id.is_multiple_of(7)) {
+                client.send(Kind::Cancel, *id, &Infer::default(), Bytes::new());
+            }
+            let mut owed: Vec<u64> = ids.iter().copied().filter(|id| !id.is_multiple_of(7)).collect();
+            let mut cancelled: Vec<u64> = ids.iter().copied().filter(|id| id.is_multiple_of(7)).collect();
+            while !owed.is_empty() {
+                let answer = client.reply().unwrap();
+                assert_eq!(answer.fp32("y"), [2.0 * value(answer.id), 1.0]);
+                // What was already running when it was cancelled may still be answered, in this round or a later one.
+                if answer.id / 100 == round {
+                    let list = if answer.id.is_multiple_of(7) { &mut cancelled } else { &mut owed };
+                    let at = list.iter().position(|id| *id == answer.id).expect("one answer each");
+                    list.remove(at);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for number in 0..4 {
+            scope.spawn(move || caller(number));
+        }
+    });
+}
+
+#[test]
 fn a_broken_stream_ends_its_own_connection_only() {
     let engine = Engine::start(vec![candidate("double", double)]);
     let (mut broken, mut sound) = (engine.connect(), engine.connect());
@@ -506,6 +542,18 @@ fn a_broken_stream_ends_its_own_connection_only() {
     while wrong_way.frame().is_some() {}
     sound.infer(1, ask(1.0));
     assert_eq!(sound.reply().unwrap().status(), Status::Ok);
+}
+
+#[test]
+fn a_proxy_that_does_not_read_is_let_go() {
+    let engine = Engine::start_with(vec![], |settings| settings.unread_bytes_max = 10_000);
+    let mut deaf = engine.connect();
+    let mut outbox = Outbox::new();
+    outbox.push(Kind::Infer, 1, &Infer { model: "nobody".into(), ..Infer::default() }, Bytes::new());
+    let frame = outbox.take().concat();
+    while deaf.socket.write_all(&frame).is_ok() {}
+    let mut other = engine.connect();
+    other.barrier();
 }
 
 #[test]
@@ -575,6 +623,7 @@ fn a_socket_is_taken_over_only_from_the_dead() {
         device: "cpu".into(),
         lanes: 1,
         queue: Limits { requests: 1, bytes: 1 },
+        unread_bytes_max: 1,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _inside = runtime.enter();

@@ -3,9 +3,8 @@
 
 #include <dlfcn.h>
 
+#include <cstdlib>
 #include <filesystem>
-#include <mutex>
-#include <stdexcept>
 #include <utility>
 
 #include <ATen/Context.h>
@@ -133,21 +132,21 @@ std::unique_ptr<Module> load(rust::Str path, rust::Str device) {
 }
 
 size_t cuda_devices() {
-  static std::once_flag once;
-  std::call_once(once, [] {
-    Dl_info libtorch_cpu;
-    if (dladdr(reinterpret_cast<void*>(&at::globalContext), &libtorch_cpu) == 0) {
-      return;
-    }
-    auto library = std::filesystem::path(libtorch_cpu.dli_fname).replace_filename("libtorch_cuda.so");
-    // Global and never closed: its kernels register themselves.
-    dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL);
-  });
+  Dl_info libtorch_cpu;
+  TORCH_CHECK(
+      dladdr(reinterpret_cast<void*>(&at::globalContext), &libtorch_cpu) != 0,
+      "libtorch_cpu.so cannot be found in memory");
+  auto library = std::filesystem::path(libtorch_cpu.dli_fname).replace_filename("libtorch_cuda.so");
+  // Global and never closed: its kernels register themselves.
+  TORCH_CHECK(
+      !std::filesystem::exists(library) || dlopen(library.c_str(), RTLD_NOW | RTLD_GLOBAL) != nullptr, dlerror());
   if (!at::hasCUDA()) {
     return 0;
   }
   auto accelerator = at::getAccelerator(/*checked=*/false);
   return accelerator == at::kCUDA ? static_cast<size_t>(at::accelerator::deviceCount()) : 0;
 }
+
+void leave(int32_t code) noexcept { std::_Exit(code); }
 
 }  // namespace penstock

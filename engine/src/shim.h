@@ -5,6 +5,7 @@
 
 #include "rust/cxx.h"
 
+#include <cstdint>
 #include <exception>
 #include <memory>
 #include <string>
@@ -73,7 +74,10 @@ class Module {
 // Loads in eval mode. `device` is `cpu` or `cuda:N`.
 std::unique_ptr<Module> load(rust::Str path, rust::Str device);
 
-// GPUs that can be used; loads libtorch_cuda.so if it lies beside libtorch_cpu.so.
+// GPUs that can be used. Loads libtorch_cuda.so if it lies beside libtorch_cpu.so; throws if that fails.
 size_t cuda_devices();
+
+// Ends the process without destructors or exit handlers.
+[[noreturn]] void leave(int32_t code) noexcept;
 
 }  // namespace penstock

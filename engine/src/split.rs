@@ -6,7 +6,7 @@ use crate::job::{Job, Refusal, shortened};
 use crate::model::Output;
 use bytes::{BufMut, Bytes, BytesMut};
 use std::time::Instant;
-use wire::{Batch, Kind, Layout, Outbox, Reply, Status, TensorMeta, Timing, TraceContext};
+use wire::{Batch, Kind, Layout, Limits, Outbox, Reply, Status, TensorMeta, Timing, TraceContext};
 
 /// When and how large a batch ran.
 #[derive(Clone, Copy)]
@@ -45,8 +45,12 @@ pub(crate) fn refuse(mailbox: &Mailbox, id: u64, refusal: &Refusal) {
 
 /// Tells a caller how its request ended when it has no outputs.
 pub(crate) fn fail(mailbox: &Mailbox, id: u64, status: Status, message: &str) {
-    let reply = Reply { status: status as i32, message: message.to_owned(), ..Reply::default() };
+    let reply = failure(status, message.to_owned());
     mailbox.post(|outbox| outbox.push(Kind::Reply, id, &reply, Bytes::new()));
+}
+
+fn failure(status: Status, message: String) -> Reply {
+    Reply { status: status as i32, message, ..Reply::default() }
 }
 
 /// The payload of each job's reply: its rows of the outputs it wants, each at its place.
@@ -96,11 +100,17 @@ struct Writer<'a> {
 
 impl Writer<'_> {
     fn push(&mut self, outbox: &mut Outbox, job: &Job, payload: Bytes) {
+        // The proxy would have to close the connection, and with it everybody's requests.
+        if payload.len() > Limits::default().payload_bytes {
+            let message = format!("outputs of {} bytes are too large to send", payload.len());
+            outbox.push(Kind::Reply, job.id, &failure(Status::ModelFailed, message), Bytes::new());
+            return;
+        }
         if let Some(name) = self.not_given(&job.request.wanted) {
             let known = self.outputs.iter().map(|output| output.name.as_str()).collect::<Vec<_>>().join(", ");
             let refusal = Refusal::UnknownOutput { name: shortened(name), known };
-            let (status, message) = (refusal.status() as i32, refusal.to_string());
-            outbox.push(Kind::Reply, job.id, &Reply { status, message, ..Reply::default() }, Bytes::new());
+            let reply = failure(refusal.status(), refusal.to_string());
+            outbox.push(Kind::Reply, job.id, &reply, Bytes::new());
             return;
         }
         self.describe(job);

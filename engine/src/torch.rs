@@ -45,6 +45,7 @@ mod ffi {
         fn load(path: &str, device: &str) -> Result<UniquePtr<Module>>;
         fn parameters(self: &Module) -> Result<Vec<Parameter>>;
         fn returns(self: &Module) -> Result<usize>;
+        fn leave(code: i32);
         /// Each tensor must live.
         unsafe fn forward(self: &Module, inputs: &[Given]) -> Result<UniquePtr<Outputs>>;
         fn len(self: &Outputs) -> usize;
@@ -62,17 +63,23 @@ unsafe impl Sync for ffi::Module {}
 
 /// The device that `auto` means here; an error says why another cannot be had.
 pub fn resolve(device: Device) -> Result<Device, String> {
-    let count = match device {
-        Device::Cpu => return Ok(Device::Cpu),
-        Device::Auto | Device::Cuda(_) => ffi::cuda_devices().map_err(|error| last_line(error.what()))?,
-    };
+    let count = || ffi::cuda_devices().map_err(|error| last_line(error.what()));
     match device {
-        Device::Cuda(number) if number >= count => Err(format!(
-            "there is no cuda:{number}, {count} GPUs can be used; give --device cpu, or install libtorch with CUDA"
-        )),
-        Device::Auto if count > 0 => Ok(Device::Cuda(0)),
-        Device::Auto => Ok(Device::Cpu),
-        Device::Cpu | Device::Cuda(_) => Ok(device),
+        Device::Cpu => Ok(Device::Cpu),
+        Device::Auto => match count() {
+            Ok(0) => Ok(Device::Cpu),
+            Ok(_) => Ok(Device::Cuda(0)),
+            Err(why) => {
+                tracing::warn!("libtorch_cuda.so is there but cannot be used: {why}");
+                Ok(Device::Cpu)
+            }
+        },
+        Device::Cuda(number) => match count()? {
+            count if number < count => Ok(device),
+            count => Err(format!(
+                "there is no cuda:{number}, {count} GPUs can be used; give --device cpu, or install libtorch with CUDA"
+            )),
+        },
     }
 }
 
@@ -108,6 +115,13 @@ pub fn load(
     }
     .map_err(|error| error.to_string())?;
     Ok(Box::new(TorchModel { module, spec, positions, threads }))
+}
+
+/// Ends the process at once. An ordinary end would tear libtorch down under threads that still use it: a lane that
+/// did not finish in time, or a version that is being loaded.
+pub fn leave(code: u8) -> ! {
+    ffi::leave(i32::from(code));
+    unreachable!("the process has ended")
 }
 
 struct TorchModel {
@@ -210,8 +224,8 @@ fn stage(input: &Gathered<'_>) -> Result<Tensor, ModelError> {
 
 /// The bytes of an output, which keep its tensor alive.
 fn unstage(name: String, tensor: Tensor) -> Result<Output, ModelError> {
-    let kind = tensor.f_kind().map_err(failed)?;
-    let Some(datatype) = from_kind(kind) else {
+    let kind = tensor.f_kind();
+    let Some(datatype) = kind.as_ref().ok().and_then(|kind| from_kind(*kind)) else {
         return Err(ModelError::new(format!(
             "output `{name}` is {kind:?}, which no datatype of the protocol is"
         )));
@@ -265,13 +279,20 @@ fn explain(error: &cxx::Exception) -> ModelError {
     ModelError { message: last_line(error.what()), detail: error.what().to_owned() }
 }
 
-/// What a traceback comes down to: its last line that says something.
+/// What a traceback comes down to: its last line that says something; or its first, where code that does not
+/// compile is quoted after the reason.
 fn last_line(text: &str) -> String {
     let says_something = |line: &&str| {
         !line.is_empty() && !line.starts_with("frame #") && !line.starts_with("Exception raised from")
     };
-    let line = text.lines().map(str::trim).rev().find(says_something).unwrap_or("no reason given");
-    let line = line.strip_prefix("RuntimeError: ").unwrap_or(line);
+    let mut lines = text.lines().map(str::trim).filter(says_something);
+    let line = match lines.next_back() {
+        Some(quoted) if quoted.ends_with("<--- HERE") => lines.next().unwrap_or(quoted),
+        Some(line) => line,
+        None => "no reason given",
+    };
+    let line =
+        ["RuntimeError: ", "builtins."].iter().find_map(|prefix| line.strip_prefix(prefix)).unwrap_or(line);
     crate::job::shortened_to(line, 400)
 }
 
@@ -352,7 +373,7 @@ mod tests {
         for answer in client.replies(16) {
             if answer.id == 5 {
                 assert_eq!(answer.status(), Status::ModelFailed);
-                assert_eq!(answer.reply.message, "builtins.ValueError: negative input");
+                assert_eq!(answer.reply.message, "ValueError: negative input");
             } else {
                 assert_eq!(answer.fp32("y"), [2.0 * answer.id as f32, 2.0, 4.0, 6.0]);
             }
@@ -468,6 +489,8 @@ mod tests {
             last_line("real cause\nException raised from f at x.cpp:3\nframe #0: f() + 0x1\n"),
             "real cause"
         );
+        let text = "\nUnknown builtin op: aten::nothing.\n:\n  File \"a.py\", line 3\n    return nothing(x)\n           ~~~~~~~ <--- HERE\n";
+        assert_eq!(last_line(text), "Unknown builtin op: aten::nothing.");
         assert_eq!(last_line(""), "no reason given");
     }
 

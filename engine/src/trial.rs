@@ -6,7 +6,7 @@
 //! may have good reasons (a token beyond its vocabulary): it answers, one request at a time.
 
 use crate::batcher::Grouping;
-use crate::model::{Dimension, Gathered, Model, ModelError, Output, Rows, Slot, WrongOutput};
+use crate::model::{Dimension, Form, Gathered, Model, ModelError, Output, Rows, Slot, WrongOutput};
 use half::{bf16, f16};
 use wire::Datatype;
 
@@ -20,6 +20,9 @@ const WARM_UPS: usize = 3;
 
 /// Rows that are compared.
 const ROWS: u64 = 5;
+
+/// Made-up input is no larger than this, however many rows or dimensions a `model.yaml` allows.
+const BYTES_MAX: u64 = 64 << 20;
 
 /// What the trial has shown.
 #[derive(Debug, PartialEq)]
@@ -40,6 +43,10 @@ enum Finding {
 
 /// Runs the trial; an error is why the model cannot be served.
 pub(crate) fn run(model: &dyn Model) -> Result<Verdict, String> {
+    run_within(model, BYTES_MAX)
+}
+
+fn run_within(model: &dyn Model, bytes_max: u64) -> Result<Verdict, String> {
     let spec = model.spec();
     let serial =
         |why: String| Verdict { grouping: Grouping::Serial, why_alone: format!("not batched: {why}") };
@@ -61,7 +68,7 @@ pub(crate) fn run(model: &dyn Model) -> Result<Verdict, String> {
         if passed && *free == LAST_RESORT {
             break;
         }
-        match (Trial { model, free: *free, max_rows: max_rows.map(u64::from) }).run() {
+        match (Trial { model, free: *free, max_rows: max_rows.map(u64::from), bytes_max }).run() {
             Ok(()) => passed = true,
             Err(Finding::Undeclared(wrong)) => return Err(wrong.to_string()),
             Err(Finding::Fails(error)) => failure = Some(error),
@@ -84,28 +91,45 @@ struct Trial<'a> {
     free: u64,
     /// `None` where the first dimension is not a batch.
     max_rows: Option<u64>,
+    /// How large made-up input may be.
+    bytes_max: u64,
 }
 
 impl Trial<'_> {
     fn run(&self) -> Result<(), Finding> {
+        let rows_max = self.max_rows.unwrap_or(1).min(self.bytes_max / self.row_bytes()?.max(1));
         let first = self.compute(&[0])?;
         for _ in 1..WARM_UPS {
             self.compare_again(&first)?;
         }
-        let Some(max_rows) = self.max_rows.filter(|rows| *rows > 1) else { return Ok(()) };
-
-        let rows: Vec<u64> = (0..ROWS.min(max_rows)).collect();
+        if rows_max == 1 {
+            return Ok(());
+        }
+        let rows: Vec<u64> = (0..ROWS.min(rows_max)).collect();
         let alone: Vec<Vec<Output>> =
             rows.iter().map(|row| self.compute(&[*row])).collect::<Result<_, _>>()?;
         let mut turned = rows.clone();
         turned.rotate_left(rows.len() / 2);
-        for order in [rows, turned, vec![0, 1], (0..max_rows).collect()] {
+        for order in [rows, turned, vec![0, 1], (0..rows_max).collect()] {
             for _ in 0..WARM_UPS {
                 let together = self.compute(&order).map_err(as_unlike)?;
                 compare_rows(&order, &together, &alone)?;
             }
         }
         self.compare_again(&first)
+    }
+
+    /// Bytes of one row of all inputs, if as many rows fit as must be compared.
+    fn row_bytes(&self) -> Result<u64, Finding> {
+        let slots = &self.model.spec().inputs;
+        let bytes = slots.iter().try_fold(0u64, |sum, slot| {
+            let elements = wire::element_count(&self.shape(slot, 1))?;
+            sum.checked_add(elements.checked_mul(datatype_of(slot).size())? as u64)
+        });
+        let rows = self.max_rows.unwrap_or(1).min(2);
+        bytes.filter(|bytes| bytes.checked_mul(rows).is_some_and(|all| all <= self.bytes_max)).ok_or_else(
+            || Finding::Fails(ModelError::new(format!("it would be larger than {} bytes", self.bytes_max))),
+        )
     }
 
     /// A model that remembers shows it by answering differently the second time.
@@ -129,7 +153,7 @@ impl Trial<'_> {
             (0..).zip(slots).map(|(at, slot)| self.make_up(at, slot, rows)).collect();
         let gathered = slots.iter().zip(&made_up).enumerate().map(|(at, (slot, parts))| Gathered {
             slot: at,
-            datatype: slot.form.as_ref().expect("run() has seen that all are declared").datatype,
+            datatype: datatype_of(slot),
             shape: self.shape(slot, rows.len() as u64),
             parts: parts.iter().map(Vec::as_slice).collect(),
         });
@@ -139,7 +163,7 @@ impl Trial<'_> {
     }
 
     fn shape(&self, slot: &Slot, rows: u64) -> Vec<u64> {
-        let form = slot.form.as_ref().expect("run() has seen that all are declared");
+        let form = form_of(slot);
         let mut shape: Vec<u64> = form
             .shape
             .iter()
@@ -156,10 +180,18 @@ impl Trial<'_> {
 
     /// The bytes of each row of one input; the same row is the same in every run.
     fn make_up(&self, at: u64, slot: &Slot, rows: &[u64]) -> Vec<Vec<u8>> {
-        let datatype = slot.form.as_ref().expect("run() has seen that all are declared").datatype;
+        let datatype = datatype_of(slot);
         let elements = self.shape(slot, 1).iter().product();
         rows.iter().map(|row| made_up(datatype, elements, at << 32 | row)).collect()
     }
+}
+
+fn form_of(slot: &Slot) -> &Form {
+    slot.form.as_ref().expect("run() has seen that all are declared")
+}
+
+fn datatype_of(slot: &Slot) -> Datatype {
+    form_of(slot).datatype
 }
 
 /// What is wrong with rows that run together is no reason to refuse the model: alone they ran.
@@ -279,7 +311,7 @@ fn splitmix(state: &mut u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Form, Spec};
+    use crate::model::Spec;
     use crate::scripted::{Scripted, fp32, output_fp32, rows_spec};
     use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -382,6 +414,29 @@ mod tests {
             Ok(vec![output_fp32("y", &inputs[0].shape, &fp32(&inputs[0]))])
         });
         assert_eq!(run(&model).unwrap().grouping, Grouping::Together { max_rows: 8 });
+    }
+
+    #[test]
+    fn a_declaration_without_measure_is_not_tried_in_full() {
+        let most = 1 << 12;
+        let tried = |shape: Vec<Dimension>| {
+            let mut spec = rows_spec(&[("x", 4)], &[("y", 4)], 65_536);
+            spec.inputs[0].form = Some(Form { datatype: Datatype::Fp32, shape });
+            let model = Scripted::new(spec, move |inputs| {
+                let rows = inputs[0].shape[0];
+                assert!(inputs[0].parts.iter().map(|part| part.len() as u64).sum::<u64>() <= most);
+                Ok(vec![output_fp32("y", &[rows, 4], &vec![0.0; 4 * rows as usize])])
+            });
+            run_within(&model, most)
+        };
+        let small = tried(vec![Dimension::Free, Dimension::Fixed(4)]);
+        assert_eq!(small.unwrap().grouping, Grouping::Together { max_rows: 65_536 });
+        let two_do_not_fit = tried(vec![Dimension::Free, Dimension::Fixed(1000)]);
+        assert_eq!(
+            why(two_do_not_fit),
+            "not batched: it fails on made-up input: it would be larger than 4096 bytes"
+        );
+        assert!(why(tried(vec![Dimension::Free; 16])).contains("larger than"));
     }
 
     #[test]

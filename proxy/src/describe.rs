@@ -3,9 +3,8 @@
 use crate::directory::Models;
 use crate::refusal::Refusal;
 use crate::route::Target;
-use policies::Snapshot;
 use serde::Serialize;
-use wire::{Datatype, ModelEntry, TensorSpec};
+use wire::{Datatype, TensorSpec};
 
 /// Who this server is and which extensions of the protocol it speaks.
 #[derive(Debug, Serialize)]
@@ -44,7 +43,7 @@ struct TensorMetadata {
 
 /// `GET /v2/models/{m}[/versions/{v}]`: of the pinned version, else of the one with the highest number.
 pub fn model(models: &Models, target: Target<'_>) -> Result<ModelMetadata, Refusal> {
-    let entry = find(models, target)?;
+    let entry = models.find(target)?;
     Ok(ModelMetadata {
         name: entry.name.clone(),
         versions: models
@@ -57,40 +56,6 @@ pub fn model(models: &Models, target: Target<'_>) -> Result<ModelMetadata, Refus
         inputs: entry.inputs.iter().map(tensor).collect(),
         outputs: entry.outputs.iter().map(tensor).collect(),
     })
-}
-
-/// Whether the server takes traffic: the engine has settled, and every version that the policy sends users to
-/// answers.
-pub fn is_ready(models: &Models, snapshot: &Snapshot) -> bool {
-    models.is_settled() && snapshot.models().all(|(name, _)| is_model_ready(models, snapshot, name))
-}
-
-/// Whether a version, or every version that the policy sends users to, answers. A model without a policy is
-/// ready when any version is.
-pub fn is_target_ready(models: &Models, snapshot: &Snapshot, target: Target<'_>) -> Result<bool, Refusal> {
-    find(models, target)?;
-    Ok(match target.pinned {
-        Some(version) => models.is_ready(target.model, version),
-        None => is_model_ready(models, snapshot, target.model),
-    })
-}
-
-fn is_model_ready(models: &Models, snapshot: &Snapshot, name: &str) -> bool {
-    match snapshot.model(name) {
-        Some(policy) => policy.versions().all(|version| models.is_ready(name, version.0)),
-        None => models.connected && models.highest_ready(name).is_some(),
-    }
-}
-
-fn find<'m>(models: &'m Models, target: Target<'_>) -> Result<&'m ModelEntry, Refusal> {
-    let versions = models
-        .versions(target.model)
-        .ok_or_else(|| Refusal::NotFound(format!("no model `{}`", target.model)))?;
-    match target.pinned {
-        Some(version) => versions.get(&version),
-        None => versions.values().next_back(),
-    }
-    .ok_or_else(|| Refusal::NotFound(format!("model `{}` has no such version", target.model)))
 }
 
 fn tensor(spec: &TensorSpec) -> TensorMetadata {

@@ -1,6 +1,8 @@
-//! What the engine says it can answer: the latest index, swapped whole. Decides readiness; never talks to the
+//! What the engine says it can answer: the latest index, swapped whole. Never talks to the
 //! engine (the supervisor does, and publishes here).
 
+use crate::refusal::Refusal;
+use crate::route::Target;
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,11 +50,6 @@ impl Models {
         self.models.get(model)
     }
 
-    /// All models, by name.
-    pub fn all(&self) -> impl Iterator<Item = (&str, &BTreeMap<u64, ModelEntry>)> {
-        self.models.iter().map(|(name, versions)| (name.as_str(), versions))
-    }
-
     /// Whether this version answers now.
     pub fn is_ready(&self, model: &str, version: u64) -> bool {
         self.connected && self.entry(model, version).is_some_and(|entry| entry.state() == ModelState::Ready)
@@ -69,15 +66,36 @@ impl Models {
         versions.values().rev().find(|entry| entry.state() == ModelState::Ready).map(|entry| entry.version)
     }
 
-    /// Whether the engine has finished its start: it is there and every version has either come up or failed.
-    pub fn is_settled(&self) -> bool {
-        self.connected
-            && self
-                .models
-                .values()
-                .flat_map(BTreeMap::values)
-                .all(|entry| entry.state() != ModelState::Loading)
+    /// Versions that have neither come up nor failed yet.
+    pub fn loading(&self) -> impl Iterator<Item = &ModelEntry> {
+        self.models.values().flat_map(BTreeMap::values).filter(|entry| entry.state() == ModelState::Loading)
     }
+
+    /// The pinned version, else the one with the highest number.
+    pub fn find(&self, target: Target<'_>) -> Result<&ModelEntry, Refusal> {
+        let Some(versions) = self.models.get(target.model) else {
+            return Err(Refusal::NotFound(format!(
+                "no model `{}`, there is {}",
+                target.model,
+                list(self.models.keys())
+            )));
+        };
+        match target.pinned {
+            Some(version) => versions.get(&version).ok_or_else(|| {
+                let known = list(versions.keys());
+                Refusal::NotFound(format!(
+                    "model `{}` has no version {version}, there is {known}",
+                    target.model
+                ))
+            }),
+            None => Ok(versions.values().next_back().expect("a model is known by its versions")),
+        }
+    }
+}
+
+fn list<T: std::fmt::Display>(names: impl Iterator<Item = T>) -> String {
+    let names: Vec<_> = names.map(|name| format!("`{name}`")).collect();
+    if names.is_empty() { "none".into() } else { names.join(", ") }
 }
 
 #[cfg(test)]
@@ -91,7 +109,7 @@ mod tests {
     #[test]
     fn the_highest_ready_version_answers() {
         let directory = Directory::default();
-        assert!(!directory.load().is_settled());
+        assert!(!directory.load().connected);
         directory.publish(Index {
             models: vec![
                 entry(1, ModelState::Ready),
@@ -101,7 +119,7 @@ mod tests {
         });
         let models = directory.load();
         assert_eq!(models.highest_ready("m"), Some(2));
-        assert!(models.is_settled() && models.is_ready("m", 2) && !models.is_ready("m", 3));
+        assert!(models.loading().next().is_none() && models.is_ready("m", 2) && !models.is_ready("m", 3));
     }
 
     #[test]
@@ -110,6 +128,6 @@ mod tests {
         directory.publish(Index { models: vec![entry(1, ModelState::Ready)] });
         directory.disconnect();
         let models = directory.load();
-        assert!(models.entry("m", 1).is_some() && !models.is_ready("m", 1) && !models.is_settled());
+        assert!(models.entry("m", 1).is_some() && !models.is_ready("m", 1));
     }
 }

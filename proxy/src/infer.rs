@@ -140,7 +140,7 @@ fn choose(
         },
     };
     let Some(version) = version.filter(|version| models.is_ready(model, *version)) else {
-        return Err(unavailable(models, model, version, target.pinned.is_some()));
+        return Err(unavailable(models, target, version));
     };
     record.version = Some((model.to_owned(), version));
     record.pick = Some(pick);
@@ -148,35 +148,26 @@ fn choose(
 }
 
 /// Why nothing answers: unknown (404) or not now (503).
-fn unavailable(models: &Models, model: &str, version: Option<u64>, pinned: bool) -> Refusal {
+fn unavailable(models: &Models, target: Target<'_>, version: Option<u64>) -> Refusal {
+    let model = target.model;
     if !models.connected {
         return Refusal::EngineDown("it is starting or restarting".into());
     }
-    let Some(versions) = models.versions(model) else {
-        let known: Vec<_> = models.all().map(|(name, _)| name).collect();
-        return Refusal::NotFound(format!("no model `{model}`, there is {}", list(&known)));
+    if let Err(unknown) = models.find(target) {
+        return unknown;
+    }
+    let Some(version) = version else {
+        return Refusal::NotReady(format!("no version of model `{model}` is ready"));
     };
-    match version.map(|version| (version, versions.get(&version))) {
-        Some((version, None)) if pinned => {
-            let known: Vec<_> = versions.keys().map(u64::to_string).collect();
-            Refusal::NotFound(format!("model `{model}` has no version {version}, there is {}", list(&known)))
-        }
-        Some((version, None)) => Refusal::NotReady(format!(
-            "the policy names version {version} of model `{model}`, which is not loaded"
+    match models.entry(model, version) {
+        None => Refusal::NotReady(format!(
+            "the policy names version {version} of model `{model}`, which is not there"
         )),
-        Some((version, Some(entry))) => {
+        Some(entry) => {
             let reason = if entry.reason.is_empty() { "it is being loaded" } else { &entry.reason };
             Refusal::NotReady(format!("version {version} of model `{model}` is not ready: {reason}"))
         }
-        None => Refusal::NotReady(format!("no version of model `{model}` is ready")),
     }
-}
-
-fn list<S: AsRef<str>>(names: &[S]) -> String {
-    if names.is_empty() {
-        return "none".into();
-    }
-    names.iter().map(|name| format!("`{}`", name.as_ref())).collect::<Vec<_>>().join(", ")
 }
 
 fn json_len(headers: &HeaderMap) -> Result<Option<usize>, Refusal> {

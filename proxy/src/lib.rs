@@ -22,6 +22,7 @@ pub mod link;
 pub mod encode;
 pub mod refusal;
 pub mod describe;
+pub mod readiness;
 pub mod record;
 pub mod metrics;
 pub mod trace;

@@ -1,14 +1,13 @@
 //! The second port: metrics and health for those who watch the process rather than use it. Never serves
 //! inference.
 
-use crate::describe;
-use crate::drain::Drain;
-use crate::infer::Path;
 use crate::metrics::Metrics;
+use crate::readiness::Readiness;
 use async_trait::async_trait;
 use http::{Response, StatusCode, header};
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
+use policies::Ledger;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,10 +16,10 @@ use std::time::Instant;
 pub struct Monitor {
     /// What is shown.
     pub metrics: Arc<Metrics>,
-    /// Where breakers and readiness are read.
-    pub path: Arc<Path>,
-    /// Whether the process is stopping.
-    pub drain: Arc<Drain>,
+    /// Where breakers are read.
+    pub ledger: Arc<Ledger>,
+    /// Whether traffic may come.
+    pub readiness: Readiness,
 }
 
 #[async_trait]
@@ -29,12 +28,13 @@ impl ServeHttp for Monitor {
         match session.req_header().uri.path() {
             "/metrics" => self.show_metrics(),
             "/v2/health/live" => respond(StatusCode::OK, "application/json", r#"{"live":true}"#.into()),
-            "/v2/health/ready" if self.is_ready() => {
-                respond(StatusCode::OK, "application/json", r#"{"ready":true}"#.into())
-            }
-            "/v2/health/ready" => {
-                respond(StatusCode::SERVICE_UNAVAILABLE, "application/json", r#"{"ready":false}"#.into())
-            }
+            "/v2/health/ready" => match self.readiness.server() {
+                Ok(()) => respond(StatusCode::OK, "application/json", r#"{"ready":true}"#.into()),
+                Err(reason) => {
+                    let body = serde_json::json!({"ready": false, "reason": reason}).to_string();
+                    respond(StatusCode::SERVICE_UNAVAILABLE, "application/json", body)
+                }
+            },
             _ => respond(
                 StatusCode::NOT_FOUND,
                 "application/json",
@@ -46,7 +46,7 @@ impl ServeHttp for Monitor {
 
 impl Monitor {
     fn show_metrics(&self) -> Response<Vec<u8>> {
-        for breaker in self.path.ledger.breakers(Instant::now()) {
+        for breaker in self.ledger.breakers(Instant::now()) {
             self.metrics.set_breaker(&breaker);
         }
         respond(
@@ -54,11 +54,6 @@ impl Monitor {
             "application/openmetrics-text; version=1.0.0; charset=utf-8",
             self.metrics.encode(),
         )
-    }
-
-    fn is_ready(&self) -> bool {
-        !self.drain.has_begun()
-            && describe::is_ready(&self.path.directory.load(), &self.path.live.load().snapshot)
     }
 }
 

@@ -14,6 +14,7 @@ use crate::infer::{Path, Slots};
 use crate::link::Links;
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
+use crate::readiness::Readiness;
 use crate::reload::{self, Reload};
 use crate::service::Service;
 use crate::supervisor::Supervisor;
@@ -52,13 +53,15 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         slots: Slots::new(config.in_flight_max),
     });
     metrics.policy_generation.set(path.live.load().number);
+    let readiness =
+        Readiness { drain: drain.clone(), directory: path.directory.clone(), live: path.live.clone() };
 
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     server.bootstrap();
     let conf = server.configuration.clone();
     let service = Service {
         path: path.clone(),
-        drain: drain.clone(),
+        readiness: readiness.clone(),
         metrics: metrics.clone(),
         tracer: tracer.clone(),
     };
@@ -69,7 +72,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     http.threads = Some(config.workers);
     let mut monitor = ListeningService::new(
         "monitor".into(),
-        Monitor { metrics: metrics.clone(), path: path.clone(), drain: drain.clone() },
+        Monitor { metrics: metrics.clone(), ledger: path.ledger.clone(), readiness },
     );
     monitor.add_tcp(&config.monitor.to_string());
     monitor.threads = Some(1);

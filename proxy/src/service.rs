@@ -6,10 +6,10 @@
 
 use crate::body;
 use crate::describe;
-use crate::drain::Drain;
 use crate::encode::Encoded;
 use crate::infer::Path;
 use crate::metrics::Metrics;
+use crate::readiness::Readiness;
 use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::route::Route;
@@ -32,8 +32,8 @@ use std::time::Duration;
 pub struct Service {
     /// The infer path.
     pub path: Arc<Path>,
-    /// Whether the process is stopping.
-    pub drain: Arc<Drain>,
+    /// Whether traffic may come.
+    pub readiness: Readiness,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Present when traces are on.
@@ -115,25 +115,14 @@ impl Service {
             Route::Infer(target) => Ok(Answer::inferred(self.path.infer(session, target, record).await?)),
             Route::Server => Ok(Answer::json(StatusCode::OK, &describe::SERVER)),
             Route::Live => Ok(Answer::json(StatusCode::OK, &serde_json::json!({"live": true}))),
-            Route::Ready => Ok(Answer::readiness(serde_json::json!({}), self.is_ready())),
+            Route::Ready => Ok(Answer::readiness(None, self.readiness.server())),
             Route::Model(target) => {
                 Ok(Answer::json(StatusCode::OK, &describe::model(&self.path.directory.load(), target)?))
             }
             Route::ModelReady(target) => {
-                let generation = self.path.live.load();
-                let ready =
-                    describe::is_target_ready(&self.path.directory.load(), &generation.snapshot, target)?;
-                Ok(Answer::readiness(
-                    serde_json::json!({"name": target.model}),
-                    ready && !self.drain.has_begun(),
-                ))
+                Ok(Answer::readiness(Some(target.model), self.readiness.target(target)?))
             }
         }
-    }
-
-    fn is_ready(&self) -> bool {
-        !self.drain.has_begun()
-            && describe::is_ready(&self.path.directory.load(), &self.path.live.load().snapshot)
     }
 }
 
@@ -147,6 +136,16 @@ fn set_timeouts(session: &mut ServerSession) {
     session.set_write_timeout(Some(STALL_MAX));
     // A client may send its next request before this one is answered (RFC 9112, 9.3.2).
     session.set_pipelining_enabled(true);
+}
+
+/// What the protocol says of readiness, and why not.
+#[derive(Debug, Serialize)]
+struct ReadyBody<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<&'a str>,
+    ready: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
 }
 
 /// A whole response.
@@ -187,9 +186,9 @@ impl Answer {
     }
 
     /// 503 rather than Triton's 400: every prober takes both for "not ready", and only this says "not now".
-    fn readiness(mut body: serde_json::Value, ready: bool) -> Self {
-        body["ready"] = ready.into();
-        Self::json(if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+    fn readiness(name: Option<&str>, readiness: Result<(), String>) -> Self {
+        let status = if readiness.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        Self::json(status, &ReadyBody { name, ready: readiness.is_ok(), reason: readiness.err() })
     }
 
     fn refusal(refusal: &Refusal) -> Self {

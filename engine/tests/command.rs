@@ -1,0 +1,98 @@
+//! `penstock-engine` as a process: how it starts, what it says when it cannot, and how it ends.
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use tempfile::TempDir;
+
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/demo/models");
+
+fn engine(socket: &Path, models: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_penstock-engine"));
+    command.arg("--socket").arg(socket).arg("--models").arg(models);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Runs an engine that cannot start; its one line.
+fn refusal(socket: &Path, models: &Path) -> String {
+    let Output { status, stderr, .. } = engine(socket, models).output().expect("the binary is built");
+    assert_eq!(status.code(), Some(1));
+    let text = String::from_utf8(stderr).expect("text");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    text.trim().to_owned()
+}
+
+/// An engine that listens and has loaded everything.
+fn started(folder: &TempDir, arguments: &[&str]) -> Child {
+    let mut child = engine(&folder.path().join("engine.sock"), Path::new(DEMO))
+        .args(arguments)
+        .spawn()
+        .expect("the binary is built");
+    let mut log = BufReader::new(child.stderr.take().expect("piped"));
+    let mut line = String::new();
+    while !line.contains("version=2") {
+        line.clear();
+        assert!(log.read_line(&mut line).expect("text") > 0, "the engine must live");
+    }
+    child.stderr = Some(log.into_inner());
+    child
+}
+
+fn assert_ends_well(mut child: Child, folder: &TempDir) {
+    assert_eq!(child.wait().expect("a child").code(), Some(0));
+    assert!(!folder.path().join("engine.sock").exists(), "the socket file goes with it");
+}
+
+#[test]
+fn what_hinders_a_start_is_said_in_one_line_with_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("engine.sock");
+    let models = folder.path().join("models");
+    assert!(
+        refusal(&socket, &models).ends_with("give the folder that holds NAME/VERSION/model.pt with --models")
+    );
+    assert!(
+        refusal(&folder.path().join("no/socket"), Path::new(DEMO)).ends_with("does not exist; create it")
+    );
+    let long = folder.path().join("x".repeat(120));
+    assert!(refusal(&long, Path::new(DEMO)).ends_with("at most 107 work; give a shorter one with --socket"));
+}
+
+#[test]
+fn it_ends_when_its_supervisor_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = started(&folder, &["--supervised"]);
+    drop(child.stdin.take());
+    assert_ends_well(child, &folder);
+}
+
+#[test]
+fn it_ends_when_it_is_told_to_and_a_second_one_may_follow() {
+    let folder = tempfile::tempdir().unwrap();
+    for _ in 0..2 {
+        let child = started(&folder, &["--lanes", "1", "--device", "cpu"]);
+        let socket = folder.path().join("engine.sock");
+        assert!(
+            refusal(&socket, Path::new(DEMO))
+                .starts_with("penstock-engine: an engine is already listening on ")
+        );
+        let told = Command::new("kill").arg(child.id().to_string()).status().unwrap();
+        assert!(told.success());
+        assert_ends_well(child, &folder);
+    }
+}
+
+#[test]
+fn killed_it_leaves_a_socket_that_the_next_one_replaces() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut killed = started(&folder, &[]);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert!(folder.path().join("engine.sock").exists());
+    let mut next = started(&folder, &["--supervised"]);
+    drop(next.stdin.take());
+    let mut rest = String::new();
+    next.stderr.take().unwrap().read_to_string(&mut rest).unwrap();
+    assert_ends_well(next, &folder);
+}

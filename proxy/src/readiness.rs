@@ -1,0 +1,134 @@
+//! Whether traffic may come, and if not, why. Ready means that whoever is sent here gets an answer: the engine is
+//! there, its versions have come up or failed, and every version that the policy sends users to answers.
+
+use crate::directory::{Directory, Models};
+use crate::drain::Drain;
+use crate::refusal::Refusal;
+use crate::route::Target;
+use policies::{Live, Snapshot};
+use std::sync::Arc;
+
+/// Asked by both ports.
+#[derive(Clone, Debug)]
+pub struct Readiness {
+    /// A stopping process is not ready.
+    pub drain: Arc<Drain>,
+    /// What the engine has.
+    pub directory: Arc<Directory>,
+    /// Whom the policy sends where.
+    pub live: Arc<Live>,
+}
+
+impl Readiness {
+    /// Of the whole server; the error says in one line what it lacks.
+    pub fn server(&self) -> Result<(), String> {
+        let models = self.open()?;
+        if let Some(entry) = models.loading().next() {
+            return Err(format!("version {} of model `{}` is being loaded", entry.version, entry.name));
+        }
+        let generation = self.live.load();
+        generation.snapshot.models().try_for_each(|(name, _)| model(&models, &generation.snapshot, name))
+    }
+
+    /// Of a model, or of one of its versions. A model that the engine does not know is a refusal.
+    pub fn target(&self, target: Target<'_>) -> Result<Result<(), String>, Refusal> {
+        let models = match self.open() {
+            Ok(models) => models,
+            Err(reason) => return Ok(Err(reason)),
+        };
+        models.find(target)?;
+        Ok(match target.pinned {
+            Some(number) => version(&models, target.model, number),
+            None => model(&models, &self.live.load().snapshot, target.model),
+        })
+    }
+
+    fn open(&self) -> Result<Arc<Models>, String> {
+        let models = self.directory.load();
+        if self.drain.has_begun() {
+            Err("stopping".into())
+        } else if models.connected {
+            Ok(models)
+        } else {
+            Err("the engine is not connected".into())
+        }
+    }
+}
+
+/// A model is ready when every version that its policy names answers, and the highest ready one where it names none.
+fn model(models: &Models, snapshot: &Snapshot, name: &str) -> Result<(), String> {
+    let mut named = snapshot.model(name).into_iter().flat_map(|policy| policy.versions()).peekable();
+    if named.peek().is_some() {
+        return named.try_for_each(|number| version(models, name, number.0));
+    }
+    models.highest_ready(name).map(|_| ()).ok_or_else(|| format!("no version of model `{name}` is ready"))
+}
+
+fn version(models: &Models, name: &str, number: u64) -> Result<(), String> {
+    if models.is_ready(name, number) {
+        return Ok(());
+    }
+    let reason = models.entry(name, number).map_or("there is none", |entry| entry.reason.as_str());
+    let colon = if reason.is_empty() { "" } else { ": " };
+    Err(format!("version {number} of model `{name}` is not ready{colon}{reason}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::{Index, ModelEntry, ModelState};
+
+    fn readiness(policy: &str, versions: &[(u64, ModelState)]) -> Readiness {
+        let snapshot = policies::parse(policy, "policies.yaml").unwrap();
+        let directory = Directory::default();
+        let entry = |(version, state): &(u64, ModelState)| ModelEntry {
+            name: "m".into(),
+            version: *version,
+            state: *state as i32,
+            ..ModelEntry::default()
+        };
+        directory.publish(Index { models: versions.iter().map(entry).collect() });
+        Readiness {
+            drain: Arc::default(),
+            directory: Arc::new(directory),
+            live: Arc::new(Live::new(snapshot)),
+        }
+    }
+
+    const BOTH: &str = "models: {m: {split: {weights: {1: 90, 2: 10}}}}";
+
+    #[test]
+    fn every_version_that_users_are_sent_to_must_answer() {
+        assert_eq!(readiness(BOTH, &[(1, ModelState::Ready), (2, ModelState::Ready)]).server(), Ok(()));
+        let one = readiness(BOTH, &[(1, ModelState::Ready)]);
+        assert_eq!(one.server(), Err("version 2 of model `m` is not ready: there is none".into()));
+        assert_eq!(one.target(Target { model: "m", pinned: Some(1) }), Ok(Ok(())));
+        assert!(one.target(Target { model: "m", pinned: None }).unwrap().is_err());
+        assert!(one.target(Target { model: "other", pinned: None }).is_err());
+    }
+
+    #[test]
+    fn a_policy_without_a_split_needs_one_version() {
+        let policy = "models: {m: {deadline: 1s}}";
+        assert_eq!(readiness(policy, &[(1, ModelState::Ready)]).server(), Ok(()));
+        assert!(readiness(policy, &[(1, ModelState::Unavailable)]).server().is_err());
+    }
+
+    #[test]
+    fn a_version_that_failed_does_not_hold_up_the_others_but_a_loading_one_does() {
+        let policy = "models: {}";
+        assert_eq!(
+            readiness(policy, &[(1, ModelState::Ready), (2, ModelState::Unavailable)]).server(),
+            Ok(())
+        );
+        let loading = readiness(policy, &[(1, ModelState::Ready), (2, ModelState::Loading)]);
+        assert_eq!(loading.server(), Err("version 2 of model `m` is being loaded".into()));
+    }
+
+    #[test]
+    fn a_lost_engine_is_the_reason_given() {
+        let lost = readiness("models: {}", &[(1, ModelState::Ready)]);
+        lost.directory.disconnect();
+        assert_eq!(lost.server(), Err("the engine is not connected".into()));
+    }
+}
