@@ -174,7 +174,12 @@ impl Reader {
                     Kind::Cancel => {
                         self.orders.push(Order::Cancel { connection: self.mailbox.connection, id: frame.id })
                     }
-                    Kind::Hello | Kind::Index | Kind::Reply => return Err(Ended::Direction(frame.kind)),
+                    Kind::Ping => {
+                        self.mailbox.post(|outbox| outbox.push(Kind::Pong, frame.id, &(), Bytes::new()));
+                    }
+                    Kind::Hello | Kind::Index | Kind::Reply | Kind::Pong => {
+                        return Err(Ended::Direction(frame.kind));
+                    }
                 }
             }
             for (job, refusal) in self.queue.submit(&mut self.orders, now) {

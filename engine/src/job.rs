@@ -122,7 +122,7 @@ impl Refusal {
             | Self::Duplicate { .. } => Status::InvalidArgument,
             Self::Overloaded => Status::Overloaded,
             Self::Expired => Status::DeadlineExceeded,
-            Self::Stopping => Status::Internal,
+            Self::Stopping => Status::Unavailable,
         }
     }
 }

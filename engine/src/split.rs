@@ -26,7 +26,7 @@ pub(crate) fn reply(jobs: &[Box<Job>], outputs: &[Output], ran: Ran) {
         ran,
         requests: jobs.len() as u32,
         batch: span_of(jobs),
-        reply: Reply::default(),
+        reply: Reply { status: Status::Ok as i32, ..Reply::default() },
         describes_all: false,
     };
     for jobs in jobs.chunk_by(|one, other| one.mailbox.connection == other.mailbox.connection) {

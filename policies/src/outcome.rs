@@ -7,9 +7,9 @@
 pub enum Outcome {
     /// The version answered.
     Served,
-    /// The caller's fault, or overload: says nothing about the version.
+    /// Says nothing about the version: its caller's fault, overload, a missed deadline, a lost engine.
     Refused,
-    /// The version's own fault: a fault in the model, a lost engine, no answer within the deadline.
+    /// The version's own fault: its model failed, or gave what it must not.
     Failed,
     /// The client went away or the request was cancelled; also what dropping an unsettled [`Pass`](crate::Pass) means.
     Abandoned,

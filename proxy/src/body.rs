@@ -3,9 +3,12 @@
 //! Pingora answers no `Expect: 100-continue` for a body that is read here, times no body as a whole, and limits
 //! no size: all three are this file's.
 
+use crate::deadline::header_number;
 use crate::refusal::Refusal;
+use crate::slots::Slot;
 use bytes::{Bytes, BytesMut};
 use http::header;
+use pingora::ErrorType;
 use pingora::protocols::http::ServerSession;
 use std::time::Duration;
 
@@ -18,17 +21,22 @@ pub struct BodyLimits {
     pub time_max: Duration,
 }
 
-/// The whole body of the current request.
-pub async fn read(session: &mut ServerSession, limits: &BodyLimits) -> Result<Bytes, Refusal> {
-    let too_large = Refusal::TooLarge { limit: limits.bytes_max };
-    let declared = declared_length(session)?;
+/// The whole body of the current request; `slot` makes room for it.
+pub async fn read(
+    session: &mut ServerSession,
+    limits: &BodyLimits,
+    slot: &mut Slot,
+) -> Result<Bytes, Refusal> {
+    is_plain(session)?;
+    let declared = header_number(&session.req_header().headers, header::CONTENT_LENGTH.as_str())?;
     if declared.is_some_and(|length| length > limits.bytes_max) {
-        return Err(too_large);
+        return Err(Refusal::TooLarge { limit: limits.bytes_max });
     }
+    slot.reserve(declared.unwrap_or(0))?;
     if expects_continue(session) {
         session.write_continue_response().await.map_err(|_| Refusal::ClientGone)?;
     }
-    tokio::time::timeout(limits.time_max, collect(session, declared, limits.bytes_max))
+    tokio::time::timeout(limits.time_max, collect(session, declared, limits, slot))
         .await
         .map_err(|_| Refusal::BodyTimeout { waited: limits.time_max })?
 }
@@ -36,40 +44,73 @@ pub async fn read(session: &mut ServerSession, limits: &BodyLimits) -> Result<By
 async fn collect(
     session: &mut ServerSession,
     declared: Option<usize>,
-    bytes_max: usize,
+    limits: &BodyLimits,
+    slot: &mut Slot,
 ) -> Result<Bytes, Refusal> {
     let mut whole = BytesMut::new();
-    while let Some(chunk) = session.read_request_body().await.map_err(|_| Refusal::ClientGone)? {
+    while let Some(chunk) = session.read_request_body().await.map_err(|error| unreadable(&error, limits))? {
         if whole.is_empty() && declared == Some(chunk.len()) {
             return Ok(chunk); // most bodies come in one piece
         }
-        if whole.len() + chunk.len() > bytes_max {
-            return Err(Refusal::TooLarge { limit: bytes_max });
+        if whole.len() + chunk.len() > limits.bytes_max {
+            return Err(Refusal::TooLarge { limit: limits.bytes_max });
         }
-        if whole.is_empty() {
-            whole.reserve(declared.unwrap_or(chunk.len()));
+        match declared {
+            Some(length) if whole.is_empty() => whole.reserve(length),
+            Some(_) => {}
+            None => slot.reserve(chunk.len())?,
         }
         whole.extend_from_slice(&chunk);
     }
     Ok(whole.freeze())
 }
 
-/// Makes room for the next request on this connection after a refusal that left the body unread: a small body
-/// is read away, so that refusing does not cost the client its connection. A large one, or one that the client
-/// holds back until it is told to continue, is not waited for, and pingora then closes.
+/// Why a body ended early: its client left, stalled, or does not know how to write one.
+fn unreadable(error: &pingora::Error, limits: &BodyLimits) -> Refusal {
+    match error.etype() {
+        ErrorType::ConnectionClosed | ErrorType::ReadError => Refusal::ClientGone,
+        ErrorType::ReadTimedout => Refusal::BodyTimeout { waited: limits.time_max },
+        _ => Refusal::Invalid("the body is not framed as its head says".into()),
+    }
+}
+
+/// Makes room for the next request on this connection after a refusal that left a small body unread: it is read
+/// away, so that refusing does not cost the client its connection.
 pub async fn discard(session: &mut ServerSession) {
     const WORTH_READING: usize = 64 << 10;
-    let declared = declared_length(session).ok().flatten();
+    let declared =
+        header_number(&session.req_header().headers, header::CONTENT_LENGTH.as_str()).ok().flatten();
     if declared.is_some_and(|length| length <= WORTH_READING) && !expects_continue(session) {
         // Failing means that the client is gone or slow; the close that follows is right for both.
         let _ = tokio::time::timeout(Duration::from_millis(100), session.drain_request_body()).await;
     }
 }
 
-fn declared_length(session: &ServerSession) -> Result<Option<usize>, Refusal> {
-    let Some(value) = session.get_header(header::CONTENT_LENGTH) else { return Ok(None) };
-    let parsed = value.to_str().ok().and_then(|text| text.trim().parse().ok());
-    parsed.map(Some).ok_or_else(|| Refusal::Invalid("Content-Length is not a number".into()))
+/// Reads on for a moment after an answer that left a body unread. Closing at once would make the system send a
+/// reset, which can overtake the answer (RFC 9112, 9.6).
+pub async fn linger(session: &mut ServerSession) {
+    const BYTES_MAX: usize = 16 << 20;
+    const SILENCE_MAX: Duration = Duration::from_millis(200);
+    if session.is_body_done() || expects_continue(session) {
+        return;
+    }
+    let mut read = 0;
+    while read < BYTES_MAX {
+        match tokio::time::timeout(SILENCE_MAX, session.read_request_body()).await {
+            Ok(Ok(Some(chunk))) => read += chunk.len(),
+            Ok(Ok(None) | Err(_)) | Err(_) => return,
+        }
+    }
+}
+
+fn is_plain(session: &ServerSession) -> Result<(), Refusal> {
+    match session.get_header(header::CONTENT_ENCODING) {
+        None => Ok(()),
+        Some(encoding) if encoding.as_bytes().eq_ignore_ascii_case(b"identity") => Ok(()),
+        Some(encoding) => {
+            Err(Refusal::Encoding { encoding: String::from_utf8_lossy(encoding.as_bytes()).into_owned() })
+        }
+    }
 }
 
 fn expects_continue(session: &ServerSession) -> bool {

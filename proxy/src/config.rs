@@ -32,6 +32,8 @@ pub struct Config {
     pub body: BodyLimits,
     /// Requests being worked on at once.
     pub in_flight_max: usize,
+    /// Bytes of their bodies together.
+    pub in_flight_bytes_max: usize,
     /// Where traces go, if anywhere.
     pub traces: Option<TraceConfig>,
     /// How to stop.
@@ -45,7 +47,8 @@ struct RawConfig {
     #[garde(skip)]
     listen: RawListen,
     #[serde(default = "one")]
-    #[garde(range(min = 1, max = 1024))]
+    // The engine serves 256 connections, and others may share it.
+    #[garde(range(min = 1, max = 128))]
     workers: usize,
     #[garde(skip)]
     policies: Option<PathBuf>,
@@ -107,11 +110,18 @@ struct RawRequests {
     body_time_max: Duration,
     #[garde(range(min = 1, max = 1_000_000))]
     in_flight_max: usize,
+    #[garde(range(min = 1, max = 1_000_000))]
+    in_flight_mib_max: usize,
 }
 
 impl Default for RawRequests {
     fn default() -> Self {
-        Self { body_mib_max: 64, body_time_max: Duration::from_secs(30), in_flight_max: 1024 }
+        Self {
+            body_mib_max: 64,
+            body_time_max: Duration::from_secs(30),
+            in_flight_max: 1024,
+            in_flight_mib_max: 512,
+        }
     }
 }
 
@@ -181,6 +191,7 @@ impl Config {
                 time_max: raw.requests.body_time_max,
             },
             in_flight_max: raw.requests.in_flight_max,
+            in_flight_bytes_max: raw.requests.in_flight_mib_max << 20,
             traces: raw.traces.map(|traces| TraceConfig { endpoint: traces.endpoint, sample: traces.sample }),
             drain: DrainTimes { delay: raw.drain.delay, timeout: raw.drain.timeout },
         })

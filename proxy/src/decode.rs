@@ -98,6 +98,8 @@ struct RequestParameters {
 struct TensorParameters {
     binary_data_size: Option<usize>,
     binary_data: Option<bool>,
+    /// Asks for classes instead of the tensor: an extension that is not advertised.
+    classification: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]
@@ -130,16 +132,25 @@ impl<'de> Visitor<'de> for RequestSeed<'_> {
         let mut request = InferRequest::default();
         let mut payload = Payload { bytes: Vec::new(), layout: Layout::default(), binary: self.binary };
         let mut has_inputs = false;
+        let mut seen = Seen::of(&["id", "inputs", "outputs", "parameters"]);
         while let Some(field) = fields.next_key::<Cow<'de, str>>()? {
+            seen.once(&field)?;
             match field.as_ref() {
                 "id" => request.id = fields.next_value()?,
-                "inputs" if has_inputs => return Err(A::Error::custom("`inputs` occurs twice")),
                 "inputs" => {
                     request.inputs = fields.next_value_seed(InputsSeed { payload: &mut payload })?;
                     has_inputs = true;
                 }
                 "outputs" => {
                     let outputs: Vec<RawOutput> = fields.next_value()?;
+                    if let Some(output) =
+                        outputs.iter().find(|output| output.parameters.classification.is_some())
+                    {
+                        return Err(A::Error::custom(format_args!(
+                            "output `{}`: classification is not supported",
+                            output.name
+                        )));
+                    }
                     request.outputs = outputs
                         .into_iter()
                         .map(|raw| RequestedOutput { name: raw.name, binary: raw.parameters.binary_data })
@@ -166,6 +177,28 @@ impl<'de> Visitor<'de> for RequestSeed<'_> {
         }
         request.payload = payload.bytes.into();
         Ok(request)
+    }
+}
+
+/// Known fields of an object, each allowed once: a `shape` that came after its data would give the bytes another
+/// meaning.
+struct Seen {
+    known: &'static [&'static str],
+    bits: u32,
+}
+
+impl Seen {
+    fn of(known: &'static [&'static str]) -> Self {
+        Self { known, bits: 0 }
+    }
+
+    fn once<E: Error>(&mut self, field: &str) -> Result<(), E> {
+        let bit = self.known.iter().position(|known| *known == field).map_or(0, |place| 1 << place);
+        if self.bits & bit != 0 {
+            return Err(E::custom(format_args!("`{field}` occurs twice")));
+        }
+        self.bits |= bit;
+        Ok(())
     }
 }
 
@@ -229,15 +262,14 @@ impl<'de> Visitor<'de> for InputSeed<'_, '_> {
         let mut datatype: Option<Datatype> = None;
         let mut binary_data_size = None;
         let mut data = Data::Absent;
+        let mut seen = Seen::of(&["name", "shape", "datatype", "parameters", "data"]);
         while let Some(field) = fields.next_key::<Cow<'de, str>>()? {
+            seen.once(&field)?;
             match field.as_ref() {
                 "name" => name = Some(fields.next_value()?),
                 "shape" => shape = Some(fields.next_value()?),
                 "datatype" => datatype = Some(read_datatype(fields.next_value::<Cow<'de, str>>()?.as_ref())?),
                 "parameters" => binary_data_size = fields.next_value::<TensorParameters>()?.binary_data_size,
-                "data" if !matches!(data, Data::Absent) => {
-                    return Err(A::Error::custom("`data` occurs twice"));
-                }
                 "data" => {
                     data = match (datatype, &shape) {
                         (Some(datatype), Some(shape)) => {
@@ -429,6 +461,16 @@ mod tests {
                     r#""name":"x","shape":[1],"datatype":"FP32","data":[1],"parameters":{"binary_data_size":4}"#,
                 ),
                 "both `data` and",
+            ),
+            (
+                &input(r#""name":"x","shape":[1],"datatype":"FP32","data":[1],"datatype":"INT32""#),
+                "`datatype` occurs twice",
+            ),
+            (&input(r#""name":"x","data":[1],"data":[2]"#), "`data` occurs twice"),
+            (r#"{"inputs":[],"inputs":[]}"#, "`inputs` occurs twice"),
+            (
+                r#"{"inputs":[],"outputs":[{"name":"y","parameters":{"classification":3}}]}"#,
+                "classification is not supported",
             ),
             (
                 &input(r#""name":"x","shape":[4294967296,4294967296],"datatype":"FP32","data":[1]"#),

@@ -10,9 +10,8 @@ use async_trait::async_trait;
 use pingora::server::{ShutdownSignal, ShutdownSignalWatch};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::Notify;
 
 /// How long stopping may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,26 +26,31 @@ pub struct DrainTimes {
 #[derive(Debug, Default)]
 pub struct Drain {
     begun: AtomicBool,
-    listeners_closed: Notify,
 }
 
 impl Drain {
-    /// Whether a signal to stop has come: readiness is false from then on.
+    /// Whether a signal to stop has come: readiness is false from then on, and connections close after their answer.
     pub fn has_begun(&self) -> bool {
         self.begun.load(Ordering::Relaxed)
     }
+}
 
-    /// Returns once listeners are closed and nothing is in flight, or `timeout` after the former.
-    pub async fn finished(&self, metrics: &Metrics, timeout: Duration) {
-        self.listeners_closed.notified().await;
-        let idle = async {
-            while metrics.in_flight.get() > 0 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+/// A connection may have been accepted, and its request not yet counted, when the listeners close.
+const IDLE_FOR: Duration = Duration::from_millis(50);
+
+/// Returns once nothing has been in flight for a moment, or after `timeout`. For when the listeners are closed.
+pub async fn idle(metrics: &Metrics, timeout: Duration) {
+    let quiet = async {
+        let mut idle_since = Instant::now();
+        while idle_since.elapsed() < IDLE_FOR {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            if metrics.in_flight.get() > 0 {
+                idle_since = Instant::now();
             }
-        };
-        if tokio::time::timeout(timeout, idle).await.is_err() {
-            tracing::warn!("{} requests were still in flight after {timeout:?}", metrics.in_flight.get());
         }
+    };
+    if tokio::time::timeout(timeout + IDLE_FOR, quiet).await.is_err() {
+        tracing::warn!("{} requests were still in flight after {timeout:?}", metrics.in_flight.get());
     }
 }
 
@@ -77,7 +81,6 @@ impl ShutdownSignalWatch for StopSignal {
             () = tokio::time::sleep(delay) => {}
             _ = interrupt.recv() => {}
         }
-        self.drain.listeners_closed.notify_one();
         ShutdownSignal::GracefulTerminate
     }
 }

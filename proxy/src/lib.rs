@@ -5,8 +5,8 @@
 //!
 //! Invariants:
 //! - a request loads the policy once and never sees two generations;
-//! - every request ends in exactly one [`record::Record`], whatever cut it short;
-//! - nothing that waits is unbounded: bodies, requests in flight and queued frames have limits, awaits have deadlines.
+//! - every request that pingora can parse ends in exactly one [`record::Record`], whatever cut it short;
+//! - requests in flight, their bodies and queued frames have limits, and what waits for a client or the engine a deadline.
 
 pub mod config;
 pub mod serve;
@@ -16,7 +16,9 @@ pub mod route;
 pub mod caller;
 pub mod body;
 pub mod infer;
+mod slots;
 pub mod decode;
+mod deadline;
 pub mod tensor_json;
 pub mod link;
 pub mod encode;

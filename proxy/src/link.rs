@@ -24,6 +24,9 @@ pub enum LinkError {
     /// More is waiting to be written than the link may hold.
     #[error("{0} bytes wait to be written to the engine")]
     Backlog(usize),
+    /// The request does not fit into a frame; sending it would cost the connection.
+    #[error("{0}")]
+    TooLong(String),
 }
 
 /// What the engine sends on its own account.
@@ -33,6 +36,8 @@ pub enum Event {
     Hello(Hello),
     /// Which versions exist, whenever that changes.
     Index(Index),
+    /// The answer to [`Link::ping`].
+    Pong,
 }
 
 /// One connection. Cloning shares it.
@@ -66,7 +71,9 @@ impl Link {
     ///
     /// Must be called on the runtime that is to carry the link.
     pub async fn connect(socket: &Path, on_event: impl Fn(Event) + Send + 'static) -> io::Result<Self> {
-        let (read, write) = UnixStream::connect(socket).await?.into_split();
+        let stream = UnixStream::connect(socket).await?;
+        is_trusted(&stream)?;
+        let (read, write) = stream.into_split();
         let shared = Arc::new(Shared { state: Mutex::default(), wake: Notify::new(), ended: Notify::new() });
         tokio::spawn(write_frames(write, shared.clone()));
         tokio::spawn(read_frames(read, shared.clone(), on_event));
@@ -75,6 +82,8 @@ impl Link {
 
     /// Sends a request. Dropping the returned [`Pending`] before it is answered cancels the request.
     pub fn send(&self, infer: &Infer, payload: Bytes) -> Result<Pending, LinkError> {
+        fits("metadata", prost::Message::encoded_len(infer), LIMITS.metadata_bytes)?;
+        fits("tensors", payload.len(), LIMITS.payload_bytes)?;
         let (answer, receiver) = oneshot::channel();
         let mut state = self.shared.lock();
         if let Some(reason) = &state.closed {
@@ -93,6 +102,21 @@ impl Link {
             self.shared.wake.notify_one();
         }
         Ok(Pending { link: self.clone(), id, receiver })
+    }
+
+    /// Asks whether the engine is there; the answer comes as an [`Event::Pong`].
+    pub fn ping(&self) {
+        let mut state = self.shared.lock();
+        if state.closed.is_none() {
+            state.outbox.push(Kind::Ping, 0, &(), Bytes::new());
+            drop(state);
+            self.shared.wake.notify_one();
+        }
+    }
+
+    /// Ends the connection from this side. Nothing that the engine says afterwards is heard.
+    pub fn close(&self, reason: &str) {
+        self.shared.close(reason.to_owned());
     }
 
     /// Whether the connection has ended.
@@ -119,6 +143,28 @@ impl Link {
             self.shared.wake.notify_one();
         }
     }
+}
+
+/// What the engine accepts; the same on both sides.
+const LIMITS: Limits = Limits { metadata_bytes: 1 << 20, payload_bytes: 256 << 20 };
+
+fn fits(part: &str, got: usize, limit: usize) -> Result<(), LinkError> {
+    if got <= limit {
+        return Ok(());
+    }
+    Err(LinkError::TooLong(format!("the {part} of this request take {got} bytes, a frame holds {limit}")))
+}
+
+/// Tensors go to nobody but ourselves and root, whoever was first to bind the path.
+fn is_trusted(stream: &UnixStream) -> io::Result<()> {
+    let peer = stream.peer_cred()?.uid();
+    if peer == 0 || peer == rustix::process::getuid().as_raw() {
+        return Ok(());
+    }
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!("the socket belongs to user {peer}, not to us"),
+    ))
 }
 
 impl Shared {
@@ -208,7 +254,7 @@ async fn write_all(socket: &mut OwnedWriteHalf, mut segments: VecDeque<Bytes>) -
 
 /// Hands out answers until the link closes.
 async fn read_frames(mut socket: OwnedReadHalf, shared: Arc<Shared>, on_event: impl Fn(Event)) {
-    let mut decoder = Decoder::new(Limits::default());
+    let mut decoder = Decoder::new(LIMITS);
     let reason = loop {
         match decoder.decode() {
             Ok(Some(frame)) => {
@@ -231,7 +277,11 @@ fn deliver(frame: Frame, shared: &Shared, on_event: &impl Fn(Event)) -> Result<(
     let broken = |error: prost::DecodeError| {
         format!("the engine sent {:?} metadata that does not decode: {error}", frame.kind)
     };
+    if shared.lock().closed.is_some() {
+        return Err("closed".into());
+    }
     match frame.kind {
+        Kind::Pong => on_event(Event::Pong),
         Kind::Reply => {
             // No receiver: cancelled while the answer was on its way.
             if let Some(waiting) = shared.lock().waiting.remove(&frame.id) {
@@ -244,7 +294,7 @@ fn deliver(frame: Frame, shared: &Shared, on_event: &impl Fn(Event)) -> Result<(
         Kind::Index => {
             on_event(Event::Index(prost::Message::decode(frame.metadata.clone()).map_err(broken)?))
         }
-        Kind::Infer | Kind::Cancel => {
+        Kind::Infer | Kind::Cancel | Kind::Ping => {
             return Err(format!("the engine sent {:?}, which only the proxy sends", frame.kind));
         }
     }
@@ -389,6 +439,27 @@ mod tests {
         link.closed().await;
         assert!(link.is_closed());
         assert!(matches!(link.send(&infer("b"), Bytes::new()), Err(LinkError::Down(_))));
+    }
+
+    #[tokio::test]
+    async fn a_request_that_fits_no_frame_costs_only_itself() {
+        let (link, mut engine) = linked().await;
+        let mut mate = link.send(&infer("mate"), Bytes::new()).unwrap();
+        let long = link.send(&infer(&"m".repeat(2 << 20)), Bytes::new());
+        assert!(matches!(long, Err(LinkError::TooLong(_))));
+        let id = engine.next().await.id;
+        engine.reply(id, "fine").await;
+        assert_eq!(message(&mut mate).await, "fine");
+    }
+
+    #[tokio::test]
+    async fn a_closed_link_hears_nothing_more() {
+        let (link, mut engine) = linked().await;
+        let mut pending = link.send(&infer("a"), Bytes::new()).unwrap();
+        let id = engine.next().await.id;
+        link.close("not wanted");
+        engine.reply(id, "late").await;
+        assert_eq!(pending.answer().await.unwrap_err(), LinkError::Down("not wanted".into()));
     }
 
     #[tokio::test]

@@ -40,7 +40,7 @@ pub struct VersionMetrics {
     pub served: Counter,
     /// The version's own failures.
     pub failed: Counter,
-    /// The caller's mistakes and overload.
+    /// What says nothing about the version: callers' mistakes, overload, missed deadlines, a lost engine.
     pub refused: Counter,
     /// Clients that went away.
     pub abandoned: Counter,
@@ -185,8 +185,13 @@ impl Metrics {
         self.refusals.get_or_create_owned(&RefusalLabels { reason }).inc();
     }
 
-    /// Sets the state of a version's breaker.
-    pub fn set_breaker(&self, breaker: &BreakerStatus) {
+    /// Shows these breakers and no others.
+    pub fn set_breakers(&self, breakers: &[BreakerStatus]) {
+        self.breaker.clear();
+        breakers.iter().for_each(|breaker| self.set_breaker(breaker));
+    }
+
+    fn set_breaker(&self, breaker: &BreakerStatus) {
         let state = match breaker.state {
             BreakerState::Passing => 0,
             BreakerState::Probing => 1,

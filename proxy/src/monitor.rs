@@ -4,8 +4,9 @@
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use async_trait::async_trait;
-use http::{Response, StatusCode, header};
+use http::{Response, StatusCode, Version, header};
 use pingora::apps::http_app::ServeHttp;
+use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use policies::Ledger;
 use std::sync::Arc;
@@ -25,6 +26,9 @@ pub struct Monitor {
 #[async_trait]
 impl ServeHttp for Monitor {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        if wants_to_close(session.req_header()) {
+            session.set_keepalive(None); // pingora has just switched it on for everybody
+        }
         match session.req_header().uri.path() {
             "/metrics" => self.show_metrics(),
             "/v2/health/live" => respond(StatusCode::OK, "application/json", r#"{"live":true}"#.into()),
@@ -46,15 +50,21 @@ impl ServeHttp for Monitor {
 
 impl Monitor {
     fn show_metrics(&self) -> Response<Vec<u8>> {
-        for breaker in self.ledger.breakers(Instant::now()) {
-            self.metrics.set_breaker(&breaker);
-        }
+        self.metrics.set_breakers(&self.ledger.breakers(Instant::now()));
         respond(
             StatusCode::OK,
             "application/openmetrics-text; version=1.0.0; charset=utf-8",
             self.metrics.encode(),
         )
     }
+}
+
+fn wants_to_close(head: &RequestHeader) -> bool {
+    let close = head
+        .headers
+        .get(header::CONNECTION)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"));
+    close || head.version == Version::HTTP_10
 }
 
 fn respond(status: StatusCode, content_type: &'static str, body: String) -> Response<Vec<u8>> {

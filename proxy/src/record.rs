@@ -1,10 +1,13 @@
 //! What became of one request, counted once at its end. The only caller of metrics and spans on the request
 //! path; decides nothing.
 
+use crate::infer::Chosen;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
+use crate::slots::Slot;
 use crate::trace::{Facts, Trace, Tracer};
 use prometheus_client::metrics::gauge::Gauge;
+use std::sync::Arc;
 use std::time::Instant;
 use wire::Timing;
 
@@ -23,6 +26,10 @@ pub struct Record {
     pub version: Option<(String, u64)>,
     /// Why that version.
     pub pick: Option<&'static str>,
+    /// Under which label the policy knows it.
+    pub label: Option<Arc<str>>,
+    /// Its room among the requests in flight, until its answer is written.
+    pub slot: Option<Slot>,
     /// Kept for export.
     pub trace: Option<Trace>,
     /// Status sent, 0 if none was.
@@ -46,6 +53,8 @@ impl Record {
             generation: 0,
             version: None,
             pick: None,
+            label: None,
+            slot: None,
             trace: None,
             status: 0,
             refusal: None,
@@ -53,6 +62,13 @@ impl Record {
             timing: None,
             _in_flight: InFlight::enter(&metrics.in_flight),
         }
+    }
+
+    /// Notes who is asked.
+    pub(crate) fn choose(&mut self, model: &str, chosen: Chosen) {
+        self.version = Some((model.to_owned(), chosen.number));
+        self.pick = Some(chosen.reason);
+        self.label = chosen.label;
     }
 
     /// Notes a refusal.
@@ -92,6 +108,7 @@ impl Record {
             model: self.version.as_ref().map(|(model, _)| model.as_str()),
             version: self.version.as_ref().map(|(_, version)| *version),
             pick: self.pick,
+            label: self.label.as_deref(),
             generation: self.generation,
             refusal: self.refusal,
             timing: self.timing.as_ref(),

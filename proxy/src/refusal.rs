@@ -25,6 +25,12 @@ pub enum Refusal {
         /// Bytes allowed.
         limit: usize,
     },
+    /// The body is compressed.
+    #[error("Content-Encoding `{encoding}` is not supported: send the body as it is")]
+    Encoding {
+        /// What was declared.
+        encoding: String,
+    },
     /// The body stopped coming before it was whole.
     #[error("the body did not arrive within {waited:?}")]
     BodyTimeout {
@@ -32,7 +38,7 @@ pub enum Refusal {
         waited: Duration,
     },
     /// A rate limit of the policy.
-    #[error("limit `{limit}` is exhausted, retry in {:.3} s", retry_after.as_secs_f64())]
+    #[error("limit `{limit}` is exhausted, retry in {:.3} s", seconds(*retry_after))]
     Limited {
         /// Its name in the policy.
         limit: std::sync::Arc<str>,
@@ -43,7 +49,7 @@ pub enum Refusal {
     #[error("overloaded: {0}")]
     Overloaded(String),
     /// The version's breaker is open.
-    #[error("version {version} of model `{model}` keeps failing, its breaker lets nothing through for {:.3} s", retry_after.as_secs_f64())]
+    #[error("version {version} of model `{model}` keeps failing, its breaker lets nothing through for {:.3} s", seconds(*retry_after))]
     Tripped {
         /// Which model.
         model: String,
@@ -75,6 +81,11 @@ pub enum Refusal {
     ClientGone,
 }
 
+/// Whole milliseconds, rounded up: who waits that long is let in.
+fn seconds(wait: Duration) -> f64 {
+    wait.as_nanos().div_ceil(1_000_000) as f64 / 1e3
+}
+
 impl Refusal {
     /// How long a client should wait at least, where waiting helps and the policy does not say better.
     const RETRY_SOON: Duration = Duration::from_secs(1);
@@ -86,6 +97,7 @@ impl Refusal {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Encoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Overloaded(_) | Self::Tripped { .. } | Self::NotReady(_) | Self::EngineDown(_) => {
@@ -105,6 +117,7 @@ impl Refusal {
             Self::NotFound(_) => "not_found",
             Self::Method { .. } => "method",
             Self::TooLarge { .. } => "too_large",
+            Self::Encoding { .. } => "encoding",
             Self::BodyTimeout { .. } => "body_timeout",
             Self::Limited { .. } => "rate_limited",
             Self::Overloaded(_) => "overloaded",
@@ -127,6 +140,7 @@ impl Refusal {
             | Self::NotFound(_)
             | Self::Method { .. }
             | Self::TooLarge { .. }
+            | Self::Encoding { .. }
             | Self::BodyTimeout { .. }
             | Self::DeadlineExceeded { .. }
             | Self::ModelFailed(_)

@@ -5,8 +5,8 @@
 //! because editors replace files by renaming and Kubernetes replaces a symlink two levels up; a slow poll
 //! covers file systems that send no events.
 
-use crate::directory::Directory;
 use crate::metrics::Metrics;
+use crate::readiness::Readiness;
 use anyhow::Context;
 use notify::Watcher;
 use policies::{Ledger, Live};
@@ -25,16 +25,29 @@ pub struct Reload {
     pub live: Arc<Live>,
     /// Told what is gone.
     pub ledger: Arc<Ledger>,
-    /// Knows which versions still exist.
-    pub directory: Arc<Directory>,
+    /// Knows which versions exist, and whether those that the policy names do.
+    pub readiness: Readiness,
     /// What is counted.
     pub metrics: Arc<Metrics>,
-    /// What was last read; `None` if the file was not there.
-    pub seen: Option<Vec<u8>>,
+    /// What was last read.
+    pub seen: Seen,
 }
 
-/// Writers need a moment between truncating a file and finishing it.
+/// What the last look at the file has shown.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// Nobody has looked, or it is to be looked at anew.
+    Nothing,
+    /// There was no file, and that has been told.
+    Missing,
+    /// This.
+    Text(Vec<u8>),
+}
+
+/// A file that reads the same after this has been written.
 const SETTLE: Duration = Duration::from_millis(100);
+/// A file that does not stop changing is read all the same.
+const LOOKS_MAX: usize = 20;
 const POLL: Duration = Duration::from_secs(5);
 
 impl Reload {
@@ -51,11 +64,11 @@ impl Reload {
         let mut hangup = signal(SignalKind::hangup()).expect("signal handlers can be installed at start");
         loop {
             tokio::select! {
-                Some(()) = changes.recv() => settle(&mut changes).await,
+                Some(()) = changes.recv() => {}
                 () = tokio::time::sleep(POLL) => {}
                 _ = hangup.recv() => {
                     tracing::info!("SIGHUP: reading {}", self.file.display());
-                    self.seen = None; // even the same file is compiled again, so that its errors are told again
+                    self.seen = Seen::Nothing; // even the same file is compiled again, so that its errors are told again
                 }
             }
             self.look().await;
@@ -63,30 +76,33 @@ impl Reload {
     }
 
     async fn look(&mut self) {
-        let bytes = match tokio::fs::read(&self.file).await {
+        let bytes = match self.stable().await {
             Ok(bytes) => bytes,
             Err(error) => {
-                // In the middle of a replacement there is a moment without a file; gone for good is told once.
-                if self.seen.take().is_some() {
+                if self.seen != Seen::Missing {
                     tracing::error!("policy stays as it is: cannot read {}: {error}", self.file.display());
                     self.metrics.policy_rejected.inc();
+                    self.seen = Seen::Missing;
                 }
                 return;
             }
         };
-        if self.seen.as_ref() == Some(&bytes) {
+        if matches!(&self.seen, Seen::Text(seen) if *seen == bytes) {
             return;
         }
         match compile(&bytes, &self.file) {
             Ok(snapshot) => {
                 let published = self.live.publish(snapshot);
                 if published.changed {
-                    let models = self.directory.load();
+                    let models = self.readiness.directory.load();
                     self.ledger.retain(&self.live.load().snapshot, |model, version| {
                         models.entry(model, version.0).is_some()
                     });
                     self.metrics.policy_generation.set(published.generation);
                     tracing::info!("policy generation {} is in force", published.generation);
+                    if let Err(reason) = self.readiness.server() {
+                        tracing::warn!("not ready under this policy: {reason}");
+                    }
                 }
             }
             Err(error) => {
@@ -94,7 +110,27 @@ impl Reload {
                 self.metrics.policy_rejected.inc();
             }
         }
-        self.seen = Some(bytes);
+        self.seen = Seen::Text(bytes);
+    }
+
+    /// The file, once it has stopped changing: whoever writes it needs a moment between truncating and finishing, and
+    /// half a policy may well be a policy.
+    async fn stable(&self) -> std::io::Result<Vec<u8>> {
+        let mut before = tokio::fs::read(&self.file).await;
+        for _ in 0..LOOKS_MAX {
+            if matches!((&before, &self.seen), (Ok(bytes), Seen::Text(seen)) if bytes == seen) {
+                break; // nothing new
+            }
+            tokio::time::sleep(SETTLE).await;
+            let now = tokio::fs::read(&self.file).await;
+            let settled = matches!((&before, &now), (Ok(before), Ok(now)) if before == now);
+            let missing = before.is_err() && now.is_err();
+            before = now;
+            if settled || missing {
+                break;
+            }
+        }
+        before
     }
 }
 
@@ -129,14 +165,4 @@ fn watch(file: &Path, changed: mpsc::Sender<()>) -> anyhow::Result<notify::Recom
         .watch(folder, notify::RecursiveMode::NonRecursive)
         .with_context(|| format!("cannot watch {}", folder.display()))?;
     Ok(watcher)
-}
-
-/// Waits until changes stop coming, but not for ever.
-async fn settle(changes: &mut mpsc::Receiver<()>) {
-    for _ in 0..20 {
-        match tokio::time::timeout(SETTLE, changes.recv()).await {
-            Ok(Some(())) => {}
-            Ok(None) | Err(_) => return,
-        }
-    }
 }

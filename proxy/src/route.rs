@@ -70,12 +70,12 @@ impl<'a> Route<'a> {
             None => (None, rest),
             Some(rest) => {
                 let (version, rest) = rest.split_once('/').unwrap_or((rest, ""));
-                let version = version.parse().map_err(|_| {
+                let version: policies::Version = version.parse().map_err(|_| {
                     Refusal::NotFound(format!(
                         "version `{version}` of model `{model}`: versions are whole numbers"
                     ))
                 })?;
-                (Some(version), rest)
+                (Some(version.0), rest)
             }
         };
         if model.is_empty() {

@@ -9,14 +9,15 @@
 
 use crate::config::Config;
 use crate::directory::Directory;
-use crate::drain::{Drain, StopSignal};
-use crate::infer::{Path, Slots};
+use crate::drain::{self, Drain, StopSignal};
+use crate::infer::Path;
 use crate::link::Links;
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 use crate::readiness::Readiness;
-use crate::reload::{self, Reload};
+use crate::reload::{self, Reload, Seen};
 use crate::service::Service;
+use crate::slots::Slots;
 use crate::supervisor::Supervisor;
 use crate::trace::Tracer;
 use anyhow::Context;
@@ -31,15 +32,16 @@ use policies::{Ledger, Live, Snapshot};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
-/// Serves until told to stop. `banner` is printed once everything listens.
+/// Serves until told to stop. `banner` is printed when nothing stands in the way of listening any more.
 pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     must_be_free(config.http, "listen.http")?;
     must_be_free(config.monitor, "listen.monitor")?;
     let (snapshot, seen) = match &config.policies {
-        Some(file) => reload::read(file).map(|(snapshot, bytes)| (snapshot, Some(bytes)))?,
-        None => (Snapshot::default(), None),
+        Some(file) => reload::read(file).map(|(snapshot, bytes)| (snapshot, Seen::Text(bytes)))?,
+        None => (Snapshot::default(), Seen::Nothing),
     };
     let metrics = Arc::new(Metrics::new());
     let tracer = config.traces.as_ref().map(Tracer::new).transpose().context("traces")?.map(Arc::new);
@@ -50,7 +52,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         directory: Arc::new(Directory::default()),
         links: Links::new(config.socket.clone()),
         body: config.body,
-        slots: Slots::new(config.in_flight_max),
+        slots: Arc::new(Slots::new(config.in_flight_max, config.in_flight_bytes_max)),
     });
     metrics.policy_generation.set(path.live.load().number);
     let readiness =
@@ -72,7 +74,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     http.threads = Some(config.workers);
     let mut monitor = ListeningService::new(
         "monitor".into(),
-        Monitor { metrics: metrics.clone(), ledger: path.ledger.clone(), readiness },
+        Monitor { metrics: metrics.clone(), ledger: path.ledger.clone(), readiness: readiness.clone() },
     );
     monitor.add_tcp(&config.monitor.to_string());
     monitor.threads = Some(1);
@@ -80,7 +82,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         file,
         live: path.live.clone(),
         ledger: path.ledger.clone(),
-        directory: path.directory.clone(),
+        readiness: readiness.clone(),
         metrics: metrics.clone(),
         seen,
     });
@@ -92,7 +94,6 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     };
     let control = Control {
         work: Mutex::new(Some((supervisor, reload))),
-        drain: drain.clone(),
         drain_timeout: config.drain.timeout,
         metrics,
         tracer,
@@ -133,7 +134,6 @@ const EXIT_MAX: Duration = Duration::from_secs(15);
 struct Control {
     /// Taken when the service starts.
     work: Mutex<Option<(Supervisor, Option<Reload>)>>,
-    drain: Arc<Drain>,
     drain_timeout: Duration,
     metrics: Arc<Metrics>,
     tracer: Option<Arc<Tracer>>,
@@ -141,15 +141,19 @@ struct Control {
 
 #[async_trait]
 impl BackgroundService for Control {
-    async fn start(&self, _shutdown: ShutdownWatch) {
+    async fn start(&self, mut listeners_close: ShutdownWatch) {
         let work = self.work.lock().expect("never poisoned: taken once").take();
         let Some((supervisor, reload)) = work else { return };
+        // Hanging up must not end a process that has no file to read again.
+        let _hangup = signal(SignalKind::hangup());
         if let Some(reload) = reload {
             tokio::spawn(reload.run());
         }
         let (stop, stopped) = watch::channel(false);
         let engine = tokio::spawn(async move { supervisor.run(stopped).await });
-        self.drain.finished(&self.metrics, self.drain_timeout).await;
+        // An error means that the server is gone, which is a reason to stop as well.
+        let _ = listeners_close.changed().await;
+        drain::idle(&self.metrics, self.drain_timeout).await;
         tracing::info!("nothing is in flight any more: stopping the engine");
         stop.send_replace(true);
         if engine.await.is_err() {

@@ -17,6 +17,7 @@ use crate::trace::Tracer;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderName, Method, StatusCode, header};
+use percent_encoding::percent_decode_str;
 use pingora::http::ResponseHeader;
 use pingora::modules::http::HttpModules;
 use pingora::protocols::http::ServerSession;
@@ -44,6 +45,8 @@ pub struct Service {
 const KEEPALIVE_SECONDS: u64 = 75;
 /// A client that stops reading or writing in the middle of a message for this long is dropped.
 const STALL_MAX: Duration = Duration::from_secs(30);
+/// Who reads an answer more slowly than this, bytes per second, is dropped.
+const SLOWEST: usize = 16 << 10;
 
 const VERSION: HeaderName = HeaderName::from_static("x-penstock-version");
 const GENERATION: HeaderName = HeaderName::from_static("x-penstock-generation");
@@ -80,7 +83,11 @@ impl ProxyHttp for Service {
             }
         };
         record.status = answer.status.as_u16();
+        if self.readiness.drain.has_begun() {
+            session.set_keepalive(None); // the client's next request is for another process
+        }
         write(session, answer, record).await?;
+        body::linger(session).await;
         Ok(true)
     }
 
@@ -109,7 +116,10 @@ impl Service {
         // Cheap to clone, and the path must outlive the reads of the body.
         let uri = session.req_header().uri.clone();
         record.method = session.req_header().method.clone();
-        let route = Route::parse(&record.method, uri.path())?;
+        let path = percent_decode_str(uri.path())
+            .decode_utf8()
+            .map_err(|_| Refusal::NotFound("the path is not UTF-8".into()))?;
+        let route = Route::parse(&record.method, &path)?;
         record.route = route.name();
         match route {
             Route::Infer(target) => Ok(Answer::inferred(self.path.infer(session, target, record).await?)),
@@ -133,7 +143,6 @@ fn set_timeouts(session: &mut ServerSession) {
         session.set_keepalive(Some(KEEPALIVE_SECONDS));
     }
     session.set_read_timeout(Some(STALL_MAX));
-    session.set_write_timeout(Some(STALL_MAX));
     // A client may send its next request before this one is answered (RFC 9112, 9.3.2).
     session.set_pipelining_enabled(true);
 }
@@ -195,7 +204,20 @@ impl Answer {
         let body = serde_json::json!({"error": refusal.to_string()});
         let allow = match refusal {
             Refusal::Method { allow } => Some(*allow),
-            _ => None,
+            Refusal::Invalid(_)
+            | Refusal::NotFound(_)
+            | Refusal::TooLarge { .. }
+            | Refusal::Encoding { .. }
+            | Refusal::BodyTimeout { .. }
+            | Refusal::Limited { .. }
+            | Refusal::Overloaded(_)
+            | Refusal::Tripped { .. }
+            | Refusal::NotReady(_)
+            | Refusal::EngineDown(_)
+            | Refusal::DeadlineExceeded { .. }
+            | Refusal::ModelFailed(_)
+            | Refusal::Internal(_)
+            | Refusal::ClientGone => None,
         };
         Self { retry_after: refusal.retry_after(), allow, ..Self::json(refusal.status(), &body) }
     }
@@ -224,6 +246,8 @@ async fn write(session: &mut ServerSession, answer: Answer, record: &Record) -> 
     if let Some(allow) = answer.allow {
         head.insert_header(header::ALLOW, allow)?;
     }
+    // Pingora's limit is for a whole write, not for a stall.
+    session.set_write_timeout(Some(STALL_MAX + Duration::from_secs((answer.body.len() / SLOWEST) as u64)));
     let bodiless = session.req_header().method == Method::HEAD;
     session.write_response_header(Box::new(head)).await?;
     let body = if bodiless { Bytes::new() } else { answer.body };

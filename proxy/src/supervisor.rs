@@ -18,7 +18,7 @@ use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::process::{Child, ChildStdin, Command};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// How to start the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,12 @@ pub struct Supervisor {
 
 /// A started engine answers its socket well within this; loading models comes after.
 const CONNECT_MAX: Duration = Duration::from_secs(30);
+/// How often a connected engine is asked whether it is there.
+const PING_EVERY: Duration = Duration::from_secs(1);
+/// An engine whose I/O thread has been silent for this long is wedged or stopped. Models run on other threads.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// Events that wait to be followed.
+const EVENTS_MAX: usize = 1024;
 /// Time for the engine to finish what it runs after it was told to stop.
 const STOP_MAX: Duration = Duration::from_secs(10);
 
@@ -54,8 +60,6 @@ impl Supervisor {
         while !*stop.borrow() {
             let started = Instant::now();
             let ended = self.one_life(&mut stop).await;
-            self.directory.disconnect();
-            self.metrics.engine_up.set(0);
             if *stop.borrow() {
                 return;
             }
@@ -74,20 +78,63 @@ impl Supervisor {
     /// From start to end of one engine; says why it ended.
     async fn one_life(&self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<String> {
         let mut process = self.command.as_ref().map(|command| self.start(command)).transpose()?;
+        let pid = process.as_ref().and_then(|process| process.child.id());
+        let (told, mut events) = mpsc::channel(EVENTS_MAX);
         let link = tokio::select! {
-            link = self.connect() => link?,
+            link = self.connect(&told) => link?,
             status = exit_of(&mut process) => anyhow::bail!("it ended before it listened: {status}"),
             _ = stop.changed() => return Ok("stopped".into()),
         };
         let reason = tokio::select! {
             reason = link.closed() => reason,
+            reason = self.follow(&link, &mut events, pid) => reason,
             status = exit_of(&mut process) => format!("it ended: {status}"),
             _ = stop.changed() => "stopped".into(),
         };
+        link.close(&reason);
+        self.directory.disconnect();
+        self.metrics.engine_up.set(0);
         if let Some(process) = process {
             end(process).await;
         }
         Ok(reason)
+    }
+
+    /// Publishes what the engine says for as long as it answers; returns why it is to be given up.
+    async fn follow(&self, link: &Link, events: &mut mpsc::Receiver<Event>, pid: Option<u32>) -> String {
+        let mut pings = tokio::time::interval(PING_EVERY);
+        let mut heard = Instant::now();
+        loop {
+            let event = tokio::select! {
+                event = events.recv() => event,
+                _ = pings.tick() => {
+                    if heard.elapsed() > SILENCE_MAX {
+                        return format!("it has not answered for {SILENCE_MAX:?}");
+                    }
+                    link.ping();
+                    continue;
+                }
+            };
+            heard = Instant::now();
+            match event {
+                Some(Event::Hello(hello)) => {
+                    if pid.is_some_and(|pid| pid != hello.pid) {
+                        return format!(
+                            "another engine (pid {}) listens at {}: give each penstock its own engine.socket",
+                            hello.pid,
+                            self.socket.display()
+                        );
+                    }
+                    tracing::info!("engine {} (pid {}) on {}", hello.release, hello.pid, hello.device);
+                }
+                Some(Event::Index(index)) => {
+                    self.metrics.engine_up.set(1);
+                    self.directory.publish(index);
+                }
+                Some(Event::Pong) => {}
+                None => return "its link has ended".into(),
+            }
+        }
     }
 
     fn start(&self, command: &EngineCommand) -> anyhow::Result<Process> {
@@ -106,20 +153,12 @@ impl Supervisor {
         Ok(Process { child, leash })
     }
 
-    async fn connect(&self) -> anyhow::Result<Link> {
+    async fn connect(&self, told: &mpsc::Sender<Event>) -> anyhow::Result<Link> {
         let deadline = Instant::now() + CONNECT_MAX;
         loop {
-            let directory = self.directory.clone();
-            let metrics = self.metrics.clone();
-            let on_event = move |event| match event {
-                Event::Hello(hello) => {
-                    tracing::info!("engine {} (pid {}) on {}", hello.release, hello.pid, hello.device)
-                }
-                Event::Index(index) => {
-                    metrics.engine_up.set(1);
-                    directory.publish(index);
-                }
-            };
+            let told = told.clone();
+            // Full: an engine that says so much so fast is given up for its silence.
+            let on_event = move |event| drop(told.try_send(event));
             match Link::connect(&self.socket, on_event).await {
                 Ok(link) => return Ok(link),
                 Err(error) if self.command.is_none() || Instant::now() > deadline => {

@@ -70,6 +70,8 @@ pub struct Facts<'a> {
     pub version: Option<u64>,
     /// Why that version.
     pub pick: Option<&'static str>,
+    /// Its label in the policy.
+    pub label: Option<&'a str>,
     /// Policy generation.
     pub generation: u64,
     /// Reason of a refusal.
@@ -77,6 +79,8 @@ pub struct Facts<'a> {
     /// The engine's report.
     pub timing: Option<&'a Timing>,
 }
+
+const KNOWN_METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"];
 
 impl Trace {
     /// The identity that travels to the engine.
@@ -146,15 +150,18 @@ impl Tracer {
 
     /// Hands over the spans of a finished request.
     pub fn finish(&self, trace: &Trace, facts: &Facts<'_>) {
+        // What a client makes up must not become a name (semantic conventions, HTTP spans).
+        let method = KNOWN_METHODS.into_iter().find(|known| *known == facts.method).unwrap_or("_OTHER");
         let mut attributes = vec![
-            KeyValue::new(semconv::HTTP_REQUEST_METHOD, facts.method.to_owned()),
-            KeyValue::new(semconv::HTTP_ROUTE, facts.route),
+            KeyValue::new(semconv::HTTP_REQUEST_METHOD, method),
             KeyValue::new(semconv::HTTP_RESPONSE_STATUS_CODE, i64::from(facts.status)),
             KeyValue::new("penstock.generation", facts.generation as i64),
         ];
+        attributes.extend((!facts.route.is_empty()).then(|| KeyValue::new(semconv::HTTP_ROUTE, facts.route)));
         attributes.extend(facts.model.map(|model| KeyValue::new("penstock.model", model.to_owned())));
         attributes.extend(facts.version.map(|version| KeyValue::new("penstock.version", version as i64)));
         attributes.extend(facts.pick.map(|pick| KeyValue::new("penstock.pick", pick)));
+        attributes.extend(facts.label.map(|label| KeyValue::new("penstock.label", label.to_owned())));
         attributes.extend(facts.refusal.map(|reason| KeyValue::new(semconv::ERROR_TYPE, reason)));
         // A client's mistake is no error of the server (semantic conventions, HTTP server spans).
         let status = if facts.status >= 500 {
@@ -166,7 +173,7 @@ impl Tracer {
             context: trace.context.clone(),
             parent: trace.parent.span_id(),
             kind: SpanKind::Server,
-            name: format!("{} {}", facts.method, facts.route).into(),
+            name: format!("{method} {}", facts.route).trim_end().to_owned().into(),
             from: trace.started,
             to: SystemTime::now(),
             attributes,

@@ -101,7 +101,10 @@ fn serve(mut stream: UnixStream, scripts: &Scripts, cancelled: &Sender<u64>) {
                     }
                 }
                 Kind::Cancel => drop(cancelled.send(frame.id)),
-                Kind::Hello | Kind::Index | Kind::Reply => panic!("only an engine sends {:?}", frame.kind),
+                Kind::Ping => outbox.push(Kind::Pong, frame.id, &(), Bytes::new()),
+                Kind::Hello | Kind::Index | Kind::Reply | Kind::Pong => {
+                    panic!("only an engine sends {:?}", frame.kind)
+                }
             }
         }
     }
@@ -128,7 +131,12 @@ fn answer(frame: &Frame, scripts: &Scripts, outbox: &mut Outbox) -> std::ops::Co
                 offset: 0,
             };
             let payload = Bytes::copy_from_slice(&infer.version.to_le_bytes());
-            outbox.push(Kind::Reply, frame.id, &Reply { outputs: vec![output], ..Reply::default() }, payload);
+            outbox.push(
+                Kind::Reply,
+                frame.id,
+                &Reply { status: Status::Ok as i32, outputs: vec![output], ..Reply::default() },
+                payload,
+            );
         }
         Behaviour::Fail => {
             outbox.push(Kind::Reply, frame.id, &refuse(Status::ModelFailed, "scripted failure"), Bytes::new())

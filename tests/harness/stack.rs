@@ -36,6 +36,7 @@ pub struct StackBuilder {
     policy_file: Option<PathBuf>,
     models: PathBuf,
     external_engine: Option<PathBuf>,
+    socket: Option<PathBuf>,
     more: String,
 }
 
@@ -61,6 +62,12 @@ impl StackBuilder {
     /// An engine that somebody else runs, at this socket.
     pub fn external_engine(mut self, socket: &Path) -> Self {
         self.external_engine = Some(socket.to_owned());
+        self
+    }
+
+    /// Where its own engine is to listen.
+    pub fn socket(mut self, path: &Path) -> Self {
+        self.socket = Some(path.to_owned());
         self
     }
 
@@ -94,7 +101,7 @@ impl StackBuilder {
             None => format!(
                 "{{models: '{}', socket: '{}', lanes: 2}}",
                 self.models.display(),
-                self.folder.path().join("engine.sock").display()
+                self.socket.unwrap_or_else(|| self.folder.path().join("engine.sock")).display()
             ),
         };
         let config = self.folder.path().join("penstock.yaml");
@@ -142,6 +149,7 @@ impl Stack {
             policy_file: None,
             models: repository("configs/demo/models"),
             external_engine: None,
+            socket: None,
             more: String::new(),
         }
     }
@@ -171,6 +179,11 @@ impl Stack {
         let page = self.metrics();
         let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
+    /// Waits until a line of the metrics page has a value: it is counted after the answer has gone.
+    pub fn wait_for_metric(&self, series: &str, value: f64) {
+        eventually(&format!("{series} to be {value}"), || (self.metric(series) == value).then_some(()));
     }
 
     /// Process id of `penstock`.

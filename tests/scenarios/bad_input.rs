@@ -103,7 +103,7 @@ fn a_truncated_body_ends_with_its_connection_and_nothing_else() {
     let gone = harness::raw_exchange(stack.http, head.as_bytes(), true);
     assert!(!gone.contains("200 OK"), "{gone}");
     assert_eq!(stack.client().infer("digits", &[], &infer_body("pixels", [1, 64], &[0.0; 64])).status, 200);
-    assert_eq!(stack.metric("penstock_requests_in_flight"), 0.0, "nothing leaks");
+    stack.wait_for_metric("penstock_requests_in_flight", 0.0); // nothing leaks
 }
 
 #[test]
@@ -136,4 +136,32 @@ fn a_row_that_breaks_the_model_fails_alone() {
             });
         }
     });
+}
+
+#[test]
+fn a_request_too_long_for_a_frame_fails_alone() {
+    let stack = Stack::builder().start();
+    let good = infer_body("pixels", [1, 64], &[0.0; 64]);
+    let long = "x".repeat(1_200_000);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let client = stack.client();
+                (0..50).for_each(|_| assert_eq!(client.infer("digits", &[], &good).status, 200));
+            });
+        }
+        for body in [input(json!({"name": long})), input(json!({"shape": vec![1; 1_200_000], "data": [1]}))] {
+            let answer = stack.client().infer("digits", &[], &body);
+            assert_eq!(answer.status, 400, "{}", &answer.text()[..200]);
+            assert!(answer.error().contains("a frame holds"), "{}", answer.error());
+        }
+    });
+}
+
+#[test]
+fn a_compressed_body_is_refused_by_name() {
+    let stack = Stack::builder().start();
+    let answer = stack.client().infer("digits", &[("Content-Encoding", "gzip")], b"\x1f\x8b");
+    assert_eq!(answer.status, 415);
+    assert!(answer.error().contains("gzip"), "{}", answer.error());
 }

@@ -81,3 +81,30 @@ fn a_frame_cut_short_fails_its_request_and_the_next_one_connects_anew() {
     assert!(cut.error().contains("the engine closed the connection"), "{}", cut.error());
     assert_eq!(ask(1).status, 200);
 }
+
+#[test]
+fn an_engine_that_is_told_to_stop_is_replaced_without_blame() {
+    let stack = Stack::builder().start();
+    let first = stack.engine_pid().expect("an engine");
+    let client = stack.client();
+    kill_process(first, Signal::TERM).expect("it runs");
+    eventually("another engine", || {
+        let answer = client.infer("digits", &[], &five());
+        assert!([200, 503].contains(&answer.status), "{}", answer.text());
+        stack.engine_pid().filter(|pid| *pid != first)
+    });
+    eventually("answers again", || (client.infer("digits", &[], &five()).status == 200).then_some(()));
+}
+
+#[test]
+fn another_penstocks_engine_is_not_used() {
+    let first = Stack::builder().start();
+    let socket = first.folder().join("engine.sock");
+    let second = Stack::builder().models(repository("tests/data/models")).socket(&socket).start_unready();
+    let log =
+        eventually("the clash to be told", || Some(second.log()).filter(|log| log.contains("engine.sock")));
+    assert!(log.contains("listens") || log.contains("listening"), "{log}");
+    assert_eq!(second.client().get("/v2/health/ready").status, 503);
+    assert_eq!(second.client().infer("digits", &[], &five()).status, 503);
+    assert_eq!(first.client().infer("digits", &[], &five()).status, 200);
+}

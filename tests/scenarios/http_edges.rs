@@ -145,6 +145,41 @@ fn a_half_sent_head_is_not_answered_and_harms_nobody() {
     let mut slow = TcpStream::connect(stack.http).expect("it listens");
     slow.write_all(b"POST /v2/models/dig").expect("it reads");
     assert_eq!(stack.client().infer("digits", &[], seven().as_bytes()).status, 200);
+    slow.set_nonblocking(true).expect("a socket option");
+    let nothing = slow.read(&mut [0; 1]).expect_err("no answer to half a head");
+    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+}
+
+#[test]
+fn a_head_request_gets_the_head_alone() {
+    let stack = Stack::builder().start();
+    let answer = stack.client().head("/v2/models/digits");
+    assert_eq!((answer.status, answer.body.len()), (200, 0));
+    assert!(answer.header("content-length").parse::<usize>().expect("a length") > 100);
+}
+
+#[test]
+fn percent_encoded_names_are_names() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let version = folder.path().join("my modèle/1");
+    std::fs::create_dir_all(&version).expect("a folder");
+    for file in ["model.pt", "model.yaml"] {
+        std::fs::copy(repository("configs/demo/models/digits/1").join(file), version.join(file))
+            .expect("a copy");
+    }
+    let stack = Stack::builder().models(folder.path()).start();
+    let answer = stack.client().infer("my%20mod%C3%A8le", &[], seven().as_bytes());
+    assert_eq!(answer.output("digit"), serde_json::json!([7]));
+}
+
+#[test]
+fn a_refusal_reaches_a_client_that_is_still_sending() {
+    let stack = Stack::builder().start();
+    let body = vec![b'x'; 8 << 20];
+    for _ in 0..5 {
+        let answer = stack.client().infer("nothing", &[], &body);
+        assert_eq!(answer.status, 404);
+    }
 }
 
 #[test]

@@ -28,7 +28,7 @@ fn a_thousand_requests_split_within_binomial_bounds() {
     let canary = (0..1000).filter(|_| version(&client, &[]) == "2").count() as f64;
     // 100 expected, σ = √(1000 · 0.1 · 0.9) = 9.5; five of them are exceeded once in a million runs.
     assert!((canary - 100.0).abs() < 47.5, "{canary} of 1000 went to the canary");
-    assert_eq!(stack.metric("penstock_requests_total{model=\"m\",version=\"2\",outcome=\"served\"}"), canary);
+    stack.wait_for_metric("penstock_requests_total{model=\"m\",version=\"2\",outcome=\"served\"}", canary);
 }
 
 #[test]

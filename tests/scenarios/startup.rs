@@ -10,6 +10,8 @@ fn penstock(arguments: &[&str]) -> Output {
 fn serve(config: &str) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("penstock.yaml");
+    let listen = format!("listen: {{http: '{}', monitor: '{}'}}\n", free_address(), free_address());
+    let config = if config.contains("listen:") { config.to_owned() } else { listen + config };
     std::fs::write(&file, config).expect("a file");
     let output = penstock(&["serve", "--config", file.to_str().expect("a path")]);
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())

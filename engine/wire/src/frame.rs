@@ -26,11 +26,15 @@ pub enum Kind {
     Reply = 4,
     /// P → E: nobody waits for this id any more. No metadata; the engine answers nothing.
     Cancel = 5,
+    /// P → E: are you there? No metadata.
+    Ping = 6,
+    /// E → P: yes. No metadata.
+    Pong = 7,
 }
 
 impl Kind {
     fn from_wire(kind: u16) -> Option<Self> {
-        [Self::Hello, Self::Index, Self::Infer, Self::Reply, Self::Cancel]
+        [Self::Hello, Self::Index, Self::Infer, Self::Reply, Self::Cancel, Self::Ping, Self::Pong]
             .into_iter()
             .find(|known| *known as u16 == kind)
     }
@@ -236,7 +240,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn any_kind() -> impl Strategy<Value = Kind> {
-        prop::sample::select(vec![Kind::Hello, Kind::Index, Kind::Infer, Kind::Reply, Kind::Cancel])
+        (1..=7_u16).prop_map(|kind| Kind::from_wire(kind).expect("all kinds are numbered from 1"))
     }
 
     fn any_frame() -> impl Strategy<Value = (Kind, u64, Reply, Vec<u8>)> {

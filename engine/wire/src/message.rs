@@ -138,20 +138,22 @@ pub struct Reply {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
 #[repr(i32)]
 pub enum Status {
+    /// The engine itself failed. The default, so that a reply that says nothing is no success.
+    Internal = 0,
     /// Outputs are in the payload.
-    Ok = 0,
+    Ok = 1,
     /// The caller's tensors do not fit the model; nothing ran.
-    InvalidArgument = 1,
+    InvalidArgument = 2,
     /// No such model or version, or it is not ready; nothing ran.
-    NotFound = 2,
+    NotFound = 3,
     /// The queue is full; nothing ran.
-    Overloaded = 3,
+    Overloaded = 4,
     /// The deadline passed while the request was queued; nothing ran.
-    DeadlineExceeded = 4,
+    DeadlineExceeded = 5,
     /// The model failed on it.
-    ModelFailed = 5,
-    /// The engine itself failed, or is stopping.
-    Internal = 6,
+    ModelFailed = 6,
+    /// The engine is stopping; nothing ran.
+    Unavailable = 7,
 }
 
 /// Where the time of one request went inside the engine.

@@ -1,0 +1,91 @@
+//! How long a request may take. Counts from the moment at which it is complete: a slow upload has a limit of its
+//! own and must not eat the model's time.
+
+use crate::decode::InferRequest;
+use crate::refusal::Refusal;
+use http::HeaderMap;
+use policies::Snapshot;
+use std::time::{Duration, Instant};
+
+/// When the caller stops waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Deadline {
+    /// The moment.
+    pub(crate) at: Instant,
+    given: Duration,
+}
+
+impl Deadline {
+    /// The policy's, or the caller's own (header `x-request-timeout-ms`, parameter `timeout`) if that is sooner.
+    pub(crate) fn of(
+        snapshot: &Snapshot,
+        model: &str,
+        headers: &HeaderMap,
+        request: &InferRequest,
+        now: Instant,
+    ) -> Result<Self, Refusal> {
+        let header =
+            header_number(headers, "x-request-timeout-ms")?.map(|ms| Duration::from_millis(ms as u64));
+        let own = [header, request.timeout].into_iter().flatten();
+        let given = own.fold(snapshot.deadline(model), Duration::min);
+        Ok(Self { at: now + given, given })
+    }
+
+    /// What is left of it.
+    pub(crate) fn left(&self, now: Instant) -> Duration {
+        self.at.saturating_duration_since(now)
+    }
+
+    /// What it is to miss it.
+    pub(crate) fn exceeded(&self) -> Refusal {
+        Refusal::DeadlineExceeded { deadline: self.given }
+    }
+}
+
+/// A header that holds a whole number, written in digits alone and only once.
+pub(crate) fn header_number(headers: &HeaderMap, name: &str) -> Result<Option<usize>, Refusal> {
+    let mut values = headers.get_all(name).iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let digits =
+        value.to_str().ok().map(str::trim).filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+    match (digits.and_then(|digits| digits.parse().ok()), values.next()) {
+        (Some(number), None) => Ok(Some(number)),
+        _ => Err(Refusal::Invalid(format!("header {name} is not one whole number"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_soonest_of_policy_header_and_parameter_counts() {
+        let snapshot = policies::parse("models: {m: {deadline: 2s}}", "p").unwrap();
+        let now = Instant::now();
+        let given = |header: Option<&str>, parameter: Option<Duration>| {
+            let mut headers = HeaderMap::new();
+            headers.extend(
+                header.map(|ms| (http::HeaderName::from_static("x-request-timeout-ms"), ms.parse().unwrap())),
+            );
+            let request = InferRequest { timeout: parameter, ..InferRequest::default() };
+            Deadline::of(&snapshot, "m", &headers, &request, now)
+                .map(|deadline| deadline.left(now).as_millis())
+        };
+        assert_eq!(given(None, None), Ok(2000));
+        assert_eq!(given(Some("300"), None), Ok(300));
+        assert_eq!(given(Some("300"), Some(Duration::from_millis(200))), Ok(200));
+        assert_eq!(given(Some("60000"), None), Ok(2000), "a caller cannot outstay the policy");
+        for nonsense in ["-1", "+5", "1.5", "soon", ""] {
+            assert!(given(Some(nonsense), None).is_err(), "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn a_number_given_twice_is_refused() {
+        let mut headers = HeaderMap::new();
+        headers.append("content-length", "5".parse().unwrap());
+        assert_eq!(header_number(&headers, "content-length"), Ok(Some(5)));
+        headers.append("content-length", "5".parse().unwrap());
+        assert!(header_number(&headers, "content-length").is_err());
+    }
+}
