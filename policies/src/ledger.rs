@@ -239,7 +239,8 @@ pub struct Pass {
 
 impl Pass {
     /// Whether this request probes a version that has been failing.
-    pub fn is_probe(&self) -> bool {
+    #[cfg(test)]
+    fn is_probe(&self) -> bool {
         self.admission.as_ref().is_some_and(|(_, permit)| permit.is_probe())
     }
 

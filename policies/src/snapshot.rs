@@ -76,16 +76,6 @@ impl ModelPolicy {
         self.split.as_ref().map(|split| split.pick(caller, draw))
     }
 
-    /// The version that `name` stands for: a label of this model, or a version number. A number need not be mentioned
-    /// in the policy; whether the version exists is the engine's to say.
-    pub fn resolve(&self, name: &str) -> Option<Version> {
-        self.target(name).map(|target| target.version)
-    }
-
-    pub(crate) fn target(&self, name: &str) -> Option<Target> {
-        target(&self.labels, name)
-    }
-
     /// Every version that a request may be sent to, perhaps more than once.
     pub fn versions(&self) -> impl Iterator<Item = Version> {
         let rules = self.rules.iter().map(|rule| rule.target.version);
@@ -101,14 +91,10 @@ impl ModelPolicy {
     pub fn breaker(&self) -> &BreakerPolicy {
         &self.breaker
     }
-
-    /// The labels and what they stand for, in the order of their names.
-    pub fn labels(&self) -> impl Iterator<Item = (&Arc<str>, Version)> {
-        self.labels.iter().map(|(label, version)| (label, *version))
-    }
 }
 
-/// A label never looks like a number (`compile.rs` refuses it), so the two cannot be confused.
+/// What `name` stands for: a label, or a version number, which need not be mentioned in the policy; whether it exists is
+/// the engine's to say. A label never looks like a number (`compile.rs` refuses it), so the two cannot be confused.
 pub(crate) fn target(labels: &BTreeMap<Arc<str>, Version>, name: &str) -> Option<Target> {
     match labels.get_key_value(name) {
         Some((label, version)) => Some(Target { version: *version, label: Some(Arc::clone(label)) }),
@@ -161,11 +147,12 @@ models:
     #[test]
     fn a_name_is_a_label_or_a_number() {
         let snapshot = digits();
-        let digits = snapshot.model("digits").unwrap();
-        assert_eq!(digits.resolve("canary"), Some(Version(2)));
-        assert_eq!(digits.resolve("17"), Some(Version(17)));
-        assert_eq!(digits.resolve("Canary"), None);
-        assert_eq!(digits.resolve("0"), None);
+        let labels = &snapshot.model("digits").unwrap().labels;
+        let version = |name| target(labels, name).map(|target| target.version);
+        assert_eq!(version("canary"), Some(Version(2)));
+        assert_eq!(version("17"), Some(Version(17)));
+        assert_eq!(version("Canary"), None);
+        assert_eq!(version("0"), None);
     }
 
     #[test]

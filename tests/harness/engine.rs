@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 use wire::{
     Datatype, Decoder, Frame, Hello, Index, Infer, Kind, Limits, ModelEntry, ModelState, Outbox, Reply,
@@ -27,16 +27,34 @@ pub enum Behaviour {
     Overloaded,
     /// Closes the connection in the middle of a frame.
     CutFrame,
+    /// Does nothing until it is told to behave otherwise.
+    Hold,
 }
 
-/// Scripts by (model, version).
-type Scripts = Arc<Mutex<HashMap<(String, u64), Behaviour>>>;
+/// What each (model, version) does.
+#[derive(Default)]
+struct Scripts {
+    behaviours: Mutex<HashMap<(String, u64), Behaviour>>,
+    changed: Condvar,
+}
+
+impl Scripts {
+    fn lock(&self) -> MutexGuard<'_, HashMap<(String, u64), Behaviour>> {
+        self.behaviours.lock().expect("unpoisoned")
+    }
+
+    /// Waits for as long as the version is on hold.
+    fn behaviour(&self, version: &(String, u64)) -> Behaviour {
+        let held = self.changed.wait_while(self.lock(), |all| all[version] == Behaviour::Hold);
+        held.expect("unpoisoned")[version]
+    }
+}
 
 /// An engine that does as it is told.
 pub struct ScriptedEngine {
     /// Where it listens.
     pub socket: PathBuf,
-    scripts: Scripts,
+    scripts: Arc<Scripts>,
     cancels: Mutex<Receiver<u64>>,
     _folder: tempfile::TempDir,
 }
@@ -47,10 +65,9 @@ impl ScriptedEngine {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let socket = folder.path().join("engine.sock");
         let listener = UnixListener::bind(&socket).expect("a free path");
-        let scripts: Scripts = Arc::default();
+        let scripts: Arc<Scripts> = Arc::default();
         scripts
             .lock()
-            .expect("unpoisoned")
             .extend(versions.iter().map(|(model, version, what)| (((*model).to_owned(), *version), *what)));
         let (cancelled, cancels) = channel();
         let shared = scripts.clone();
@@ -65,7 +82,8 @@ impl ScriptedEngine {
 
     /// From now on this version does that.
     pub fn set(&self, model: &str, version: u64, behaviour: Behaviour) {
-        self.scripts.lock().expect("unpoisoned").insert((model.to_owned(), version), behaviour);
+        self.scripts.lock().insert((model.to_owned(), version), behaviour);
+        self.scripts.changed.notify_all();
     }
 
     /// Waits for a request to be cancelled.
@@ -112,11 +130,7 @@ fn serve(mut stream: UnixStream, scripts: &Scripts, cancelled: &Sender<u64>) {
 
 fn answer(frame: &Frame, scripts: &Scripts, outbox: &mut Outbox) -> std::ops::ControlFlow<()> {
     let infer: Infer = prost::Message::decode(frame.metadata.clone()).expect("metadata decodes");
-    let behaviour = *scripts
-        .lock()
-        .expect("unpoisoned")
-        .get(&(infer.model, infer.version))
-        .expect("a version of the index");
+    let behaviour = scripts.behaviour(&(infer.model, infer.version));
     let refuse = |status: Status, message: &str| Reply {
         status: status as i32,
         message: message.into(),
@@ -144,7 +158,7 @@ fn answer(frame: &Frame, scripts: &Scripts, outbox: &mut Outbox) -> std::ops::Co
         Behaviour::Overloaded => {
             outbox.push(Kind::Reply, frame.id, &refuse(Status::Overloaded, "the queue is full"), Bytes::new())
         }
-        Behaviour::Hang => {}
+        Behaviour::Hang | Behaviour::Hold => {}
     }
     if behaviour == Behaviour::CutFrame {
         std::ops::ControlFlow::Break(())
@@ -154,7 +168,7 @@ fn answer(frame: &Frame, scripts: &Scripts, outbox: &mut Outbox) -> std::ops::Co
 }
 
 fn index(scripts: &Scripts) -> Index {
-    let scripts = scripts.lock().expect("unpoisoned");
+    let scripts = scripts.lock();
     let entry = |(model, version): &(String, u64)| ModelEntry {
         name: model.clone(),
         version: *version,

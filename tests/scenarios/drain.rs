@@ -5,29 +5,36 @@ use rustix::process::{Signal, test_kill_process};
 
 #[test]
 fn in_flight_requests_finish_and_then_the_process_ends() {
-    let mut stack = Stack::builder().models(repository("tests/data/models")).start_unready();
-    eventually("slow to be ready", || {
-        (stack.client().get("/v2/models/slow/ready").status == 200).then_some(())
-    });
-    let engine = stack.engine_pid().expect("an engine");
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Hold)]);
+    let mut stack = Stack::builder().external_engine(engine.socket()).start();
     std::thread::scope(|scope| {
         let asked: Vec<_> = (0..8)
             .map(|_| {
                 let client = stack.client();
-                scope.spawn(move || client.infer("slow", &[], &infer_body("x", [2, 4], &[1.0; 8])))
+                scope.spawn(move || client.infer("m", &[], &infer_body("x", [1, 1], &[0.0])))
             })
             .collect();
-        eventually("requests to be in flight", || {
-            (stack.metric("penstock_requests_in_flight") >= 2.0).then_some(())
-        });
+        stack.wait_for_metric("penstock_requests_in_flight", 8.0);
         stack.signal(Signal::TERM);
+        eventually("the listener to close", || {
+            std::net::TcpStream::connect(stack.http).is_err().then_some(())
+        });
+        engine.set("m", 1, Behaviour::Answer);
         for answer in asked {
             let answer = answer.join().expect("no panic");
             assert_eq!(answer.status, 200, "{}", answer.text());
         }
     });
     assert!(stack.wait().success());
-    assert!(test_kill_process(engine).is_err(), "the engine has stopped first");
+}
+
+#[test]
+fn the_engine_stops_before_the_proxy() {
+    let mut stack = Stack::builder().models(repository("configs/demo/models")).start();
+    let engine = stack.engine_pid().expect("an engine");
+    stack.signal(Signal::TERM);
+    assert!(stack.wait().success());
+    assert!(test_kill_process(engine).is_err());
 }
 
 #[test]
@@ -43,6 +50,7 @@ fn readiness_goes_first_and_the_doors_stay_open_for_the_delay() {
         200,
         "late comers are served"
     );
+    stack.signal(Signal::INT); // enough of waiting
     assert!(stack.wait().success());
 }
 

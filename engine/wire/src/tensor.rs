@@ -172,16 +172,6 @@ impl Layout {
         self.end = start + bytes;
         start
     }
-
-    /// Bytes of the whole payload so far.
-    pub fn len(&self) -> usize {
-        self.end
-    }
-
-    /// Whether nothing but empty tensors was placed.
-    pub fn is_empty(&self) -> bool {
-        self.end == 0
-    }
 }
 
 #[cfg(test)]
@@ -226,6 +216,5 @@ mod tests {
     fn layout_aligns_each_tensor() {
         let mut layout = Layout::default();
         assert_eq!((layout.place(3), layout.place(64), layout.place(1)), (0, 64, 128));
-        assert_eq!(layout.len(), 129);
     }
 }
