@@ -1,12 +1,12 @@
 # One image with both processes: `penstock` starts `penstock-engine` and outlives it.
 #
-#   docker build --tag penstock .                               libtorch for the CPU, about 0.6 GB
-#   docker build --tag penstock:cuda --build-arg TORCH=cuda .   with all of CUDA, several GB; the host brings only the driver
+#   docker build --tag penstock .                               libtorch for the CPU, about 0.7 GB
+#   docker build --tag penstock:cuda --build-arg TORCH=cuda .   with all of CUDA, about 4 GB; the host brings the driver
 #   docker run --rm --publish 8000:8000 --publish 8002:8002 penstock
 #
 # It serves the demo until something else is mounted: models at /models, a folder with penstock.yaml and policies.yaml
 # at /etc/penstock. Mount the folder, not single files: editors replace files, and a mounted file keeps showing the old one.
-# `docker stop` kills after 10 s; give it more than drain.timeout of penstock.yaml: `docker stop --time 45`.
+# `docker stop` kills after 10 s, in the middle of requests; give it what penstock.yaml allows: `docker stop --time 45`.
 
 FROM rust:1.95-bookworm AS build
 
@@ -45,7 +45,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry \
 
 FROM debian:bookworm-slim
 
-# The one library that both binaries want and neither Debian's base nor libtorch brings.
+# The one library that penstock-engine and libtorch want, and that neither libtorch nor Debian's base brings.
 # hadolint ignore=DL3008 # as above
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends libstdc++6 \
