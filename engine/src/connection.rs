@@ -1,29 +1,29 @@
-//! One proxy worker's connection: frames in, frames out. A [`Mailbox`] is where lanes leave replies; this task
-//! alone touches the socket. Work is done per read and per write, not per request: all requests of one read enter
-//! the queue under one lock, and all replies that wait leave in one write.
+//! One proxy worker's connection: frames in, frames out. This task alone reads; replies leave through the
+//! [`Mailbox`]. Work is done per read and per write, not per request: all requests of one read enter the queue
+//! under one lock, and all replies of a batch leave in one write.
 //!
 //! ```text
 //!   socket ─▶ read ─▶ Decoder ─▶ check ─▶ orders ─▶ Queue          (one lock for all frames of a read)
-//!   socket ◀─ write ◀─ Mailbox ◀─ lanes, refusals, index changes   (one wake-up for all of a batch)
+//!   socket ◀─ Mailbox ◀─ lanes, refusals, index changes            (one write for all of a batch)
 //! ```
 //!
 //! When either half ends, both do: what the connection had waiting is cancelled and what is running for it is
 //! dropped when it is done.
 
-use crate::job::{Job, Request, Traced};
+use crate::job::{Job, Refusal, Request, Traced};
 use crate::library::Catalog;
 use crate::queue::{Order, Queue};
 use crate::split;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use prost::Message;
 use std::io::{self, IoSlice};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
-use tokio::net::unix::{ReadHalf, WriteHalf};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, watch};
-use wire::{Decoder, Frame, FrameError, Hello, Infer, Kind, Limits, Outbox, TraceContext};
+use wire::{Decoder, Frame, FrameError, Hello, Infer, Kind, Limits, Outbox, Segments, TraceContext};
 
 /// Payloads below this are copied out of the buffer they were read into.
 const COPY_BYTES: usize = 4 << 10;
@@ -31,61 +31,114 @@ const COPY_BYTES: usize = 4 << 10;
 /// Segments of one vectored write; the kernel takes 1024.
 const SEGMENTS_MAX: usize = 64;
 
-/// Replies on their way out of one connection.
+/// Replies on their way out of one connection. Whoever posts writes to the socket itself as long as that takes no
+/// waiting, so that a reply costs no wake-up of another thread; what the socket does not take at once is left to
+/// the connection's task.
 pub(crate) struct Mailbox {
     /// Unique in the life of the engine.
     pub(crate) connection: u64,
     unread_bytes_max: usize,
     unsent: Mutex<Unsent>,
-    filled: Notify,
+    left_over: Notify,
     overflown: Notify,
 }
 
 struct Unsent {
     outbox: Outbox,
-    /// Whether the connection lives. One that does not read must not.
-    open: bool,
+    /// Taken out of the outbox, and not taken by the socket.
+    rest: Segments,
+    writer: Writer,
+    /// None once the connection is over.
+    socket: Option<Arc<OwnedWriteHalf>>,
+}
+
+/// Who writes now, and looks again when done.
+#[derive(PartialEq, Eq)]
+enum Writer {
+    Nobody,
+    Poster,
+    /// It has been notified.
+    Task,
 }
 
 impl Mailbox {
-    pub(crate) fn new(connection: u64, unread_bytes_max: usize) -> Self {
-        let unsent = Mutex::new(Unsent { outbox: Outbox::new(), open: true });
-        Self { connection, unread_bytes_max, unsent, filled: Notify::new(), overflown: Notify::new() }
+    fn new(connection: u64, unread_bytes_max: usize, socket: Arc<OwnedWriteHalf>) -> Self {
+        let (outbox, rest) = (Outbox::new(), Segments::default());
+        let unsent = Mutex::new(Unsent { outbox, rest, writer: Writer::Nobody, socket: Some(socket) });
+        Self { connection, unread_bytes_max, unsent, left_over: Notify::new(), overflown: Notify::new() }
     }
 
-    /// Lets `write` add frames, unless nobody is there to read them.
+    /// Lets `write` add frames, unless nobody is there to read them. Does not wait.
     pub(crate) fn post(&self, write: impl FnOnce(&mut Outbox)) {
-        let mut unsent = self.unsent.lock().expect("no panic while posting");
-        if !unsent.open {
-            return;
-        }
-        let was_empty = unsent.outbox.is_empty();
+        let mut unsent = self.lock();
+        let Some(socket) = unsent.socket.clone() else { return };
         write(&mut unsent.outbox);
         if unsent.outbox.pending_bytes() > self.unread_bytes_max {
-            (unsent.open, unsent.outbox) = (false, Outbox::new());
-            // The writer may be stuck in a write that never ends.
-            self.overflown.notify_one();
+            unsent.close();
+            // The task may be stuck in a write that never ends.
+            return self.overflown.notify_one();
         }
+        if unsent.writer != Writer::Nobody {
+            return;
+        }
+        unsent.writer = Writer::Poster;
+        let mut segments = unsent.outbox.take();
         drop(unsent);
-        // Otherwise the writer was told already and has not yet looked.
-        if was_empty {
-            self.filled.notify_one();
+        // An error is met again, and told, by the task.
+        let _ = write_once(&socket, &mut segments);
+        let mut unsent = self.lock();
+        if segments.has_remaining() || !unsent.outbox.is_empty() {
+            (unsent.rest, unsent.writer) = (segments, Writer::Task);
+            self.left_over.notify_one();
+        } else {
+            unsent.writer = Writer::Nobody;
         }
     }
 
     /// Whether a reply would still reach anybody.
     pub(crate) fn is_open(&self) -> bool {
-        self.unsent.lock().expect("no panic while posting").open
+        self.lock().socket.is_some()
     }
 
-    fn take(&self) -> Vec<Bytes> {
-        self.unsent.lock().expect("no panic while posting").outbox.take()
+    /// What the task is to write next. Once there is nothing, posters write again.
+    fn next(&self) -> Option<Segments> {
+        let mut unsent = self.lock();
+        if unsent.writer != Writer::Task {
+            return None;
+        }
+        let mut segments = std::mem::take(&mut unsent.rest);
+        if !segments.has_remaining() {
+            segments = unsent.outbox.take();
+        }
+        if !segments.has_remaining() {
+            unsent.writer = Writer::Nobody;
+            return None;
+        }
+        Some(segments)
     }
 
     fn close(&self) {
-        let mut unsent = self.unsent.lock().expect("no panic while posting");
-        (unsent.open, unsent.outbox) = (false, Outbox::new());
+        self.lock().close();
     }
+
+    fn lock(&self) -> MutexGuard<'_, Unsent> {
+        self.unsent.lock().expect("no panic while posting")
+    }
+}
+
+impl Unsent {
+    fn close(&mut self) {
+        (self.outbox, self.rest, self.socket) = (Outbox::new(), Segments::default(), None);
+    }
+}
+
+/// Writes as much as the socket takes at once.
+fn write_once(socket: &OwnedWriteHalf, segments: &mut Segments) -> io::Result<()> {
+    let mut slices = [IoSlice::new(&[]); SEGMENTS_MAX];
+    let filled = segments.chunks_vectored(&mut slices);
+    let written = socket.try_write_vectored(&slices[..filled])?;
+    segments.advance(written);
+    Ok(())
 }
 
 /// Why a connection is over, other than that the proxy closed it.
@@ -118,23 +171,25 @@ pub(crate) struct Shared {
 }
 
 /// Serves one connection until it ends.
-pub(crate) async fn serve(mut stream: UnixStream, connection: u64, shared: Shared) -> Result<(), Ended> {
+pub(crate) async fn serve(stream: UnixStream, connection: u64, shared: Shared) -> Result<(), Ended> {
+    let (read_half, write_half) = stream.into_split();
+    let write_half = Arc::new(write_half);
     let open = Open {
-        mailbox: Arc::new(Mailbox::new(connection, shared.unread_bytes_max)),
+        mailbox: Arc::new(Mailbox::new(connection, shared.unread_bytes_max, Arc::clone(&write_half))),
         queue: Arc::clone(&shared.queue),
     };
-    let (read_half, write_half) = stream.split();
     let mut reader = Reader {
         mailbox: Arc::clone(&open.mailbox),
         queue: Arc::clone(&shared.queue),
         catalog: shared.catalog.clone(),
         decoder: Decoder::new(shared.frames),
         orders: Vec::new(),
+        refused: Vec::new(),
     };
     tokio::select! {
         read = reader.run(read_half) => read,
         () = open.mailbox.overflown.notified() => Err(Ended::Unread { most: shared.unread_bytes_max }),
-        written = write(write_half, &open.mailbox, &shared) => written,
+        written = write(&write_half, &open.mailbox, &shared) => written,
     }
 }
 
@@ -158,10 +213,12 @@ struct Reader {
     decoder: Decoder,
     /// Emptied after each read; kept for its memory.
     orders: Vec<Order>,
+    /// Likewise.
+    refused: Vec<(u64, Refusal)>,
 }
 
 impl Reader {
-    async fn run(&mut self, mut socket: ReadHalf<'_>) -> Result<(), Ended> {
+    async fn run(&mut self, mut socket: OwnedReadHalf) -> Result<(), Ended> {
         loop {
             if socket.read_buf(self.decoder.buffer()).await? == 0 {
                 return if self.decoder.is_between_frames() { Ok(()) } else { Err(Ended::Cut) };
@@ -182,9 +239,9 @@ impl Reader {
                     }
                 }
             }
-            for (job, refusal) in self.queue.submit(&mut self.orders, now) {
-                split::refuse(&job.mailbox, job.id, &refusal);
-            }
+            let refused = self.queue.submit(&mut self.orders, now);
+            self.refused.extend(refused.into_iter().map(|(job, refusal)| (job.id, refusal)));
+            split::refuse(&self.mailbox, &mut self.refused);
         }
     }
 
@@ -205,7 +262,7 @@ impl Reader {
                 let job = Job { request, id, mailbox, received: now, deadline, trace, bytes };
                 self.orders.push(Order::Run(Box::new(job)));
             }
-            Err(refusal) => split::refuse(&self.mailbox, id, &refusal),
+            Err(refusal) => self.refused.push((id, refusal)),
         }
         Ok(())
     }
@@ -220,26 +277,20 @@ fn traced(context: TraceContext) -> Traced {
     }
 }
 
-async fn write(mut socket: WriteHalf<'_>, mailbox: &Mailbox, shared: &Shared) -> Result<(), Ended> {
+/// Announces what changes, and writes what posters leave over.
+async fn write(socket: &OwnedWriteHalf, mailbox: &Mailbox, shared: &Shared) -> Result<(), Ended> {
     let (mut catalog, mut drained) = (shared.catalog.clone(), shared.drained.clone());
     mailbox.post(|outbox| outbox.push(Kind::Hello, 0, &shared.hello, Bytes::new()));
     catalog.mark_changed();
     loop {
         tokio::select! {
-            () = mailbox.filled.notified() => {}
+            () = mailbox.left_over.notified() => write_rest(socket, mailbox).await?,
             changed = catalog.changed() => {
                 changed.expect("the engine keeps the sender while it serves");
                 let index = catalog.borrow_and_update().index();
                 mailbox.post(|outbox| outbox.push(Kind::Index, 0, &index, Bytes::new()));
             }
-            () = until_true(&mut drained) => return write_all(&mut socket, &mailbox.take()).await,
-        }
-        loop {
-            let segments = mailbox.take();
-            if segments.is_empty() {
-                break;
-            }
-            write_all(&mut socket, &segments).await?;
+            () = until_true(&mut drained) => return write_rest(socket, mailbox).await,
         }
     }
 }
@@ -248,19 +299,14 @@ async fn until_true(flag: &mut watch::Receiver<bool>) {
     flag.wait_for(|flag| *flag).await.expect("the engine keeps the sender while it serves");
 }
 
-async fn write_all(socket: &mut WriteHalf<'_>, segments: &[Bytes]) -> Result<(), Ended> {
-    for segments in segments.chunks(SEGMENTS_MAX) {
-        let mut slices = [IoSlice::new(&[]); SEGMENTS_MAX];
-        for (slice, segment) in slices.iter_mut().zip(segments) {
-            *slice = IoSlice::new(segment);
-        }
-        let mut rest = &mut slices[..segments.len()];
-        while !rest.is_empty() {
-            let written = socket.write_vectored(rest).await?;
-            if written == 0 {
-                return Err(io::Error::from(io::ErrorKind::WriteZero).into());
+async fn write_rest(socket: &OwnedWriteHalf, mailbox: &Mailbox) -> Result<(), Ended> {
+    while let Some(mut segments) = mailbox.next() {
+        while segments.has_remaining() {
+            socket.writable().await?;
+            match write_once(socket, &mut segments) {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
+                Ok(()) | Err(_) => {}
             }
-            IoSlice::advance_slices(&mut rest, written);
         }
     }
     Ok(())

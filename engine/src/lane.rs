@@ -51,7 +51,7 @@ impl Lane {
     fn run(&mut self) {
         while let Some(batch) = self.queue.next(self.number) {
             for job in &batch.expired {
-                split::refuse(&job.mailbox, job.id, &Refusal::Expired);
+                expire(job);
             }
             let mut jobs = batch.jobs;
             if !jobs.is_empty() {
@@ -83,7 +83,7 @@ impl Lane {
     fn answer_alone(&mut self, alone: &[Box<Job>]) {
         let job = &alone[0];
         if job.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            split::refuse(&job.mailbox, job.id, &Refusal::Expired);
+            expire(job);
         } else if job.mailbox.is_open() {
             self.answer(alone);
         }
@@ -124,6 +124,10 @@ fn attempt(jobs: &[Box<Job>]) -> Result<Vec<Output>, Failure> {
         .check_outputs(u64::from(rows_of(jobs)), &outputs)
         .map_err(|wrong| failed(Status::ModelFailed, ModelError::new(wrong.to_string())))?;
     Ok(outputs)
+}
+
+fn expire(job: &Job) {
+    split::fail(&job.mailbox, job.id, Refusal::Expired.status(), &Refusal::Expired.to_string());
 }
 
 /// What a panic said.

@@ -14,7 +14,7 @@
 //! - Every `Infer` frame gets one reply at most, and exactly one unless it was cancelled or its connection is gone.
 //! - Nothing reaches a model that `job.rs` has not checked, and nothing leaves whose row count is wrong.
 //! - A request that was cancelled or has expired is never run, and a request that fails fails alone.
-//! - tokio never calls a model, and a lane never touches a socket.
+//! - tokio never calls a model, and a lane never waits for a socket.
 //! - Everything that can grow has a bound: frames, queue, unread replies, connections, versions.
 //! - [`batcher`] knows no clock, thread or tensor; `torch.rs` alone names libtorch.
 

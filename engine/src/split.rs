@@ -38,9 +38,16 @@ pub(crate) fn reply(jobs: &[Box<Job>], outputs: &[Output], ran: Ran) {
     }
 }
 
-/// Tells a caller that its request was not run.
-pub(crate) fn refuse(mailbox: &Mailbox, id: u64, refusal: &Refusal) {
-    fail(mailbox, id, refusal.status(), &refusal.to_string());
+/// Tells a connection which of its requests were not run, and empties the list.
+pub(crate) fn refuse(mailbox: &Mailbox, refused: &mut Vec<(u64, Refusal)>) {
+    if refused.is_empty() {
+        return;
+    }
+    mailbox.post(|outbox| {
+        for (id, refusal) in refused.drain(..) {
+            outbox.push(Kind::Reply, id, &failure(refusal.status(), refusal.to_string()), Bytes::new());
+        }
+    });
 }
 
 /// Tells a caller how its request ended when it has no outputs.

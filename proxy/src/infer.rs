@@ -20,7 +20,7 @@ use pingora::protocols::http::ServerSession;
 use policies::{Ledger, Live, Outcome, Pass, Snapshot, Version};
 use rand::Rng;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use wire::{Frame, Infer, Reply, Status};
 
 /// Everything the path needs; shared by all requests.
@@ -39,9 +39,6 @@ pub struct Path {
     /// Room for requests.
     pub slots: Arc<Slots>,
 }
-
-/// Most answers come sooner; only after this is the client's socket watched for a disconnect.
-const WATCH_CLIENT_AFTER: Duration = Duration::from_millis(5);
 
 impl Path {
     /// Answers one infer request.
@@ -212,8 +209,7 @@ async fn wait(
     pending: &mut Pending,
     deadline: &Deadline,
 ) -> Result<Frame, Refusal> {
-    let watch_at = deadline.at.min(Instant::now() + WATCH_CLIENT_AFTER);
-    if let Ok(answer) = tokio::time::timeout_at(watch_at.into(), pending.answer()).await {
+    if let Some(answer) = deadline.soon(pending.answer()).await {
         return Ok(answer?);
     }
     tokio::select! {

@@ -5,8 +5,8 @@
 //! that breaks fails everything it carries at once and is not repaired: the next request opens a new one.
 
 use bytes::{Buf, Bytes};
-use std::collections::{HashMap, VecDeque};
-use std::io::{self, IoSlice};
+use std::collections::HashMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -217,39 +217,19 @@ impl Drop for Pending {
 /// the next.
 async fn write_frames(mut socket: OwnedWriteHalf, shared: Arc<Shared>) {
     loop {
-        let segments = {
+        let mut segments = {
             let mut state = shared.lock();
             if state.closed.is_some() {
                 return;
             }
             state.outbox.take()
         };
-        if segments.is_empty() {
+        if !segments.has_remaining() {
             shared.wake.notified().await;
-        } else if let Err(error) = write_all(&mut socket, segments.into()).await {
+        } else if let Err(error) = socket.write_all_buf(&mut segments).await {
             return shared.close(format!("writing to the engine failed: {error}"));
         }
     }
-}
-
-async fn write_all(socket: &mut OwnedWriteHalf, mut segments: VecDeque<Bytes>) -> io::Result<()> {
-    while !segments.is_empty() {
-        let slices: Vec<IoSlice<'_>> =
-            segments.iter().take(64).map(|segment| IoSlice::new(segment)).collect();
-        let mut written = socket.write_vectored(&slices).await?;
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        while let Some(first) = segments.front_mut() {
-            if written < first.len() {
-                first.advance(written);
-                break;
-            }
-            written -= first.len();
-            segments.pop_front();
-        }
-    }
-    Ok(())
 }
 
 /// Hands out answers until the link closes.
@@ -367,7 +347,7 @@ mod tests {
                 &Reply { message: message.into(), ..Reply::default() },
                 Bytes::new(),
             );
-            self.socket.write_all(&outbox.take().concat()).await.unwrap();
+            self.socket.write_all_buf(&mut outbox.take()).await.unwrap();
         }
     }
 

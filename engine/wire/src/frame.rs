@@ -267,7 +267,7 @@ mod tests {
         for (kind, id, metadata, payload) in frames {
             outbox.push(*kind, *id, metadata, Bytes::from(payload.clone()));
         }
-        outbox.take().concat()
+        outbox.take().concat().into()
     }
 
     proptest! {

@@ -28,5 +28,5 @@ pub use frame::{Decoder, Frame, FrameError, Kind, Limits, PROTOCOL_VERSION};
 pub use message::{
     Batch, Hello, Index, Infer, ModelEntry, ModelState, Reply, Status, TensorSpec, Timing, TraceContext,
 };
-pub use outbox::Outbox;
+pub use outbox::{Outbox, Segments};
 pub use tensor::{Datatype, Layout, TensorError, TensorMeta, element_count};

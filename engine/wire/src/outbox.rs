@@ -2,12 +2,14 @@
 //! they are. Decides what one write carries; never writes.
 
 use crate::frame::{Kind, put_head};
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
+use std::collections::VecDeque;
+use std::io::IoSlice;
 
 /// A queue of encoded frames. Its owner bounds what enters; see [`Outbox::pending_bytes`].
 #[derive(Debug, Default)]
 pub struct Outbox {
-    whole: Vec<Bytes>,
+    whole: VecDeque<Bytes>,
     tail: BytesMut,
     pending: usize,
 }
@@ -29,8 +31,8 @@ impl Outbox {
         if payload.len() < Self::COPY_BYTES {
             self.tail.extend_from_slice(&payload);
         } else {
-            self.whole.push(self.tail.split().freeze());
-            self.whole.push(payload);
+            self.whole.push_back(self.tail.split().freeze());
+            self.whole.push_back(payload);
         }
     }
 
@@ -44,13 +46,54 @@ impl Outbox {
         self.pending == 0
     }
 
-    /// Everything that waits, in order, as the segments of one vectored write.
-    pub fn take(&mut self) -> Vec<Bytes> {
-        self.pending = 0;
+    /// Everything that waits, in order.
+    pub fn take(&mut self) -> Segments {
         if !self.tail.is_empty() {
-            self.whole.push(self.tail.split().freeze());
+            self.whole.push_back(self.tail.split().freeze());
         }
-        std::mem::take(&mut self.whole)
+        Segments { segments: std::mem::take(&mut self.whole), bytes: std::mem::take(&mut self.pending) }
+    }
+}
+
+/// Bytes for vectored writes. As a [`Buf`] it knows how much of it has been written.
+#[derive(Debug, Default)]
+pub struct Segments {
+    segments: VecDeque<Bytes>,
+    bytes: usize,
+}
+
+impl Segments {
+    /// All in one piece.
+    pub fn concat(mut self) -> Bytes {
+        self.copy_to_bytes(self.remaining())
+    }
+}
+
+impl Buf for Segments {
+    fn remaining(&self) -> usize {
+        self.bytes
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.segments.front().map_or(&[], Bytes::as_ref)
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        for (slice, segment) in slices.iter_mut().zip(&self.segments) {
+            *slice = IoSlice::new(segment);
+        }
+        slices.len().min(self.segments.len())
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        self.bytes -= written;
+        while let Some(first) = self.segments.front_mut() {
+            if written < first.len() {
+                return first.advance(written);
+            }
+            written -= first.len();
+            self.segments.pop_front();
+        }
     }
 }
 
@@ -68,9 +111,32 @@ mod tests {
         outbox.push(Kind::Hello, 0, &Hello::default(), Bytes::new());
         let pending = outbox.pending_bytes();
         let segments = outbox.take();
-        assert_eq!(segments.len(), 3);
-        assert_eq!(segments[1].as_ptr(), large.as_ptr(), "the payload is the slice that was pushed");
-        assert_eq!(segments.iter().map(Bytes::len).sum::<usize>(), pending);
-        assert!(outbox.is_empty() && outbox.take().is_empty());
+        assert_eq!(segments.segments.len(), 3);
+        assert_eq!(segments.segments[1].as_ptr(), large.as_ptr(), "the payload is the slice that was pushed");
+        assert_eq!(segments.remaining(), pending);
+        assert!(outbox.is_empty() && !outbox.take().has_remaining());
+    }
+
+    #[test]
+    fn short_writes_lose_and_repeat_nothing() {
+        let mut outbox = Outbox::new();
+        for id in 0..3 {
+            outbox.push(Kind::Infer, id, &Hello::default(), Bytes::from(vec![id as u8; Outbox::COPY_BYTES]));
+        }
+        let mut whole = outbox.take();
+        let expected: Vec<u8> = whole.segments.iter().flat_map(|segment| segment.to_vec()).collect();
+        let mut written = Vec::new();
+        for most in [1, 31, 40, Outbox::COPY_BYTES, 5].into_iter().cycle() {
+            let mut slices = [IoSlice::new(&[]); 2];
+            let filled = whole.chunks_vectored(&mut slices);
+            let bytes: Vec<u8> =
+                slices[..filled].iter().flat_map(|slice| slice.to_vec()).take(most).collect();
+            if bytes.is_empty() {
+                break;
+            }
+            whole.advance(bytes.len());
+            written.extend(bytes);
+        }
+        assert_eq!(written, expected);
     }
 }
