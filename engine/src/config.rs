@@ -3,7 +3,7 @@
 use crate::batcher::Limits;
 use clap::Parser;
 use std::fmt;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -27,13 +27,13 @@ pub struct Config {
     #[arg(long, value_name = "N")]
     pub lanes: Option<NonZeroUsize>,
 
-    /// Cores that one batch may use.
-    #[arg(long, value_name = "N", default_value = "1")]
-    pub threads_per_lane: NonZeroUsize,
+    /// Cores that one batch may use; by default measured for each model.
+    #[arg(long, value_name = "N")]
+    pub threads_per_lane: Option<NonZeroUsize>,
 
-    /// Requests that may wait; more are refused as overload.
-    #[arg(long, value_name = "N", default_value = "4096")]
-    pub queue_requests: NonZeroUsize,
+    /// Rows that may wait; more are refused as overload.
+    #[arg(long, value_name = "N", default_value = "16384")]
+    pub queue_rows: NonZeroU64,
 
     /// Tensor bytes that may wait.
     #[arg(long, value_name = "BYTES", default_value = "268435456")]
@@ -90,6 +90,8 @@ pub struct Settings {
     pub device: String,
     /// Batches that run at the same time, at least 1.
     pub lanes: usize,
+    /// Cores that one batch may use, where that is not to be measured.
+    pub threads_per_lane: Option<NonZeroUsize>,
     /// What may wait.
     pub queue: Limits,
     /// Reply bytes that a connection may leave unread before it is closed.
@@ -104,7 +106,8 @@ impl Config {
             socket: self.socket.clone(),
             device: device.to_string(),
             lanes: self.lanes.unwrap_or(cores).get(),
-            queue: Limits { requests: self.queue_requests.get(), bytes: self.queue_bytes.get() },
+            threads_per_lane: self.threads_per_lane,
+            queue: Limits { rows: self.queue_rows.get(), bytes: self.queue_bytes.get() },
             unread_bytes_max: 512 << 20,
         }
     }
@@ -126,7 +129,7 @@ mod tests {
 
     #[test]
     fn zero_of_anything_is_refused() {
-        for flag in ["--lanes", "--threads-per-lane", "--queue-requests", "--queue-bytes"] {
+        for flag in ["--lanes", "--threads-per-lane", "--queue-rows", "--queue-bytes"] {
             let line = ["penstock-engine", "--socket", "s", "--models", "m", flag, "0"];
             assert!(Config::try_parse_from(line).is_err(), "{flag}");
         }

@@ -10,6 +10,7 @@
 //! When either half ends, both do: what the connection had waiting is cancelled and what is running for it is
 //! dropped when it is done.
 
+use crate::batcher::Priority;
 use crate::job::{Job, Refusal, Request, Traced};
 use crate::library::Catalog;
 use crate::queue::{Order, Queue};
@@ -17,6 +18,7 @@ use crate::split;
 use bytes::{Buf, Bytes};
 use prost::Message;
 use std::io::{self, IoSlice};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::io::AsyncReadExt;
@@ -239,8 +241,7 @@ impl Reader {
                     }
                 }
             }
-            let refused = self.queue.submit(&mut self.orders, now);
-            self.refused.extend(refused.into_iter().map(|(job, refusal)| (job.id, refusal)));
+            self.queue.submit(&mut self.orders, &mut self.refused, now);
             split::refuse(&self.mailbox, &mut self.refused);
         }
     }
@@ -251,6 +252,12 @@ impl Reader {
         let mut infer = Infer::decode(metadata)?;
         let deadline = (infer.budget_us > 0).then(|| now + Duration::from_micros(infer.budget_us));
         let trace = infer.trace.take().map(traced);
+        let caller = infer.caller;
+        let priority = match infer.priority {
+            1 => Priority::High,
+            0 | 2 => Priority::Normal,
+            _ => Priority::Low,
+        };
         // A small request that waits would keep the whole buffer of its read alive. Copied out, the buffer can be
         // used for the next read, and is still in the cache.
         if payload.len() < COPY_BYTES {
@@ -258,9 +265,19 @@ impl Reader {
         }
         match Request::check(infer, payload, catalog) {
             Ok(request) => {
-                let mailbox = Arc::clone(&self.mailbox);
-                let job = Job { request, id, mailbox, received: now, deadline, trace, bytes };
-                self.orders.push(Order::Run(Box::new(job)));
+                self.orders.push(Order::Run(Arc::new(Job {
+                    request,
+                    id,
+                    mailbox: Arc::clone(&self.mailbox),
+                    received: now,
+                    deadline,
+                    priority,
+                    caller,
+                    trace,
+                    bytes,
+                    answered: AtomicBool::new(false),
+                    done: Mutex::default(),
+                })));
             }
             Err(refusal) => self.refused.push((id, refusal)),
         }

@@ -2,13 +2,16 @@
 //! byte lengths that fit its model, so that nothing below ever has to doubt them: libtorch reads memory by the
 //! shape it is given. Every refusal is one line that names the input, what was expected and what came.
 
+use crate::batcher::{Grouping, Priority};
 use crate::connection::Mailbox;
 use crate::library::Catalog;
-use crate::model::{Dimension, RANK_MAX, Rows, Slot, Version};
+use crate::model::{Dimension, Output, RANK_MAX, Rows, Slot, Version};
+use crate::values::out_of_bounds;
 use bytes::Bytes;
 use std::ops::Range;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use wire::{Datatype, Infer, Status, TensorError, TensorMeta, TraceContext};
 
 /// A request on its way through the engine.
@@ -21,9 +24,28 @@ pub(crate) struct Job {
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) received: Instant,
     pub(crate) deadline: Option<Instant>,
+    pub(crate) priority: Priority,
+    /// Who asks, as a hash; 0 if nobody says.
+    pub(crate) caller: u64,
     pub(crate) trace: Option<Traced>,
     /// What it holds in memory while it waits, names included.
     pub(crate) bytes: usize,
+    /// Whether it has been answered: once is enough for a request that runs in pieces.
+    pub(crate) answered: AtomicBool,
+    /// Outputs of the pieces that have run, by first row, if it runs in pieces.
+    pub(crate) done: Mutex<Vec<(u32, Vec<Output>)>>,
+}
+
+impl Job {
+    /// Whether anybody still waits for its answer.
+    pub(crate) fn is_wanted(&self) -> bool {
+        !self.answered.load(Ordering::Relaxed) && self.mailbox.is_open()
+    }
+
+    /// The right to answer, which is given once.
+    pub(crate) fn may_answer(&self) -> bool {
+        !self.answered.swap(true, Ordering::Relaxed)
+    }
 }
 
 /// What only traced requests carry.
@@ -83,6 +105,8 @@ pub(crate) enum Refusal {
     TooManyRows { rows: u64, most: u32 },
     #[error("input `{name}`: a BOOL byte is {got}, only 0 and 1 are")]
     Bool { name: String, got: u8 },
+    #[error("input `{name}`: {got} is not within {min} to {max}")]
+    Bounds { name: String, got: i64, min: i64, max: i64 },
     #[error("unknown output `{name}`; the model gives {known}")]
     UnknownOutput { name: String, known: String },
     #[error("output `{name}` is requested twice")]
@@ -91,8 +115,10 @@ pub(crate) enum Refusal {
     Tensor(#[from] TensorError),
     #[error("request id {id} is already waiting on this connection")]
     Duplicate { id: u64 },
-    #[error("the queue is full")]
-    Overloaded,
+    #[error("the queue is full; what waits takes about {} ms", wait.as_millis())]
+    Overloaded { wait: Duration },
+    #[error("it would be late: about {} ms of work stand before it", wait.as_millis())]
+    TooLate { wait: Duration },
     #[error("the deadline passed while the request was queued")]
     Expired,
     #[error("the engine is stopping")]
@@ -116,13 +142,24 @@ impl Refusal {
             | Self::RowsDiffer { .. }
             | Self::TooManyRows { .. }
             | Self::Bool { .. }
+            | Self::Bounds { .. }
             | Self::UnknownOutput { .. }
             | Self::OutputTwice { .. }
             | Self::Tensor(_)
             | Self::Duplicate { .. } => Status::InvalidArgument,
-            Self::Overloaded => Status::Overloaded,
+            Self::Overloaded { .. } | Self::TooLate { .. } => Status::Overloaded,
             Self::Expired => Status::DeadlineExceeded,
             Self::Stopping => Status::Unavailable,
+        }
+    }
+}
+
+impl Refusal {
+    /// When it makes sense to ask again, where that is known.
+    pub(crate) fn retry_after(&self) -> Duration {
+        match self {
+            Self::Overloaded { wait } | Self::TooLate { wait } => *wait,
+            _ => Duration::ZERO,
         }
     }
 }
@@ -154,16 +191,25 @@ impl Request {
             }
         }
         let rows = match &spec.rows {
-            Rows::UpTo(most) => common_rows(&spec.inputs, &inputs, *most)?,
+            Rows::UpTo(most) => {
+                let rows = common_rows(&spec.inputs, &inputs)?;
+                let splits = matches!(version.grouping, Grouping::Together { .. });
+                u32::try_from(rows)
+                    .ok()
+                    .filter(|rows| splits || rows <= most)
+                    .ok_or(Refusal::TooManyRows { rows, most: *most })?
+            }
             Rows::None { .. } => 1,
         };
         check_wanted(&infer.outputs, &spec.outputs)?;
         Ok(Self { version: Arc::clone(version), inputs, rows, payload, wanted: infer.outputs })
     }
 
-    /// The bytes of one of its inputs.
-    pub(crate) fn part(&self, position: usize) -> &[u8] {
-        &self.payload[self.inputs[position].bytes.clone()]
+    /// The bytes of some rows of one of its inputs.
+    pub(crate) fn part(&self, position: usize, first: u32, rows: u32) -> &[u8] {
+        let whole = &self.payload[self.inputs[position].bytes.clone()];
+        let row = whole.len() / self.rows as usize;
+        &whole[first as usize * row..(first + rows) as usize * row]
     }
 
     /// The dimensions that must agree with those of others to run with them.
@@ -212,11 +258,16 @@ impl Given {
         {
             return Err(Refusal::Bool { name: name(), got });
         }
+        if let Some((min, max)) = declared.bounds
+            && let Some(got) = out_of_bounds(datatype, &payload[bytes.clone()], (min, max))
+        {
+            return Err(Refusal::Bounds { name: name(), got, min, max });
+        }
         Ok(Self { slot, datatype, shape: meta.shape, bytes })
     }
 }
 
-fn common_rows(slots: &[Slot], inputs: &[Given], most: u32) -> Result<u32, Refusal> {
+fn common_rows(slots: &[Slot], inputs: &[Given]) -> Result<u64, Refusal> {
     let first = inputs.first().expect("a model with rows has inputs, and none of them is optional");
     let rows = first.shape[0];
     for given in inputs {
@@ -226,7 +277,7 @@ fn common_rows(slots: &[Slot], inputs: &[Given], most: u32) -> Result<u32, Refus
             return Err(Refusal::RowsDiffer { name, got, other, rows });
         }
     }
-    u32::try_from(rows).ok().filter(|rows| *rows <= most).ok_or(Refusal::TooManyRows { rows, most })
+    Ok(rows)
 }
 
 fn check_wanted(wanted: &[String], outputs: &[Slot]) -> Result<(), Refusal> {
@@ -340,10 +391,6 @@ mod tests {
         );
         assert_eq!(refusal(|i| i.inputs[1].datatype = 77), "input tensor `a` has unknown datatype 77");
         assert_eq!(refusal(|i| i.inputs[0].shape = vec![1, 5]), "input `b` has 1 rows, input `a` has 2");
-        assert_eq!(
-            refusal(|i| i.inputs.iter_mut().for_each(|input| input.shape[0] = 5)),
-            "5 rows in one request, at most 4 run together"
-        );
         assert_eq!(refusal(|i| i.outputs = vec!["q".into()]), "unknown output `q`; the model gives `y`, `z`");
         assert_eq!(refusal(|i| i.outputs = vec!["y".into(), "y".into()]), "output `y` is requested twice");
     }
@@ -365,7 +412,14 @@ mod tests {
 
     #[test]
     fn an_undeclared_model_takes_any_shape_and_may_miss_what_is_optional() {
-        let slot = |name: &str, optional| Slot { name: name.into(), form: None, labels: vec![], optional };
+        let slot = |name: &str, optional| Slot {
+            name: name.into(),
+            form: None,
+            labels: vec![],
+            optional,
+            finite: false,
+            bounds: None,
+        };
         let spec = Spec {
             inputs: vec![slot("a", false), slot("b", true)],
             outputs: vec![],

@@ -1,7 +1,8 @@
-//! A lane: one OS thread that runs batches, one after the other. It decides what becomes of a batch that fails:
-//! each member runs again alone, from its original bytes, so that only the one that the model cannot take fails.
-//! It holds no lock while a model runs.
+//! A lane: one OS thread that runs batches, one after the other. It decides what becomes of a batch that fails: its
+//! halves run again, from the original bytes, and their halves, so that only what the model cannot take fails. It
+//! holds no lock while a model runs.
 
+use crate::batcher::{Batch, Ended, Grouping, Piece};
 use crate::job::{Job, Refusal};
 use crate::model::{Gathered, ModelError, Output, Rows};
 use crate::queue::Queue;
@@ -47,46 +48,77 @@ struct Failure {
     error: ModelError,
 }
 
+/// What became of the members of a batch that failed.
+#[derive(Default)]
+struct Bisection {
+    failed: Vec<Arc<Job>>,
+    some_ran: bool,
+}
+
 impl Lane {
     fn run(&mut self) {
-        while let Some(batch) = self.queue.next(self.number) {
-            for job in &batch.expired {
-                expire(job);
-            }
-            let mut jobs = batch.jobs;
-            if !jobs.is_empty() {
+        while let Some(Batch { mut pieces, late, backlog, claim }) = self.queue.next(self.number) {
+            late.iter().for_each(|job| expire(job));
+            let ended = if pieces.is_empty() {
+                Ended::Failed
+            } else {
                 // Replies to one connection then leave together.
-                jobs.sort_unstable_by_key(|job| job.mailbox.connection);
-                self.answer(&jobs);
-            }
-            self.queue.finish(batch.claim);
+                pieces.sort_unstable_by_key(|piece| piece.job.mailbox.connection);
+                self.answer(&pieces, backlog)
+            };
+            self.queue.finish(claim, ended);
         }
     }
 
-    fn answer(&mut self, jobs: &[Box<Job>]) {
+    fn answer(&mut self, pieces: &[Piece<Arc<Job>>], backlog: Duration) -> Ended {
+        let failure = match self.attempt(pieces, backlog) {
+            Ok(()) => return Ended::Ran,
+            Err(failure) => failure,
+        };
+        let mut bisection = Bisection::default();
+        self.bisect(pieces, &failure, backlog, &mut bisection);
+        // Where all fail, the model is to blame.
+        if bisection.some_ran {
+            bisection.failed.iter().for_each(|job| self.queue.convict(job));
+        }
+        if failure.error.out_of_memory { Ended::OutOfMemory } else { Ended::Failed }
+    }
+
+    /// Runs the halves of what failed, gathered again from the original bytes, until those that the model cannot take
+    /// are alone: at most twice as many runs as there are pieces.
+    fn bisect(
+        &mut self,
+        pieces: &[Piece<Arc<Job>>],
+        failure: &Failure,
+        backlog: Duration,
+        into: &mut Bisection,
+    ) {
+        let Some(halves) = halves(pieces, failure) else {
+            let job = &pieces[0].job;
+            split::fail(job, failure.status, &failure.error.message);
+            self.queue.forget(job);
+            into.failed.push(Arc::clone(job));
+            return;
+        };
+        for half in halves {
+            let half = still_wanted(half);
+            if half.is_empty() {
+                continue;
+            }
+            match self.attempt(&half, backlog) {
+                Ok(()) => into.some_ran = true,
+                Err(failure) => self.bisect(&half, &failure, backlog, into),
+            }
+        }
+    }
+
+    /// Runs pieces of one bucket together and answers them. A panic is a failure like any other.
+    fn attempt(&mut self, pieces: &[Piece<Arc<Job>>], backlog: Duration) -> Result<(), Failure> {
         let started = Instant::now();
-        match attempt(jobs) {
-            Ok(outputs) => {
-                split::reply(jobs, &outputs, Ran { started, ended: Instant::now(), rows: rows_of(jobs) });
-            }
-            Err(failure) => {
-                self.log(&jobs[0], &failure);
-                match jobs {
-                    [job] => split::fail(&job.mailbox, job.id, failure.status, &failure.error.message),
-                    jobs => jobs.chunks(1).for_each(|alone| self.answer_alone(alone)),
-                }
-            }
-        }
-    }
-
-    /// Runs one member of a batch that failed, if anybody still waits for it.
-    fn answer_alone(&mut self, alone: &[Box<Job>]) {
-        let job = &alone[0];
-        if job.deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-            expire(job);
-        } else if job.mailbox.is_open() {
-            self.answer(alone);
-        }
+        let rows = rows_of(pieces);
+        let outputs = run(pieces).inspect_err(|failure| self.log(&pieces[0].job, failure))?;
+        split::reply(pieces, &outputs, Ran { started, ended: Instant::now(), rows, backlog });
+        Ok(())
     }
 
     fn log(&mut self, job: &Job, failure: &Failure) {
@@ -108,26 +140,50 @@ impl Lane {
     }
 }
 
-fn rows_of(jobs: &[Box<Job>]) -> u32 {
-    jobs.iter().map(|job| job.request.rows).sum()
+/// What to run next of what failed together; nothing if it cannot be divided.
+fn halves(pieces: &[Piece<Arc<Job>>], failure: &Failure) -> Option<[Vec<Piece<Arc<Job>>>; 2]> {
+    if let [piece] = pieces {
+        let divides = matches!(piece.job.request.version.grouping, Grouping::Together { .. });
+        if !failure.error.out_of_memory || !divides || piece.rows < 2 {
+            return None;
+        }
+        let half = piece.rows / 2;
+        let first = Piece { rows: half, ..piece.clone() };
+        let second = Piece { first: piece.first + half, rows: piece.rows - half, ..piece.clone() };
+        return Some([vec![first], vec![second]]);
+    }
+    let (first, second) = pieces.split_at(pieces.len() / 2);
+    Some([first.to_vec(), second.to_vec()])
 }
 
-/// Runs jobs of one bucket together. A panic is a failure like any other.
-fn attempt(jobs: &[Box<Job>]) -> Result<Vec<Output>, Failure> {
-    let model = &*jobs[0].request.version.model;
+/// Without those for which an answer would come too late, who are told so, and those for which nobody waits.
+fn still_wanted(pieces: Vec<Piece<Arc<Job>>>) -> Vec<Piece<Arc<Job>>> {
+    let now = Instant::now();
+    let (expired, rest): (Vec<_>, Vec<_>) =
+        pieces.into_iter().partition(|piece| piece.job.deadline.is_some_and(|deadline| deadline <= now));
+    expired.iter().for_each(|piece| expire(&piece.job));
+    rest.into_iter().filter(|piece| piece.job.is_wanted()).collect()
+}
+
+fn rows_of(pieces: &[Piece<Arc<Job>>]) -> u32 {
+    pieces.iter().map(|piece| piece.rows).sum()
+}
+
+fn run(pieces: &[Piece<Arc<Job>>]) -> Result<Vec<Output>, Failure> {
+    let model = &*pieces[0].job.request.version.model;
     let failed = |status, error| Failure { status, error };
-    let outputs = catch_unwind(AssertUnwindSafe(|| model.run(&gather(jobs))))
+    let outputs = catch_unwind(AssertUnwindSafe(|| model.run(&gather(pieces))))
         .map_err(|panic| failed(Status::Internal, ModelError::new(format!("panic: {}", text_of(&*panic)))))?
         .map_err(|error| failed(Status::ModelFailed, error))?;
     model
         .spec()
-        .check_outputs(u64::from(rows_of(jobs)), &outputs)
+        .check_outputs(u64::from(rows_of(pieces)), &outputs)
         .map_err(|wrong| failed(Status::ModelFailed, ModelError::new(wrong.to_string())))?;
     Ok(outputs)
 }
 
 fn expire(job: &Job) {
-    split::fail(&job.mailbox, job.id, Refusal::Expired.status(), &Refusal::Expired.to_string());
+    split::fail(job, Refusal::Expired.status(), &Refusal::Expired.to_string());
 }
 
 /// What a panic said.
@@ -136,18 +192,19 @@ pub(crate) fn text_of(panic: &(dyn std::any::Any + Send)) -> &str {
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
 }
 
-/// The inputs of all jobs, one after the other. Nothing is copied yet: that is the model's one copy.
-fn gather(jobs: &[Box<Job>]) -> Vec<Gathered<'_>> {
-    let first = &jobs[0].request;
+/// The inputs of all pieces, one after the other. Nothing is copied yet: that is the model's one copy.
+fn gather(pieces: &[Piece<Arc<Job>>]) -> Vec<Gathered<'_>> {
+    let first = &pieces[0].job.request;
     let has_rows = matches!(first.version.model.spec().rows, Rows::UpTo(_));
-    debug_assert!(has_rows || jobs.len() == 1, "without rows there is nothing to put together");
+    debug_assert!(has_rows || pieces.len() == 1, "without rows there is nothing to put together");
     let mut gathered = Vec::with_capacity(first.inputs.len());
     for (position, given) in first.inputs.iter().enumerate() {
         let mut shape = given.shape.clone();
         if has_rows {
-            shape[0] = u64::from(rows_of(jobs));
+            shape[0] = u64::from(rows_of(pieces));
         }
-        let parts = jobs.iter().map(|job| job.request.part(position)).collect();
+        let parts =
+            pieces.iter().map(|piece| piece.job.request.part(position, piece.first, piece.rows)).collect();
         gathered.push(Gathered { slot: given.slot, datatype: given.datatype, shape, parts });
     }
     gathered

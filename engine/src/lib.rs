@@ -7,23 +7,27 @@
 //!   listener ─▶ connection ─▶ job ─▶ queue (batcher) ─▶ lane ─▶ model (torch) ─▶ split ─▶ connection
 //!               frames        checked   who with whom   runs                     one reply each
 //!
-//!   library: model.pt + model.yaml (manifest) ─▶ torch::load ─▶ trial ─▶ ready
+//!   library: model.pt + model.yaml (manifest) ─▶ torch::load ─▶ trial ─▶ calibrate ─▶ ready
 //! ```
 //!
 //! Invariants:
 //! - Every `Infer` frame gets one reply at most, and exactly one unless it was cancelled or its connection is gone.
 //! - Nothing reaches a model that `job.rs` has not checked, and nothing leaves whose row count is wrong.
-//! - A request that was cancelled or has expired is never run, and a request that fails fails alone.
+//! - A request that was cancelled or has expired is never run, one that would be late is refused when it comes, and
+//!   one that fails fails alone.
 //! - tokio never calls a model, and a lane never waits for a socket.
 //! - Everything that can grow has a bound: frames, queue, unread replies, connections, versions.
-//! - [`batcher`] knows no clock, thread or tensor; `torch.rs` alone names libtorch.
+//! - [`batcher`] and [`curve`] know no clock, thread or tensor; `torch.rs` alone names libtorch.
 
 pub mod config;
 pub mod listener;
 mod connection;
+mod values;
 mod job;
+mod suspects;
 mod queue;
 pub mod batcher;
+pub mod curve;
 mod lane;
 pub mod model;
 #[cfg(feature = "torch")]
@@ -32,7 +36,10 @@ mod split;
 pub mod library;
 pub mod manifest;
 mod trial;
+mod calibrate;
 
+#[cfg(test)]
+mod simulator;
 #[cfg(test)]
 mod scripted;
 #[cfg(test)]

@@ -9,11 +9,13 @@
 //!
 //! A `Catalog` is immutable; every change is a new one, sent to whoever watches.
 
-use crate::batcher::Grouping;
+use crate::batcher::{Bucket, Grouping};
+use crate::calibrate::{Calibration, Cores, calibrate};
 use crate::job::{Refusal, shortened, shortened_to};
 use crate::lane::text_of;
 use crate::manifest::Manifest;
 use crate::model::{Model, Rows, Version};
+use crate::queue::Queue;
 use crate::trial;
 use prost::Message;
 use std::collections::BTreeMap;
@@ -194,7 +196,12 @@ impl State {
 }
 
 /// Loads the candidates on a thread of its own, which ends early when nobody watches any more.
-pub(crate) fn load(candidates: Vec<Candidate>, catalog: Arc<watch::Sender<Arc<Catalog>>>) -> io::Result<()> {
+pub(crate) fn load(
+    candidates: Vec<Candidate>,
+    catalog: Arc<watch::Sender<Arc<Catalog>>>,
+    queue: Arc<Queue>,
+    cores: Cores,
+) -> io::Result<()> {
     let mut next = Catalog::default();
     for candidate in &candidates {
         next.set(&candidate.name, candidate.version, State::Loading);
@@ -206,7 +213,7 @@ pub(crate) fn load(candidates: Vec<Candidate>, catalog: Arc<watch::Sender<Arc<Ca
                 return;
             }
             let Candidate { name, version, load } = candidate;
-            let state = try_load(key, &name, version, load);
+            let state = try_load(key, &name, version, load, &queue, cores);
             next.set(&name, version, state);
             if next.index().encoded_len() > Limits::default().metadata_bytes {
                 let why = "its labels do not fit into what proxies are told; shorten them".into();
@@ -218,25 +225,34 @@ pub(crate) fn load(candidates: Vec<Candidate>, catalog: Arc<watch::Sender<Arc<Ca
     Ok(())
 }
 
-fn try_load(key: u32, name: &str, number: u64, load: Load) -> State {
+fn try_load(key: u32, name: &str, number: u64, load: Load, queue: &Queue, cores: Cores) -> State {
     let tried = catch_unwind(AssertUnwindSafe(|| {
         let model = load()?;
         let verdict = trial::run(&*model)?;
-        Ok::<_, String>((model, verdict))
+        let calibration = calibrate(&*model, verdict.grouping, cores);
+        Ok::<_, String>((model, verdict, calibration))
     }));
     let tried = tried.unwrap_or_else(|panic| Err(format!("panic while loading: {}", text_of(&*panic))));
     match tried {
-        Ok((model, verdict)) => {
-            match verdict.grouping {
-                Grouping::Together { max_rows } => {
-                    tracing::info!(model = name, version = number, "ready, up to {max_rows} rows together");
-                }
-                Grouping::Alone | Grouping::Serial => {
-                    tracing::info!(model = name, version = number, "ready, {}", verdict.why_alone);
-                }
-            }
+        Ok((model, verdict, calibration)) => {
             let (grouping, why_alone) = (verdict.grouping, verdict.why_alone);
-            State::Ready(Arc::new(Version { key, name: name.to_owned(), number, model, grouping, why_alone }))
+            let how = match grouping {
+                Grouping::Together { max_rows } => format!("up to {max_rows} rows together"),
+                Grouping::Alone | Grouping::Serial => why_alone.clone(),
+            };
+            let Calibration { threads, at_once, runs, free } = calibration;
+            tracing::info!(model = name, version = number, threads, at_once, "ready, {how}");
+            let bucket = Bucket { version: key, free, suspect: false };
+            queue.learn(&bucket, &runs);
+            State::Ready(Arc::new(Version {
+                key,
+                name: name.to_owned(),
+                number,
+                model,
+                grouping,
+                at_once,
+                why_alone,
+            }))
         }
         Err(why) => {
             tracing::error!(model = name, version = number, "unavailable: {why}");

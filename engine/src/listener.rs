@@ -5,6 +5,7 @@
 //!   stop ─▶ accept no more ─▶ refuse what still arrives ─▶ lanes finish what waits ─▶ write replies ─▶ end
 //! ```
 
+use crate::calibrate::Cores;
 use crate::config::Settings;
 use crate::connection::{self, Shared};
 use crate::lane;
@@ -12,6 +13,7 @@ use crate::library::{self, Candidate, Catalog};
 use crate::queue::Queue;
 use std::future::Future;
 use std::io::{self, ErrorKind};
+use std::num::NonZeroUsize;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
@@ -103,7 +105,11 @@ impl Listener {
         let catalog = Arc::new(catalog);
         let failed = |error| StartError::System { attempt: "start a thread".into(), error };
         let mut lanes_ended = lane::start(self.settings.lanes, &queue).map_err(failed)?;
-        library::load(candidates, Arc::clone(&catalog)).map_err(failed)?;
+        let cores = Cores {
+            lanes: self.settings.lanes,
+            threads: self.settings.threads_per_lane.map(NonZeroUsize::get),
+        };
+        library::load(candidates, Arc::clone(&catalog), Arc::clone(&queue), cores).map_err(failed)?;
         let release = env!("CARGO_PKG_VERSION").into();
         let shared = Shared {
             queue: Arc::clone(&queue),

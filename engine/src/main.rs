@@ -38,9 +38,8 @@ fn log_to_stderr() {
 
 fn run(config: &Config) -> anyhow::Result<()> {
     let device = torch::resolve(config.device).map_err(anyhow::Error::msg)?;
-    let threads = config.threads_per_lane;
     let candidates =
-        library::scan(&config.models, move |path, manifest| torch::load(path, manifest, device, threads))?;
+        library::scan(&config.models, move |path, manifest| torch::load(path, manifest, device))?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
     runtime.block_on(async {

@@ -32,6 +32,12 @@ struct Tensor {
     shape: Vec<Size>,
     #[serde(default)]
     labels: Vec<String>,
+    /// Of an output: a row that is not finite is an error.
+    #[serde(default)]
+    finite: bool,
+    /// Of an input of integers, included.
+    min: Option<i64>,
+    max: Option<i64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -143,6 +149,16 @@ pub enum ManifestError {
         /// How many.
         rank: usize,
     },
+    /// Not where it belongs.
+    #[error("model.yaml: `{name}`: {property} is for {owners} only")]
+    Misplaced {
+        /// Of which tensor.
+        name: String,
+        /// What.
+        property: &'static str,
+        /// Who may have it.
+        owners: &'static str,
+    },
     /// Nothing to return.
     #[error("model.yaml: no outputs are declared")]
     NoOutputs,
@@ -204,6 +220,13 @@ impl Manifest {
                     return Err(ManifestError::Rank { name: name.clone(), rank: shape.len() });
                 }
             }
+        }
+        for tensor in &manifest.inputs {
+            tensor.must(!tensor.finite, "finite", "outputs")?;
+            tensor.must(tensor.bounds().is_none() || tensor.is_integer(), "min or max", "integers")?;
+        }
+        for tensor in &manifest.outputs {
+            tensor.must(tensor.bounds().is_none(), "min or max", "inputs")?;
         }
         if manifest.outputs.is_empty() {
             return Err(ManifestError::NoOutputs);
@@ -269,7 +292,7 @@ pub fn output_name(position: usize) -> String {
 }
 
 fn bare_slot(name: String, optional: bool) -> Slot {
-    Slot { name, form: None, labels: Vec::new(), optional }
+    Slot { name, form: None, labels: Vec::new(), optional, finite: false, bounds: None }
 }
 
 fn rows(inputs: &[Slot], outputs: &[Slot], max_batch: u32) -> Rows {
@@ -294,7 +317,26 @@ impl Tensor {
             form: Some(Form { datatype: self.datatype.0, shape }),
             labels: self.labels.clone(),
             optional: false,
+            finite: self.finite,
+            bounds: self.bounds(),
         }
+    }
+
+    fn bounds(&self) -> Option<(i64, i64)> {
+        let bounded = self.min.is_some() || self.max.is_some();
+        bounded.then(|| (self.min.unwrap_or(i64::MIN), self.max.unwrap_or(i64::MAX)))
+    }
+
+    fn is_integer(&self) -> bool {
+        match self.datatype.0 {
+            Datatype::Uint8 | Datatype::Int8 | Datatype::Int16 | Datatype::Int32 | Datatype::Int64 => true,
+            Datatype::Bool | Datatype::Fp16 | Datatype::Bf16 | Datatype::Fp32 | Datatype::Fp64 => false,
+        }
+    }
+
+    fn must(&self, holds: bool, property: &'static str, owners: &'static str) -> Result<(), ManifestError> {
+        let name = || self.name.0.clone();
+        if holds { Ok(()) } else { Err(ManifestError::Misplaced { name: name(), property, owners }) }
     }
 }
 

@@ -22,6 +22,9 @@ pub trait Model: Send + Sync {
     /// Computes one batch: one [`Gathered`] for each input that is present, in the order of [`Spec::inputs`].
     /// The outputs come in the order of [`Spec::outputs`], or in the model's own where that is empty.
     fn run(&self, inputs: &[Gathered<'_>]) -> Result<Vec<Output>, ModelError>;
+
+    /// From now on each run uses so many threads.
+    fn use_threads(&self, threads: usize);
 }
 
 /// What a model takes and gives.
@@ -58,6 +61,10 @@ pub struct Slot {
     pub labels: Vec<String>,
     /// Whether a request may leave it out.
     pub optional: bool,
+    /// Of an output: rows that hold a NaN or an infinity are an error.
+    pub finite: bool,
+    /// Of an input of integers: the smallest and the largest value that may come.
+    pub bounds: Option<(i64, i64)>,
 }
 
 /// Declared datatype and shape.
@@ -112,13 +119,15 @@ pub struct ModelError {
     pub message: String,
     /// Everything that is known, for the log.
     pub detail: String,
+    /// Whether fewer rows might have fitted into memory.
+    pub out_of_memory: bool,
 }
 
 impl ModelError {
     /// An error of which there is no more to tell than its one line.
     pub fn new(message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { detail: message.clone(), message }
+        Self { detail: message.clone(), message, out_of_memory: false }
     }
 }
 
@@ -130,6 +139,8 @@ pub(crate) struct Version {
     pub(crate) number: u64,
     pub(crate) model: Box<dyn Model>,
     pub(crate) grouping: Grouping,
+    /// Runs at the same time, at most.
+    pub(crate) at_once: usize,
     /// Why it is not batched; empty when it is.
     pub(crate) why_alone: String,
 }

@@ -1,15 +1,16 @@
 //! The one place that shares the [`Batcher`]: connections put work in, lanes sleep until there is some. The lock
 //! is held for the batcher's own work only, never while a model runs or a socket is written.
 
-use crate::batcher::{Batch, Batcher, Bucket, Claim, Grouping, Limits, Next, Refused, Ticket};
+use crate::batcher::{Batch, Batcher, Bucket, Claim, Ended, Grouping, Limits, Next, Refused, Ticket};
 use crate::job::{Job, Refusal};
-use std::sync::{Condvar, Mutex, MutexGuard};
-use std::time::Instant;
+use crate::suspects::Suspects;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 /// What a connection asks of the queue.
 pub(crate) enum Order {
     /// Let it wait for a lane.
-    Run(Box<Job>),
+    Run(Arc<Job>),
     /// Forget it, if it still waits.
     Cancel { connection: u64, id: u64 },
 }
@@ -22,7 +23,8 @@ pub(crate) struct Queue {
 }
 
 struct State {
-    batcher: Batcher<Box<Job>>,
+    batcher: Batcher<Arc<Job>>,
+    suspects: Suspects,
     /// Lanes that sleep. The one that fell asleep last is woken first: its caches are still warm, and at low load
     /// the others are left alone.
     idle: Vec<usize>,
@@ -31,65 +33,97 @@ struct State {
 
 impl Queue {
     pub(crate) fn new(limits: Limits, lanes: usize) -> Self {
-        let state = State { batcher: Batcher::new(limits), idle: Vec::new(), stopping: false };
+        let state = State {
+            batcher: Batcher::new(limits, lanes, Instant::now()),
+            suspects: Suspects::default(),
+            idle: Vec::new(),
+            stopping: false,
+        };
         Self { state: Mutex::new(state), wakes: (0..lanes).map(|_| Condvar::new()).collect() }
     }
 
-    /// Carries out `orders`, in order, and empties them. Gives back the jobs that may not wait.
-    pub(crate) fn submit(&self, orders: &mut Vec<Order>, now: Instant) -> Vec<(Box<Job>, Refusal)> {
-        let mut refused = Vec::new();
+    /// Carries out `orders`, in order, and empties them. Adds the jobs that may not wait to `refused`.
+    pub(crate) fn submit(&self, orders: &mut Vec<Order>, refused: &mut Vec<(u64, Refusal)>, now: Instant) {
         if orders.is_empty() {
-            return refused;
+            return;
         }
+        // Freed after the lock is.
+        let mut cancelled = Vec::new();
         let mut state = self.lock();
         for order in orders.drain(..) {
             match order {
-                Order::Run(job) if state.stopping => refused.push((job, Refusal::Stopping)),
-                Order::Run(job) => match state.batcher.push(ticket(job), now) {
-                    Ok(()) => {}
-                    Err(Refused::Overloaded(job)) => refused.push((job, Refusal::Overloaded)),
-                    Err(Refused::Duplicate(job)) => {
-                        let id = job.id;
-                        refused.push((job, Refusal::Duplicate { id }));
+                Order::Run(job) if state.stopping => refused.push((job.id, Refusal::Stopping)),
+                Order::Run(job) => {
+                    let id = job.id;
+                    let suspect = state.suspects.is_suspect(&job, now);
+                    if let Err(refusal) = state.batcher.push(ticket(job, suspect), now) {
+                        refused.push((id, into_refusal(id, refusal)));
                     }
-                },
-                Order::Cancel { connection, id } => drop(state.batcher.cancel(connection, id)),
+                }
+                Order::Cancel { connection, id } => cancelled.push(state.batcher.cancel(connection, id)),
             }
         }
         self.wake_one(state);
-        refused
     }
 
     /// The next batch for a lane, as soon as there is one; `None` when the engine stops and nothing is left.
-    pub(crate) fn next(&self, lane: usize) -> Option<Batch<Box<Job>>> {
+    pub(crate) fn next(&self, lane: usize) -> Option<Batch<Arc<Job>>> {
         let mut state = self.lock();
         loop {
-            match state.batcher.next(Instant::now()) {
+            let now = Instant::now();
+            let until = match state.batcher.next(now) {
                 Next::Run(batch) => {
                     // One wake-up leads to the next while there is work, so that none is made for nothing.
                     self.wake_one(state);
                     return Some(batch);
                 }
                 Next::Idle if state.stopping && state.batcher.is_empty() => return None,
-                Next::Idle => {
-                    state.idle.push(lane);
-                    state = self.wakes[lane]
-                        .wait_while(state, |state| state.idle.contains(&lane))
-                        .expect("no panic under the queue's lock");
+                Next::Idle => None,
+                Next::Wait(until) => Some(until.saturating_duration_since(now)),
+            };
+            state.idle.push(lane);
+            state = match until {
+                None => self.wakes[lane]
+                    .wait_while(state, |state| state.idle.contains(&lane))
+                    .expect("no panic under the queue's lock"),
+                Some(wait) => {
+                    let woken =
+                        self.wakes[lane].wait_timeout_while(state, wait, |state| state.idle.contains(&lane));
+                    woken.expect("no panic under the queue's lock").0
                 }
-            }
+            };
+            state.idle.retain(|idle| *idle != lane);
         }
     }
 
     /// Takes back the claim of a batch that has run.
-    pub(crate) fn finish(&self, claim: Claim) {
+    pub(crate) fn finish(&self, claim: Claim, ended: Ended) {
         let mut state = self.lock();
-        state.batcher.finish(claim);
+        state.batcher.finish(claim, ended, Instant::now());
         if state.stopping {
             self.wake_all(state);
         } else {
             self.wake_one(state);
         }
+    }
+
+    /// Learns from runs that were no batches: those of a calibration.
+    pub(crate) fn learn(&self, bucket: &Bucket, runs: &[(u32, Duration)]) {
+        let mut state = self.lock();
+        for (rows, took) in runs {
+            state.batcher.learn(bucket.clone(), *rows, *took);
+        }
+    }
+
+    /// Removes what is left of a job whose answer is known.
+    pub(crate) fn forget(&self, job: &Job) {
+        let rest = self.lock().batcher.cancel(job.mailbox.connection, job.id);
+        drop(rest);
+    }
+
+    /// Notes that a job made a batch fail that ran without it.
+    pub(crate) fn convict(&self, job: &Job) {
+        self.lock().suspects.convict(job, Instant::now());
     }
 
     /// Removes all that one connection has waiting.
@@ -126,7 +160,7 @@ impl Queue {
     }
 }
 
-fn ticket(job: Box<Job>) -> Ticket<Box<Job>> {
+fn ticket(job: Arc<Job>, suspect: bool) -> Ticket<Arc<Job>> {
     let version = &job.request.version;
     let free = match version.grouping {
         Grouping::Together { .. } => job.request.free_dimensions(),
@@ -136,11 +170,21 @@ fn ticket(job: Box<Job>) -> Ticket<Box<Job>> {
     Ticket {
         connection: job.mailbox.connection,
         id: job.id,
-        bucket: Bucket { version: version.key, free },
-        grouping: version.grouping,
+        bucket: Bucket { version: version.key, free, suspect },
+        grouping: if suspect { Grouping::Alone } else { version.grouping },
+        at_once: version.at_once,
         rows: job.request.rows,
         bytes: job.bytes,
         deadline: job.deadline,
+        priority: job.priority,
         payload: job,
+    }
+}
+
+fn into_refusal(id: u64, refused: Refused<Arc<Job>>) -> Refusal {
+    match refused {
+        Refused::Overloaded { wait, .. } => Refusal::Overloaded { wait },
+        Refused::TooLate { wait, .. } => Refusal::TooLate { wait },
+        Refused::Duplicate(_) => Refusal::Duplicate { id },
     }
 }

@@ -13,9 +13,10 @@ use prost::Message;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use wire::{
@@ -43,7 +44,8 @@ impl Engine {
             socket: socket.clone(),
             device: "cpu".into(),
             lanes: 1,
-            queue: Limits { requests: 1000, bytes: 1 << 20 },
+            threads_per_lane: None,
+            queue: Limits { rows: 1000, bytes: 1 << 20 },
             unread_bytes_max: 1 << 20,
         };
         change(&mut settings);
@@ -161,26 +163,27 @@ impl Client {
 
     /// Returns once the engine has taken in all that was sent before, with what it has answered meanwhile.
     fn barrier(&mut self) -> Vec<Answer> {
-        self.barriers += 1;
-        let unknown = Infer { model: "barrier".into(), ..Infer::default() };
-        self.send(Kind::Infer, self.barriers, &unknown, Bytes::new());
         let mut before = Vec::new();
-        loop {
-            let answer = self.reply().expect("the engine lives");
-            if answer.id == self.barriers {
-                return before;
+        // Twice: what the queue refuses is answered after what else the same read has brought.
+        for _ in 0..2 {
+            self.barriers += 1;
+            let unknown = Infer { model: "barrier".into(), ..Infer::default() };
+            self.send(Kind::Infer, self.barriers, &unknown, Bytes::new());
+            loop {
+                let answer = self.reply().expect("the engine lives");
+                if answer.id == self.barriers {
+                    break;
+                }
+                before.push(answer);
             }
-            before.push(answer);
         }
+        before
     }
 
     /// Sends a request that cannot run yet; says whether the engine refuses it at once.
     fn is_refused(&mut self, id: u64, request: Asked) -> bool {
         self.infer(id, request);
-        // What the queue refuses is answered after what else the same read has brought.
-        let mut answers = self.barrier();
-        answers.extend(self.barrier());
-        answers.iter().any(|answer| answer.id == id)
+        self.barrier().iter().any(|answer| answer.id == id)
     }
 }
 
@@ -209,6 +212,11 @@ impl Asked {
     pub(crate) fn fp32(self, name: &str, shape: &[u64], values: &[f32]) -> Self {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         self.input(name, Datatype::Fp32, shape, &bytes)
+    }
+
+    fn caller(mut self, caller: u64) -> Self {
+        self.infer.caller = caller;
+        self
     }
 
     fn budget_us(mut self, budget_us: u64) -> Self {
@@ -403,20 +411,135 @@ fn the_first_traced_member_of_a_batch_carries_the_list_of_all() {
 }
 
 #[test]
-fn the_poisonous_request_fails_alone() {
-    let (_engine, mut client, gate) = engine_with_held_lane(|_| {});
-    client.infer_all((2..=16).map(|id| (id, ask(if id == 9 { -1.0 } else { id as f32 }))));
+fn the_poisonous_requests_fail_alone_and_cost_few_runs() {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let gate = Arc::new(Gate::default());
+    let passing = Arc::clone(&gate);
+    let model = candidate("double", move |inputs| {
+        passing.pass();
+        counted.fetch_add(1, Ordering::Relaxed);
+        double(inputs)
+    });
+    let engine = Engine::start(vec![model]);
+    let mut client = engine.connect();
+    client.index();
+    gate.shut();
+    client.infer(1, ask(1.0));
+    gate.await_held(1);
+    let poisonous = |id| id == 9 || id == 15;
+    client.infer_all((2..=17).map(|id| (id, ask(if poisonous(id) { -1.0 } else { id as f32 }))));
     client.barrier();
+    runs.store(0, Ordering::Relaxed);
     gate.open();
-    for answer in client.replies(16).into_iter().skip(1) {
-        if answer.id == 9 {
-            assert_eq!(
-                (answer.status(), answer.reply.message.as_str()),
-                (Status::ModelFailed, "negative input")
-            );
+    for answer in client.replies(17).into_iter().skip(1) {
+        if poisonous(answer.id) {
+            assert_eq!((answer.status(), &answer.reply.message[..]), (Status::ModelFailed, "negative input"));
         } else {
             assert_eq!(answer.fp32("y"), [2.0 * answer.id as f32, 1.0]);
         }
+    }
+    let runs = runs.load(Ordering::Relaxed);
+    assert!(runs <= 1 + 2 * (1 + 2 * 4), "{runs} runs for two of sixteen");
+}
+
+#[test]
+fn who_makes_batches_fail_again_and_again_runs_alone() {
+    let (_engine, mut client, gate) = engine_with_held_lane(|_| {});
+    let mut id = 1;
+    let mut round = |client: &mut Client, gate: &Gate, held: bool| {
+        if !held {
+            gate.shut();
+            id += 1;
+            client.infer(id, ask(1.0));
+            gate.await_held(1);
+        }
+        let first = id + 1;
+        id += 4;
+        client.infer_all(
+            (first..=id).map(|id| (id, ask(if id == first { -1.0 } else { 1.0 }).caller(id - first + 1))),
+        );
+        client.barrier();
+        gate.open();
+        let answers = client.replies(5);
+        answers[2].reply.timing.as_ref().unwrap().batch_requests
+    };
+    assert!(round(&mut client, &gate, true) < 3, "it was divided");
+    assert!(round(&mut client, &gate, false) < 3, "again");
+    assert_eq!(round(&mut client, &gate, false), 3, "the others are undisturbed");
+}
+
+#[test]
+fn what_is_larger_than_a_batch_runs_in_pieces_and_comes_back_whole() {
+    let engine = Engine::start(vec![candidate("double", double)]);
+    let mut client = engine.connect();
+    assert_eq!(client.index()[0].max_batch, 16);
+    let values: Vec<f32> = (0..100).map(|value| value as f32).collect();
+    client.infer(1, Asked::of("double").fp32("x", &[50, 2], &values));
+    let answer = client.reply().unwrap();
+    assert_eq!(answer.output("y").0.shape, [50, 2]);
+    assert_eq!(answer.fp32("y"), values.iter().map(|value| value * 2.0).collect::<Vec<_>>());
+    // A piece that fails is the request's failure, told once.
+    let values: Vec<f32> = (0..100).map(|value| if value == 70 { -1.0 } else { 1.0 }).collect();
+    client.infer(2, Asked::of("double").fp32("x", &[50, 2], &values));
+    let answer = client.reply().unwrap();
+    assert_eq!((answer.id, answer.status()), (2, Status::ModelFailed));
+    assert!(client.barrier().is_empty(), "one answer");
+}
+
+#[test]
+fn memory_that_runs_out_divides_the_batch_until_it_fits() {
+    let short = Arc::new(AtomicBool::new(false));
+    let is_short = Arc::clone(&short);
+    let model = candidate("double", move |inputs| {
+        if is_short.load(Ordering::Relaxed) && inputs[0].shape[0] > 3 {
+            return Err(ModelError { out_of_memory: true, ..ModelError::new("out of memory") });
+        }
+        double(inputs)
+    });
+    let engine = Engine::start(vec![model]);
+    let mut client = engine.connect();
+    client.index();
+    short.store(true, Ordering::Relaxed);
+    let values: Vec<f32> = (0..32).map(|value| value as f32).collect();
+    for id in 1..4 {
+        client.infer(id, Asked::of("double").fp32("x", &[16, 2], &values));
+        assert_eq!(client.reply().unwrap().fp32("y")[31], 62.0);
+    }
+}
+
+#[test]
+fn a_request_that_would_be_late_is_refused_at_once_and_told_how_long_it_would_wait() {
+    let gate = Arc::new(Gate::default());
+    let passing = Arc::clone(&gate);
+    let model = candidate("slow", move |inputs| {
+        std::thread::sleep(Duration::from_millis(20));
+        passing.pass();
+        double(inputs)
+    });
+    let engine = Engine::start(vec![model]);
+    let mut client = engine.connect();
+    client.index();
+    client.infer(1, Asked::of("slow").fp32("x", &[1, 2], &[1.0, 0.5]).budget_us(5_000));
+    let answer = client.reply().unwrap();
+    assert_eq!(answer.status(), Status::Overloaded, "{}", answer.reply.message);
+    assert!(answer.reply.message.starts_with("it would be late"), "{}", answer.reply.message);
+    gate.shut();
+    client.infer(2, Asked::of("slow").fp32("x", &[1, 2], &[1.0, 0.5]).budget_us(2_000_000));
+    gate.await_held(1);
+    client.infer_all(
+        (3..60).map(|id| (id, Asked::of("slow").fp32("x", &[16, 2], &[1.0; 32]).budget_us(500_000))),
+    );
+    let refused = client.barrier();
+    gate.open();
+    assert!(
+        (25..50).contains(&refused.len()),
+        "{} of 57 batches of 20 ms and a little do not fit",
+        refused.len()
+    );
+    for answer in refused {
+        assert_eq!(answer.status(), Status::Overloaded);
+        assert!(answer.reply.retry_after_us > 400_000, "{}", answer.reply.retry_after_us);
     }
 }
 
@@ -467,9 +590,12 @@ fn a_cancelled_request_is_not_run() {
 #[test]
 fn an_expired_request_is_told_so_and_not_run() {
     let (_engine, mut client, gate) = engine_with_held_lane(|_| {});
-    client.infer(2, ask(-2.0).budget_us(1));
+    let sent = Instant::now();
+    client.infer(2, ask(-2.0).budget_us(30_000));
     client.infer(3, ask(3.0).budget_us(3_600_000_000));
-    client.barrier();
+    while sent.elapsed() < Duration::from_millis(30) {
+        assert!(client.barrier().is_empty(), "it waits");
+    }
     gate.open();
     let replies = client.replies(3);
     assert_eq!(replies[1].status(), Status::DeadlineExceeded);
@@ -478,7 +604,7 @@ fn an_expired_request_is_told_so_and_not_run() {
 
 #[test]
 fn a_full_queue_refuses_and_a_lost_connection_frees_its_place() {
-    let (engine, mut client, gate) = engine_with_held_lane(|settings| settings.queue.requests = 1);
+    let (engine, mut client, gate) = engine_with_held_lane(|settings| settings.queue.rows = 1);
     client.infer(2, ask(-2.0));
     client.infer(3, ask(3.0));
     let refused = client.reply().unwrap();
@@ -622,7 +748,8 @@ fn a_socket_is_taken_over_only_from_the_dead() {
         socket: path.clone(),
         device: "cpu".into(),
         lanes: 1,
-        queue: Limits { requests: 1, bytes: 1 },
+        threads_per_lane: None,
+        queue: Limits { rows: 1, bytes: 1 },
         unread_bytes_max: 1,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -31,6 +31,8 @@ impl Model for Scripted {
     fn run(&self, inputs: &[Gathered<'_>]) -> Result<Vec<Output>, ModelError> {
         (self.script)(inputs)
     }
+
+    fn use_threads(&self, _threads: usize) {}
 }
 
 /// A spec of FP32 tensors `[-1, width]`.
@@ -44,6 +46,8 @@ pub(crate) fn rows_spec(inputs: &[(&str, u64)], outputs: &[(&str, u64)], max_row
             }),
             labels: Vec::new(),
             optional: false,
+            finite: false,
+            bounds: None,
         };
         tensors.iter().map(slot).collect()
     };
@@ -66,7 +70,8 @@ pub(crate) fn output_fp32(name: &str, shape: &[u64], values: &[f32]) -> Output {
 pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
     let grouping = Grouping::Together { max_rows: 4 };
     let (model, why_alone) = (Box::new(model), String::new());
-    let version = Version { key: 0, name: name.into(), number, model, grouping, why_alone };
+    let version =
+        Version { key: 0, name: name.into(), number, model, grouping, at_once: usize::MAX, why_alone };
     let mut catalog = Catalog::default();
     catalog.set(name, number, State::Ready(Arc::new(version)));
     catalog

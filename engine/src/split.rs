@@ -1,11 +1,14 @@
 //! The way back: cuts the outputs of a batch into one reply per job and leaves each in its caller's mailbox.
 //! The only place that writes replies.
 
+use crate::batcher::Piece;
 use crate::connection::Mailbox;
 use crate::job::{Job, Refusal, shortened};
 use crate::model::Output;
+use crate::values::all_finite;
 use bytes::{BufMut, Bytes, BytesMut};
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 use wire::{Batch, Kind, Layout, Limits, Outbox, Reply, Status, TensorMeta, Timing, TraceContext};
 
 /// When and how large a batch ran.
@@ -14,25 +17,95 @@ pub(crate) struct Ran {
     pub(crate) started: Instant,
     pub(crate) ended: Instant,
     pub(crate) rows: u32,
+    /// What waited when it was formed.
+    pub(crate) backlog: Duration,
 }
 
-/// Answers jobs that ran together, in the order of their rows. The outputs have been checked: as many rows came
-/// out as went in.
-pub(crate) fn reply(jobs: &[Box<Job>], outputs: &[Output], ran: Ran) {
+/// A whole request, and its rows among those of the outputs.
+struct Part<'a> {
+    job: &'a Job,
+    before: usize,
+}
+
+impl Part<'_> {
+    /// Its rows of one output.
+    fn of<'o>(&self, output: &'o Output, alone: bool) -> &'o [u8] {
+        if alone { &output.bytes } else { rows_of(output, self.before, self.job.request.rows) }
+    }
+}
+
+/// Answers requests that ran together, in the order of their rows. The outputs have been checked: as many rows
+/// came out as went in. A request that runs in pieces is answered with its last one.
+pub(crate) fn reply(pieces: &[Piece<Arc<Job>>], outputs: &[Output], ran: Ran) {
+    let mut parts = Vec::with_capacity(pieces.len());
+    let mut before = 0;
+    for Piece { job, first, rows } in pieces {
+        if *rows == job.request.rows {
+            parts.push(Part { job, before });
+        } else {
+            let part = outputs.iter().map(|output| Output {
+                bytes: Bytes::copy_from_slice(rows_of(output, before, *rows)),
+                shape: with_rows(&output.shape, u64::from(*rows)),
+                ..output.clone()
+            });
+            rejoin(job, *first, part.collect(), ran);
+        }
+        before += *rows as usize;
+    }
+    let whole = parts.len() == 1 && pieces.len() == 1;
+    reply_parts(&parts, outputs, ran, pieces.len() as u32, whole);
+}
+
+/// Keeps the outputs of one piece; answers once they are all there.
+fn rejoin(job: &Job, first: u32, outputs: Vec<Output>, ran: Ran) {
+    let mut done = job.done.lock().expect("no panic while pieces are kept");
+    done.push((first, outputs));
+    let rows: u64 = done.iter().map(|(_, outputs)| outputs.first().map_or(0, |output| output.shape[0])).sum();
+    if rows < u64::from(job.request.rows) {
+        return;
+    }
+    let mut pieces = std::mem::take(&mut *done);
+    drop(done);
+    pieces.sort_unstable_by_key(|(first, _)| *first);
+    let whole = (0..pieces[0].1.len()).map(|at| {
+        let bytes =
+            pieces.iter().flat_map(|(_, outputs)| &outputs[at].bytes[..]).copied().collect::<Vec<u8>>();
+        let shape = with_rows(&pieces[0].1[at].shape, rows);
+        Output { bytes: bytes.into(), shape, ..pieces[0].1[at].clone() }
+    });
+    reply_parts(&[Part { job, before: 0 }], &whole.collect::<Vec<_>>(), ran, 1, true);
+}
+
+fn with_rows(shape: &[u64], rows: u64) -> Vec<u64> {
+    let mut shape = shape.to_vec();
+    shape[0] = rows;
+    shape
+}
+
+fn rows_of(output: &Output, before: usize, rows: u32) -> &[u8] {
+    let row = output.bytes.len() / output.shape[0] as usize;
+    &output.bytes[before * row..(before + rows as usize) * row]
+}
+
+fn reply_parts(parts: &[Part<'_>], outputs: &[Output], ran: Ran, requests: u32, alone: bool) {
     // Copied before a mailbox is locked: outputs may be large, and a lock is held for the frame heads only.
-    let mut payloads = cut(jobs, outputs).into_iter();
+    let mut payloads = cut(parts, outputs, alone).into_iter();
+    let backlog_us = micros(ran.backlog);
     let mut writer = Writer {
         outputs,
         ran,
-        requests: jobs.len() as u32,
-        batch: span_of(jobs),
-        reply: Reply { status: Status::Ok as i32, ..Reply::default() },
+        requests,
+        alone,
+        batch: span_of(parts),
+        reply: Reply { status: Status::Ok as i32, backlog_us, ..Reply::default() },
         describes_all: false,
     };
-    for jobs in jobs.chunk_by(|one, other| one.mailbox.connection == other.mailbox.connection) {
-        jobs[0].mailbox.post(|outbox| {
-            for (job, payload) in jobs.iter().zip(payloads.by_ref()) {
-                writer.push(outbox, job, payload);
+    for parts in parts.chunk_by(|one, other| one.job.mailbox.connection == other.job.mailbox.connection) {
+        parts[0].job.mailbox.post(|outbox| {
+            for (part, payload) in parts.iter().zip(payloads.by_ref()) {
+                if part.job.may_answer() {
+                    writer.push(outbox, part, payload);
+                }
             }
         });
     }
@@ -45,44 +118,39 @@ pub(crate) fn refuse(mailbox: &Mailbox, refused: &mut Vec<(u64, Refusal)>) {
     }
     mailbox.post(|outbox| {
         for (id, refusal) in refused.drain(..) {
-            outbox.push(Kind::Reply, id, &failure(refusal.status(), refusal.to_string()), Bytes::new());
+            let retry_after_us = micros(refusal.retry_after());
+            let reply = Reply { retry_after_us, ..failure(refusal.status(), refusal.to_string()) };
+            outbox.push(Kind::Reply, id, &reply, Bytes::new());
         }
     });
 }
 
-/// Tells a caller how its request ended when it has no outputs.
-pub(crate) fn fail(mailbox: &Mailbox, id: u64, status: Status, message: &str) {
-    let reply = failure(status, message.to_owned());
-    mailbox.post(|outbox| outbox.push(Kind::Reply, id, &reply, Bytes::new()));
+/// Tells a caller how its request ended when it has no outputs, unless it knows already.
+pub(crate) fn fail(job: &Job, status: Status, message: &str) {
+    if job.may_answer() {
+        let reply = failure(status, message.to_owned());
+        job.mailbox.post(|outbox| outbox.push(Kind::Reply, job.id, &reply, Bytes::new()));
+    }
 }
 
 fn failure(status: Status, message: String) -> Reply {
     Reply { status: status as i32, message, ..Reply::default() }
 }
 
-/// The payload of each job's reply: its rows of the outputs it wants, each at its place.
-fn cut(jobs: &[Box<Job>], outputs: &[Output]) -> Vec<Bytes> {
+/// The payload of each reply: the request's rows of the outputs it wants, each at its place.
+fn cut(parts: &[Part<'_>], outputs: &[Output], alone: bool) -> Vec<Bytes> {
     let bytes: usize = outputs.iter().map(|output| output.bytes.len()).sum();
-    let padding = jobs.len() * outputs.len() * wire::frame::ALIGNMENT;
+    let padding = parts.len() * outputs.len() * wire::frame::ALIGNMENT;
     let mut buffer = BytesMut::with_capacity(bytes + padding);
-    let mut payloads = Vec::with_capacity(jobs.len());
-    let mut before = 0;
-    for job in jobs {
-        let rows = job.request.rows as usize;
+    let mut payloads = Vec::with_capacity(parts.len());
+    for part in parts {
         let mut layout = Layout::default();
-        for output in chosen(&job.request.wanted, outputs) {
-            let whole = &output.bytes[..];
-            let part = if jobs.len() == 1 {
-                whole
-            } else {
-                let row = whole.len() / output.shape[0] as usize;
-                &whole[before * row..(before + rows) * row]
-            };
-            let start = layout.place(part.len());
+        for output in chosen(&part.job.request.wanted, outputs) {
+            let bytes = part.of(output, alone);
+            let start = layout.place(bytes.len());
             buffer.put_bytes(0, start - buffer.len());
-            buffer.extend_from_slice(part);
+            buffer.extend_from_slice(bytes);
         }
-        before += rows;
         payloads.push(buffer.split().freeze());
     }
     payloads
@@ -99,6 +167,8 @@ struct Writer<'a> {
     outputs: &'a [Output],
     ran: Ran,
     requests: u32,
+    /// One request has all rows, or there are none.
+    alone: bool,
     batch: Option<Batch>,
     reply: Reply,
     /// The reply was last written for a job that wanted all outputs.
@@ -106,7 +176,8 @@ struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    fn push(&mut self, outbox: &mut Outbox, job: &Job, payload: Bytes) {
+    fn push(&mut self, outbox: &mut Outbox, part: &Part<'_>, payload: Bytes) {
+        let job = part.job;
         // The proxy would have to close the connection, and with it everybody's requests.
         if payload.len() > Limits::default().payload_bytes {
             let message = format!("outputs of {} bytes are too large to send", payload.len());
@@ -120,6 +191,11 @@ impl Writer<'_> {
             outbox.push(Kind::Reply, job.id, &reply, Bytes::new());
             return;
         }
+        if let Some(name) = self.not_finite(part) {
+            let message = format!("output `{name}` is not finite");
+            outbox.push(Kind::Reply, job.id, &failure(Status::ModelFailed, message), Bytes::new());
+            return;
+        }
         self.describe(job);
         self.reply.timing = Some(self.timing(job));
         outbox.push(Kind::Reply, job.id, &self.reply, payload);
@@ -129,6 +205,14 @@ impl Writer<'_> {
     fn not_given<'w>(&self, wanted: &'w [String]) -> Option<&'w str> {
         let missing = wanted.iter().find(|name| !self.outputs.iter().any(|output| output.name == **name));
         missing.map(String::as_str)
+    }
+
+    /// An output of which the model's author says that it must be finite, and that is not in these rows.
+    fn not_finite<'p>(&self, part: &Part<'p>) -> Option<&'p str> {
+        let slots = &part.job.request.version.model.spec().outputs;
+        let mut pairs = slots.iter().zip(self.outputs).filter(|(slot, _)| slot.finite);
+        let found = pairs.find(|(_, output)| !all_finite(output.datatype, part.of(output, self.alone)));
+        found.map(|(slot, _)| slot.name.as_str())
     }
 
     /// Says where each output lies, which is where [`cut`] has put it.
@@ -148,7 +232,7 @@ impl Writer<'_> {
         let mut layout = Layout::default();
         for (meta, output) in metas.iter_mut().zip(chosen(wanted, self.outputs)) {
             let mut bytes = output.bytes.len();
-            if self.requests > 1 {
+            if !self.alone {
                 bytes = bytes / output.shape[0] as usize * job.request.rows as usize;
                 meta.shape[0] = u64::from(job.request.rows);
             }
@@ -174,14 +258,14 @@ impl Writer<'_> {
     }
 }
 
-fn micros(duration: std::time::Duration) -> u64 {
+fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// The span of a batch, in the trace of its first traced member.
-fn span_of(jobs: &[Box<Job>]) -> Option<Batch> {
+fn span_of(parts: &[Part<'_>]) -> Option<Batch> {
     let members: Vec<TraceContext> =
-        jobs.iter().filter_map(|job| job.trace.as_ref()).map(|trace| trace.context.clone()).collect();
+        parts.iter().filter_map(|part| part.job.trace.as_ref()).map(|trace| trace.context.clone()).collect();
     let trace_id = members.first()?.trace_id.clone();
     let span_id = Bytes::copy_from_slice(&rand::random::<[u8; 8]>());
     Some(Batch { span: Some(TraceContext { trace_id, span_id }), members })

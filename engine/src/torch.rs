@@ -10,9 +10,9 @@ use crate::model::{Gathered, Model, ModelError, Output, Spec};
 use bytes::Bytes;
 use cxx::UniquePtr;
 use std::cell::Cell;
-use std::num::NonZeroUsize;
 use std::path::Path;
 use std::sync::Once;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tch::{Kind, Tensor};
 use wire::Datatype;
 
@@ -84,14 +84,9 @@ pub fn resolve(device: Device) -> Result<Device, String> {
 }
 
 /// Loads a `model.pt`.
-pub fn load(
-    path: &Path,
-    manifest: Option<Manifest>,
-    device: Device,
-    threads: NonZeroUsize,
-) -> Result<Box<dyn Model>, String> {
+pub fn load(path: &Path, manifest: Option<Manifest>, device: Device) -> Result<Box<dyn Model>, String> {
     prepare_process();
-    prepare_thread(threads);
+    prepare_thread(1);
     if !path.exists() {
         return Err("there is no model.pt".into());
     }
@@ -114,7 +109,7 @@ pub fn load(
         None => undeclared(&signature),
     }
     .map_err(|error| error.to_string())?;
-    Ok(Box::new(TorchModel { module, spec, positions, threads }))
+    Ok(Box::new(TorchModel { module, spec, positions, threads: AtomicUsize::new(1) }))
 }
 
 /// Ends the process at once. An ordinary end would tear libtorch down under threads that still use it: a lane that
@@ -129,7 +124,7 @@ struct TorchModel {
     spec: Spec,
     /// For each input, its place among the arguments.
     positions: Vec<usize>,
-    threads: NonZeroUsize,
+    threads: AtomicUsize,
 }
 
 impl Model for TorchModel {
@@ -138,7 +133,7 @@ impl Model for TorchModel {
     }
 
     fn run(&self, inputs: &[Gathered<'_>]) -> Result<Vec<Output>, ModelError> {
-        prepare_thread(self.threads);
+        prepare_thread(self.threads.load(Ordering::Relaxed));
         let tensors = inputs.iter().map(stage).collect::<Result<Vec<_>, _>>()?;
         let given = inputs.iter().zip(&tensors).map(|(input, tensor)| ffi::Given {
             position: self.positions[input.slot],
@@ -148,6 +143,10 @@ impl Model for TorchModel {
         let outputs = unsafe { self.module.forward(&given.collect::<Vec<_>>()) };
         let outputs = outputs.map_err(|error| explain(&error))?;
         self.read(outputs)
+    }
+
+    fn use_threads(&self, threads: usize) {
+        self.threads.store(threads, Ordering::Relaxed);
     }
 }
 
@@ -190,10 +189,11 @@ fn prepare_process() {
 }
 
 /// Once per thread: the number is the calling thread's own, and setting it again would drop caches.
-fn prepare_thread(threads: NonZeroUsize) {
-    thread_local!(static PREPARED: Cell<bool> = const { Cell::new(false) });
-    if !PREPARED.replace(true) {
-        tch::set_num_threads(i32::try_from(threads.get()).unwrap_or(i32::MAX));
+/// The number is the calling thread's own, and setting it costs caches.
+fn prepare_thread(threads: usize) {
+    thread_local!(static THREADS: Cell<usize> = const { Cell::new(0) });
+    if THREADS.replace(threads) != threads {
+        tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     }
 }
 
@@ -272,11 +272,17 @@ fn from_kind(kind: Kind) -> Option<Datatype> {
 
 fn failed(error: tch::TchError) -> ModelError {
     let detail = error.to_string();
-    ModelError { message: last_line(&detail), detail }
+    ModelError { message: last_line(&detail), out_of_memory: is_out_of_memory(&detail), detail }
 }
 
 fn explain(error: &cxx::Exception) -> ModelError {
-    ModelError { message: last_line(error.what()), detail: error.what().to_owned() }
+    let detail = error.what().to_owned();
+    ModelError { message: last_line(&detail), out_of_memory: is_out_of_memory(&detail), detail }
+}
+
+/// Both allocators say so in words only.
+fn is_out_of_memory(detail: &str) -> bool {
+    ["can't allocate memory", "out of memory"].iter().any(|words| detail.contains(words))
 }
 
 /// What a traceback comes down to: its last line that says something; or its first, where code that does not
@@ -307,7 +313,7 @@ mod tests {
     const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/demo/models");
 
     fn candidates(folder: &str, name: &str) -> Vec<Candidate> {
-        let load = |path: &Path, manifest| load(path, manifest, Device::Cpu, NonZeroUsize::MIN);
+        let load = |path: &Path, manifest| load(path, manifest, Device::Cpu);
         let mut found = library::scan(Path::new(folder), load).unwrap();
         found.retain(|candidate| candidate.name == name);
         assert!(!found.is_empty(), "{folder} must hold {name}");

@@ -186,6 +186,69 @@ impl Trial<'_> {
     }
 }
 
+/// Input like the trial's, for whoever wants to measure a model that has passed it.
+pub(crate) struct MadeUp<'a> {
+    trial: Trial<'a>,
+}
+
+/// Made-up rows of all inputs.
+pub(crate) struct MadeUpBatch<'a> {
+    slots: &'a [Slot],
+    shapes: Vec<Vec<u64>>,
+    rows: Vec<Vec<Vec<u8>>>,
+}
+
+impl<'a> MadeUp<'a> {
+    /// `None` for a model of which nothing is declared.
+    pub(crate) fn new(model: &'a dyn Model) -> Option<Self> {
+        let spec = model.spec();
+        let max_rows = match spec.rows {
+            Rows::UpTo(rows) => Some(u64::from(rows)),
+            Rows::None { .. } => None,
+        };
+        let declared = spec.inputs.iter().all(|slot| slot.form.is_some());
+        declared
+            .then_some(Self { trial: Trial { model, free: FREE_SIZES[0], max_rows, bytes_max: BYTES_MAX } })
+    }
+
+    /// What stands for the dimensions that are free.
+    pub(crate) fn free(&self) -> Vec<u64> {
+        let slots = &self.trial.model.spec().inputs;
+        let free = slots.iter().flat_map(|slot| {
+            let dimensions = form_of(slot).shape.iter().skip(1);
+            dimensions.filter(|dimension| **dimension == Dimension::Free).map(|_| self.trial.free)
+        });
+        free.collect()
+    }
+
+    /// So many rows; `None` if that would be too large.
+    pub(crate) fn batch(&self, rows: u32) -> Option<MadeUpBatch<'a>> {
+        let row_bytes = self.trial.row_bytes().ok()?;
+        if row_bytes.checked_mul(u64::from(rows))? > self.trial.bytes_max {
+            return None;
+        }
+        let numbers: Vec<u64> = (0..u64::from(rows)).collect();
+        let slots = &self.trial.model.spec().inputs;
+        let shapes = slots.iter().map(|slot| self.trial.shape(slot, u64::from(rows))).collect();
+        let rows = (0..).zip(slots).map(|(at, slot)| self.trial.make_up(at, slot, &numbers)).collect();
+        Some(MadeUpBatch { slots, shapes, rows })
+    }
+}
+
+impl MadeUpBatch<'_> {
+    /// As a model takes it.
+    pub(crate) fn gathered(&self) -> Vec<Gathered<'_>> {
+        let inputs = self.slots.iter().zip(&self.shapes).zip(&self.rows).enumerate();
+        let gathered = inputs.map(|(slot, ((declared, shape), rows))| Gathered {
+            slot,
+            datatype: datatype_of(declared),
+            shape: shape.clone(),
+            parts: rows.iter().map(Vec::as_slice).collect(),
+        });
+        gathered.collect()
+    }
+}
+
 fn form_of(slot: &Slot) -> &Form {
     slot.form.as_ref().expect("run() has seen that all are declared")
 }

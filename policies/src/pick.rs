@@ -31,6 +31,8 @@ pub struct Pick {
     pub label: Option<Arc<str>>,
     /// What decided.
     pub reason: PickReason,
+    /// Where the sticky key, if there is one, lies on the ring: the same caller has the same number.
+    pub key: Option<u64>,
 }
 
 /// What decided which version answers.
@@ -67,7 +69,7 @@ pub(crate) struct Target {
 
 impl Target {
     fn pick(&self, reason: PickReason) -> Pick {
-        Pick { version: self.version, label: self.label.clone(), reason }
+        Pick { version: self.version, label: self.label.clone(), reason, key: None }
     }
 }
 
@@ -166,7 +168,10 @@ impl Split {
             return self.at(draw).pick(PickReason::Random);
         };
         match (sticky.key.of(caller), &sticky.without_key) {
-            (Some(key), _) => self.at(sticky.point(key)).pick(PickReason::Sticky),
+            (Some(key), _) => {
+                let point = sticky.point(key);
+                Pick { key: Some(point), ..self.at(point).pick(PickReason::Sticky) }
+            }
             (None, WithoutKey::Random) => self.at(draw).pick(PickReason::Random),
             (None, WithoutKey::Use(target)) => target.pick(PickReason::WithoutKey),
         }

@@ -30,11 +30,20 @@ impl Deadline {
         request: &InferRequest,
         now: Instant,
     ) -> Result<Self, Refusal> {
-        let header =
-            header_number(headers, "x-request-timeout-ms")?.map(|ms| Duration::from_millis(ms as u64));
-        let own = [header, request.timeout].into_iter().flatten();
-        let given = own.fold(snapshot.deadline(model), Duration::min);
+        let most = Self::at_most(snapshot, model, headers)?;
+        let given = request.timeout.map_or(most, |own| own.min(most));
         Ok(Self { at: now + given, given })
+    }
+
+    /// The most that a request may have, as far as that can be told without its body.
+    pub(crate) fn at_most(
+        snapshot: &Snapshot,
+        model: &str,
+        headers: &HeaderMap,
+    ) -> Result<Duration, Refusal> {
+        let header = header_number(headers, "x-request-timeout-ms")?;
+        let most = snapshot.deadline(model);
+        Ok(header.map_or(most, |ms| most.min(Duration::from_millis(ms as u64))))
     }
 
     /// What is left of it.

@@ -28,6 +28,8 @@ pub struct InferRequest {
     pub binary_outputs: bool,
     /// The time this request gives itself, if it says.
     pub timeout: Option<Duration>,
+    /// 1 before others, 2 (or 0) as usual, 3 and above after others.
+    pub priority: u32,
 }
 
 /// One entry of `outputs`.
@@ -91,6 +93,8 @@ struct RequestParameters {
     binary_data_output: Option<bool>,
     /// Microseconds, as in Triton's schedule policy; 0 means none.
     timeout: Option<u64>,
+    /// As in Triton's schedule policy, where 1 is the highest and 0 means the default.
+    priority: Option<u32>,
 }
 
 #[derive(Deserialize, Default)]
@@ -159,6 +163,7 @@ impl<'de> Visitor<'de> for RequestSeed<'_> {
                 "parameters" => {
                     let parameters: RequestParameters = fields.next_value()?;
                     request.binary_outputs = parameters.binary_data_output.unwrap_or(false);
+                    request.priority = parameters.priority.unwrap_or(0);
                     request.timeout = parameters.timeout.filter(|us| *us > 0).map(Duration::from_micros);
                 }
                 _ => {

@@ -1,6 +1,7 @@
 //! What the engine says it can answer: the latest index, swapped whole. Never talks to the
 //! engine (the supervisor does, and publishes here).
 
+use crate::gate::Gate;
 use crate::refusal::Refusal;
 use crate::route::Target;
 use arc_swap::ArcSwap;
@@ -26,22 +27,27 @@ impl Directory {
         for entry in index.models {
             models.entry(entry.name.clone()).or_default().insert(entry.version, entry);
         }
-        self.current.store(Arc::new(Models { connected: true, models }));
+        let gates = models.iter().map(|(name, versions)| {
+            (name.clone(), versions.keys().map(|version| (*version, Gate::default())).collect())
+        });
+        let gates = gates.collect();
+        self.current.store(Arc::new(Models { connected: true, models, gates }));
     }
 
     /// The engine is gone. What it had is remembered, so that a known model is "not now" and not "unknown".
     pub fn disconnect(&self) {
         let models = self.load().models.clone();
-        self.current.store(Arc::new(Models { connected: false, models }));
+        self.current.store(Arc::new(Models { connected: false, models, gates: BTreeMap::new() }));
     }
 }
 
 /// Every version the engine knows, as of one moment.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 pub struct Models {
     /// Whether the engine is there.
     pub connected: bool,
     models: BTreeMap<String, BTreeMap<u64, ModelEntry>>,
+    gates: BTreeMap<String, BTreeMap<u64, Gate>>,
 }
 
 impl Models {
@@ -53,6 +59,11 @@ impl Models {
     /// Whether this version answers now.
     pub fn is_ready(&self, model: &str, version: u64) -> bool {
         self.connected && self.entry(model, version).is_some_and(|entry| entry.state() == ModelState::Ready)
+    }
+
+    /// What keeps requests that would be late from the engine.
+    pub(crate) fn gate(&self, model: &str, version: u64) -> Option<&Gate> {
+        self.gates.get(model)?.get(&version)
     }
 
     /// One version.

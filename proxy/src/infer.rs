@@ -20,7 +20,7 @@ use pingora::protocols::http::ServerSession;
 use policies::{Ledger, Live, Outcome, Pass, Snapshot, Version};
 use rand::Rng;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use wire::{Frame, Infer, Reply, Status};
 
 /// Everything the path needs; shared by all requests.
@@ -52,21 +52,31 @@ impl Path {
         let generation = self.live.load(); // pinned: one request, one generation
         record.generation = generation.number;
         let snapshot = &generation.snapshot;
-        let chosen = choose(snapshot, &self.directory.load(), target, &session.req_header().headers)?;
-        let version = chosen.number;
+        let models = self.directory.load();
+        let chosen = choose(snapshot, &models, target, &session.req_header().headers)?;
+        let (version, caller) = (chosen.number, chosen.caller);
         record.choose(target.model, chosen);
+        let gate = models.gate(target.model, version);
+        let most = Deadline::at_most(snapshot, target.model, &session.req_header().headers)?;
+        if let Some(retry_after) = gate.and_then(|gate| gate.check(most, record.started)) {
+            return Err(Refusal::Busy { why: "more waits than can be answered in time".into(), retry_after });
+        }
         self.admit(snapshot, target.model, &session.req_header().headers, record.started)?;
         let body = body::read(session, &self.body, &mut slot).await?;
         record.slot = Some(slot);
         let mut request = InferRequest::decode(&body, json_len(&session.req_header().headers)?)?;
         let now = Instant::now();
         let deadline = Deadline::of(snapshot, target.model, &session.req_header().headers, &request, now)?;
-        let infer = engine_request(target.model, version, &mut request, &deadline, record, now);
+        let mut infer = engine_request(target.model, version, &mut request, &deadline, record, now);
+        infer.caller = caller;
         let pass = self.enter(snapshot, target.model, version, now)?;
         let answer = match self.ask(session, &infer, &mut request, &deadline, record).await {
             Ok((reply, frame)) => encode(&request, target.model, version, &reply, &frame.payload),
             Err(refusal) => Err(refusal),
         };
+        if let (Err(Refusal::Busy { retry_after, .. }), Some(gate)) = (&answer, gate) {
+            gate.shut(deadline.left(now), deadline.left(now) + *retry_after, now);
+        }
         let outcome = outcome(&answer);
         record.outcome = Some(outcome);
         pass.settle(outcome, Instant::now());
@@ -112,7 +122,11 @@ impl Path {
             Ok(Status::Ok) => Ok((reply, frame)),
             Ok(Status::InvalidArgument) => Err(Refusal::Invalid(reply.message)),
             Ok(Status::NotFound) => Err(Refusal::NotReady(reply.message)), // it was there when it was chosen
-            Ok(Status::Overloaded) => Err(Refusal::Overloaded(reply.message)),
+            Ok(Status::Overloaded) => {
+                let wait = Duration::from_micros(reply.retry_after_us);
+                let retry_after = wait.saturating_sub(Duration::from_micros(infer.budget_us));
+                Err(Refusal::Busy { why: reply.message, retry_after })
+            }
             Ok(Status::DeadlineExceeded) => Err(deadline.exceeded()),
             Ok(Status::ModelFailed) => Err(Refusal::ModelFailed(reply.message)),
             Ok(Status::Unavailable) => Err(Refusal::EngineDown(reply.message)),
@@ -130,6 +144,8 @@ pub(crate) struct Chosen {
     pub(crate) number: u64,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) reason: &'static str,
+    /// Who asks, as a hash of the sticky key; 0 without one.
+    pub(crate) caller: u64,
 }
 
 /// The version that answers: pinned by the path, else picked by the policy, else the highest that is ready.
@@ -141,15 +157,19 @@ fn choose(
 ) -> Result<Chosen, Refusal> {
     let picked = || snapshot.model(target.model)?.pick(&Caller::new(headers), rand::rng().random());
     let chosen = match target.pinned {
-        Some(number) => Some(Chosen { number, label: None, reason: "pinned" }),
+        Some(number) => Some(Chosen { number, label: None, reason: "pinned", caller: 0 }),
         None => match picked() {
-            Some(pick) => {
-                Some(Chosen { number: pick.version.0, label: pick.label, reason: pick.reason.as_str() })
-            }
+            Some(pick) => Some(Chosen {
+                number: pick.version.0,
+                label: pick.label,
+                reason: pick.reason.as_str(),
+                caller: pick.key.unwrap_or(0),
+            }),
             None => models.highest_ready(target.model).map(|number| Chosen {
                 number,
                 label: None,
                 reason: "highest",
+                caller: 0,
             }),
         },
     };
@@ -201,6 +221,8 @@ fn engine_request(
         inputs: std::mem::take(&mut request.inputs),
         outputs: request.outputs.iter().map(|output| output.name.clone()).collect(),
         trace: record.trace.as_ref().map(|trace| trace.to_wire()),
+        priority: request.priority,
+        caller: 0,
     }
 }
 
@@ -244,6 +266,7 @@ fn outcome<T>(answer: &Result<T, Refusal>) -> Outcome {
             | Refusal::EngineDown(_)
             | Refusal::NotReady(_)
             | Refusal::Overloaded(_)
+            | Refusal::Busy { .. }
             | Refusal::Invalid(_)
             | Refusal::NotFound(_)
             | Refusal::Method { .. }

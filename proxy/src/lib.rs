@@ -29,6 +29,7 @@ pub mod record;
 pub mod metrics;
 pub mod trace;
 
+mod gate;
 pub mod directory;
 pub mod supervisor;
 pub mod reload;

@@ -48,6 +48,14 @@ pub enum Refusal {
     /// Too many requests in flight, here or in the engine's queue.
     #[error("overloaded: {0}")]
     Overloaded(String),
+    /// The engine has more to do than this request has time for.
+    #[error("overloaded: {why}")]
+    Busy {
+        /// What the engine says.
+        why: String,
+        /// When the same request would have a chance.
+        retry_after: Duration,
+    },
     /// The version's breaker is open.
     #[error("version {version} of model `{model}` keeps failing, its breaker lets nothing through for {:.3} s", seconds(*retry_after))]
     Tripped {
@@ -100,9 +108,11 @@ impl Refusal {
             Self::Encoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
-            Self::Overloaded(_) | Self::Tripped { .. } | Self::NotReady(_) | Self::EngineDown(_) => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::Overloaded(_)
+            | Self::Busy { .. }
+            | Self::Tripped { .. }
+            | Self::NotReady(_)
+            | Self::EngineDown(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::DeadlineExceeded { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::ModelFailed(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
             // Nobody reads it; nginx's number keeps metrics telling.
@@ -120,7 +130,7 @@ impl Refusal {
             Self::Encoding { .. } => "encoding",
             Self::BodyTimeout { .. } => "body_timeout",
             Self::Limited { .. } => "rate_limited",
-            Self::Overloaded(_) => "overloaded",
+            Self::Overloaded(_) | Self::Busy { .. } => "overloaded",
             Self::Tripped { .. } => "breaker",
             Self::NotReady(_) => "not_ready",
             Self::EngineDown(_) => "engine_down",
@@ -134,7 +144,9 @@ impl Refusal {
     /// When to come back; `None` where coming back with the same request is pointless or unsafe.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Limited { retry_after, .. } | Self::Tripped { retry_after, .. } => Some(*retry_after),
+            Self::Limited { retry_after, .. }
+            | Self::Tripped { retry_after, .. }
+            | Self::Busy { retry_after, .. } => Some(*retry_after),
             Self::Overloaded(_) | Self::NotReady(_) | Self::EngineDown(_) => Some(Self::RETRY_SOON),
             Self::Invalid(_)
             | Self::NotFound(_)

@@ -211,6 +211,7 @@ impl Answer {
             | Refusal::BodyTimeout { .. }
             | Refusal::Limited { .. }
             | Refusal::Overloaded(_)
+            | Refusal::Busy { .. }
             | Refusal::Tripped { .. }
             | Refusal::NotReady(_)
             | Refusal::EngineDown(_)

@@ -104,6 +104,12 @@ pub struct Infer {
     /// Present when the request is traced: the engine then reports its timing in wall-clock terms.
     #[prost(message, optional, tag = "6")]
     pub trace: Option<TraceContext>,
+    /// 1 before others, 2 (or 0) as usual, 3 and above after others.
+    #[prost(uint32, tag = "7")]
+    pub priority: u32,
+    /// Who asks, as a hash: callers whose requests make batches fail are kept from the others. 0 if nobody says.
+    #[prost(fixed64, tag = "8")]
+    pub caller: u64,
 }
 
 /// W3C identity of the span that a request belongs to.
@@ -132,6 +138,12 @@ pub struct Reply {
     /// Where the time went; absent when nothing ran.
     #[prost(message, optional, tag = "4")]
     pub timing: Option<Timing>,
+    /// When it makes sense to ask again, µs; 0 if that is not known.
+    #[prost(uint64, tag = "5")]
+    pub retry_after_us: u64,
+    /// How long a request that came when this batch was formed would have waited for its turn, µs.
+    #[prost(uint64, tag = "6")]
+    pub backlog_us: u64,
 }
 
 /// How an [`Infer`] ended.
@@ -146,7 +158,7 @@ pub enum Status {
     InvalidArgument = 2,
     /// No such model or version, or it is not ready; nothing ran.
     NotFound = 3,
-    /// The queue is full; nothing ran.
+    /// The queue is full, or the answer would come too late; nothing ran.
     Overloaded = 4,
     /// The deadline passed while the request was queued; nothing ran.
     DeadlineExceeded = 5,

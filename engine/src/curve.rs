@@ -1,0 +1,294 @@
+//! How long a model takes, by rows: learned from every run, asked before every decision. Sans-IO.
+//!
+//! Sizes that were seen keep the median of their last runs; between them it is interpolated, and made monotone
+//! (pool adjacent violators), because more rows never take less and a table that says so comes from noise. How much
+//! slower than typical a run may be is one quantile for the whole curve: neighbours on the machine disturb all
+//! sizes alike, and a quantile for each size would take thousands of runs to learn.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Runs of one size that its median is taken of.
+const RECENT: usize = 15;
+
+/// Runs of all sizes that the slow quantile is taken of.
+const RATIOS: usize = 256;
+
+/// Before this many runs nothing is predicted.
+const RUNS_MIN: u64 = 3;
+
+/// Until there are [`RATIOS_MIN`], a slow run is supposed to take so much longer than a typical one.
+const SLOWNESS_AT_FIRST: f32 = 1.5;
+const RATIOS_MIN: usize = 32;
+
+/// A batch does as many rows per second as the best one if it does so much of its.
+const AS_EFFICIENT: f32 = 0.97;
+
+/// Stricter, because it is given up in each batch: what a smaller batch may lose against the best one.
+const AS_FAST: f32 = 0.99;
+
+/// Latency of one model version at one shape, as a function of rows.
+#[derive(Debug, Default)]
+pub struct Curve {
+    sizes: BTreeMap<u32, Recent>,
+    /// Rows and typical microseconds, both rising.
+    points: Vec<(f32, f32)>,
+    /// Observed through predicted, of the last runs.
+    ratios: Vec<f32>,
+    slowness: f32,
+    runs: u64,
+}
+
+/// Microseconds of the last runs of one size.
+#[derive(Debug, Default)]
+struct Recent {
+    micros: Vec<f32>,
+    runs: usize,
+    median: f32,
+}
+
+impl Curve {
+    /// Learns from one run.
+    pub fn observe(&mut self, rows: u32, took: Duration) {
+        let micros = took.as_secs_f32() * 1e6;
+        if let Some(typical) = self.micros(rows) {
+            let at = self.runs as usize % RATIOS;
+            put(&mut self.ratios, at, micros / typical.max(1.0));
+        }
+        let size = self.sizes.entry(size_of(rows)).or_default();
+        let changed = size.observe(micros);
+        self.runs += 1;
+        if changed {
+            self.points = rising(&self.sizes);
+        }
+        if self.runs.is_multiple_of(RATIOS_MIN as u64) {
+            self.slowness = slowness(&self.ratios);
+        }
+    }
+
+    /// What a run of so many rows takes as a rule. `None` as long as too little is known.
+    pub fn typical(&self, rows: u32) -> Option<Duration> {
+        self.micros(rows).map(from_micros)
+    }
+
+    /// What 99 of 100 runs of so many rows take at most.
+    pub fn slow(&self, rows: u32) -> Option<Duration> {
+        let slowness = if self.slowness == 0.0 { SLOWNESS_AT_FIRST } else { self.slowness };
+        self.micros(rows).map(|micros| from_micros(micros * slowness))
+    }
+
+    /// The smallest batch, of at most so many rows, that does about as many rows per second as any.
+    pub fn efficient(&self, most: u32) -> Option<u32> {
+        self.smallest(most, AS_EFFICIENT)
+    }
+
+    /// How many of so many waiting rows to run: more only as long as that makes rows faster, because the first ones
+    /// wait for the last.
+    pub fn fill(&self, waiting: u32) -> u32 {
+        self.smallest(waiting, AS_FAST).unwrap_or(waiting)
+    }
+
+    fn smallest(&self, most: u32, share: f32) -> Option<u32> {
+        let best = self.sizes_up_to(most).filter_map(|rows| self.speed(rows)).reduce(f32::max)?;
+        self.sizes_up_to(most).find(|rows| self.speed(*rows).is_some_and(|speed| speed >= share * best))
+    }
+
+    fn sizes_up_to(&self, most: u32) -> impl Iterator<Item = u32> + '_ {
+        self.sizes.keys().copied().take_while(move |rows| *rows < most).chain([most])
+    }
+
+    fn speed(&self, rows: u32) -> Option<f32> {
+        self.micros(rows).map(|micros| rows as f32 / micros.max(1.0))
+    }
+
+    /// Sizes that were seen, and what they typically take.
+    pub fn points(&self) -> impl Iterator<Item = (u32, Duration)> + '_ {
+        self.points.iter().map(|(rows, micros)| (*rows as u32, from_micros(*micros)))
+    }
+
+    fn micros(&self, rows: u32) -> Option<f32> {
+        if self.runs < RUNS_MIN {
+            return None;
+        }
+        let rows = rows as f32;
+        let (first, last) = (self.points.first()?, self.points.last()?);
+        let above = self.points.partition_point(|point| point.0 < rows);
+        Some(match above {
+            // Nothing smaller was seen: it takes no longer than that.
+            0 => first.1,
+            above if above < self.points.len() => {
+                let (low, high) = (self.points[above - 1], self.points[above]);
+                low.1 + (high.1 - low.1) * (rows - low.0) / (high.0 - low.0)
+            }
+            // Beyond what was seen: on as before, or in proportion when there is no before.
+            _ if first.0 == last.0 => last.1 * rows / last.0,
+            _ => last.1 + (last.1 - first.1) * (rows - last.0) / (last.0 - first.0),
+        })
+    }
+}
+
+impl Recent {
+    /// Whether the median has moved so much that predictions change.
+    fn observe(&mut self, micros: f32) -> bool {
+        put(&mut self.micros, self.runs % RECENT, micros);
+        self.runs += 1;
+        let mut sorted = self.micros.clone();
+        let middle = sorted.len() / 2;
+        let (_, median, _) = sorted.select_nth_unstable_by(middle, f32::total_cmp);
+        let moved = (*median - self.median).abs() > 0.02 * self.median;
+        if moved {
+            self.median = *median;
+        }
+        moved
+    }
+}
+
+/// Small sizes each for themselves: models have steps there. Larger ones eight to an octave, rounded up.
+fn size_of(rows: u32) -> u32 {
+    const EXACT: u32 = 64;
+    if rows <= EXACT {
+        return rows.max(1);
+    }
+    let step = 1 << (rows.ilog2() - 3);
+    rows.checked_next_multiple_of(step).unwrap_or(rows)
+}
+
+/// A ring that grows until it is full.
+fn put(ring: &mut Vec<f32>, at: usize, value: f32) {
+    if at < ring.len() {
+        ring[at] = value;
+    } else {
+        ring.push(value);
+    }
+}
+
+/// The medians with every fall pooled away.
+fn rising(sizes: &BTreeMap<u32, Recent>) -> Vec<(f32, f32)> {
+    // Pools of (sum of medians, how many sizes).
+    let mut pools: Vec<(f32, usize)> = Vec::with_capacity(sizes.len());
+    for recent in sizes.values() {
+        let mut pool = (recent.median, 1);
+        while let Some(before) = pools.pop_if(|before| mean(*before) >= mean(pool)) {
+            pool = (pool.0 + before.0, pool.1 + before.1);
+        }
+        pools.push(pool);
+    }
+    let medians = pools.into_iter().flat_map(|pool| std::iter::repeat_n(mean(pool), pool.1));
+    sizes.keys().map(|rows| *rows as f32).zip(medians).collect()
+}
+
+fn mean((sum, count): (f32, usize)) -> f32 {
+    sum / count as f32
+}
+
+fn slowness(ratios: &[f32]) -> f32 {
+    if ratios.len() < RATIOS_MIN {
+        return 0.0;
+    }
+    let mut sorted = ratios.to_vec();
+    let at = sorted.len() * 99 / 100;
+    let (_, slow, _) = sorted.select_nth_unstable_by(at, f32::total_cmp);
+    slow.max(1.0)
+}
+
+fn from_micros(micros: f32) -> Duration {
+    Duration::from_secs_f32(micros.max(0.0) / 1e6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn us(us: u64) -> Duration {
+        Duration::from_micros(us)
+    }
+
+    fn learned(sizes: &[u32], took: impl Fn(u32) -> u64) -> Curve {
+        let mut curve = Curve::default();
+        for _ in 0..5 {
+            for rows in sizes {
+                curve.observe(*rows, us(took(*rows)));
+            }
+        }
+        curve
+    }
+
+    fn micros(duration: Option<Duration>) -> u128 {
+        duration.expect("enough was learned").as_micros()
+    }
+
+    #[test]
+    fn nothing_is_predicted_from_next_to_nothing() {
+        let mut curve = Curve::default();
+        curve.observe(1, us(100));
+        curve.observe(1, us(100));
+        assert_eq!((curve.typical(1), curve.slow(1), curve.efficient(8)), (None, None, None));
+        curve.observe(1, us(100));
+        assert_eq!(micros(curve.typical(1)), 100);
+    }
+
+    #[test]
+    fn between_sizes_it_is_interpolated_and_beyond_them_continued() {
+        let curve = learned(&[4, 8], |rows| 100 + 10 * u64::from(rows));
+        assert_eq!(micros(curve.typical(6)), 160);
+        assert_eq!(micros(curve.typical(16)), 260);
+        assert_eq!(micros(curve.typical(1)), 140, "no longer than the smallest that was seen");
+        assert_eq!(micros(learned(&[4], |_| 100).typical(8)), 200, "in proportion, to be careful");
+    }
+
+    #[test]
+    fn one_slow_run_moves_nothing_but_a_change_is_learned() {
+        let mut curve = learned(&[1], |_| 100);
+        curve.observe(1, us(9000));
+        assert_eq!(micros(curve.typical(1)), 100);
+        for _ in 0..RECENT {
+            curve.observe(1, us(200));
+        }
+        assert_eq!(micros(curve.typical(1)), 200);
+    }
+
+    #[test]
+    fn the_slow_quantile_is_that_of_runs_against_what_was_expected() {
+        let mut curve = learned(&[1, 2], |rows| 100 * u64::from(rows));
+        for run in 0..400 {
+            curve.observe(1 + run % 2, us(u64::from(1 + run % 2) * if run % 50 < 2 { 300 } else { 100 }));
+        }
+        assert_eq!(micros(curve.typical(2)), 200);
+        assert_eq!(micros(curve.slow(2)), 600);
+    }
+
+    #[test]
+    fn efficiency_knows_flat_linear_and_stepped_models() {
+        let sizes: Vec<u32> = (1..=32).collect();
+        let flat = learned(&sizes, |_| 1000);
+        assert_eq!((flat.efficient(32), flat.fill(20)), (Some(32), 20));
+        let linear = learned(&sizes, |rows| 100 * u64::from(rows));
+        assert_eq!(
+            (linear.efficient(32), linear.fill(20)),
+            (Some(1), 1),
+            "nothing is gained by waiting for others"
+        );
+        let stepped = learned(&sizes, |rows| 1000 * u64::from(rows.div_ceil(8)));
+        assert_eq!((stepped.efficient(32), stepped.efficient(9)), (Some(8), Some(8)));
+        assert_eq!((stepped.fill(7), stepped.fill(9), stepped.fill(17), stepped.fill(24)), (7, 8, 8, 8));
+    }
+
+    proptest! {
+        #[test]
+        fn more_rows_never_take_less(runs in prop::collection::vec((1u32..300, 1u64..5000), 3..200)) {
+            let mut curve = Curve::default();
+            for (rows, took) in runs {
+                curve.observe(rows, us(took));
+            }
+            let predicted: Vec<_> = (1..400).map(|rows| curve.typical(rows).unwrap()).collect();
+            prop_assert!(predicted.is_sorted());
+        }
+
+        #[test]
+        fn a_large_size_is_rounded_up_by_an_eighth_at_most(rows in 1u32..) {
+            let size = size_of(rows);
+            prop_assert!(size >= rows && u64::from(size) <= u64::from(rows) * 9 / 8);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! Tests of tensor values, straight from their little-endian bytes, for what a model's author declares about them.
+
+use half::{bf16, f16};
+use wire::Datatype;
+
+/// Whether no element is a NaN or an infinity. Integers never are.
+pub(crate) fn all_finite(datatype: Datatype, bytes: &[u8]) -> bool {
+    match datatype {
+        Datatype::Fp16 => chunks(bytes).all(|bytes| f16::from_le_bytes(*bytes).is_finite()),
+        Datatype::Bf16 => chunks(bytes).all(|bytes| bf16::from_le_bytes(*bytes).is_finite()),
+        Datatype::Fp32 => chunks(bytes).all(|bytes| f32::from_le_bytes(*bytes).is_finite()),
+        Datatype::Fp64 => chunks(bytes).all(|bytes| f64::from_le_bytes(*bytes).is_finite()),
+        Datatype::Bool
+        | Datatype::Uint8
+        | Datatype::Int8
+        | Datatype::Int16
+        | Datatype::Int32
+        | Datatype::Int64 => true,
+    }
+}
+
+/// The first integer that is not within the bounds, both included.
+pub(crate) fn out_of_bounds(datatype: Datatype, bytes: &[u8], bounds: (i64, i64)) -> Option<i64> {
+    fn first(values: impl IntoIterator<Item = i64>, (min, max): (i64, i64)) -> Option<i64> {
+        values.into_iter().find(|value| *value < min || *value > max)
+    }
+    match datatype {
+        Datatype::Uint8 => first(bytes.iter().map(|byte| i64::from(*byte)), bounds),
+        Datatype::Int8 => first(chunks(bytes).map(|bytes| i64::from(i8::from_le_bytes(*bytes))), bounds),
+        Datatype::Int16 => first(chunks(bytes).map(|bytes| i64::from(i16::from_le_bytes(*bytes))), bounds),
+        Datatype::Int32 => first(chunks(bytes).map(|bytes| i64::from(i32::from_le_bytes(*bytes))), bounds),
+        Datatype::Int64 => first(chunks(bytes).map(|bytes| i64::from_le_bytes(*bytes)), bounds),
+        Datatype::Bool | Datatype::Fp16 | Datatype::Bf16 | Datatype::Fp32 | Datatype::Fp64 => None,
+    }
+}
+
+fn chunks<const SIZE: usize>(bytes: &[u8]) -> impl Iterator<Item = &[u8; SIZE]> {
+    bytes.as_chunks().0.iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_nan_or_infinity_among_many_is_found_in_every_float_type() {
+        let floats = |value: f64| -> [(Datatype, Vec<u8>); 4] {
+            let padded = |zeros: usize, bytes: &[u8]| [&vec![0; zeros], bytes].concat();
+            [
+                (Datatype::Fp16, padded(6, &f16::from_f64(value).to_le_bytes())),
+                (Datatype::Bf16, padded(6, &bf16::from_f64(value).to_le_bytes())),
+                (Datatype::Fp32, padded(12, &(value as f32).to_le_bytes())),
+                (Datatype::Fp64, padded(24, &value.to_le_bytes())),
+            ]
+        };
+        for (datatype, bytes) in floats(1.5) {
+            assert!(all_finite(datatype, &bytes), "{}", datatype.name());
+        }
+        for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
+            for (datatype, bytes) in floats(value) {
+                assert!(!all_finite(datatype, &bytes), "{} {value}", datatype.name());
+            }
+        }
+        assert!(all_finite(Datatype::Int32, &[0xff; 8]));
+    }
+
+    #[test]
+    fn bounds_are_included_and_signs_respected() {
+        let find = |datatype, bytes: &[u8]| out_of_bounds(datatype, bytes, (-2, 5));
+        assert_eq!(find(Datatype::Int8, &[0xfe, 5, 0xfd]), Some(-3));
+        assert_eq!(find(Datatype::Uint8, &[5, 0xfe]), Some(254));
+        assert_eq!(find(Datatype::Int16, &6i16.to_le_bytes()), Some(6));
+        assert_eq!(find(Datatype::Int32, &(-2i32).to_le_bytes()), None);
+        assert_eq!(find(Datatype::Int64, &i64::MIN.to_le_bytes()), Some(i64::MIN));
+    }
+}
