@@ -424,6 +424,7 @@ mod tests {
             inputs: vec![slot("a", false), slot("b", true)],
             outputs: vec![],
             rows: Rows::None { why: "undeclared".into() },
+            tolerance: 1e-4,
         };
         let request = check_against(spec.clone(), |i| {
             i.inputs.remove(0);

@@ -36,6 +36,7 @@ mod split;
 pub mod library;
 pub mod manifest;
 mod trial;
+mod optimise;
 mod calibrate;
 
 #[cfg(test)]

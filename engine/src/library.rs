@@ -11,12 +11,14 @@
 
 use crate::batcher::{Bucket, Grouping};
 use crate::calibrate::{Calibration, Cores, calibrate};
+use crate::curve::Curve;
 use crate::job::{Refusal, shortened, shortened_to};
 use crate::lane::text_of;
 use crate::manifest::Manifest;
 use crate::model::{Model, Rows, Version};
+use crate::optimise::{Report, optimise};
 use crate::queue::Queue;
-use crate::trial;
+use crate::trial::{self, Verdict};
 use prost::Message;
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,7 +27,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::watch;
-use wire::{Index, Limits, ModelEntry, ModelState};
+use wire::{CurvePoint, Index, Limits, ModelEntry, ModelState};
 
 /// More versions than this are a mistake, and every one of them is announced to every proxy.
 const VERSIONS_MAX: usize = 1024;
@@ -181,6 +183,10 @@ impl State {
                 ModelEntry {
                     state: ModelState::Ready as i32,
                     reason: version.why_alone.clone(),
+                    threads: version.threads as u32,
+                    at_once: version.at_once as u32,
+                    form: version.form.clone(),
+                    curve: version.curve.iter().map(|(rows, took)| CurvePoint::new(*rows, *took)).collect(),
                     inputs: spec.inputs.iter().map(|slot| slot.to_wire()).collect(),
                     outputs: spec.outputs.iter().map(|slot| slot.to_wire()).collect(),
                     max_batch: match (version.grouping, &spec.rows) {
@@ -225,25 +231,43 @@ pub(crate) fn load(
     Ok(())
 }
 
+/// The fastest form that is as good, if it passes the same trial. What remembers earlier runs stays as it is.
+fn in_best_form(model: Box<dyn Model>, verdict: &Verdict) -> (Box<dyn Model>, Report) {
+    let most = match verdict.grouping {
+        Grouping::Together { max_rows } => max_rows,
+        Grouping::Alone => 1,
+        Grouping::Serial => return (model, Report::default()),
+    };
+    match optimise(&*model, most, model.spec().tolerance) {
+        (Some(form), report) if trial::run(&*form).is_ok_and(|again| again == *verdict) => (form, report),
+        _ => (model, Report::default()),
+    }
+}
+
 fn try_load(key: u32, name: &str, number: u64, load: Load, queue: &Queue, cores: Cores) -> State {
     let tried = catch_unwind(AssertUnwindSafe(|| {
         let model = load()?;
         let verdict = trial::run(&*model)?;
+        let (model, report) = in_best_form(model, &verdict);
         let calibration = calibrate(&*model, verdict.grouping, cores);
-        Ok::<_, String>((model, verdict, calibration))
+        Ok::<_, String>((model, verdict, report, calibration))
     }));
     let tried = tried.unwrap_or_else(|panic| Err(format!("panic while loading: {}", text_of(&*panic))));
     match tried {
-        Ok((model, verdict, calibration)) => {
+        Ok((model, verdict, report, calibration)) => {
             let (grouping, why_alone) = (verdict.grouping, verdict.why_alone);
             let how = match grouping {
                 Grouping::Together { max_rows } => format!("up to {max_rows} rows together"),
                 Grouping::Alone | Grouping::Serial => why_alone.clone(),
             };
             let Calibration { threads, at_once, runs, free } = calibration;
-            tracing::info!(model = name, version = number, threads, at_once, "ready, {how}");
+            let form = report.to_string();
+            tracing::info!(model = name, version = number, form, threads, at_once, "ready, {how}");
             let bucket = Bucket { version: key, free, suspect: false };
             queue.learn(&bucket, &runs);
+            let mut curve = Curve::default();
+            runs.iter().for_each(|(rows, took)| curve.observe(*rows, *took));
+            let curve = curve.points().collect();
             State::Ready(Arc::new(Version {
                 key,
                 name: name.to_owned(),
@@ -252,6 +276,9 @@ fn try_load(key: u32, name: &str, number: u64, load: Load, queue: &Queue, cores:
                 grouping,
                 at_once,
                 why_alone,
+                threads,
+                form,
+                curve,
             }))
         }
         Err(why) => {

@@ -22,6 +22,8 @@ pub struct Manifest {
     outputs: Vec<Tensor>,
     #[serde(default)]
     max_batch: MaxBatch,
+    #[serde(default)]
+    tolerance: Tolerance,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -55,6 +57,29 @@ struct Size(Dimension);
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "u32")]
 struct MaxBatch(u32);
+
+/// How much of the larger value, and of 1, a faster form of the model may differ by.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "f64")]
+struct Tolerance(f64);
+
+impl Default for Tolerance {
+    fn default() -> Self {
+        Self(1e-4)
+    }
+}
+
+impl TryFrom<f64> for Tolerance {
+    type Error = String;
+
+    fn try_from(tolerance: f64) -> Result<Self, String> {
+        if (0.0..1.0).contains(&tolerance) {
+            Ok(Self(tolerance))
+        } else {
+            Err(format!("tolerance {tolerance} must be at least 0 and less than 1"))
+        }
+    }
+}
 
 impl Default for MaxBatch {
     fn default() -> Self {
@@ -265,7 +290,8 @@ impl Manifest {
         }
         let outputs: Vec<Slot> = self.outputs.iter().map(Tensor::to_slot).collect();
         let rows = rows(&inputs, &outputs, self.max_batch.0);
-        Ok(Bound { spec: Spec { inputs, outputs, rows }, positions })
+        let tolerance = self.tolerance.0;
+        Ok(Bound { spec: Spec { inputs, outputs, rows, tolerance }, positions })
     }
 }
 
@@ -283,7 +309,8 @@ pub fn undeclared(signature: &Signature) -> Result<Bound, ManifestError> {
     }
     let outputs = (0..signature.returns.unwrap_or(0)).map(|at| bare_slot(output_name(at), false)).collect();
     let rows = Rows::None { why: "no model.yaml declares its shapes".into() };
-    Ok(Bound { spec: Spec { inputs, outputs, rows }, positions })
+    let tolerance = Tolerance::default().0;
+    Ok(Bound { spec: Spec { inputs, outputs, rows, tolerance }, positions })
 }
 
 /// What an output is called when nobody named it.

@@ -9,6 +9,7 @@
 use crate::batcher::Grouping;
 use bytes::Bytes;
 use std::fmt;
+use std::time::Duration;
 use wire::{Datatype, TensorSpec};
 
 /// More dimensions than this no tensor has; libtorch itself stops at 64.
@@ -25,6 +26,35 @@ pub trait Model: Send + Sync {
 
     /// From now on each run uses so many threads.
     fn use_threads(&self, threads: usize);
+
+    /// The same model in another form, which may or may not be faster; an error says why there is none.
+    fn optimised(&self, optimisation: Optimisation) -> Result<Box<dyn Model>, String>;
+}
+
+/// Forms that a model can be brought into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Optimisation {
+    /// Weights become constants of the graph, and what is constant is computed ahead.
+    Freeze,
+    /// Frozen, and operators fused or exchanged for those of the CPU library.
+    Inference,
+    /// Frozen, with images in channels-last order.
+    ChannelsLast,
+}
+
+impl Optimisation {
+    /// In the order in which they are tried.
+    pub const ALL: [Self; 3] = [Self::Freeze, Self::Inference, Self::ChannelsLast];
+}
+
+impl fmt::Display for Optimisation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Freeze => "frozen",
+            Self::Inference => "optimised for inference",
+            Self::ChannelsLast => "channels last",
+        })
+    }
 }
 
 /// What a model takes and gives.
@@ -36,6 +66,8 @@ pub struct Spec {
     pub outputs: Vec<Slot>,
     /// What the first dimensions mean.
     pub rows: Rows,
+    /// By how much another form of the model may differ in floating-point outputs, relative to the larger value and 1.
+    pub tolerance: f64,
 }
 
 /// What the first dimensions of a model's tensors mean.
@@ -143,6 +175,12 @@ pub(crate) struct Version {
     pub(crate) at_once: usize,
     /// Why it is not batched; empty when it is.
     pub(crate) why_alone: String,
+    /// Threads of each run.
+    pub(crate) threads: usize,
+    /// Which form of the model runs, and what that gains.
+    pub(crate) form: String,
+    /// How long runs took when it was loaded, by rows.
+    pub(crate) curve: Vec<(u32, Duration)>,
 }
 
 impl Spec {

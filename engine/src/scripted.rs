@@ -2,16 +2,22 @@
 
 use crate::batcher::Grouping;
 use crate::library::{Catalog, State};
-use crate::model::{Dimension, Form, Gathered, Model, ModelError, Output, Rows, Slot, Spec, Version};
+use crate::model::{
+    Dimension, Form, Gathered, Model, ModelError, Optimisation, Output, Rows, Slot, Spec, Version,
+};
 use bytes::Bytes;
 use std::sync::Arc;
 use wire::Datatype;
+
+/// Makes another form of a scripted model.
+type Other = dyn Fn() -> Result<Scripted, String> + Send + Sync;
 
 type Script = dyn Fn(&[Gathered<'_>]) -> Result<Vec<Output>, ModelError> + Send + Sync;
 
 pub(crate) struct Scripted {
     spec: Spec,
     script: Box<Script>,
+    forms: Vec<(Optimisation, Box<Other>)>,
 }
 
 impl Scripted {
@@ -19,7 +25,16 @@ impl Scripted {
     where
         S: Fn(&[Gathered<'_>]) -> Result<Vec<Output>, ModelError> + Send + Sync + 'static,
     {
-        Self { spec, script: Box::new(script) }
+        Self { spec, script: Box::new(script), forms: Vec::new() }
+    }
+
+    pub(crate) fn with_form(
+        mut self,
+        optimisation: Optimisation,
+        make: impl Fn() -> Result<Self, String> + Send + Sync + 'static,
+    ) -> Self {
+        self.forms.push((optimisation, Box::new(make)));
+        self
     }
 }
 
@@ -33,6 +48,12 @@ impl Model for Scripted {
     }
 
     fn use_threads(&self, _threads: usize) {}
+
+    fn optimised(&self, optimisation: Optimisation) -> Result<Box<dyn Model>, String> {
+        let form = self.forms.iter().find(|(other, _)| *other == optimisation);
+        let (_, make) = form.ok_or("there is no such form")?;
+        make().map(|model| Box::new(model) as Box<dyn Model>)
+    }
 }
 
 /// A spec of FP32 tensors `[-1, width]`.
@@ -51,7 +72,7 @@ pub(crate) fn rows_spec(inputs: &[(&str, u64)], outputs: &[(&str, u64)], max_row
         };
         tensors.iter().map(slot).collect()
     };
-    Spec { inputs: slots(inputs), outputs: slots(outputs), rows: Rows::UpTo(max_rows) }
+    Spec { inputs: slots(inputs), outputs: slots(outputs), rows: Rows::UpTo(max_rows), tolerance: 1e-4 }
 }
 
 /// The elements of an FP32 input.
@@ -70,8 +91,18 @@ pub(crate) fn output_fp32(name: &str, shape: &[u64], values: &[f32]) -> Output {
 pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
     let grouping = Grouping::Together { max_rows: 4 };
     let (model, why_alone) = (Box::new(model), String::new());
-    let version =
-        Version { key: 0, name: name.into(), number, model, grouping, at_once: usize::MAX, why_alone };
+    let version = Version {
+        key: 0,
+        name: name.into(),
+        number,
+        model,
+        grouping,
+        at_once: usize::MAX,
+        why_alone,
+        threads: 1,
+        form: String::new(),
+        curve: Vec::new(),
+    };
     let mut catalog = Catalog::default();
     catalog.set(name, number, State::Ready(Arc::new(version)));
     catalog

@@ -71,8 +71,33 @@ rust::Str Outputs::name(size_t position) const { return names_.at(position); }
 
 at::Tensor* Outputs::take(size_t position) { return new at::Tensor(std::move(tensors_.at(position))); }
 
-Module::Module(torch::jit::Module module, c10::Device device)
-    : module_(std::move(module)), forward_(module_.get_method("forward")), device_(device) {}
+Module::Module(torch::jit::Module module, c10::Device device, bool channels_last)
+    : module_(std::move(module)),
+      forward_(module_.get_method("forward")),
+      device_(device),
+      channels_last_(channels_last) {}
+
+std::unique_ptr<Module> Module::frozen() const {
+  return std::make_unique<Module>(torch::jit::freeze(module_.deepcopy()), device_);
+}
+
+std::unique_ptr<Module> Module::optimised_for_inference() const {
+  torch::jit::Module copy = module_.deepcopy();
+  return std::make_unique<Module>(torch::jit::optimize_for_inference(copy), device_);
+}
+
+std::unique_ptr<Module> Module::channels_last() const {
+  torch::jit::Module copy = module_.deepcopy();
+  bool has_images = false;
+  for (at::Tensor parameter : copy.parameters()) {
+    if (parameter.dim() == 4) {
+      parameter.set_data(parameter.contiguous(at::MemoryFormat::ChannelsLast));
+      has_images = true;
+    }
+  }
+  TORCH_CHECK(has_images, "no parameter has four dimensions");
+  return std::make_unique<Module>(torch::jit::freeze(copy), device_, true);
+}
 
 rust::Vec<Parameter> Module::parameters() const {
   rust::Vec<Parameter> parameters;
@@ -116,7 +141,11 @@ std::unique_ptr<Outputs> Module::forward(rust::Slice<const Given> inputs) const 
     }
   }
   for (const Given& given : inputs) {
-    stack.at(given.position) = given.tensor->to(device_);
+    at::Tensor tensor = given.tensor->to(device_);
+    if (channels_last_ && tensor.dim() == 4) {
+      tensor = tensor.contiguous(at::MemoryFormat::ChannelsLast);
+    }
+    stack.at(given.position) = std::move(tensor);
   }
   auto outputs = std::make_unique<Outputs>();
   collect(forward_(std::move(stack)), *outputs);

@@ -57,7 +57,11 @@ class Outputs {
 // buffers: whether that matters is for the trial to find out.
 class Module {
  public:
-  Module(torch::jit::Module module, c10::Device device);
+  Module(torch::jit::Module module, c10::Device device, bool channels_last = false);
+  // The same model in other forms. This object stays as it is.
+  std::unique_ptr<Module> frozen() const;
+  std::unique_ptr<Module> optimised_for_inference() const;
+  std::unique_ptr<Module> channels_last() const;
   // The arguments of forward after self.
   rust::Vec<Parameter> parameters() const;
   // How many tensors forward returns, 0 where its type does not tell.
@@ -69,6 +73,8 @@ class Module {
   torch::jit::Module module_;
   torch::jit::Method forward_;
   c10::Device device_;
+  // Whether images are brought into this order first.
+  bool channels_last_;
 };
 
 // Loads in eval mode. `device` is `cpu` or `cuda:N`.

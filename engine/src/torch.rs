@@ -6,7 +6,7 @@
 
 use crate::config::Device;
 use crate::manifest::{Argument, Bound, Manifest, Signature, output_name, undeclared};
-use crate::model::{Gathered, Model, ModelError, Output, Spec};
+use crate::model::{Gathered, Model, ModelError, Optimisation, Output, Spec};
 use bytes::Bytes;
 use cxx::UniquePtr;
 use std::cell::Cell;
@@ -43,6 +43,9 @@ mod ffi {
         type Outputs;
 
         fn load(path: &str, device: &str) -> Result<UniquePtr<Module>>;
+        fn frozen(self: &Module) -> Result<UniquePtr<Module>>;
+        fn optimised_for_inference(self: &Module) -> Result<UniquePtr<Module>>;
+        fn channels_last(self: &Module) -> Result<UniquePtr<Module>>;
         fn parameters(self: &Module) -> Result<Vec<Parameter>>;
         fn returns(self: &Module) -> Result<usize>;
         fn leave(code: i32);
@@ -147,6 +150,17 @@ impl Model for TorchModel {
 
     fn use_threads(&self, threads: usize) {
         self.threads.store(threads, Ordering::Relaxed);
+    }
+
+    fn optimised(&self, optimisation: Optimisation) -> Result<Box<dyn Model>, String> {
+        let module = match optimisation {
+            Optimisation::Freeze => self.module.frozen(),
+            Optimisation::Inference => self.module.optimised_for_inference(),
+            Optimisation::ChannelsLast => self.module.channels_last(),
+        };
+        let module = module.map_err(|error| last_line(error.what()))?;
+        let threads = AtomicUsize::new(self.threads.load(Ordering::Relaxed));
+        Ok(Box::new(Self { module, spec: self.spec.clone(), positions: self.positions.clone(), threads }))
     }
 }
 

@@ -7,6 +7,7 @@
 
 use crate::batcher::Grouping;
 use crate::model::{Dimension, Form, Gathered, Model, ModelError, Output, Rows, Slot, WrongOutput};
+use crate::values::difference;
 use half::{bf16, f16};
 use wire::Datatype;
 
@@ -287,57 +288,6 @@ fn compare_rows(order: &[u64], together: &[Output], alone: &[Vec<Output>]) -> Re
         }
     }
     Ok(())
-}
-
-/// The largest difference between two tensors, if one exceeds what another order of summation explains.
-fn difference(datatype: Datatype, one: &[u8], other: &[u8]) -> Option<f64> {
-    if one == other {
-        return None;
-    }
-    if one.len() != other.len() {
-        return Some(f64::INFINITY);
-    }
-    let tolerance = match datatype {
-        Datatype::Fp64 => 1e-6,
-        Datatype::Fp32 => 1e-4,
-        Datatype::Fp16 => 1e-2,
-        Datatype::Bf16 => 5e-2,
-        Datatype::Bool
-        | Datatype::Uint8
-        | Datatype::Int8
-        | Datatype::Int16
-        | Datatype::Int32
-        | Datatype::Int64 => 0.0,
-    };
-    let (mut largest, mut exceeds) = (0.0, false);
-    for (one, other) in values(datatype, one).zip(values(datatype, other)) {
-        if one == other || (one.is_nan() && other.is_nan()) {
-            continue;
-        }
-        let apart = (one - other).abs();
-        exceeds |= apart.is_nan() || apart > tolerance * (1.0 + one.abs().max(other.abs()));
-        largest = if apart > largest || apart.is_nan() { apart } else { largest };
-    }
-    exceeds.then_some(largest)
-}
-
-fn values(datatype: Datatype, bytes: &[u8]) -> impl Iterator<Item = f64> {
-    bytes.chunks_exact(datatype.size()).map(move |element| {
-        let mut low = [0; 8];
-        low[..element.len()].copy_from_slice(element);
-        let bits = u64::from_le_bytes(low);
-        match datatype {
-            Datatype::Bool | Datatype::Uint8 => f64::from(bits as u8),
-            Datatype::Int8 => f64::from(bits as i8),
-            Datatype::Int16 => f64::from(bits as i16),
-            Datatype::Int32 => f64::from(bits as i32),
-            Datatype::Int64 => bits as i64 as f64,
-            Datatype::Fp16 => f16::from_bits(bits as u16).to_f64(),
-            Datatype::Bf16 => bf16::from_bits(bits as u16).to_f64(),
-            Datatype::Fp32 => f64::from(f32::from_bits(bits as u32)),
-            Datatype::Fp64 => f64::from_bits(bits),
-        }
-    })
 }
 
 /// Floats in 0..1, integers in 0..4: small and not negative, which most models take, whatever they mean.

@@ -1,4 +1,5 @@
-//! Tests of tensor values, straight from their little-endian bytes, for what a model's author declares about them.
+//! Tests of tensor values, straight from their little-endian bytes: what a model's author declares about them, and
+//! whether two answers are the same.
 
 use half::{bf16, f16};
 use wire::Datatype;
@@ -32,6 +33,64 @@ pub(crate) fn out_of_bounds(datatype: Datatype, bytes: &[u8], bounds: (i64, i64)
         Datatype::Int64 => first(chunks(bytes).map(|bytes| i64::from_le_bytes(*bytes)), bounds),
         Datatype::Bool | Datatype::Fp16 | Datatype::Bf16 | Datatype::Fp32 | Datatype::Fp64 => None,
     }
+}
+
+/// The largest difference between two tensors, if one exceeds what another order of summation explains.
+pub(crate) fn difference(datatype: Datatype, one: &[u8], other: &[u8]) -> Option<f64> {
+    let (largest, exceeds) = apart(datatype, one, other, 0.0);
+    exceeds.then_some(largest)
+}
+
+/// The largest difference between two tensors, and whether any exceeds `tolerance`, relative to the larger value and
+/// 1, or what another order of summation explains, whichever is more. Integers have to be equal.
+pub(crate) fn apart(datatype: Datatype, one: &[u8], other: &[u8], tolerance: f64) -> (f64, bool) {
+    if one == other {
+        return (0.0, false);
+    }
+    if one.len() != other.len() {
+        return (f64::INFINITY, true);
+    }
+    let tolerance = match datatype {
+        Datatype::Fp64 => tolerance.max(1e-6),
+        Datatype::Fp32 => tolerance.max(1e-4),
+        Datatype::Fp16 => tolerance.max(1e-2),
+        Datatype::Bf16 => tolerance.max(5e-2),
+        Datatype::Bool
+        | Datatype::Uint8
+        | Datatype::Int8
+        | Datatype::Int16
+        | Datatype::Int32
+        | Datatype::Int64 => 0.0,
+    };
+    let (mut largest, mut exceeds) = (0.0, false);
+    for (one, other) in values(datatype, one).zip(values(datatype, other)) {
+        if one == other || (one.is_nan() && other.is_nan()) {
+            continue;
+        }
+        let apart = (one - other).abs();
+        exceeds |= apart.is_nan() || apart > tolerance * (1.0 + one.abs().max(other.abs()));
+        largest = if apart > largest || apart.is_nan() { apart } else { largest };
+    }
+    (largest, exceeds)
+}
+
+fn values(datatype: Datatype, bytes: &[u8]) -> impl Iterator<Item = f64> {
+    bytes.chunks_exact(datatype.size()).map(move |element| {
+        let mut low = [0; 8];
+        low[..element.len()].copy_from_slice(element);
+        let bits = u64::from_le_bytes(low);
+        match datatype {
+            Datatype::Bool | Datatype::Uint8 => f64::from(bits as u8),
+            Datatype::Int8 => f64::from(bits as i8),
+            Datatype::Int16 => f64::from(bits as i16),
+            Datatype::Int32 => f64::from(bits as i32),
+            Datatype::Int64 => bits as i64 as f64,
+            Datatype::Fp16 => f16::from_bits(bits as u16).to_f64(),
+            Datatype::Bf16 => bf16::from_bits(bits as u16).to_f64(),
+            Datatype::Fp32 => f64::from(f32::from_bits(bits as u32)),
+            Datatype::Fp64 => f64::from_bits(bits),
+        }
+    })
 }
 
 fn chunks<const SIZE: usize>(bytes: &[u8]) -> impl Iterator<Item = &[u8; SIZE]> {

@@ -1,6 +1,7 @@
-//! The second port: metrics and health for those who watch the process rather than use it. Never serves
+//! The second port: metrics, status and health for those who watch the process rather than use it. Never serves
 //! inference.
 
+use crate::directory::Directory;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use async_trait::async_trait;
@@ -12,7 +13,7 @@ use policies::Ledger;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Serves `/metrics` and `/v2/health/*`.
+/// Serves `/metrics`, `/status` and `/v2/health/*`.
 #[derive(Debug)]
 pub struct Monitor {
     /// What is shown.
@@ -21,6 +22,8 @@ pub struct Monitor {
     pub ledger: Arc<Ledger>,
     /// Whether traffic may come.
     pub readiness: Readiness,
+    /// What the engine has.
+    pub directory: Arc<Directory>,
 }
 
 #[async_trait]
@@ -31,6 +34,9 @@ impl ServeHttp for Monitor {
         }
         match session.req_header().uri.path() {
             "/metrics" => self.show_metrics(),
+            "/status" => {
+                respond(StatusCode::OK, "application/json", self.directory.load().status().to_string())
+            }
             "/v2/health/live" => respond(StatusCode::OK, "application/json", r#"{"live":true}"#.into()),
             "/v2/health/ready" => match self.readiness.server() {
                 Ok(()) => respond(StatusCode::OK, "application/json", r#"{"ready":true}"#.into()),
@@ -42,7 +48,7 @@ impl ServeHttp for Monitor {
             _ => respond(
                 StatusCode::NOT_FOUND,
                 "application/json",
-                r#"{"error":"here are /metrics, /v2/health/live and /v2/health/ready"}"#.into(),
+                r#"{"error":"here are /metrics, /status, /v2/health/live and /v2/health/ready"}"#.into(),
             ),
         }
     }

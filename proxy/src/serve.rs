@@ -74,7 +74,12 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     http.threads = Some(config.workers);
     let mut monitor = ListeningService::new(
         "monitor".into(),
-        Monitor { metrics: metrics.clone(), ledger: path.ledger.clone(), readiness: readiness.clone() },
+        Monitor {
+            metrics: metrics.clone(),
+            ledger: path.ledger.clone(),
+            readiness: readiness.clone(),
+            directory: path.directory.clone(),
+        },
     );
     monitor.add_tcp(&config.monitor.to_string());
     monitor.threads = Some(1);

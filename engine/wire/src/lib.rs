@@ -26,7 +26,8 @@ pub mod tensor;
 
 pub use frame::{Decoder, Frame, FrameError, Kind, Limits, PROTOCOL_VERSION};
 pub use message::{
-    Batch, Hello, Index, Infer, ModelEntry, ModelState, Reply, Status, TensorSpec, Timing, TraceContext,
+    Batch, CurvePoint, Hello, Index, Infer, ModelEntry, ModelState, Reply, Status, TensorSpec, Timing,
+    TraceContext,
 };
 pub use outbox::{Outbox, Segments};
 pub use tensor::{Datatype, Layout, TensorError, TensorMeta, element_count};

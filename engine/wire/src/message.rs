@@ -52,6 +52,36 @@ pub struct ModelEntry {
     /// Rows that run together at most; 1 means never batched; 0 means the first dimension is not a batch.
     #[prost(uint32, tag = "7")]
     pub max_batch: u32,
+    /// Threads of each run, measured or configured; 0 unless ready.
+    #[prost(uint32, tag = "8")]
+    pub threads: u32,
+    /// Runs at the same time, at most.
+    #[prost(uint32, tag = "9")]
+    pub at_once: u32,
+    /// Which form of the model runs (as loaded, frozen, ..), and what was measured about it.
+    #[prost(string, tag = "10")]
+    pub form: String,
+    /// How long runs took when it was loaded, by rows.
+    #[prost(message, repeated, tag = "11")]
+    pub curve: Vec<CurvePoint>,
+}
+
+/// How long a run of so many rows takes.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct CurvePoint {
+    /// Rows of one run.
+    #[prost(uint32, tag = "1")]
+    pub rows: u32,
+    /// What it typically takes, µs.
+    #[prost(uint64, tag = "2")]
+    pub typical_us: u64,
+}
+
+impl CurvePoint {
+    /// Rounded down to microseconds.
+    pub fn new(rows: u32, typical: std::time::Duration) -> Self {
+        Self { rows, typical_us: typical.as_micros() as u64 }
+    }
 }
 
 /// Life of a version.
@@ -64,6 +94,17 @@ pub enum ModelState {
     Ready = 1,
     /// Could not be loaded; see the reason.
     Unavailable = 2,
+}
+
+impl ModelState {
+    /// For people.
+    pub fn as_word(self) -> &'static str {
+        match self {
+            Self::Loading => "loading",
+            Self::Ready => "ready",
+            Self::Unavailable => "unavailable",
+        }
+    }
 }
 
 /// Declared form of an input or output.

@@ -1,0 +1,174 @@
+//! Tries faster forms of a model before it serves, and keeps the one that is measurably faster and gives the same
+//! answers. Decides by measurement at the batch sizes in use, on made-up input; a form that fails, differs or gains
+//! nothing is dropped, and the model serves as it was loaded.
+
+use crate::model::{Model, Optimisation, Output};
+use crate::trial::MadeUp;
+use crate::values::apart;
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// Of each form at each size, taken in turns, so that a busy moment of the machine hits all of them. The shortest
+/// counts: it is the one that was disturbed least.
+const ROUNDS: usize = 7;
+
+/// libtorch profiles the first runs and compiles in the next.
+const WARM_UPS: usize = 3;
+
+/// Comparing takes no longer than this for each form; large models get fewer rounds.
+const TAKES: Duration = Duration::from_secs(3);
+
+/// Below this a gain may be noise.
+const GAIN_MIN: f64 = 1.03;
+
+/// No size in use may become slower than this.
+const LOSS_MAX: f64 = 0.97;
+
+/// What came of the attempts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Report {
+    /// The form that serves; `None` if it is the one that was loaded.
+    pub(crate) kept: Option<Optimisation>,
+    /// Microseconds per row by batch size: as loaded, and as it serves.
+    pub(crate) per_row: Vec<(u32, f64, f64)>,
+    /// The largest difference between an answer of the two.
+    pub(crate) error_max: f64,
+}
+
+/// The best form of `model`, if that is not the model itself; it runs batches of at most `most` rows.
+pub(crate) fn optimise(model: &dyn Model, most: u32, tolerance: f64) -> (Option<Box<dyn Model>>, Report) {
+    let Some(made_up) = MadeUp::new(model) else { return Default::default() };
+    let mut best: (Option<Box<dyn Model>>, Report, f64) = (None, Report::default(), GAIN_MIN);
+    for optimisation in Optimisation::ALL {
+        let tried = model.optimised(optimisation).and_then(|other| {
+            let error_max = compare(model, &*other, &made_up, most, tolerance)?;
+            Ok((measure(model, &*other, &made_up, most), other, error_max))
+        });
+        match tried {
+            Ok((per_row, other, error_max)) => {
+                let gains = || per_row.iter().map(|(_, before, after)| before / after);
+                let gain = (gains().map(f64::ln).sum::<f64>() / per_row.len().max(1) as f64).exp();
+                tracing::debug!(%optimisation, gain, error_max, "tried");
+                if gain > best.2 && gains().all(|gain| gain >= LOSS_MAX) {
+                    best = (Some(other), Report { kept: Some(optimisation), per_row, error_max }, gain);
+                }
+            }
+            Err(why) => tracing::debug!(%optimisation, "not taken: {why}"),
+        }
+    }
+    (best.0, best.1)
+}
+
+fn sizes(most: u32) -> impl Iterator<Item = u32> {
+    [1, 8, 32].into_iter().filter(move |rows| *rows == 1 || *rows <= most)
+}
+
+/// The largest difference between answers to the same rows, if it is tolerable.
+fn compare(
+    model: &dyn Model,
+    other: &dyn Model,
+    made_up: &MadeUp<'_>,
+    most: u32,
+    tolerance: f64,
+) -> Result<f64, String> {
+    let mut largest = 0f64;
+    for rows in sizes(most) {
+        let Some(batch) = made_up.batch(rows) else { break };
+        let expected = model.run(&batch.gathered()).map_err(|error| error.message)?;
+        for _ in 0..WARM_UPS {
+            let got = other.run(&batch.gathered()).map_err(|error| error.message)?;
+            if got.len() != expected.len() {
+                return Err("another number of outputs".into());
+            }
+            for (expected, got) in expected.iter().zip(&got) {
+                largest = largest.max(distance(expected, got, tolerance)?);
+            }
+        }
+    }
+    Ok(largest)
+}
+
+fn distance(expected: &Output, got: &Output, tolerance: f64) -> Result<f64, String> {
+    if (expected.datatype, &expected.shape) != (got.datatype, &got.shape) {
+        return Err(format!("output `{}` has another form", expected.name));
+    }
+    let (largest, exceeds) = apart(expected.datatype, &expected.bytes, &got.bytes, tolerance);
+    if exceeds { Err(format!("output `{}` differs by {largest:e}", expected.name)) } else { Ok(largest) }
+}
+
+/// Microseconds per row of both, by batch size.
+fn measure(model: &dyn Model, other: &dyn Model, made_up: &MadeUp<'_>, most: u32) -> Vec<(u32, f64, f64)> {
+    let until = Instant::now() + TAKES;
+    let mut per_row = Vec::new();
+    for rows in sizes(most) {
+        let Some(batch) = made_up.batch(rows) else { break };
+        let inputs = batch.gathered();
+        let time = |model: &dyn Model| {
+            let began = Instant::now();
+            model.run(&inputs).is_ok().then(|| began.elapsed().as_secs_f64() * 1e6 / f64::from(rows))
+        };
+        let (mut before, mut after) = (f64::INFINITY, f64::INFINITY);
+        for round in 0..ROUNDS {
+            if round > 0 && Instant::now() > until {
+                break;
+            }
+            before = before.min(time(model).unwrap_or(f64::INFINITY));
+            after = after.min(time(other).unwrap_or(f64::INFINITY));
+        }
+        per_row.push((rows, before, after));
+    }
+    per_row
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(kept) = self.kept else { return f.write_str("as loaded") };
+        write!(f, "{kept}:")?;
+        for (rows, before, after) in &self.per_row {
+            write!(f, " {:.2}x at {rows},", before / after)?;
+        }
+        write!(f, " largest difference {:.1e}", self.error_max)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Gathered, ModelError};
+    use crate::scripted::{Scripted, fp32, output_fp32, rows_spec};
+
+    fn model(micros: u64, offset: f32) -> Scripted {
+        Scripted::new(rows_spec(&[("x", 4)], &[("y", 4)], 8), move |inputs: &[Gathered<'_>]| {
+            std::thread::sleep(Duration::from_micros(micros));
+            let y: Vec<f32> = fp32(&inputs[0]).iter().map(|x| x + offset).collect();
+            Ok(vec![output_fp32("y", &inputs[0].shape, &y)])
+        })
+    }
+
+    fn kept(plain: Scripted) -> Option<Optimisation> {
+        optimise(&plain, 8, 1e-4).1.kept
+    }
+
+    #[test]
+    fn the_fastest_form_that_gives_the_same_answers_is_kept() {
+        use Optimisation::*;
+        let plain = model(3000, 0.0)
+            .with_form(Freeze, || Ok(model(2000, 0.0)))
+            .with_form(Inference, || Ok(model(1000, 0.00001)))
+            .with_form(ChannelsLast, || Ok(model(10, 1.0)));
+        let (form, report) = optimise(&plain, 8, 1e-4);
+        assert!(form.is_some());
+        assert_eq!((report.kept, report.per_row.len()), (Some(Inference), 2));
+        assert!(report.error_max > 0.0 && report.error_max < 1e-4, "{report}");
+    }
+
+    #[test]
+    fn nothing_is_kept_that_gains_nothing_or_fails() {
+        use Optimisation::*;
+        assert_eq!(kept(model(1000, 0.0).with_form(Freeze, || Ok(model(3000, 0.0)))), None);
+        assert_eq!(kept(model(1000, 0.0).with_form(Freeze, || Err("cannot be frozen".into()))), None);
+        let broken =
+            || Ok(Scripted::new(rows_spec(&[("x", 4)], &[("y", 4)], 8), |_| Err(ModelError::new("no"))));
+        assert_eq!(kept(model(1000, 0.0).with_form(Inference, broken)), None);
+    }
+}
