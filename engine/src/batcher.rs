@@ -967,7 +967,7 @@ mod tests {
     impl World {
         /// What a run of so many rows takes, told often enough to be believed.
         fn learn(&mut self, version: u32, free: u64, took: &[(u32, u64)]) {
-            for _ in 0..4 {
+            for _ in 0..5 {
                 for (rows, took) in took {
                     let bucket = Bucket { version, free: vec![free], suspect: false };
                     self.batcher.learn(bucket, *rows, ms(*took));

@@ -7,14 +7,19 @@
 use crate::batcher::Grouping;
 use crate::model::Model;
 use crate::trial::MadeUp;
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// No further size is measured after this.
 const SIZES_TAKE: Duration = Duration::from_millis(400);
 
-/// Each way to use the cores is measured for so long.
-const WAY_TAKES: Duration = Duration::from_millis(60);
+/// Each way to use the cores is measured for so long, and for [`WAY_RUNS`] of each lane at least.
+const WAY_TAKES: Duration = Duration::from_millis(100);
+const WAY_RUNS: u64 = 5;
+
+/// Ways are compared at one row if a run of more takes longer than this.
+const SLOW: Duration = Duration::from_millis(20);
 
 /// Of each size.
 const RUNS: usize = 5;
@@ -59,7 +64,7 @@ pub(crate) fn calibrate(model: &dyn Model, grouping: Grouping, cores: Cores) -> 
     };
     let (threads, at_once) = match cores.threads {
         Some(threads) => (threads, cores.lanes),
-        None => best_way(model, &made_up, grouping, most.min(TYPICAL_ROWS), cores.lanes),
+        None => best_way(model, &made_up, grouping, typical_rows(model, &made_up, most), cores.lanes),
     };
     model.use_threads(threads);
     let until = Instant::now() + SIZES_TAKE;
@@ -76,6 +81,13 @@ pub(crate) fn calibrate(model: &dyn Model, grouping: Grouping, cores: Cores) -> 
         }
     }
     Calibration { threads, at_once, runs, free: made_up.free() }
+}
+
+fn typical_rows(model: &dyn Model, made_up: &MadeUp<'_>, most: u32) -> u32 {
+    let rows = most.min(TYPICAL_ROWS);
+    let began = Instant::now();
+    let ran = made_up.batch(rows).is_some_and(|batch| model.run(&batch.gathered()).is_ok());
+    if ran && began.elapsed() < SLOW { rows } else { 1 }
 }
 
 /// Threads of each run, and runs at the same time, that do the most rows per second.
@@ -107,15 +119,22 @@ fn speed(model: &dyn Model, made_up: &MadeUp<'_>, rows: u32, at_once: usize) -> 
     let inputs = batch.gathered();
     // The first runs of a thread set up its pool.
     let warm = || model.run(&inputs).is_ok();
+    let together = Barrier::new(at_once);
     let began = std::thread::scope(|scope| {
         let runners: Vec<_> = (0..at_once)
             .map(|_| {
                 scope.spawn(|| {
                     let is_warm = warm() && warm();
+                    together.wait();
                     let began = Instant::now();
-                    while is_warm && began.elapsed() < WAY_TAKES && model.run(&inputs).is_ok() {
-                        done.fetch_add(1, Ordering::Relaxed);
+                    let mut own = 0;
+                    while is_warm
+                        && (own < WAY_RUNS || began.elapsed() < WAY_TAKES)
+                        && model.run(&inputs).is_ok()
+                    {
+                        own += 1;
                     }
+                    done.fetch_add(own, Ordering::Relaxed);
                     began
                 })
             })

@@ -6,6 +6,7 @@ use std::fmt;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// Runs models for penstock, over one Unix socket.
 #[derive(Clone, Debug, Parser)]
@@ -38,6 +39,10 @@ pub struct Config {
     /// Tensor bytes that may wait.
     #[arg(long, value_name = "BYTES", default_value = "268435456")]
     pub queue_bytes: NonZeroUsize,
+
+    /// A run that takes longer ends the engine: its model is taken to hang.
+    #[arg(long, value_name = "SECONDS", default_value = "60")]
+    pub run_seconds_max: NonZeroU64,
 
     /// Stop when standard input ends, so that no engine outlives the process that started it.
     #[arg(long)]
@@ -92,6 +97,8 @@ pub struct Settings {
     pub lanes: usize,
     /// Cores that one batch may use, where that is not to be measured.
     pub threads_per_lane: Option<NonZeroUsize>,
+    /// A run that takes longer ends the engine.
+    pub run_max: Duration,
     /// What may wait.
     pub queue: Limits,
     /// Reply bytes that a connection may leave unread before it is closed.
@@ -107,6 +114,7 @@ impl Config {
             device: device.to_string(),
             lanes: self.lanes.unwrap_or(cores).get(),
             threads_per_lane: self.threads_per_lane,
+            run_max: Duration::from_secs(self.run_seconds_max.get()),
             queue: Limits { rows: self.queue_rows.get(), bytes: self.queue_bytes.get() },
             unread_bytes_max: 512 << 20,
         }
@@ -129,7 +137,7 @@ mod tests {
 
     #[test]
     fn zero_of_anything_is_refused() {
-        for flag in ["--lanes", "--threads-per-lane", "--queue-rows", "--queue-bytes"] {
+        for flag in ["--lanes", "--threads-per-lane", "--queue-rows", "--queue-bytes", "--run-seconds-max"] {
             let line = ["penstock-engine", "--socket", "s", "--models", "m", flag, "0"];
             assert!(Config::try_parse_from(line).is_err(), "{flag}");
         }

@@ -24,8 +24,11 @@ const RATIOS_MIN: usize = 32;
 /// A batch does as many rows per second as the best one if it does so much of its.
 const AS_EFFICIENT: f32 = 0.97;
 
-/// Stricter, because it is given up in each batch: what a smaller batch may lose against the best one.
-const AS_FAST: f32 = 0.99;
+/// A size has to have run so often before a larger batch is left for it.
+const RUNS_TRUSTED: usize = 5;
+
+/// A batch is cut for a smaller one that is faster by so much: less may be noise.
+const CLEARLY_FASTER: f32 = 1.08;
 
 /// Latency of one model version at one shape, as a function of rows.
 #[derive(Debug, Default)]
@@ -85,7 +88,15 @@ impl Curve {
     /// How many of so many waiting rows to run: more only as long as that makes rows faster, because the first ones
     /// wait for the last.
     pub fn fill(&self, waiting: u32) -> u32 {
-        self.smallest(waiting, AS_FAST).unwrap_or(waiting)
+        let Some(all) = self.speed(waiting) else { return waiting };
+        let trusted = self.sizes.range(..waiting).filter(|(_, recent)| recent.runs >= RUNS_TRUSTED);
+        let speeds = || trusted.clone().filter_map(|(rows, _)| Some((*rows, self.speed(*rows)?)));
+        let best = speeds().max_by(|one, other| one.1.total_cmp(&other.1));
+        let enough = match best {
+            Some((_, best)) if best > CLEARLY_FASTER * all => AS_EFFICIENT * best,
+            _ => AS_EFFICIENT * all,
+        };
+        speeds().find(|(_, speed)| *speed >= enough).map_or(waiting, |(rows, _)| rows)
     }
 
     fn smallest(&self, most: u32, share: f32) -> Option<u32> {

@@ -7,6 +7,7 @@ use crate::job::{Job, Refusal};
 use crate::model::{Gathered, ModelError, Output, Rows};
 use crate::queue::Queue;
 use crate::split::{self, Ran};
+use crate::watchdog::Watchdog;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,10 +19,15 @@ use wire::Status;
 const LOG_EVERY: Duration = Duration::from_secs(1);
 
 /// Starts the lanes. The receiver ends when all of them have.
-pub(crate) fn start(count: usize, queue: &Arc<Queue>) -> std::io::Result<mpsc::Receiver<Infallible>> {
+pub(crate) fn start(
+    count: usize,
+    queue: &Arc<Queue>,
+    watchdog: &Arc<Watchdog>,
+) -> std::io::Result<mpsc::Receiver<Infallible>> {
     let (alive, ended) = mpsc::channel(1);
     for number in 0..count {
-        let mut lane = Lane { number, queue: Arc::clone(queue), logged: None, unlogged: 0 };
+        let (queue, watchdog) = (Arc::clone(queue), Arc::clone(watchdog));
+        let mut lane = Lane { number, queue, watchdog, logged: None, unlogged: 0 };
         let alive = alive.clone();
         std::thread::Builder::new().name(format!("lane-{number}")).spawn(move || {
             let _alive = alive;
@@ -38,6 +44,7 @@ pub(crate) fn start(count: usize, queue: &Arc<Queue>) -> std::io::Result<mpsc::R
 struct Lane {
     number: usize,
     queue: Arc<Queue>,
+    watchdog: Arc<Watchdog>,
     logged: Option<Instant>,
     unlogged: u64,
 }
@@ -116,7 +123,10 @@ impl Lane {
     fn attempt(&mut self, pieces: &[Piece<Arc<Job>>], backlog: Duration) -> Result<(), Failure> {
         let started = Instant::now();
         let rows = rows_of(pieces);
-        let outputs = run(pieces).inspect_err(|failure| self.log(&pieces[0].job, failure))?;
+        self.watchdog.began(self.number, &pieces[0].job.request.version, started);
+        let outputs = run(pieces);
+        self.watchdog.ended(self.number);
+        let outputs = outputs.inspect_err(|failure| self.log(&pieces[0].job, failure))?;
         split::reply(pieces, &outputs, Ran { started, ended: Instant::now(), rows, backlog });
         Ok(())
     }

@@ -28,6 +28,7 @@ mod suspects;
 mod queue;
 pub mod batcher;
 pub mod curve;
+mod watchdog;
 mod lane;
 pub mod model;
 #[cfg(feature = "torch")]
@@ -36,7 +37,7 @@ mod split;
 pub mod library;
 pub mod manifest;
 mod trial;
-mod optimise;
+pub mod optimise;
 mod calibrate;
 
 #[cfg(test)]

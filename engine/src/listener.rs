@@ -11,6 +11,7 @@ use crate::connection::{self, Shared};
 use crate::lane;
 use crate::library::{self, Candidate, Catalog};
 use crate::queue::Queue;
+use crate::watchdog::Watchdog;
 use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::num::NonZeroUsize;
@@ -63,6 +64,12 @@ pub enum StartError {
         /// Which.
         path: PathBuf,
     },
+    /// A model does not come back; nothing but a new process helps.
+    #[error("{what}; the engine has to be replaced")]
+    Hangs {
+        /// Which, and for how long.
+        what: String,
+    },
     /// The system refused.
     #[error("cannot {attempt}: {error}")]
     System {
@@ -104,7 +111,8 @@ impl Listener {
         let (drained, watch_drained) = watch::channel(false);
         let catalog = Arc::new(catalog);
         let failed = |error| StartError::System { attempt: "start a thread".into(), error };
-        let mut lanes_ended = lane::start(self.settings.lanes, &queue).map_err(failed)?;
+        let watchdog = Arc::new(Watchdog::new(self.settings.lanes));
+        let mut lanes_ended = lane::start(self.settings.lanes, &queue, &watchdog).map_err(failed)?;
         let cores = Cores {
             lanes: self.settings.lanes,
             threads: self.settings.threads_per_lane.map(NonZeroUsize::get),
@@ -131,9 +139,11 @@ impl Listener {
 
         let mut connections = JoinSet::new();
         let mut stop = std::pin::pin!(stop);
+        let mut hangs = std::pin::pin!(watchdog.hangs(self.settings.run_max));
         for number in 1.. {
             let stream = tokio::select! {
                 () = &mut stop => break,
+                what = &mut hangs => return Err(StartError::Hangs { what }),
                 accepted = self.accept(&mut connections) => accepted,
             };
             connections.spawn(serve_one(stream, number, shared.clone()));

@@ -148,7 +148,7 @@ pub struct Argument {
     pub name: String,
     /// Its type, as TorchScript writes it.
     pub type_name: String,
-    /// Whether a tensor may be passed.
+    /// Whether a tensor may be passed; of one element, where the model takes a number.
     pub takes_tensor: bool,
     /// Whether it may be left out.
     pub has_default: bool,
@@ -195,8 +195,8 @@ pub enum ManifestError {
         /// What the model has.
         signature: String,
     },
-    /// An argument that no tensor can be passed for.
-    #[error("argument `{name}` of {signature} is no tensor; only tensors can be sent")]
+    /// An argument for which neither a tensor nor a number can be passed.
+    #[error("argument `{name}` of {signature} is neither a tensor nor a number")]
     NotATensor {
         /// Which.
         name: String,
@@ -484,7 +484,7 @@ max_batch: 5
         );
         assert_eq!(
             refusal(DIGITS, &signature(&[argument("pixels", "int", false)], 2)),
-            "argument `pixels` of forward(pixels: int) is no tensor; only tensors can be sent"
+            "argument `pixels` of forward(pixels: int) is neither a tensor nor a number"
         );
         assert_eq!(
             refusal(DIGITS, &signature(&[argument("pixels", "Tensor", false)], 3)),

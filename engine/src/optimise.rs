@@ -15,34 +15,35 @@ const ROUNDS: usize = 7;
 /// libtorch profiles the first runs and compiles in the next.
 const WARM_UPS: usize = 3;
 
-/// Comparing takes no longer than this for each form; large models get fewer rounds.
-const TAKES: Duration = Duration::from_secs(3);
+/// A size at which a run takes longer than this is left out, and so are all larger ones; the first never is.
+const SLOW: Duration = Duration::from_millis(100);
 
 /// Below this a gain may be noise.
 const GAIN_MIN: f64 = 1.03;
 
-/// No size in use may become slower than this.
-const LOSS_MAX: f64 = 0.97;
+/// No size in use may become slower.
+const LOSS_MAX: f64 = 1.0;
 
 /// What came of the attempts.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(crate) struct Report {
+pub struct Report {
     /// The form that serves; `None` if it is the one that was loaded.
-    pub(crate) kept: Option<Optimisation>,
+    pub kept: Option<Optimisation>,
     /// Microseconds per row by batch size: as loaded, and as it serves.
-    pub(crate) per_row: Vec<(u32, f64, f64)>,
+    pub per_row: Vec<(u32, f64, f64)>,
     /// The largest difference between an answer of the two.
-    pub(crate) error_max: f64,
+    pub error_max: f64,
 }
 
 /// The best form of `model`, if that is not the model itself; it runs batches of at most `most` rows.
-pub(crate) fn optimise(model: &dyn Model, most: u32, tolerance: f64) -> (Option<Box<dyn Model>>, Report) {
+pub fn optimise(model: &dyn Model, most: u32, tolerance: f64) -> (Option<Box<dyn Model>>, Report) {
     let Some(made_up) = MadeUp::new(model) else { return Default::default() };
+    let sizes = sizes(model, &made_up, most);
     let mut best: (Option<Box<dyn Model>>, Report, f64) = (None, Report::default(), GAIN_MIN);
     for optimisation in Optimisation::ALL {
         let tried = model.optimised(optimisation).and_then(|other| {
-            let error_max = compare(model, &*other, &made_up, most, tolerance)?;
-            Ok((measure(model, &*other, &made_up, most), other, error_max))
+            let error_max = compare(model, &*other, &made_up, &sizes, tolerance)?;
+            Ok((measure(model, &*other, &made_up, &sizes), other, error_max))
         });
         match tried {
             Ok((per_row, other, error_max)) => {
@@ -59,8 +60,18 @@ pub(crate) fn optimise(model: &dyn Model, most: u32, tolerance: f64) -> (Option<
     (best.0, best.1)
 }
 
-fn sizes(most: u32) -> impl Iterator<Item = u32> {
-    [1, 8, 32].into_iter().filter(move |rows| *rows == 1 || *rows <= most)
+/// Batch sizes at which forms are compared.
+fn sizes(model: &dyn Model, made_up: &MadeUp<'_>, most: u32) -> Vec<u32> {
+    let mut sizes = Vec::new();
+    for rows in [1, 8, 32].into_iter().filter(|rows| *rows == 1 || *rows <= most) {
+        let Some(batch) = made_up.batch(rows) else { break };
+        let began = Instant::now();
+        if model.run(&batch.gathered()).is_err() || (rows > 1 && began.elapsed() > SLOW) {
+            break;
+        }
+        sizes.push(rows);
+    }
+    sizes
 }
 
 /// The largest difference between answers to the same rows, if it is tolerable.
@@ -68,12 +79,11 @@ fn compare(
     model: &dyn Model,
     other: &dyn Model,
     made_up: &MadeUp<'_>,
-    most: u32,
+    sizes: &[u32],
     tolerance: f64,
 ) -> Result<f64, String> {
     let mut largest = 0f64;
-    for rows in sizes(most) {
-        let Some(batch) = made_up.batch(rows) else { break };
+    for batch in sizes.iter().filter_map(|rows| made_up.batch(*rows)) {
         let expected = model.run(&batch.gathered()).map_err(|error| error.message)?;
         for _ in 0..WARM_UPS {
             let got = other.run(&batch.gathered()).map_err(|error| error.message)?;
@@ -97,10 +107,14 @@ fn distance(expected: &Output, got: &Output, tolerance: f64) -> Result<f64, Stri
 }
 
 /// Microseconds per row of both, by batch size.
-fn measure(model: &dyn Model, other: &dyn Model, made_up: &MadeUp<'_>, most: u32) -> Vec<(u32, f64, f64)> {
-    let until = Instant::now() + TAKES;
+fn measure(
+    model: &dyn Model,
+    other: &dyn Model,
+    made_up: &MadeUp<'_>,
+    sizes: &[u32],
+) -> Vec<(u32, f64, f64)> {
     let mut per_row = Vec::new();
-    for rows in sizes(most) {
+    for rows in sizes.iter().copied() {
         let Some(batch) = made_up.batch(rows) else { break };
         let inputs = batch.gathered();
         let time = |model: &dyn Model| {
@@ -108,10 +122,7 @@ fn measure(model: &dyn Model, other: &dyn Model, made_up: &MadeUp<'_>, most: u32
             model.run(&inputs).is_ok().then(|| began.elapsed().as_secs_f64() * 1e6 / f64::from(rows))
         };
         let (mut before, mut after) = (f64::INFINITY, f64::INFINITY);
-        for round in 0..ROUNDS {
-            if round > 0 && Instant::now() > until {
-                break;
-            }
+        for _ in 0..ROUNDS {
             before = before.min(time(model).unwrap_or(f64::INFINITY));
             after = after.min(time(other).unwrap_or(f64::INFINITY));
         }

@@ -45,6 +45,7 @@ impl Engine {
             device: "cpu".into(),
             lanes: 1,
             threads_per_lane: None,
+            run_max: Duration::from_secs(60),
             queue: Limits { rows: 1000, bytes: 1 << 20 },
             unread_bytes_max: 1 << 20,
         };
@@ -488,6 +489,24 @@ fn what_is_larger_than_a_batch_runs_in_pieces_and_comes_back_whole() {
 }
 
 #[test]
+fn a_model_that_hangs_ends_the_engine_by_its_name() {
+    let gate = Arc::new(Gate::default());
+    let passing = Arc::clone(&gate);
+    let model = candidate("stuck", move |inputs| {
+        passing.pass();
+        double(inputs)
+    });
+    let mut engine = Engine::start_with(vec![model], |settings| settings.run_max = Duration::from_millis(50));
+    let mut client = engine.connect();
+    client.index();
+    gate.shut();
+    client.infer(1, Asked::of("stuck").fp32("x", &[1, 2], &[1.0, 0.5]));
+    let ended = engine.thread.take().unwrap().join().unwrap().unwrap_err().to_string();
+    assert!(ended.starts_with("model `stuck` version 1 has not come back for"), "{ended}");
+    gate.open();
+}
+
+#[test]
 fn memory_that_runs_out_divides_the_batch_until_it_fits() {
     let short = Arc::new(AtomicBool::new(false));
     let is_short = Arc::clone(&short);
@@ -749,6 +768,7 @@ fn a_socket_is_taken_over_only_from_the_dead() {
         device: "cpu".into(),
         lanes: 1,
         threads_per_lane: None,
+        run_max: Duration::from_secs(60),
         queue: Limits { rows: 1, bytes: 1 },
         unread_bytes_max: 1,
     };

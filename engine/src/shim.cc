@@ -20,6 +20,24 @@ const std::vector<c10::Argument>& arguments_of(const torch::jit::Method& method)
   return method.function().getSchema().arguments();
 }
 
+bool is_number(const c10::TypePtr& type) {
+  return type->kind() == c10::TypeKind::IntType || type->kind() == c10::TypeKind::FloatType ||
+      type->kind() == c10::TypeKind::BoolType;
+}
+
+// The one element of a tensor, as what the model takes.
+c10::IValue number(const at::Tensor& tensor, const c10::Argument& argument) {
+  TORCH_CHECK(tensor.numel() == 1, "`", argument.name(), "` is one number, ", tensor.numel(), " were given");
+  switch (argument.type()->kind()) {
+    case c10::TypeKind::IntType:
+      return tensor.item<int64_t>();
+    case c10::TypeKind::FloatType:
+      return tensor.item<double>();
+    default:
+      return tensor.item<bool>();
+  }
+}
+
 bool is_tensor(const c10::TypePtr& type) {
   if (type->kind() == c10::TypeKind::OptionalType) {
     return is_tensor(type->expectRef<c10::OptionalType>().getElementType());
@@ -107,7 +125,7 @@ rust::Vec<Parameter> Module::parameters() const {
     parameters.push_back(Parameter{
         rust::String::lossy(argument.name()),
         rust::String::lossy(argument.type()->annotation_str()),
-        is_tensor(argument.type()),
+        is_tensor(argument.type()) || is_number(argument.type()),
         argument.default_value().has_value(),
     });
   }
@@ -141,6 +159,11 @@ std::unique_ptr<Outputs> Module::forward(rust::Slice<const Given> inputs) const 
     }
   }
   for (const Given& given : inputs) {
+    const c10::Argument& argument = arguments.at(given.position + 1);
+    if (is_number(argument.type())) {
+      stack.at(given.position) = number(*given.tensor, argument);
+      continue;
+    }
     at::Tensor tensor = given.tensor->to(device_);
     if (channels_last_ && tensor.dim() == 4) {
       tensor = tensor.contiguous(at::MemoryFormat::ChannelsLast);

@@ -1,5 +1,6 @@
 """Starts the demo's stack for third-party clients: the binaries that cargo built, on free ports. Decides nothing else."""
 
+import contextlib
 import os
 import pathlib
 import signal
@@ -32,13 +33,20 @@ def is_ready(address: str) -> bool:
 @pytest.fixture(scope="session")
 def address(tmp_path_factory) -> str:
     """Where a stack with the demo's models and policies answers."""
-    folder = tmp_path_factory.mktemp("penstock")
-    http = free_address()
+    demo = CHECKOUT / "configs/demo"
+    with stack(tmp_path_factory.mktemp("demo"), demo / "models", demo / "policies.yaml") as (http, _monitor):
+        yield http
+
+
+@contextlib.contextmanager
+def stack(folder: pathlib.Path, models: pathlib.Path, policies: pathlib.Path | None = None):
+    """A running stack: where it answers, and where it is watched."""
+    http, monitor = free_address(), free_address()
     config = folder / "penstock.yaml"
     config.write_text(
-        f"listen: {{http: '{http}', monitor: '{free_address()}'}}\n"
-        f"policies: {CHECKOUT}/configs/demo/policies.yaml\n"
-        f"engine: {{models: '{CHECKOUT}/configs/demo/models', socket: '{folder}/engine.sock'}}\n"
+        f"listen: {{http: '{http}', monitor: '{monitor}'}}\n"
+        + (f"policies: {policies}\n" if policies else "")
+        + f"engine: {{models: '{models}', socket: '{folder}/engine.sock'}}\n"
     )
     process = subprocess.Popen([TARGET / "penstock", "serve", "--config", config])
     try:
@@ -47,7 +55,7 @@ def address(tmp_path_factory) -> str:
             assert process.poll() is None, "penstock ended at its start"
             assert time.monotonic() < deadline, "penstock was not ready within 60 s"
             time.sleep(0.05)
-        yield http
+        yield http, monitor
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0

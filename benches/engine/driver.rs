@@ -1,0 +1,274 @@
+//! Talks to an engine as a proxy does, and keeps count. Requests are made ahead; inputs are random numbers from a
+//! fixed seed, because what a model answers is not the matter here.
+
+use anyhow::{Context, ensure};
+use bytes::Bytes;
+use engine::model::Gathered;
+use hdrhistogram::Histogram;
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use wire::{
+    Datatype, Decoder, Frame, Index, Infer, Kind, Layout, Limits, ModelState, Outbox, Reply, Status,
+    TensorMeta,
+};
+
+/// Requests of one row each.
+pub(crate) struct Workload {
+    pub(crate) model: &'static str,
+    /// Inputs of the rows that are sent in turn.
+    rows: Vec<Vec<Tensor>>,
+    /// Requests in flight when the engine is saturated.
+    in_flight: usize,
+}
+
+#[derive(Clone)]
+pub(crate) struct Tensor {
+    slot: usize,
+    name: &'static str,
+    datatype: Datatype,
+    shape: Vec<u64>,
+    bytes: Vec<u8>,
+}
+
+impl Tensor {
+    pub(crate) fn gathered(&self) -> Gathered<'_> {
+        let parts = vec![&self.bytes[..]];
+        Gathered { slot: self.slot, datatype: self.datatype, shape: self.shape.clone(), parts }
+    }
+}
+
+impl Workload {
+    /// One image of 224 by 224.
+    pub(crate) fn efficientnet() -> Self {
+        let mut seed = 1u64;
+        let image = |_| {
+            let bytes = (0..3 * 224 * 224).flat_map(|_| next(&mut seed).to_le_bytes()).collect();
+            vec![Tensor {
+                slot: 0,
+                name: "image",
+                datatype: Datatype::Fp32,
+                shape: vec![1, 3, 224, 224],
+                bytes,
+            }]
+        };
+        Self { model: "efficientnet", rows: (0..8).map(image).collect(), in_flight: 32 }
+    }
+
+    /// One sentence of 8 to 128 tokens, a multiple of 8.
+    pub(crate) fn minilm() -> Self {
+        let mut seed = 1u64;
+        let lengths = [8u64, 16, 16, 24, 24, 32, 48, 64, 96, 128];
+        let sentence = |length: &u64| {
+            let ids =
+                (0..*length).flat_map(|_| ((next(&mut seed).abs() * 20_000.0) as i64 + 1000).to_le_bytes());
+            let tensor = |slot, name, bytes| Tensor {
+                slot,
+                name,
+                datatype: Datatype::Int64,
+                shape: vec![1, *length],
+                bytes,
+            };
+            vec![
+                tensor(0, "input_ids", ids.collect()),
+                tensor(1, "attention_mask", (0..*length).flat_map(|_| 1i64.to_le_bytes()).collect()),
+            ]
+        };
+        Self { model: "minilm", rows: lengths.iter().map(sentence).collect(), in_flight: 320 }
+    }
+
+    /// So many rows like one of them, for a bare loop.
+    pub(crate) fn batch(&self, at: usize, rows: u32) -> Vec<Tensor> {
+        let mut tensors = self.rows[at % self.rows.len()].clone();
+        for tensor in &mut tensors {
+            tensor.shape[0] = u64::from(rows);
+            tensor.bytes = tensor.bytes.repeat(rows as usize);
+        }
+        tensors
+    }
+
+    fn request(&self, at: usize, budget: Duration) -> (Infer, Bytes) {
+        let (mut inputs, mut payload, mut layout) = (Vec::new(), Vec::new(), Layout::default());
+        for Tensor { name, datatype, shape, bytes, .. } in &self.rows[at % self.rows.len()] {
+            let offset = layout.place(bytes.len());
+            payload.resize(offset, 0);
+            payload.extend_from_slice(bytes);
+            let (name, datatype, shape) = ((*name).to_owned(), *datatype as u32, shape.clone());
+            inputs.push(TensorMeta { name, datatype, shape, offset: offset as u64 });
+        }
+        let budget_us = budget.as_micros() as u64;
+        (
+            Infer { model: self.model.into(), version: 1, budget_us, inputs, ..Infer::default() },
+            payload.into(),
+        )
+    }
+}
+
+/// Numbers between −1 and 1.
+fn next(seed: &mut u64) -> f32 {
+    *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+    (*seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+}
+
+/// The queues fill before anything is counted.
+const WARM_UP: Duration = Duration::from_secs(1);
+
+pub(crate) struct Driver<'w> {
+    workload: &'w Workload,
+    socket: UnixStream,
+    decoder: Decoder,
+    sent: u64,
+}
+
+pub(crate) struct Saturated {
+    pub(crate) rows_per_second: f64,
+    pub(crate) mean_batch: f64,
+}
+
+pub(crate) struct Overload {
+    pub(crate) goodput: f64,
+    pub(crate) refusal_p99: Duration,
+    /// Share of what was not answered that was found to be late only when its turn came.
+    pub(crate) late: f64,
+}
+
+impl<'w> Driver<'w> {
+    /// Returns once the model is ready.
+    pub(crate) fn connect(socket: &Path, workload: &'w Workload) -> anyhow::Result<Self> {
+        let socket = UnixStream::connect(socket)?;
+        let mut driver = Self { workload, socket, decoder: Decoder::new(Limits::default()), sent: 0 };
+        loop {
+            let frame = driver.frame(None)?.context("the engine says what it has")?;
+            if frame.kind != Kind::Index {
+                continue;
+            }
+            let index = <Index as prost::Message>::decode(frame.metadata)?;
+            match index.models.first().map(|entry| (entry.state(), entry)) {
+                Some((ModelState::Ready, entry)) => {
+                    println!("\n{} threads, {} at once, curve in µs by rows:", entry.threads, entry.at_once);
+                    for point in &entry.curve {
+                        print!(" {}: {}", point.rows, point.typical_us);
+                    }
+                    println!();
+                    return Ok(driver);
+                }
+                Some((ModelState::Unavailable, entry)) => anyhow::bail!("{}", entry.reason),
+                Some((ModelState::Loading, _)) | None => {}
+            }
+        }
+    }
+
+    /// As many in flight as the workload says, for a while.
+    pub(crate) fn saturate(&mut self, takes: Duration) -> anyhow::Result<Saturated> {
+        let budget = Duration::from_secs(600);
+        for _ in 0..self.workload.in_flight {
+            self.send(budget)?;
+        }
+        let mut began = Instant::now();
+        let (mut rows, mut runs, mut is_warm) = (0u64, 0.0, false);
+        let mut in_flight = self.workload.in_flight;
+        while in_flight > 0 {
+            let reply = self.reply(None)?.context("an answer")?.1;
+            in_flight -= 1;
+            let Some(timing) = reply.timing else { anyhow::bail!("not answered: {}", reply.message) };
+            if !is_warm && began.elapsed() > WARM_UP {
+                (began, rows, runs, is_warm) = (Instant::now(), 0, 0.0, true);
+            }
+            if !is_warm || began.elapsed() < takes {
+                rows += 1;
+                runs += 1.0 / f64::from(timing.batch_requests);
+                self.send(budget)?;
+                in_flight += 1;
+            }
+        }
+        Ok(Saturated { rows_per_second: rows as f64 / takes.as_secs_f64(), mean_batch: rows as f64 / runs })
+    }
+
+    /// Microseconds between arrival and the start of the run, of requests that come one after the other.
+    pub(crate) fn lone(&mut self, count: usize) -> anyhow::Result<(u64, u64)> {
+        let mut waits = Vec::new();
+        for _ in 0..count {
+            std::thread::sleep(Duration::from_millis(20));
+            self.send(Duration::from_secs(60))?;
+            let timing = self.reply(None)?.context("an answer")?.1.timing.context("it ran")?;
+            waits.push(timing.queue_us);
+        }
+        waits.sort_unstable();
+        Ok((waits[waits.len() / 2], waits[waits.len() * 99 / 100]))
+    }
+
+    /// So many requests per second, evenly, whatever comes back.
+    pub(crate) fn overload(
+        &mut self,
+        rate: f64,
+        budget: Duration,
+        takes: Duration,
+    ) -> anyhow::Result<Overload> {
+        let mut sent_at: HashMap<u64, Instant> = HashMap::new();
+        let mut refusals = Histogram::<u64>::new(3)?;
+        let began = Instant::now();
+        let gap = Duration::from_secs_f64(1.0 / rate);
+        let (mut count, mut in_time, mut late) = (0u32, 0u64, 0u64);
+        while began.elapsed() < takes || !sent_at.is_empty() {
+            let due = began + gap * count;
+            let sending = began.elapsed() < takes;
+            if sending && Instant::now() >= due {
+                sent_at.insert(self.send(budget)?, Instant::now());
+                count += 1;
+                continue;
+            }
+            let left = due.saturating_duration_since(Instant::now());
+            let wait = if sending { left } else { Duration::from_secs(10) };
+            let Some((id, reply)) = self.reply(Some(wait.max(Duration::from_micros(50))))? else {
+                ensure!(sending, "{} requests were never answered", sent_at.len());
+                continue;
+            };
+            let took = sent_at.remove(&id).context("an answer to what was asked")?.elapsed();
+            match reply.status() {
+                Status::Ok => in_time += u64::from(took <= budget),
+                Status::Overloaded => refusals.record(took.as_micros() as u64)?,
+                Status::DeadlineExceeded => late += 1,
+                status => anyhow::bail!("{status:?}: {}", reply.message),
+            }
+        }
+        let refusal_p99 = Duration::from_micros(refusals.value_at_quantile(0.99));
+        let late = late as f64 / (late + refusals.len()).max(1) as f64;
+        Ok(Overload { goodput: in_time as f64 / takes.as_secs_f64(), refusal_p99, late })
+    }
+
+    fn send(&mut self, budget: Duration) -> anyhow::Result<u64> {
+        self.sent += 1;
+        let (infer, payload) = self.workload.request(self.sent as usize, budget);
+        let mut outbox = Outbox::new();
+        outbox.push(Kind::Infer, self.sent, &infer, payload);
+        self.socket.write_all(&outbox.take().concat())?;
+        Ok(self.sent)
+    }
+
+    fn reply(&mut self, wait: Option<Duration>) -> anyhow::Result<Option<(u64, Reply)>> {
+        while let Some(frame) = self.frame(wait)? {
+            if frame.kind == Kind::Reply {
+                return Ok(Some((frame.id, <Reply as prost::Message>::decode(frame.metadata)?)));
+            }
+        }
+        Ok(None)
+    }
+
+    fn frame(&mut self, wait: Option<Duration>) -> anyhow::Result<Option<Frame>> {
+        loop {
+            if let Some(frame) = self.decoder.decode()? {
+                return Ok(Some(frame));
+            }
+            let mut chunk = [0; 64 << 10];
+            self.socket.set_read_timeout(wait)?;
+            match self.socket.read(&mut chunk) {
+                Ok(0) => anyhow::bail!("the engine has closed the connection"),
+                Ok(read) => self.decoder.buffer().extend_from_slice(&chunk[..read]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! What the engine makes of libtorch, against bare loops of the same run on the same threads.
+//!
+//! For each real model, in alternating rounds: a plain loop (`torch.jit.load` and `forward`, at its best batch size),
+//! the best bare loop (the form of the model that the engine has chosen, run directly), and the engine, saturated
+//! over its socket. Then a lone request on an idle engine, and three times more work than it can do. The driver shares
+//! the cores with what it measures.
+
+mod driver;
+
+use anyhow::{Context, ensure};
+use driver::{Driver, Workload};
+use engine::manifest::Manifest;
+use engine::model::{Gathered, Model};
+use engine::{Config, Device, Listener, library, optimise, torch};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+const ROUNDS: usize = 3;
+const ROUND: Duration = Duration::from_secs(5);
+const BUDGET: Duration = Duration::from_millis(200);
+
+fn main() -> anyhow::Result<()> {
+    let models =
+        PathBuf::from(std::env::args().nth(1).context("give the folder that benches/models/make.py made")?);
+    let lanes = std::thread::available_parallelism()?.get();
+    println!("{lanes} lanes; {ROUNDS} alternating rounds of {} s", ROUND.as_secs());
+    for workload in [Workload::efficientnet(), Workload::minilm()] {
+        measure(&models, &workload, lanes).with_context(|| workload.model.to_owned())?;
+    }
+    Ok(())
+}
+
+fn measure(models: &Path, workload: &Workload, lanes: usize) -> anyhow::Result<()> {
+    let file = models.join(workload.model).join("1/model.pt");
+    let manifest = std::fs::read_to_string(file.with_file_name("model.yaml"))?;
+    let load =
+        || torch::load(&file, Some(Manifest::parse(&manifest)?), Device::Cpu).map_err(anyhow::Error::msg);
+    let model = load()?;
+    let (form, report) = optimise::optimise(&*model, 32, model.spec().tolerance);
+    let best = form.unwrap_or(load()?);
+    let served = serve(models, workload.model)?;
+    let mut driver = Driver::connect(&served, workload)?;
+    println!("\n{}: {report}", workload.model);
+
+    let sizes = [1, 4, 8, 32];
+    let size = |model: &dyn Model| {
+        let speeds = sizes.map(|rows| (bare(model, workload, rows, lanes, Duration::from_secs(1)), rows));
+        speeds.into_iter().max_by(|one, other| one.0.total_cmp(&other.0)).expect("there are sizes").1
+    };
+    let (plain_rows, best_rows) = (size(&*model), size(&*best));
+    driver.saturate(Duration::from_secs(2))?;
+    let mut rounds = Vec::new();
+    for round in 1..=ROUNDS {
+        let plain = bare(&*model, workload, plain_rows, lanes, ROUND);
+        let bare = bare(&*best, workload, best_rows, lanes, ROUND);
+        let saturated = driver.saturate(ROUND)?;
+        println!(
+            "round {round}  plain loop {plain:7.1} rows/s (batch {plain_rows})  best loop {bare:7.1} (batch {best_rows})  \
+             served {:7.1} (mean batch {:.1})",
+            saturated.rows_per_second, saturated.mean_batch
+        );
+        rounds.push((saturated.rows_per_second / plain, saturated.rows_per_second / bare));
+    }
+    let median = |mut ratios: Vec<f64>| {
+        ratios.sort_by(f64::total_cmp);
+        ratios[ratios.len() / 2]
+    };
+    println!(
+        "served against the plain loop {:.3}, against the best loop {:.3} (medians of {ROUNDS})",
+        median(rounds.iter().map(|round| round.0).collect()),
+        median(rounds.iter().map(|round| round.1).collect()),
+    );
+    let lone = driver.lone(50)?;
+    println!("a lone request waits {} µs for its lane (median), {} µs (p99)", lone.0, lone.1);
+    let capacity = driver.saturate(ROUND)?.rows_per_second;
+    let overload = driver.overload(3.0 * capacity, BUDGET, ROUND)?;
+    println!(
+        "three times too much work, {} ms each: {:.1} answered in time per second, {:.2} of {capacity:.1}; \
+         refused within {:.2} ms (p99), {:.1} % of the rest only found late when their turn came",
+        BUDGET.as_millis(),
+        overload.goodput,
+        overload.goodput / capacity,
+        overload.refusal_p99.as_secs_f64() * 1e3,
+        overload.late * 100.0,
+    );
+    Ok(())
+}
+
+/// Rows per second of so many threads that do nothing but run the model.
+fn bare(model: &dyn Model, workload: &Workload, rows: u32, threads: usize, takes: Duration) -> f64 {
+    let done = AtomicU64::new(0);
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        for thread in 0..threads {
+            let done = &done;
+            scope.spawn(move || {
+                for at in thread.. {
+                    if began.elapsed() > takes {
+                        break;
+                    }
+                    let inputs = workload.batch(at, rows);
+                    let gathered: Vec<Gathered<'_>> = inputs.iter().map(|input| input.gathered()).collect();
+                    model.run(&gathered).expect("it runs");
+                    done.fetch_add(u64::from(rows), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    done.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64()
+}
+
+/// An engine in this process that has only this model.
+fn serve(models: &Path, model: &str) -> anyhow::Result<PathBuf> {
+    let folder = tempfile::tempdir()?.keep();
+    std::os::unix::fs::symlink(models.join(model), folder.join(model))?;
+    let socket = folder.join("engine.sock");
+    let config = <Config as clap::Parser>::try_parse_from([
+        "penstock-engine".as_ref(),
+        "--socket".as_ref(),
+        socket.as_os_str(),
+        "--models".as_ref(),
+        folder.as_os_str(),
+    ])?;
+    let candidates = library::scan(&folder, |path, manifest| torch::load(path, manifest, Device::Cpu))?;
+    ensure!(candidates.len() == 1, "{} versions of {model}", candidates.len());
+    let (bound, is_bound) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().expect("tokio starts");
+        runtime.block_on(async {
+            let listener = Listener::bind(config.settings(Device::Cpu)).expect("the socket is free");
+            bound.send(()).expect("somebody waits");
+            listener.serve(candidates, std::future::pending()).await.expect("the engine serves");
+        });
+    });
+    is_bound.recv()?;
+    Ok(socket)
+}
