@@ -37,6 +37,10 @@ const WAIT_MIN: Duration = Duration::from_micros(100);
 /// Buckets whose curves are kept; beyond it the one that was not used for longest is forgotten.
 const PROFILES_MAX: usize = 1024;
 
+/// A prediction that has not been tried for so long refuses nobody: what was slow once may be fast again, and only a
+/// run can tell.
+const TRIED_WITHIN: Duration = Duration::from_secs(1);
+
 /// What stands before a job is counted in slots of urgency this wide.
 const SLOT: Duration = Duration::from_millis(4);
 
@@ -244,6 +248,8 @@ struct Profile {
     arrivals: Arrivals,
     used: u64,
     runs: u64,
+    /// When a run of it last ended.
+    ran: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -292,6 +298,7 @@ impl<T: Clone> Batcher<T> {
         let soonest = ticket.deadline.map_or(now + PATIENCE, |deadline| deadline.min(now + PATIENCE));
         let urgency = soonest + HEAD_START * ticket.priority as u32;
         if let Some(deadline) = ticket.deadline
+            && self.is_tried(&ticket.bucket, now)
             && let Some(forecast) = self.forecast(&ticket, urgency, now)
             && now + forecast.answered > deadline
         {
@@ -341,6 +348,7 @@ impl<T: Clone> Batcher<T> {
             (Ended::Ran, Some(cap)) if claim.rows >= *cap => *cap = cap.saturating_add(1),
             (Ended::Ran | Ended::Failed, _) => {}
         }
+        self.profile(&Bucket { suspect: false, ..claim.bucket.clone() }).ran = Some(now);
         if ended == Ended::Ran && claim.rows > 0 {
             self.learn(claim.bucket, claim.rows, now.saturating_duration_since(claim.began));
         }
@@ -484,6 +492,7 @@ impl<T: Clone> Batcher<T> {
         // More waits than one efficient batch: then small batches for hasty jobs would make everybody late.
         let efficient = profile.and_then(|profile| profile.efficient).map(|rows| rows.min(most));
         let pressed = efficient.filter(|rows| queue.rows > u64::from(*rows));
+        let is_tried = self.is_tried(bucket, now);
         let mut plan = Plan { pieces: Vec::new(), late: Vec::new() };
         // After each piece: all rows, and the first deadline.
         let mut sums: Vec<(u32, Option<Instant>)> = Vec::new();
@@ -491,7 +500,8 @@ impl<T: Clone> Batcher<T> {
             let (rows, earliest) = sums.last().copied().unwrap_or_default();
             let piece = (waiting.ticket.rows - waiting.gone).min(most);
             let shortest = typical(pressed.map_or(piece, |efficient| efficient.max(piece)));
-            if waiting.ticket.deadline.is_some_and(|deadline| deadline <= now || deadline < now + shortest) {
+            let is_late = |deadline| deadline <= now || (is_tried && deadline < now + shortest);
+            if waiting.ticket.deadline.is_some_and(is_late) {
                 plan.late.push(*place);
                 continue;
             }
@@ -517,6 +527,12 @@ impl<T: Clone> Batcher<T> {
         let last = if pressed.is_some() { fits(&typical) } else { fits(&slow).or_else(|| fits(&typical)) };
         plan.pieces.truncate(last.unwrap_or(0) + 1);
         plan
+    }
+
+    /// Whether what is predicted of it has been seen lately.
+    fn is_tried(&self, bucket: &Bucket, now: Instant) -> bool {
+        let ran = self.profiles.get(bucket).and_then(|profile| profile.ran);
+        ran.is_some_and(|ran| now.saturating_duration_since(ran) < TRIED_WITHIN)
     }
 
     fn capped(&self, version: u32, max_rows: u32) -> u32 {
@@ -688,7 +704,14 @@ impl<T> Queue<T> {
 
 impl Profile {
     fn new() -> Self {
-        Self { curve: Curve::default(), efficient: None, arrivals: Arrivals::default(), used: 0, runs: 0 }
+        Self {
+            curve: Curve::default(),
+            efficient: None,
+            arrivals: Arrivals::default(),
+            used: 0,
+            runs: 0,
+            ran: None,
+        }
     }
 }
 
@@ -973,6 +996,8 @@ mod tests {
                     self.batcher.learn(bucket, *rows, ms(*took));
                 }
             }
+            let bucket = Bucket { version, free: vec![free], suspect: false };
+            self.batcher.profile(&bucket).ran = Some(self.now);
         }
     }
 
@@ -1032,6 +1057,20 @@ mod tests {
         world.push_due(2, 0, ms(200));
         world.learn(0, 0, &[(1, 30), (4, 30)]);
         assert_eq!(world.step(), Step::RunAfterExpired(vec![2], vec![1]));
+    }
+
+    #[test]
+    fn what_was_too_slow_once_is_tried_again() {
+        let mut world = World::new(100, 10_000);
+        world.learn(0, 0, &[(1, 300), (4, 300)]);
+        let hasty =
+            |world: &World, id| Ticket { deadline: Some(world.now + ms(200)), ..world.ticket(id, 0, 0) };
+        let ticket = hasty(&world, 1);
+        assert!(!world.push(ticket));
+        world.now += TRIED_WITHIN;
+        let ticket = hasty(&world, 2);
+        assert!(world.push(ticket));
+        assert_eq!(world.step(), Step::Run(vec![2]));
     }
 
     #[test]

@@ -539,6 +539,8 @@ fn a_request_that_would_be_late_is_refused_at_once_and_told_how_long_it_would_wa
     let engine = Engine::start(vec![model]);
     let mut client = engine.connect();
     client.index();
+    client.infer(0, Asked::of("slow").fp32("x", &[1, 2], &[1.0, 0.5]).budget_us(2_000_000));
+    assert_eq!(client.reply().unwrap().status(), Status::Ok);
     client.infer(1, Asked::of("slow").fp32("x", &[1, 2], &[1.0, 0.5]).budget_us(5_000));
     let answer = client.reply().unwrap();
     assert_eq!(answer.status(), Status::Overloaded, "{}", answer.reply.message);

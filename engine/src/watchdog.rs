@@ -68,7 +68,7 @@ mod tests {
     fn only_a_run_that_takes_too_long_is_named() {
         let scripted = Scripted::new(rows_spec(&[("x", 1)], &[("y", 1)], 4), |_| unreachable!("never run"));
         let catalog = catalog_of("slow", 3, scripted);
-        let version = catalog.find("slow", 3).ok().expect("it is there");
+        let version = catalog.find("slow", 3).ok().unwrap();
         let (watchdog, now, most) = (Watchdog::new(2), Instant::now(), Duration::from_secs(60));
         watchdog.began(1, version, now);
         assert_eq!(watchdog.hanging(most, now + most), None);
