@@ -5,10 +5,10 @@ SETUP = python3 engine/setup/libtorch.py
 WITH_LIBTORCH = environment=$$($(SETUP)) && eval "$$environment" &&
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run build test bench lint env
+.PHONY: help run build test bench bench-engine lint env
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
 
 run: build ## start the demo: proxy and engine with configs/demo
 	@printf '%s\n' '' 'Once it says that digits is ready, try from another terminal, in this folder:' \
@@ -27,6 +27,10 @@ test: ## run all tests, then third-party clients against the built binaries
 
 bench: build ## compare Penstock with what it replaces
 	$(WITH_LIBTORCH) cargo run --release --locked -p penstock-benches --bin compare
+
+bench-engine: build ## compare the engine with bare loops of libtorch, over real models (fetches 0.7 GB)
+	models=$$(python3 benches/models/make.py) && $(WITH_LIBTORCH) cargo build --release --locked -p penstock-benches && \
+	  LD_LIBRARY_PATH="$$LIBTORCH/lib" "$(TARGET)/release/engine-bench" "$$models"
 
 lint: ## check the formatting, then clippy with warnings as errors
 	cargo fmt --all --check
