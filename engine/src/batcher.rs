@@ -19,7 +19,8 @@
 //! Urgency is the deadline, or [`PATIENCE`] where that is sooner, plus [`HEAD_START`] for each step of lower
 //! priority: so neither a priority nor a deadline can starve anybody.
 
-use crate::curve::Curve;
+use crate::curve::{Curve, size_of};
+use std::borrow::Cow;
 use std::collections::btree_map::Entry as TreeEntry;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
@@ -40,6 +41,9 @@ const PROFILES_MAX: usize = 1024;
 /// A prediction that has not been tried for so long refuses nobody: what was slow once may be fast again, and only a
 /// run can tell.
 const TRIED_WITHIN: Duration = Duration::from_secs(1);
+
+/// One run of so many takes all that waits, whatever its curve says.
+const EXPLORE_EVERY: u64 = 64;
 
 /// What stands before a job is counted in slots of urgency this wide.
 const SLOT: Duration = Duration::from_millis(4);
@@ -133,6 +137,8 @@ pub enum Refused<T> {
         /// How long it is expected to wait.
         wait: Duration,
     },
+    /// It alone is more than may ever wait.
+    TooLarge(T),
     /// A job of this connection and id waits already.
     Duplicate(T),
 }
@@ -207,7 +213,7 @@ pub struct Batcher<T> {
     profiles: HashMap<Bucket, Profile>,
     versions: HashMap<u32, Version>,
     /// Claims that are out, and when they are expected back.
-    running: Vec<(u64, Instant)>,
+    running: Vec<Running>,
     rows: u64,
     bytes: usize,
     pushed: u64,
@@ -234,6 +240,13 @@ struct Queue<T> {
 }
 
 #[derive(Debug)]
+struct Running {
+    number: u64,
+    version: u32,
+    back: Instant,
+}
+
+#[derive(Debug)]
 struct Waiting<T> {
     ticket: Ticket<T>,
     /// Rows that have left already, in pieces.
@@ -248,8 +261,8 @@ struct Profile {
     arrivals: Arrivals,
     used: u64,
     runs: u64,
-    /// When a run of it last ended.
-    ran: Option<Instant>,
+    /// When a run of so many rows last ended.
+    ran: BTreeMap<u32, Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -287,7 +300,10 @@ impl<T: Clone> Batcher<T> {
 
     /// Lets a job wait.
     pub fn push(&mut self, ticket: Ticket<T>, now: Instant) -> Result<(), Refused<T>> {
-        let is_full = self.rows + u64::from(ticket.rows) > self.limits.rows && self.rows > 0;
+        if u64::from(ticket.rows) > self.limits.rows || ticket.bytes > self.limits.bytes {
+            return Err(Refused::TooLarge(ticket.payload));
+        }
+        let is_full = self.rows + u64::from(ticket.rows) > self.limits.rows;
         if is_full || ticket.bytes > self.limits.bytes - self.bytes {
             return Err(Refused::Overloaded { wait: self.backlog(now), job: ticket.payload });
         }
@@ -298,7 +314,7 @@ impl<T: Clone> Batcher<T> {
         let soonest = ticket.deadline.map_or(now + PATIENCE, |deadline| deadline.min(now + PATIENCE));
         let urgency = soonest + HEAD_START * ticket.priority as u32;
         if let Some(deadline) = ticket.deadline
-            && self.is_tried(&ticket.bucket, now)
+            && self.is_tried(&ticket.bucket, ticket.grouping.piece(ticket.rows), now)
             && let Some(forecast) = self.forecast(&ticket, urgency, now)
             && now + forecast.answered > deadline
         {
@@ -339,24 +355,27 @@ impl<T: Clone> Batcher<T> {
 
     /// Takes back the claim of a batch, and learns from it.
     pub fn finish(&mut self, claim: Claim, ended: Ended, now: Instant) {
-        self.running.retain(|(number, _)| *number != claim.number);
+        self.running.retain(|running| running.number != claim.number);
         let version = self.versions.entry(claim.bucket.version).or_default();
         version.running -= 1;
         match (ended, &mut version.cap) {
-            (Ended::OutOfMemory, cap) => *cap = Some((claim.rows / 2).max(1)),
+            // A single row says nothing about how many fit.
+            (Ended::OutOfMemory, cap) if claim.rows > 1 => {
+                *cap = Some((claim.rows / 2).min(cap.unwrap_or(u32::MAX)));
+            }
             // What has fitted once may grow; it is halved again if that was too much.
             (Ended::Ran, Some(cap)) if claim.rows >= *cap => *cap = cap.saturating_add(1),
-            (Ended::Ran | Ended::Failed, _) => {}
+            (Ended::Ran | Ended::Failed | Ended::OutOfMemory, _) => {}
         }
-        self.profile(&Bucket { suspect: false, ..claim.bucket.clone() }).ran = Some(now);
         if ended == Ended::Ran && claim.rows > 0 {
+            self.profile(&claim.bucket).ran.insert(size_of(claim.rows), now);
             self.learn(claim.bucket, claim.rows, now.saturating_duration_since(claim.began));
         }
     }
 
     /// Learns from a run that was no batch of its own: a warm-up.
     pub fn learn(&mut self, bucket: Bucket, rows: u32, took: Duration) {
-        let profile = self.profile(&Bucket { suspect: false, ..bucket });
+        let profile = self.profile(&bucket);
         profile.curve.observe(rows, took);
         profile.runs += 1;
         if profile.runs < 16 || profile.runs.is_multiple_of(16) {
@@ -417,7 +436,7 @@ impl<T: Clone> Batcher<T> {
         self.per_lane(waiting + self.residual(now))
     }
 
-    /// Puts a queue that may run back among the heads; forgets it when nothing waits in it.
+    /// Puts a queue back among the heads; forgets it when nothing waits in it.
     fn reopen(&mut self, bucket: Bucket) {
         match self.queues[&bucket].waiting.first_key_value() {
             Some((head, _)) => {
@@ -473,9 +492,9 @@ impl<T: Clone> Batcher<T> {
         let number = self.claimed;
         self.claimed += 1;
         self.versions.entry(bucket.version).or_default().running += 1;
-        let curve = self.profiles.get(&bucket).map(|profile| &profile.curve);
+        let curve = self.known(&bucket).map(|profile| &profile.curve);
         let takes = curve.and_then(|curve| curve.typical(rows)).unwrap_or_default();
-        self.running.push((number, now + takes));
+        self.running.push(Running { number, version: bucket.version, back: now + takes });
         Batch { pieces, late, backlog: self.backlog(now), claim: Claim { bucket, number, rows, began: now } }
     }
 
@@ -486,13 +505,12 @@ impl<T: Clone> Batcher<T> {
             Grouping::Together { max_rows } => self.capped(bucket.version, max_rows),
             Grouping::Alone | Grouping::Serial => u32::MAX,
         };
-        let profile = self.profiles.get(bucket);
+        let profile = self.known(bucket);
         let typical = |rows: u32| profile.and_then(|profile| profile.curve.typical(rows)).unwrap_or_default();
         let slow = |rows: u32| profile.and_then(|profile| profile.curve.slow(rows)).unwrap_or_default();
         // More waits than one efficient batch: then small batches for hasty jobs would make everybody late.
         let efficient = profile.and_then(|profile| profile.efficient).map(|rows| rows.min(most));
         let pressed = efficient.filter(|rows| queue.rows > u64::from(*rows));
-        let is_tried = self.is_tried(bucket, now);
         let mut plan = Plan { pieces: Vec::new(), late: Vec::new() };
         // After each piece: all rows, and the first deadline.
         let mut sums: Vec<(u32, Option<Instant>)> = Vec::new();
@@ -500,7 +518,9 @@ impl<T: Clone> Batcher<T> {
             let (rows, earliest) = sums.last().copied().unwrap_or_default();
             let piece = (waiting.ticket.rows - waiting.gone).min(most);
             let shortest = typical(pressed.map_or(piece, |efficient| efficient.max(piece)));
-            let is_late = |deadline| deadline <= now || (is_tried && deadline < now + shortest);
+            let is_late = |deadline| {
+                deadline <= now || (deadline < now + shortest && self.is_tried(bucket, piece, now))
+            };
             if waiting.ticket.deadline.is_some_and(is_late) {
                 plan.late.push(*place);
                 continue;
@@ -517,7 +537,9 @@ impl<T: Clone> Batcher<T> {
             plan.pieces.push((*place, piece));
         }
         let Some((all, _)) = sums.last() else { return plan };
-        let fill = profile.map_or(*all, |profile| profile.curve.fill(*all));
+        // Now and then all of them, or a size that was slow once would never be seen again.
+        let curve = profile.filter(|profile| !profile.runs.is_multiple_of(EXPLORE_EVERY));
+        let fill = curve.map_or(*all, |profile| profile.curve.fill(*all));
         let in_time = |takes: &dyn Fn(u32) -> Duration, (rows, earliest): (u32, Option<Instant>)| {
             earliest.is_none_or(|earliest| now + takes(rows) <= earliest)
         };
@@ -529,10 +551,15 @@ impl<T: Clone> Batcher<T> {
         plan
     }
 
-    /// Whether what is predicted of it has been seen lately.
-    fn is_tried(&self, bucket: &Bucket, now: Instant) -> bool {
-        let ran = self.profiles.get(bucket).and_then(|profile| profile.ran);
-        ran.is_some_and(|ran| now.saturating_duration_since(ran) < TRIED_WITHIN)
+    /// Whether what is predicted of so many rows has been seen lately: a run of as many, or more.
+    fn is_tried(&self, bucket: &Bucket, rows: u32, now: Instant) -> bool {
+        let Some(profile) = self.known(bucket) else { return false };
+        let mut ran = profile.ran.range(rows..).map(|(_, ran)| ran);
+        ran.any(|ran| now.saturating_duration_since(*ran) < TRIED_WITHIN)
+    }
+
+    fn known(&self, bucket: &Bucket) -> Option<&Profile> {
+        self.profiles.get(&*shared(bucket))
     }
 
     fn capped(&self, version: u32, max_rows: u32) -> u32 {
@@ -552,7 +579,7 @@ impl<T: Clone> Batcher<T> {
         }
         let queue = &self.queues[bucket];
         let Grouping::Together { max_rows } = queue.grouping else { return None };
-        let profile = self.profiles.get(bucket)?;
+        let profile = self.known(bucket)?;
         let (gap, last) = (profile.arrivals.gap?, profile.arrivals.last?);
         let jobs = queue.waiting.len() as f64;
         let here = u32::try_from(queue.rows).ok()?;
@@ -581,7 +608,7 @@ impl<T: Clone> Batcher<T> {
 
     /// When a job that came now would be answered.
     fn forecast(&self, ticket: &Ticket<T>, urgency: Instant, now: Instant) -> Option<Forecast> {
-        let own = self.profiles.get(&ticket.bucket)?;
+        let own = self.known(&ticket.bucket)?;
         let slot = self.slot(urgency);
         let mut before = self.residual(now);
         let mut with = 0;
@@ -605,18 +632,26 @@ impl<T: Clone> Batcher<T> {
                 (one.mul_f64(with as f64 / f64::from(ticket.rows)), ticket.rows)
             }
         };
-        let lanes = self.lanes.min(ticket.at_once) as u32;
-        let mut waits = self.per_lane(before) + full_batches / lanes;
-        if self.running.len() >= lanes as usize {
-            let first = self.running.iter().map(|(_, back)| back.saturating_duration_since(now)).min();
-            waits = waits.max(first.unwrap_or_default());
+        let at_once = ticket.grouping.at_once(ticket.at_once).min(self.lanes);
+        let mut waits = self.per_lane(before) + full_batches / at_once as u32;
+        let first_back = |running: &mut dyn Iterator<Item = &Running>| {
+            running.map(|running| running.back.saturating_duration_since(now)).min().unwrap_or_default()
+        };
+        if self.running.len() >= self.lanes {
+            waits = waits.max(first_back(&mut self.running.iter()));
         }
-        Some(Forecast { waits, answered: waits + own.curve.slow(last)? })
+        let own_running = || self.running.iter().filter(|running| running.version == ticket.bucket.version);
+        if own_running().count() >= at_once {
+            waits = waits.max(first_back(&mut own_running()));
+        }
+        // Who finds nothing before it gets the benefit of the doubt.
+        let run = if waits.is_zero() { own.curve.typical(last)? } else { own.curve.slow(last)? };
+        Some(Forecast { waits, answered: waits + run })
     }
 
     /// Lane time of so many rows of a queue; nothing where nothing is known.
     fn work(&self, bucket: &Bucket, queue: &Queue<T>, rows: u64) -> Duration {
-        let Some(profile) = self.profiles.get(bucket) else { return Duration::ZERO };
+        let Some(profile) = self.known(bucket) else { return Duration::ZERO };
         let batch = match queue.grouping {
             Grouping::Together { max_rows } => {
                 profile.efficient.map(|full| full.min(self.capped(bucket.version, max_rows)))
@@ -634,7 +669,7 @@ impl<T: Clone> Batcher<T> {
 
     /// Lane time of what runs.
     fn residual(&self, now: Instant) -> Duration {
-        self.running.iter().map(|(_, back)| back.saturating_duration_since(now)).sum()
+        self.running.iter().map(|running| running.back.saturating_duration_since(now)).sum()
     }
 
     fn per_lane(&self, work: Duration) -> Duration {
@@ -647,6 +682,7 @@ impl<T: Clone> Batcher<T> {
 
     /// What is known of a bucket; of a suspect one, what is known of the others.
     fn profile(&mut self, bucket: &Bucket) -> &mut Profile {
+        let bucket = &*shared(bucket);
         if self.profiles.len() >= PROFILES_MAX && !self.profiles.contains_key(bucket) {
             let oldest = self.profiles.iter().min_by_key(|(_, profile)| profile.used);
             let oldest = oldest.map(|(bucket, _)| bucket.clone()).expect("there are many");
@@ -659,6 +695,32 @@ impl<T: Clone> Batcher<T> {
         };
         profile.used = used;
         profile
+    }
+}
+
+impl Grouping {
+    fn at_once(self, measured: usize) -> usize {
+        match self {
+            Self::Together { .. } | Self::Alone => measured.max(1),
+            Self::Serial => 1,
+        }
+    }
+
+    /// Rows of the largest run that so many rows take.
+    fn piece(self, rows: u32) -> u32 {
+        match self {
+            Self::Together { max_rows } => rows.min(max_rows),
+            Self::Alone | Self::Serial => rows,
+        }
+    }
+}
+
+/// The bucket whose profile is meant: suspects are no slower than others.
+fn shared(bucket: &Bucket) -> Cow<'_, Bucket> {
+    if bucket.suspect {
+        Cow::Owned(Bucket { suspect: false, ..bucket.clone() })
+    } else {
+        Cow::Borrowed(bucket)
     }
 }
 
@@ -677,7 +739,7 @@ impl<T> Queue<T> {
     fn new(first: &Ticket<T>) -> Self {
         Self {
             grouping: first.grouping,
-            at_once: if first.grouping == Grouping::Serial { 1 } else { first.at_once },
+            at_once: first.grouping.at_once(first.at_once),
             waiting: BTreeMap::new(),
             rows: 0,
             slots: BTreeMap::new(),
@@ -710,7 +772,7 @@ impl Profile {
             arrivals: Arrivals::default(),
             used: 0,
             runs: 0,
-            ran: None,
+            ran: BTreeMap::new(),
         }
     }
 }
@@ -997,7 +1059,9 @@ mod tests {
                 }
             }
             let bucket = Bucket { version, free: vec![free], suspect: false };
-            self.batcher.profile(&bucket).ran = Some(self.now);
+            for (rows, _) in took {
+                self.batcher.profile(&bucket).ran.insert(*rows, self.now);
+            }
         }
     }
 

@@ -7,7 +7,6 @@
 use crate::batcher::Grouping;
 use crate::model::Model;
 use crate::trial::MadeUp;
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -119,13 +118,11 @@ fn speed(model: &dyn Model, made_up: &MadeUp<'_>, rows: u32, at_once: usize) -> 
     let inputs = batch.gathered();
     // The first runs of a thread set up its pool.
     let warm = || model.run(&inputs).is_ok();
-    let together = Barrier::new(at_once);
     let began = std::thread::scope(|scope| {
         let runners: Vec<_> = (0..at_once)
             .map(|_| {
                 scope.spawn(|| {
                     let is_warm = warm() && warm();
-                    together.wait();
                     let began = Instant::now();
                     let mut own = 0;
                     while is_warm

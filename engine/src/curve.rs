@@ -21,6 +21,9 @@ const RUNS_MIN: u64 = 3;
 const SLOWNESS_AT_FIRST: f32 = 1.5;
 const RATIOS_MIN: usize = 32;
 
+/// A run that takes longer than this many typical ones is not the model's doing.
+const SLOWNESS_MAX: f32 = 4.0;
+
 /// A batch does as many rows per second as the best one if it does so much of its.
 const AS_EFFICIENT: f32 = 0.97;
 
@@ -155,7 +158,7 @@ impl Recent {
 }
 
 /// Small sizes each for themselves: models have steps there. Larger ones eight to an octave, rounded up.
-fn size_of(rows: u32) -> u32 {
+pub(crate) fn size_of(rows: u32) -> u32 {
     const EXACT: u32 = 64;
     if rows <= EXACT {
         return rows.max(1);
@@ -199,7 +202,8 @@ fn slowness(ratios: &[f32]) -> f32 {
     let mut sorted = ratios.to_vec();
     let at = sorted.len() * 99 / 100;
     let (_, slow, _) = sorted.select_nth_unstable_by(at, f32::total_cmp);
-    slow.max(1.0)
+    // Among few runs the slow one is the slowest, and may have been an accident.
+    slow.clamp(1.0, SLOWNESS_MAX)
 }
 
 fn from_micros(micros: f32) -> Duration {

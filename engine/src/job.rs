@@ -32,8 +32,16 @@ pub(crate) struct Job {
     pub(crate) bytes: usize,
     /// Whether it has been answered: once is enough for a request that runs in pieces.
     pub(crate) answered: AtomicBool,
-    /// Outputs of the pieces that have run, by first row, if it runs in pieces.
-    pub(crate) done: Mutex<Vec<(u32, Vec<Output>)>>,
+    /// What has run of it, if it runs in pieces.
+    pub(crate) done: Mutex<Done>,
+}
+
+/// The pieces of a request that have run.
+#[derive(Default)]
+pub(crate) struct Done {
+    pub(crate) pieces: Vec<(u32, Vec<Output>)>,
+    pub(crate) rows: u64,
+    pub(crate) bytes: usize,
 }
 
 impl Job {
@@ -117,6 +125,8 @@ pub(crate) enum Refusal {
     Duplicate { id: u64 },
     #[error("the queue is full; what waits takes about {} ms", wait.as_millis())]
     Overloaded { wait: Duration },
+    #[error("{rows} rows and {bytes} bytes in one request are more than may ever wait")]
+    TooLarge { rows: u32, bytes: usize },
     #[error("it would be late: about {} ms of work stand before it", wait.as_millis())]
     TooLate { wait: Duration },
     #[error("the deadline passed while the request was queued")]
@@ -143,6 +153,7 @@ impl Refusal {
             | Self::TooManyRows { .. }
             | Self::Bool { .. }
             | Self::Bounds { .. }
+            | Self::TooLarge { .. }
             | Self::UnknownOutput { .. }
             | Self::OutputTwice { .. }
             | Self::Tensor(_)
@@ -217,7 +228,10 @@ impl Request {
         let slots = &self.version.model.spec().inputs;
         let mut free = Vec::new();
         for given in &self.inputs {
-            let Some(form) = &slots[given.slot].form else { continue };
+            let Some(form) = &slots[given.slot].form else {
+                free.extend(&given.shape);
+                continue;
+            };
             for (declared, got) in form.shape.iter().zip(&given.shape).skip(1) {
                 match declared {
                     Dimension::Free => free.push(*got),
@@ -424,7 +438,7 @@ mod tests {
             inputs: vec![slot("a", false), slot("b", true)],
             outputs: vec![],
             rows: Rows::None { why: "undeclared".into() },
-            tolerance: 1e-4,
+            tolerance: None,
         };
         let request = check_against(spec.clone(), |i| {
             i.inputs.remove(0);

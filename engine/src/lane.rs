@@ -128,6 +128,12 @@ impl Lane {
         self.watchdog.ended(self.number);
         let outputs = outputs.inspect_err(|failure| self.log(&pieces[0].job, failure))?;
         split::reply(pieces, &outputs, Ran { started, ended: Instant::now(), rows, backlog });
+        for Piece { job, rows, .. } in pieces {
+            // A piece may have told its caller that the whole has failed.
+            if *rows < job.request.rows && !job.is_wanted() {
+                self.queue.forget(job);
+            }
+        }
         Ok(())
     }
 

@@ -22,8 +22,7 @@ pub struct Manifest {
     outputs: Vec<Tensor>,
     #[serde(default)]
     max_batch: MaxBatch,
-    #[serde(default)]
-    tolerance: Tolerance,
+    tolerance: Option<Tolerance>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -62,12 +61,6 @@ struct MaxBatch(u32);
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "f64")]
 struct Tolerance(f64);
-
-impl Default for Tolerance {
-    fn default() -> Self {
-        Self(1e-4)
-    }
-}
 
 impl TryFrom<f64> for Tolerance {
     type Error = String;
@@ -290,7 +283,7 @@ impl Manifest {
         }
         let outputs: Vec<Slot> = self.outputs.iter().map(Tensor::to_slot).collect();
         let rows = rows(&inputs, &outputs, self.max_batch.0);
-        let tolerance = self.tolerance.0;
+        let tolerance = self.tolerance.map(|tolerance| tolerance.0);
         Ok(Bound { spec: Spec { inputs, outputs, rows, tolerance }, positions })
     }
 }
@@ -309,8 +302,7 @@ pub fn undeclared(signature: &Signature) -> Result<Bound, ManifestError> {
     }
     let outputs = (0..signature.returns.unwrap_or(0)).map(|at| bare_slot(output_name(at), false)).collect();
     let rows = Rows::None { why: "no model.yaml declares its shapes".into() };
-    let tolerance = Tolerance::default().0;
-    Ok(Bound { spec: Spec { inputs, outputs, rows, tolerance }, positions })
+    Ok(Bound { spec: Spec { inputs, outputs, rows, tolerance: None }, positions })
 }
 
 /// What an output is called when nobody named it.

@@ -66,8 +66,9 @@ pub struct Spec {
     pub outputs: Vec<Slot>,
     /// What the first dimensions mean.
     pub rows: Rows,
-    /// By how much another form of the model may differ in floating-point outputs, relative to the larger value and 1.
-    pub tolerance: f64,
+    /// By how much another form of the model may differ in floating-point outputs, relative to the larger value and 1;
+    /// by default what another order of summation explains.
+    pub tolerance: Option<f64>,
 }
 
 /// What the first dimensions of a model's tensors mean.

@@ -36,7 +36,7 @@ pub struct Report {
 }
 
 /// The best form of `model`, if that is not the model itself; it runs batches of at most `most` rows.
-pub fn optimise(model: &dyn Model, most: u32, tolerance: f64) -> (Option<Box<dyn Model>>, Report) {
+pub fn optimise(model: &dyn Model, most: u32, tolerance: Option<f64>) -> (Option<Box<dyn Model>>, Report) {
     let Some(made_up) = MadeUp::new(model) else { return Default::default() };
     let sizes = sizes(model, &made_up, most);
     let mut best: (Option<Box<dyn Model>>, Report, f64) = (None, Report::default(), GAIN_MIN);
@@ -80,7 +80,7 @@ fn compare(
     other: &dyn Model,
     made_up: &MadeUp<'_>,
     sizes: &[u32],
-    tolerance: f64,
+    tolerance: Option<f64>,
 ) -> Result<f64, String> {
     let mut largest = 0f64;
     for batch in sizes.iter().filter_map(|rows| made_up.batch(*rows)) {
@@ -98,7 +98,7 @@ fn compare(
     Ok(largest)
 }
 
-fn distance(expected: &Output, got: &Output, tolerance: f64) -> Result<f64, String> {
+fn distance(expected: &Output, got: &Output, tolerance: Option<f64>) -> Result<f64, String> {
     if (expected.datatype, &expected.shape) != (got.datatype, &got.shape) {
         return Err(format!("output `{}` has another form", expected.name));
     }
@@ -157,7 +157,7 @@ mod tests {
     }
 
     fn kept(plain: Scripted) -> Option<Optimisation> {
-        optimise(&plain, 8, 1e-4).1.kept
+        optimise(&plain, 8, None).1.kept
     }
 
     #[test]
@@ -167,7 +167,7 @@ mod tests {
             .with_form(Freeze, || Ok(model(2000, 0.0)))
             .with_form(Inference, || Ok(model(1000, 0.00001)))
             .with_form(ChannelsLast, || Ok(model(10, 1.0)));
-        let (form, report) = optimise(&plain, 8, 1e-4);
+        let (form, report) = optimise(&plain, 8, None);
         assert!(form.is_some());
         assert_eq!((report.kept, report.per_row.len()), (Some(Inference), 2));
         assert!(report.error_max > 0.0 && report.error_max < 1e-4, "{report}");

@@ -162,11 +162,7 @@ impl Queue {
 
 fn ticket(job: Arc<Job>, suspect: bool) -> Ticket<Arc<Job>> {
     let version = &job.request.version;
-    let free = match version.grouping {
-        Grouping::Together { .. } => job.request.free_dimensions(),
-        // Nothing runs with anything else: one queue holds them all.
-        Grouping::Alone | Grouping::Serial => Vec::new(),
-    };
+    let free = job.request.free_dimensions();
     Ticket {
         connection: job.mailbox.connection,
         id: job.id,
@@ -185,6 +181,7 @@ fn into_refusal(id: u64, refused: Refused<Arc<Job>>) -> Refusal {
     match refused {
         Refused::Overloaded { wait, .. } => Refusal::Overloaded { wait },
         Refused::TooLate { wait, .. } => Refusal::TooLate { wait },
+        Refused::TooLarge(job) => Refusal::TooLarge { rows: job.request.rows, bytes: job.bytes },
         Refused::Duplicate(_) => Refusal::Duplicate { id },
     }
 }

@@ -489,6 +489,39 @@ fn what_is_larger_than_a_batch_runs_in_pieces_and_comes_back_whole() {
 }
 
 #[test]
+fn who_leaves_while_a_batch_runs_does_not_shift_the_answers_of_the_others() {
+    let (first, second) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
+    let passing = (Arc::clone(&first), Arc::clone(&second));
+    let model = candidate("double", move |inputs| {
+        if inputs[0].shape[0] == 1 {
+            passing.0.pass()
+        } else {
+            passing.1.pass()
+        }
+        double(inputs)
+    });
+    let engine = Engine::start(vec![model]);
+    let (mut leaver, mut stayer) = (engine.connect(), engine.connect());
+    leaver.index();
+    stayer.index();
+    first.shut();
+    second.shut();
+    leaver.infer(1, ask(1.0));
+    first.await_held(1);
+    leaver.infer(2, ask(2.0));
+    leaver.barrier();
+    stayer.infer(3, ask(3.0));
+    stayer.barrier();
+    first.open();
+    second.await_held(1);
+    drop(leaver);
+    stayer.barrier();
+    second.open();
+    let answer = stayer.reply().unwrap();
+    assert_eq!((answer.id, answer.fp32("y")), (3, vec![6.0, 1.0]));
+}
+
+#[test]
 fn a_model_that_hangs_ends_the_engine_by_its_name() {
     let gate = Arc::new(Gate::default());
     let passing = Arc::clone(&gate);
@@ -539,7 +572,7 @@ fn a_request_that_would_be_late_is_refused_at_once_and_told_how_long_it_would_wa
     let engine = Engine::start(vec![model]);
     let mut client = engine.connect();
     client.index();
-    client.infer(0, Asked::of("slow").fp32("x", &[1, 2], &[1.0, 0.5]).budget_us(2_000_000));
+    client.infer(0, Asked::of("slow").fp32("x", &[16, 2], &[1.0; 32]).budget_us(2_000_000));
     assert_eq!(client.reply().unwrap().status(), Status::Ok);
     client.infer(1, Asked::of("slow").fp32("x", &[1, 2], &[1.0, 0.5]).budget_us(5_000));
     let answer = client.reply().unwrap();

@@ -72,7 +72,7 @@ pub(crate) fn rows_spec(inputs: &[(&str, u64)], outputs: &[(&str, u64)], max_row
         };
         tensors.iter().map(slot).collect()
     };
-    Spec { inputs: slots(inputs), outputs: slots(outputs), rows: Rows::UpTo(max_rows), tolerance: 1e-4 }
+    Spec { inputs: slots(inputs), outputs: slots(outputs), rows: Rows::UpTo(max_rows), tolerance: None }
 }
 
 /// The elements of an FP32 input.

@@ -138,6 +138,9 @@ mod schedules {
                 Err(Refused::Overloaded { job: got, .. }) => {
                     must!(got == payload && !self.batcher.is_empty(), "an empty queue is not full");
                 }
+                Err(Refused::TooLarge(got)) => {
+                    must!(got == payload && u64::from(job.rows) > self.limits.rows, "not too large");
+                }
                 Err(Refused::TooLate { job: got, .. }) => must!(got == payload, "another job came back"),
             }
             self.jobs.push(job);

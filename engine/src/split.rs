@@ -56,22 +56,41 @@ pub(crate) fn reply(pieces: &[Piece<Arc<Job>>], outputs: &[Output], ran: Ran) {
     reply_parts(&parts, outputs, ran, pieces.len() as u32, whole);
 }
 
-/// Keeps the outputs of one piece; answers once they are all there.
+/// Keeps the outputs of one piece; answers once they are all there, or cannot be put together.
 fn rejoin(job: &Job, first: u32, outputs: Vec<Output>, ran: Ran) {
+    let bytes: usize = outputs.iter().map(|output| output.bytes.len()).sum();
+    let rows = outputs.first().map_or(0, |output| output.shape[0]);
     let mut done = job.done.lock().expect("no panic while pieces are kept");
-    done.push((first, outputs));
-    let rows: u64 = done.iter().map(|(_, outputs)| outputs.first().map_or(0, |output| output.shape[0])).sum();
-    if rows < u64::from(job.request.rows) {
+    let same = |(_, other): &(u32, Vec<Output>)| {
+        let pairs = other.iter().zip(&outputs);
+        pairs.clone().count() == outputs.len()
+            && pairs
+                .into_iter()
+                .all(|(one, two)| one.datatype == two.datatype && one.shape[1..] == two.shape[1..])
+    };
+    if !done.pieces.first().is_none_or(same) {
+        drop(done);
+        return fail(job, Status::ModelFailed, "its pieces gave outputs of different shapes");
+    }
+    done.bytes += bytes;
+    done.rows += rows;
+    done.pieces.push((first, outputs));
+    if done.bytes > Limits::default().payload_bytes {
+        let message =
+            format!("outputs of more than {} bytes are too large to send", Limits::default().payload_bytes);
+        drop(done);
+        return fail(job, Status::ModelFailed, &message);
+    }
+    if done.rows < u64::from(job.request.rows) {
         return;
     }
-    let mut pieces = std::mem::take(&mut *done);
+    let (mut pieces, rows) = (std::mem::take(&mut done.pieces), done.rows);
     drop(done);
     pieces.sort_unstable_by_key(|(first, _)| *first);
     let whole = (0..pieces[0].1.len()).map(|at| {
-        let bytes =
-            pieces.iter().flat_map(|(_, outputs)| &outputs[at].bytes[..]).copied().collect::<Vec<u8>>();
+        let bytes: Vec<&[u8]> = pieces.iter().map(|(_, outputs)| &outputs[at].bytes[..]).collect();
         let shape = with_rows(&pieces[0].1[at].shape, rows);
-        Output { bytes: bytes.into(), shape, ..pieces[0].1[at].clone() }
+        Output { bytes: bytes.concat().into(), shape, ..pieces[0].1[at].clone() }
     });
     reply_parts(&[Part { job, before: 0 }], &whole.collect::<Vec<_>>(), ran, 1, true);
 }
@@ -101,8 +120,10 @@ fn reply_parts(parts: &[Part<'_>], outputs: &[Output], ran: Ran, requests: u32, 
         describes_all: false,
     };
     for parts in parts.chunk_by(|one, other| one.job.mailbox.connection == other.job.mailbox.connection) {
+        // Taken here: what is posted to a closed mailbox is never asked for, and must not be left to the next.
+        let own: Vec<Bytes> = payloads.by_ref().take(parts.len()).collect();
         parts[0].job.mailbox.post(|outbox| {
-            for (part, payload) in parts.iter().zip(payloads.by_ref()) {
+            for (part, payload) in parts.iter().zip(own) {
                 if part.job.may_answer() {
                     writer.push(outbox, part, payload);
                 }

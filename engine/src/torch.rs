@@ -202,10 +202,13 @@ fn prepare_process() {
     ONCE.call_once(|| tch::set_num_interop_threads(1));
 }
 
-/// Once per thread: the number is the calling thread's own, and setting it again would drop caches.
 /// The number is the calling thread's own, and setting it costs caches.
 fn prepare_thread(threads: usize) {
     thread_local!(static THREADS: Cell<usize> = const { Cell::new(0) });
+    // A thread's first parallel region takes over what was last set anywhere, unless it has been asked before.
+    if THREADS.get() == 0 {
+        tch::get_num_threads();
+    }
     if THREADS.replace(threads) != threads {
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     }

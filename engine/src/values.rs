@@ -37,13 +37,13 @@ pub(crate) fn out_of_bounds(datatype: Datatype, bytes: &[u8], bounds: (i64, i64)
 
 /// The largest difference between two tensors, if one exceeds what another order of summation explains.
 pub(crate) fn difference(datatype: Datatype, one: &[u8], other: &[u8]) -> Option<f64> {
-    let (largest, exceeds) = apart(datatype, one, other, 0.0);
+    let (largest, exceeds) = apart(datatype, one, other, None);
     exceeds.then_some(largest)
 }
 
 /// The largest difference between two tensors, and whether any exceeds `tolerance`, relative to the larger value and
-/// 1, or what another order of summation explains, whichever is more. Integers have to be equal.
-pub(crate) fn apart(datatype: Datatype, one: &[u8], other: &[u8], tolerance: f64) -> (f64, bool) {
+/// 1; without one, what another order of summation explains. Integers have to be equal.
+pub(crate) fn apart(datatype: Datatype, one: &[u8], other: &[u8], tolerance: Option<f64>) -> (f64, bool) {
     if one == other {
         return (0.0, false);
     }
@@ -51,10 +51,10 @@ pub(crate) fn apart(datatype: Datatype, one: &[u8], other: &[u8], tolerance: f64
         return (f64::INFINITY, true);
     }
     let tolerance = match datatype {
-        Datatype::Fp64 => tolerance.max(1e-6),
-        Datatype::Fp32 => tolerance.max(1e-4),
-        Datatype::Fp16 => tolerance.max(1e-2),
-        Datatype::Bf16 => tolerance.max(5e-2),
+        Datatype::Fp64 => tolerance.unwrap_or(1e-6),
+        Datatype::Fp32 => tolerance.unwrap_or(1e-4),
+        Datatype::Fp16 => tolerance.unwrap_or(1e-2),
+        Datatype::Bf16 => tolerance.unwrap_or(5e-2),
         Datatype::Bool
         | Datatype::Uint8
         | Datatype::Int8

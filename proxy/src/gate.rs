@@ -6,6 +6,9 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// What waits may be cancelled, so the engine is asked again after this at the latest.
+const SHUT_MAX: Duration = Duration::from_secs(1);
+
 /// The gate of one model version.
 #[derive(Debug)]
 pub(crate) struct Gate {
@@ -27,6 +30,7 @@ impl Gate {
     pub(crate) fn shut(&self, budget: Duration, wait: Duration, now: Instant) {
         let Some(over) = wait.checked_sub(budget).filter(|over| !over.is_zero()) else { return };
         self.budget.store(micros(budget), Ordering::Relaxed);
+        let over = over.min(SHUT_MAX);
         self.until.store(micros(now.saturating_duration_since(self.origin) + over), Ordering::Relaxed);
     }
 
@@ -61,6 +65,13 @@ mod tests {
         assert_eq!(gate.check(ms(20), now + ms(50)), Some(ms(100)));
         assert_eq!(gate.check(ms(201), now + ms(50)), None, "it has more time than the one that was refused");
         assert_eq!(gate.check(ms(200), now + ms(150)), None);
+    }
+
+    #[test]
+    fn however_long_the_wait_it_is_asked_again_soon() {
+        let gate = Gate::default();
+        gate.shut(ms(100), ms(200_000), gate.origin);
+        assert_eq!(gate.check(ms(100), gate.origin + SHUT_MAX), None);
     }
 
     #[test]

@@ -74,7 +74,9 @@ impl Path {
             Ok((reply, frame)) => encode(&request, target.model, version, &reply, &frame.payload),
             Err(refusal) => Err(refusal),
         };
-        if let (Err(Refusal::Busy { retry_after, .. }), Some(gate)) = (&answer, gate) {
+        // What is too late for a request of low priority is not for others.
+        if let (Err(Refusal::Busy { retry_after, .. }), Some(gate), 0..=2) = (&answer, gate, request.priority)
+        {
             gate.shut(deadline.left(now), deadline.left(now) + *retry_after, now);
         }
         let outcome = outcome(&answer);

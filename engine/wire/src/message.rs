@@ -201,7 +201,7 @@ pub enum Status {
     NotFound = 3,
     /// The queue is full, or the answer would come too late; nothing ran.
     Overloaded = 4,
-    /// The deadline passed while the request was queued; nothing ran.
+    /// The deadline passed while the request was queued, or would have before it could have run.
     DeadlineExceeded = 5,
     /// The model failed on it.
     ModelFailed = 6,
