@@ -25,6 +25,8 @@ pub enum Behaviour {
     Hang,
     /// Says that its queue is full.
     Overloaded,
+    /// Says that three seconds of work stand before it.
+    Busy,
     /// Closes the connection in the middle of a frame.
     CutFrame,
     /// Does nothing until it is told to behave otherwise.
@@ -157,6 +159,11 @@ fn answer(frame: &Frame, scripts: &Scripts, outbox: &mut Outbox) -> std::ops::Co
         }
         Behaviour::Overloaded => {
             outbox.push(Kind::Reply, frame.id, &refuse(Status::Overloaded, "the queue is full"), Bytes::new())
+        }
+        Behaviour::Busy => {
+            let refusal = refuse(Status::Overloaded, "it would be late");
+            let reply = Reply { retry_after_us: 3_000_000, ..refusal };
+            outbox.push(Kind::Reply, frame.id, &reply, Bytes::new())
         }
         Behaviour::Hang | Behaviour::Hold => {}
     }

@@ -61,6 +61,22 @@ fn mistakes_of_callers_and_overload_do_not_trip_a_breaker() {
 }
 
 #[test]
+fn what_the_engine_has_no_time_for_is_turned_away_without_asking_again_for_a_while() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Busy)]);
+    let stack = Stack::builder().external_engine(engine.socket()).start();
+    let client = stack.client();
+    let hasty = [("x-request-timeout-ms", "1000")];
+    let answer = client.infer("m", &hasty, &body());
+    assert_eq!((answer.status, answer.header("retry-after")), (503, "2"), "{}", answer.text());
+    engine.set("m", 1, Behaviour::Answer);
+    // The body is not even looked at.
+    let answer = client.infer("m", &hasty, b"no JSON");
+    assert_eq!((answer.status, answer.header("retry-after")), (503, "1"), "{}", answer.text());
+    assert_eq!(client.infer("m", &[], &body()).status, 200, "with more time it may try");
+    eventually("the gate to open", || (client.infer("m", &hasty, &body()).status == 200).then_some(()));
+}
+
+#[test]
 fn a_deadline_is_kept_and_the_engine_is_told() {
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Hang)]);
     let stack = Stack::builder().external_engine(engine.socket()).start();
