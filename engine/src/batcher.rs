@@ -20,6 +20,7 @@
 //! priority: so neither a priority nor a deadline can starve anybody.
 
 use crate::curve::{Curve, size_of};
+use foldhash::fast::RandomState;
 use std::borrow::Cow;
 use std::collections::btree_map::Entry as TreeEntry;
 use std::collections::hash_map::Entry;
@@ -205,12 +206,12 @@ pub struct Batcher<T> {
     limits: Limits,
     lanes: usize,
     origin: Instant,
-    queues: HashMap<Bucket, Queue<T>>,
+    queues: HashMap<Bucket, Queue<T>, RandomState>,
     /// First place of each queue.
     heads: BTreeMap<Place, Bucket>,
     /// Where each job stands, for cancellation.
-    places: HashMap<(u64, u64), (Bucket, Place)>,
-    profiles: HashMap<Bucket, Profile>,
+    places: HashMap<(u64, u64), (Bucket, Place), RandomState>,
+    profiles: HashMap<Bucket, Profile, RandomState>,
     versions: HashMap<u32, Version>,
     /// Claims that are out, and when they are expected back.
     running: Vec<Running>,
@@ -285,10 +286,10 @@ impl<T: Clone> Batcher<T> {
             limits,
             lanes,
             origin: now,
-            queues: HashMap::new(),
+            queues: HashMap::default(),
             heads: BTreeMap::new(),
-            places: HashMap::new(),
-            profiles: HashMap::new(),
+            places: HashMap::default(),
+            profiles: HashMap::default(),
             versions: HashMap::new(),
             running: Vec::new(),
             rows: 0,

@@ -37,18 +37,27 @@ const CLEARLY_FASTER: f32 = 1.08;
 #[derive(Debug, Default)]
 pub struct Curve {
     sizes: BTreeMap<u32, Recent>,
-    /// Rows and typical microseconds, both rising.
-    points: Vec<(f32, f32)>,
+    /// Sizes that were seen; rows and microseconds both rise.
+    points: Vec<Point>,
     /// Observed through predicted, of the last runs.
     ratios: Vec<f32>,
     slowness: f32,
     runs: u64,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Point {
+    rows: f32,
+    /// What it typically takes.
+    micros: f32,
+    /// It has run often enough that a larger batch may be left for it.
+    is_trusted: bool,
+}
+
 /// Microseconds of the last runs of one size.
 #[derive(Debug, Default)]
 struct Recent {
-    micros: Vec<f32>,
+    micros: [f32; RECENT],
     runs: usize,
     median: f32,
 }
@@ -92,14 +101,11 @@ impl Curve {
     /// wait for the last.
     pub fn fill(&self, waiting: u32) -> u32 {
         let Some(all) = self.speed(waiting) else { return waiting };
-        let trusted = self.sizes.range(..waiting).filter(|(_, recent)| recent.runs >= RUNS_TRUSTED);
-        let speeds = || trusted.clone().filter_map(|(rows, _)| Some((*rows, self.speed(*rows)?)));
-        let best = speeds().max_by(|one, other| one.1.total_cmp(&other.1));
-        let enough = match best {
-            Some((_, best)) if best > CLEARLY_FASTER * all => AS_EFFICIENT * best,
-            _ => AS_EFFICIENT * all,
-        };
-        speeds().find(|(_, speed)| *speed >= enough).map_or(waiting, |(rows, _)| rows)
+        let smaller = self.points.partition_point(|point| point.rows < waiting as f32);
+        let trusted = || self.points[..smaller].iter().filter(|point| point.is_trusted);
+        let best = trusted().map(|point| point.speed()).fold(0.0, f32::max);
+        let enough = AS_EFFICIENT * if best > CLEARLY_FASTER * all { best } else { all };
+        trusted().find(|point| point.speed() >= enough).map_or(waiting, |point| point.rows as u32)
     }
 
     fn smallest(&self, most: u32, share: f32) -> Option<u32> {
@@ -117,7 +123,7 @@ impl Curve {
 
     /// Sizes that were seen, and what they typically take.
     pub fn points(&self) -> impl Iterator<Item = (u32, Duration)> + '_ {
-        self.points.iter().map(|(rows, micros)| (*rows as u32, from_micros(*micros)))
+        self.points.iter().map(|point| (point.rows as u32, from_micros(point.micros)))
     }
 
     fn micros(&self, rows: u32) -> Option<f32> {
@@ -126,17 +132,20 @@ impl Curve {
         }
         let rows = rows as f32;
         let (first, last) = (self.points.first()?, self.points.last()?);
-        let above = self.points.partition_point(|point| point.0 < rows);
+        let above = self.points.partition_point(|point| point.rows < rows);
         Some(match above {
             // Nothing smaller was seen: it takes no longer than that.
-            0 => first.1,
+            0 => first.micros,
             above if above < self.points.len() => {
                 let (low, high) = (self.points[above - 1], self.points[above]);
-                low.1 + (high.1 - low.1) * (rows - low.0) / (high.0 - low.0)
+                low.micros + (high.micros - low.micros) * (rows - low.rows) / (high.rows - low.rows)
             }
             // Beyond what was seen: on as before, or in proportion when there is no before.
-            _ if first.0 == last.0 => last.1 * rows / last.0,
-            _ => last.1 + (last.1 - first.1) * (rows - last.0) / (last.0 - first.0),
+            _ if first.rows == last.rows => last.micros * rows / last.rows,
+            _ => {
+                let slope = (last.micros - first.micros) / (last.rows - first.rows);
+                last.micros + slope * (rows - last.rows)
+            }
         })
     }
 }
@@ -144,16 +153,17 @@ impl Curve {
 impl Recent {
     /// Whether the median has moved so much that predictions change.
     fn observe(&mut self, micros: f32) -> bool {
-        put(&mut self.micros, self.runs % RECENT, micros);
+        self.micros[self.runs % RECENT] = micros;
         self.runs += 1;
-        let mut sorted = self.micros.clone();
+        let mut sorted = self.micros;
+        let sorted = &mut sorted[..self.runs.min(RECENT)];
         let middle = sorted.len() / 2;
         let (_, median, _) = sorted.select_nth_unstable_by(middle, f32::total_cmp);
-        let moved = (*median - self.median).abs() > 0.02 * self.median;
+        let moved = (*median - self.median).abs() > 0.03 * self.median;
         if moved {
             self.median = *median;
         }
-        moved
+        moved || self.runs == RUNS_TRUSTED
     }
 }
 
@@ -177,7 +187,7 @@ fn put(ring: &mut Vec<f32>, at: usize, value: f32) {
 }
 
 /// The medians with every fall pooled away.
-fn rising(sizes: &BTreeMap<u32, Recent>) -> Vec<(f32, f32)> {
+fn rising(sizes: &BTreeMap<u32, Recent>) -> Vec<Point> {
     // Pools of (sum of medians, how many sizes).
     let mut pools: Vec<(f32, usize)> = Vec::with_capacity(sizes.len());
     for recent in sizes.values() {
@@ -188,7 +198,18 @@ fn rising(sizes: &BTreeMap<u32, Recent>) -> Vec<(f32, f32)> {
         pools.push(pool);
     }
     let medians = pools.into_iter().flat_map(|pool| std::iter::repeat_n(mean(pool), pool.1));
-    sizes.keys().map(|rows| *rows as f32).zip(medians).collect()
+    let point = |((rows, recent), micros): ((&u32, &Recent), f32)| Point {
+        rows: *rows as f32,
+        micros,
+        is_trusted: recent.runs >= RUNS_TRUSTED,
+    };
+    sizes.iter().zip(medians).map(point).collect()
+}
+
+impl Point {
+    fn speed(&self) -> f32 {
+        self.rows / self.micros.max(1.0)
+    }
 }
 
 fn mean((sum, count): (f32, usize)) -> f32 {

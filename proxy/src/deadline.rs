@@ -22,20 +22,14 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// The policy's, or the caller's own (header `x-request-timeout-ms`, parameter `timeout`) if that is sooner.
-    pub(crate) fn of(
-        snapshot: &Snapshot,
-        model: &str,
-        headers: &HeaderMap,
-        request: &InferRequest,
-        now: Instant,
-    ) -> Result<Self, Refusal> {
-        let most = Self::at_most(snapshot, model, headers)?;
+    /// At most so much, or the request's own (parameter `timeout`) if that is sooner.
+    pub(crate) fn of(most: Duration, request: &InferRequest, now: Instant) -> Self {
         let given = request.timeout.map_or(most, |own| own.min(most));
-        Ok(Self { at: now + given, given })
+        Self { at: now + given, given }
     }
 
-    /// The most that a request may have, as far as that can be told without its body.
+    /// The policy's, or the caller's own (header `x-request-timeout-ms`) if that is sooner: all that can be told
+    /// without the body.
     pub(crate) fn at_most(
         snapshot: &Snapshot,
         model: &str,
@@ -92,8 +86,8 @@ mod tests {
                 header.map(|ms| (http::HeaderName::from_static("x-request-timeout-ms"), ms.parse().unwrap())),
             );
             let request = InferRequest { timeout: parameter, ..InferRequest::default() };
-            Deadline::of(&snapshot, "m", &headers, &request, now)
-                .map(|deadline| deadline.left(now).as_millis())
+            Deadline::at_most(&snapshot, "m", &headers)
+                .map(|most| Deadline::of(most, &request, now).left(now).as_millis())
         };
         assert_eq!(given(None, None), Ok(2000));
         assert_eq!(given(Some("300"), None), Ok(300));

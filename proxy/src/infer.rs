@@ -66,7 +66,7 @@ impl Path {
         record.slot = Some(slot);
         let mut request = InferRequest::decode(&body, json_len(&session.req_header().headers)?)?;
         let now = Instant::now();
-        let deadline = Deadline::of(snapshot, target.model, &session.req_header().headers, &request, now)?;
+        let deadline = Deadline::of(most, &request, now);
         let mut infer = engine_request(target.model, version, &mut request, &deadline, record, now);
         infer.caller = caller;
         let pass = self.enter(snapshot, target.model, version, now)?;
