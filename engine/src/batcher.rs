@@ -43,6 +43,10 @@ const PROFILES_MAX: usize = 1024;
 /// run can tell.
 const TRIED_WITHIN: Duration = Duration::from_secs(1);
 
+/// Of runs shorter than this, one in so many is learned from: learning would cost as much as they do.
+const SHORT: Duration = Duration::from_millis(1);
+const SHORT_SAMPLE: u64 = 8;
+
 /// One run of so many takes all that waits, whatever its curve says.
 const EXPLORE_EVERY: u64 = 64;
 
@@ -215,6 +219,8 @@ pub struct Batcher<T> {
     versions: HashMap<u32, Version>,
     /// Claims that are out, and when they are expected back.
     running: Vec<Running>,
+    /// Rows that waited, and how long they would take, when the last batch was formed.
+    calm: (u64, Duration),
     rows: u64,
     bytes: usize,
     pushed: u64,
@@ -261,6 +267,8 @@ struct Profile {
     efficient: Option<u32>,
     arrivals: Arrivals,
     used: u64,
+    /// Runs that have ended, and those that were learned from.
+    ended: u64,
     runs: u64,
     /// When a run of so many rows last ended.
     ran: BTreeMap<u32, Instant>,
@@ -292,6 +300,7 @@ impl<T: Clone> Batcher<T> {
             profiles: HashMap::default(),
             versions: HashMap::new(),
             running: Vec::new(),
+            calm: (0, Duration::ZERO),
             rows: 0,
             bytes: 0,
             pushed: 0,
@@ -315,6 +324,7 @@ impl<T: Clone> Batcher<T> {
         let soonest = ticket.deadline.map_or(now + PATIENCE, |deadline| deadline.min(now + PATIENCE));
         let urgency = soonest + HEAD_START * ticket.priority as u32;
         if let Some(deadline) = ticket.deadline
+            && !self.is_calm(deadline.saturating_duration_since(now))
             && self.is_tried(&ticket.bucket, ticket.grouping.piece(ticket.rows), now)
             && let Some(forecast) = self.forecast(&ticket, urgency, now)
             && now + forecast.answered > deadline
@@ -368,9 +378,16 @@ impl<T: Clone> Batcher<T> {
             (Ended::Ran, Some(cap)) if claim.rows >= *cap => *cap = cap.saturating_add(1),
             (Ended::Ran | Ended::Failed | Ended::OutOfMemory, _) => {}
         }
-        if ended == Ended::Ran && claim.rows > 0 {
-            self.profile(&claim.bucket).ran.insert(size_of(claim.rows), now);
-            self.learn(claim.bucket, claim.rows, now.saturating_duration_since(claim.began));
+        let took = now.saturating_duration_since(claim.began);
+        if ended != Ended::Ran || claim.rows == 0 {
+            return;
+        }
+        let profile = self.profile(&claim.bucket);
+        profile.ended += 1;
+        // There are many short runs, and they are much alike.
+        if took >= SHORT || profile.ended.is_multiple_of(SHORT_SAMPLE) {
+            profile.ran.insert(size_of(claim.rows), now);
+            self.learn(claim.bucket, claim.rows, took);
         }
     }
 
@@ -496,7 +513,9 @@ impl<T: Clone> Batcher<T> {
         let curve = self.known(&bucket).map(|profile| &profile.curve);
         let takes = curve.and_then(|curve| curve.typical(rows)).unwrap_or_default();
         self.running.push(Running { number, version: bucket.version, back: now + takes });
-        Batch { pieces, late, backlog: self.backlog(now), claim: Claim { bucket, number, rows, began: now } }
+        let backlog = self.backlog(now);
+        self.calm = (self.rows, backlog);
+        Batch { pieces, late, backlog, claim: Claim { bucket, number, rows, began: now } }
     }
 
     /// Which jobs run now, with how many rows each, and which are late.
@@ -550,6 +569,13 @@ impl<T: Clone> Batcher<T> {
         let last = if pressed.is_some() { fits(&typical) } else { fits(&slow).or_else(|| fits(&typical)) };
         plan.pieces.truncate(last.unwrap_or(0) + 1);
         plan
+    }
+
+    /// Whether somebody with so much time need not be told when his turn would come: little more waits than when the
+    /// last batch was formed, and that was a small part of it.
+    fn is_calm(&self, budget: Duration) -> bool {
+        let (rows, backlog) = self.calm;
+        budget >= PATIENCE && backlog <= budget / 16 && self.rows <= 2 * rows + 8
     }
 
     /// Whether what is predicted of so many rows has been seen lately: a run of as many, or more.
@@ -772,6 +798,7 @@ impl Profile {
             efficient: None,
             arrivals: Arrivals::default(),
             used: 0,
+            ended: 0,
             runs: 0,
             ran: BTreeMap::new(),
         }

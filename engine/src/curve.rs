@@ -30,6 +30,9 @@ const AS_EFFICIENT: f32 = 0.97;
 /// A size has to have run so often before a larger batch is left for it.
 const RUNS_TRUSTED: usize = 5;
 
+/// A run of fewer microseconds is not cut: what its first rows would gain is less than what another run costs.
+const UNNOTICED: f32 = 1000.0;
+
 /// A batch is cut for a smaller one that is faster by so much: less may be noise.
 const CLEARLY_FASTER: f32 = 1.08;
 
@@ -101,6 +104,9 @@ impl Curve {
     /// wait for the last.
     pub fn fill(&self, waiting: u32) -> u32 {
         let Some(all) = self.speed(waiting) else { return waiting };
+        if waiting as f32 / all < UNNOTICED {
+            return waiting;
+        }
         let smaller = self.points.partition_point(|point| point.rows < waiting as f32);
         let trusted = || self.points[..smaller].iter().filter(|point| point.is_trusted);
         let best = trusted().map(|point| point.speed()).fold(0.0, f32::max);
