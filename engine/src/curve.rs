@@ -144,7 +144,9 @@ impl Curve {
             0 => first.micros,
             above if above < self.points.len() => {
                 let (low, high) = (self.points[above - 1], self.points[above]);
-                low.micros + (high.micros - low.micros) * (rows - low.rows) / (high.rows - low.rows)
+                let share = (rows - low.rows) / (high.rows - low.rows);
+                // Rounding must not go beyond it.
+                (low.micros + (high.micros - low.micros) * share).min(high.micros)
             }
             // Beyond what was seen: on as before, or in proportion when there is no before.
             _ if first.rows == last.rows => last.micros * rows / last.rows,
