@@ -401,12 +401,6 @@ impl<T: Clone> Batcher<T> {
         }
     }
 
-    /// Forgets what was learned about a version that is gone.
-    pub fn forget(&mut self, version: u32) {
-        self.profiles.retain(|bucket, _| bucket.version != version);
-        self.versions.retain(|key, state| *key != version || state.running > 0);
-    }
-
     /// Removes a waiting job.
     pub fn cancel(&mut self, connection: u64, id: u64) -> Option<T> {
         let (bucket, place) = self.places.remove(&(connection, id))?;
