@@ -11,7 +11,7 @@ use anyhow::{Context, ensure};
 use driver::{Driver, Workload};
 use engine::manifest::Manifest;
 use engine::model::{Gathered, Model};
-use engine::{Config, Device, Listener, library, optimise, torch};
+use engine::{Config, Device, Library, Listener, optimise, torch};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -122,7 +122,7 @@ fn serve(models: &Path, model: &str) -> anyhow::Result<PathBuf> {
         "--models".as_ref(),
         folder.as_os_str(),
     ])?;
-    let candidates = library::scan(&folder, |path, manifest| torch::load(path, manifest, Device::Cpu))?;
+    let library = Library::folder(folder, |path, manifest| torch::load(path, manifest, Device::Cpu));
     ensure!(candidates.len() == 1, "{} versions of {model}", candidates.len());
     let (bound, is_bound) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
@@ -131,7 +131,7 @@ fn serve(models: &Path, model: &str) -> anyhow::Result<PathBuf> {
         runtime.block_on(async {
             let listener = Listener::bind(config.settings(Device::Cpu)).expect("the socket is free");
             bound.send(()).expect("somebody waits");
-            listener.serve(candidates, std::future::pending()).await.expect("the engine serves");
+            listener.serve(library, std::future::pending()).await.expect("the engine serves");
         });
     });
     is_bound.recv()?;

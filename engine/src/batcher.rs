@@ -401,6 +401,12 @@ impl<T: Clone> Batcher<T> {
         }
     }
 
+    /// Forgets what was learned about a version of which nothing waits or runs.
+    pub fn forget(&mut self, version: u32) {
+        self.profiles.retain(|bucket, _| bucket.version != version);
+        self.versions.remove(&version);
+    }
+
     /// Removes a waiting job.
     pub fn cancel(&mut self, connection: u64, id: u64) -> Option<T> {
         let (bucket, place) = self.places.remove(&(connection, id))?;

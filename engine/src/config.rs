@@ -1,6 +1,7 @@
 //! The command line, and what of it the engine itself needs.
 
 use crate::batcher::Limits;
+use crate::memory::Memory;
 use clap::Parser;
 use std::fmt;
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -39,6 +40,10 @@ pub struct Config {
     /// Tensor bytes that may wait.
     #[arg(long, value_name = "BYTES", default_value = "268435456")]
     pub queue_bytes: NonZeroUsize,
+
+    /// Memory that the engine may hold, in MiB; by default 90 % of what the machine or control group has.
+    #[arg(long, value_name = "MIB")]
+    pub memory_mib: Option<NonZeroU64>,
 
     /// A run that takes longer ends the engine: its model is taken to hang.
     #[arg(long, value_name = "SECONDS", default_value = "60")]
@@ -101,6 +106,8 @@ pub struct Settings {
     pub run_max: Duration,
     /// What may wait.
     pub queue: Limits,
+    /// What may be held in all.
+    pub memory: Memory,
     /// Reply bytes that a connection may leave unread before it is closed.
     pub unread_bytes_max: usize,
 }
@@ -116,6 +123,7 @@ impl Config {
             threads_per_lane: self.threads_per_lane,
             run_max: Duration::from_secs(self.run_seconds_max.get()),
             queue: Limits { rows: self.queue_rows.get(), bytes: self.queue_bytes.get() },
+            memory: self.memory_mib.map_or_else(Memory::of_machine, |mib| Memory { limit: mib.get() << 20 }),
             unread_bytes_max: 512 << 20,
         }
     }

@@ -11,8 +11,9 @@
 //! dropped when it is done.
 
 use crate::batcher::Priority;
+use crate::catalog::Catalog;
 use crate::job::{Job, Refusal, Request, Traced};
-use crate::library::Catalog;
+use crate::loader::Orders;
 use crate::queue::{Order, Queue};
 use crate::split;
 use bytes::{Buf, Bytes};
@@ -25,7 +26,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, watch};
-use wire::{Decoder, Frame, FrameError, Hello, Infer, Kind, Limits, Outbox, Segments, TraceContext};
+use wire::{Control, Decoder, Frame, FrameError, Hello, Infer, Kind, Limits, Outbox, Segments, TraceContext};
 
 /// Payloads below this are copied out of the buffer they were read into.
 const COPY_BYTES: usize = 4 << 10;
@@ -154,7 +155,7 @@ pub(crate) enum Ended {
     Cut,
     #[error("a proxy does not send {0:?} frames")]
     Direction(Kind),
-    #[error("metadata of an Infer frame: {0}")]
+    #[error("metadata of a frame: {0}")]
     Metadata(#[from] prost::DecodeError),
     #[error("it left more than {most} bytes of replies unread")]
     Unread { most: usize },
@@ -165,6 +166,7 @@ pub(crate) enum Ended {
 pub(crate) struct Shared {
     pub(crate) queue: Arc<Queue>,
     pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
+    pub(crate) loader: Orders,
     pub(crate) hello: Hello,
     pub(crate) frames: Limits,
     pub(crate) unread_bytes_max: usize,
@@ -184,6 +186,7 @@ pub(crate) async fn serve(stream: UnixStream, connection: u64, shared: Shared) -
         mailbox: Arc::clone(&open.mailbox),
         queue: Arc::clone(&shared.queue),
         catalog: shared.catalog.clone(),
+        loader: shared.loader.clone(),
         decoder: Decoder::new(shared.frames),
         orders: Vec::new(),
         refused: Vec::new(),
@@ -212,6 +215,7 @@ struct Reader {
     mailbox: Arc<Mailbox>,
     queue: Arc<Queue>,
     catalog: watch::Receiver<Arc<Catalog>>,
+    loader: Orders,
     decoder: Decoder,
     /// Emptied after each read; kept for its memory.
     orders: Vec<Order>,
@@ -232,6 +236,9 @@ impl Reader {
                     Kind::Infer => self.take_in(frame, now, &catalog)?,
                     Kind::Cancel => {
                         self.orders.push(Order::Cancel { connection: self.mailbox.connection, id: frame.id })
+                    }
+                    Kind::Control => {
+                        self.loader.give(Control::decode(frame.metadata)?, &self.mailbox, frame.id);
                     }
                     Kind::Ping => {
                         self.mailbox.post(|outbox| outbox.push(Kind::Pong, frame.id, &(), Bytes::new()));

@@ -3,9 +3,9 @@
 //! shape it is given. Every refusal is one line that names the input, what was expected and what came.
 
 use crate::batcher::{Grouping, Priority};
+use crate::catalog::Catalog;
 use crate::connection::Mailbox;
-use crate::library::Catalog;
-use crate::model::{Dimension, Output, RANK_MAX, Rows, Slot, Version};
+use crate::model::{Dimension, Output, RANK_MAX, Rows, Slot, Spec, Version};
 use crate::values::out_of_bounds;
 use bytes::Bytes;
 use std::ops::Range;
@@ -180,30 +180,10 @@ impl Request {
     pub(crate) fn check(infer: Infer, payload: Bytes, catalog: &Catalog) -> Result<Self, Refusal> {
         let version = catalog.find(&infer.model, infer.version)?;
         let spec = version.model.spec();
-        let mut inputs: Vec<Given> = Vec::with_capacity(spec.inputs.len());
-        for meta in infer.inputs {
-            let Some(slot) = spec.inputs.iter().position(|slot| slot.name == meta.name) else {
-                return Err(Refusal::UnknownInput {
-                    name: shortened(&meta.name),
-                    known: names(&spec.inputs),
-                });
-            };
-            if inputs.iter().any(|given| given.slot == slot) {
-                return Err(Refusal::InputTwice { name: meta.name });
-            }
-            inputs.push(Given::check(slot, &spec.inputs[slot], meta, &payload)?);
-        }
-        inputs.sort_unstable_by_key(|given| given.slot);
-        if inputs.len() < spec.inputs.len() {
-            let present = |slot| inputs.iter().any(|given| given.slot == slot);
-            let missing = spec.inputs.iter().enumerate().find(|(at, slot)| !slot.optional && !present(*at));
-            if let Some((_, slot)) = missing {
-                return Err(Refusal::InputMissing { name: slot.name.clone() });
-            }
-        }
+        let inputs = check_inputs(spec, infer.inputs, &payload)?;
         let rows = match &spec.rows {
             Rows::UpTo(most) => {
-                let rows = common_rows(&spec.inputs, &inputs)?;
+                let rows = inputs[0].shape[0];
                 let splits = matches!(version.grouping, Grouping::Together { .. });
                 u32::try_from(rows)
                     .ok()
@@ -281,7 +261,38 @@ impl Given {
     }
 }
 
-fn common_rows(slots: &[Slot], inputs: &[Given]) -> Result<u64, Refusal> {
+/// The tensors that a model is given, each checked, in the order of the model's own; with rows, there is at least one,
+/// and all have as many.
+pub(crate) fn check_inputs(
+    spec: &Spec,
+    metas: Vec<TensorMeta>,
+    payload: &Bytes,
+) -> Result<Vec<Given>, Refusal> {
+    let mut inputs: Vec<Given> = Vec::with_capacity(spec.inputs.len());
+    for meta in metas {
+        let Some(slot) = spec.inputs.iter().position(|slot| slot.name == meta.name) else {
+            return Err(Refusal::UnknownInput { name: shortened(&meta.name), known: names(&spec.inputs) });
+        };
+        if inputs.iter().any(|given| given.slot == slot) {
+            return Err(Refusal::InputTwice { name: meta.name });
+        }
+        inputs.push(Given::check(slot, &spec.inputs[slot], meta, payload)?);
+    }
+    inputs.sort_unstable_by_key(|given| given.slot);
+    if inputs.len() < spec.inputs.len() {
+        let present = |slot| inputs.iter().any(|given| given.slot == slot);
+        let missing = spec.inputs.iter().enumerate().find(|(at, slot)| !slot.optional && !present(*at));
+        if let Some((_, slot)) = missing {
+            return Err(Refusal::InputMissing { name: slot.name.clone() });
+        }
+    }
+    if let Rows::UpTo(_) = spec.rows {
+        check_rows(&spec.inputs, &inputs)?;
+    }
+    Ok(inputs)
+}
+
+fn check_rows(slots: &[Slot], inputs: &[Given]) -> Result<(), Refusal> {
     let first = inputs.first().expect("a model with rows has inputs, and none of them is optional");
     let rows = first.shape[0];
     for given in inputs {
@@ -291,7 +302,7 @@ fn common_rows(slots: &[Slot], inputs: &[Given]) -> Result<u64, Refusal> {
             return Err(Refusal::RowsDiffer { name, got, other, rows });
         }
     }
-    Ok(rows)
+    Ok(())
 }
 
 fn check_wanted(wanted: &[String], outputs: &[Slot]) -> Result<(), Refusal> {
@@ -335,7 +346,7 @@ pub(crate) fn shortened_to(text: &str, characters: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Form, Spec};
+    use crate::model::Form;
     use crate::scripted::{Scripted, catalog_of, rows_spec};
 
     fn meta(name: &str, datatype: Datatype, shape: &[u64], offset: u64) -> TensorMeta {

@@ -7,7 +7,7 @@
 //!   listener ─▶ connection ─▶ job ─▶ queue (batcher) ─▶ lane ─▶ model (torch) ─▶ split ─▶ connection
 //!               frames        checked   who with whom   runs                     one reply each
 //!
-//!   library: model.pt + model.yaml (manifest) ─▶ torch::load ─▶ trial ─▶ calibrate ─▶ ready
+//!   library (manifest, golden) ─▶ loader: torch::load ─▶ trial ─▶ optimise ─▶ calibrate ─▶ catalog: ready
 //! ```
 //!
 //! Invariants:
@@ -36,6 +36,10 @@ pub mod torch;
 mod split;
 pub mod library;
 pub mod manifest;
+pub mod golden;
+pub mod memory;
+mod catalog;
+mod loader;
 mod trial;
 pub mod optimise;
 mod calibrate;
@@ -46,8 +50,10 @@ mod simulator;
 mod scripted;
 #[cfg(test)]
 mod scenarios;
+#[cfg(test)]
+mod scenarios_of_models;
 
 pub use config::{Config, Device, Settings};
-pub use library::Candidate;
+pub use library::{Candidate, Library};
 pub use listener::{Listener, StartError};
 pub use model::{Model, Spec};

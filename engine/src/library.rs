@@ -1,33 +1,19 @@
-//! Which versions exist and what has become of each. They are loaded in the background, one after the other, on
-//! one thread: the engine listens at once, and a version answers as soon as it has loaded and passed its trial. A
-//! broken one is unavailable with a reason and disturbs nobody.
+//! The models folder: which versions it holds and whether their files are still the same. Decides what counts as a
+//! version; loads none (that is the loader's).
 //!
 //! ```text
-//!   Loading ──▶ Ready         models/NAME/VERSION/model.pt    VERSION an integer from 1
-//!          └──▶ Unavailable   models/NAME/VERSION/model.yaml  optional, see manifest.rs
+//!   models/NAME/VERSION/model.pt      VERSION an integer from 1
+//!   models/NAME/VERSION/model.yaml    optional, see manifest.rs
+//!   models/NAME/VERSION/golden.json   optional, see golden.rs
 //! ```
-//!
-//! A `Catalog` is immutable; every change is a new one, sent to whoever watches.
 
-use crate::batcher::{Bucket, Grouping};
-use crate::calibrate::{Calibration, Cores, calibrate};
-use crate::curve::Curve;
-use crate::job::{Refusal, shortened, shortened_to};
-use crate::lane::text_of;
+use crate::golden::Golden;
 use crate::manifest::Manifest;
-use crate::model::{Model, Rows, Version};
-use crate::optimise::{Report, optimise};
-use crate::queue::Queue;
-use crate::trial::{self, Verdict};
-use prost::Message;
-use std::collections::BTreeMap;
+use crate::model::Model;
 use std::fs;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use tokio::sync::watch;
-use wire::{CurvePoint, Index, Limits, ModelEntry, ModelState};
 
 /// More versions than this are a mistake, and every one of them is announced to every proxy.
 const VERSIONS_MAX: usize = 1024;
@@ -35,18 +21,81 @@ const VERSIONS_MAX: usize = 1024;
 /// More bytes than this are no `model.yaml`.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 
+/// More bytes than this are no `golden.json`.
+const GOLDEN_BYTES_MAX: u64 = 64 << 20;
+
+const FILES: [&str; 3] = ["model.pt", "model.yaml", "golden.json"];
+
+/// Where versions come from; asked again whenever somebody wants a model loaded.
+pub struct Library {
+    find: Box<dyn FnMut() -> Result<Vec<Candidate>, ScanError> + Send>,
+}
+
+impl Library {
+    /// A models folder. `load` gets the path of a `model.pt` and what its `model.yaml` says.
+    pub fn folder<L>(folder: PathBuf, load: L) -> Self
+    where
+        L: Fn(&Path, Option<Manifest>) -> Result<Box<dyn Model>, String> + Send + Clone + 'static,
+    {
+        Self::new(move || scan(&folder, &load))
+    }
+
+    /// Whatever `find` finds.
+    pub fn new(find: impl FnMut() -> Result<Vec<Candidate>, ScanError> + Send + 'static) -> Self {
+        Self { find: Box::new(find) }
+    }
+
+    /// All versions that are there now, by name and number.
+    pub(crate) fn find(&mut self) -> Result<Vec<Candidate>, ScanError> {
+        (self.find)()
+    }
+}
+
 /// A version that may become ready.
 pub struct Candidate {
     /// Name of the model.
     pub name: String,
     /// Number of the version, from 1.
     pub version: u64,
+    /// Changes with its files.
+    pub stamp: Stamp,
+    /// Size of its `model.pt`.
+    pub bytes: u64,
     /// Loads it; called once, on the loader's thread. The error is one line.
     pub load: Load,
 }
 
 /// How a version is loaded.
-pub type Load = Box<dyn FnOnce() -> Result<Box<dyn Model>, String> + Send>;
+pub type Load = Box<dyn FnOnce() -> Result<Loaded, String> + Send>;
+
+/// A model as its files describe it.
+pub struct Loaded {
+    /// What runs.
+    pub model: Box<dyn Model>,
+    /// What it is known to answer.
+    pub golden: Option<Golden>,
+}
+
+/// Of each file of a version, what changes when somebody writes to it or puts another in its place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stamp(Vec<Option<[i64; 4]>>);
+
+impl Stamp {
+    /// Of files that a test makes up.
+    #[cfg(test)]
+    pub(crate) fn made_up(number: i64) -> Self {
+        Self(vec![Some([number; 4])])
+    }
+
+    /// Of the files in a version's folder.
+    fn of(version: &Path) -> Self {
+        let file = |name: &&str| {
+            let file = fs::metadata(version.join(name)).ok()?;
+            Some([file.ino() as i64, file.size() as i64, file.mtime(), file.mtime_nsec()])
+        };
+        Self(FILES.iter().map(file).collect())
+    }
+}
 
 /// Why a folder cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -67,8 +116,7 @@ pub enum ScanError {
     },
 }
 
-/// Finds the versions of a models folder. `load` gets the path of a `model.pt` and what its `model.yaml` says.
-pub fn scan<L>(folder: &Path, load: L) -> Result<Vec<Candidate>, ScanError>
+fn scan<L>(folder: &Path, load: &L) -> Result<Vec<Candidate>, ScanError>
 where
     L: Fn(&Path, Option<Manifest>) -> Result<Box<dyn Model>, String> + Send + Clone + 'static,
 {
@@ -86,8 +134,18 @@ where
                 return Err(ScanError::TooMany { folder: folder.to_owned() });
             }
             let load = load.clone();
-            let load: Load = Box::new(move || load(&path.join("model.pt"), read_manifest(&path)?));
-            found.push(Candidate { name: name.clone(), version, load });
+            let bytes = fs::metadata(path.join("model.pt")).map_or(0, |file| file.len());
+            let stamp = Stamp::of(&path);
+            let load: Load = Box::new(move || {
+                let golden = read(&path, "golden.json", GOLDEN_BYTES_MAX)?.map(|text| Golden::parse(&text));
+                let manifest = read(&path, "model.yaml", MANIFEST_BYTES_MAX)?;
+                let manifest = manifest.map(|text| Manifest::parse(&text)).transpose();
+                Ok(Loaded {
+                    golden: golden.transpose()?,
+                    model: load(&path.join("model.pt"), manifest.map_err(|error| error.to_string())?)?,
+                })
+            });
+            found.push(Candidate { name: name.clone(), version, stamp, bytes, load });
         }
     }
     Ok(found)
@@ -106,192 +164,21 @@ fn folders(parent: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     Ok(found)
 }
 
-fn read_manifest(version: &Path) -> Result<Option<Manifest>, String> {
-    let path = version.join("model.yaml");
-    let failed = |error: io::Error| format!("model.yaml: {error}");
+/// A small file of a version; `None` if there is none.
+fn read(version: &Path, name: &str, bytes_max: u64) -> Result<Option<String>, String> {
+    let path = version.join(name);
+    let failed = |error: io::Error| format!("{name}: {error}");
     match fs::metadata(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed(error)),
-        Ok(file) if file.len() > MANIFEST_BYTES_MAX => {
-            Err(format!("model.yaml: {} bytes are too many", file.len()))
-        }
-        Ok(_) => {
-            let text = fs::read_to_string(&path).map_err(failed)?;
-            Manifest::parse(&text).map(Some).map_err(|error| error.to_string())
-        }
-    }
-}
-
-/// What exists at one moment.
-#[derive(Clone, Default)]
-pub(crate) struct Catalog {
-    models: BTreeMap<String, BTreeMap<u64, State>>,
-}
-
-#[derive(Clone)]
-pub(crate) enum State {
-    Loading,
-    Ready(Arc<Version>),
-    Unavailable { why: String },
-}
-
-impl Catalog {
-    /// The version that is to answer.
-    pub(crate) fn find(&self, model: &str, version: u64) -> Result<&Arc<Version>, Refusal> {
-        let Some(versions) = self.models.get(model) else {
-            let known: Vec<_> = self.models.keys().map(|name| format!("`{name}`")).collect();
-            let known = if known.is_empty() { "none".into() } else { known.join(", ") };
-            return Err(Refusal::UnknownModel { model: shortened(model), known });
-        };
-        if let Some(State::Ready(found)) = versions.get(&version) {
-            return Ok(found);
-        }
-        let model = model.to_owned();
-        let known = versions.keys().map(u64::to_string).collect::<Vec<_>>().join(", ");
-        Err(match versions.get(&version) {
-            None => Refusal::UnknownVersion { model, version, known },
-            Some(State::Unavailable { why }) => {
-                Refusal::Unavailable { model, version, why: why.clone(), known }
-            }
-            Some(State::Loading | State::Ready(_)) => Refusal::Loading { model, version, known },
-        })
-    }
-
-    /// What proxies are told.
-    pub(crate) fn index(&self) -> Index {
-        let entries = self.models.iter().flat_map(|(name, versions)| {
-            versions.iter().map(move |(version, state)| state.to_wire(name, *version))
-        });
-        Index { models: entries.collect() }
-    }
-
-    pub(crate) fn set(&mut self, name: &str, version: u64, state: State) {
-        self.models.entry(name.to_owned()).or_default().insert(version, state);
-    }
-}
-
-impl State {
-    fn to_wire(&self, name: &str, version: u64) -> ModelEntry {
-        let blank = ModelEntry { name: name.to_owned(), version, ..ModelEntry::default() };
-        match self {
-            Self::Loading => ModelEntry { state: ModelState::Loading as i32, ..blank },
-            Self::Unavailable { why } => {
-                ModelEntry { state: ModelState::Unavailable as i32, reason: why.clone(), ..blank }
-            }
-            Self::Ready(version) => {
-                let spec = version.model.spec();
-                ModelEntry {
-                    state: ModelState::Ready as i32,
-                    reason: version.why_alone.clone(),
-                    threads: version.threads as u32,
-                    at_once: version.at_once as u32,
-                    form: version.form.clone(),
-                    curve: version.curve.iter().map(|(rows, took)| CurvePoint::new(*rows, *took)).collect(),
-                    inputs: spec.inputs.iter().map(|slot| slot.to_wire()).collect(),
-                    outputs: spec.outputs.iter().map(|slot| slot.to_wire()).collect(),
-                    max_batch: match (version.grouping, &spec.rows) {
-                        (Grouping::Together { max_rows }, _) => max_rows,
-                        (Grouping::Alone | Grouping::Serial, Rows::UpTo(_)) => 1,
-                        (Grouping::Alone | Grouping::Serial, Rows::None { .. }) => 0,
-                    },
-                    ..blank
-                }
-            }
-        }
-    }
-}
-
-/// Loads the candidates on a thread of its own, which ends early when nobody watches any more.
-pub(crate) fn load(
-    candidates: Vec<Candidate>,
-    catalog: Arc<watch::Sender<Arc<Catalog>>>,
-    queue: Arc<Queue>,
-    cores: Cores,
-) -> io::Result<()> {
-    let mut next = Catalog::default();
-    for candidate in &candidates {
-        next.set(&candidate.name, candidate.version, State::Loading);
-    }
-    catalog.send_replace(Arc::new(next.clone()));
-    std::thread::Builder::new().name("loader".into()).spawn(move || {
-        for (key, candidate) in (0..).zip(candidates) {
-            if catalog.is_closed() {
-                return;
-            }
-            let Candidate { name, version, load } = candidate;
-            let state = try_load(key, &name, version, load, &queue, cores);
-            next.set(&name, version, state);
-            if next.index().encoded_len() > Limits::default().metadata_bytes {
-                let why = "its labels do not fit into what proxies are told; shorten them".into();
-                next.set(&name, version, State::Unavailable { why });
-            }
-            catalog.send_replace(Arc::new(next.clone()));
-        }
-    })?;
-    Ok(())
-}
-
-/// The fastest form that is as good, if it passes the same trial. What remembers earlier runs stays as it is.
-fn in_best_form(model: Box<dyn Model>, verdict: &Verdict) -> (Box<dyn Model>, Report) {
-    let most = match verdict.grouping {
-        Grouping::Together { max_rows } => max_rows,
-        Grouping::Alone => 1,
-        Grouping::Serial => return (model, Report::default()),
-    };
-    match optimise(&*model, most, model.spec().tolerance) {
-        (Some(form), report) if trial::run(&*form).is_ok_and(|again| again == *verdict) => (form, report),
-        _ => (model, Report::default()),
-    }
-}
-
-fn try_load(key: u32, name: &str, number: u64, load: Load, queue: &Queue, cores: Cores) -> State {
-    let tried = catch_unwind(AssertUnwindSafe(|| {
-        let model = load()?;
-        let verdict = trial::run(&*model)?;
-        let (model, report) = in_best_form(model, &verdict);
-        let calibration = calibrate(&*model, verdict.grouping, cores);
-        Ok::<_, String>((model, verdict, report, calibration))
-    }));
-    let tried = tried.unwrap_or_else(|panic| Err(format!("panic while loading: {}", text_of(&*panic))));
-    match tried {
-        Ok((model, verdict, report, calibration)) => {
-            let (grouping, why_alone) = (verdict.grouping, verdict.why_alone);
-            let how = match grouping {
-                Grouping::Together { max_rows } => format!("up to {max_rows} rows together"),
-                Grouping::Alone | Grouping::Serial => why_alone.clone(),
-            };
-            let Calibration { threads, at_once, runs, free } = calibration;
-            let form = report.to_string();
-            tracing::info!(model = name, version = number, form, threads, at_once, "ready, {how}");
-            let bucket = Bucket { version: key, free, suspect: false };
-            queue.learn(&bucket, &runs);
-            let mut curve = Curve::default();
-            runs.iter().for_each(|(rows, took)| curve.observe(*rows, *took));
-            let curve = curve.points().collect();
-            State::Ready(Arc::new(Version {
-                key,
-                name: name.to_owned(),
-                number,
-                model,
-                grouping,
-                at_once,
-                why_alone,
-                threads,
-                form,
-                curve,
-            }))
-        }
-        Err(why) => {
-            tracing::error!(model = name, version = number, "unavailable: {why}");
-            State::Unavailable { why: shortened_to(&why, 400) }
-        }
+        Ok(file) if file.len() > bytes_max => Err(format!("{name}: {} bytes are too many", file.len())),
+        Ok(_) => fs::read_to_string(&path).map(Some).map_err(failed),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scripted::{Scripted, catalog_of, rows_spec};
 
     /// A folder with these version folders, each with this `model.yaml`, if any.
     fn models(versions: &[(&str, Option<&str>)]) -> tempfile::TempDir {
@@ -318,10 +205,10 @@ mod tests {
             fs::create_dir_all(folder.path().join(ignored)).unwrap();
         }
         fs::write(folder.path().join("README"), "").unwrap();
-        let found = scan(folder.path(), asked).unwrap();
+        let found = scan(folder.path(), &asked).unwrap();
         let found: Vec<_> = found.iter().map(|found| (found.name.as_str(), found.version)).collect();
         assert_eq!(found, [("a", 1), ("a", 12)]);
-        assert!(scan(&folder.path().join("nowhere"), asked).is_err());
+        assert!(scan(&folder.path().join("nowhere"), &asked).is_err());
     }
 
     #[test]
@@ -329,29 +216,25 @@ mod tests {
         let sound = "inputs: []\noutputs: [{name: y, datatype: FP32, shape: [1]}]";
         let folder = models(&[("a/1", None), ("a/2", Some(sound)), ("a/3", Some("inputs: 7"))]);
         let results =
-            scan(folder.path(), asked).unwrap().into_iter().map(|found| (found.load)().err().unwrap());
+            scan(folder.path(), &asked).unwrap().into_iter().map(|found| (found.load)().err().unwrap());
         let results: Vec<_> = results.collect();
         assert_eq!(results[..2], ["model.pt undeclared", "model.pt declared"]);
         assert!(results[2].starts_with("model.yaml: "), "{}", results[2]);
     }
 
     #[test]
-    fn proxies_are_told_what_a_version_takes_and_gives() {
-        let mut spec = rows_spec(&[("x", 4)], &[("y", 2)], 8);
-        spec.outputs[0].labels = vec!["no".into(), "yes".into()];
-        let mut catalog = catalog_of("m", 2, Scripted::new(spec, |_| unreachable!("only described")));
-        catalog.set("m", 1, State::Unavailable { why: "torn".into() });
-        let index = catalog.index().models;
-        assert_eq!(
-            (index[0].version, index[0].state(), index[0].reason.as_str()),
-            (1, ModelState::Unavailable, "torn")
-        );
-        assert_eq!((index[1].version, index[1].max_batch), (2, 4));
-        assert_eq!(
-            (&index[1].inputs[0].shape[..], &index[1].outputs[0].labels[..]),
-            (&[-1, 4][..], &["no".into(), "yes".into()][..])
-        );
-        let refusal = catalog.find("m", 1).err().unwrap();
-        assert_eq!(refusal.to_string(), "model `m` version 1 is unavailable (torn); known versions are 1, 2");
+    fn a_stamp_changes_with_what_is_written_and_with_nothing_else() {
+        let folder = models(&[("a/1", Some("x: 1"))]);
+        let version = folder.path().join("a/1");
+        let before = Stamp::of(&version);
+        assert_eq!(Stamp::of(&version), before);
+        fs::write(version.join("notes.txt"), "mine").unwrap();
+        assert_eq!(Stamp::of(&version), before);
+        fs::write(version.join("model.yaml"), "x: 12").unwrap();
+        assert_ne!(Stamp::of(&version), before, "another size");
+        let before = Stamp::of(&version);
+        fs::write(version.join("new"), "x: 34").unwrap();
+        fs::rename(version.join("new"), version.join("model.yaml")).unwrap();
+        assert_ne!(Stamp::of(&version), before, "another file of the same size");
     }
 }

@@ -6,10 +6,12 @@
 //! ```
 
 use crate::calibrate::Cores;
+use crate::catalog::Catalog;
 use crate::config::Settings;
 use crate::connection::{self, Shared};
 use crate::lane;
-use crate::library::{self, Candidate, Catalog};
+use crate::library::{Library, ScanError};
+use crate::loader::{self, Setup};
 use crate::queue::Queue;
 use crate::watchdog::Watchdog;
 use std::future::Future;
@@ -52,6 +54,9 @@ pub enum StartError {
         /// Which.
         folder: PathBuf,
     },
+    /// The models cannot be looked for.
+    #[error("{0}")]
+    Models(#[from] ScanError),
     /// Another engine lives.
     #[error("an engine is already listening on {}; stop it or give another --socket", path.display())]
     InUse {
@@ -100,16 +105,12 @@ impl Listener {
         Ok(Self { socket, path, owner, settings })
     }
 
-    /// Serves `candidates` until `stop` completes, then finishes what is queued and running.
-    pub async fn serve(
-        self,
-        candidates: Vec<Candidate>,
-        stop: impl Future<Output = ()>,
-    ) -> Result<(), StartError> {
+    /// Serves what `library` has until `stop` completes, then finishes what is queued and running.
+    pub async fn serve(self, mut library: Library, stop: impl Future<Output = ()>) -> Result<(), StartError> {
+        let candidates = library.find()?;
         let queue = Arc::new(Queue::new(self.settings.queue, self.settings.lanes));
         let (catalog, watching) = watch::channel(Arc::new(Catalog::default()));
         let (drained, watch_drained) = watch::channel(false);
-        let catalog = Arc::new(catalog);
         let failed = |error| StartError::System { attempt: "start a thread".into(), error };
         let watchdog = Arc::new(Watchdog::new(self.settings.lanes));
         let mut lanes_ended = lane::start(self.settings.lanes, &queue, &watchdog).map_err(failed)?;
@@ -117,11 +118,16 @@ impl Listener {
             lanes: self.settings.lanes,
             threads: self.settings.threads_per_lane.map(NonZeroUsize::get),
         };
-        library::load(candidates, Arc::clone(&catalog), Arc::clone(&queue), cores).map_err(failed)?;
+        let (_loader, orders) = loader::start(
+            Setup { library, catalog, queue: Arc::clone(&queue), cores, memory: self.settings.memory },
+            candidates,
+        )
+        .map_err(failed)?;
         let release = env!("CARGO_PKG_VERSION").into();
         let shared = Shared {
             queue: Arc::clone(&queue),
             catalog: watching,
+            loader: orders,
             hello: Hello { pid: std::process::id(), release, device: self.settings.device.clone() },
             frames: Limits {
                 payload_bytes: Limits::default().payload_bytes.min(self.settings.queue.bytes),

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::Parser;
-use engine::{Config, Listener, library, torch};
+use engine::{Config, Library, Listener, torch};
 use std::io::{IsTerminal, Read};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -38,13 +38,13 @@ fn log_to_stderr() {
 
 fn run(config: &Config) -> anyhow::Result<()> {
     let device = torch::resolve(config.device).map_err(anyhow::Error::msg)?;
-    let candidates =
-        library::scan(&config.models, move |path, manifest| torch::load(path, manifest, device))?;
+    let models = config.models.clone();
+    let library = Library::folder(models, move |path, manifest| torch::load(path, manifest, device));
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
     runtime.block_on(async {
         let listener = Listener::bind(config.settings(device))?;
-        listener.serve(candidates, stop(config.supervised)?).await?;
+        listener.serve(library, stop(config.supervised)?).await?;
         Ok(())
     })
 }

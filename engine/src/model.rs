@@ -7,8 +7,10 @@
 //! ```
 
 use crate::batcher::Grouping;
+use crate::loader::Retirement;
 use bytes::Bytes;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 use wire::{Datatype, TensorSpec};
 
@@ -170,7 +172,7 @@ pub(crate) struct Version {
     pub(crate) key: u32,
     pub(crate) name: String,
     pub(crate) number: u64,
-    pub(crate) model: Box<dyn Model>,
+    pub(crate) model: Arc<dyn Model>,
     pub(crate) grouping: Grouping,
     /// Runs at the same time, at most.
     pub(crate) at_once: usize,
@@ -182,6 +184,8 @@ pub(crate) struct Version {
     pub(crate) form: String,
     /// How long runs took when it was loaded, by rows.
     pub(crate) curve: Vec<(u32, Duration)>,
+    /// Last, so that the model is let go before the loader is told.
+    pub(crate) _retirement: Retirement,
 }
 
 impl Spec {

@@ -121,6 +121,11 @@ impl Queue {
         drop(rest);
     }
 
+    /// Forgets what was learned about a version that no job needs any more.
+    pub(crate) fn forget_version(&self, version: u32) {
+        self.lock().batcher.forget(version);
+    }
+
     /// Notes that a job made a batch fail that ran without it.
     pub(crate) fn convict(&self, job: &Job) {
         self.lock().suspects.convict(job, Instant::now());

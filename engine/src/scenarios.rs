@@ -4,8 +4,9 @@
 
 use crate::batcher::Limits;
 use crate::config::Settings;
-use crate::library::{Candidate, Load};
+use crate::library::{Candidate, Library, Load, Loaded, Stamp};
 use crate::listener::{Listener, StartError};
+use crate::memory::Memory;
 use crate::model::{Gathered, ModelError, Output};
 use crate::scripted::{Scripted, fp32, output_fp32, rows_spec};
 use bytes::Bytes;
@@ -37,7 +38,13 @@ impl Engine {
         Self::start_with(candidates, |_| {})
     }
 
+    /// With models that are there once, and found to be gone when they are looked for again.
     pub(crate) fn start_with(candidates: Vec<Candidate>, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut candidates = Some(candidates);
+        Self::start_library(Library::new(move || Ok(candidates.take().unwrap_or_default())), change)
+    }
+
+    pub(crate) fn start_library(library: Library, change: impl FnOnce(&mut Settings)) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("engine.sock");
         let mut settings = Settings {
@@ -47,6 +54,7 @@ impl Engine {
             threads_per_lane: None,
             run_max: Duration::from_secs(60),
             queue: Limits { rows: 1000, bytes: 1 << 20 },
+            memory: Memory { limit: u64::MAX },
             unread_bytes_max: 1 << 20,
         };
         change(&mut settings);
@@ -57,7 +65,7 @@ impl Engine {
             runtime.block_on(async {
                 let listener = Listener::bind(settings)?;
                 bound.send(()).unwrap();
-                listener.serve(candidates, async { drop(stopped.await) }).await
+                listener.serve(library, async { drop(stopped.await) }).await
             })
         });
         is_bound.recv().expect("the engine must bind");
@@ -91,18 +99,28 @@ pub(crate) struct Client {
     socket: UnixStream,
     decoder: Decoder,
     barriers: u64,
+    /// The last that came.
+    pub(crate) latest: Index,
 }
 
 impl Client {
     fn connect(path: &PathBuf) -> Self {
         let socket = UnixStream::connect(path).unwrap();
-        Self { socket, decoder: Decoder::new(wire::Limits::default()), barriers: 1 << 40 }
+        Self {
+            socket,
+            decoder: Decoder::new(wire::Limits::default()),
+            barriers: 1 << 40,
+            latest: Index::default(),
+        }
     }
 
     /// The next frame; `None` when the engine has closed the connection.
-    fn frame(&mut self) -> Option<Frame> {
+    pub(crate) fn frame(&mut self) -> Option<Frame> {
         loop {
             if let Some(frame) = self.decoder.decode().unwrap() {
+                if frame.kind == Kind::Index {
+                    self.latest = Index::decode(frame.metadata.clone()).unwrap();
+                }
                 return Some(frame);
             }
             let mut chunk = [0; 4096];
@@ -127,7 +145,7 @@ impl Client {
         }
     }
 
-    fn send(&mut self, kind: Kind, id: u64, metadata: &impl Message, payload: Bytes) {
+    pub(crate) fn send(&mut self, kind: Kind, id: u64, metadata: &impl Message, payload: Bytes) {
         let mut outbox = Outbox::new();
         outbox.push(kind, id, metadata, payload);
         self.socket.write_all(&outbox.take().concat()).unwrap();
@@ -267,13 +285,13 @@ impl Answer {
 
 /// Holds whoever enters while it is shut.
 #[derive(Default)]
-struct Gate {
+pub(crate) struct Gate {
     state: Mutex<(bool, usize)>,
     changed: Condvar,
 }
 
 impl Gate {
-    fn pass(&self) {
+    pub(crate) fn pass(&self) {
         let mut state = self.state.lock().unwrap();
         if state.0 {
             state.1 += 1;
@@ -282,16 +300,16 @@ impl Gate {
         }
     }
 
-    fn shut(&self) {
+    pub(crate) fn shut(&self) {
         *self.state.lock().unwrap() = (true, 0);
     }
 
-    fn open(&self) {
+    pub(crate) fn open(&self) {
         self.state.lock().unwrap().0 = false;
         self.changed.notify_all();
     }
 
-    fn await_held(&self, count: usize) {
+    pub(crate) fn await_held(&self, count: usize) {
         drop(self.changed.wait_while(self.state.lock().unwrap(), |state| state.1 < count).unwrap());
     }
 }
@@ -301,9 +319,15 @@ fn candidate<S>(name: &str, script: S) -> Candidate
 where
     S: Fn(&[Gathered<'_>]) -> Result<Vec<Output>, ModelError> + Send + Sync + 'static,
 {
-    let load: Load =
-        Box::new(|| Ok(Box::new(Scripted::new(rows_spec(&[("x", 2)], &[("y", 2)], 16), script))));
-    Candidate { name: name.into(), version: 1, load }
+    let load: Load = Box::new(|| {
+        let model = Box::new(Scripted::new(rows_spec(&[("x", 2)], &[("y", 2)], 16), script));
+        Ok(Loaded { model, golden: None })
+    });
+    to_load(name, 1, load)
+}
+
+fn to_load(name: &str, version: u64, load: Load) -> Candidate {
+    Candidate { name: name.into(), version, stamp: Stamp::default(), bytes: 0, load }
 }
 
 /// Doubles; refuses negative numbers; panics at infinity.
@@ -345,7 +369,7 @@ fn a_connection_begins_with_who_the_engine_is_and_what_it_has() {
         may_load.recv().unwrap();
         Err("not today".into())
     });
-    let slow = Candidate { name: "slow".into(), version: 7, load };
+    let slow = to_load("slow", 7, load);
     let engine = Engine::start(vec![candidate("double", double), slow]);
     let mut client = engine.connect();
 
@@ -811,6 +835,7 @@ fn a_socket_is_taken_over_only_from_the_dead() {
         threads_per_lane: None,
         run_max: Duration::from_secs(60),
         queue: Limits { rows: 1, bytes: 1 },
+        memory: Memory { limit: u64::MAX },
         unread_bytes_max: 1,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -1,7 +1,8 @@
 //! A model for tests whose answers are a closure's.
 
 use crate::batcher::Grouping;
-use crate::library::{Catalog, State};
+use crate::catalog::{Catalog, State};
+use crate::loader::Retirement;
 use crate::model::{
     Dimension, Form, Gathered, Model, ModelError, Optimisation, Output, Rows, Slot, Spec, Version,
 };
@@ -90,7 +91,7 @@ pub(crate) fn output_fp32(name: &str, shape: &[u64], values: &[f32]) -> Output {
 /// A catalog in which one model is ready.
 pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
     let grouping = Grouping::Together { max_rows: 4 };
-    let (model, why_alone) = (Box::new(model), String::new());
+    let (model, why_alone) = (Arc::new(model), String::new());
     let version = Version {
         key: 0,
         name: name.into(),
@@ -102,6 +103,7 @@ pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
         threads: 1,
         form: String::new(),
         curve: Vec::new(),
+        _retirement: Retirement::of_nobody(),
     };
     let mut catalog = Catalog::default();
     catalog.set(name, number, State::Ready(Arc::new(version)));

@@ -11,6 +11,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire::{Batch, Kind, Layout, Limits, Outbox, Reply, Status, TensorMeta, Timing, TraceContext};
 
+/// Answers an order to the loader.
+pub(crate) fn answer_order(mailbox: &Mailbox, id: u64, failure: Option<(Status, String)>, revision: u64) {
+    let (status, message) = failure.unwrap_or((Status::Ok, String::new()));
+    let reply = Reply { status: status as i32, message, revision, ..Reply::default() };
+    mailbox.post(|outbox| outbox.push(Kind::Reply, id, &reply, Bytes::new()));
+}
+
 /// When and how large a batch ran.
 #[derive(Clone, Copy)]
 pub(crate) struct Ran {

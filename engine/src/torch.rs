@@ -322,7 +322,7 @@ fn last_line(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::library::{self, Candidate};
+    use crate::library::{Candidate, Library};
     use crate::scenarios::{Asked, Client, Engine};
     use wire::{ModelEntry, ModelState, Status};
 
@@ -331,7 +331,7 @@ mod tests {
 
     fn candidates(folder: &str, name: &str) -> Vec<Candidate> {
         let load = |path: &Path, manifest| load(path, manifest, Device::Cpu);
-        let mut found = library::scan(Path::new(folder), load).unwrap();
+        let mut found = Library::folder(folder.into(), load).find().unwrap();
         found.retain(|candidate| candidate.name == name);
         assert!(!found.is_empty(), "{folder} must hold {name}");
         found

@@ -274,7 +274,7 @@ fn deliver(frame: Frame, shared: &Shared, on_event: &impl Fn(Event)) -> Result<(
         Kind::Index => {
             on_event(Event::Index(prost::Message::decode(frame.metadata.clone()).map_err(broken)?))
         }
-        Kind::Infer | Kind::Cancel | Kind::Ping => {
+        Kind::Infer | Kind::Cancel | Kind::Ping | Kind::Control => {
             return Err(format!("the engine sent {:?}, which only the proxy sends", frame.kind));
         }
     }

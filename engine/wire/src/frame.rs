@@ -30,13 +30,24 @@ pub enum Kind {
     Ping = 6,
     /// E → P: yes. No metadata.
     Pong = 7,
+    /// P → E: load or unload a model. Metadata [`crate::Control`]; answered by a `Reply` of the same id.
+    Control = 8,
 }
 
 impl Kind {
     fn from_wire(kind: u16) -> Option<Self> {
-        [Self::Hello, Self::Index, Self::Infer, Self::Reply, Self::Cancel, Self::Ping, Self::Pong]
-            .into_iter()
-            .find(|known| *known as u16 == kind)
+        [
+            Self::Hello,
+            Self::Index,
+            Self::Infer,
+            Self::Reply,
+            Self::Cancel,
+            Self::Ping,
+            Self::Pong,
+            Self::Control,
+        ]
+        .into_iter()
+        .find(|known| *known as u16 == kind)
     }
 }
 

@@ -26,6 +26,9 @@ pub struct Index {
     /// Sorted by name, then version.
     #[prost(message, repeated, tag = "1")]
     pub models: Vec<ModelEntry>,
+    /// Grows with every change in the life of an engine.
+    #[prost(uint64, tag = "2")]
+    pub revision: u64,
 }
 
 /// One version of one model.
@@ -124,6 +127,32 @@ pub struct TensorSpec {
     pub labels: Vec<String>,
 }
 
+/// Bring a model up or take it down.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Control {
+    /// Which of the two.
+    #[prost(enumeration = "Action", tag = "1")]
+    pub action: i32,
+    /// Which model.
+    #[prost(string, tag = "2")]
+    pub model: String,
+    /// Which of its versions; 0 means all.
+    #[prost(uint64, tag = "3")]
+    pub version: u64,
+}
+
+/// What a [`Control`] asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum Action {
+    /// Nothing that this side knows.
+    Unspecified = 0,
+    /// Load what is new in the model's folder or has changed, and take out what is gone.
+    Load = 1,
+    /// Take it out once nothing of it waits or runs.
+    Unload = 2,
+}
+
 /// Run a version on the tensors of the payload.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Infer {
@@ -185,6 +214,9 @@ pub struct Reply {
     /// How long a request that came when this batch was formed would have waited for its turn, µs.
     #[prost(uint64, tag = "6")]
     pub backlog_us: u64,
+    /// Of a [`Control`]: the first index that shows what it did.
+    #[prost(uint64, tag = "7")]
+    pub revision: u64,
 }
 
 /// How an [`Infer`] ended.

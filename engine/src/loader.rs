@@ -1,0 +1,408 @@
+//! Brings versions up and takes them down, on one thread of its own: the engine listens at once, answers while
+//! others load, and a broken version disturbs nobody.
+//!
+//! ```text
+//!   load ─▶ trial ─▶ faster form ─▶ golden answers ─▶ calibration ─▶ in the catalog, in place of what was there
+//!   unload ─▶ out of the catalog ─▶ what waits and runs is finished ─▶ freed here ─▶ the caller is told
+//! ```
+//!
+//! A version whose files have changed is loaded beside the one that serves, which serves on if the new one is no
+//! good. Nothing is ever unloaded because it is old: it is what one rolls back to.
+
+use crate::batcher::{Bucket, Grouping};
+use crate::calibrate::{Calibration, Cores, calibrate};
+use crate::catalog::{Catalog, State};
+use crate::connection::Mailbox;
+use crate::curve::Curve;
+use crate::golden::Golden;
+use crate::job::{shortened, shortened_to};
+use crate::lane::text_of;
+use crate::library::{Candidate, Library, Loaded, Stamp};
+use crate::memory::{self, Memory};
+use crate::model::{Model, Version};
+use crate::optimise::{Report, optimise};
+use crate::queue::Queue;
+use crate::split;
+use crate::trial::{self, Verdict};
+use prost::Message;
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, mpsc};
+use tokio::sync::watch;
+use wire::{Action, Control, Limits, Status};
+
+/// Orders that may wait for their turn.
+const ORDERS_MAX: usize = 64;
+
+/// Who measures and compiles must not slow down who answers.
+const NICE: i32 = 10;
+
+/// Takes orders for the loader's thread. The thread ends when the first of the handles' owner, [`Loader`], does.
+#[derive(Clone)]
+pub(crate) struct Orders {
+    told: mpsc::Sender<Told>,
+    /// One more for each order that waits.
+    waiting: Arc<()>,
+}
+
+/// The loader's thread, for as long as this lives.
+pub(crate) struct Loader {
+    told: mpsc::Sender<Told>,
+}
+
+impl Drop for Loader {
+    fn drop(&mut self) {
+        let _ = self.told.send(Told::Stop);
+    }
+}
+
+enum Told {
+    Order {
+        control: Control,
+        answer: Arc<Answer>,
+        _waiting: Arc<()>,
+    },
+    /// No request needs the version of this key any more.
+    Retired(u32),
+    Stop,
+}
+
+impl Orders {
+    /// Hands an order in; its answer comes when it has been carried out, or refused.
+    pub(crate) fn give(&self, control: Control, mailbox: &Arc<Mailbox>, id: u64) {
+        let answer = Arc::new(Answer { mailbox: Arc::clone(mailbox), id, result: Mutex::default() });
+        let waiting = Arc::clone(&self.waiting);
+        if Arc::strong_count(&waiting) > ORDERS_MAX + 2 {
+            let why = format!("{ORDERS_MAX} orders wait already");
+            return answer.set(Some((Status::Overloaded, why)), 0);
+        }
+        let _ = self.told.send(Told::Order { control, answer, _waiting: waiting });
+    }
+}
+
+/// What an order is answered, once nobody holds it any more.
+struct Answer {
+    mailbox: Arc<Mailbox>,
+    id: u64,
+    result: Mutex<Outcome>,
+}
+
+/// What came of an order.
+#[derive(Default)]
+struct Outcome {
+    failure: Option<Failure>,
+    /// Of the catalog that shows it.
+    revision: u64,
+}
+
+impl Answer {
+    fn set(&self, failure: Option<Failure>, revision: u64) {
+        *self.result.lock().expect("no panic while it is set") = Outcome { failure, revision };
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        let Outcome { failure, revision } =
+            std::mem::take(self.result.get_mut().expect("no panic while it was set"));
+        split::answer_order(&self.mailbox, self.id, failure, revision);
+    }
+}
+
+/// Tells the loader when it is dropped, which is after the last request that used its version.
+pub(crate) struct Retirement(Option<(u32, mpsc::Sender<Told>)>);
+
+impl Retirement {
+    /// Of a version that no loader knows of.
+    #[cfg(test)]
+    pub(crate) fn of_nobody() -> Self {
+        Self(None)
+    }
+}
+
+impl Drop for Retirement {
+    fn drop(&mut self) {
+        if let Some((key, told)) = self.0.take() {
+            let _ = told.send(Told::Retired(key));
+        }
+    }
+}
+
+/// What the thread works with.
+pub(crate) struct Setup {
+    pub(crate) library: Library,
+    /// Where every change is announced.
+    pub(crate) catalog: watch::Sender<Arc<Catalog>>,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) cores: Cores,
+    pub(crate) memory: Memory,
+}
+
+/// Loads `candidates`, all that the library has, and then whatever is ordered.
+pub(crate) fn start(setup: Setup, candidates: Vec<Candidate>) -> io::Result<(Loader, Orders)> {
+    let (told, orders) = mpsc::channel();
+    let mut shelf = Shelf {
+        setup,
+        catalog: Catalog::default(),
+        stamps: BTreeMap::new(),
+        held: HashMap::new(),
+        keys: 0..,
+        told: told.clone(),
+    };
+    shelf.announce_loading(&candidates);
+    std::thread::Builder::new().name("loader".into()).spawn(move || {
+        // This thread's priority alone, and that of those it starts.
+        let _ = rustix::process::nice(NICE);
+        if shelf.load_all(candidates, &orders) {
+            shelf.carry_out(&orders);
+        }
+    })?;
+    Ok((Loader { told: told.clone() }, Orders { told, waiting: Arc::default() }))
+}
+
+/// All that is loaded; the one owner of the catalog.
+struct Shelf {
+    setup: Setup,
+    catalog: Catalog,
+    /// Of the files of what is ready.
+    stamps: BTreeMap<(String, u64), Stamp>,
+    /// By key, until no request needs it: models are freed here, not on a lane.
+    held: HashMap<u32, Held>,
+    keys: std::ops::RangeFrom<u32>,
+    told: mpsc::Sender<Told>,
+}
+
+struct Held {
+    _model: Arc<dyn Model>,
+    /// Who waits for it to be gone.
+    unloading: Vec<Arc<Answer>>,
+}
+
+/// Why an order was not carried out.
+type Failure = (Status, String);
+
+impl Shelf {
+    /// Loads them one after the other; `false` when told to stop meanwhile.
+    fn load_all(&mut self, candidates: Vec<Candidate>, orders: &mpsc::Receiver<Told>) -> bool {
+        let mut later = Vec::new();
+        for candidate in candidates {
+            let _ = self.bring_up(candidate);
+            for told in orders.try_iter() {
+                match told {
+                    Told::Stop => return false,
+                    told => later.push(told),
+                }
+            }
+        }
+        later.into_iter().for_each(|told| self.obey(told));
+        true
+    }
+
+    fn carry_out(&mut self, orders: &mpsc::Receiver<Told>) {
+        while let Ok(told) = orders.recv() {
+            if matches!(told, Told::Stop) {
+                return;
+            }
+            self.obey(told);
+        }
+    }
+
+    fn obey(&mut self, told: Told) {
+        match told {
+            Told::Order { control, answer, .. } => {
+                let done = match control.action() {
+                    Action::Load => self.load(&control),
+                    Action::Unload => self.unload(&control, &answer),
+                    Action::Unspecified => Err((Status::InvalidArgument, "an order of no known kind".into())),
+                };
+                let failure = done.err();
+                if let Some((_, why)) = &failure {
+                    tracing::warn!(model = control.model, "{why}");
+                }
+                answer.set(failure, self.catalog.revision());
+            }
+            Told::Retired(key) => {
+                drop(self.held.remove(&key));
+                self.setup.queue.forget_version(key);
+            }
+            Told::Stop => {}
+        }
+    }
+
+    /// Makes a model what its folder says: loads what is new or has changed, takes out what is gone.
+    fn load(&mut self, control: &Control) -> Result<(), Failure> {
+        let is_meant = |name: &str, version: u64| {
+            name == control.model && (control.version == 0 || control.version == version)
+        };
+        let mut found = self.setup.library.find().map_err(|error| (Status::Internal, error.to_string()))?;
+        found.retain(|candidate| is_meant(&candidate.name, candidate.version));
+        let known = self.catalog.versions(Some(&control.model)).filter(|(name, version)| {
+            let is_there =
+                found.iter().any(|found| (found.name.as_str(), found.version) == (*name, *version));
+            is_meant(name, *version) && !is_there
+        });
+        let gone: Vec<u64> = known.map(|(_, version)| version).collect();
+        if found.is_empty() && gone.is_empty() {
+            let which =
+                if control.version == 0 { String::new() } else { format!(" version {}", control.version) };
+            let why =
+                format!("there is no model `{}`{which} in the models folder", shortened(&control.model));
+            return Err((Status::NotFound, why));
+        }
+        found.retain(|candidate| {
+            let is_ready =
+                matches!(self.catalog.state(&candidate.name, candidate.version), Some(State::Ready(_)));
+            let stamp = self.stamps.get(&(candidate.name.clone(), candidate.version));
+            !is_ready || stamp != Some(&candidate.stamp)
+        });
+        self.announce_loading(&found);
+        let failed: Vec<String> = found
+            .into_iter()
+            .filter_map(|candidate| {
+                let number = candidate.version;
+                self.bring_up(candidate).err().map(|why| format!("version {number}: {why}"))
+            })
+            .collect();
+        for version in gone {
+            self.stamps.remove(&(control.model.clone(), version));
+            self.catalog.remove(&control.model, version);
+            tracing::info!(model = control.model, version, "unloaded: its folder is gone");
+        }
+        self.announce();
+        if failed.is_empty() { Ok(()) } else { Err((Status::ModelFailed, failed.join("; "))) }
+    }
+
+    /// Takes a model, or one version, out of the catalog.
+    fn unload(&mut self, control: &Control, answer: &Arc<Answer>) -> Result<(), Failure> {
+        let name = control.model.as_str();
+        let versions = self.catalog.versions(Some(name)).map(|(_, version)| version);
+        let versions: Vec<u64> =
+            versions.filter(|version| control.version == 0 || control.version == *version).collect();
+        if versions.is_empty() {
+            return Err((
+                Status::NotFound,
+                format!("there is no such version of model `{}`", shortened(name)),
+            ));
+        }
+        for version in versions {
+            let Some(State::Ready(ready)) = self.catalog.state(name, version) else { continue };
+            let held = self.held.get_mut(&ready.key).expect("what is ready is held");
+            held.unloading.push(Arc::clone(answer));
+            self.stamps.remove(&(name.to_owned(), version));
+            self.catalog.set(name, version, State::Unavailable { why: "it was unloaded".into() });
+            tracing::info!(model = name, version, "unloaded");
+        }
+        self.announce();
+        Ok(())
+    }
+
+    /// Loads one version and puts it in its place. What was ready there stays if the new one is no good.
+    fn bring_up(&mut self, candidate: Candidate) -> Result<(), String> {
+        let Candidate { name, version: number, stamp, bytes, load } = candidate;
+        let was_ready = matches!(self.catalog.state(&name, number), Some(State::Ready(_)));
+        let room = self.setup.memory.has_room(bytes, memory::resident());
+        match room.and_then(|()| self.prepare(&name, number, load)) {
+            Ok(version) => {
+                self.stamps.insert((name.clone(), number), stamp);
+                self.catalog.set(&name, number, State::Ready(Arc::new(version)));
+            }
+            Err(why) if was_ready => {
+                tracing::error!(model = name, version = number, "not reloaded, the old one serves on: {why}");
+                return Err(format!("{}; what was loaded before serves on", shortened_to(&why, 400)));
+            }
+            Err(why) => {
+                tracing::error!(model = name, version = number, "unavailable: {why}");
+                let why = shortened_to(&why, 400);
+                self.catalog.set(&name, number, State::Unavailable { why: why.clone() });
+                self.announce();
+                return Err(why);
+            }
+        }
+        if self.catalog.index().encoded_len() > Limits::default().metadata_bytes {
+            let why = "its labels do not fit into what proxies are told; shorten them";
+            self.stamps.remove(&(name.clone(), number));
+            self.catalog.set(&name, number, State::Unavailable { why: why.into() });
+            self.announce();
+            return Err(why.into());
+        }
+        self.announce();
+        Ok(())
+    }
+
+    /// Everything that has to be known about a version before it answers.
+    fn prepare(&mut self, name: &str, number: u64, load: crate::library::Load) -> Result<Version, String> {
+        let cores = self.setup.cores;
+        let tried = catch_unwind(AssertUnwindSafe(|| {
+            let Loaded { model, golden } = load()?;
+            let verdict = trial::run(&*model)?;
+            golden.as_ref().map_or(Ok(()), |golden| golden.check(&*model))?;
+            let (model, report) = in_best_form(model, &verdict, golden.as_ref());
+            let calibration = calibrate(&*model, verdict.grouping, cores);
+            Ok::<_, String>((model, verdict, report, calibration))
+        }));
+        let tried = tried.unwrap_or_else(|panic| Err(format!("panic while loading: {}", text_of(&*panic))));
+        let (model, Verdict { grouping, why_alone }, report, calibration) = tried?;
+        let how = match grouping {
+            Grouping::Together { max_rows } => format!("up to {max_rows} rows together"),
+            Grouping::Alone | Grouping::Serial => why_alone.clone(),
+        };
+        let Calibration { threads, at_once, runs, free } = calibration;
+        let form = report.to_string();
+        tracing::info!(model = name, version = number, form, threads, at_once, "ready, {how}");
+        let key = self.keys.next().expect("four thousand million models are not loaded in one life");
+        self.setup.queue.learn(&Bucket { version: key, free, suspect: false }, &runs);
+        let mut curve = Curve::default();
+        runs.iter().for_each(|(rows, took)| curve.observe(*rows, *took));
+        let model: Arc<dyn Model> = model.into();
+        self.held.insert(key, Held { _model: Arc::clone(&model), unloading: Vec::new() });
+        Ok(Version {
+            key,
+            name: name.to_owned(),
+            number,
+            model,
+            grouping,
+            at_once,
+            why_alone,
+            threads,
+            form,
+            curve: curve.points().collect(),
+            _retirement: Retirement(Some((key, self.told.clone()))),
+        })
+    }
+
+    /// What does not answer yet is going to.
+    fn announce_loading(&mut self, candidates: &[Candidate]) {
+        for Candidate { name, version, .. } in candidates {
+            if !matches!(self.catalog.state(name, *version), Some(State::Ready(_))) {
+                self.catalog.set(name, *version, State::Loading);
+            }
+        }
+        self.announce();
+    }
+
+    fn announce(&mut self) {
+        self.setup.catalog.send_replace(Arc::new(self.catalog.revised()));
+    }
+}
+
+/// The fastest form that is as good, if it passes the same trial. What remembers earlier runs stays as it is.
+fn in_best_form(
+    model: Box<dyn Model>,
+    verdict: &Verdict,
+    golden: Option<&Golden>,
+) -> (Box<dyn Model>, Report) {
+    let most = match verdict.grouping {
+        Grouping::Together { max_rows } => max_rows,
+        Grouping::Alone => 1,
+        Grouping::Serial => return (model, Report::default()),
+    };
+    let passes = |form: &dyn Model| {
+        trial::run(form).is_ok_and(|again| again == *verdict)
+            && golden.is_none_or(|golden| golden.check(form).is_ok())
+    };
+    match optimise(&*model, most, model.spec().tolerance) {
+        (Some(form), report) if passes(&*form) => (form, report),
+        _ => (model, Report::default()),
+    }
+}

@@ -1,0 +1,116 @@
+//! How much memory the process holds and may hold. Decides whether a model still fits; frees nothing.
+
+use std::fs;
+use std::path::Path;
+
+/// Of what the control group or the machine has, this much is ours unless somebody says otherwise: the rest is for
+/// what a run needs beside what is loaded.
+const SHARE: f64 = 0.9;
+
+/// A model takes about so many times the size of its file while it is loaded: as it is read, and in the form that
+/// serves.
+const PER_FILE_BYTE: u64 = 2;
+
+/// What the process may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Bytes in all.
+    pub limit: u64,
+}
+
+impl Memory {
+    /// As much as the machine and the control groups that we are in leave us.
+    pub fn of_machine() -> Self {
+        let read = |path: &Path| fs::read_to_string(path).ok();
+        Self { limit: (available(&read).unwrap_or(u64::MAX) as f64 * SHARE) as u64 }
+    }
+
+    /// Whether a model of so many bytes can be loaded beside what is resident already.
+    pub(crate) fn has_room(self, model_bytes: u64, resident: u64) -> Result<(), String> {
+        let needed = PER_FILE_BYTE.saturating_mul(model_bytes);
+        if resident.saturating_add(needed) <= self.limit {
+            return Ok(());
+        }
+        Err(format!(
+            "no memory to load it: about {} MiB are needed, {} of {} MiB are in use; unload a version or give more",
+            needed >> 20,
+            resident >> 20,
+            self.limit >> 20
+        ))
+    }
+}
+
+/// Bytes of the process that are in memory.
+pub fn resident() -> u64 {
+    let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}
+
+/// The least of the machine's memory and the limits of all control groups that we are in, of version 1 or 2.
+fn available(read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
+    let machine = read(Path::new("/proc/meminfo")).and_then(|text| {
+        let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+        Some(kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+    });
+    let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
+    let limits = groups.lines().flat_map(|line| {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next().unwrap_or(""), parts.next().unwrap_or("/"));
+        let (root, file) = match controllers {
+            "" => ("/sys/fs/cgroup", "memory.max"),
+            "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
+            _ => return Vec::new(),
+        };
+        // A limit holds for all below it.
+        let above = Path::new(path.trim_start_matches('/')).ancestors();
+        above.filter_map(|group| read(&Path::new(root).join(group).join(file))?.trim().parse().ok()).collect()
+    });
+    limits.chain(machine).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_files(files: &[(&str, &str)]) -> Option<u64> {
+        available(&|path| {
+            let found = files.iter().find(|(name, _)| Path::new(name) == path);
+            found.map(|(_, text)| (*text).to_owned())
+        })
+    }
+
+    const MEMINFO: (&str, &str) = ("/proc/meminfo", "MemTotal:       2048 kB\nMemFree: 1 kB\n");
+
+    #[test]
+    fn the_tightest_limit_counts() {
+        assert_eq!(with_files(&[MEMINFO]), Some(2 << 20));
+        let nested = [
+            MEMINFO,
+            ("/proc/self/cgroup", "0::/outer/inner\n"),
+            ("/sys/fs/cgroup/outer/inner/memory.max", "max\n"),
+            ("/sys/fs/cgroup/outer/memory.max", "1000000\n"),
+        ];
+        assert_eq!(with_files(&nested), Some(1_000_000), "limits hold for all below them");
+        let old = [
+            MEMINFO,
+            ("/proc/self/cgroup", "5:cpu:/x\n4:memory:/\n"),
+            ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "3000"),
+        ];
+        assert_eq!(with_files(&old), Some(3000));
+        assert_eq!(with_files(&[]), None);
+    }
+
+    #[test]
+    fn a_model_that_does_not_fit_is_told_by_how_much() {
+        let memory = Memory { limit: 100 << 20 };
+        assert_eq!(memory.has_room(20 << 20, 60 << 20), Ok(()));
+        let error = memory.has_room(21 << 20, 60 << 20).unwrap_err();
+        assert!(error.contains("about 42 MiB are needed, 60 of 100 MiB are in use"), "{error}");
+    }
+
+    #[test]
+    fn this_process_is_resident() {
+        assert!(resident() > 1 << 20 && resident() < Memory::of_machine().limit);
+    }
+}

@@ -1,0 +1,299 @@
+//! Stories of models that come and go while an engine serves, told over its real socket, with models that do what
+//! the test says.
+
+use crate::config::Settings;
+use crate::golden::Golden;
+use crate::library::{Candidate, Library, Loaded, Stamp};
+use crate::memory::Memory;
+use crate::scenarios::{Asked, Client, Engine, Gate};
+use crate::scripted::{Scripted, fp32, output_fp32, rows_spec};
+use bytes::Bytes;
+use prost::Message;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use wire::{Action, Control, Kind, ModelEntry, ModelState, Reply, Status};
+
+/// A models folder that holds what a test puts there: model `m`, whose versions multiply.
+#[derive(Clone, Default)]
+struct Folder {
+    versions: Arc<Mutex<BTreeMap<u64, File>>>,
+    /// Every run enters here.
+    gate: Arc<Gate>,
+    /// Models that have not been freed.
+    alive: Arc<AtomicUsize>,
+}
+
+#[derive(Clone)]
+struct File {
+    stamp: i64,
+    bytes: u64,
+    /// An error instead of a model, or by what it multiplies.
+    factor: Result<f32, &'static str>,
+    golden: Option<&'static str>,
+}
+
+/// What a model of a test holds as long as it is loaded.
+struct Alive(Arc<AtomicUsize>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Folder {
+    /// Writes `model.pt`.
+    fn put(&self, version: u64, factor: Result<f32, &'static str>) {
+        self.put_file(version, |file| file.factor = factor);
+    }
+
+    fn put_file(&self, version: u64, change: impl FnOnce(&mut File)) {
+        let mut versions = self.versions.lock().unwrap();
+        let blank = File { stamp: 0, bytes: 0, factor: Ok(1.0), golden: None };
+        let file = versions.entry(version).or_insert(blank);
+        file.stamp += 1;
+        change(file);
+    }
+
+    fn remove(&self, version: u64) {
+        self.versions.lock().unwrap().remove(&version);
+    }
+
+    fn library(&self) -> Library {
+        let folder = self.clone();
+        Library::new(move || {
+            let versions = folder.versions.lock().unwrap().clone();
+            Ok(versions.into_iter().map(|(version, file)| folder.candidate(version, file)).collect())
+        })
+    }
+
+    fn candidate(&self, version: u64, file: File) -> Candidate {
+        let (gate, count) = (Arc::clone(&self.gate), Arc::clone(&self.alive));
+        let load = move || {
+            let factor = file.factor?;
+            count.fetch_add(1, Ordering::SeqCst);
+            let alive = Alive(count);
+            let model = Scripted::new(rows_spec(&[("x", 1)], &[("y", 1)], 16), move |inputs| {
+                let _alive = &alive;
+                gate.pass();
+                let y: Vec<f32> = fp32(&inputs[0]).iter().map(|x| x * factor).collect();
+                Ok(vec![output_fp32("y", &inputs[0].shape, &y)])
+            });
+            Ok(Loaded { model: Box::new(model), golden: file.golden.map(Golden::parse).transpose()? })
+        };
+        Candidate {
+            name: "m".into(),
+            version,
+            stamp: Stamp::made_up(file.stamp),
+            bytes: file.bytes,
+            load: Box::new(load),
+        }
+    }
+
+    fn start(&self) -> (Engine, Client) {
+        self.start_with(|_| {})
+    }
+
+    fn start_with(&self, change: impl FnOnce(&mut Settings)) -> (Engine, Client) {
+        let engine = Engine::start_library(self.library(), change);
+        let mut client = engine.connect();
+        client.index();
+        (engine, client)
+    }
+}
+
+const ORDER: u64 = 1 << 50;
+
+fn order(client: &mut Client, action: Action, version: u64) {
+    let control = Control { action: action as i32, model: "m".into(), version };
+    client.send(Kind::Control, ORDER, &control, Bytes::new());
+}
+
+/// What an order was answered, and what proxies were told of it.
+fn obeyed(client: &mut Client) -> (Status, String, Vec<ModelEntry>) {
+    let mut answered: Option<Reply> = None;
+    loop {
+        if let Some(reply) = answered.take_if(|reply| client.latest.revision >= reply.revision) {
+            return (reply.status(), reply.message, client.latest.models.clone());
+        }
+        let frame = client.frame().expect("the engine lives");
+        if (frame.kind, frame.id) == (Kind::Reply, ORDER) {
+            answered = Some(Reply::decode(frame.metadata).unwrap());
+        }
+    }
+}
+
+fn load(client: &mut Client) -> (Status, String, Vec<ModelEntry>) {
+    order(client, Action::Load, 0);
+    obeyed(client)
+}
+
+fn ask(version: u64, x: f32) -> Asked {
+    let mut ask = Asked::of("m").fp32("x", &[1, 1], &[x]);
+    ask.infer.version = version;
+    ask
+}
+
+fn answer(client: &mut Client, version: u64) -> Result<f32, String> {
+    client.infer(7, ask(version, 10.0));
+    let answer = client.reply().unwrap();
+    if answer.status() == Status::Ok { Ok(answer.fp32("y")[0]) } else { Err(answer.reply.message) }
+}
+
+#[test]
+fn a_new_version_is_loaded_beside_the_old_one_and_one_whose_folder_is_gone_is_taken_out() {
+    let folder = Folder::default();
+    folder.put(1, Ok(1.0));
+    let (_engine, mut client) = folder.start();
+    folder.put(2, Ok(2.0));
+    let (status, _, index) = load(&mut client);
+    assert_eq!((status, index.len()), (Status::Ok, 2));
+    assert_eq!((answer(&mut client, 1), answer(&mut client, 2)), (Ok(10.0), Ok(20.0)));
+    folder.remove(1);
+    let (status, _, index) = load(&mut client);
+    assert_eq!((status, index.len(), index[0].version), (Status::Ok, 1, 2));
+    assert_eq!(answer(&mut client, 1), Err("model `m` has no version 1; there are 2".into()));
+}
+
+#[test]
+fn what_has_not_changed_is_not_loaded_again_and_what_has_changed_is_swapped() {
+    let folder = Folder::default();
+    folder.put(1, Ok(1.0));
+    let (_engine, mut client) = folder.start();
+    let loads = |folder: &Folder| Arc::strong_count(&folder.alive);
+    let before = loads(&folder);
+    assert_eq!(load(&mut client).0, Status::Ok);
+    assert_eq!(loads(&folder), before);
+    folder.put(1, Ok(3.0));
+    assert_eq!(load(&mut client).0, Status::Ok);
+    assert_eq!(answer(&mut client, 1), Ok(30.0));
+    // Orders are carried out one after the other, and so is what they leave to be freed.
+    assert_eq!(load(&mut client).0, Status::Ok);
+    assert_eq!(folder.alive.load(Ordering::SeqCst), 1, "the old one is freed");
+}
+
+#[test]
+fn a_reload_that_fails_leaves_the_old_one_serving_and_says_why() {
+    let folder = Folder::default();
+    folder.put(1, Ok(1.0));
+    let (_engine, mut client) = folder.start();
+    folder.put(1, Err("model.pt: torn"));
+    let (status, why, index) = load(&mut client);
+    assert_eq!((status, index[0].state()), (Status::ModelFailed, ModelState::Ready));
+    assert_eq!(why, "version 1: model.pt: torn; what was loaded before serves on");
+    assert_eq!(answer(&mut client, 1), Ok(10.0));
+    folder.put(2, Err("model.pt: torn"));
+    let (_, why, index) = load(&mut client);
+    assert!(why.ends_with("version 2: model.pt: torn"), "{why}");
+    assert_eq!((index[1].state(), index[1].reason.as_str()), (ModelState::Unavailable, "model.pt: torn"));
+}
+
+#[test]
+fn a_version_that_does_not_give_its_golden_answers_never_answers() {
+    const GOLDEN: &str = r#"{"cases": [{
+        "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [2]}],
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 1], "data": [4]}]}]}"#;
+    let folder = Folder::default();
+    folder.put_file(1, |file| (file.factor, file.golden) = (Ok(2.0), Some(GOLDEN)));
+    folder.put_file(2, |file| (file.factor, file.golden) = (Ok(3.0), Some(GOLDEN)));
+    let engine = Engine::start_library(folder.library(), |_| {});
+    let index = engine.connect().index();
+    assert_eq!((index[0].state(), index[1].state()), (ModelState::Ready, ModelState::Unavailable));
+    assert_eq!(index[1].reason, "golden.json, case 1: output `y` differs by 2 from what is expected");
+}
+
+#[test]
+fn unloading_is_done_once_what_waits_and_runs_is_answered() {
+    let folder = Folder::default();
+    folder.put(1, Ok(1.0));
+    folder.put(2, Ok(2.0));
+    let (_engine, mut client) = folder.start();
+    folder.gate.shut();
+    client.infer(1, ask(1, 1.0));
+    folder.gate.await_held(1);
+    client.infer(2, ask(1, 2.0));
+    order(&mut client, Action::Unload, 1);
+    while client.latest.models[0].state() == ModelState::Ready {
+        assert_ne!(client.frame().unwrap().kind, Kind::Reply);
+    }
+    client.infer(3, ask(1, 3.0));
+    let refused = client.reply().unwrap();
+    assert_eq!((refused.id, refused.status()), (3, Status::NotFound));
+    assert!(refused.reply.message.contains("it was unloaded"), "{}", refused.reply.message);
+    assert_eq!(folder.alive.load(Ordering::SeqCst), 2);
+    folder.gate.open();
+    let answers: Vec<_> = (0..3).map(|_| client.reply().unwrap()).collect();
+    assert_eq!(answers.iter().map(|answer| answer.id).collect::<Vec<_>>(), [1, 2, ORDER]);
+    assert!(answers.iter().all(|answer| answer.status() == Status::Ok));
+    assert_eq!(folder.alive.load(Ordering::SeqCst), 1);
+    assert_eq!(answer(&mut client, 2), Ok(20.0));
+    assert_eq!(load(&mut client).0, Status::Ok);
+    assert_eq!(answer(&mut client, 1), Ok(10.0), "loaded again");
+}
+
+#[test]
+fn a_version_that_does_not_fit_into_memory_is_refused_and_the_others_serve() {
+    let folder = Folder::default();
+    folder.put(1, Ok(1.0));
+    let (_engine, mut client) = folder.start_with(|settings| settings.memory = Memory { limit: 8 << 30 });
+    folder.put_file(2, |file| file.bytes = 8 << 30);
+    let (status, why, _) = load(&mut client);
+    assert_eq!(status, Status::ModelFailed);
+    assert!(why.starts_with("version 2: no memory to load it: about 16384 MiB are needed, "), "{why}");
+    assert_eq!(answer(&mut client, 1), Ok(10.0));
+}
+
+#[test]
+fn an_order_for_what_is_not_there_is_refused() {
+    let folder = Folder::default();
+    folder.put(1, Ok(1.0));
+    let (_engine, mut client) = folder.start();
+    order(&mut client, Action::Unload, 9);
+    assert_eq!(obeyed(&mut client).0, Status::NotFound);
+    order(&mut client, Action::Load, 9);
+    let (status, why, _) = obeyed(&mut client);
+    assert_eq!(
+        (status, why.as_str()),
+        (Status::NotFound, "there is no model `m` version 9 in the models folder")
+    );
+    order(&mut client, Action::Unspecified, 0);
+    assert_eq!(obeyed(&mut client).0, Status::InvalidArgument);
+}
+
+#[test]
+fn a_hundred_swaps_under_load_lose_no_request_and_leave_one_model_in_memory() {
+    let folder = Folder::default();
+    folder.put(1, Ok(1.0));
+    let (engine, mut client) = folder.start_with(|settings| {
+        settings.lanes = 2;
+        settings.threads_per_lane = std::num::NonZeroUsize::new(1);
+    });
+    let socket = engine.connect();
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopping = Arc::clone(&stop);
+    let load_maker = std::thread::spawn(move || {
+        let mut client = socket;
+        let mut answered = 0;
+        while !stopping.load(Ordering::SeqCst) {
+            client.infer_all((0..16).map(|id| (id, ask(1, 1.0))));
+            for answer in client.replies(16) {
+                assert_eq!(answer.status(), Status::Ok, "{}", answer.reply.message);
+                assert!(answer.fp32("y")[0] >= 1.0);
+                answered += 1;
+            }
+        }
+        answered
+    });
+    for swap in 2..=101 {
+        folder.put(1, Ok(swap as f32));
+        assert_eq!(load(&mut client).0, Status::Ok);
+    }
+    stop.store(true, Ordering::SeqCst);
+    assert!(load_maker.join().unwrap() > 0);
+    assert_eq!(load(&mut client).0, Status::Ok);
+    assert_eq!(answer(&mut client, 1), Ok(1010.0));
+    order(&mut client, Action::Unload, 0);
+    assert_eq!(obeyed(&mut client).0, Status::Ok);
+    assert_eq!(folder.alive.load(Ordering::SeqCst), 0);
+}
