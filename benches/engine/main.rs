@@ -7,7 +7,7 @@
 
 mod driver;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use driver::{Driver, Workload};
 use engine::manifest::Manifest;
 use engine::model::{Gathered, Model};
@@ -123,7 +123,6 @@ fn serve(models: &Path, model: &str) -> anyhow::Result<PathBuf> {
         folder.as_os_str(),
     ])?;
     let library = Library::folder(folder, |path, manifest| torch::load(path, manifest, Device::Cpu));
-    ensure!(candidates.len() == 1, "{} versions of {model}", candidates.len());
     let (bound, is_bound) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let runtime =

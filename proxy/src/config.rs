@@ -28,6 +28,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// How to start the engine; `None` if somebody else runs it.
     pub engine: Option<EngineCommand>,
+    /// Whether clients may have models loaded and unloaded.
+    pub control: bool,
     /// Limits of request bodies.
     pub body: BodyLimits,
     /// Requests being worked on at once.
@@ -98,6 +100,11 @@ struct RawEngine {
     lanes: Option<usize>,
     #[garde(range(min = 1, max = 1024))]
     threads_per_lane: Option<usize>,
+    #[garde(range(min = 1, max = 1 << 32))]
+    memory_mib: Option<u64>,
+    #[serde(default)]
+    #[garde(skip)]
+    control: bool,
 }
 
 #[derive(Deserialize, Validate)]
@@ -185,6 +192,7 @@ impl Config {
             workers: raw.workers,
             policies: raw.policies.map(|path| folder.join(path)),
             engine: engine_command(&raw.engine, folder)?,
+            control: raw.engine.control,
             socket,
             body: BodyLimits {
                 bytes_max: raw.requests.body_mib_max << 20,
@@ -213,6 +221,9 @@ fn engine_command(raw: &RawEngine, folder: &Path) -> anyhow::Result<Option<Engin
             ("binary", raw.binary.is_some()),
             ("models", raw.models.is_some()),
             ("device", raw.device.is_some()),
+            ("lanes", raw.lanes.is_some()),
+            ("threads_per_lane", raw.threads_per_lane.is_some()),
+            ("memory_mib", raw.memory_mib.is_some()),
         ];
         if let Some((name, _)) = own.iter().find(|(_, present)| *present) {
             anyhow::bail!(
@@ -239,6 +250,7 @@ fn engine_command(raw: &RawEngine, folder: &Path) -> anyhow::Result<Option<Engin
     option("--device", raw.device.clone());
     option("--lanes", raw.lanes.map(|lanes| lanes.to_string()));
     option("--threads-per-lane", raw.threads_per_lane.map(|threads| threads.to_string()));
+    option("--memory-mib", raw.memory_mib.map(|mib| mib.to_string()));
     Ok(Some(EngineCommand { binary, arguments }))
 }
 

@@ -15,11 +15,11 @@ pub struct ServerMetadata {
 }
 
 /// `GET /v2`.
-pub const SERVER: ServerMetadata = ServerMetadata {
-    name: "penstock",
-    version: env!("CARGO_PKG_VERSION"),
-    extensions: &["binary_tensor_data"],
-};
+pub fn server(control: bool) -> ServerMetadata {
+    let extensions: &[&str] =
+        if control { &["binary_tensor_data", "model_repository"] } else { &["binary_tensor_data"] };
+    ServerMetadata { name: "penstock", version: env!("CARGO_PKG_VERSION"), extensions }
+}
 
 /// What a model takes and gives.
 #[derive(Debug, Serialize)]

@@ -7,12 +7,15 @@ use crate::route::Target;
 use arc_swap::ArcSwap;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use tokio::sync::watch;
 use wire::{Index, ModelEntry, ModelState};
 
 /// The one place where the latest [`Models`] stand.
 #[derive(Debug, Default)]
 pub struct Directory {
     current: ArcSwap<Models>,
+    /// Of the current index; `None` while the engine is away.
+    revision: watch::Sender<Option<u64>>,
 }
 
 impl Directory {
@@ -32,12 +35,21 @@ impl Directory {
         });
         let gates = gates.collect();
         self.current.store(Arc::new(Models { connected: true, models, gates }));
+        self.revision.send_replace(Some(index.revision));
     }
 
     /// The engine is gone. What it had is remembered, so that a known model is "not now" and not "unknown".
     pub fn disconnect(&self) {
         let models = self.load().models.clone();
         self.current.store(Arc::new(Models { connected: false, models, gates: BTreeMap::new() }));
+        self.revision.send_replace(None);
+    }
+
+    /// Waits until the index is at least of this revision, or the engine is gone.
+    pub async fn reached(&self, revision: u64) {
+        let is_there = |now: &Option<u64>| now.is_none_or(|now| now >= revision);
+        // An error would mean that we are gone.
+        let _ = self.revision.subscribe().wait_for(is_there).await;
     }
 }
 
@@ -77,14 +89,19 @@ impl Models {
         versions.values().rev().find(|entry| entry.state() == ModelState::Ready).map(|entry| entry.version)
     }
 
+    /// All versions of all models.
+    pub(crate) fn entries(&self) -> impl Iterator<Item = &ModelEntry> {
+        self.models.values().flat_map(BTreeMap::values)
+    }
+
     /// Versions that have neither come up nor failed yet.
     pub fn loading(&self) -> impl Iterator<Item = &ModelEntry> {
-        self.models.values().flat_map(BTreeMap::values).filter(|entry| entry.state() == ModelState::Loading)
+        self.entries().filter(|entry| entry.state() == ModelState::Loading)
     }
 
     /// How each version runs, and what was measured about it when it was loaded; for people.
     pub(crate) fn status(&self) -> serde_json::Value {
-        let versions = self.models.values().flat_map(BTreeMap::values).map(|entry| {
+        let versions = self.entries().map(|entry| {
             let curve = entry
                 .curve
                 .iter()
@@ -149,6 +166,7 @@ mod tests {
                 entry(2, ModelState::Ready),
                 entry(3, ModelState::Unavailable),
             ],
+            ..Index::default()
         });
         let models = directory.load();
         assert_eq!(models.highest_ready("m"), Some(2));
@@ -158,7 +176,7 @@ mod tests {
     #[test]
     fn a_lost_engine_leaves_its_models_known_but_not_ready() {
         let directory = Directory::default();
-        directory.publish(Index { models: vec![entry(1, ModelState::Ready)] });
+        directory.publish(Index { models: vec![entry(1, ModelState::Ready)], ..Index::default() });
         directory.disconnect();
         let models = directory.load();
         assert!(models.entry("m", 1).is_some() && !models.is_ready("m", 1));

@@ -33,7 +33,7 @@ pub struct Path {
     /// What the engine has.
     pub directory: Arc<Directory>,
     /// The way to it.
-    pub links: Links,
+    pub links: Arc<Links>,
     /// Size and time of bodies.
     pub body: BodyLimits,
     /// Room for requests.
@@ -271,6 +271,7 @@ fn outcome<T>(answer: &Result<T, Refusal>) -> Outcome {
             | Refusal::Busy { .. }
             | Refusal::Invalid(_)
             | Refusal::NotFound(_)
+            | Refusal::Forbidden(_)
             | Refusal::Method { .. }
             | Refusal::TooLarge { .. }
             | Refusal::Encoding { .. }

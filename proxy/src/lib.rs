@@ -24,6 +24,7 @@ pub mod link;
 pub mod encode;
 pub mod refusal;
 pub mod describe;
+pub mod repository;
 pub mod readiness;
 pub mod record;
 pub mod metrics;

@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, oneshot};
-use wire::{Decoder, Frame, Hello, Index, Infer, Kind, Limits, Outbox};
+use wire::{Control, Decoder, Frame, Hello, Index, Infer, Kind, Limits, Outbox};
 
 /// Why there was no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -82,7 +82,16 @@ impl Link {
 
     /// Sends a request. Dropping the returned [`Pending`] before it is answered cancels the request.
     pub fn send(&self, infer: &Infer, payload: Bytes) -> Result<Pending, LinkError> {
-        fits("metadata", prost::Message::encoded_len(infer), LIMITS.metadata_bytes)?;
+        self.ask(Kind::Infer, infer, payload)
+    }
+
+    /// Sends an order to load or unload a model. Dropping the [`Pending`] does not take it back.
+    pub fn order(&self, control: &Control) -> Result<Pending, LinkError> {
+        self.ask(Kind::Control, control, Bytes::new())
+    }
+
+    fn ask(&self, kind: Kind, metadata: &impl prost::Message, payload: Bytes) -> Result<Pending, LinkError> {
+        fits("metadata", metadata.encoded_len(), LIMITS.metadata_bytes)?;
         fits("tensors", payload.len(), LIMITS.payload_bytes)?;
         let (answer, receiver) = oneshot::channel();
         let mut state = self.shared.lock();
@@ -96,7 +105,7 @@ impl Link {
         let id = state.last_id;
         state.waiting.insert(id, answer);
         let idle = state.outbox.is_empty();
-        state.outbox.push(Kind::Infer, id, infer, payload);
+        state.outbox.push(kind, id, metadata, payload);
         drop(state);
         if idle {
             self.shared.wake.notify_one();

@@ -87,7 +87,7 @@ mod tests {
             state: *state as i32,
             ..ModelEntry::default()
         };
-        directory.publish(Index { models: versions.iter().map(entry).collect() });
+        directory.publish(Index { models: versions.iter().map(entry).collect(), ..Index::default() });
         Readiness {
             drain: Arc::default(),
             directory: Arc::new(directory),

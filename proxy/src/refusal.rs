@@ -13,6 +13,9 @@ pub enum Refusal {
     /// No such path, model or version.
     #[error("{0}")]
     NotFound(String),
+    /// The configuration does not allow it.
+    #[error("{0}")]
+    Forbidden(String),
     /// The path exists, this method of it does not.
     #[error("use {allow} here")]
     Method {
@@ -103,6 +106,7 @@ impl Refusal {
         match self {
             Self::Invalid(_) => StatusCode::BAD_REQUEST,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
+            Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Encoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -125,6 +129,7 @@ impl Refusal {
         match self {
             Self::Invalid(_) => "invalid",
             Self::NotFound(_) => "not_found",
+            Self::Forbidden(_) => "forbidden",
             Self::Method { .. } => "method",
             Self::TooLarge { .. } => "too_large",
             Self::Encoding { .. } => "encoding",
@@ -150,6 +155,7 @@ impl Refusal {
             Self::Overloaded(_) | Self::NotReady(_) | Self::EngineDown(_) => Some(Self::RETRY_SOON),
             Self::Invalid(_)
             | Self::NotFound(_)
+            | Self::Forbidden(_)
             | Self::Method { .. }
             | Self::TooLarge { .. }
             | Self::Encoding { .. }

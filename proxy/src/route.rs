@@ -2,6 +2,7 @@
 
 use crate::refusal::Refusal;
 use http::Method;
+use wire::Action;
 
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,10 @@ pub enum Route<'a> {
     ModelReady(Target<'a>),
     /// `POST /v2/models/{m}[/versions/{v}]/infer`.
     Infer(Target<'a>),
+    /// `POST /v2/repository/index`.
+    Repository,
+    /// `POST /v2/repository/models/{m}[/versions/{v}]/{load|unload}`.
+    Order(Action, Target<'a>),
 }
 
 /// Which model, and which version if the path pins one.
@@ -52,6 +57,9 @@ impl<'a> Route<'a> {
             Self::ModelReady(_) => "/v2/models/{model}/versions/{version}/ready",
             Self::Infer(Target { pinned: None, .. }) => "/v2/models/{model}/infer",
             Self::Infer(_) => "/v2/models/{model}/versions/{version}/infer",
+            Self::Repository => "/v2/repository/index",
+            Self::Order(Action::Unload, _) => "/v2/repository/models/{model}/unload",
+            Self::Order(..) => "/v2/repository/models/{model}/load",
         }
     }
 
@@ -62,8 +70,13 @@ impl<'a> Route<'a> {
             "" | "/" => return Ok((Self::Server, "GET")),
             "/health/live" => return Ok((Self::Live, "GET")),
             "/health/ready" => return Ok((Self::Ready, "GET")),
+            "/repository/index" => return Ok((Self::Repository, "POST")),
             _ => {}
         }
+        let (is_repository, rest) = match rest.strip_prefix("/repository") {
+            Some(rest) => (true, rest),
+            None => (false, rest),
+        };
         let rest = rest.strip_prefix("/models/").ok_or_else(unknown)?;
         let (model, rest) = rest.split_once('/').unwrap_or((rest, ""));
         let (pinned, rest) = match rest.strip_prefix("versions/") {
@@ -82,10 +95,12 @@ impl<'a> Route<'a> {
             return Err(unknown());
         }
         let target = Target { model, pinned };
-        match rest {
-            "" => Ok((Self::Model(target), "GET")),
-            "ready" => Ok((Self::ModelReady(target), "GET")),
-            "infer" => Ok((Self::Infer(target), "POST")),
+        match (is_repository, rest) {
+            (false, "") => Ok((Self::Model(target), "GET")),
+            (false, "ready") => Ok((Self::ModelReady(target), "GET")),
+            (false, "infer") => Ok((Self::Infer(target), "POST")),
+            (true, "load") => Ok((Self::Order(Action::Load, target), "POST")),
+            (true, "unload") => Ok((Self::Order(Action::Unload, target), "POST")),
             _ => Err(unknown()),
         }
     }
@@ -110,6 +125,12 @@ mod tests {
         assert_eq!(get("/v2/models/digits/versions/2/ready"), Ok(Route::ModelReady(digits(Some(2)))));
         let infer = Route::parse(&Method::POST, "/v2/models/digits/infer");
         assert_eq!(infer, Ok(Route::Infer(digits(None))));
+        let post = |path| Route::parse(&Method::POST, path);
+        assert_eq!(post("/v2/repository/index"), Ok(Route::Repository));
+        let load = post("/v2/repository/models/digits/load");
+        assert_eq!(load, Ok(Route::Order(Action::Load, digits(None))));
+        let unload = post("/v2/repository/models/digits/versions/2/unload");
+        assert_eq!(unload, Ok(Route::Order(Action::Unload, digits(Some(2)))));
     }
 
     #[test]
@@ -130,6 +151,9 @@ mod tests {
             "/v2/models/a/b",
             "/v2/models/a/versions/x",
             "/v2x",
+            "/v2/models/a/load",
+            "/v2/repository/models/a/infer",
+            "/v2/repository/models/a",
         ] {
             assert!(matches!(get(path), Err(Refusal::NotFound(_))), "{path}");
         }

@@ -16,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 use crate::readiness::Readiness;
 use crate::reload::{self, Reload, Seen};
+use crate::repository::Repository;
 use crate::service::Service;
 use crate::slots::Slots;
 use crate::supervisor::Supervisor;
@@ -50,7 +51,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         live: Arc::new(Live::new(snapshot)),
         ledger: Arc::new(Ledger::new()),
         directory: Arc::new(Directory::default()),
-        links: Links::new(config.socket.clone()),
+        links: Arc::new(Links::new(config.socket.clone())),
         body: config.body,
         slots: Arc::new(Slots::new(config.in_flight_max, config.in_flight_bytes_max)),
     });
@@ -63,6 +64,12 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let conf = server.configuration.clone();
     let service = Service {
         path: path.clone(),
+        repository: Repository {
+            control: config.control,
+            directory: path.directory.clone(),
+            links: path.links.clone(),
+            slots: path.slots.clone(),
+        },
         readiness: readiness.clone(),
         metrics: metrics.clone(),
         tracer: tracer.clone(),

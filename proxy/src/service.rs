@@ -12,6 +12,7 @@ use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::record::Record;
 use crate::refusal::Refusal;
+use crate::repository::Repository;
 use crate::route::Route;
 use crate::trace::Tracer;
 use async_trait::async_trait;
@@ -33,6 +34,8 @@ use std::time::Duration;
 pub struct Service {
     /// The infer path.
     pub path: Arc<Path>,
+    /// What is loaded.
+    pub repository: Repository,
     /// Whether traffic may come.
     pub readiness: Readiness,
     /// What is counted.
@@ -123,11 +126,16 @@ impl Service {
         record.route = route.name();
         match route {
             Route::Infer(target) => Ok(Answer::inferred(self.path.infer(session, target, record).await?)),
-            Route::Server => Ok(Answer::json(StatusCode::OK, &describe::SERVER)),
+            Route::Server => Ok(Answer::json(StatusCode::OK, &describe::server(self.repository.control))),
             Route::Live => Ok(Answer::json(StatusCode::OK, &serde_json::json!({"live": true}))),
             Route::Ready => Ok(Answer::readiness(None, self.readiness.server())),
             Route::Model(target) => {
                 Ok(Answer::json(StatusCode::OK, &describe::model(&self.path.directory.load(), target)?))
+            }
+            Route::Repository => Ok(Answer::json(StatusCode::OK, &self.repository.index(session).await?)),
+            Route::Order(action, target) => {
+                self.repository.order(session, action, target).await?;
+                Ok(Answer::empty())
             }
             Route::ModelReady(target) => {
                 Ok(Answer::readiness(Some(target.model), self.readiness.target(target)?))
@@ -181,6 +189,10 @@ impl Answer {
         }
     }
 
+    fn empty() -> Self {
+        Self { body: Bytes::new(), ..Self::json(StatusCode::OK, &()) }
+    }
+
     fn inferred(encoded: Encoded) -> Self {
         let content_type =
             if encoded.json_len.is_some() { "application/octet-stream" } else { "application/json" };
@@ -206,6 +218,7 @@ impl Answer {
             Refusal::Method { allow } => Some(*allow),
             Refusal::Invalid(_)
             | Refusal::NotFound(_)
+            | Refusal::Forbidden(_)
             | Refusal::TooLarge { .. }
             | Refusal::Encoding { .. }
             | Refusal::BodyTimeout { .. }

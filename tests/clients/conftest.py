@@ -39,14 +39,14 @@ def address(tmp_path_factory) -> str:
 
 
 @contextlib.contextmanager
-def stack(folder: pathlib.Path, models: pathlib.Path, policies: pathlib.Path | None = None):
+def stack(folder: pathlib.Path, models: pathlib.Path, policies: pathlib.Path | None = None, control: bool = False):
     """A running stack: where it answers, and where it is watched."""
     http, monitor = free_address(), free_address()
     config = folder / "penstock.yaml"
     config.write_text(
         f"listen: {{http: '{http}', monitor: '{monitor}'}}\n"
         + (f"policies: {policies}\n" if policies else "")
-        + f"engine: {{models: '{models}', socket: '{folder}/engine.sock'}}\n"
+        + f"engine: {{models: '{models}', socket: '{folder}/engine.sock', control: {str(control).lower()}}}\n"
     )
     process = subprocess.Popen([TARGET / "penstock", "serve", "--config", config])
     try:

@@ -197,5 +197,5 @@ fn index(scripts: &Scripts) -> Index {
     };
     let mut models: Vec<_> = scripts.keys().map(entry).collect();
     models.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
-    Index { models }
+    Index { models, revision: 1 }
 }

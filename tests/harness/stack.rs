@@ -99,7 +99,7 @@ impl StackBuilder {
         let engine = match &self.external_engine {
             Some(socket) => format!("{{managed: false, socket: '{}'}}", socket.display()),
             None => format!(
-                "{{models: '{}', socket: '{}', lanes: 2}}",
+                "{{models: '{}', socket: '{}', lanes: 2, control: true}}",
                 self.models.display(),
                 self.socket.unwrap_or_else(|| self.folder.path().join("engine.sock")).display()
             ),

@@ -32,6 +32,8 @@ fn every_curl_of_the_readme_works_against_the_demo() {
         );
         let expected = if question.contains("grep x-penstock") {
             "x-penstock-version: "
+        } else if question.contains("/repository/") {
+            "HTTP/1.1 200 OK"
         } else if question.contains("uniq -c") {
             "\"model_version\":\""
         } else {

@@ -1,0 +1,170 @@
+//! Triton's model repository extension: what is there, load, unload. Decides who may order the engine about: nobody,
+//! unless the configuration says so, because whoever can load a model can run code. Paths are the engine's own; a
+//! request names a model, never a file.
+
+use crate::body::{self, BodyLimits};
+use crate::directory::Directory;
+use crate::link::Links;
+use crate::refusal::Refusal;
+use crate::route::Target;
+use crate::slots::Slots;
+use bytes::Bytes;
+use pingora::protocols::http::ServerSession;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+use wire::{Action, Control, Reply, Status};
+
+/// What it takes to answer.
+#[derive(Debug)]
+pub struct Repository {
+    /// Whether orders are taken.
+    pub control: bool,
+    /// What the engine has.
+    pub directory: Arc<Directory>,
+    /// The way to it.
+    pub links: Arc<Links>,
+    /// Room for requests.
+    pub slots: Arc<Slots>,
+}
+
+/// Bodies here are a few words.
+const BODY: BodyLimits = BodyLimits { bytes_max: 64 << 10, time_max: Duration::from_secs(10) };
+
+/// A model that takes longer to load goes on loading, but nobody is told when it is done.
+const ORDER_MAX: Duration = Duration::from_secs(600);
+
+/// After an order was carried out, the news of it is underway on another connection.
+const NEWS_MAX: Duration = Duration::from_secs(5);
+
+/// One version, in Triton's words.
+#[derive(Debug, Serialize)]
+pub(crate) struct Entry {
+    name: String,
+    version: String,
+    state: &'static str,
+    reason: String,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IndexBody {
+    #[serde(default)]
+    ready: bool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OrderBody {
+    #[serde(default)]
+    parameters: BTreeMap<String, serde_json::Value>,
+}
+
+impl Repository {
+    /// `POST /v2/repository/index`: all versions, or those that are ready.
+    pub(crate) async fn index(&self, session: &mut ServerSession) -> Result<Vec<Entry>, Refusal> {
+        let wanted: IndexBody = parse(&self.body(session).await?)?;
+        let models = self.directory.load();
+        let entries = models.entries().map(|entry| Entry {
+            name: entry.name.clone(),
+            version: entry.version.to_string(),
+            state: if models.is_ready(&entry.name, entry.version) { "READY" } else { word(entry.state()) },
+            reason: entry.reason.clone(),
+        });
+        Ok(entries.filter(|entry| !wanted.ready || entry.state == "READY").collect())
+    }
+
+    /// `POST /v2/repository/models/{m}[/versions/{v}]/{load|unload}`: returns when it has been done, and when every
+    /// request from then on sees it.
+    pub(crate) async fn order(
+        &self,
+        session: &mut ServerSession,
+        action: Action,
+        target: Target<'_>,
+    ) -> Result<(), Refusal> {
+        if !self.control {
+            return Err(Refusal::Forbidden(
+                "models are not loaded on request here; `engine: {control: true}` in the configuration allows it"
+                    .into(),
+            ));
+        }
+        let body: OrderBody = parse(&self.body(session).await?)?;
+        check_parameters(action, &body.parameters)?;
+        let control = Control {
+            action: action as i32,
+            model: target.model.to_owned(),
+            version: target.pinned.unwrap_or(0),
+        };
+        let link = self.links.worker().await?;
+        let mut pending = link.order(&control)?;
+        let frame = tokio::time::timeout(ORDER_MAX, pending.answer()).await.map_err(|_| {
+            Refusal::Busy { why: format!("not done within {ORDER_MAX:?}"), retry_after: ORDER_MAX }
+        })??;
+        let reply: Reply = prost::Message::decode(frame.metadata)
+            .map_err(|error| Refusal::Internal(format!("the engine's reply does not decode: {error}")))?;
+        let news = self.directory.reached(reply.revision);
+        tokio::time::timeout(NEWS_MAX, news)
+            .await
+            .map_err(|_| Refusal::Internal(format!("it is done, but not known here after {NEWS_MAX:?}")))?;
+        match reply.status() {
+            Status::Ok => Ok(()),
+            Status::NotFound => Err(Refusal::NotFound(reply.message)),
+            Status::Overloaded => Err(Refusal::Overloaded(reply.message)),
+            Status::Unavailable => Err(Refusal::EngineDown(reply.message)),
+            // Triton's status for a model that cannot be loaded.
+            Status::InvalidArgument | Status::ModelFailed => Err(Refusal::Invalid(reply.message)),
+            Status::Internal | Status::DeadlineExceeded => Err(Refusal::Internal(reply.message)),
+        }
+    }
+
+    async fn body(&self, session: &mut ServerSession) -> Result<Bytes, Refusal> {
+        body::read(session, &BODY, &mut self.slots.enter()?).await
+    }
+}
+
+/// Triton's client sends an empty body where there is nothing to say.
+fn parse<T: Default + for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Refusal> {
+    if body.is_empty() {
+        return Ok(T::default());
+    }
+    serde_json::from_slice(body).map_err(|error| Refusal::Invalid(format!("the body: {error}")))
+}
+
+fn check_parameters(action: Action, parameters: &BTreeMap<String, serde_json::Value>) -> Result<(), Refusal> {
+    // There are no dependents.
+    let is_known = |name: &str| action == Action::Unload && name == "unload_dependents";
+    match parameters.keys().find(|name| !is_known(name)) {
+        None => Ok(()),
+        Some(name) => Err(Refusal::Invalid(format!(
+            "parameters.{name} is not supported: a model is what its folder on this machine holds"
+        ))),
+    }
+}
+
+fn word(state: wire::ModelState) -> &'static str {
+    match state {
+        wire::ModelState::Loading => "LOADING",
+        // Ready, but the engine is away.
+        wire::ModelState::Ready | wire::ModelState::Unavailable => "UNAVAILABLE",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_names_a_model_and_brings_no_files() {
+        let parameters =
+            |text: &str| parse::<OrderBody>(text.as_bytes()).map(|body| body.parameters).unwrap();
+        assert_eq!(check_parameters(Action::Load, &parameters("")), Ok(()));
+        assert_eq!(check_parameters(Action::Load, &parameters("{}")), Ok(()));
+        let unload = parameters(r#"{"parameters": {"unload_dependents": false}}"#);
+        assert_eq!(check_parameters(Action::Unload, &unload), Ok(()));
+        let upload = parameters(r#"{"parameters": {"file:1/model.pt": "AAAA"}}"#);
+        let refusal = check_parameters(Action::Load, &upload).unwrap_err().to_string();
+        assert!(refusal.starts_with("parameters.file:1/model.pt is not supported"), "{refusal}");
+        assert!(parse::<OrderBody>(b"{\"paramters\": {}}").is_err());
+    }
+}
