@@ -47,8 +47,8 @@ const TRIED_WITHIN: Duration = Duration::from_secs(1);
 const SHORT: Duration = Duration::from_millis(1);
 const SHORT_SAMPLE: u64 = 8;
 
-/// One run of so many takes all that waits, whatever its curve says.
-const EXPLORE_EVERY: u64 = 64;
+/// One run of so many is of a size that may be as good as the one that looks best.
+const EXPLORE_EVERY: u64 = 32;
 
 /// What stands before a job is counted in slots of urgency this wide.
 const SLOT: Duration = Duration::from_millis(4);
@@ -557,9 +557,10 @@ impl<T: Clone> Batcher<T> {
             plan.pieces.push((*place, piece));
         }
         let Some((all, _)) = sums.last() else { return plan };
-        // Now and then all of them, or a size that was slow once would never be seen again.
-        let curve = profile.filter(|profile| !profile.runs.is_multiple_of(EXPLORE_EVERY));
-        let fill = curve.map_or(*all, |profile| profile.curve.fill(*all));
+        let fill = profile.map_or(*all, |profile| match profile.runs % EXPLORE_EVERY {
+            0 => profile.curve.explore(*all),
+            _ => profile.curve.fill(*all),
+        });
         let in_time = |takes: &dyn Fn(u32) -> Duration, (rows, earliest): (u32, Option<Instant>)| {
             earliest.is_none_or(|earliest| now + takes(rows) <= earliest)
         };

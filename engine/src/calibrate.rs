@@ -6,11 +6,11 @@
 
 use crate::batcher::Grouping;
 use crate::model::Model;
-use crate::trial::MadeUp;
+use crate::trial::{MadeUp, MadeUpBatch};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// No further size is measured after this.
+/// Sizes are measured for about so long, all rounds together.
 const SIZES_TAKE: Duration = Duration::from_millis(400);
 
 /// Each way to use the cores is measured for so long, and for [`WAY_RUNS`] of each lane at least.
@@ -66,20 +66,35 @@ pub(crate) fn calibrate(model: &dyn Model, grouping: Grouping, cores: Cores) -> 
         None => best_way(model, &made_up, grouping, typical_rows(model, &made_up, most), cores.lanes),
     };
     model.use_threads(threads);
-    let until = Instant::now() + SIZES_TAKE;
-    let mut runs = Vec::new();
+    Calibration { threads, at_once, runs: time(model, &made_up, most), free: made_up.free() }
+}
+
+/// Times runs of each size, in rounds, so that a busy moment of the machine does not hit all runs of one size. Sizes for
+/// which the first round's time does not suffice are left out.
+fn time(model: &dyn Model, made_up: &MadeUp<'_>, most: u32) -> Vec<(u32, Duration)> {
+    let until = Instant::now() + SIZES_TAKE / RUNS as u32;
     let sizes = std::iter::successors(Some(1u32), |rows| rows.checked_mul(2)).take_while(|rows| *rows < most);
-    for rows in sizes.chain([most]) {
-        let Some(batch) = made_up.batch(rows) else { break };
-        for _ in 0..RUNS {
-            let began = Instant::now();
-            if Instant::now() > until || model.run(&batch.gathered()).is_err() {
-                return Calibration { threads, at_once, runs, free: made_up.free() };
-            }
+    let mut runs = Vec::new();
+    let mut run = |rows: u32, batch: &MadeUpBatch<'_>| {
+        let began = Instant::now();
+        let ran = model.run(&batch.gathered()).is_ok();
+        if ran {
             runs.push((rows, began.elapsed()));
         }
+        ran
+    };
+    let mut batches = Vec::new();
+    for rows in sizes.chain([most]) {
+        let batch = if Instant::now() < until || batches.is_empty() { made_up.batch(rows) } else { None };
+        let Some(batch) = batch.filter(|batch| run(rows, batch)) else { break };
+        batches.push((rows, batch));
     }
-    Calibration { threads, at_once, runs, free: made_up.free() }
+    for _ in 1..RUNS {
+        if !batches.iter().all(|(rows, batch)| run(*rows, batch)) {
+            break;
+        }
+    }
+    runs
 }
 
 fn typical_rows(model: &dyn Model, made_up: &MadeUp<'_>, most: u32) -> u32 {
@@ -158,8 +173,9 @@ mod tests {
         let model = model(|rows| Duration::from_micros(200 * rows));
         let cores = Cores { lanes: 2, threads: Some(1) };
         let calibration = calibrate(&model, Grouping::Together { max_rows: 6 }, cores);
-        let sizes: Vec<u32> = calibration.runs.iter().map(|run| run.0).step_by(RUNS).collect();
-        assert_eq!((sizes, calibration.at_once, calibration.threads), (vec![1, 2, 4, 6], 2, 1));
+        let sizes: Vec<u32> = calibration.runs.iter().map(|run| run.0).collect();
+        assert_eq!(sizes, [1, 2, 4, 6].repeat(RUNS));
+        assert_eq!((calibration.at_once, calibration.threads), (2, 1));
         assert!(
             calibration.runs.iter().all(|(rows, took)| *took >= Duration::from_micros(u64::from(200 * rows)))
         );

@@ -63,6 +63,8 @@ struct Recent {
     micros: [f32; RECENT],
     runs: usize,
     median: f32,
+    /// Number of its last run among those of all sizes.
+    last: u64,
 }
 
 impl Curve {
@@ -76,6 +78,7 @@ impl Curve {
         let size = self.sizes.entry(size_of(rows)).or_default();
         let changed = size.observe(micros);
         self.runs += 1;
+        size.last = self.runs;
         if changed {
             self.points = rising(&self.sizes);
         }
@@ -112,6 +115,19 @@ impl Curve {
         let best = trusted().map(|point| point.speed()).fold(0.0, f32::max);
         let enough = AS_EFFICIENT * if best > CLEARLY_FASTER * all { best } else { all };
         trusted().find(|point| point.speed() >= enough).map_or(waiting, |point| point.rows as u32)
+    }
+
+    /// How many of so many waiting rows to run once in a while: of the sizes that did about as many rows per second as
+    /// any when they ran undisturbed, the one that has not run for longest. What looked slow in a noisy moment would
+    /// otherwise never run again.
+    pub fn explore(&self, waiting: u32) -> u32 {
+        if !self.sizes.contains_key(&size_of(waiting)) {
+            return waiting;
+        }
+        let fitting = || self.sizes.range(..=waiting).filter(|(_, recent)| recent.runs >= RUNS_TRUSTED);
+        let best = fitting().map(|(rows, recent)| recent.undisturbed(*rows)).fold(0.0, f32::max);
+        let rivals = fitting().filter(|(rows, recent)| recent.undisturbed(**rows) >= AS_EFFICIENT * best);
+        rivals.min_by_key(|(_, recent)| recent.last).map_or(waiting, |(rows, _)| *rows)
     }
 
     fn smallest(&self, most: u32, share: f32) -> Option<u32> {
@@ -159,6 +175,12 @@ impl Curve {
 }
 
 impl Recent {
+    /// Rows per microsecond of the fastest of the last runs.
+    fn undisturbed(&self, rows: u32) -> f32 {
+        let fastest = self.micros[..self.runs.min(RECENT)].iter().copied().fold(f32::INFINITY, f32::min);
+        rows as f32 / fastest.max(1.0)
+    }
+
     /// Whether the median has moved so much that predictions change.
     fn observe(&mut self, micros: f32) -> bool {
         self.micros[self.runs % RECENT] = micros;
@@ -316,6 +338,24 @@ mod tests {
         let stepped = learned(&sizes, |rows| 1000 * u64::from(rows.div_ceil(8)));
         assert_eq!((stepped.efficient(32), stepped.efficient(9)), (Some(8), Some(8)));
         assert_eq!((stepped.fill(7), stepped.fill(9), stepped.fill(17), stepped.fill(24)), (7, 8, 8, 8));
+    }
+
+    #[test]
+    fn a_size_that_looked_slow_is_tried_again_and_one_that_is_slow_is_not() {
+        let mut curve = Curve::default();
+        for run in 0..15 {
+            // Ones are as good as fours, but were disturbed; twos never were any good.
+            curve.observe(1, us(if run % 5 == 0 { 1000 } else { 1400 }));
+            curve.observe(2, us(3000));
+            curve.observe(4, us(4000));
+        }
+        assert_eq!(curve.fill(4), 4);
+        assert_eq!(curve.explore(4), 1);
+        for _ in 0..15 {
+            curve.observe(1, us(1000));
+        }
+        assert_eq!((curve.fill(4), curve.explore(4)), (1, 4), "next it is the others' turn");
+        assert_eq!(curve.explore(3), 3, "never seen");
     }
 
     proptest! {
