@@ -79,6 +79,11 @@ impl Workload {
         Self { model: "minilm", rows: lengths.iter().map(sentence).collect(), in_flight: 320 }
     }
 
+    /// How many different rows there are.
+    pub(crate) fn kinds(&self) -> usize {
+        self.rows.len()
+    }
+
     /// So many rows like one of them, for a bare loop.
     pub(crate) fn batch(&self, at: usize, rows: u32) -> Vec<Tensor> {
         let mut tensors = self.rows[at % self.rows.len()].clone();
@@ -111,6 +116,9 @@ fn next(seed: &mut u64) -> f32 {
     *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
     (*seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0
 }
+
+/// Answers further apart than this are of different batches.
+const BUNCH_GAP: Duration = Duration::from_millis(1);
 
 /// The queues fill before anything is counted.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -166,24 +174,34 @@ impl<'w> Driver<'w> {
         for _ in 0..self.workload.in_flight {
             self.send(budget)?;
         }
-        let mut began = Instant::now();
-        let (mut rows, mut runs, mut is_warm) = (0u64, 0.0, false);
+        let began = Instant::now();
+        let (mut rows, mut runs) = (0u64, 0.0);
+        // Answers come in bunches, one for each batch: what is counted begins and ends with the end of one.
+        let mut ends: Vec<(Instant, u64, f64)> = Vec::new();
+        let mut last = began;
         let mut in_flight = self.workload.in_flight;
         while in_flight > 0 {
             let reply = self.reply(None)?.context("an answer")?.1;
             in_flight -= 1;
             let Some(timing) = reply.timing else { anyhow::bail!("not answered: {}", reply.message) };
-            if !is_warm && began.elapsed() > WARM_UP {
-                (began, rows, runs, is_warm) = (Instant::now(), 0, 0.0, true);
+            let now = Instant::now();
+            if now > last + BUNCH_GAP && last > began + WARM_UP && last < began + WARM_UP + takes {
+                ends.push((last, rows, runs));
             }
-            if !is_warm || began.elapsed() < takes {
-                rows += 1;
-                runs += 1.0 / f64::from(timing.batch_requests);
+            last = now;
+            rows += 1;
+            runs += 1.0 / f64::from(timing.batch_requests);
+            if began.elapsed() < WARM_UP + takes {
                 self.send(budget)?;
                 in_flight += 1;
             }
         }
-        Ok(Saturated { rows_per_second: rows as f64 / takes.as_secs_f64(), mean_batch: rows as f64 / runs })
+        let (Some(first), Some(last)) = (ends.first(), ends.last()) else {
+            anyhow::bail!("too few batches were answered");
+        };
+        let rows = (last.1 - first.1) as f64;
+        let seconds = last.0.duration_since(first.0).as_secs_f64();
+        Ok(Saturated { rows_per_second: rows / seconds, mean_batch: rows / (last.2 - first.2) })
     }
 
     /// Microseconds between arrival and the start of the run, of requests that come one after the other.

@@ -13,9 +13,12 @@ use std::time::{Duration, Instant};
 /// Sizes are measured for about so long, all rounds together.
 const SIZES_TAKE: Duration = Duration::from_millis(400);
 
-/// Each way to use the cores is measured for so long, and for [`WAY_RUNS`] of each lane at least.
-const WAY_TAKES: Duration = Duration::from_millis(100);
-const WAY_RUNS: u64 = 5;
+/// Each way to use the cores is measured so often, in turns; its best round counts, which was disturbed least.
+const WAY_ROUNDS: usize = 3;
+
+/// A round takes so long, and [`WAY_RUNS`] of each lane at least.
+const WAY_TAKES: Duration = Duration::from_millis(50);
+const WAY_RUNS: u64 = 3;
 
 /// Ways are compared at one row if a run of more takes longer than this.
 const SLOW: Duration = Duration::from_millis(20);
@@ -112,14 +115,18 @@ fn best_way(
     rows: u32,
     lanes: usize,
 ) -> (usize, usize) {
-    let mut ways: Vec<(usize, usize, f64)> = Vec::new();
-    let mut threads = 1;
-    while threads <= lanes {
-        let at_once = if grouping == Grouping::Serial { 1 } else { lanes / threads };
-        model.use_threads(threads);
-        ways.push((threads, at_once, speed(model, made_up, rows, at_once)));
-        threads *= 2;
+    let threads =
+        std::iter::successors(Some(1), |threads| Some(threads * 2)).take_while(|threads| *threads <= lanes);
+    let at_once = |threads| if grouping == Grouping::Serial { 1 } else { lanes / threads };
+    let mut ways: Vec<(usize, usize, f64)> =
+        threads.map(|threads| (threads, at_once(threads), 0.0)).collect();
+    for _ in 0..WAY_ROUNDS {
+        for (threads, at_once, best) in &mut ways {
+            model.use_threads(*threads);
+            *best = best.max(speed(model, made_up, rows, *at_once));
+        }
     }
+    tracing::debug!(rows, ?ways, "threads, runs at once, runs per second");
     let best = ways.iter().map(|way| way.2).fold(0.0, f64::max);
     // The last of those that are as good: it has the most threads.
     let way = ways.iter().rfind(|way| way.2 >= AS_GOOD * best).expect("the best is as good as itself");

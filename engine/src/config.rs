@@ -123,7 +123,7 @@ impl Config {
             threads_per_lane: self.threads_per_lane,
             run_max: Duration::from_secs(self.run_seconds_max.get()),
             queue: Limits { rows: self.queue_rows.get(), bytes: self.queue_bytes.get() },
-            memory: self.memory_mib.map_or_else(Memory::of_machine, |mib| Memory { limit: mib.get() << 20 }),
+            memory: Memory::new(self.memory_mib.map(|mib| mib.get() << 20)),
             unread_bytes_max: 512 << 20,
         }
     }

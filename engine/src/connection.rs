@@ -14,6 +14,7 @@ use crate::batcher::Priority;
 use crate::catalog::Catalog;
 use crate::job::{Job, Refusal, Request, Traced};
 use crate::loader::Orders;
+use crate::memory::Memory;
 use crate::queue::{Order, Queue};
 use crate::split;
 use bytes::{Buf, Bytes};
@@ -167,6 +168,7 @@ pub(crate) struct Shared {
     pub(crate) queue: Arc<Queue>,
     pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
     pub(crate) loader: Orders,
+    pub(crate) memory: Memory,
     pub(crate) hello: Hello,
     pub(crate) frames: Limits,
     pub(crate) unread_bytes_max: usize,
@@ -187,6 +189,7 @@ pub(crate) async fn serve(stream: UnixStream, connection: u64, shared: Shared) -
         queue: Arc::clone(&shared.queue),
         catalog: shared.catalog.clone(),
         loader: shared.loader.clone(),
+        memory: shared.memory,
         decoder: Decoder::new(shared.frames),
         orders: Vec::new(),
         refused: Vec::new(),
@@ -216,6 +219,7 @@ struct Reader {
     queue: Arc<Queue>,
     catalog: watch::Receiver<Arc<Catalog>>,
     loader: Orders,
+    memory: Memory,
     decoder: Decoder,
     /// Emptied after each read; kept for its memory.
     orders: Vec<Order>,
@@ -241,7 +245,8 @@ impl Reader {
                         self.loader.give(Control::decode(frame.metadata)?, &self.mailbox, frame.id);
                     }
                     Kind::Ping => {
-                        self.mailbox.post(|outbox| outbox.push(Kind::Pong, frame.id, &(), Bytes::new()));
+                        let health = self.memory.health();
+                        self.mailbox.post(|outbox| outbox.push(Kind::Pong, frame.id, &health, Bytes::new()));
                     }
                     Kind::Hello | Kind::Index | Kind::Reply | Kind::Pong => {
                         return Err(Ended::Direction(frame.kind));

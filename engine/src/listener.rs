@@ -128,6 +128,7 @@ impl Listener {
             queue: Arc::clone(&queue),
             catalog: watching,
             loader: orders,
+            memory: self.settings.memory,
             hello: Hello { pid: std::process::id(), release, device: self.settings.device.clone() },
             frames: Limits {
                 payload_bytes: Limits::default().payload_bytes.min(self.settings.queue.bytes),

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use wire::Health;
 
 /// Of what the control group or the machine has, this much is ours unless somebody says otherwise: the rest is for
 /// what a run needs beside what is loaded.
@@ -16,13 +17,21 @@ const PER_FILE_BYTE: u64 = 2;
 pub struct Memory {
     /// Bytes in all.
     pub limit: u64,
+    /// What the machine and the control groups that we are in have.
+    pub available: u64,
 }
 
 impl Memory {
-    /// As much as the machine and the control groups that we are in leave us.
-    pub fn of_machine() -> Self {
+    /// So many bytes, or most of what there is.
+    pub fn new(limit: Option<u64>) -> Self {
         let read = |path: &Path| fs::read_to_string(path).ok();
-        Self { limit: (available(&read).unwrap_or(u64::MAX) as f64 * SHARE) as u64 }
+        let available = available(&read).unwrap_or(u64::MAX);
+        Self { limit: limit.unwrap_or((available as f64 * SHARE) as u64), available }
+    }
+
+    /// What proxies are told: they have an engine replaced that holds more than it may.
+    pub(crate) fn health(self) -> Health {
+        Health { resident_bytes: resident(), memory_bytes: self.limit, available_bytes: self.available }
     }
 
     /// Whether a model of so many bytes can be loaded beside what is resident already.
@@ -103,7 +112,7 @@ mod tests {
 
     #[test]
     fn a_model_that_does_not_fit_is_told_by_how_much() {
-        let memory = Memory { limit: 100 << 20 };
+        let memory = Memory { limit: 100 << 20, available: 200 << 20 };
         assert_eq!(memory.has_room(20 << 20, 60 << 20), Ok(()));
         let error = memory.has_room(21 << 20, 60 << 20).unwrap_err();
         assert!(error.contains("about 42 MiB are needed, 60 of 100 MiB are in use"), "{error}");
@@ -111,6 +120,6 @@ mod tests {
 
     #[test]
     fn this_process_is_resident() {
-        assert!(resident() > 1 << 20 && resident() < Memory::of_machine().limit);
+        assert!(resident() > 1 << 20 && resident() < Memory::new(None).limit);
     }
 }

@@ -54,7 +54,7 @@ impl Engine {
             threads_per_lane: None,
             run_max: Duration::from_secs(60),
             queue: Limits { rows: 1000, bytes: 1 << 20 },
-            memory: Memory { limit: u64::MAX },
+            memory: Memory { limit: u64::MAX, available: u64::MAX },
             unread_bytes_max: 1 << 20,
         };
         change(&mut settings);
@@ -835,7 +835,7 @@ fn a_socket_is_taken_over_only_from_the_dead() {
         threads_per_lane: None,
         run_max: Duration::from_secs(60),
         queue: Limits { rows: 1, bytes: 1 },
-        memory: Memory { limit: u64::MAX },
+        memory: Memory { limit: u64::MAX, available: u64::MAX },
         unread_bytes_max: 1,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

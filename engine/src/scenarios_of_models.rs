@@ -236,7 +236,8 @@ fn unloading_is_done_once_what_waits_and_runs_is_answered() {
 fn a_version_that_does_not_fit_into_memory_is_refused_and_the_others_serve() {
     let folder = Folder::default();
     folder.put(1, Ok(1.0));
-    let (_engine, mut client) = folder.start_with(|settings| settings.memory = Memory { limit: 8 << 30 });
+    let (_engine, mut client) =
+        folder.start_with(|settings| settings.memory = Memory { limit: 8 << 30, available: 9 << 30 });
     folder.put_file(2, |file| file.bytes = 8 << 30);
     let (status, why, _) = load(&mut client);
     assert_eq!(status, Status::ModelFailed);

@@ -4,7 +4,7 @@
 
 use crate::body::BodyLimits;
 use crate::drain::DrainTimes;
-use crate::supervisor::EngineCommand;
+use crate::supervisor::{EngineCommand, SUCCESSOR};
 use crate::trace::TraceConfig;
 use anyhow::{Context, ensure};
 use garde::Validate;
@@ -181,9 +181,10 @@ impl Config {
             ),
         };
         let length = socket.as_os_str().len();
+        let most = SOCKET_PATH_MAX - if raw.engine.managed { SUCCESSOR.len() } else { 0 };
         ensure!(
-            length <= SOCKET_PATH_MAX,
-            "engine.socket: {} is {length} bytes long, the system allows {SOCKET_PATH_MAX}",
+            length <= most,
+            "engine.socket: {} is {length} bytes long, at most {most} can be used",
             socket.display()
         );
         Ok(Self {
@@ -338,7 +339,7 @@ mod tests {
             ("engine: {managed: false, socket: s, models: models}", "engine.models: says how to start"),
             (
                 &format!("engine: {{managed: false, socket: /{}}}", "x".repeat(107)),
-                "108 bytes long, the system allows 107",
+                "108 bytes long, at most 107 can be used",
             ),
             (&format!("{engine}listen: {{http: 'localhost'}}"), "line 2"),
             (&format!("{engine}workers: 0"), "workers"),

@@ -4,16 +4,18 @@
 //! Each proxy worker has its own link, so that a request, its frame and its answer stay on one thread. A link
 //! that breaks fails everything it carries at once and is not repaired: the next request opens a new one.
 
+use arc_swap::ArcSwap;
 use bytes::{Buf, Bytes};
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, oneshot};
-use wire::{Control, Decoder, Frame, Hello, Index, Infer, Kind, Limits, Outbox};
+use wire::{Control, Decoder, Frame, Health, Hello, Index, Infer, Kind, Limits, Outbox};
 
 /// Why there was no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,7 +39,7 @@ pub enum Event {
     /// Which versions exist, whenever that changes.
     Index(Index),
     /// The answer to [`Link::ping`].
-    Pong,
+    Pong(Health),
 }
 
 /// One connection. Cloning shares it.
@@ -270,7 +272,7 @@ fn deliver(frame: Frame, shared: &Shared, on_event: &impl Fn(Event)) -> Result<(
         return Err("closed".into());
     }
     match frame.kind {
-        Kind::Pong => on_event(Event::Pong),
+        Kind::Pong => on_event(Event::Pong(prost::Message::decode(frame.metadata.clone()).map_err(broken)?)),
         Kind::Reply => {
             // No receiver: cancelled while the answer was on its way.
             if let Some(waiting) = shared.lock().waiting.remove(&frame.id) {
@@ -290,27 +292,42 @@ fn deliver(frame: Frame, shared: &Shared, on_event: &impl Fn(Event)) -> Result<(
     Ok(())
 }
 
-/// Gives each worker thread its own link to one socket, opened at its first request and again after it broke.
+/// Gives each worker thread its own link to the engine, opened at its first request, after it broke, and when
+/// another engine has taken over.
 #[derive(Debug)]
 pub struct Links {
-    socket: PathBuf,
+    /// Where the engine listens.
+    socket: ArcSwap<PathBuf>,
+    /// Engines that have taken over so far; a link is to the one of its time.
+    successions: AtomicU64,
     /// Workers connect one at a time: a restart of the engine is met by few connects, not by one per request.
     connecting: tokio::sync::Mutex<()>,
 }
 
 thread_local! {
-    static WORKER_LINK: std::cell::RefCell<Option<Link>> = const { std::cell::RefCell::new(None) };
+    static WORKER_LINK: std::cell::RefCell<Option<(u64, Link)>> = const { std::cell::RefCell::new(None) };
 }
 
 impl Links {
     /// Links to the engine that listens at `socket`. One per process: the workers' links are per thread.
     pub fn new(socket: PathBuf) -> Self {
-        Self { socket, connecting: tokio::sync::Mutex::default() }
+        let socket = ArcSwap::from_pointee(socket);
+        Self { socket, successions: AtomicU64::new(0), connecting: tokio::sync::Mutex::default() }
+    }
+
+    /// From now on requests go to the engine that listens there. Those that are under way stay where they are.
+    pub fn succeed(&self, socket: PathBuf) {
+        self.socket.store(Arc::new(socket));
+        self.successions.fetch_add(1, Ordering::Release);
     }
 
     /// This worker's link.
     pub async fn worker(&self) -> Result<Link, LinkError> {
-        let open = || WORKER_LINK.with_borrow(|link| link.clone()).filter(|link| !link.is_closed());
+        let now = self.successions.load(Ordering::Acquire);
+        let open = || {
+            let is_open = |(of, link): &&(u64, Link)| *of == now && !link.is_closed();
+            WORKER_LINK.with_borrow(|link| link.as_ref().filter(is_open).map(|(_, link)| link.clone()))
+        };
         if let Some(link) = open() {
             return Ok(link);
         }
@@ -319,9 +336,10 @@ impl Links {
             return Ok(link);
         }
         // The supervisor's own link carries the events.
+        let socket = self.socket.load_full();
         let link =
-            Link::connect(&self.socket, |_| {}).await.map_err(|error| LinkError::Down(error.to_string()))?;
-        WORKER_LINK.set(Some(link.clone()));
+            Link::connect(&socket, |_| {}).await.map_err(|error| LinkError::Down(error.to_string()))?;
+        WORKER_LINK.set(Some((now, link.clone())));
         Ok(link)
     }
 }

@@ -75,6 +75,10 @@ pub struct Metrics {
     pub engine_starts: Counter,
     /// 1 while the engine is connected.
     pub engine_up: Gauge,
+    /// Bytes of the engine that are in memory.
+    pub engine_resident_bytes: Gauge<u64, AtomicU64>,
+    /// Bytes that the engine may hold.
+    pub engine_memory_bytes: Gauge<u64, AtomicU64>,
 }
 
 impl Default for Metrics {
@@ -110,6 +114,8 @@ impl Metrics {
             policy_rejected: Counter::default(),
             engine_starts: Counter::default(),
             engine_up: Gauge::default(),
+            engine_resident_bytes: Gauge::default(),
+            engine_memory_bytes: Gauge::default(),
             registry: Registry::default(),
         };
         registry.register(
@@ -149,6 +155,16 @@ impl Metrics {
         );
         registry.register("engine_starts", "Times the engine was started", metrics.engine_starts.clone());
         registry.register("engine_up", "1 while the engine is connected", metrics.engine_up.clone());
+        registry.register(
+            "engine_resident_bytes",
+            "Bytes of the engine that are in memory",
+            metrics.engine_resident_bytes.clone(),
+        );
+        registry.register(
+            "engine_memory_bytes",
+            "Bytes that the engine may hold; beyond it another one takes over",
+            metrics.engine_memory_bytes.clone(),
+        );
         Self { registry, ..metrics }
     }
 

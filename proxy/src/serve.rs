@@ -102,6 +102,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         socket: config.socket.clone(),
         command: config.engine.clone(),
         directory: path.directory.clone(),
+        links: path.links.clone(),
         metrics: metrics.clone(),
     };
     let control = Control {

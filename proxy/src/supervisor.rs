@@ -7,18 +7,22 @@
 //!            └──────────────────────┴───────────────────────────────────────────┘
 //! ```
 //!
+//! An engine that holds more memory than it may is replaced by another that has loaded its models first, where there is
+//! memory for both, so that no request notices; else it is stopped, and another started.
+//!
 //! The engine exits when its standard input ends, so that even a killed proxy leaves no orphan.
 
 use crate::directory::Directory;
-use crate::link::{Event, Link};
+use crate::link::{Event, Link, Links};
 use crate::metrics::Metrics;
 use anyhow::Context;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{mpsc, watch};
+use wire::{Health, Hello, Index, ModelState};
 
 /// How to start the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,6 +42,8 @@ pub struct Supervisor {
     pub command: Option<EngineCommand>,
     /// Where its index goes.
     pub directory: Arc<Directory>,
+    /// Where requests go.
+    pub links: Arc<Links>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -50,6 +56,14 @@ const PING_EVERY: Duration = Duration::from_secs(1);
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Events that wait to be followed.
 const EVENTS_MAX: usize = 1024;
+/// Models of a successor that take longer to load are given up.
+const LOAD_MAX: Duration = Duration::from_secs(600);
+/// An engine that outgrows its memory sooner is not replaced: the next one would do the same.
+const REPLACE_EVERY: Duration = Duration::from_secs(10);
+/// From choosing an engine's link to having written the request to it.
+const UNDER_WAY_MAX: Duration = Duration::from_millis(500);
+/// What a successor's socket is called more than ours.
+pub(crate) const SUCCESSOR: &str = ".2";
 /// Time for the engine to finish what it runs after it was told to stop.
 const STOP_MAX: Duration = Duration::from_secs(10);
 
@@ -75,41 +89,65 @@ impl Supervisor {
         }
     }
 
-    /// From start to end of one engine; says why it ended.
+    /// From start to end of one engine and of those that took over from it; says why the last one ended.
     async fn one_life(&self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<String> {
-        let mut process = self.command.as_ref().map(|command| self.start(command)).transpose()?;
-        let pid = process.as_ref().and_then(|process| process.child.id());
-        let (told, mut events) = mpsc::channel(EVENTS_MAX);
-        let link = tokio::select! {
-            link = self.connect(&told) => link?,
-            status = exit_of(&mut process) => anyhow::bail!("it ended before it listened: {status}"),
+        let begun = tokio::select! {
+            begun = self.begin(self.socket.clone()) => begun?,
             _ = stop.changed() => return Ok("stopped".into()),
         };
-        let reason = tokio::select! {
-            reason = link.closed() => reason,
-            reason = self.follow(&link, &mut events, pid) => reason,
-            status = exit_of(&mut process) => format!("it ended: {status}"),
-            _ = stop.changed() => "stopped".into(),
-        };
-        link.close(&reason);
-        self.directory.disconnect();
-        self.metrics.engine_up.set(0);
-        if let Some(process) = process {
-            end(process).await;
+        self.links.succeed(self.socket.clone());
+        let mut engine = begun;
+        loop {
+            let reason = match self.follow(&mut engine, stop).await {
+                Ended::Lost(reason) => reason,
+                Ended::Outgrown { beside: false, says } => says,
+                Ended::Outgrown { beside: true, says } => {
+                    match self.replace(&mut engine, &says, stop).await {
+                        Ok(successor) => {
+                            retire(std::mem::replace(&mut engine, successor));
+                            continue;
+                        }
+                        Err(reason) => reason,
+                    }
+                }
+            };
+            self.directory.disconnect();
+            self.metrics.engine_up.set(0);
+            engine.link.close(&reason);
+            if let Some(process) = engine.process {
+                end(process).await;
+            }
+            return Ok(reason);
         }
-        Ok(reason)
     }
 
-    /// Publishes what the engine says for as long as it answers; returns why it is to be given up.
-    async fn follow(&self, link: &Link, events: &mut mpsc::Receiver<Event>, pid: Option<u32>) -> String {
+    /// Starts an engine, if that is ours to do, and connects to it.
+    async fn begin(&self, socket: PathBuf) -> anyhow::Result<Engine> {
+        let mut process = self.command.as_ref().map(|command| self.start(command, &socket)).transpose()?;
+        let pid = process.as_ref().and_then(|process| process.child.id());
+        let (told, events) = mpsc::channel(EVENTS_MAX);
+        let link = tokio::select! {
+            link = self.connect(&socket, told) => link?,
+            status = exit_of(&mut process) => anyhow::bail!("it ended before it listened: {status}"),
+        };
+        Ok(Engine { socket, process, pid, link, events, born: Instant::now(), growth: Growth::default() })
+    }
+
+    /// Publishes what the engine says for as long as it answers and holds no more memory than it may.
+    async fn follow(&self, engine: &mut Engine, stop: &mut watch::Receiver<bool>) -> Ended {
+        let Engine { link, process, events, pid, .. } = engine;
+        let (born, growth) = (engine.born, &mut engine.growth);
         let mut pings = tokio::time::interval(PING_EVERY);
         let mut heard = Instant::now();
         loop {
             let event = tokio::select! {
                 event = events.recv() => event,
+                reason = link.closed() => return Ended::Lost(reason),
+                status = exit_of(process) => return Ended::Lost(format!("it ended: {status}")),
+                _ = stop.changed() => return Ended::Lost("stopped".into()),
                 _ = pings.tick() => {
                     if heard.elapsed() > SILENCE_MAX {
-                        return format!("it has not answered for {SILENCE_MAX:?}");
+                        return Ended::Lost(format!("it has not answered for {SILENCE_MAX:?}"));
                     }
                     link.ping();
                     continue;
@@ -118,30 +156,87 @@ impl Supervisor {
             heard = Instant::now();
             match event {
                 Some(Event::Hello(hello)) => {
-                    if pid.is_some_and(|pid| pid != hello.pid) {
-                        return format!(
-                            "another engine (pid {}) listens at {}: give each penstock its own engine.socket",
-                            hello.pid,
-                            self.socket.display()
-                        );
+                    if let Err(reason) = self.is_ours(*pid, &hello) {
+                        return Ended::Lost(reason);
                     }
-                    tracing::info!("engine {} (pid {}) on {}", hello.release, hello.pid, hello.device);
                 }
                 Some(Event::Index(index)) => {
+                    growth.models_changed(&index);
+                    link.ping(); // what it holds now is what its models need
                     self.metrics.engine_up.set(1);
                     self.directory.publish(index);
                 }
-                Some(Event::Pong) => {}
-                None => return "its link has ended".into(),
+                Some(Event::Pong(health)) => {
+                    self.metrics.engine_resident_bytes.set(health.resident_bytes);
+                    self.metrics.engine_memory_bytes.set(health.memory_bytes);
+                    let outgrown = growth.observe(health).filter(|_| born.elapsed() > REPLACE_EVERY);
+                    if let (Some(Outgrown { beside, says }), Some(_)) = (outgrown, &process) {
+                        return Ended::Outgrown { beside, says };
+                    }
+                }
+                None => return Ended::Lost("its link has ended".into()),
             }
         }
     }
 
-    fn start(&self, command: &EngineCommand) -> anyhow::Result<Process> {
+    /// Another engine, which has loaded its models and gets all requests from now on. The old one is followed until then;
+    /// an error says why it is to be given up without a successor.
+    async fn replace(
+        &self,
+        old: &mut Engine,
+        says: &str,
+        stop: &mut watch::Receiver<bool>,
+    ) -> Result<Engine, String> {
+        tracing::warn!("{says}: another engine takes over");
+        let socket = self.other_socket(&old.socket);
+        let mut next = std::pin::pin!(self.begin_and_load(socket));
+        // It has outgrown its memory already, and cannot do so again.
+        old.growth = Growth::exempt();
+        let (successor, index) = tokio::select! {
+            next = &mut next => next.map_err(|error| format!("{says}, and its successor failed: {error:#}"))?,
+            ended = self.follow(old, stop) => return Err(ended.reason()),
+        };
+        self.links.succeed(successor.socket.clone());
+        self.directory.publish(index);
+        Ok(successor)
+    }
+
+    async fn begin_and_load(&self, socket: PathBuf) -> anyhow::Result<(Engine, Index)> {
+        let mut engine = self.begin(socket).await?;
+        let index = tokio::time::timeout(LOAD_MAX, engine.loaded())
+            .await
+            .with_context(|| format!("its models have not loaded within {LOAD_MAX:?}"))??;
+        engine.growth.models_changed(&index);
+        Ok((engine, index))
+    }
+
+    /// Two engines of one penstock take turns.
+    fn other_socket(&self, socket: &Path) -> PathBuf {
+        if socket != self.socket {
+            return self.socket.clone();
+        }
+        let mut other = self.socket.clone().into_os_string();
+        other.push(SUCCESSOR);
+        other.into()
+    }
+
+    fn is_ours(&self, pid: Option<u32>, hello: &Hello) -> Result<(), String> {
+        if pid.is_some_and(|pid| pid != hello.pid) {
+            return Err(format!(
+                "another engine (pid {}) listens at {}: give each penstock its own engine.socket",
+                hello.pid,
+                self.socket.display()
+            ));
+        }
+        tracing::info!("engine {} (pid {}) on {}", hello.release, hello.pid, hello.device);
+        Ok(())
+    }
+
+    fn start(&self, command: &EngineCommand, socket: &Path) -> anyhow::Result<Process> {
         self.metrics.engine_starts.inc();
         let mut child = Command::new(&command.binary)
             .arg("--socket")
-            .arg(&self.socket)
+            .arg(socket)
             .args(&command.arguments)
             .arg("--supervised")
             .stdin(Stdio::piped())
@@ -153,22 +248,134 @@ impl Supervisor {
         Ok(Process { child, leash })
     }
 
-    async fn connect(&self, told: &mpsc::Sender<Event>) -> anyhow::Result<Link> {
+    async fn connect(&self, socket: &Path, told: mpsc::Sender<Event>) -> anyhow::Result<Link> {
         let deadline = Instant::now() + CONNECT_MAX;
         loop {
             let told = told.clone();
             // Full: an engine that says so much so fast is given up for its silence.
             let on_event = move |event| drop(told.try_send(event));
-            match Link::connect(&self.socket, on_event).await {
+            match Link::connect(socket, on_event).await {
                 Ok(link) => return Ok(link),
                 Err(error) if self.command.is_none() || Instant::now() > deadline => {
-                    return Err(error)
-                        .with_context(|| format!("cannot connect to {}", self.socket.display()));
+                    return Err(error).with_context(|| format!("cannot connect to {}", socket.display()));
                 }
                 Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }
     }
+}
+
+/// An engine that is connected.
+struct Engine {
+    socket: PathBuf,
+    /// `None`: somebody else runs it.
+    process: Option<Process>,
+    pid: Option<u32>,
+    link: Link,
+    events: mpsc::Receiver<Event>,
+    born: Instant,
+    growth: Growth,
+}
+
+impl Engine {
+    /// Waits until no version is loading any more.
+    async fn loaded(&mut self) -> anyhow::Result<Index> {
+        loop {
+            match self.events.recv().await {
+                Some(Event::Index(index)) if !is_loading(&index) => return Ok(index),
+                Some(_) => {}
+                None => anyhow::bail!("it ended: {}", exit_of(&mut self.process).await),
+            }
+        }
+    }
+}
+
+fn is_loading(index: &Index) -> bool {
+    index.models.iter().any(|entry| entry.state() == ModelState::Loading)
+}
+
+/// Why an engine is not followed any more.
+enum Ended {
+    /// It is gone, or to be given up.
+    Lost(String),
+    /// It holds more memory than it may.
+    Outgrown {
+        /// Whether there is memory for another one beside it.
+        beside: bool,
+        says: String,
+    },
+}
+
+impl Ended {
+    fn reason(self) -> String {
+        match self {
+            Self::Lost(reason) | Self::Outgrown { says: reason, .. } => reason,
+        }
+    }
+}
+
+/// Judges how much memory an engine holds. One that holds more than it may is replaced before the kernel kills it, unless
+/// that is what its models need: another one would need as much.
+#[derive(Debug, Default)]
+struct Growth {
+    is_loading: bool,
+    is_exempt: bool,
+    /// Bytes that were resident once its models were loaded.
+    at_first: Option<u64>,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Outgrown {
+    beside: bool,
+    says: String,
+}
+
+impl Growth {
+    /// Less growth than a quarter is none.
+    const GROWN: f64 = 1.25;
+    /// Of what there is, as much may be held by two engines for a while.
+    const FOR_TWO: f64 = 0.95;
+
+    /// Of one that is on its way out.
+    fn exempt() -> Self {
+        Self { is_exempt: true, ..Self::default() }
+    }
+
+    fn models_changed(&mut self, index: &Index) {
+        self.is_loading = is_loading(index);
+        self.at_first = None;
+    }
+
+    fn observe(&mut self, health: Health) -> Option<Outgrown> {
+        let Health { resident_bytes: now, memory_bytes: most, available_bytes: available } = health;
+        if self.is_loading || self.is_exempt {
+            return None;
+        }
+        let at_first = *self.at_first.get_or_insert(now);
+        if now <= most || (now as f64) < Self::GROWN * at_first as f64 {
+            return None;
+        }
+        let says = format!(
+            "the engine holds {} MiB, {} when it had loaded its models; {} are allowed",
+            now >> 20,
+            at_first >> 20,
+            most >> 20
+        );
+        let both = now.saturating_add(at_first) as f64;
+        Some(Outgrown { beside: both <= Self::FOR_TWO * available as f64, says })
+    }
+}
+
+/// Lets an engine finish what it has, once nothing new comes to it.
+fn retire(engine: Engine) {
+    tokio::spawn(async move {
+        // Requests that had chosen it when its successor took over are on their way.
+        tokio::time::sleep(UNDER_WAY_MAX).await;
+        if let Some(process) = engine.process {
+            end(process).await;
+        }
+        engine.link.close("another engine has taken over");
+    });
 }
 
 /// A running engine.
@@ -228,6 +435,7 @@ impl Pause {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wire::ModelEntry;
 
     #[test]
     fn pauses_grow_while_engines_die_young_and_shrink_after_a_long_life() {
@@ -236,5 +444,41 @@ mod tests {
         let pauses: Vec<u128> = (0..9).map(|_| pause.after(young).as_millis()).collect();
         assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
         assert_eq!(pause.after(Pause::HEALTHY), Pause::SHORTEST);
+    }
+
+    fn health(resident: u64, memory: u64, available: u64) -> Health {
+        Health {
+            resident_bytes: resident << 20,
+            memory_bytes: memory << 20,
+            available_bytes: available << 20,
+        }
+    }
+
+    #[test]
+    fn an_engine_is_replaced_when_it_has_grown_beyond_its_memory() {
+        let mut growth = Growth::default();
+        assert_eq!(growth.observe(health(400, 1000, 2000)), None);
+        assert_eq!(growth.observe(health(1000, 1000, 2000)), None);
+        let outgrown = growth.observe(health(1001, 1000, 2000)).unwrap();
+        assert!(outgrown.beside);
+        assert_eq!(
+            outgrown.says,
+            "the engine holds 1001 MiB, 400 when it had loaded its models; 1000 are allowed"
+        );
+        assert!(!growth.observe(health(1001, 1000, 1400)).unwrap().beside, "no memory for two");
+    }
+
+    #[test]
+    fn an_engine_whose_models_need_more_than_it_may_hold_is_left_alone() {
+        let mut growth = Growth::default();
+        assert_eq!(growth.observe(health(1100, 1000, 2000)), None);
+        assert_eq!(growth.observe(health(1200, 1000, 2000)), None);
+        assert!(growth.observe(health(1400, 1000, 2000)).is_some());
+        // Somebody loads another model.
+        let loading = ModelEntry { state: ModelState::Loading as i32, ..ModelEntry::default() };
+        growth.models_changed(&Index { models: vec![loading], revision: 1 });
+        assert_eq!(growth.observe(health(1400, 1000, 2000)), None);
+        growth.models_changed(&Index::default());
+        assert_eq!(growth.observe(health(1500, 1000, 2000)), None, "it has grown by what was loaded");
     }
 }

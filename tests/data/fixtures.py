@@ -12,6 +12,7 @@ Never does: train anything, depend on chance, or stand for a useful model (those
     bare      has no model.yaml
     slow      burns about 50 ms of one CPU core per call, whatever the number of rows
     short     gives back one row, however many it got
+    leaky     keeps 8 MB more for every call with a value above 100
     broken    is not a model
 
     pip install -r configs/demo/train.txt && python tests/data/fixtures.py
@@ -21,7 +22,7 @@ import pathlib
 import sys
 import time
 import warnings
-from typing import Callable, Tuple
+from typing import Callable, List, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +66,7 @@ def main() -> None:
     export(Bare(), MODELS / "bare/1/model.pt")
     write("slow", Slow(), [("x", "FP32", four)], [("y", "FP32", four)])
     write("short", Short(), [("x", "FP32", four)], [("y", "FP32", four)])
+    write("leaky", Leaky(), [("x", "FP32", four)], [("y", "FP32", four)])
     write_yaml("broken", [("x", "FP32", four)], [("y", "FP32", four)])
     (MODELS / "broken/1/model.pt").write_text("This is a text file and not a TorchScript archive.\n")
     check_all()
@@ -143,6 +145,19 @@ class Short(nn.Module):
         return x[:1]
 
 
+class Leaky(nn.Module):
+    kept: List[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x > 100).any()):
+            self.kept.append(x.new_ones([2 << 20]))  # of the input, or all would be one constant
+        return x * 2
+
+
 def write(name: str, model: nn.Module, inputs: list, outputs: list) -> None:
     export(model, MODELS / name / "1/model.pt")
     write_yaml(name, inputs, outputs)
@@ -194,6 +209,7 @@ def check_answers(load: Callable[[str], torch.jit.ScriptModule]) -> None:
 
     assert torch.equal(load("bare")(x), x * 2)
     assert torch.equal(load("short")(x), x[:1])
+    assert torch.equal(load("leaky")(x + 100), (x + 100) * 2)
     assert refusal(load, "broken")
 
     slow, took_ms = load("slow"), []

@@ -37,6 +37,7 @@ pub struct StackBuilder {
     models: PathBuf,
     external_engine: Option<PathBuf>,
     socket: Option<PathBuf>,
+    memory_mib: u64,
     more: String,
 }
 
@@ -71,6 +72,12 @@ impl StackBuilder {
         self
     }
 
+    /// How much memory its own engine may hold.
+    pub fn memory_mib(mut self, mib: u64) -> Self {
+        self.memory_mib = mib;
+        self
+    }
+
     /// More lines of configuration.
     pub fn config(mut self, lines: &str) -> Self {
         self.more.push_str(lines);
@@ -99,9 +106,10 @@ impl StackBuilder {
         let engine = match &self.external_engine {
             Some(socket) => format!("{{managed: false, socket: '{}'}}", socket.display()),
             None => format!(
-                "{{models: '{}', socket: '{}', lanes: 2, control: true}}",
+                "{{models: '{}', socket: '{}', lanes: 2, control: true, memory_mib: {}}}",
                 self.models.display(),
-                self.socket.unwrap_or_else(|| self.folder.path().join("engine.sock")).display()
+                self.socket.unwrap_or_else(|| self.folder.path().join("engine.sock")).display(),
+                self.memory_mib
             ),
         };
         let config = self.folder.path().join("penstock.yaml");
@@ -149,6 +157,7 @@ impl Stack {
             policy_file: None,
             models: repository("configs/demo/models"),
             external_engine: None,
+            memory_mib: 8192,
             socket: None,
             more: String::new(),
         }

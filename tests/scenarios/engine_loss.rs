@@ -108,3 +108,33 @@ fn another_penstocks_engine_is_not_used() {
     assert_eq!(second.client().infer("digits", &[], &five()).status, 503);
     assert_eq!(first.client().infer("digits", &[], &five()).status, 200);
 }
+
+#[test]
+fn an_engine_that_leaks_is_replaced_before_its_memory_is_spent_and_no_request_notices() {
+    let models = tempfile::tempdir().expect("a folder");
+    let leaky = repository("tests/data/models/leaky");
+    std::os::unix::fs::symlink(leaky, models.path().join("leaky")).expect("a link");
+    let stack = Stack::builder().models(models.path()).memory_mib(800).start();
+    let first = stack.engine_pid().expect("an engine");
+    let ask = |value: f32| {
+        let answer = stack.client().infer("leaky", &[], &infer_body("x", [1, 4], &[value; 4]));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    };
+    eventually("to know what it holds", || {
+        (stack.metric("penstock_engine_resident_bytes") > 0.0).then_some(())
+    });
+    // Each leaves 8 MB behind.
+    (0..100).for_each(|_| ask(1000.0));
+    let is_gone = || test_kill_process(first).is_err().then_some(());
+    eventually("another engine to take over", || {
+        ask(1.0);
+        is_gone()
+    });
+    ask(1.0);
+    assert_eq!(stack.metric("penstock_engine_starts_total"), 2.0);
+    let log = stack.log();
+    assert!(log.contains("800 are allowed: another engine takes over"), "{log}");
+    eventually("little memory", || {
+        (stack.metric("penstock_engine_resident_bytes") < f64::from(800 << 20)).then_some(())
+    });
+}

@@ -28,7 +28,7 @@ pub enum Kind {
     Cancel = 5,
     /// P → E: are you there? No metadata.
     Ping = 6,
-    /// E → P: yes. No metadata.
+    /// E → P: yes. Metadata [`crate::Health`].
     Pong = 7,
     /// P → E: load or unload a model. Metadata [`crate::Control`]; answered by a `Reply` of the same id.
     Control = 8,

@@ -26,7 +26,7 @@ pub mod tensor;
 
 pub use frame::{Decoder, Frame, FrameError, Kind, Limits, PROTOCOL_VERSION};
 pub use message::{
-    Action, Batch, Control, CurvePoint, Hello, Index, Infer, ModelEntry, ModelState, Reply, Status,
+    Action, Batch, Control, CurvePoint, Health, Hello, Index, Infer, ModelEntry, ModelState, Reply, Status,
     TensorSpec, Timing, TraceContext,
 };
 pub use outbox::{Outbox, Segments};

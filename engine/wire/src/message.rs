@@ -20,6 +20,20 @@ pub struct Hello {
     pub device: String,
 }
 
+/// How the engine is, asked by every `Ping`.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Health {
+    /// Bytes of it that are in memory.
+    #[prost(uint64, tag = "1")]
+    pub resident_bytes: u64,
+    /// Bytes that it may hold.
+    #[prost(uint64, tag = "2")]
+    pub memory_bytes: u64,
+    /// Bytes that its machine or control group has.
+    #[prost(uint64, tag = "3")]
+    pub available_bytes: u64,
+}
+
 /// Every version the engine knows, ready or not. Sent whole at each change.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Index {
