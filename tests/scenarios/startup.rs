@@ -40,7 +40,7 @@ fn what_is_missing_or_wrong_is_named() {
         ("engine: {models: /nowhere}".to_owned(), "/nowhere is not a folder"),
         (
             format!("engine: {{models: '{}', socket: '/tmp/{}'}}", models(), "x".repeat(120)),
-            "the system allows 107",
+            "at most 105 can be used",
         ),
         (format!("engine: {{models: '{}'}}\npolicies: gone.yaml", models()), "cannot read the policy file"),
         (format!("engine: {{models: '{}'}}\npolices: p.yaml", models()), "polices"),
