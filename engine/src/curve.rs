@@ -119,15 +119,16 @@ impl Curve {
 
     /// How many of so many waiting rows to run once in a while: of the sizes that did about as many rows per second as
     /// any when they ran undisturbed, the one that has not run for longest. What looked slow in a noisy moment would
-    /// otherwise never run again.
+    /// otherwise never run again. Beyond the largest size that was seen it goes on only while that pays.
     pub fn explore(&self, waiting: u32) -> u32 {
-        if !self.sizes.contains_key(&size_of(waiting)) {
-            return waiting;
-        }
-        let fitting = || self.sizes.range(..=waiting).filter(|(_, recent)| recent.runs >= RUNS_TRUSTED);
+        let fitting = || self.sizes.range(..=waiting);
         let best = fitting().map(|(rows, recent)| recent.undisturbed(*rows)).fold(0.0, f32::max);
-        let rivals = fitting().filter(|(rows, recent)| recent.undisturbed(**rows) >= AS_EFFICIENT * best);
-        rivals.min_by_key(|(_, recent)| recent.last).map_or(waiting, |(rows, _)| *rows)
+        let rivals = || fitting().filter(|(rows, recent)| recent.undisturbed(**rows) >= AS_EFFICIENT * best);
+        let largest = self.sizes.keys().next_back().copied().unwrap_or(waiting);
+        if largest < waiting && rivals().any(|(rows, _)| *rows == largest) {
+            return waiting.min(largest.saturating_mul(2));
+        }
+        rivals().min_by_key(|(_, recent)| recent.last).map_or(waiting, |(rows, _)| *rows)
     }
 
     fn smallest(&self, most: u32, share: f32) -> Option<u32> {
@@ -355,7 +356,9 @@ mod tests {
             curve.observe(1, us(1000));
         }
         assert_eq!((curve.fill(4), curve.explore(4)), (1, 4), "next it is the others' turn");
-        assert_eq!(curve.explore(3), 3, "never seen");
+        assert_eq!((curve.explore(3), curve.explore(30)), (1, 8), "as long as it pays, twice as many");
+        (0..5).for_each(|_| curve.observe(8, us(9000)));
+        assert_ne!(curve.explore(30), 16, "eights were no better");
     }
 
     proptest! {

@@ -450,6 +450,7 @@ mod tests {
             outputs: vec![],
             rows: Rows::None { why: "undeclared".into() },
             tolerance: None,
+            bfloat16: false,
         };
         let request = check_against(spec.clone(), |i| {
             i.inputs.remove(0);

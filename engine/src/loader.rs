@@ -19,7 +19,7 @@ use crate::job::{shortened, shortened_to};
 use crate::lane::text_of;
 use crate::library::{Candidate, Library, Loaded, Stamp};
 use crate::memory::{self, Memory};
-use crate::model::{Model, Version};
+use crate::model::{Model, Optimisation, Version};
 use crate::optimise::{Report, optimise};
 use crate::queue::Queue;
 use crate::split;
@@ -397,12 +397,15 @@ fn in_best_form(
         Grouping::Alone => 1,
         Grouping::Serial => return (model, Report::default()),
     };
-    let passes = |form: &dyn Model| {
-        trial::run(form).is_ok_and(|again| again == *verdict)
-            && golden.is_none_or(|golden| golden.check(form).is_ok())
+    let passes = |form: &dyn Model, report: &Report| {
+        let again = match report.kept {
+            Some(Optimisation::Bfloat16) => trial::run_tolerantly(form),
+            _ => trial::run(form),
+        };
+        again.is_ok_and(|again| again == *verdict) && golden.is_none_or(|golden| golden.check(form).is_ok())
     };
     match optimise(&*model, most, model.spec().tolerance) {
-        (Some(form), report) if passes(&*form) => (form, report),
+        (Some(form), report) if passes(&*form, &report) => (form, report),
         _ => (model, Report::default()),
     }
 }

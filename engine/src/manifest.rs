@@ -23,6 +23,9 @@ pub struct Manifest {
     #[serde(default)]
     max_batch: MaxBatch,
     tolerance: Option<Tolerance>,
+    /// Whether it may compute with floats of 16 bits, if that is faster and within the tolerance.
+    #[serde(default)]
+    bf16: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -180,6 +183,9 @@ pub enum ManifestError {
     /// Nothing to return.
     #[error("model.yaml: no outputs are declared")]
     NoOutputs,
+    /// Fewer bits are less exact than any default allows.
+    #[error("model.yaml: bf16 needs a tolerance, such as `tolerance: 0.02`")]
+    NoTolerance,
     /// Not an argument of the model.
     #[error("model.yaml: input `{name}` is no argument of {signature}")]
     Unknown {
@@ -249,6 +255,9 @@ impl Manifest {
         if manifest.outputs.is_empty() {
             return Err(ManifestError::NoOutputs);
         }
+        if manifest.bf16 && manifest.tolerance.is_none() {
+            return Err(ManifestError::NoTolerance);
+        }
         Ok(manifest)
     }
 
@@ -284,7 +293,7 @@ impl Manifest {
         let outputs: Vec<Slot> = self.outputs.iter().map(Tensor::to_slot).collect();
         let rows = rows(&inputs, &outputs, self.max_batch.0);
         let tolerance = self.tolerance.map(|tolerance| tolerance.0);
-        Ok(Bound { spec: Spec { inputs, outputs, rows, tolerance }, positions })
+        Ok(Bound { spec: Spec { inputs, outputs, rows, tolerance, bfloat16: self.bf16 }, positions })
     }
 }
 
@@ -302,7 +311,7 @@ pub fn undeclared(signature: &Signature) -> Result<Bound, ManifestError> {
     }
     let outputs = (0..signature.returns.unwrap_or(0)).map(|at| bare_slot(output_name(at), false)).collect();
     let rows = Rows::None { why: "no model.yaml declares its shapes".into() };
-    Ok(Bound { spec: Spec { inputs, outputs, rows, tolerance: None }, positions })
+    Ok(Bound { spec: Spec { inputs, outputs, rows, tolerance: None, bfloat16: false }, positions })
 }
 
 /// What an output is called when nobody named it.

@@ -42,11 +42,13 @@ pub enum Optimisation {
     Inference,
     /// Frozen, with images in channels-last order.
     ChannelsLast,
+    /// Frozen, computing with floats of 16 bits: only where the model's author allows it.
+    Bfloat16,
 }
 
 impl Optimisation {
     /// In the order in which they are tried.
-    pub const ALL: [Self; 3] = [Self::Freeze, Self::Inference, Self::ChannelsLast];
+    pub const ALL: [Self; 4] = [Self::Freeze, Self::Inference, Self::ChannelsLast, Self::Bfloat16];
 }
 
 impl fmt::Display for Optimisation {
@@ -55,6 +57,7 @@ impl fmt::Display for Optimisation {
             Self::Freeze => "frozen",
             Self::Inference => "optimised for inference",
             Self::ChannelsLast => "channels last",
+            Self::Bfloat16 => "bfloat16",
         })
     }
 }
@@ -71,6 +74,8 @@ pub struct Spec {
     /// By how much another form of the model may differ in floating-point outputs, relative to the larger value and 1;
     /// by default what another order of summation explains.
     pub tolerance: Option<f64>,
+    /// Whether it may compute with floats of 16 bits.
+    pub bfloat16: bool,
 }
 
 /// What the first dimensions of a model's tensors mean.

@@ -40,7 +40,8 @@ pub fn optimise(model: &dyn Model, most: u32, tolerance: Option<f64>) -> (Option
     let Some(made_up) = MadeUp::new(model) else { return Default::default() };
     let sizes = sizes(model, &made_up, most);
     let mut best: (Option<Box<dyn Model>>, Report, f64) = (None, Report::default(), GAIN_MIN);
-    for optimisation in Optimisation::ALL {
+    let may = |optimisation: &Optimisation| *optimisation != Optimisation::Bfloat16 || model.spec().bfloat16;
+    for optimisation in Optimisation::ALL.into_iter().filter(may) {
         let tried = model.optimised(optimisation).and_then(|other| {
             let error_max = compare(model, &*other, &made_up, &sizes, tolerance)?;
             Ok((measure(model, &*other, &made_up, &sizes), other, error_max))
@@ -171,6 +172,21 @@ mod tests {
         assert!(form.is_some());
         assert_eq!((report.kept, report.per_row.len()), (Some(Inference), 2));
         assert!(report.error_max > 0.0 && report.error_max < 1e-4, "{report}");
+    }
+
+    #[test]
+    fn fewer_bits_are_tried_only_where_they_are_allowed() {
+        let forms = |allowed: bool| {
+            let mut spec = rows_spec(&[("x", 4)], &[("y", 4)], 8);
+            (spec.bfloat16, spec.tolerance) = (allowed, Some(0.02));
+            let plain = Scripted::new(spec, |inputs| {
+                std::thread::sleep(Duration::from_millis(3));
+                Ok(vec![output_fp32("y", &inputs[0].shape, &fp32(&inputs[0]))])
+            });
+            let plain = plain.with_form(Optimisation::Bfloat16, || Ok(model(1000, 0.01)));
+            optimise(&plain, 8, Some(0.02)).1.kept
+        };
+        assert_eq!((forms(true), forms(false)), (Some(Optimisation::Bfloat16), None));
     }
 
     #[test]

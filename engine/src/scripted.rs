@@ -73,7 +73,13 @@ pub(crate) fn rows_spec(inputs: &[(&str, u64)], outputs: &[(&str, u64)], max_row
         };
         tensors.iter().map(slot).collect()
     };
-    Spec { inputs: slots(inputs), outputs: slots(outputs), rows: Rows::UpTo(max_rows), tolerance: None }
+    Spec {
+        inputs: slots(inputs),
+        outputs: slots(outputs),
+        rows: Rows::UpTo(max_rows),
+        tolerance: None,
+        bfloat16: false,
+    }
 }
 
 /// The elements of an FP32 input.

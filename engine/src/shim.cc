@@ -83,17 +83,24 @@ void Outputs::add(std::string name, at::Tensor tensor) {
   tensors_.push_back(std::move(tensor));
 }
 
+void Outputs::widen() {
+  for (at::Tensor& tensor : tensors_) {
+    if (tensor.scalar_type() == at::kBFloat16) {
+      tensor = tensor.to(at::kFloat);
+    }
+  }
+}
+
 size_t Outputs::len() const { return tensors_.size(); }
 
 rust::Str Outputs::name(size_t position) const { return names_.at(position); }
 
 at::Tensor* Outputs::take(size_t position) { return new at::Tensor(std::move(tensors_.at(position))); }
 
-Module::Module(torch::jit::Module module, c10::Device device, bool channels_last)
-    : module_(std::move(module)),
-      forward_(module_.get_method("forward")),
-      device_(device),
-      channels_last_(channels_last) {}
+Module::Module(torch::jit::Module module, c10::Device device) : Module(std::move(module), device, Wants{}) {}
+
+Module::Module(torch::jit::Module module, c10::Device device, Wants wants)
+    : module_(std::move(module)), forward_(module_.get_method("forward")), device_(device), wants_(wants) {}
 
 std::unique_ptr<Module> Module::frozen() const {
   return std::make_unique<Module>(torch::jit::freeze(module_.deepcopy()), device_);
@@ -114,7 +121,13 @@ std::unique_ptr<Module> Module::channels_last() const {
     }
   }
   TORCH_CHECK(has_images, "no parameter has four dimensions");
-  return std::make_unique<Module>(torch::jit::freeze(copy), device_, true);
+  return std::make_unique<Module>(torch::jit::freeze(copy), device_, Wants{.channels_last = true});
+}
+
+std::unique_ptr<Module> Module::bfloat16() const {
+  torch::jit::Module copy = module_.deepcopy();
+  copy.to(at::kBFloat16);
+  return std::make_unique<Module>(torch::jit::freeze(copy), device_, Wants{.bfloat16 = true});
 }
 
 rust::Vec<Parameter> Module::parameters() const {
@@ -165,13 +178,19 @@ std::unique_ptr<Outputs> Module::forward(rust::Slice<const Given> inputs) const 
       continue;
     }
     at::Tensor tensor = given.tensor->to(device_);
-    if (channels_last_ && tensor.dim() == 4) {
+    if (wants_.channels_last && tensor.dim() == 4) {
       tensor = tensor.contiguous(at::MemoryFormat::ChannelsLast);
+    }
+    if (wants_.bfloat16 && tensor.scalar_type() == at::kFloat) {
+      tensor = tensor.to(at::kBFloat16);
     }
     stack.at(given.position) = std::move(tensor);
   }
   auto outputs = std::make_unique<Outputs>();
   collect(forward_(std::move(stack)), *outputs);
+  if (wants_.bfloat16) {
+    outputs->widen();
+  }
   return outputs;
 }
 

@@ -42,6 +42,8 @@ struct Given;
 class Outputs {
  public:
   void add(std::string name, at::Tensor tensor);
+  // Makes floats of half as wide ones.
+  void widen();
   size_t len() const;
   // Empty where the model does not name its outputs.
   rust::Str name(size_t position) const;
@@ -57,11 +59,20 @@ class Outputs {
 // buffers: whether that matters is for the trial to find out.
 class Module {
  public:
-  Module(torch::jit::Module module, c10::Device device, bool channels_last = false);
+  // How inputs are brought into the form that the module wants.
+  struct Wants {
+    bool channels_last = false;
+    bool bfloat16 = false;
+  };
+
+  Module(torch::jit::Module module, c10::Device device);
+  Module(torch::jit::Module module, c10::Device device, Wants wants);
   // The same model in other forms. This object stays as it is.
   std::unique_ptr<Module> frozen() const;
   std::unique_ptr<Module> optimised_for_inference() const;
   std::unique_ptr<Module> channels_last() const;
+  // Answers in the kinds of the original.
+  std::unique_ptr<Module> bfloat16() const;
   // The arguments of forward after self.
   rust::Vec<Parameter> parameters() const;
   // How many tensors forward returns, 0 where its type does not tell.
@@ -73,8 +84,7 @@ class Module {
   torch::jit::Module module_;
   torch::jit::Method forward_;
   c10::Device device_;
-  // Whether images are brought into this order first.
-  bool channels_last_;
+  Wants wants_;
 };
 
 // Loads in eval mode. `device` is `cpu` or `cuda:N`.

@@ -46,6 +46,7 @@ mod ffi {
         fn frozen(self: &Module) -> Result<UniquePtr<Module>>;
         fn optimised_for_inference(self: &Module) -> Result<UniquePtr<Module>>;
         fn channels_last(self: &Module) -> Result<UniquePtr<Module>>;
+        fn bfloat16(self: &Module) -> Result<UniquePtr<Module>>;
         fn parameters(self: &Module) -> Result<Vec<Parameter>>;
         fn returns(self: &Module) -> Result<usize>;
         fn leave(code: i32);
@@ -157,6 +158,7 @@ impl Model for TorchModel {
             Optimisation::Freeze => self.module.frozen(),
             Optimisation::Inference => self.module.optimised_for_inference(),
             Optimisation::ChannelsLast => self.module.channels_last(),
+            Optimisation::Bfloat16 => self.module.bfloat16(),
         };
         let module = module.map_err(|error| last_line(error.what()))?;
         let threads = AtomicUsize::new(self.threads.load(Ordering::Relaxed));

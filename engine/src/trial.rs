@@ -48,10 +48,15 @@ enum Finding {
 
 /// Runs the trial; an error is why the model cannot be served.
 pub(crate) fn run(model: &dyn Model) -> Result<Verdict, String> {
-    run_within(model, BYTES_MAX)
+    run_within(model, BYTES_MAX, None)
 }
 
-fn run_within(model: &dyn Model, bytes_max: u64) -> Result<Verdict, String> {
+/// The trial of a form that computes less exactly: by how much rows may change when they run together is declared.
+pub(crate) fn run_tolerantly(model: &dyn Model) -> Result<Verdict, String> {
+    run_within(model, BYTES_MAX, model.spec().tolerance)
+}
+
+fn run_within(model: &dyn Model, bytes_max: u64, tolerance: Option<f64>) -> Result<Verdict, String> {
     let spec = model.spec();
     let serial =
         |why: String| Verdict { grouping: Grouping::Serial, why_alone: format!("not batched: {why}") };
@@ -73,7 +78,7 @@ fn run_within(model: &dyn Model, bytes_max: u64) -> Result<Verdict, String> {
         if passed && *free == LAST_RESORT {
             break;
         }
-        match (Trial { model, free: *free, max_rows: max_rows.map(u64::from), bytes_max }).run() {
+        match (Trial { model, free: *free, max_rows: max_rows.map(u64::from), bytes_max, tolerance }).run() {
             Ok(()) => passed = true,
             Err(Finding::Undeclared(wrong)) => return Err(wrong.to_string()),
             Err(Finding::Fails(error)) => failure = Some(error),
@@ -98,6 +103,8 @@ struct Trial<'a> {
     max_rows: Option<u64>,
     /// How large made-up input may be.
     bytes_max: u64,
+    /// By how much answers may differ, if not by what another order of summation explains.
+    tolerance: Option<f64>,
 }
 
 impl Trial<'_> {
@@ -119,7 +126,7 @@ impl Trial<'_> {
             for _ in 0..WARM_UPS {
                 let began = Instant::now();
                 let together = self.compute(&order).map_err(as_unlike)?;
-                compare_rows(&order, &together, &alone)?;
+                compare_rows(&order, &together, &alone, self.tolerance)?;
                 if began.elapsed() > SLOW {
                     break;
                 }
@@ -145,7 +152,7 @@ impl Trial<'_> {
     fn compare_again(&self, first: &[Output]) -> Result<(), Finding> {
         let again = self.compute(&[0])?;
         for (before, after) in first.iter().zip(&again) {
-            if let Some(largest) = difference(before.datatype, &before.bytes, &after.bytes) {
+            if let Some(largest) = difference(before.datatype, &before.bytes, &after.bytes, self.tolerance) {
                 return Err(Finding::Unlike(format!(
                     "the same input gives another answer the next time (output `{}`, largest difference {})",
                     before.name, largest as f32
@@ -216,8 +223,9 @@ impl<'a> MadeUp<'a> {
             Rows::None { .. } => None,
         };
         let declared = spec.inputs.iter().all(|slot| slot.form.is_some());
-        declared
-            .then_some(Self { trial: Trial { model, free: FREE_SIZES[0], max_rows, bytes_max: BYTES_MAX } })
+        declared.then_some(Self {
+            trial: Trial { model, free: FREE_SIZES[0], max_rows, bytes_max: BYTES_MAX, tolerance: None },
+        })
     }
 
     /// What stands for the dimensions that are free.
@@ -275,7 +283,12 @@ fn as_unlike(finding: Finding) -> Finding {
     }
 }
 
-fn compare_rows(order: &[u64], together: &[Output], alone: &[Vec<Output>]) -> Result<(), Finding> {
+fn compare_rows(
+    order: &[u64],
+    together: &[Output],
+    alone: &[Vec<Output>],
+    tolerance: Option<f64>,
+) -> Result<(), Finding> {
     for (at, row) in order.iter().enumerate() {
         let Some(alone) = alone.get(*row as usize) else { continue };
         for (whole, single) in together.iter().zip(alone) {
@@ -287,7 +300,7 @@ fn compare_rows(order: &[u64], together: &[Output], alone: &[Vec<Output>]) -> Re
                     whole.name
                 )));
             }
-            if let Some(largest) = difference(whole.datatype, part, &single.bytes) {
+            if let Some(largest) = difference(whole.datatype, part, &single.bytes, tolerance) {
                 return Err(Finding::Unlike(format!(
                     "rows change when they run together (output `{}`, largest difference {})",
                     whole.name, largest as f32
@@ -451,7 +464,7 @@ mod tests {
                 assert!(inputs[0].parts.iter().map(|part| part.len() as u64).sum::<u64>() <= most);
                 Ok(vec![output_fp32("y", &[rows, 4], &vec![0.0; 4 * rows as usize])])
             });
-            run_within(&model, most)
+            run_within(&model, most, None)
         };
         let small = tried(vec![Dimension::Free, Dimension::Fixed(4)]);
         assert_eq!(small.unwrap().grouping, Grouping::Together { max_rows: 65_536 });
@@ -478,7 +491,7 @@ mod tests {
 
     #[test]
     fn tolerance_follows_the_datatype() {
-        let pair = |datatype, one: &[u8], other: &[u8]| difference(datatype, one, other);
+        let pair = |datatype, one: &[u8], other: &[u8]| difference(datatype, one, other, None);
         assert_eq!(pair(Datatype::Int32, &1i32.to_le_bytes(), &2i32.to_le_bytes()), Some(1.0));
         assert_eq!(pair(Datatype::Fp32, &1f32.to_le_bytes(), &1.0001f32.to_le_bytes()), None);
         assert!(pair(Datatype::Fp32, &1f32.to_le_bytes(), &1.001f32.to_le_bytes()).is_some());

@@ -35,9 +35,14 @@ pub(crate) fn out_of_bounds(datatype: Datatype, bytes: &[u8], bounds: (i64, i64)
     }
 }
 
-/// The largest difference between two tensors, if one exceeds what another order of summation explains.
-pub(crate) fn difference(datatype: Datatype, one: &[u8], other: &[u8]) -> Option<f64> {
-    let (largest, exceeds) = apart(datatype, one, other, None);
+/// The largest difference between two tensors, if one exceeds the tolerance, see [`apart`].
+pub(crate) fn difference(
+    datatype: Datatype,
+    one: &[u8],
+    other: &[u8],
+    tolerance: Option<f64>,
+) -> Option<f64> {
+    let (largest, exceeds) = apart(datatype, one, other, tolerance);
     exceeds.then_some(largest)
 }
 

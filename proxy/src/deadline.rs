@@ -7,12 +7,6 @@ use http::HeaderMap;
 use policies::Snapshot;
 use std::time::{Duration, Instant};
 
-/// Pingora's timers fire at multiples of this.
-const COARSE_TICK: Duration = Duration::from_millis(10);
-
-/// Makes the next tick of those timers.
-const SOON: Duration = Duration::from_millis(1);
-
 /// When the caller stops waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Deadline {
@@ -43,15 +37,6 @@ impl Deadline {
     /// What is left of it.
     pub(crate) fn left(&self, now: Instant) -> Duration {
         self.at.saturating_duration_since(now)
-    }
-
-    /// What `future` gives if that takes a few milliseconds only, as most answers do. The timer is pingora's: coarse,
-    /// and cheap to drop; one of tokio's that is the only one wakes its whole worker with a system call.
-    pub(crate) async fn soon<F: Future>(&self, future: F) -> Option<F::Output> {
-        if self.left(Instant::now()) < 3 * COARSE_TICK {
-            return None;
-        }
-        pingora::time::timeout(SOON, future).await.ok()
     }
 
     /// What it is to miss it.

@@ -11,6 +11,7 @@ use crate::decode::InferRequest;
 use crate::directory::{Directory, Models};
 use crate::encode::{Encoded, encode};
 use crate::link::{LinkError, Links, Pending};
+use crate::pulse::SOON;
 use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::route::Target;
@@ -233,7 +234,10 @@ async fn wait(
     pending: &mut Pending,
     deadline: &Deadline,
 ) -> Result<Frame, Refusal> {
-    if let Some(answer) = deadline.soon(pending.answer()).await {
+    // Most answers come before it is worth watching for anything else.
+    if deadline.left(Instant::now()) > 2 * SOON
+        && let Some(answer) = pending.answer_soon().await
+    {
         return Ok(answer?);
     }
     tokio::select! {

@@ -21,6 +21,7 @@ pub mod decode;
 mod deadline;
 pub mod tensor_json;
 pub mod link;
+mod pulse;
 pub mod encode;
 pub mod refusal;
 pub mod describe;

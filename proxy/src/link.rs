@@ -4,6 +4,7 @@
 //! Each proxy worker has its own link, so that a request, its frame and its answer stay on one thread. A link
 //! that breaks fails everything it carries at once and is not repaired: the next request opens a new one.
 
+use crate::pulse::Pulse;
 use arc_swap::ArcSwap;
 use bytes::{Buf, Bytes};
 use std::collections::HashMap;
@@ -55,6 +56,8 @@ struct Shared {
     wake: Notify,
     /// Wakes those who wait for the end.
     ended: Notify,
+    /// Tells requests that they have waited for a while.
+    pulse: Pulse,
 }
 
 #[derive(Debug, Default)]
@@ -76,8 +79,15 @@ impl Link {
         let stream = UnixStream::connect(socket).await?;
         is_trusted(&stream)?;
         let (read, write) = stream.into_split();
-        let shared = Arc::new(Shared { state: Mutex::default(), wake: Notify::new(), ended: Notify::new() });
+        let shared = Arc::new(Shared {
+            state: Mutex::default(),
+            wake: Notify::new(),
+            ended: Notify::new(),
+            pulse: Pulse::default(),
+        });
         tokio::spawn(write_frames(write, shared.clone()));
+        let beating = shared.clone();
+        tokio::spawn(async move { beating.pulse.run(|| beating.lock().closed.is_some()).await });
         tokio::spawn(read_frames(read, shared.clone(), on_event));
         Ok(Self { shared })
     }
@@ -193,6 +203,7 @@ impl Shared {
         drop(state);
         self.ended.notify_waiters();
         self.wake.notify_one();
+        self.pulse.wake();
     }
 }
 
@@ -214,6 +225,18 @@ impl Pending {
                 let reason = self.link.shared.lock().closed.clone();
                 Err(LinkError::Down(reason.unwrap_or_else(|| "the request was dropped".into())))
             }
+        }
+    }
+}
+
+impl Pending {
+    /// The reply frame, if it comes within [`SOON`](crate::pulse::SOON) or somewhat sooner, as most do.
+    pub(crate) async fn answer_soon(&mut self) -> Option<Result<Frame, LinkError>> {
+        let shared = self.link.shared.clone();
+        tokio::select! {
+            biased;
+            answer = self.answer() => Some(answer),
+            () = shared.pulse.soon() => None,
         }
     }
 }
