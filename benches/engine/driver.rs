@@ -9,10 +9,11 @@ use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use wire::{
-    Datatype, Decoder, Frame, Index, Infer, Kind, Layout, Limits, ModelState, Outbox, Reply, Status,
-    TensorMeta,
+    Action, Control, Datatype, Decoder, Frame, Index, Infer, Kind, Layout, Limits, ModelState, Outbox, Reply,
+    Status, TensorMeta,
 };
 
 /// Requests of one row each.
@@ -55,6 +56,14 @@ impl Workload {
             }]
         };
         Self { model: "efficientnet", rows: (0..8).map(image).collect(), in_flight: 32 }
+    }
+
+    /// One digit of 8 by 8.
+    pub(crate) fn digits() -> Self {
+        let mut seed = 1u64;
+        let bytes = (0..64).flat_map(|_| next(&mut seed).abs().to_le_bytes()).collect();
+        let pixels = Tensor { slot: 0, name: "pixels", datatype: Datatype::Fp32, shape: vec![1, 64], bytes };
+        Self { model: "digits", rows: vec![vec![pixels]], in_flight: 256 }
     }
 
     /// One sentence of 8 to 128 tokens, a multiple of 8.
@@ -143,6 +152,39 @@ pub(crate) struct Overload {
 }
 
 impl<'w> Driver<'w> {
+    /// Another connection to an engine that is ready.
+    pub(crate) fn join(socket: &Path, workload: &'w Workload) -> anyhow::Result<Self> {
+        let socket = UnixStream::connect(socket)?;
+        Ok(Self { workload, socket, decoder: Decoder::new(Limits::default()), sent: 0 })
+    }
+
+    /// One request after the other with a pause after each, until told to stop; microseconds of each.
+    pub(crate) fn paced(&mut self, pause: Duration, is_over: &AtomicBool) -> anyhow::Result<Histogram<u64>> {
+        let mut took = Histogram::new(3)?;
+        while !is_over.load(Ordering::Relaxed) {
+            let began = Instant::now();
+            self.send(Duration::from_secs(60))?;
+            let reply = self.reply(None)?.context("an answer")?.1;
+            ensure!(reply.status() == Status::Ok, "{:?}: {}", reply.status(), reply.message);
+            took.record(began.elapsed().as_micros() as u64)?;
+            std::thread::sleep(pause);
+        }
+        Ok(took)
+    }
+
+    /// Has the model loaded again.
+    pub(crate) fn load(&mut self) -> anyhow::Result<()> {
+        self.sent += 1;
+        let model = self.workload.model.to_owned();
+        let mut outbox = Outbox::new();
+        let control = Control { action: Action::Load as i32, model, version: 0 };
+        outbox.push(Kind::Control, self.sent, &control, Bytes::new());
+        self.socket.write_all(&outbox.take().concat())?;
+        let reply = self.reply(None)?.context("an answer")?.1;
+        ensure!(reply.status() == Status::Ok, "{:?}: {}", reply.status(), reply.message);
+        Ok(())
+    }
+
     /// Returns once the model is ready.
     pub(crate) fn connect(socket: &Path, workload: &'w Workload) -> anyhow::Result<Self> {
         let socket = UnixStream::connect(socket)?;

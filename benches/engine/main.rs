@@ -12,21 +12,85 @@ use driver::{Driver, Workload};
 use engine::manifest::Manifest;
 use engine::model::{Gathered, Model};
 use engine::{Config, Device, Library, Listener, optimise, torch};
+use hdrhistogram::Histogram;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(8);
+const SWAPS: u32 = 100;
+const CLIENTS: usize = 16;
 const BUDGET: Duration = Duration::from_millis(200);
 
 fn main() -> anyhow::Result<()> {
     let models =
         PathBuf::from(std::env::args().nth(1).context("give the folder that benches/models/make.py made")?);
+    let only = std::env::args().nth(2);
+    let is_wanted = |part: &str| only.as_ref().is_none_or(|only| only == part);
     let lanes = std::thread::available_parallelism()?.get();
     println!("{lanes} lanes; {ROUNDS} alternating rounds of {} s", ROUND.as_secs());
-    for workload in [Workload::efficientnet(), Workload::minilm()] {
+    let workloads = [Workload::efficientnet(), Workload::minilm()];
+    for workload in workloads.into_iter().filter(|workload| is_wanted(workload.model)) {
         measure(&models, &workload, lanes).with_context(|| workload.model.to_owned())?;
     }
+    if is_wanted("swaps") { swaps().context("swaps") } else { Ok(()) }
+}
+
+/// What reloading a model again and again does to those who ask it meanwhile.
+fn swaps() -> anyhow::Result<()> {
+    const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/demo/models/digits/2");
+    let folder = tempfile::tempdir()?;
+    let version = folder.path().join("digits/1");
+    std::fs::create_dir_all(&version)?;
+    for file in ["model.pt", "model.yaml"] {
+        std::fs::copy(Path::new(DEMO).join(file), version.join(file))?;
+    }
+    let workload = Workload::digits();
+    let socket = serve(folder.path(), workload.model)?;
+    let mut orders = Driver::connect(&socket, &workload)?;
+    let during = |pause, work: &mut dyn FnMut() -> anyhow::Result<()>| {
+        let is_over = AtomicBool::new(false);
+        let one = || Driver::join(&socket, &workload)?.paced(pause, &is_over);
+        std::thread::scope(|scope| {
+            let clients: Vec<_> = (0..CLIENTS).map(|_| scope.spawn(one)).collect();
+            let worked = work();
+            is_over.store(true, Ordering::Relaxed);
+            let mut all = Histogram::<u64>::new(3)?;
+            for client in clients {
+                all.add(client.join().expect("no panic")?)?;
+            }
+            worked.map(|()| all)
+        })
+    };
+    let mut calm = || {
+        std::thread::sleep(ROUND);
+        Ok(())
+    };
+    // So long a pause that seven tenths are left of what the clients do without one.
+    let hurried = during(Duration::ZERO, &mut calm)?.len() as f64 / ROUND.as_secs_f64();
+    let pause = Duration::from_secs_f64(CLIENTS as f64 / hurried * (1.0 / 0.7 - 1.0));
+    let before = during(pause, &mut calm)?;
+    let began = Instant::now();
+    let meanwhile = during(pause, &mut || {
+        (0..SWAPS).try_for_each(|_| {
+            // Another file of the same content.
+            std::fs::copy(version.join("model.pt"), version.join("new"))?;
+            std::fs::rename(version.join("new"), version.join("model.pt"))?;
+            orders.load()
+        })
+    })?;
+    let each = began.elapsed() / SWAPS;
+    let after = during(pause, &mut calm)?;
+    let show = |took: &Histogram<u64>| (took.value_at_quantile(0.5), took.value_at_quantile(0.99));
+    println!(
+        "{SWAPS} swaps of {each:.0?} each while {CLIENTS} clients ask for 70 % of {hurried:.0} rows/s: (p50, p99) µs before \
+         {:?}, meanwhile {:?} of {} requests, after {:?}",
+        show(&before),
+        show(&meanwhile),
+        meanwhile.len(),
+        show(&after)
+    );
     Ok(())
 }
 
