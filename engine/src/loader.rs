@@ -36,7 +36,7 @@ use wire::{Action, Control, Limits, Status};
 const ORDERS_MAX: usize = 64;
 
 /// Who measures and compiles must not slow down who answers.
-const NICE: i32 = 10;
+const NICE: i32 = 19;
 
 /// Takes orders for the loader's thread. The thread ends when the first of the handles' owner, [`Loader`], does.
 #[derive(Clone)]
