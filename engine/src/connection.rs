@@ -260,7 +260,7 @@ impl Reader {
 
     fn take_in(&mut self, frame: Frame, now: Instant, catalog: &Catalog) -> Result<(), Ended> {
         let Frame { id, metadata, mut payload, .. } = frame;
-        let bytes = metadata.len() + payload.len();
+        let metadata_bytes = metadata.len();
         let mut infer = Infer::decode(metadata)?;
         let deadline = (infer.budget_us > 0).then(|| now + Duration::from_micros(infer.budget_us));
         let trace = infer.trace.take().map(traced);
@@ -277,6 +277,7 @@ impl Reader {
         }
         match Request::check(infer, payload, catalog) {
             Ok(request) => {
+                let bytes = metadata_bytes + request.payload.len();
                 self.orders.push(Order::Run(Arc::new(Job {
                     request,
                     id,

@@ -9,7 +9,7 @@
 //!
 //! Tensors are written as in the bodies of requests and answers, so that a case can be made of both.
 
-use crate::job::{Given, check_inputs};
+use crate::job::{Given, check_inputs, with_masks};
 use crate::model::{Gathered, Model, Output, Rows, Spec};
 use crate::values::apart;
 use bytes::Bytes;
@@ -108,12 +108,14 @@ impl Case {
         let spec = model.spec();
         let given =
             check_inputs(spec, self.inputs.clone(), &self.payload).map_err(|refusal| refusal.to_string())?;
+        let (given, payload) =
+            with_masks(spec, given, &self.payload).map_err(|refusal| refusal.to_string())?;
         let rows = rows(spec, &given)?;
         let inputs = given.into_iter().map(|given| Gathered {
             slot: given.slot,
             datatype: given.datatype,
             shape: given.shape,
-            parts: vec![&self.payload[given.bytes]],
+            parts: vec![&payload[given.bytes]],
         });
         let outputs = model.run(&inputs.collect::<Vec<_>>()).map_err(|error| error.message)?;
         spec.check_outputs(rows, &outputs).map_err(|wrong| wrong.to_string())?;

@@ -5,14 +5,15 @@
 use crate::batcher::{Grouping, Priority};
 use crate::catalog::Catalog;
 use crate::connection::Mailbox;
-use crate::model::{Dimension, Output, RANK_MAX, Rows, Slot, Spec, Version};
-use crate::values::out_of_bounds;
+use crate::model::{Dimension, Named, Output, RANK_MAX, Rows, Slot, Spec, Version};
+use crate::padding;
+use crate::values::{element, out_of_bounds};
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use wire::{Datatype, Infer, Status, TensorError, TensorMeta, TraceContext};
+use wire::{Datatype, Infer, Layout, Status, TensorError, TensorMeta, TraceContext};
 
 /// A request on its way through the engine.
 pub(crate) struct Job {
@@ -72,6 +73,8 @@ pub(crate) struct Request {
     pub(crate) payload: Bytes,
     /// Names of the outputs wanted; empty for all.
     pub(crate) wanted: Vec<String>,
+    /// What the caller's sizes of [`Spec::dimensions`] are, where they were padded.
+    pub(crate) real: Option<Box<[u64]>>,
 }
 
 /// One input and where its bytes are.
@@ -109,6 +112,8 @@ pub(crate) enum Refusal {
     Empty { name: String, position: usize, got: Vec<u64> },
     #[error("input `{name}` has {got} rows, input `{other}` has {rows}")]
     RowsDiffer { name: String, got: u64, other: String, rows: u64 },
+    #[error("input `{name}`: dimension `{dimension}` is {got}, in `{other}` it is {size}")]
+    SizesDiffer { dimension: String, name: String, got: u64, other: String, size: u64 },
     #[error("{rows} rows in one request, at most {most} run together")]
     TooManyRows { rows: u64, most: u32 },
     #[error("input `{name}`: a BOOL byte is {got}, only 0 and 1 are")]
@@ -150,6 +155,7 @@ impl Refusal {
             | Self::Rank { .. }
             | Self::Empty { .. }
             | Self::RowsDiffer { .. }
+            | Self::SizesDiffer { .. }
             | Self::TooManyRows { .. }
             | Self::Bool { .. }
             | Self::Bounds { .. }
@@ -180,7 +186,7 @@ impl Request {
     pub(crate) fn check(infer: Infer, payload: Bytes, catalog: &Catalog) -> Result<Self, Refusal> {
         let version = catalog.find(&infer.model, infer.version)?;
         let spec = version.model.spec();
-        let inputs = check_inputs(spec, infer.inputs, &payload)?;
+        let mut inputs = check_inputs(spec, infer.inputs, &payload)?;
         let rows = match &spec.rows {
             Rows::UpTo(most) => {
                 let rows = inputs[0].shape[0];
@@ -193,7 +199,18 @@ impl Request {
             Rows::None { .. } => 1,
         };
         check_wanted(&infer.outputs, &spec.outputs)?;
-        Ok(Self { version: Arc::clone(version), inputs, rows, payload, wanted: infer.outputs })
+        let (mut payload, mut real) = (payload, None);
+        if !spec.dimensions.is_empty() {
+            let sizes = sizes(spec, &inputs)?;
+            let padded =
+                |(size, named): (&u64, &Named)| if version.pads { named.padded(*size) } else { *size };
+            let to: Box<[u64]> = sizes.iter().zip(&spec.dimensions).map(padded).collect();
+            if to != sizes || inputs.len() < spec.inputs.len() {
+                (inputs, payload) = pad(spec, inputs, &payload, &sizes, &to);
+                real = (to != sizes).then_some(sizes);
+            }
+        }
+        Ok(Self { version: Arc::clone(version), inputs, rows, payload, wanted: infer.outputs, real })
     }
 
     /// The bytes of some rows of one of its inputs.
@@ -214,7 +231,7 @@ impl Request {
             };
             for (declared, got) in form.shape.iter().zip(&given.shape).skip(1) {
                 match declared {
-                    Dimension::Free => free.push(*got),
+                    Dimension::Free | Dimension::Named(_) => free.push(*got),
                     Dimension::Fixed(_) => {}
                 }
             }
@@ -281,7 +298,8 @@ pub(crate) fn check_inputs(
     inputs.sort_unstable_by_key(|given| given.slot);
     if inputs.len() < spec.inputs.len() {
         let present = |slot| inputs.iter().any(|given| given.slot == slot);
-        let missing = spec.inputs.iter().enumerate().find(|(at, slot)| !slot.optional && !present(*at));
+        let missing =
+            spec.inputs.iter().enumerate().find(|(at, slot)| !slot.optional && !slot.mask && !present(*at));
         if let Some((_, slot)) = missing {
             return Err(Refusal::InputMissing { name: slot.name.clone() });
         }
@@ -290,6 +308,95 @@ pub(crate) fn check_inputs(
         check_rows(&spec.inputs, &inputs)?;
     }
     Ok(inputs)
+}
+
+/// The same, with the masks that were not sent.
+pub(crate) fn with_masks(
+    spec: &Spec,
+    inputs: Vec<Given>,
+    payload: &Bytes,
+) -> Result<(Vec<Given>, Bytes), Refusal> {
+    if spec.dimensions.is_empty() {
+        return Ok((inputs, payload.clone()));
+    }
+    let sizes = sizes(spec, &inputs)?;
+    Ok(pad(spec, inputs, payload, &sizes, &sizes))
+}
+
+/// How large the dimensions are that have a name.
+fn sizes(spec: &Spec, inputs: &[Given]) -> Result<Box<[u64]>, Refusal> {
+    let mut sizes: Vec<Option<(u64, &str)>> = vec![None; spec.dimensions.len()];
+    for given in inputs {
+        let slot = &spec.inputs[given.slot];
+        for (dimension, got) in slot.form.iter().flat_map(|form| &form.shape).zip(&given.shape) {
+            let Dimension::Named(at) = dimension else { continue };
+            let (size, other) = *sizes[*at].get_or_insert((*got, &slot.name));
+            if size != *got {
+                return Err(Refusal::SizesDiffer {
+                    dimension: spec.dimensions[*at].name.clone(),
+                    name: slot.name.clone(),
+                    got: *got,
+                    other: other.to_owned(),
+                    size,
+                });
+            }
+        }
+    }
+    // Only a mask that was not sent may have one that no other input has.
+    Ok(sizes.into_iter().map(|size| size.map_or(1, |(size, _)| size)).collect())
+}
+
+/// The inputs with their named dimensions made as large as `to`, and with the masks that were not sent.
+pub(crate) fn pad(
+    spec: &Spec,
+    inputs: Vec<Given>,
+    payload: &Bytes,
+    sizes: &[u64],
+    to: &[u64],
+) -> (Vec<Given>, Bytes) {
+    let (mut padded, mut layout) = (Vec::new(), Layout::default());
+    let rows = inputs.first().map_or(1, |given| given.shape[0]);
+    let slots = spec.inputs.iter().enumerate();
+    let one = |(at, slot): (usize, &Slot)| {
+        let given = inputs.iter().find(|given| given.slot == at);
+        let form = slot.form.as_ref();
+        let shape_of = |sizes: &[u64], otherwise: &[u64]| -> Vec<u64> {
+            let dimensions = form.iter().flat_map(|form| &form.shape).zip(otherwise);
+            let size = |(dimension, other): (&Dimension, &u64)| match dimension {
+                Dimension::Named(at) => sizes[*at],
+                Dimension::Free | Dimension::Fixed(_) => *other,
+            };
+            if form.is_none() { otherwise.to_vec() } else { dimensions.map(size).collect() }
+        };
+        let (datatype, shape, ones) = match (given, form) {
+            (Some(given), _) => (given.datatype, given.shape.clone(), None),
+            (None, Some(form)) if slot.mask => {
+                let size = |dimension: &Dimension| match dimension {
+                    Dimension::Fixed(size) => *size,
+                    // Only the first is: manifest.rs has seen to it.
+                    Dimension::Free => rows,
+                    Dimension::Named(at) => sizes[*at],
+                };
+                let shape: Vec<u64> = form.shape.iter().map(size).collect();
+                let elements = shape.iter().product::<u64>() as usize;
+                (form.datatype, shape, Some(element(form.datatype, 1.0).repeat(elements)))
+            }
+            (None, _) => return None,
+        };
+        let whole = match (&ones, given) {
+            (Some(ones), _) => &ones[..],
+            (None, Some(given)) => &payload[given.bytes.clone()],
+            (None, None) => unreachable!("it was given, or made"),
+        };
+        let to = shape_of(to, &shape);
+        let start = layout.place(to.iter().product::<u64>() as usize * datatype.size());
+        padded.resize(start, 0);
+        let filling = if slot.mask { 0.0 } else { slot.pad };
+        padding::pad(whole, &shape, &to, &element(datatype, filling), &mut padded);
+        Some(Given { slot: at, datatype, shape: to, bytes: start..padded.len() })
+    };
+    let inputs = slots.filter_map(one).collect();
+    (inputs, padded.into())
 }
 
 fn check_rows(slots: &[Slot], inputs: &[Given]) -> Result<(), Refusal> {
@@ -444,6 +551,8 @@ mod tests {
             optional,
             finite: false,
             bounds: None,
+            pad: 0.0,
+            mask: false,
         };
         let spec = Spec {
             inputs: vec![slot("a", false), slot("b", true)],
@@ -451,6 +560,7 @@ mod tests {
             rows: Rows::None { why: "undeclared".into() },
             tolerance: None,
             bfloat16: false,
+            dimensions: Vec::new(),
         };
         let request = check_against(spec.clone(), |i| {
             i.inputs.remove(0);

@@ -23,6 +23,7 @@ pub mod config;
 pub mod listener;
 mod connection;
 mod values;
+mod padding;
 mod job;
 mod suspects;
 mod queue;

@@ -342,11 +342,17 @@ impl Shelf {
             Ok::<_, String>((model, verdict, report, calibration))
         }));
         let tried = tried.unwrap_or_else(|panic| Err(format!("panic while loading: {}", text_of(&*panic))));
-        let (model, Verdict { grouping, why_alone }, report, calibration) = tried?;
+        let (model, Verdict { grouping, mut why_alone }, report, calibration) = tried?;
+        let padding = trial::padding(&*model);
+        if let Err(why) = &padding {
+            let separator = if why_alone.is_empty() { "" } else { "; " };
+            why_alone = format!("{why_alone}{separator}not padded: {why}");
+        }
         let how = match grouping {
-            Grouping::Together { max_rows } => format!("up to {max_rows} rows together"),
+            Grouping::Together { max_rows } => format!("up to {max_rows} rows together {why_alone}"),
             Grouping::Alone | Grouping::Serial => why_alone.clone(),
         };
+        let how = how.trim_end();
         let Calibration { threads, at_once, runs, free } = calibration;
         let form = report.to_string();
         tracing::info!(model = name, version = number, form, threads, at_once, "ready, {how}");
@@ -364,6 +370,7 @@ impl Shelf {
             grouping,
             at_once,
             why_alone,
+            pads: padding.is_ok(),
             threads,
             form,
             curve: curve.points().collect(),

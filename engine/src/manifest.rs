@@ -9,9 +9,11 @@
 //! max_batch: 64
 //! ```
 
-use crate::model::{Dimension, Form, RANK_MAX, Rows, Slot, Spec};
-use serde::Deserialize;
-use std::collections::BTreeSet;
+use crate::model::{Dimension, Form, Named, RANK_MAX, Rows, Slot, Spec};
+use serde::de::{Error, Visitor};
+use serde::{Deserialize, Deserializer};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use wire::Datatype;
 
 /// What a `model.yaml` says.
@@ -26,6 +28,54 @@ pub struct Manifest {
     /// Whether it may compute with floats of 16 bits, if that is faster and within the tolerance.
     #[serde(default)]
     bf16: bool,
+    /// What is declared of dimensions that have a name.
+    #[serde(default)]
+    dimensions: BTreeMap<String, Padding>,
+}
+
+/// How requests are padded along a dimension.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Padding {
+    pad_to: PadTo,
+    #[serde(default = "half")]
+    waste_max: Share,
+}
+
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "Vec<u64>")]
+struct PadTo(Vec<u64>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "f64")]
+struct Share(f64);
+
+fn half() -> Share {
+    Share(0.5)
+}
+
+impl TryFrom<Vec<u64>> for PadTo {
+    type Error = String;
+
+    fn try_from(sizes: Vec<u64>) -> Result<Self, String> {
+        let rises = sizes.is_sorted_by(|one, other| one < other);
+        if sizes.is_empty() || sizes[0] == 0 || !rises || sizes.len() > 64 {
+            return Err(format!("pad_to {sizes:?} must be 1 to 64 rising sizes, at least 1"));
+        }
+        Ok(Self(sizes))
+    }
+}
+
+impl TryFrom<f64> for Share {
+    type Error = String;
+
+    fn try_from(share: f64) -> Result<Self, String> {
+        if (0.0..1.0).contains(&share) {
+            Ok(Self(share))
+        } else {
+            Err(format!("waste_max {share} must be at least 0 and less than 1"))
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -42,6 +92,11 @@ struct Tensor {
     /// Of an input of integers, included.
     min: Option<i64>,
     max: Option<i64>,
+    /// Of an input: the value that is padded with.
+    pad: Option<f64>,
+    /// Of an input: whether it says what is padding.
+    #[serde(default)]
+    mask: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -52,9 +107,49 @@ struct Name(String);
 #[serde(try_from = "String")]
 struct DatatypeName(Datatype);
 
-#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(try_from = "i64")]
-struct Size(Dimension);
+/// -1, a size, or a name.
+#[derive(Clone, Debug, PartialEq)]
+enum Size {
+    Number(Dimension),
+    Name(String),
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnySize;
+
+        impl Visitor<'_> for AnySize {
+            type Value = Size;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("-1, a size or a name")
+            }
+
+            fn visit_i64<E: Error>(self, size: i64) -> Result<Size, E> {
+                match size {
+                    -1 => Ok(Size::Number(Dimension::Free)),
+                    1.. => Ok(Size::Number(Dimension::Fixed(size.unsigned_abs()))),
+                    _ => Err(E::custom(format!("dimension {size} must be -1 (any size) or at least 1"))),
+                }
+            }
+
+            fn visit_u64<E: Error>(self, size: u64) -> Result<Size, E> {
+                self.visit_i64(i64::try_from(size).map_err(E::custom)?)
+            }
+
+            fn visit_str<E: Error>(self, name: &str) -> Result<Size, E> {
+                match name.len() {
+                    1..=64 => Ok(Size::Name(name.to_owned())),
+                    length => {
+                        Err(E::custom(format!("a dimension's name has {length} bytes, must have 1 to 64")))
+                    }
+                }
+            }
+        }
+
+        deserializer.deserialize_any(AnySize)
+    }
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "u32")]
@@ -102,18 +197,6 @@ impl TryFrom<String> for DatatypeName {
             let known = Datatype::ALL.map(Datatype::name).join(", ");
             format!("unknown datatype `{name}`, known are {known}")
         })
-    }
-}
-
-impl TryFrom<i64> for Size {
-    type Error = String;
-
-    fn try_from(size: i64) -> Result<Self, String> {
-        match size {
-            -1 => Ok(Self(Dimension::Free)),
-            1.. => Ok(Self(Dimension::Fixed(size.unsigned_abs()))),
-            _ => Err(format!("dimension {size} must be -1 (any size) or at least 1")),
-        }
     }
 }
 
@@ -183,6 +266,14 @@ pub enum ManifestError {
     /// Nothing to return.
     #[error("model.yaml: no outputs are declared")]
     NoOutputs,
+    /// A name that is of no use.
+    #[error("model.yaml: dimension `{name}`: {why}")]
+    Dimension {
+        /// Which.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// Fewer bits are less exact than any default allows.
     #[error("model.yaml: bf16 needs a tolerance, such as `tolerance: 0.02`")]
     NoTolerance,
@@ -249,7 +340,16 @@ impl Manifest {
             tensor.must(!tensor.finite, "finite", "outputs")?;
             tensor.must(tensor.bounds().is_none() || tensor.is_integer(), "min or max", "integers")?;
         }
+        for tensor in &manifest.inputs {
+            let is_named = tensor.names().next().is_some();
+            tensor.must(!tensor.mask || is_named, "mask", "inputs with a named dimension")?;
+            tensor.must(tensor.pad.is_none() || is_named, "pad", "inputs with a named dimension")?;
+            let mut others = tensor.shape.iter().skip(1);
+            let is_free = others.any(|size| *size == Size::Number(Dimension::Free));
+            tensor.must(!tensor.mask || !is_free, "mask", "inputs whose dimensions have names")?;
+        }
         for tensor in &manifest.outputs {
+            tensor.must(!tensor.mask && tensor.pad.is_none(), "pad or mask", "inputs")?;
             tensor.must(tensor.bounds().is_none(), "min or max", "inputs")?;
         }
         if manifest.outputs.is_empty() {
@@ -277,11 +377,12 @@ impl Manifest {
                 return Err(ManifestError::NotATensor { name: name.clone(), signature: shown() });
             }
         }
+        let dimensions = self.named()?;
         let (mut inputs, mut positions) = (Vec::new(), Vec::new());
         for (position, argument) in signature.arguments.iter().enumerate() {
             match self.inputs.iter().find(|tensor| tensor.name.0 == argument.name) {
                 Some(tensor) => {
-                    inputs.push(tensor.to_slot());
+                    inputs.push(tensor.to_slot(&dimensions));
                     positions.push(position);
                 }
                 None if argument.has_default => {}
@@ -290,10 +391,41 @@ impl Manifest {
                 }
             }
         }
-        let outputs: Vec<Slot> = self.outputs.iter().map(Tensor::to_slot).collect();
+        let outputs: Vec<Slot> = self.outputs.iter().map(|tensor| tensor.to_slot(&dimensions)).collect();
         let rows = rows(&inputs, &outputs, self.max_batch.0);
         let tolerance = self.tolerance.map(|tolerance| tolerance.0);
-        Ok(Bound { spec: Spec { inputs, outputs, rows, tolerance, bfloat16: self.bf16 }, positions })
+        Ok(Bound {
+            spec: Spec { inputs, outputs, rows, tolerance, bfloat16: self.bf16, dimensions },
+            positions,
+        })
+    }
+
+    /// Those that have a name in an input, in the order in which they come.
+    fn named(&self) -> Result<Vec<Named>, ManifestError> {
+        let failed = |name: &str, why| Err(ManifestError::Dimension { name: name.to_owned(), why });
+        let mut named: Vec<Named> = Vec::new();
+        for (position, name) in self.inputs.iter().flat_map(Tensor::names) {
+            if position == 0 {
+                return failed(name, "the first dimension is written -1");
+            }
+            if !named.iter().any(|known| known.name == *name) {
+                let padding = self.dimensions.get(name);
+                named.push(Named {
+                    name: name.clone(),
+                    pad_to: padding.map_or_else(Vec::new, |padding| padding.pad_to.0.clone()),
+                    waste_max: padding.map_or(0.0, |padding| padding.waste_max.0),
+                });
+            }
+        }
+        let is_known = |name: &String| named.iter().any(|known| known.name == *name);
+        if let Some((_, name)) = self.outputs.iter().flat_map(Tensor::names).find(|(_, name)| !is_known(name))
+        {
+            return failed(name, "an output has it, and no input");
+        }
+        if let Some(name) = self.dimensions.keys().find(|name| !is_known(name)) {
+            return failed(name, "no input has it");
+        }
+        Ok(named)
     }
 }
 
@@ -311,7 +443,10 @@ pub fn undeclared(signature: &Signature) -> Result<Bound, ManifestError> {
     }
     let outputs = (0..signature.returns.unwrap_or(0)).map(|at| bare_slot(output_name(at), false)).collect();
     let rows = Rows::None { why: "no model.yaml declares its shapes".into() };
-    Ok(Bound { spec: Spec { inputs, outputs, rows, tolerance: None, bfloat16: false }, positions })
+    Ok(Bound {
+        spec: Spec { inputs, outputs, rows, tolerance: None, bfloat16: false, dimensions: Vec::new() },
+        positions,
+    })
 }
 
 /// What an output is called when nobody named it.
@@ -320,7 +455,8 @@ pub fn output_name(position: usize) -> String {
 }
 
 fn bare_slot(name: String, optional: bool) -> Slot {
-    Slot { name, form: None, labels: Vec::new(), optional, finite: false, bounds: None }
+    let labels = Vec::new();
+    Slot { name, form: None, labels, optional, finite: false, bounds: None, pad: 0.0, mask: false }
 }
 
 fn rows(inputs: &[Slot], outputs: &[Slot], max_batch: u32) -> Rows {
@@ -338,8 +474,23 @@ fn rows(inputs: &[Slot], outputs: &[Slot], max_batch: u32) -> Rows {
 }
 
 impl Tensor {
-    fn to_slot(&self) -> Slot {
-        let shape = self.shape.iter().map(|size| size.0).collect();
+    /// Dimensions that have a name, and where they stand.
+    fn names(&self) -> impl Iterator<Item = (usize, &String)> {
+        self.shape.iter().enumerate().filter_map(|(position, size)| match size {
+            Size::Name(name) => Some((position, name)),
+            Size::Number(_) => None,
+        })
+    }
+
+    fn to_slot(&self, dimensions: &[Named]) -> Slot {
+        let dimension = |size: &Size| match size {
+            Size::Number(dimension) => *dimension,
+            Size::Name(name) => {
+                let at = dimensions.iter().position(|known| known.name == *name);
+                Dimension::Named(at.expect("named() has seen it"))
+            }
+        };
+        let shape = self.shape.iter().map(dimension).collect();
         Slot {
             name: self.name.0.clone(),
             form: Some(Form { datatype: self.datatype.0, shape }),
@@ -347,6 +498,8 @@ impl Tensor {
             optional: false,
             finite: self.finite,
             bounds: self.bounds(),
+            pad: self.pad.unwrap_or(0.0),
+            mask: self.mask,
         }
     }
 
@@ -500,5 +653,46 @@ max_batch: 5
         assert_eq!(bound.spec.inputs, [bare_slot("x".into(), false), bare_slot("mask".into(), true)]);
         assert_eq!(bound.spec.outputs[1].name, "OUTPUT__1");
         assert!(undeclared(&signature(&[argument("k", "int", false)], 1)).is_err());
+    }
+
+    #[test]
+    fn a_dimension_with_a_name_is_the_same_in_all_tensors_and_may_be_padded() {
+        const TEXT: &str = "
+dimensions: {tokens: {pad_to: [16, 32]}}
+inputs:
+  - {name: ids, datatype: INT64, shape: [-1, tokens], pad: 1}
+  - {name: seen, datatype: INT64, shape: [-1, tokens], mask: true}
+outputs:
+  - {name: y, datatype: FP32, shape: [-1, tokens, 4]}";
+        let argument = |name: &str| Argument {
+            name: name.into(),
+            type_name: "Tensor".into(),
+            takes_tensor: true,
+            has_default: false,
+        };
+        let signature = Signature { arguments: vec![argument("ids"), argument("seen")], returns: Some(1) };
+        let bind = |text: &str| {
+            let bound = Manifest::parse(text).and_then(|manifest| manifest.bind(&signature));
+            bound.map_err(|error| error.to_string())
+        };
+        let spec = bind(TEXT).unwrap().spec;
+        assert_eq!(spec.dimensions, [Named { name: "tokens".into(), pad_to: vec![16, 32], waste_max: 0.5 }]);
+        assert_eq!((spec.inputs[0].pad, spec.inputs[1].mask), (1.0, true));
+        let padded = |size| spec.dimensions[0].padded(size);
+        assert_eq!([7, 8, 16, 17, 33].map(padded), [7, 16, 16, 32, 33]);
+        for (from, to, says) in [
+            ("[16, 32]", "[32, 16]", "must be 1 to 64 rising sizes"),
+            ("[16, 32]}", "[16], waste_max: 1}", "waste_max 1 must be at least 0 and less than 1"),
+            ("{tokens: {pad_to: [16, 32]}}", "{t: {pad_to: [16]}}", "dimension `t`: no input has it"),
+            ("[-1, tokens, 4]", "[-1, token, 4]", "dimension `token`: an output has it, and no input"),
+            ("[-1, tokens], pad: 1", "[tokens, 1], pad: 1", "the first dimension is written -1"),
+            ("[-1, tokens], mask", "[-1, 4], mask", "`seen`: mask is for inputs with a named dimension only"),
+            ("tokens, 4]}", "tokens, 4], pad: 1}", "`y`: pad or mask is for inputs only"),
+        ] {
+            let text = TEXT.replacen(from, to, 1);
+            assert_ne!(text, TEXT, "{from}");
+            let error = bind(&text).unwrap_err();
+            assert!(error.contains(says), "{text}\n{error}");
+        }
     }
 }

@@ -76,6 +76,29 @@ pub struct Spec {
     pub tolerance: Option<f64>,
     /// Whether it may compute with floats of 16 bits.
     pub bfloat16: bool,
+    /// Dimensions that have a name.
+    pub dimensions: Vec<Named>,
+}
+
+/// A dimension of any size that is the same in all tensors of a request. Requests may be padded to fewer sizes, so that
+/// more of them run together.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Named {
+    /// As it stands in shapes.
+    pub name: String,
+    /// Sizes that are padded to, in order.
+    pub pad_to: Vec<u64>,
+    /// At most this share of a padded dimension may be padding; else the request runs as it is.
+    pub waste_max: f64,
+}
+
+impl Named {
+    /// What a request of this size is padded to.
+    pub(crate) fn padded(&self, size: u64) -> u64 {
+        let next = self.pad_to.iter().copied().find(|to| *to >= size).unwrap_or(size);
+        let waste = (next - size) as f64 / next as f64;
+        if waste <= self.waste_max { next } else { size }
+    }
 }
 
 /// What the first dimensions of a model's tensors mean.
@@ -105,6 +128,11 @@ pub struct Slot {
     pub finite: bool,
     /// Of an input of integers: the smallest and the largest value that may come.
     pub bounds: Option<(i64, i64)>,
+    /// Of an input: the value that is padded with.
+    pub pad: f64,
+    /// Of an input: 1 where the others hold what the caller sent, 0 where they are padded. Made here if the caller does
+    /// not send it.
+    pub mask: bool,
 }
 
 /// Declared datatype and shape.
@@ -123,6 +151,8 @@ pub enum Dimension {
     Free,
     /// This size, at least 1.
     Fixed(u64),
+    /// That of the dimension at this place of [`Spec::dimensions`].
+    Named(usize),
 }
 
 /// One input of a batch. Its parts, one for each job, follow each other along the first dimension.
@@ -181,8 +211,10 @@ pub(crate) struct Version {
     pub(crate) grouping: Grouping,
     /// Runs at the same time, at most.
     pub(crate) at_once: usize,
-    /// Why it is not batched; empty when it is.
+    /// Why it is not batched, or not padded; empty when it is.
     pub(crate) why_alone: String,
+    /// Whether requests are padded as declared.
+    pub(crate) pads: bool,
     /// Threads of each run.
     pub(crate) threads: usize,
     /// Which form of the model runs, and what that gains.
@@ -194,6 +226,17 @@ pub(crate) struct Version {
 }
 
 impl Spec {
+    /// Brings the shape of an output back to the caller's sizes of the dimensions that have a name.
+    pub(crate) fn unpad(&self, output: &str, real: &[u64], shape: &mut [u64]) {
+        let form = self.outputs.iter().find(|slot| slot.name == output).and_then(|slot| slot.form.as_ref());
+        for (dimension, size) in form.iter().flat_map(|form| &form.shape).zip(shape) {
+            if let Dimension::Named(at) = dimension {
+                // A model may make it smaller itself.
+                *size = real[*at].min(*size);
+            }
+        }
+    }
+
     /// Whether `outputs` are what is declared. With `rows`, each must have as many of them, or answers would
     /// reach the wrong callers.
     pub(crate) fn check_outputs(&self, rows: u64, outputs: &[Output]) -> Result<(), WrongOutput> {
@@ -252,7 +295,7 @@ impl Form {
     pub(crate) fn fits(&self, shape: &[u64]) -> bool {
         self.shape.len() == shape.len()
             && self.shape.iter().zip(shape).all(|(declared, got)| match declared {
-                Dimension::Free => true,
+                Dimension::Free | Dimension::Named(_) => true,
                 Dimension::Fixed(size) => size == got,
             })
     }
@@ -272,7 +315,7 @@ impl fmt::Display for Form {
 impl Dimension {
     fn to_wire(self) -> i64 {
         match self {
-            Self::Free => -1,
+            Self::Free | Self::Named(_) => -1,
             Self::Fixed(size) => i64::try_from(size).expect("read from an i64: see manifest.rs"),
         }
     }

@@ -70,6 +70,8 @@ pub(crate) fn rows_spec(inputs: &[(&str, u64)], outputs: &[(&str, u64)], max_row
             optional: false,
             finite: false,
             bounds: None,
+            pad: 0.0,
+            mask: false,
         };
         tensors.iter().map(slot).collect()
     };
@@ -79,6 +81,7 @@ pub(crate) fn rows_spec(inputs: &[(&str, u64)], outputs: &[(&str, u64)], max_row
         rows: Rows::UpTo(max_rows),
         tolerance: None,
         bfloat16: false,
+        dimensions: Vec::new(),
     }
 }
 
@@ -106,6 +109,7 @@ pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
         grouping,
         at_once: usize::MAX,
         why_alone,
+        pads: true,
         threads: 1,
         form: String::new(),
         curve: Vec::new(),

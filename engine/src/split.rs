@@ -5,8 +5,10 @@ use crate::batcher::Piece;
 use crate::connection::Mailbox;
 use crate::job::{Job, Refusal, shortened};
 use crate::model::Output;
+use crate::padding::crop;
 use crate::values::all_finite;
 use bytes::{BufMut, Bytes, BytesMut};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire::{Batch, Kind, Layout, Limits, Outbox, Reply, Status, TensorMeta, Timing, TraceContext};
@@ -35,10 +37,37 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    /// Its rows of one output.
-    fn of<'o>(&self, output: &'o Output, alone: bool) -> &'o [u8] {
-        if alone { &output.bytes } else { rows_of(output, self.before, self.job.request.rows) }
+    /// Its rows of one output, without what was padded.
+    fn of<'o>(&self, output: &'o Output, alone: bool) -> Cow<'o, [u8]> {
+        let request = &self.job.request;
+        let bytes = if alone { &output.bytes } else { rows_of(output, self.before, request.rows) };
+        let shape = self.shape(output, alone);
+        if request.real.is_none() || bytes.len() == elements(&shape) * output.datatype.size() {
+            return Cow::Borrowed(bytes);
+        }
+        let mut padded = output.shape.clone();
+        padded[0] = shape[0];
+        let mut cropped = Vec::with_capacity(elements(&shape) * output.datatype.size());
+        crop(bytes, &padded, &shape, &mut cropped);
+        Cow::Owned(cropped)
     }
+
+    /// The shape of that.
+    fn shape(&self, output: &Output, alone: bool) -> Vec<u64> {
+        let request = &self.job.request;
+        let mut shape = output.shape.clone();
+        if !alone {
+            shape[0] = u64::from(request.rows);
+        }
+        if let Some(real) = &request.real {
+            request.version.model.spec().unpad(&output.name, real, &mut shape);
+        }
+        shape
+    }
+}
+
+fn elements(shape: &[u64]) -> usize {
+    shape.iter().product::<u64>() as usize
 }
 
 /// Answers requests that ran together, in the order of their rows. The outputs have been checked: as many rows
@@ -177,7 +206,7 @@ fn cut(parts: &[Part<'_>], outputs: &[Output], alone: bool) -> Vec<Bytes> {
             let bytes = part.of(output, alone);
             let start = layout.place(bytes.len());
             buffer.put_bytes(0, start - buffer.len());
-            buffer.extend_from_slice(bytes);
+            buffer.extend_from_slice(&bytes);
         }
         payloads.push(buffer.split().freeze());
     }
@@ -224,7 +253,7 @@ impl Writer<'_> {
             outbox.push(Kind::Reply, job.id, &failure(Status::ModelFailed, message), Bytes::new());
             return;
         }
-        self.describe(job);
+        self.describe(part);
         self.reply.timing = Some(self.timing(job));
         outbox.push(Kind::Reply, job.id, &self.reply, payload);
     }
@@ -239,14 +268,26 @@ impl Writer<'_> {
     fn not_finite<'p>(&self, part: &Part<'p>) -> Option<&'p str> {
         let slots = &part.job.request.version.model.spec().outputs;
         let mut pairs = slots.iter().zip(self.outputs).filter(|(slot, _)| slot.finite);
-        let found = pairs.find(|(_, output)| !all_finite(output.datatype, part.of(output, self.alone)));
+        let found = pairs.find(|(_, output)| !all_finite(output.datatype, &part.of(output, self.alone)));
         found.map(|(slot, _)| slot.name.as_str())
     }
 
     /// Says where each output lies, which is where [`cut`] has put it.
-    fn describe(&mut self, job: &Job) {
+    fn describe(&mut self, part: &Part<'_>) {
+        let job = part.job;
         let wanted = &job.request.wanted;
         let metas = &mut self.reply.outputs;
+        if job.request.real.is_some() {
+            let mut layout = Layout::default();
+            let meta = |output: &Output| {
+                let shape = part.shape(output, self.alone);
+                let offset = layout.place(elements(&shape) * output.datatype.size()) as u64;
+                TensorMeta { name: output.name.clone(), datatype: output.datatype as u32, shape, offset }
+            };
+            *metas = chosen(wanted, self.outputs).map(meta).collect();
+            self.describes_all = false;
+            return;
+        }
         if !self.describes_all || !wanted.is_empty() {
             metas.clear();
             metas.extend(chosen(wanted, self.outputs).map(|output| TensorMeta {

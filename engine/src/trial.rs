@@ -6,8 +6,10 @@
 //! may have good reasons (a token beyond its vocabulary): it answers, one request at a time.
 
 use crate::batcher::Grouping;
-use crate::model::{Dimension, Form, Gathered, Model, ModelError, Output, Rows, Slot, WrongOutput};
-use crate::values::difference;
+use crate::job::{Given, pad};
+use crate::model::{Dimension, Form, Gathered, Model, ModelError, Named, Output, Rows, Slot, WrongOutput};
+use crate::padding::crop;
+use crate::values::{difference, element};
 use half::{bf16, f16};
 use std::time::{Duration, Instant};
 use wire::Datatype;
@@ -68,17 +70,18 @@ fn run_within(model: &dyn Model, bytes_max: u64, tolerance: Option<f64>) -> Resu
         (Rows::None { why }, None) => return Ok(serial(why.clone())),
     };
     let fixed_from = usize::from(max_rows.is_some());
-    let has_free = forms
-        .into_iter()
-        .flatten()
-        .any(|form| form.shape[fixed_from.min(form.shape.len())..].contains(&Dimension::Free));
+    let has_free = forms.into_iter().flatten().any(|form| {
+        let mut shape = form.shape[fixed_from.min(form.shape.len())..].iter();
+        shape.any(|dimension| !matches!(dimension, Dimension::Fixed(_)))
+    });
     let mut failure = None;
     let mut passed = false;
     for free in if has_free { &FREE_SIZES[..] } else { &FREE_SIZES[..1] } {
         if passed && *free == LAST_RESORT {
             break;
         }
-        match (Trial { model, free: *free, max_rows: max_rows.map(u64::from), bytes_max, tolerance }).run() {
+        let (named, max_rows) = (Vec::new(), max_rows.map(u64::from));
+        match (Trial { model, free: *free, named, max_rows, bytes_max, tolerance }).run() {
             Ok(()) => passed = true,
             Err(Finding::Undeclared(wrong)) => return Err(wrong.to_string()),
             Err(Finding::Fails(error)) => failure = Some(error),
@@ -95,10 +98,79 @@ fn run_within(model: &dyn Model, bytes_max: u64, tolerance: Option<f64>) -> Resu
     })
 }
 
+/// Whether requests may be padded as declared: rows that are padded give the same answers. An error says why not.
+pub(crate) fn padding(model: &dyn Model) -> Result<(), String> {
+    let spec = model.spec();
+    // The most padding that is allowed, at the smallest and at the largest size.
+    let most = |to: fn(&Named) -> Option<&u64>| -> Vec<(u64, u64)> {
+        let sizes = |named: &Named| {
+            let to = to(named).copied().unwrap_or(FREE_SIZES[0]);
+            ((1..=to).find(|size| named.padded(*size) == to).unwrap_or(to), to)
+        };
+        spec.dimensions.iter().map(sizes).collect()
+    };
+    for sizes in [most(|named| named.pad_to.first()), most(|named| named.pad_to.last())] {
+        let (real, to): (Vec<u64>, Vec<u64>) = sizes.into_iter().unzip();
+        if real != to {
+            padding_to(model, &real, &to)?;
+        }
+    }
+    Ok(())
+}
+
+fn padding_to(model: &dyn Model, real: &[u64], to: &[u64]) -> Result<(), String> {
+    let spec = model.spec();
+    let max_rows = match spec.rows {
+        Rows::UpTo(rows) => Some(u64::from(rows)),
+        Rows::None { .. } => None,
+    };
+    let named = real.to_vec();
+    let trial = Trial { model, free: FREE_SIZES[0], named, max_rows, bytes_max: BYTES_MAX, tolerance: None };
+    let fails = |finding| match finding {
+        Finding::Fails(error) => format!("it fails at sizes {real:?}: {error}"),
+        Finding::Undeclared(wrong) => wrong.to_string(),
+        Finding::Unlike(why) => why,
+    };
+    let outputs = trial.row_bytes().and_then(|_| trial.compute(&[0])).map_err(fails)?;
+    let (mut inputs, mut payload) = (Vec::new(), Vec::new());
+    for (at, slot) in spec.inputs.iter().enumerate() {
+        let start = payload.len();
+        payload.extend(trial.make_up(at as u64, slot, &[0]).concat());
+        let (shape, bytes) = (trial.shape(slot, 1), start..payload.len());
+        inputs.push(Given { slot: at, datatype: datatype_of(slot), shape, bytes });
+    }
+    let (inputs, payload) = pad(spec, inputs, &payload.into(), real, to);
+    let gathered = inputs.iter().map(|given| Gathered {
+        slot: given.slot,
+        datatype: given.datatype,
+        shape: given.shape.clone(),
+        parts: vec![&payload[given.bytes.clone()]],
+    });
+    let padded =
+        model.run(&gathered.collect::<Vec<_>>()).map_err(|error| format!("padded, it fails: {error}"))?;
+    for (expected, got) in outputs.iter().zip(&padded) {
+        let mut shape = got.shape.clone();
+        spec.unpad(&got.name, real, &mut shape);
+        let name = &expected.name;
+        if shape != expected.shape {
+            return Err(format!("output `{name}` is {:?}, {:?} when padded", expected.shape, got.shape));
+        }
+        let mut cropped = Vec::new();
+        crop(&got.bytes, &got.shape, &shape, &mut cropped);
+        let tolerance = spec.tolerance;
+        if let Some(largest) = difference(expected.datatype, &expected.bytes, &cropped, tolerance) {
+            return Err(format!("answers change (output `{name}`, largest difference {})", largest as f32));
+        }
+    }
+    Ok(())
+}
+
 /// A trial with one size for all free dimensions.
 struct Trial<'a> {
     model: &'a dyn Model,
     free: u64,
+    /// Sizes of the dimensions that have a name, where they are others.
+    named: Vec<u64>,
     /// `None` where the first dimension is not a batch.
     max_rows: Option<u64>,
     /// How large made-up input may be.
@@ -185,6 +257,7 @@ impl Trial<'_> {
             .iter()
             .map(|dimension| match dimension {
                 Dimension::Free => self.free,
+                Dimension::Named(at) => self.named.get(*at).copied().unwrap_or(self.free),
                 Dimension::Fixed(size) => *size,
             })
             .collect();
@@ -198,6 +271,10 @@ impl Trial<'_> {
     fn make_up(&self, at: u64, slot: &Slot, rows: &[u64]) -> Vec<Vec<u8>> {
         let datatype = datatype_of(slot);
         let elements = self.shape(slot, 1).iter().product();
+        if slot.mask {
+            let ones = element(datatype, 1.0).repeat(elements as usize);
+            return vec![ones; rows.len()];
+        }
         rows.iter().map(|row| made_up(datatype, slot.bounds, elements, at << 32 | row)).collect()
     }
 }
@@ -223,8 +300,16 @@ impl<'a> MadeUp<'a> {
             Rows::None { .. } => None,
         };
         let declared = spec.inputs.iter().all(|slot| slot.form.is_some());
+        let named = spec.dimensions.iter().map(|named| named.padded(FREE_SIZES[0])).collect();
         declared.then_some(Self {
-            trial: Trial { model, free: FREE_SIZES[0], max_rows, bytes_max: BYTES_MAX, tolerance: None },
+            trial: Trial {
+                model,
+                free: FREE_SIZES[0],
+                named,
+                max_rows,
+                bytes_max: BYTES_MAX,
+                tolerance: None,
+            },
         })
     }
 
@@ -232,8 +317,11 @@ impl<'a> MadeUp<'a> {
     pub(crate) fn free(&self) -> Vec<u64> {
         let slots = &self.trial.model.spec().inputs;
         let free = slots.iter().flat_map(|slot| {
-            let dimensions = form_of(slot).shape.iter().skip(1);
-            dimensions.filter(|dimension| **dimension == Dimension::Free).map(|_| self.trial.free)
+            form_of(slot).shape.iter().skip(1).filter_map(|dimension| match dimension {
+                Dimension::Free => Some(self.trial.free),
+                Dimension::Named(at) => Some(self.trial.named[*at]),
+                Dimension::Fixed(_) => None,
+            })
         });
         free.collect()
     }

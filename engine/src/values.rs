@@ -79,6 +79,22 @@ pub(crate) fn apart(datatype: Datatype, one: &[u8], other: &[u8], tolerance: Opt
     (largest, exceeds)
 }
 
+/// The bytes of one element; what its datatype cannot hold is brought within it.
+pub(crate) fn element(datatype: Datatype, value: f64) -> Vec<u8> {
+    match datatype {
+        Datatype::Bool => vec![u8::from(value != 0.0)],
+        Datatype::Uint8 => vec![value as u8],
+        Datatype::Int8 => (value as i8).to_le_bytes().into(),
+        Datatype::Int16 => (value as i16).to_le_bytes().into(),
+        Datatype::Int32 => (value as i32).to_le_bytes().into(),
+        Datatype::Int64 => (value as i64).to_le_bytes().into(),
+        Datatype::Fp16 => f16::from_f64(value).to_le_bytes().into(),
+        Datatype::Bf16 => bf16::from_f64(value).to_le_bytes().into(),
+        Datatype::Fp32 => (value as f32).to_le_bytes().into(),
+        Datatype::Fp64 => value.to_le_bytes().into(),
+    }
+}
+
 fn values(datatype: Datatype, bytes: &[u8]) -> impl Iterator<Item = f64> {
     bytes.chunks_exact(datatype.size()).map(move |element| {
         let mut low = [0; 8];
