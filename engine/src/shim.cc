@@ -202,6 +202,12 @@ std::unique_ptr<Module> load(rust::Str path, rust::Str device) {
   return std::make_unique<Module>(std::move(module), on);
 }
 
+void define(rust::Str path, rust::Str methods) {
+  torch::jit::Module module("Defined");
+  module.define(static_cast<std::string>(methods));
+  module.save(static_cast<std::string>(path));
+}
+
 size_t cuda_devices() {
   Dl_info libtorch_cpu;
   TORCH_CHECK(

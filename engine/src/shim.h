@@ -90,6 +90,9 @@ class Module {
 // Loads in eval mode. `device` is `cpu` or `cuda:N`.
 std::unique_ptr<Module> load(rust::Str path, rust::Str device);
 
+// Writes a module that has these methods and nothing else.
+void define(rust::Str path, rust::Str methods);
+
 // GPUs that can be used. Loads libtorch_cuda.so if it lies beside libtorch_cpu.so; throws if that fails.
 size_t cuda_devices();
 

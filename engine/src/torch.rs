@@ -56,6 +56,7 @@ mod ffi {
         fn name(self: &Outputs, position: usize) -> Result<&str>;
         fn take(self: Pin<&mut Outputs>, position: usize) -> Result<*mut Tensor>;
         fn cuda_devices() -> Result<usize>;
+        fn define(path: &str, methods: &str) -> Result<()>;
     }
 }
 
@@ -114,6 +115,13 @@ pub fn load(path: &Path, manifest: Option<Manifest>, device: Device) -> Result<B
     }
     .map_err(|error| error.to_string())?;
     Ok(Box::new(TorchModel { module, spec, positions, threads: AtomicUsize::new(1) }))
+}
+
+/// Writes a `model.pt` whose methods are this TorchScript, and that has no parameters: what tests and examples need,
+/// without Python.
+pub fn define(path: &Path, methods: &str) -> Result<(), String> {
+    let path = path.to_str().ok_or("its path is not UTF-8")?;
+    ffi::define(path, methods).map_err(|error| last_line(error.what()))
 }
 
 /// Ends the process at once. An ordinary end would tear libtorch down under threads that still use it: a lane that
@@ -504,6 +512,77 @@ mod tests {
             let right = right.count();
             assert!(right * 10 > rows.len() * 9, "version {version}: {right} of {} right", rows.len());
         }
+    }
+
+    /// An engine with a model `x: [-1, 4] → y: [-1, ..]` of this body.
+    fn defined(body: &str, output: &str) -> (Engine, Client, ModelEntry, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let version = folder.path().join("defined/1");
+        std::fs::create_dir_all(&version).unwrap();
+        define(&version.join("model.pt"), &format!("def forward(self, x):\n    {body}\n")).unwrap();
+        let manifest = format!(
+            "inputs: [{{name: x, datatype: FP32, shape: [-1, 4]}}]\noutputs: [{{name: 'y', datatype: FP32, shape: {output}}}]"
+        );
+        std::fs::write(version.join("model.yaml"), manifest).unwrap();
+        let engine = Engine::start(candidates(folder.path().to_str().unwrap(), "defined"));
+        let mut client = engine.connect();
+        let entry = client.index().remove(0);
+        (engine, client, entry, folder)
+    }
+
+    fn answers(client: &mut Client) -> Vec<Vec<f32>> {
+        let ask = |id: u64| Asked::of("defined").fp32("x", &[1, 4], &[id as f32, 1.0, 2.0, 3.0]);
+        client.infer_all((1..=16).map(|id| (id, ask(id))));
+        client.replies(16).iter().map(|answer| answer.fp32("y")).collect()
+    }
+
+    #[test]
+    fn a_model_that_changes_its_input_changes_nobody_elses() {
+        let (_engine, mut client, entry, _folder) = defined("x.mul_(2.0)\n    return x", "[-1, 4]");
+        assert_eq!((entry.max_batch, entry.reason.as_str()), (32, ""));
+        for _ in 0..2 {
+            for (id, y) in (1..).zip(answers(&mut client)) {
+                assert_eq!(y, [2.0 * id as f32, 2.0, 4.0, 6.0]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_view_of_the_input_is_answered_as_what_it_shows() {
+        for (body, first) in [("return x[:, 1:].flip(1)", 3.0), ("return x.t()[1:].t()", 1.0)] {
+            let (_engine, mut client, entry, _folder) = defined(body, "[-1, 3]");
+            assert_eq!(entry.max_batch, 32, "{}", entry.reason);
+            for y in answers(&mut client) {
+                assert_eq!((y[0], y[1], y[2]), (first, 2.0, 4.0 - first));
+            }
+        }
+    }
+
+    #[test]
+    fn a_model_whose_trace_froze_the_batch_size_runs_one_row_at_a_time() {
+        let (_engine, mut client, entry, _folder) = defined("return x.reshape([1, 4]) * 2", "[-1, 4]");
+        assert_eq!(entry.max_batch, 1);
+        assert!(
+            entry.reason.starts_with("not batched: several rows together fail: shape '[1, 4]' is invalid"),
+            "{}",
+            entry.reason
+        );
+        assert_eq!(answers(&mut client)[4], [10.0, 2.0, 4.0, 6.0]);
+        client.infer(1, Asked::of("defined").fp32("x", &[2, 4], &[0.0; 8]));
+        assert_eq!(client.reply().unwrap().status(), Status::ModelFailed);
+    }
+
+    #[test]
+    fn what_is_no_tensor_is_no_output() {
+        let (_engine, _client, entry, _folder) = defined("return [1, 2]", "[-1, 4]");
+        assert_eq!(entry.state(), ModelState::Ready, "it may have its reasons to fail on made-up input");
+        let (_engine, mut client, entry, _folder) = defined("return torch.cat([x, x])", "[-1, 4]");
+        assert_eq!(
+            (entry.state(), entry.reason.as_str()),
+            (ModelState::Unavailable, "output `y` has 2 rows, 1 went in")
+        );
+        client.infer(1, Asked::of("defined").fp32("x", &[1, 4], &[0.0; 4]));
+        assert_eq!(client.reply().unwrap().status(), Status::NotFound);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! `penstock-engine` as a process: how it starts, what it says when it cannot, and how it ends.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use tempfile::TempDir;
@@ -95,4 +95,42 @@ fn killed_it_leaves_a_socket_that_the_next_one_replaces() {
     let mut rest = String::new();
     next.stderr.take().unwrap().read_to_string(&mut rest).unwrap();
     assert_ends_well(next, &folder);
+}
+
+#[test]
+fn a_model_that_hangs_ends_the_engine_which_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let version = folder.path().join("models/endless/1");
+    std::fs::create_dir_all(&version).unwrap();
+    let body = "def forward(self, x):\n    while bool((x > 100).any()):\n        x = x + 1\n    return x\n";
+    engine::torch::define(&version.join("model.pt"), body).unwrap();
+    let manifest = "inputs: [{name: x, datatype: FP32, shape: [-1, 1]}]\noutputs: [{name: 'y', datatype: FP32, shape: [-1, 1]}]";
+    std::fs::write(version.join("model.yaml"), manifest).unwrap();
+    let socket = folder.path().join("engine.sock");
+    let mut child = engine(&socket, &folder.path().join("models"))
+        .args(["--run-seconds-max", "1"])
+        .spawn()
+        .expect("the binary is built");
+    let mut log = BufReader::new(child.stderr.take().expect("piped"));
+    let mut line = String::new();
+    while !line.contains("ready") {
+        line.clear();
+        assert!(log.read_line(&mut line).expect("text") > 0, "the engine must live");
+    }
+    let mut outbox = wire::Outbox::new();
+    let x = wire::TensorMeta {
+        name: "x".into(),
+        datatype: wire::Datatype::Fp32 as u32,
+        shape: vec![1, 1],
+        offset: 0,
+    };
+    let infer =
+        wire::Infer { model: "endless".into(), version: 1, inputs: vec![x], ..wire::Infer::default() };
+    outbox.push(wire::Kind::Infer, 1, &infer, 1000f32.to_le_bytes().to_vec().into());
+    let mut connection = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    connection.write_all(&outbox.take().concat()).unwrap();
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).expect("text");
+    assert_eq!(child.wait().expect("a child").code(), Some(1));
+    assert!(rest.contains("model `endless` version 1 has not come back for 1 s"), "{rest}");
 }
