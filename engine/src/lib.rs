@@ -30,6 +30,7 @@ mod queue;
 pub mod batcher;
 pub mod curve;
 mod watchdog;
+mod schedule;
 mod lane;
 pub mod model;
 #[cfg(feature = "torch")]

@@ -22,6 +22,7 @@ use crate::memory::{self, Memory};
 use crate::model::{Model, Optimisation, Version};
 use crate::optimise::{Report, optimise};
 use crate::queue::Queue;
+use crate::schedule;
 use crate::split;
 use crate::trial::{self, Verdict};
 use prost::Message;
@@ -34,9 +35,6 @@ use wire::{Action, Control, Limits, Status};
 
 /// Orders that may wait for their turn.
 const ORDERS_MAX: usize = 64;
-
-/// Who measures and compiles must not slow down who answers.
-const NICE: i32 = 19;
 
 /// Takes orders for the loader's thread. The thread ends when the first of the handles' owner, [`Loader`], does.
 #[derive(Clone)]
@@ -152,8 +150,7 @@ pub(crate) fn start(setup: Setup, candidates: Vec<Candidate>) -> io::Result<(Loa
     };
     shelf.announce_loading(&candidates);
     std::thread::Builder::new().name("loader".into()).spawn(move || {
-        // This thread's priority alone, and that of those it starts.
-        let _ = rustix::process::nice(NICE);
+        schedule::in_the_background();
         if shelf.load_all(candidates, &orders) {
             shelf.carry_out(&orders);
         }

@@ -1,0 +1,40 @@
+//! What the kernel is told about threads that must not stand in the way of others. Advice: where it cannot be followed,
+//! all goes on as before.
+
+/// Gets a small share of the cores while others have work.
+const NICEST: i32 = 19;
+
+/// A thread that wakes up waits until the running one has had its slice, unless its own is shorter (Linux 6.12): with
+/// the longest that there is, everybody goes first.
+const SLICE_NS: u64 = 100_000_000;
+
+/// This thread, and those that it starts, go after all others.
+pub(crate) fn in_the_background() {
+    /// As in linux/sched/types.h, first version.
+    #[repr(C)]
+    struct Attributes {
+        size: u32,
+        policy: u32,
+        flags: u64,
+        nice: i32,
+        priority: u32,
+        runtime: u64,
+        deadline: u64,
+        period: u64,
+    }
+    let attributes = Attributes {
+        size: size_of::<Attributes>() as u32,
+        policy: libc::SCHED_OTHER as u32,
+        flags: 0,
+        nice: NICEST,
+        priority: 0,
+        runtime: SLICE_NS,
+        deadline: 0,
+        period: 0,
+    };
+    // SAFETY: the kernel reads `size` bytes of a structure that lives; 0 is this thread.
+    let told = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
+    if told != 0 {
+        tracing::debug!("the kernel takes no advice: {}", std::io::Error::last_os_error());
+    }
+}
