@@ -316,7 +316,10 @@ async fn write(socket: &OwnedWriteHalf, mailbox: &Mailbox, shared: &Shared) -> R
         tokio::select! {
             () = mailbox.left_over.notified() => write_rest(socket, mailbox).await?,
             changed = catalog.changed() => {
-                changed.expect("the engine keeps the sender while it serves");
+                if changed.is_err() {
+                    // The loader is gone, and nothing will change any more.
+                    std::future::pending::<()>().await;
+                }
                 let index = catalog.borrow_and_update().index();
                 mailbox.post(|outbox| outbox.push(Kind::Index, 0, &index, Bytes::new()));
             }

@@ -89,6 +89,9 @@ impl Golden {
 
 impl Case {
     fn parse(raw: RawCase) -> Result<Self, String> {
+        if raw.outputs.is_empty() {
+            return Err("it expects no output".into());
+        }
         let (mut inputs, mut payload, mut layout) = (Vec::new(), Vec::new(), Layout::default());
         for tensor in raw.inputs {
             let (mut meta, _, bytes) = tensor.parse("input")?;

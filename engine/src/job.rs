@@ -355,7 +355,7 @@ pub(crate) fn pad(
     to: &[u64],
 ) -> (Vec<Given>, Bytes) {
     let (mut padded, mut layout) = (Vec::new(), Layout::default());
-    let rows = inputs.first().map_or(1, |given| given.shape[0]);
+    let rows = inputs.first().and_then(|given| given.shape.first()).copied().unwrap_or(1);
     let slots = spec.inputs.iter().enumerate();
     let one = |(at, slot): (usize, &Slot)| {
         let given = inputs.iter().find(|given| given.slot == at);

@@ -29,6 +29,7 @@ use prost::Message;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use tokio::sync::watch;
 use wire::{Action, Control, Limits, Status};
@@ -40,8 +41,7 @@ const ORDERS_MAX: usize = 64;
 #[derive(Clone)]
 pub(crate) struct Orders {
     told: mpsc::Sender<Told>,
-    /// One more for each order that waits.
-    waiting: Arc<()>,
+    waiting: Arc<AtomicUsize>,
 }
 
 /// The loader's thread, for as long as this lives.
@@ -59,7 +59,7 @@ enum Told {
     Order {
         control: Control,
         answer: Arc<Answer>,
-        _waiting: Arc<()>,
+        _waiting: Waiting,
     },
     /// No request needs the version of this key any more.
     Retired(u32),
@@ -70,12 +70,21 @@ impl Orders {
     /// Hands an order in; its answer comes when it has been carried out, or refused.
     pub(crate) fn give(&self, control: Control, mailbox: &Arc<Mailbox>, id: u64) {
         let answer = Arc::new(Answer { mailbox: Arc::clone(mailbox), id, result: Mutex::default() });
-        let waiting = Arc::clone(&self.waiting);
-        if Arc::strong_count(&waiting) > ORDERS_MAX + 2 {
+        let waiting = Waiting(Arc::clone(&self.waiting));
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= ORDERS_MAX {
             let why = format!("{ORDERS_MAX} orders wait already");
             return answer.set(Some((Status::Overloaded, why)), 0);
         }
         let _ = self.told.send(Told::Order { control, answer, _waiting: waiting });
+    }
+}
+
+/// An order's place among those that wait.
+struct Waiting(Arc<AtomicUsize>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -87,11 +96,17 @@ struct Answer {
 }
 
 /// What came of an order.
-#[derive(Default)]
 struct Outcome {
     failure: Option<Failure>,
     /// Of the catalog that shows it.
     revision: u64,
+}
+
+/// An order that nobody has carried out has failed.
+impl Default for Outcome {
+    fn default() -> Self {
+        Self { failure: Some((Status::Internal, "the loader has ended".into())), revision: 0 }
+    }
 }
 
 impl Answer {
@@ -171,6 +186,8 @@ struct Shelf {
 }
 
 struct Held {
+    name: String,
+    number: u64,
     _model: Arc<dyn Model>,
     /// Who waits for it to be gone.
     unloading: Vec<Arc<Answer>>,
@@ -261,12 +278,15 @@ impl Shelf {
                 self.bring_up(candidate).err().map(|why| format!("version {number}: {why}"))
             })
             .collect();
+        let is_gone = !gone.is_empty();
         for version in gone {
             self.stamps.remove(&(control.model.clone(), version));
             self.catalog.remove(&control.model, version);
             tracing::info!(model = control.model, version, "unloaded: its folder is gone");
         }
-        self.announce();
+        if is_gone {
+            self.announce();
+        }
         if failed.is_empty() { Ok(()) } else { Err((Status::ModelFailed, failed.join("; "))) }
     }
 
@@ -281,6 +301,12 @@ impl Shelf {
                 Status::NotFound,
                 format!("there is no such version of model `{}`", shortened(name)),
             ));
+        }
+        // What an earlier order has taken out may still be answering.
+        let is_meant =
+            |held: &&mut Held| held.name == name && (control.version == 0 || control.version == held.number);
+        for held in self.held.values_mut().filter(|held| !held.unloading.is_empty()).filter(is_meant) {
+            held.unloading.push(Arc::clone(answer));
         }
         for version in versions {
             let Some(State::Ready(ready)) = self.catalog.state(name, version) else { continue };
@@ -336,11 +362,11 @@ impl Shelf {
             golden.as_ref().map_or(Ok(()), |golden| golden.check(&*model))?;
             let (model, report) = in_best_form(model, &verdict, golden.as_ref());
             let calibration = calibrate(&*model, verdict.grouping, cores);
-            Ok::<_, String>((model, verdict, report, calibration))
+            let padding = trial::padding(&*model);
+            Ok::<_, String>((model, verdict, report, calibration, padding))
         }));
         let tried = tried.unwrap_or_else(|panic| Err(format!("panic while loading: {}", text_of(&*panic))));
-        let (model, Verdict { grouping, mut why_alone }, report, calibration) = tried?;
-        let padding = trial::padding(&*model);
+        let (model, Verdict { grouping, mut why_alone }, report, calibration, padding) = tried?;
         if let Err(why) = &padding {
             let separator = if why_alone.is_empty() { "" } else { "; " };
             why_alone = format!("{why_alone}{separator}not padded: {why}");
@@ -358,7 +384,8 @@ impl Shelf {
         let mut curve = Curve::default();
         runs.iter().for_each(|(rows, took)| curve.observe(*rows, *took));
         let model: Arc<dyn Model> = model.into();
-        self.held.insert(key, Held { _model: Arc::clone(&model), unloading: Vec::new() });
+        let held = Held { name: name.to_owned(), number, _model: Arc::clone(&model), unloading: Vec::new() };
+        self.held.insert(key, held);
         Ok(Version {
             key,
             name: name.to_owned(),
@@ -382,7 +409,9 @@ impl Shelf {
                 self.catalog.set(name, *version, State::Loading);
             }
         }
-        self.announce();
+        if !candidates.is_empty() {
+            self.announce();
+        }
     }
 
     fn announce(&mut self) {

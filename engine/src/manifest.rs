@@ -59,8 +59,9 @@ impl TryFrom<Vec<u64>> for PadTo {
 
     fn try_from(sizes: Vec<u64>) -> Result<Self, String> {
         let rises = sizes.is_sorted_by(|one, other| one < other);
-        if sizes.is_empty() || sizes[0] == 0 || !rises || sizes.len() > 64 {
-            return Err(format!("pad_to {sizes:?} must be 1 to 64 rising sizes, at least 1"));
+        let fit = sizes.iter().all(|size| (1..=1 << 20).contains(size));
+        if sizes.is_empty() || !fit || !rises || sizes.len() > 64 {
+            return Err(format!("pad_to {sizes:?} must be 1 to 64 rising sizes, from 1 to 1048576"));
         }
         Ok(Self(sizes))
     }

@@ -8,9 +8,9 @@ use wire::Health;
 /// what a run needs beside what is loaded.
 const SHARE: f64 = 0.9;
 
-/// A model takes about so many times the size of its file while it is loaded: as it is read, and in the form that
-/// serves.
-const PER_FILE_BYTE: u64 = 2;
+/// A model takes about so many times the size of its file while it is loaded: as it is read, in the best form so far
+/// and in the one that is being tried, and what converting one takes.
+const PER_FILE_BYTE: u64 = 4;
 
 /// What the process may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,9 +113,9 @@ mod tests {
     #[test]
     fn a_model_that_does_not_fit_is_told_by_how_much() {
         let memory = Memory { limit: 100 << 20, available: 200 << 20 };
-        assert_eq!(memory.has_room(20 << 20, 60 << 20), Ok(()));
-        let error = memory.has_room(21 << 20, 60 << 20).unwrap_err();
-        assert!(error.contains("about 42 MiB are needed, 60 of 100 MiB are in use"), "{error}");
+        assert_eq!(memory.has_room(10 << 20, 60 << 20), Ok(()));
+        let error = memory.has_room(11 << 20, 60 << 20).unwrap_err();
+        assert!(error.contains("about 44 MiB are needed, 60 of 100 MiB are in use"), "{error}");
     }
 
     #[test]

@@ -8,7 +8,7 @@
 
 /// Appends `bytes`, a tensor of this shape, as one of the larger shape `to`; what is new is `element`.
 pub(crate) fn pad(bytes: &[u8], shape: &[u64], to: &[u64], element: &[u8], into: &mut Vec<u8>) {
-    if shape == to {
+    if shape == to || bytes.is_empty() {
         return into.extend_from_slice(bytes);
     }
     let each = bytes.len() / shape[0] as usize;
@@ -21,7 +21,7 @@ pub(crate) fn pad(bytes: &[u8], shape: &[u64], to: &[u64], element: &[u8], into:
 
 /// Appends the first elements of each dimension of `bytes`, a tensor of this shape, as one of the smaller shape `to`.
 pub(crate) fn crop(bytes: &[u8], shape: &[u64], to: &[u64], into: &mut Vec<u8>) {
-    if shape == to {
+    if shape == to || bytes.is_empty() {
         return into.extend_from_slice(bytes);
     }
     let each = bytes.len() / shape[0] as usize;
@@ -43,6 +43,13 @@ mod tests {
         let mut cropped = Vec::new();
         crop(&padded, &[2, 4], &[2, 3], &mut cropped);
         assert_eq!(cropped, [1, 2, 3, 4, 5, 6]);
+    }
+
+    #[test]
+    fn nothing_stays_nothing() {
+        let mut cropped = Vec::new();
+        crop(&[], &[1, 0, 16], &[1, 0, 8], &mut cropped);
+        assert!(cropped.is_empty());
     }
 
     proptest! {

@@ -126,7 +126,18 @@ std::unique_ptr<Module> Module::channels_last() const {
 
 std::unique_ptr<Module> Module::bfloat16() const {
   torch::jit::Module copy = module_.deepcopy();
-  copy.to(at::kBFloat16);
+  // Module::to would change integers as well.
+  auto narrow = [](at::Tensor tensor) {
+    if (tensor.is_floating_point()) {
+      tensor.set_data(tensor.to(at::kBFloat16));
+    }
+  };
+  for (at::Tensor parameter : copy.parameters()) {
+    narrow(parameter);
+  }
+  for (at::Tensor buffer : copy.buffers()) {
+    narrow(buffer);
+  }
   return std::make_unique<Module>(torch::jit::freeze(copy), device_, Wants{.bfloat16 = true});
 }
 

@@ -34,14 +34,22 @@ impl Directory {
             (name.clone(), versions.keys().map(|version| (*version, Gate::default())).collect())
         });
         let gates = gates.collect();
-        self.current.store(Arc::new(Models { connected: true, models, gates }));
+        let is_loading =
+            models.values().flat_map(BTreeMap::values).any(|entry| entry.state() == ModelState::Loading);
+        let settled = self.current.load().settled || !is_loading;
+        self.current.store(Arc::new(Models { connected: true, settled, models, gates }));
         self.revision.send_replace(Some(index.revision));
     }
 
     /// The engine is gone. What it had is remembered, so that a known model is "not now" and not "unknown".
     pub fn disconnect(&self) {
         let models = self.load().models.clone();
-        self.current.store(Arc::new(Models { connected: false, models, gates: BTreeMap::new() }));
+        self.current.store(Arc::new(Models {
+            connected: false,
+            settled: false,
+            models,
+            gates: BTreeMap::new(),
+        }));
         self.revision.send_replace(None);
     }
 
@@ -58,6 +66,8 @@ impl Directory {
 pub struct Models {
     /// Whether the engine is there.
     pub connected: bool,
+    /// Whether everything that it found at its start has come up or failed.
+    pub(crate) settled: bool,
     models: BTreeMap<String, BTreeMap<u64, ModelEntry>>,
     gates: BTreeMap<String, BTreeMap<u64, Gate>>,
 }

@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -323,6 +323,8 @@ pub struct Links {
     socket: ArcSwap<PathBuf>,
     /// Engines that have taken over so far; a link is to the one of its time.
     successions: AtomicU64,
+    /// Another engine is about to take over: what the present one is told now would be forgotten.
+    pub(crate) is_handing_over: AtomicBool,
     /// Workers connect one at a time: a restart of the engine is met by few connects, not by one per request.
     connecting: tokio::sync::Mutex<()>,
 }
@@ -335,7 +337,12 @@ impl Links {
     /// Links to the engine that listens at `socket`. One per process: the workers' links are per thread.
     pub fn new(socket: PathBuf) -> Self {
         let socket = ArcSwap::from_pointee(socket);
-        Self { socket, successions: AtomicU64::new(0), connecting: tokio::sync::Mutex::default() }
+        Self {
+            socket,
+            successions: AtomicU64::new(0),
+            is_handing_over: AtomicBool::new(false),
+            connecting: tokio::sync::Mutex::default(),
+        }
     }
 
     /// From now on requests go to the engine that listens there. Those that are under way stay where they are.

@@ -36,12 +36,15 @@ impl Default for Pulse {
 }
 
 impl Pulse {
-    /// Beats until `is_over`, which is asked when it is woken.
+    /// Beats until `is_over`; whoever makes it so wakes it.
     pub(crate) async fn run(&self, is_over: impl Fn() -> bool) {
         let mut idle = IDLE_BEATS;
         loop {
             if idle >= IDLE_BEATS {
-                self.asleep.store(true, Ordering::Release);
+                self.asleep.store(true, Ordering::SeqCst);
+                if is_over() {
+                    return;
+                }
                 self.wake.notified().await;
                 self.asleep.store(false, Ordering::Relaxed);
                 idle = 0;
@@ -57,7 +60,7 @@ impl Pulse {
 
     /// Makes it beat.
     pub(crate) fn wake(&self) {
-        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Acquire) {
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::SeqCst) {
             self.wake.notify_one();
         }
     }

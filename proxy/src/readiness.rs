@@ -23,7 +23,10 @@ impl Readiness {
     /// Of the whole server; the error says in one line what it lacks.
     pub fn server(&self) -> Result<(), String> {
         let models = self.open()?;
-        if let Some(entry) = models.loading().next() {
+        // What is loaded later is no reason: the others answer.
+        if !models.settled
+            && let Some(entry) = models.loading().next()
+        {
             return Err(format!("version {} of model `{}` is being loaded", entry.version, entry.name));
         }
         let generation = self.live.load();
@@ -123,6 +126,16 @@ mod tests {
         );
         let loading = readiness(policy, &[(1, ModelState::Ready), (2, ModelState::Loading)]);
         assert_eq!(loading.server(), Err("version 2 of model `m` is being loaded".into()));
+        let ready = readiness(policy, &[(1, ModelState::Ready)]);
+        let entry = |version, state: ModelState| ModelEntry {
+            name: "m".into(),
+            version,
+            state: state as i32,
+            ..ModelEntry::default()
+        };
+        let later = vec![entry(1, ModelState::Ready), entry(2, ModelState::Loading)];
+        ready.directory.publish(Index { models: later, revision: 2 });
+        assert_eq!(ready.server(), Ok(()), "what is loaded later holds up nobody");
     }
 
     #[test]

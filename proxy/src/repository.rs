@@ -13,6 +13,7 @@ use pingora::protocols::http::ServerSession;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use wire::{Action, Control, Reply, Status};
 
@@ -91,6 +92,9 @@ impl Repository {
         }
         let body: OrderBody = parse(&self.body(session).await?)?;
         check_parameters(action, &body.parameters)?;
+        if self.links.is_handing_over.load(Ordering::Relaxed) {
+            return Err(Refusal::NotReady("another engine is about to take over; ask again soon".into()));
+        }
         let control = Control {
             action: action as i32,
             model: target.model.to_owned(),

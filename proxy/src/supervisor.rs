@@ -19,10 +19,11 @@ use anyhow::Context;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{mpsc, watch};
-use wire::{Health, Hello, Index, ModelState};
+use wire::{Action, Control, Health, Hello, Index, ModelState, Reply, Status};
 
 /// How to start the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,12 +61,13 @@ const EVENTS_MAX: usize = 1024;
 const LOAD_MAX: Duration = Duration::from_secs(600);
 /// An engine that outgrows its memory sooner is not replaced: the next one would do the same.
 const REPLACE_EVERY: Duration = Duration::from_secs(10);
-/// From choosing an engine's link to having written the request to it.
-const UNDER_WAY_MAX: Duration = Duration::from_millis(500);
+/// Requests that are under way to an engine or wait in it when another takes over have so long, and then as long again as
+/// a stopping engine takes.
+const UNDER_WAY_MAX: Duration = Duration::from_secs(5);
 /// What a successor's socket is called more than ours.
 pub(crate) const SUCCESSOR: &str = ".2";
-/// Time for the engine to finish what it runs after it was told to stop.
-const STOP_MAX: Duration = Duration::from_secs(10);
+/// Time for the engine to finish what it runs after it was told to stop, and to write its answers: it takes 10 s itself.
+const STOP_MAX: Duration = Duration::from_secs(12);
 
 impl Supervisor {
     /// Runs until `stop` turns true, then stops the engine if it is ours.
@@ -102,11 +104,15 @@ impl Supervisor {
                 Ended::Lost(reason) => reason,
                 Ended::Outgrown { beside: false, says } => says,
                 Ended::Outgrown { beside: true, says } => {
-                    match self.replace(&mut engine, &says, stop).await {
-                        Ok(successor) => {
+                    self.links.is_handing_over.store(true, Ordering::Relaxed);
+                    let replaced = self.replace(&mut engine, &says, stop).await;
+                    self.links.is_handing_over.store(false, Ordering::Relaxed);
+                    match replaced {
+                        Ok(Some(successor)) => {
                             retire(std::mem::replace(&mut engine, successor));
                             continue;
                         }
+                        Ok(None) => continue,
                         Err(reason) => reason,
                     }
                 }
@@ -130,13 +136,22 @@ impl Supervisor {
             link = self.connect(&socket, told) => link?,
             status = exit_of(&mut process) => anyhow::bail!("it ended before it listened: {status}"),
         };
-        Ok(Engine { socket, process, pid, link, events, born: Instant::now(), growth: Growth::default() })
+        Ok(Engine {
+            socket,
+            process,
+            pid,
+            link,
+            events,
+            born: Instant::now(),
+            growth: Growth::default(),
+            patience: REPLACE_EVERY,
+        })
     }
 
     /// Publishes what the engine says for as long as it answers and holds no more memory than it may.
     async fn follow(&self, engine: &mut Engine, stop: &mut watch::Receiver<bool>) -> Ended {
-        let Engine { link, process, events, pid, .. } = engine;
-        let (born, growth) = (engine.born, &mut engine.growth);
+        let Engine { link, process, events, pid, socket, .. } = engine;
+        let (born, patience, growth) = (engine.born, engine.patience, &mut engine.growth);
         let mut pings = tokio::time::interval(PING_EVERY);
         let mut heard = Instant::now();
         loop {
@@ -156,7 +171,7 @@ impl Supervisor {
             heard = Instant::now();
             match event {
                 Some(Event::Hello(hello)) => {
-                    if let Err(reason) = self.is_ours(*pid, &hello) {
+                    if let Err(reason) = is_ours(*pid, &hello, socket) {
                         return Ended::Lost(reason);
                     }
                 }
@@ -169,7 +184,7 @@ impl Supervisor {
                 Some(Event::Pong(health)) => {
                     self.metrics.engine_resident_bytes.set(health.resident_bytes);
                     self.metrics.engine_memory_bytes.set(health.memory_bytes);
-                    let outgrown = growth.observe(health).filter(|_| born.elapsed() > REPLACE_EVERY);
+                    let outgrown = growth.observe(health).filter(|_| born.elapsed() > patience);
                     if let (Some(Outgrown { beside, says }), Some(_)) = (outgrown, &process) {
                         return Ended::Outgrown { beside, says };
                     }
@@ -179,26 +194,37 @@ impl Supervisor {
         }
     }
 
-    /// Another engine, which has loaded its models and gets all requests from now on. The old one is followed until then;
-    /// an error says why it is to be given up without a successor.
+    /// Another engine, which has the same versions ready and gets all requests from now on; `None` if there is none, and
+    /// the old one is to go on. It is followed until then; an error says why it is to be given up.
     async fn replace(
         &self,
         old: &mut Engine,
         says: &str,
         stop: &mut watch::Receiver<bool>,
-    ) -> Result<Engine, String> {
+    ) -> Result<Option<Engine>, String> {
         tracing::warn!("{says}: another engine takes over");
         let socket = self.other_socket(&old.socket);
         let mut next = std::pin::pin!(self.begin_and_load(socket));
-        // It has outgrown its memory already, and cannot do so again.
-        old.growth = Growth::exempt();
-        let (successor, index) = tokio::select! {
-            next = &mut next => next.map_err(|error| format!("{says}, and its successor failed: {error:#}"))?,
+        // Whatever comes of this, it is not tried again at once.
+        let lived = old.born.elapsed();
+        let patience = if lived < 10 * old.patience { 2 * old.patience } else { REPLACE_EVERY };
+        (old.born, old.patience) = (Instant::now(), Duration::MAX);
+        let next = tokio::select! {
+            next = &mut next => next,
             ended = self.follow(old, stop) => return Err(ended.reason()),
         };
+        (old.born, old.patience) = (Instant::now(), patience);
+        let (mut successor, index) = match next {
+            Ok(next) => next,
+            Err(error) => {
+                tracing::error!("its successor failed, the old engine goes on: {error:#}");
+                return Ok(None);
+            }
+        };
+        (successor.born, successor.patience) = (Instant::now(), patience);
         self.links.succeed(successor.socket.clone());
         self.directory.publish(index);
-        Ok(successor)
+        Ok(Some(successor))
     }
 
     async fn begin_and_load(&self, socket: PathBuf) -> anyhow::Result<(Engine, Index)> {
@@ -206,8 +232,36 @@ impl Supervisor {
         let index = tokio::time::timeout(LOAD_MAX, engine.loaded())
             .await
             .with_context(|| format!("its models have not loaded within {LOAD_MAX:?}"))??;
+        let index = self.with_the_same(&mut engine, index).await?;
         engine.growth.models_changed(&index);
         Ok((engine, index))
+    }
+
+    /// Sees that an engine answers for the versions that answer now, and for no others: what was unloaded stays so.
+    async fn with_the_same(&self, engine: &mut Engine, mut index: Index) -> anyhow::Result<Index> {
+        let now = self.directory.load();
+        let is_ready = |index: &Index, name: &str, version| {
+            let mut entries = index.models.iter();
+            entries.any(|entry| {
+                (entry.name.as_str(), entry.version, entry.state()) == (name, version, ModelState::Ready)
+            })
+        };
+        for entry in now.entries().filter(|entry| entry.state() == ModelState::Ready) {
+            let (name, version) = (entry.name.as_str(), entry.version);
+            anyhow::ensure!(is_ready(&index, name, version), "it has no version {version} of model `{name}`");
+        }
+        let ready = index.models.clone().into_iter().filter(|entry| entry.state() == ModelState::Ready);
+        for entry in ready.filter(|entry| !now.is_ready(&entry.name, entry.version)) {
+            let action = Action::Unload as i32;
+            let control = Control { action, model: entry.name.clone(), version: entry.version };
+            let frame = engine.link.order(&control)?.answer().await?;
+            let reply: Reply = prost::Message::decode(frame.metadata)?;
+            anyhow::ensure!(reply.status() == Status::Ok, "{}", reply.message);
+            while index.revision < reply.revision {
+                index = engine.loaded().await?;
+            }
+        }
+        Ok(index)
     }
 
     /// Two engines of one penstock take turns.
@@ -218,18 +272,6 @@ impl Supervisor {
         let mut other = self.socket.clone().into_os_string();
         other.push(SUCCESSOR);
         other.into()
-    }
-
-    fn is_ours(&self, pid: Option<u32>, hello: &Hello) -> Result<(), String> {
-        if pid.is_some_and(|pid| pid != hello.pid) {
-            return Err(format!(
-                "another engine (pid {}) listens at {}: give each penstock its own engine.socket",
-                hello.pid,
-                self.socket.display()
-            ));
-        }
-        tracing::info!("engine {} (pid {}) on {}", hello.release, hello.pid, hello.device);
-        Ok(())
     }
 
     fn start(&self, command: &EngineCommand, socket: &Path) -> anyhow::Result<Process> {
@@ -274,7 +316,21 @@ struct Engine {
     link: Link,
     events: mpsc::Receiver<Event>,
     born: Instant,
+    /// It is not replaced before it has served for so long.
+    patience: Duration,
     growth: Growth,
+}
+
+fn is_ours(pid: Option<u32>, hello: &Hello, socket: &Path) -> Result<(), String> {
+    if pid.is_some_and(|pid| pid != hello.pid) {
+        return Err(format!(
+            "another engine (pid {}) listens at {}: give each penstock its own engine.socket",
+            hello.pid,
+            socket.display()
+        ));
+    }
+    tracing::info!("engine {} (pid {}) on {}", hello.release, hello.pid, hello.device);
+    Ok(())
 }
 
 impl Engine {
@@ -282,6 +338,9 @@ impl Engine {
     async fn loaded(&mut self) -> anyhow::Result<Index> {
         loop {
             match self.events.recv().await {
+                Some(Event::Hello(hello)) => {
+                    is_ours(self.pid, &hello, &self.socket).map_err(anyhow::Error::msg)?;
+                }
                 Some(Event::Index(index)) if !is_loading(&index) => return Ok(index),
                 Some(_) => {}
                 None => anyhow::bail!("it ended: {}", exit_of(&mut self.process).await),
@@ -319,9 +378,11 @@ impl Ended {
 #[derive(Debug, Default)]
 struct Growth {
     is_loading: bool,
-    is_exempt: bool,
     /// Bytes that were resident once its models were loaded.
     at_first: Option<u64>,
+    /// Bytes that have come since, when the models last changed: those are not theirs.
+    grown: u64,
+    last: u64,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -335,24 +396,27 @@ impl Growth {
     const GROWN: f64 = 1.25;
     /// Of what there is, as much may be held by two engines for a while.
     const FOR_TWO: f64 = 0.95;
-
-    /// Of one that is on its way out.
-    fn exempt() -> Self {
-        Self { is_exempt: true, ..Self::default() }
-    }
+    /// And as much before that is judged to be near.
+    const IN_TIME: f64 = 0.85;
 
     fn models_changed(&mut self, index: &Index) {
         self.is_loading = is_loading(index);
-        self.at_first = None;
+        if let Some(at_first) = self.at_first.take() {
+            self.grown = self.last.saturating_sub(at_first);
+        }
     }
 
     fn observe(&mut self, health: Health) -> Option<Outgrown> {
         let Health { resident_bytes: now, memory_bytes: most, available_bytes: available } = health;
-        if self.is_loading || self.is_exempt {
+        if self.is_loading {
             return None;
         }
-        let at_first = *self.at_first.get_or_insert(now);
-        if now <= most || (now as f64) < Self::GROWN * at_first as f64 {
+        self.last = now;
+        let at_first = *self.at_first.get_or_insert(now.saturating_sub(self.grown));
+        // As long as there is memory for another one.
+        let in_time = Self::IN_TIME * available as f64 - at_first as f64;
+        let is_too_much = now > most || now as f64 > in_time.max(Self::GROWN * at_first as f64);
+        if !is_too_much || (now as f64) < Self::GROWN * at_first as f64 {
             return None;
         }
         let says = format!(
@@ -369,7 +433,6 @@ impl Growth {
 /// Lets an engine finish what it has, once nothing new comes to it.
 fn retire(engine: Engine) {
     tokio::spawn(async move {
-        // Requests that had chosen it when its successor took over are on their way.
         tokio::time::sleep(UNDER_WAY_MAX).await;
         if let Some(process) = engine.process {
             end(process).await;
@@ -466,6 +529,8 @@ mod tests {
             "the engine holds 1001 MiB, 400 when it had loaded its models; 1000 are allowed"
         );
         assert!(!growth.observe(health(1001, 1000, 1400)).unwrap().beside, "no memory for two");
+        let early = growth.observe(health(800, 1000, 1400)).unwrap();
+        assert!(early.beside, "replaced while there is memory for two");
     }
 
     #[test]
@@ -479,6 +544,7 @@ mod tests {
         growth.models_changed(&Index { models: vec![loading], revision: 1 });
         assert_eq!(growth.observe(health(1400, 1000, 2000)), None);
         growth.models_changed(&Index::default());
-        assert_eq!(growth.observe(health(1500, 1000, 2000)), None, "it has grown by what was loaded");
+        assert_eq!(growth.observe(health(2400, 1000, 9000)), None, "it has grown by what was loaded");
+        assert!(growth.observe(health(2700, 1000, 9000)).is_some(), "and by what had leaked before");
     }
 }

@@ -112,9 +112,14 @@ fn another_penstocks_engine_is_not_used() {
 #[test]
 fn an_engine_that_leaks_is_replaced_before_its_memory_is_spent_and_no_request_notices() {
     let models = tempfile::tempdir().expect("a folder");
-    let leaky = repository("tests/data/models/leaky");
-    std::os::unix::fs::symlink(leaky, models.path().join("leaky")).expect("a link");
+    std::fs::create_dir(models.path().join("leaky")).expect("a folder");
+    for version in ["1", "2"] {
+        let leaky = repository("tests/data/models/leaky/1");
+        std::os::unix::fs::symlink(leaky, models.path().join("leaky").join(version)).expect("a link");
+    }
     let stack = Stack::builder().models(models.path()).memory_mib(800).start();
+    let order = stack.client().post("/v2/repository/models/leaky/versions/2/unload", &[], b"");
+    assert_eq!(order.status, 200, "{}", order.text());
     let first = stack.engine_pid().expect("an engine");
     let ask = |value: f32| {
         let answer = stack.client().infer("leaky", &[], &infer_body("x", [1, 4], &[value; 4]));
@@ -132,6 +137,8 @@ fn an_engine_that_leaks_is_replaced_before_its_memory_is_spent_and_no_request_no
     });
     ask(1.0);
     assert_eq!(stack.metric("penstock_engine_starts_total"), 2.0);
+    let index = stack.client().post("/v2/repository/index", &[], b"{\"ready\": true}").text();
+    assert!(index.contains("\"version\":\"1\"") && !index.contains("\"version\":\"2\""), "unloaded: {index}");
     let log = stack.log();
     assert!(log.contains("800 are allowed: another engine takes over"), "{log}");
     eventually("little memory", || {

@@ -251,7 +251,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn any_kind() -> impl Strategy<Value = Kind> {
-        (1..=7_u16).prop_map(|kind| Kind::from_wire(kind).expect("all kinds are numbered from 1"))
+        (1..=8_u16).prop_map(|kind| Kind::from_wire(kind).expect("all kinds are numbered from 1"))
     }
 
     fn any_frame() -> impl Strategy<Value = (Kind, u64, Reply, Vec<u8>)> {
