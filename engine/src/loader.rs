@@ -325,32 +325,38 @@ impl Shelf {
         let Candidate { name, version: number, stamp, bytes, load } = candidate;
         let was_ready = matches!(self.catalog.state(&name, number), Some(State::Ready(_)));
         let room = self.setup.memory.has_room(bytes, memory::resident());
-        match room.and_then(|()| self.prepare(&name, number, load)) {
+        let prepared = room.and_then(|()| self.prepare(&name, number, load));
+        match prepared.and_then(|version| self.put_in_place(version)) {
             Ok(version) => {
-                self.stamps.insert((name.clone(), number), stamp);
-                self.catalog.set(&name, number, State::Ready(Arc::new(version)));
+                self.stamps.insert((name, number), stamp);
+                self.announce();
+                let Version { name: model, form, threads, at_once, .. } = &*version;
+                tracing::info!(model, version = number, form, threads, at_once, "ready, {}", how(&version));
+                Ok(())
             }
             Err(why) if was_ready => {
                 tracing::error!(model = name, version = number, "not reloaded, the old one serves on: {why}");
-                return Err(format!("{}; what was loaded before serves on", shortened_to(&why, 400)));
+                Err(format!("{}; what was loaded before serves on", shortened_to(&why, 400)))
             }
             Err(why) => {
                 tracing::error!(model = name, version = number, "unavailable: {why}");
                 let why = shortened_to(&why, 400);
                 self.catalog.set(&name, number, State::Unavailable { why: why.clone() });
                 self.announce();
-                return Err(why);
+                Err(why)
             }
         }
+    }
+
+    /// Unless proxies could not be told of it.
+    fn put_in_place(&mut self, version: Version) -> Result<Arc<Version>, String> {
+        let (version, before) = (Arc::new(version), self.catalog.clone());
+        self.catalog.set(&version.name, version.number, State::Ready(Arc::clone(&version)));
         if self.catalog.index().encoded_len() > Limits::default().metadata_bytes {
-            let why = "its labels do not fit into what proxies are told; shorten them";
-            self.stamps.remove(&(name.clone(), number));
-            self.catalog.set(&name, number, State::Unavailable { why: why.into() });
-            self.announce();
-            return Err(why.into());
+            self.catalog = before;
+            return Err("its labels do not fit into what proxies are told; shorten them".into());
         }
-        self.announce();
-        Ok(())
+        Ok(version)
     }
 
     /// Everything that has to be known about a version before it answers.
@@ -371,14 +377,7 @@ impl Shelf {
             let separator = if why_alone.is_empty() { "" } else { "; " };
             why_alone = format!("{why_alone}{separator}not padded: {why}");
         }
-        let how = match grouping {
-            Grouping::Together { max_rows } => format!("up to {max_rows} rows together {why_alone}"),
-            Grouping::Alone | Grouping::Serial => why_alone.clone(),
-        };
-        let how = how.trim_end();
         let Calibration { threads, at_once, runs, free } = calibration;
-        let form = report.to_string();
-        tracing::info!(model = name, version = number, form, threads, at_once, "ready, {how}");
         let key = self.keys.next().expect("four thousand million models are not loaded in one life");
         self.setup.queue.learn(&Bucket { version: key, free, suspect: false }, &runs);
         let mut curve = Curve::default();
@@ -396,7 +395,7 @@ impl Shelf {
             why_alone,
             pads: padding.is_ok(),
             threads,
-            form,
+            form: report.to_string(),
             curve: curve.points().collect(),
             _retirement: Retirement(Some((key, self.told.clone()))),
         })
@@ -416,6 +415,17 @@ impl Shelf {
 
     fn announce(&mut self) {
         self.setup.catalog.send_replace(Arc::new(self.catalog.revised()));
+    }
+}
+
+/// How a version's requests are run.
+fn how(version: &Version) -> String {
+    let why_alone = &version.why_alone;
+    match version.grouping {
+        Grouping::Together { max_rows } => {
+            format!("up to {max_rows} rows together {why_alone}").trim_end().to_owned()
+        }
+        Grouping::Alone | Grouping::Serial => why_alone.clone(),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
 use tempfile::TempDir;
 
 const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/demo/models");
@@ -129,8 +130,11 @@ fn a_model_that_hangs_ends_the_engine_which_names_it() {
     outbox.push(wire::Kind::Infer, 1, &infer, 1000f32.to_le_bytes().to_vec().into());
     let mut connection = std::os::unix::net::UnixStream::connect(&socket).unwrap();
     connection.write_all(&outbox.take().concat()).unwrap();
+    connection.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut said = Vec::new();
+    connection.read_to_end(&mut said).expect("the engine ends within its time");
+    assert_eq!(child.wait().expect("a child").code(), Some(1));
     let mut rest = String::new();
     log.read_to_string(&mut rest).expect("text");
-    assert_eq!(child.wait().expect("a child").code(), Some(1));
     assert!(rest.contains("model `endless` version 1 has not come back for 1 s"), "{rest}");
 }
