@@ -189,7 +189,8 @@ fn serve(models: &Path, model: &str) -> anyhow::Result<PathBuf> {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("tokio starts");
         runtime.block_on(async {
-            let listener = Listener::bind(config.settings(Device::Cpu)).expect("the socket is free");
+            let listener = Listener::bind(config.settings(Device::Cpu, torch::device_memory))
+                .expect("the socket is free");
             bound.send(()).expect("somebody waits");
             listener.serve(library, std::future::pending()).await.expect("the engine serves");
         });

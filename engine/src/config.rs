@@ -7,7 +7,12 @@ use std::fmt;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
+use wire::DeviceMemory;
+
+/// Batches in flight on a GPU.
+const LANES_OF_A_GPU: NonZeroUsize = NonZeroUsize::new(2).expect("2 is not 0");
 
 /// Runs models for penstock, over one Unix socket.
 #[derive(Clone, Debug, Parser)]
@@ -25,7 +30,7 @@ pub struct Config {
     #[arg(long, default_value = "auto")]
     pub device: Device,
 
-    /// Batches that run at the same time; by default one for each core.
+    /// Batches that run at the same time; by default one for each core, and two on a GPU.
     #[arg(long, value_name = "N")]
     pub lanes: Option<NonZeroUsize>,
 
@@ -91,8 +96,11 @@ impl fmt::Display for Device {
     }
 }
 
+/// Asks a GPU how much memory it has; nothing where it does not say.
+pub type DeviceProbe = Arc<dyn Fn() -> Option<DeviceMemory> + Send + Sync>;
+
 /// What the engine needs besides its models.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Settings {
     /// Where to listen.
     pub socket: PathBuf,
@@ -108,22 +116,32 @@ pub struct Settings {
     pub queue: Limits,
     /// What may be held in all.
     pub memory: Memory,
+    /// The memory of the GPU, if models run on one.
+    pub device_memory: Option<DeviceProbe>,
     /// Reply bytes that a connection may leave unread before it is closed.
     pub unread_bytes_max: usize,
 }
 
 impl Config {
     /// The engine's part, once it is known where models run.
-    pub fn settings(&self, device: Device) -> Settings {
+    pub fn settings(
+        &self,
+        device: Device,
+        probe: impl Fn(Device) -> Option<DeviceMemory> + Send + Sync + 'static,
+    ) -> Settings {
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
+        let on_gpu = matches!(device, Device::Cuda(_));
+        // A second batch is copied while the GPU computes the first; the CPU's part of either is small.
+        let (lanes, threads) = if on_gpu { (LANES_OF_A_GPU, Some(NonZeroUsize::MIN)) } else { (cores, None) };
         Settings {
             socket: self.socket.clone(),
             device: device.to_string(),
-            lanes: self.lanes.unwrap_or(cores).get(),
-            threads_per_lane: self.threads_per_lane,
+            lanes: self.lanes.unwrap_or(lanes).get(),
+            threads_per_lane: self.threads_per_lane.or(threads),
             run_max: Duration::from_secs(self.run_seconds_max.get()),
             queue: Limits { rows: self.queue_rows.get(), bytes: self.queue_bytes.get() },
             memory: Memory::new(self.memory_mib.map(|mib| mib.get() << 20)),
+            device_memory: on_gpu.then(|| Arc::new(move || probe(device)) as DeviceProbe),
             unread_bytes_max: 512 << 20,
         }
     }

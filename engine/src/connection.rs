@@ -12,6 +12,7 @@
 
 use crate::batcher::Priority;
 use crate::catalog::Catalog;
+use crate::config::DeviceProbe;
 use crate::job::{Job, Refusal, Request, Traced};
 use crate::loader::Orders;
 use crate::memory::Memory;
@@ -27,7 +28,9 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, watch};
-use wire::{Control, Decoder, Frame, FrameError, Hello, Infer, Kind, Limits, Outbox, Segments, TraceContext};
+use wire::{
+    Control, Decoder, Frame, FrameError, Health, Hello, Infer, Kind, Limits, Outbox, Segments, TraceContext,
+};
 
 /// Payloads below this are copied out of the buffer they were read into.
 const COPY_BYTES: usize = 4 << 10;
@@ -169,6 +172,7 @@ pub(crate) struct Shared {
     pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
     pub(crate) loader: Orders,
     pub(crate) memory: Memory,
+    pub(crate) device_memory: Option<DeviceProbe>,
     pub(crate) hello: Hello,
     pub(crate) frames: Limits,
     pub(crate) unread_bytes_max: usize,
@@ -190,6 +194,7 @@ pub(crate) async fn serve(stream: UnixStream, connection: u64, shared: Shared) -
         catalog: shared.catalog.clone(),
         loader: shared.loader.clone(),
         memory: shared.memory,
+        device_memory: shared.device_memory.clone(),
         decoder: Decoder::new(shared.frames),
         orders: Vec::new(),
         refused: Vec::new(),
@@ -220,6 +225,7 @@ struct Reader {
     catalog: watch::Receiver<Arc<Catalog>>,
     loader: Orders,
     memory: Memory,
+    device_memory: Option<DeviceProbe>,
     decoder: Decoder,
     /// Emptied after each read; kept for its memory.
     orders: Vec<Order>,
@@ -244,10 +250,7 @@ impl Reader {
                     Kind::Control => {
                         self.loader.give(Control::decode(frame.metadata)?, &self.mailbox, frame.id);
                     }
-                    Kind::Ping => {
-                        let health = self.memory.health();
-                        self.mailbox.post(|outbox| outbox.push(Kind::Pong, frame.id, &health, Bytes::new()));
-                    }
+                    Kind::Ping => self.pong(frame.id),
                     Kind::Hello | Kind::Index | Kind::Reply | Kind::Pong => {
                         return Err(Ended::Direction(frame.kind));
                     }
@@ -256,6 +259,17 @@ impl Reader {
             self.queue.submit(&mut self.orders, &mut self.refused, now);
             split::refuse(&self.mailbox, &mut self.refused);
         }
+    }
+
+    /// Lives, and says how much it holds. A GPU may take its time to tell, which must not hold up others.
+    fn pong(&self, id: u64) {
+        let health = self.memory.health();
+        let send = move |mailbox: &Mailbox, health: &Health| {
+            mailbox.post(|outbox| outbox.push(Kind::Pong, id, health, Bytes::new()));
+        };
+        let Some(probe) = self.device_memory.clone() else { return send(&self.mailbox, &health) };
+        let mailbox = Arc::clone(&self.mailbox);
+        tokio::task::spawn_blocking(move || send(&mailbox, &Health { device: probe(), ..health }));
     }
 
     fn take_in(&mut self, frame: Frame, now: Instant, catalog: &Catalog) -> Result<(), Ended> {

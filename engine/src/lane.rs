@@ -126,7 +126,12 @@ impl Lane {
         self.watchdog.began(self.number, &pieces[0].job.request.version, started);
         let outputs = run(pieces);
         self.watchdog.ended(self.number);
-        let outputs = outputs.inspect_err(|failure| self.log(&pieces[0].job, failure))?;
+        let outputs = outputs.inspect_err(|failure| {
+            self.log(&pieces[0].job, failure);
+            if failure.error.device_lost {
+                self.watchdog.device_lost(failure.error.message.clone());
+            }
+        })?;
         split::reply(pieces, &outputs, Ran { started, ended: Instant::now(), rows, backlog });
         for Piece { job, rows, .. } in pieces {
             // A piece may have told its caller that the whole has failed.

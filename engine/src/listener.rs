@@ -69,11 +69,11 @@ pub enum StartError {
         /// Which.
         path: PathBuf,
     },
-    /// A model does not come back; nothing but a new process helps.
-    #[error("{what}; the engine has to be replaced")]
-    Hangs {
-        /// Which, and for how long.
-        what: String,
+    /// Nothing but a new process helps.
+    #[error("{why}; the engine has to be replaced")]
+    BeyondRepair {
+        /// A model that does not come back, or a GPU that has failed.
+        why: String,
     },
     /// The system refused.
     #[error("cannot {attempt}: {error}")]
@@ -119,7 +119,15 @@ impl Listener {
             threads: self.settings.threads_per_lane.map(NonZeroUsize::get),
         };
         let (_loader, orders) = loader::start(
-            Setup { library, catalog, queue: Arc::clone(&queue), cores, memory: self.settings.memory },
+            Setup {
+                library,
+                catalog,
+                queue: Arc::clone(&queue),
+                watchdog: Arc::clone(&watchdog),
+                cores,
+                memory: self.settings.memory,
+                device_memory: self.settings.device_memory.clone(),
+            },
             candidates,
         )
         .map_err(failed)?;
@@ -129,6 +137,7 @@ impl Listener {
             catalog: watching,
             loader: orders,
             memory: self.settings.memory,
+            device_memory: self.settings.device_memory.clone(),
             hello: Hello { pid: std::process::id(), release, device: self.settings.device.clone() },
             frames: Limits {
                 payload_bytes: Limits::default().payload_bytes.min(self.settings.queue.bytes),
@@ -146,11 +155,11 @@ impl Listener {
 
         let mut connections = JoinSet::new();
         let mut stop = std::pin::pin!(stop);
-        let mut hangs = std::pin::pin!(watchdog.hangs(self.settings.run_max));
+        let mut beyond_repair = std::pin::pin!(watchdog.beyond_repair(self.settings.run_max));
         for number in 1.. {
             let stream = tokio::select! {
                 () = &mut stop => break,
-                what = &mut hangs => return Err(StartError::Hangs { what }),
+                why = &mut beyond_repair => return Err(StartError::BeyondRepair { why }),
                 accepted = self.accept(&mut connections) => accepted,
             };
             connections.spawn(serve_one(stream, number, shared.clone()));

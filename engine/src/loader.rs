@@ -12,6 +12,7 @@
 use crate::batcher::{Bucket, Grouping};
 use crate::calibrate::{Calibration, Cores, calibrate};
 use crate::catalog::{Catalog, State};
+use crate::config::DeviceProbe;
 use crate::connection::Mailbox;
 use crate::curve::Curve;
 use crate::golden::Golden;
@@ -25,6 +26,7 @@ use crate::queue::Queue;
 use crate::schedule;
 use crate::split;
 use crate::trial::{self, Verdict};
+use crate::watchdog::Watchdog;
 use prost::Message;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -148,8 +150,10 @@ pub(crate) struct Setup {
     /// Where every change is announced.
     pub(crate) catalog: watch::Sender<Arc<Catalog>>,
     pub(crate) queue: Arc<Queue>,
+    pub(crate) watchdog: Arc<Watchdog>,
     pub(crate) cores: Cores,
     pub(crate) memory: Memory,
+    pub(crate) device_memory: Option<DeviceProbe>,
 }
 
 /// Loads `candidates`, all that the library has, and then whatever is ordered.
@@ -334,6 +338,10 @@ impl Shelf {
                 tracing::info!(model, version = number, form, threads, at_once, "ready, {}", how(&version));
                 Ok(())
             }
+            Err(why) if self.device_is_lost() => {
+                self.setup.watchdog.device_lost(format!("the GPU works no more: {why}"));
+                Err(why)
+            }
             Err(why) if was_ready => {
                 tracing::error!(model = name, version = number, "not reloaded, the old one serves on: {why}");
                 Err(format!("{}; what was loaded before serves on", shortened_to(&why, 400)))
@@ -346,6 +354,11 @@ impl Shelf {
                 Err(why)
             }
         }
+    }
+
+    /// A GPU that has failed for good does not even say how much memory it has.
+    fn device_is_lost(&self) -> bool {
+        self.setup.device_memory.as_ref().is_some_and(|probe| probe().is_none())
     }
 
     /// Unless proxies could not be told of it.

@@ -43,7 +43,7 @@ fn run(config: &Config) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
     runtime.block_on(async {
-        let listener = Listener::bind(config.settings(device))?;
+        let listener = Listener::bind(config.settings(device, torch::device_memory))?;
         listener.serve(library, stop(config.supervised)?).await?;
         Ok(())
     })

@@ -31,7 +31,12 @@ impl Memory {
 
     /// What proxies are told: they have an engine replaced that holds more than it may.
     pub(crate) fn health(self) -> Health {
-        Health { resident_bytes: resident(), memory_bytes: self.limit, available_bytes: self.available }
+        Health {
+            resident_bytes: resident(),
+            memory_bytes: self.limit,
+            available_bytes: self.available,
+            device: None,
+        }
     }
 
     /// Whether a model of so many bytes can be loaded beside what is resident already.

@@ -191,13 +191,15 @@ pub struct ModelError {
     pub detail: String,
     /// Whether fewer rows might have fitted into memory.
     pub out_of_memory: bool,
+    /// Whether nothing will run on the device again for as long as this process lives.
+    pub device_lost: bool,
 }
 
 impl ModelError {
     /// An error of which there is no more to tell than its one line.
     pub fn new(message: impl Into<String>) -> Self {
         let message = message.into();
-        Self { detail: message.clone(), message, out_of_memory: false }
+        Self { detail: message.clone(), message, out_of_memory: false, device_lost: false }
     }
 }
 

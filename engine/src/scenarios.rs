@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use wire::{
-    Datatype, Decoder, Frame, Hello, Index, Infer, Kind, Layout, ModelEntry, ModelState, Outbox, Reply,
-    Status, TensorMeta, TraceContext,
+    Datatype, Decoder, DeviceMemory, Frame, Health, Hello, Index, Infer, Kind, Layout, ModelEntry,
+    ModelState, Outbox, Reply, Status, TensorMeta, TraceContext,
 };
 
 /// An engine with one lane, unless told otherwise.
@@ -55,6 +55,7 @@ impl Engine {
             run_max: Duration::from_secs(60),
             queue: Limits { rows: 1000, bytes: 1 << 20 },
             memory: Memory { limit: u64::MAX, available: u64::MAX },
+            device_memory: None,
             unread_bytes_max: 1 << 20,
         };
         change(&mut settings);
@@ -564,6 +565,56 @@ fn a_model_that_hangs_ends_the_engine_by_its_name() {
 }
 
 #[test]
+fn a_gpu_that_has_failed_for_good_ends_the_engine_which_says_why() {
+    let broken = Arc::new(AtomicBool::new(false));
+    let is_broken = Arc::clone(&broken);
+    // Stands for libtorch on a GPU after a device-side assertion.
+    let model = candidate("double", move |inputs| {
+        if is_broken.load(Ordering::Relaxed) {
+            let error = ModelError::new("cuda:0 works no more: device-side assert triggered");
+            return Err(ModelError { device_lost: true, ..error });
+        }
+        double(inputs)
+    });
+    let mut engine = Engine::start(vec![model]);
+    let mut client = engine.connect();
+    client.index();
+    broken.store(true, Ordering::Relaxed);
+    client.infer(1, Asked::of("double").fp32("x", &[1, 2], &[1.0, 0.5]));
+    let ended = engine.thread.take().unwrap().join().unwrap().unwrap_err().to_string();
+    assert_eq!(ended, "cuda:0 works no more: device-side assert triggered; the engine has to be replaced");
+}
+
+#[test]
+fn a_gpu_that_fails_while_a_model_is_loaded_ends_the_engine_too() {
+    let fails = Candidate {
+        load: Box::new(|| Err("model.pt: device-side assert triggered".into())),
+        ..candidate("m", double)
+    };
+    let mut engine =
+        Engine::start_with(vec![fails], |settings| settings.device_memory = Some(Arc::new(|| None)));
+    let ended = engine.thread.take().unwrap().join().unwrap().unwrap_err().to_string();
+    assert!(ended.starts_with("the GPU works no more: model.pt: device-side assert"), "{ended}");
+}
+
+#[test]
+fn the_memory_of_a_gpu_is_told() {
+    let memory = DeviceMemory { held_bytes: 1, free_bytes: 2, total_bytes: 4 };
+    let engine = Engine::start_with(vec![candidate("double", double)], |settings| {
+        settings.device_memory = Some(Arc::new(move || Some(memory)));
+    });
+    let mut client = engine.connect();
+    client.send(Kind::Ping, 7, &Hello::default(), Bytes::new());
+    loop {
+        let frame = client.frame().expect("the engine lives");
+        if frame.kind == Kind::Pong {
+            assert_eq!(Health::decode(frame.metadata).unwrap().device, Some(memory));
+            return;
+        }
+    }
+}
+
+#[test]
 fn memory_that_runs_out_divides_the_batch_until_it_fits() {
     let short = Arc::new(AtomicBool::new(false));
     let is_short = Arc::clone(&short);
@@ -836,6 +887,7 @@ fn a_socket_is_taken_over_only_from_the_dead() {
         run_max: Duration::from_secs(60),
         queue: Limits { rows: 1, bytes: 1 },
         memory: Memory { limit: u64::MAX, available: u64::MAX },
+        device_memory: None,
         unread_bytes_max: 1,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

@@ -5,11 +5,15 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <optional>
 #include <utility>
 
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/ones.h>
 #include <c10/core/InferenceMode.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/jit/serialization/import.h>
 
 namespace penstock {
@@ -45,11 +49,24 @@ bool is_tensor(const c10::TypePtr& type) {
   return type->kind() == c10::TypeKind::TensorType;
 }
 
-// Answers are read from the CPU, element after element.
+// Answers are read from the CPU, element after element. From a GPU they are still on their way.
 at::Tensor readable(const at::Tensor& tensor) {
   TORCH_CHECK(tensor.defined(), "forward returned an undefined tensor");
   TORCH_CHECK(tensor.layout() == at::kStrided, "forward returned a tensor that is not dense");
-  return tensor.detach().to(at::kCPU).contiguous().resolve_conj().resolve_neg();
+  at::Tensor dense = tensor.detach().contiguous().resolve_conj().resolve_neg();
+  return dense.to(at::kCPU, /*non_blocking=*/true);
+}
+
+// The calling thread's stream, for as long as it lives; there is one device in a process. Streams come from
+// libtorch's pool, which has 32.
+c10::Stream own_stream(const c10::impl::VirtualGuardImpl& gpu, c10::Device device) {
+  thread_local std::optional<c10::Stream> stream;
+  if (!stream) {
+    gpu.setDevice(device);
+    stream = gpu.getStreamFromGlobalPool(device);
+    gpu.exchangeStream(*stream);
+  }
+  return *stream;
 }
 
 void collect(const c10::IValue& value, Outputs& into) {
@@ -173,8 +190,18 @@ size_t Module::returns() const {
   return elements.size();
 }
 
+at::Tensor* Module::staging(const at::Tensor& like, rust::Slice<const int64_t> shape) const {
+  auto options = like.options().pinned_memory(!device_.is_cpu());
+  return new at::Tensor(at::empty(at::IntArrayRef(shape.data(), shape.size()), options));
+}
+
 std::unique_ptr<Outputs> Module::forward(rust::Slice<const Given> inputs) const {
   c10::InferenceMode guard;
+  std::optional<c10::impl::VirtualGuardImpl> gpu;
+  std::optional<c10::Stream> stream;
+  if (!device_.is_cpu()) {
+    stream = own_stream(gpu.emplace(device_.type()), device_);
+  }
   const auto& arguments = arguments_of(forward_);
   std::vector<c10::IValue> stack(arguments.size() - 1);
   for (size_t at = 1; at < arguments.size(); ++at) {
@@ -188,7 +215,7 @@ std::unique_ptr<Outputs> Module::forward(rust::Slice<const Given> inputs) const 
       stack.at(given.position) = number(*given.tensor, argument);
       continue;
     }
-    at::Tensor tensor = given.tensor->to(device_);
+    at::Tensor tensor = given.tensor->to(device_, /*non_blocking=*/true);
     if (wants_.channels_last && tensor.dim() == 4) {
       tensor = tensor.contiguous(at::MemoryFormat::ChannelsLast);
     }
@@ -199,10 +226,23 @@ std::unique_ptr<Outputs> Module::forward(rust::Slice<const Given> inputs) const 
   }
   auto outputs = std::make_unique<Outputs>();
   collect(forward_(std::move(stack)), *outputs);
+  if (stream) {
+    // What arrives is read at once, and an error of this batch is told now, not by the next one.
+    gpu->synchronizeStream(*stream);
+  }
   if (wants_.bfloat16) {
     outputs->widen();
   }
   return outputs;
+}
+
+void Module::probe() const {
+  if (device_.is_cpu()) {
+    return;
+  }
+  c10::impl::VirtualGuardImpl gpu(device_.type());
+  gpu.synchronizeDevice(device_.index());
+  TORCH_CHECK(at::ones({1}, at::TensorOptions(device_)).item<float>() == 1.0f, "it computes nonsense");
 }
 
 std::unique_ptr<Module> load(rust::Str path, rust::Str device) {
@@ -233,6 +273,13 @@ size_t cuda_devices() {
   }
   auto accelerator = at::getAccelerator(/*checked=*/false);
   return accelerator == at::kCUDA ? static_cast<size_t>(at::accelerator::deviceCount()) : 0;
+}
+
+DeviceMemory device_memory(size_t number) {
+  auto device = static_cast<c10::DeviceIndex>(number);
+  auto [free, total] = at::accelerator::getMemoryInfo(device);
+  auto held = at::accelerator::getDeviceStats(device).reserved_bytes.at(0).current;
+  return DeviceMemory{static_cast<uint64_t>(held), free, total};
 }
 
 void leave(int32_t code) noexcept { std::_Exit(code); }

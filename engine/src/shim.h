@@ -35,8 +35,9 @@ void trycatch(Try&& body, Fail&& fail) noexcept {
 
 namespace penstock {
 
-struct Parameter;
+struct DeviceMemory;
 struct Given;
+struct Parameter;
 
 // Owns what a forward pass gave until it is taken.
 class Outputs {
@@ -77,8 +78,14 @@ class Module {
   rust::Vec<Parameter> parameters() const;
   // How many tensors forward returns, 0 where its type does not tell.
   size_t returns() const;
-  // Borrows the inputs. Arguments that are not given take their defaults.
+  // An input to be filled, of the kind of `like`, in memory that the device reads without the CPU's help. The
+  // caller owns the result.
+  at::Tensor* staging(const at::Tensor& like, rust::Slice<const int64_t> shape) const;
+  // Borrows the inputs. Arguments that are not given take their defaults. On a GPU each thread has a stream of its
+  // own, so that what one copies overlaps what another computes; when this returns the outputs have arrived.
   std::unique_ptr<Outputs> forward(rust::Slice<const Given> inputs) const;
+  // Throws if the device does nothing any more: some errors of CUDA are for the rest of the process.
+  void probe() const;
 
  private:
   torch::jit::Module module_;
@@ -95,6 +102,9 @@ void define(rust::Str path, rust::Str methods);
 
 // GPUs that can be used. Loads libtorch_cuda.so if it lies beside libtorch_cpu.so; throws if that fails.
 size_t cuda_devices();
+
+// Of a GPU, not of the process.
+DeviceMemory device_memory(size_t number);
 
 // Ends the process without destructors or exit handlers.
 [[noreturn]] void leave(int32_t code) noexcept;

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tch::{Kind, Tensor};
-use wire::Datatype;
+use wire::{Datatype, DeviceMemory};
 
 // cxx makes its items pub, and knows no `expect`.
 #[allow(unreachable_pub)]
@@ -34,6 +34,13 @@ mod ffi {
         tensor: *const Tensor,
     }
 
+    /// Bytes of a GPU.
+    struct DeviceMemory {
+        held: u64,
+        free: u64,
+        total: u64,
+    }
+
     unsafe extern "C++" {
         include!("penstock-engine/src/shim.h");
 
@@ -49,6 +56,9 @@ mod ffi {
         fn bfloat16(self: &Module) -> Result<UniquePtr<Module>>;
         fn parameters(self: &Module) -> Result<Vec<Parameter>>;
         fn returns(self: &Module) -> Result<usize>;
+        fn staging(self: &Module, like: &Tensor, shape: &[i64]) -> Result<*mut Tensor>;
+        fn probe(self: &Module) -> Result<()>;
+        fn device_memory(number: usize) -> Result<DeviceMemory>;
         fn leave(code: i32);
         /// Each tensor must live.
         unsafe fn forward(self: &Module, inputs: &[Given]) -> Result<UniquePtr<Outputs>>;
@@ -114,7 +124,21 @@ pub fn load(path: &Path, manifest: Option<Manifest>, device: Device) -> Result<B
         None => undeclared(&signature),
     }
     .map_err(|error| error.to_string())?;
-    Ok(Box::new(TorchModel { module, spec, positions, threads: AtomicUsize::new(1) }))
+    Ok(Box::new(TorchModel { module, device, spec, positions, threads: AtomicUsize::new(1) }))
+}
+
+/// Bytes of the memory of a GPU; nothing on the CPU.
+pub fn device_memory(device: Device) -> Option<DeviceMemory> {
+    let Device::Cuda(number) = device else { return None };
+    match ffi::device_memory(number) {
+        Ok(ffi::DeviceMemory { held, free, total }) => {
+            Some(DeviceMemory { held_bytes: held, free_bytes: free, total_bytes: total })
+        }
+        Err(error) => {
+            tracing::debug!(detail = error.what(), "memory of {device}");
+            None
+        }
+    }
 }
 
 /// Writes a `model.pt` whose methods are this TorchScript, and that has no parameters: what tests and examples need,
@@ -133,6 +157,7 @@ pub fn leave(code: u8) -> ! {
 
 struct TorchModel {
     module: UniquePtr<ffi::Module>,
+    device: Device,
     spec: Spec,
     /// For each input, its place among the arguments.
     positions: Vec<usize>,
@@ -146,14 +171,15 @@ impl Model for TorchModel {
 
     fn run(&self, inputs: &[Gathered<'_>]) -> Result<Vec<Output>, ModelError> {
         prepare_thread(self.threads.load(Ordering::Relaxed));
-        let tensors = inputs.iter().map(stage).collect::<Result<Vec<_>, _>>()?;
+        let staged = inputs.iter().map(|input| self.stage(input));
+        let tensors = staged.collect::<Result<Vec<_>, _>>().map_err(|error| self.judge(error))?;
         let given = inputs.iter().zip(&tensors).map(|(input, tensor)| ffi::Given {
             position: self.positions[input.slot],
             tensor: tensor.as_ptr().cast(),
         });
         // SAFETY: `tensors` outlives the call, and a C_tensor is an at::Tensor.
         let outputs = unsafe { self.module.forward(&given.collect::<Vec<_>>()) };
-        let outputs = outputs.map_err(|error| explain(&error))?;
+        let outputs = outputs.map_err(|error| self.judge(explain(&error)))?;
         self.read(outputs)
     }
 
@@ -170,11 +196,64 @@ impl Model for TorchModel {
         };
         let module = module.map_err(|error| last_line(error.what()))?;
         let threads = AtomicUsize::new(self.threads.load(Ordering::Relaxed));
-        Ok(Box::new(Self { module, spec: self.spec.clone(), positions: self.positions.clone(), threads }))
+        let (spec, positions) = (self.spec.clone(), self.positions.clone());
+        Ok(Box::new(Self { module, device: self.device, spec, positions, threads }))
     }
 }
 
 impl TorchModel {
+    /// Copies the parts of an input, one after the other, into a new tensor. Never one that is used again: a model
+    /// may change its input or return it. On a GPU, libtorch keeps the page-locked memory of those that are gone.
+    fn stage(&self, input: &Gathered<'_>) -> Result<Tensor, ModelError> {
+        let mut shape = [0; crate::model::RANK_MAX];
+        let rank = input.shape.len();
+        for (to, from) in shape.iter_mut().zip(&input.shape) {
+            *to = i64::try_from(*from).map_err(|error| ModelError::new(error.to_string()))?;
+        }
+        let tensor = self.empty(to_kind(input.datatype), &shape[..rank])?;
+        let bytes = input.shape.iter().product::<u64>() as usize * input.datatype.size();
+        let given: usize = input.parts.iter().map(|part| part.len()).sum();
+        assert_eq!(given, bytes, "job.rs has checked each part against its shape");
+        let mut to = tensor.data_ptr().cast::<u8>();
+        for part in &input.parts {
+            // SAFETY: empty made a contiguous tensor of `bytes` bytes that nobody else knows; the parts add up to
+            // exactly that.
+            unsafe {
+                std::ptr::copy_nonoverlapping(part.as_ptr(), to, part.len());
+                to = to.add(part.len());
+            }
+        }
+        Ok(tensor)
+    }
+
+    /// A tensor in the memory of the CPU from which the device reads fastest.
+    fn empty(&self, kind: Kind, shape: &[i64]) -> Result<Tensor, ModelError> {
+        if self.device == Device::Cpu {
+            return Tensor::f_empty(shape, (kind, tch::Device::Cpu)).map_err(failed);
+        }
+        let like = Tensor::f_empty([0], (kind, tch::Device::Cpu)).map_err(failed)?;
+        // SAFETY: a C_tensor is an at::Tensor, and `like` lives.
+        let like = unsafe { &*like.as_ptr().cast::<ffi::Tensor>() };
+        let tensor = self.module.staging(like, shape).map_err(|error| explain(&error))?;
+        // SAFETY: the shim gives a tensor of its own to each caller of staging.
+        Ok(unsafe { Tensor::from_ptr(tensor.cast()) })
+    }
+
+    /// Whether it was the model that failed, or the device for good.
+    fn judge(&self, error: ModelError) -> ModelError {
+        if error.out_of_memory {
+            return error;
+        }
+        match self.module.probe() {
+            Ok(()) => error,
+            Err(now) => ModelError {
+                message: format!("{} works no more: {}", self.device, last_line(now.what())),
+                device_lost: true,
+                ..error
+            },
+        }
+    }
+
     fn read(&self, mut outputs: UniquePtr<ffi::Outputs>) -> Result<Vec<Output>, ModelError> {
         let mut read = Vec::with_capacity(outputs.len());
         for position in 0..outputs.len() {
@@ -222,31 +301,6 @@ fn prepare_thread(threads: usize) {
     if THREADS.replace(threads) != threads {
         tch::set_num_threads(i32::try_from(threads).unwrap_or(i32::MAX));
     }
-}
-
-/// Copies the parts of an input, one after the other, into a new tensor. Never one that is used again: a model
-/// may change its input or return it.
-fn stage(input: &Gathered<'_>) -> Result<Tensor, ModelError> {
-    let mut shape = [0; crate::model::RANK_MAX];
-    let rank = input.shape.len();
-    for (to, from) in shape.iter_mut().zip(&input.shape) {
-        *to = i64::try_from(*from).map_err(|error| ModelError::new(error.to_string()))?;
-    }
-    let tensor =
-        Tensor::f_empty(&shape[..rank], (to_kind(input.datatype), tch::Device::Cpu)).map_err(failed)?;
-    let bytes = input.shape.iter().product::<u64>() as usize * input.datatype.size();
-    let given: usize = input.parts.iter().map(|part| part.len()).sum();
-    assert_eq!(given, bytes, "job.rs has checked each part against its shape");
-    let mut to = tensor.data_ptr().cast::<u8>();
-    for part in &input.parts {
-        // SAFETY: f_empty made a contiguous tensor of `bytes` bytes that nobody else knows; the parts add up to
-        // exactly that.
-        unsafe {
-            std::ptr::copy_nonoverlapping(part.as_ptr(), to, part.len());
-            to = to.add(part.len());
-        }
-    }
-    Ok(tensor)
 }
 
 /// The bytes of an output, which keep its tensor alive.
@@ -298,13 +352,16 @@ fn from_kind(kind: Kind) -> Option<Datatype> {
 }
 
 fn failed(error: tch::TchError) -> ModelError {
-    let detail = error.to_string();
-    ModelError { message: last_line(&detail), out_of_memory: is_out_of_memory(&detail), detail }
+    of_libtorch(error.to_string())
 }
 
 fn explain(error: &cxx::Exception) -> ModelError {
-    let detail = error.what().to_owned();
-    ModelError { message: last_line(&detail), out_of_memory: is_out_of_memory(&detail), detail }
+    of_libtorch(error.what().to_owned())
+}
+
+fn of_libtorch(detail: String) -> ModelError {
+    let (message, out_of_memory) = (last_line(&detail), is_out_of_memory(&detail));
+    ModelError { message, detail, out_of_memory, device_lost: false }
 }
 
 /// Both allocators say so in words only.

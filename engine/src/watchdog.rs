@@ -1,16 +1,20 @@
-//! Knows what each lane runs and since when. A model that does not come back holds its lane for good, and nothing
-//! can stop a thread inside libtorch: the engine ends with the model's name, and its supervisor starts a new one.
+//! Decides when nothing but a new process helps. A model that does not come back holds its lane for good, because
+//! nothing can stop a thread inside libtorch; a GPU that has failed stays so for the process that used it. The
+//! engine then ends, says why, and its supervisor starts a new one.
 
 use crate::model::Version;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 
 /// How often it looks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// What runs, by lane.
+/// What runs, by lane, and whether that still can.
 pub(crate) struct Watchdog {
     lanes: Vec<Mutex<Option<Run>>>,
+    lost: OnceLock<String>,
+    told: Notify,
 }
 
 struct Run {
@@ -20,7 +24,8 @@ struct Run {
 
 impl Watchdog {
     pub(crate) fn new(lanes: usize) -> Self {
-        Self { lanes: (0..lanes).map(|_| Mutex::default()).collect() }
+        let lanes = (0..lanes).map(|_| Mutex::default()).collect();
+        Self { lanes, lost: OnceLock::new(), told: Notify::new() }
     }
 
     /// A lane begins to run a batch.
@@ -33,12 +38,21 @@ impl Watchdog {
         *self.lock(lane) = None;
     }
 
-    /// Completes with what to say when a run takes longer than `most`.
-    pub(crate) async fn hangs(&self, most: Duration) -> String {
+    /// Nothing runs on the device any more, for this reason.
+    pub(crate) fn device_lost(&self, why: String) {
+        let _ = self.lost.set(why); // what came first is the cause
+        self.told.notify_one();
+    }
+
+    /// Completes with what to say when the device is lost, or a run takes longer than `most`.
+    pub(crate) async fn beyond_repair(&self, most: Duration) -> String {
         loop {
-            tokio::time::sleep(LOOK_EVERY.min(most)).await;
-            if let Some(hanging) = self.hanging(most, Instant::now()) {
-                return hanging;
+            tokio::select! {
+                () = self.told.notified() => {}
+                () = tokio::time::sleep(LOOK_EVERY.min(most)) => {}
+            }
+            if let Some(why) = self.lost.get().cloned().or_else(|| self.hanging(most, Instant::now())) {
+                return why;
             }
         }
     }

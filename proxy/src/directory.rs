@@ -110,7 +110,7 @@ impl Models {
     }
 
     /// How each version runs, and what was measured about it when it was loaded; for people.
-    pub(crate) fn status(&self) -> serde_json::Value {
+    pub(crate) fn described(&self) -> Vec<serde_json::Value> {
         let versions = self.entries().map(|entry| {
             let curve = entry
                 .curve
@@ -128,7 +128,7 @@ impl Models {
                 "curve": curve.collect::<Vec<_>>(),
             })
         });
-        serde_json::json!({"engine": {"connected": self.connected}, "versions": versions.collect::<Vec<_>>()})
+        versions.collect()
     }
 
     /// The pinned version, else the one with the highest number.

@@ -79,6 +79,12 @@ pub struct Metrics {
     pub engine_resident_bytes: Gauge<u64, AtomicU64>,
     /// Bytes that the engine may hold.
     pub engine_memory_bytes: Gauge<u64, AtomicU64>,
+    /// Bytes of the GPU's memory that the engine holds; 0 without one.
+    pub device_held_bytes: Gauge<u64, AtomicU64>,
+    /// Bytes of the GPU's memory that nobody holds.
+    pub device_free_bytes: Gauge<u64, AtomicU64>,
+    /// Bytes of the GPU's memory in all.
+    pub device_total_bytes: Gauge<u64, AtomicU64>,
 }
 
 impl Default for Metrics {
@@ -116,6 +122,9 @@ impl Metrics {
             engine_up: Gauge::default(),
             engine_resident_bytes: Gauge::default(),
             engine_memory_bytes: Gauge::default(),
+            device_held_bytes: Gauge::default(),
+            device_free_bytes: Gauge::default(),
+            device_total_bytes: Gauge::default(),
             registry: Registry::default(),
         };
         registry.register(
@@ -165,6 +174,17 @@ impl Metrics {
             "Bytes that the engine may hold; beyond it another one takes over",
             metrics.engine_memory_bytes.clone(),
         );
+        for (name, help, gauge) in [
+            (
+                "device_held_bytes",
+                "Bytes of the GPU's memory that the engine holds",
+                &metrics.device_held_bytes,
+            ),
+            ("device_free_bytes", "Bytes of the GPU's memory that nobody holds", &metrics.device_free_bytes),
+            ("device_total_bytes", "Bytes of the GPU's memory; 0 without one", &metrics.device_total_bytes),
+        ] {
+            registry.register(name, help, gauge.clone());
+        }
         Self { registry, ..metrics }
     }
 

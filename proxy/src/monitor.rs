@@ -34,9 +34,7 @@ impl ServeHttp for Monitor {
         }
         match session.req_header().uri.path() {
             "/metrics" => self.show_metrics(),
-            "/status" => {
-                respond(StatusCode::OK, "application/json", self.directory.load().status().to_string())
-            }
+            "/status" => respond(StatusCode::OK, "application/json", self.status().to_string()),
             "/v2/health/live" => respond(StatusCode::OK, "application/json", r#"{"live":true}"#.into()),
             "/v2/health/ready" => match self.readiness.server() {
                 Ok(()) => respond(StatusCode::OK, "application/json", r#"{"ready":true}"#.into()),
@@ -55,6 +53,27 @@ impl ServeHttp for Monitor {
 }
 
 impl Monitor {
+    fn status(&self) -> serde_json::Value {
+        let (models, metrics) = (self.directory.load(), &self.metrics);
+        let total = metrics.device_total_bytes.get();
+        let gpu = (total > 0).then(|| {
+            serde_json::json!({
+                "held_bytes": metrics.device_held_bytes.get(),
+                "free_bytes": metrics.device_free_bytes.get(),
+                "total_bytes": total,
+            })
+        });
+        serde_json::json!({
+            "engine": {
+                "connected": models.connected,
+                "resident_bytes": metrics.engine_resident_bytes.get(),
+                "memory_bytes": metrics.engine_memory_bytes.get(),
+                "gpu": gpu,
+            },
+            "versions": models.described(),
+        })
+    }
+
     fn show_metrics(&self) -> Response<Vec<u8>> {
         self.metrics.set_breakers(&self.ledger.breakers(Instant::now()));
         respond(

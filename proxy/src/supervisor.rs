@@ -23,7 +23,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{mpsc, watch};
-use wire::{Action, Control, Health, Hello, Index, ModelState, Reply, Status};
+use wire::{Action, Control, DeviceMemory, Health, Hello, Index, ModelState, Reply, Status};
 
 /// How to start the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,6 +184,11 @@ impl Supervisor {
                 Some(Event::Pong(health)) => {
                     self.metrics.engine_resident_bytes.set(health.resident_bytes);
                     self.metrics.engine_memory_bytes.set(health.memory_bytes);
+                    let DeviceMemory { held_bytes, free_bytes, total_bytes } =
+                        health.device.unwrap_or_default();
+                    self.metrics.device_held_bytes.set(held_bytes);
+                    self.metrics.device_free_bytes.set(free_bytes);
+                    self.metrics.device_total_bytes.set(total_bytes);
                     let outgrown = growth.observe(health).filter(|_| born.elapsed() > patience);
                     if let (Some(Outgrown { beside, says }), Some(_)) = (outgrown, &process) {
                         return Ended::Outgrown { beside, says };
@@ -407,7 +412,7 @@ impl Growth {
     }
 
     fn observe(&mut self, health: Health) -> Option<Outgrown> {
-        let Health { resident_bytes: now, memory_bytes: most, available_bytes: available } = health;
+        let Health { resident_bytes: now, memory_bytes: most, available_bytes: available, .. } = health;
         if self.is_loading {
             return None;
         }
@@ -514,6 +519,7 @@ mod tests {
             resident_bytes: resident << 20,
             memory_bytes: memory << 20,
             available_bytes: available << 20,
+            device: None,
         }
     }
 

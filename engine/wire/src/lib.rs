@@ -26,8 +26,8 @@ pub mod tensor;
 
 pub use frame::{Decoder, Frame, FrameError, Kind, Limits, PROTOCOL_VERSION};
 pub use message::{
-    Action, Batch, Control, CurvePoint, Health, Hello, Index, Infer, ModelEntry, ModelState, Reply, Status,
-    TensorSpec, Timing, TraceContext,
+    Action, Batch, Control, CurvePoint, DeviceMemory, Health, Hello, Index, Infer, ModelEntry, ModelState,
+    Reply, Status, TensorSpec, Timing, TraceContext,
 };
 pub use outbox::{Outbox, Segments};
 pub use tensor::{Datatype, Layout, TensorError, TensorMeta, element_count};

@@ -32,6 +32,23 @@ pub struct Health {
     /// Bytes that its machine or control group has.
     #[prost(uint64, tag = "3")]
     pub available_bytes: u64,
+    /// Of the GPU, where models run on one.
+    #[prost(message, optional, tag = "4")]
+    pub device: Option<DeviceMemory>,
+}
+
+/// The memory of a GPU.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct DeviceMemory {
+    /// Bytes that this engine holds, in use or kept for later.
+    #[prost(uint64, tag = "1")]
+    pub held_bytes: u64,
+    /// Bytes that nobody holds.
+    #[prost(uint64, tag = "2")]
+    pub free_bytes: u64,
+    /// Bytes in all.
+    #[prost(uint64, tag = "3")]
+    pub total_bytes: u64,
 }
 
 /// Every version the engine knows, ready or not. Sent whole at each change.
