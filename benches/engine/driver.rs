@@ -2,11 +2,10 @@
 //! fixed seed, because what a model answers is not the matter here.
 
 use anyhow::{Context, ensure};
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use engine::model::Gathered;
 use hdrhistogram::Histogram;
-use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +20,8 @@ pub(crate) struct Workload {
     pub(crate) model: &'static str,
     /// Inputs of the rows that are sent in turn.
     rows: Vec<Vec<Tensor>>,
+    /// The same as they are sent.
+    requests: Vec<(Infer, Bytes)>,
     /// Requests in flight when the engine is saturated.
     in_flight: usize,
 }
@@ -55,7 +56,7 @@ impl Workload {
                 bytes,
             }]
         };
-        Self { model: "efficientnet", rows: (0..8).map(image).collect(), in_flight: 32 }
+        Self::new("efficientnet", (0..8).map(image).collect(), 32)
     }
 
     /// One digit of 8 by 8.
@@ -63,7 +64,7 @@ impl Workload {
         let mut seed = 1u64;
         let bytes = (0..64).flat_map(|_| next(&mut seed).abs().to_le_bytes()).collect();
         let pixels = Tensor { slot: 0, name: "pixels", datatype: Datatype::Fp32, shape: vec![1, 64], bytes };
-        Self { model: "digits", rows: vec![vec![pixels]], in_flight: 256 }
+        Self::new("digits", vec![vec![pixels]], 256)
     }
 
     /// One sentence of 8 to 128 tokens, a multiple of 8.
@@ -85,7 +86,12 @@ impl Workload {
                 tensor(1, "attention_mask", (0..*length).flat_map(|_| 1i64.to_le_bytes()).collect()),
             ]
         };
-        Self { model: "minilm", rows: lengths.iter().map(sentence).collect(), in_flight: 320 }
+        Self::new("minilm", lengths.iter().map(sentence).collect(), 320)
+    }
+
+    fn new(model: &'static str, rows: Vec<Vec<Tensor>>, in_flight: usize) -> Self {
+        let requests = rows.iter().map(|row| request(model, row)).collect();
+        Self { model, rows, requests, in_flight }
     }
 
     /// How many different rows there are.
@@ -104,20 +110,21 @@ impl Workload {
     }
 
     fn request(&self, at: usize, budget: Duration) -> (Infer, Bytes) {
-        let (mut inputs, mut payload, mut layout) = (Vec::new(), Vec::new(), Layout::default());
-        for Tensor { name, datatype, shape, bytes, .. } in &self.rows[at % self.rows.len()] {
-            let offset = layout.place(bytes.len());
-            payload.resize(offset, 0);
-            payload.extend_from_slice(bytes);
-            let (name, datatype, shape) = ((*name).to_owned(), *datatype as u32, shape.clone());
-            inputs.push(TensorMeta { name, datatype, shape, offset: offset as u64 });
-        }
-        let budget_us = budget.as_micros() as u64;
-        (
-            Infer { model: self.model.into(), version: 1, budget_us, inputs, ..Infer::default() },
-            payload.into(),
-        )
+        let (infer, payload) = self.requests[at % self.requests.len()].clone();
+        (Infer { budget_us: budget.as_micros() as u64, ..infer }, payload)
     }
+}
+
+fn request(model: &str, row: &[Tensor]) -> (Infer, Bytes) {
+    let (mut inputs, mut payload, mut layout) = (Vec::new(), Vec::new(), Layout::default());
+    for Tensor { name, datatype, shape, bytes, .. } in row {
+        let offset = layout.place(bytes.len());
+        payload.resize(offset, 0);
+        payload.extend_from_slice(bytes);
+        let (name, datatype, shape) = ((*name).to_owned(), *datatype as u32, shape.clone());
+        inputs.push(TensorMeta { name, datatype, shape, offset: offset as u64 });
+    }
+    (Infer { model: model.into(), version: 1, inputs, ..Infer::default() }, payload.into())
 }
 
 /// Numbers between −1 and 1.
@@ -266,26 +273,36 @@ impl<'w> Driver<'w> {
         budget: Duration,
         takes: Duration,
     ) -> anyhow::Result<Overload> {
-        let mut sent_at: HashMap<u64, Instant> = HashMap::new();
         let mut refusals = Histogram::<u64>::new(3)?;
-        let began = Instant::now();
         let gap = Duration::from_secs_f64(1.0 / rate);
-        let (mut count, mut in_time, mut late) = (0u32, 0u64, 0u64);
-        while began.elapsed() < takes || !sent_at.is_empty() {
-            let due = began + gap * count;
-            let sending = began.elapsed() < takes;
-            if sending && Instant::now() >= due {
-                sent_at.insert(self.send(budget)?, Instant::now());
-                count += 1;
-                continue;
+        let count = (takes.as_secs_f64() * rate) as u64;
+        let (mut in_time, mut late) = (0u64, 0u64);
+        // Somebody else reads: who writes large requests would find every answer late.
+        let socket = self.socket.try_clone()?;
+        let mut reader =
+            Self { workload: self.workload, socket, decoder: Decoder::new(Limits::default()), sent: 0 };
+        let reading = move || {
+            let mut came = Vec::new();
+            while came.len() < count as usize {
+                let (id, reply) = reader.reply(Some(Duration::from_secs(10)))?.context("an answer")?;
+                came.push((id, Instant::now(), reply));
             }
-            let left = due.saturating_duration_since(Instant::now());
-            let wait = if sending { left } else { Duration::from_secs(10) };
-            let Some((id, reply)) = self.reply(Some(wait.max(Duration::from_micros(50))))? else {
-                ensure!(sending, "{} requests were never answered", sent_at.len());
-                continue;
-            };
-            let took = sent_at.remove(&id).context("an answer to what was asked")?.elapsed();
+            anyhow::Ok(came)
+        };
+        let first = self.sent + 1;
+        let (sent, came) = std::thread::scope(|scope| {
+            let reading = scope.spawn(reading);
+            let began = Instant::now();
+            let mut sent = Vec::new();
+            for due in (0..count).map(|number| began + gap.mul_f64(number as f64)) {
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                self.send(budget)?;
+                sent.push(Instant::now());
+            }
+            anyhow::Ok((sent, reading.join().expect("no panic")?))
+        })?;
+        for (id, came, reply) in came {
+            let took = came.saturating_duration_since(sent[(id - first) as usize]);
             match reply.status() {
                 Status::Ok => in_time += u64::from(took <= budget),
                 Status::Overloaded => refusals.record(took.as_micros() as u64)?,
@@ -303,7 +320,13 @@ impl<'w> Driver<'w> {
         let (infer, payload) = self.workload.request(self.sent as usize, budget);
         let mut outbox = Outbox::new();
         outbox.push(Kind::Infer, self.sent, &infer, payload);
-        self.socket.write_all(&outbox.take().concat())?;
+        let mut segments = outbox.take();
+        while segments.has_remaining() {
+            let mut slices = [IoSlice::new(&[]); 8];
+            let filled = segments.chunks_vectored(&mut slices);
+            let written = self.socket.write_vectored(&slices[..filled])?;
+            segments.advance(written);
+        }
         Ok(self.sent)
     }
 

@@ -612,6 +612,9 @@ impl<T: Clone> Batcher<T> {
         let jobs = queue.waiting.len() as f64;
         let here = u32::try_from(queue.rows).ok()?;
         let one = here.div_ceil(queue.waiting.len() as u32);
+        if !profile.curve.reaches_down_to(one) {
+            return None;
+        }
         let joint = here.checked_add(one).filter(|rows| *rows <= self.capped(bucket.version, max_rows))?;
         let seconds = |rows| profile.curve.typical(rows).map(|typical| typical.as_secs_f64());
         let pays = ((jobs + 1.0) * (seconds(here)? - seconds(joint)?) + seconds(one)?) / jobs;
@@ -1222,6 +1225,17 @@ mod tests {
             assert_eq!(world.step(), Step::Run(vec![id]), "15 ms are for a slow run");
             world.finish_all();
             world.now += ms(1);
+        }
+    }
+
+    #[test]
+    fn nobody_waits_because_of_how_long_much_larger_batches_take() {
+        let mut world = World::new(100, 10_000);
+        world.learn(0, 0, &[(32, 500)]);
+        for id in 0..8 {
+            world.push_plain(&[id], 0, 0);
+            assert_eq!(world.step(), Step::Run(vec![id]));
+            world.now += ms(20);
         }
     }
 

@@ -92,6 +92,11 @@ impl Curve {
         self.micros(rows).map(from_micros)
     }
 
+    /// Whether so few rows have run, or fewer; else a prediction only says what they do not exceed.
+    pub fn reaches_down_to(&self, rows: u32) -> bool {
+        self.sizes.range(..=rows).next().is_some()
+    }
+
     /// What 99 of 100 runs of so many rows take at most.
     pub fn slow(&self, rows: u32) -> Option<Duration> {
         let slowness = if self.slowness == 0.0 { SLOWNESS_AT_FIRST } else { self.slowness };
