@@ -12,6 +12,7 @@ use garde::error::Path;
 
 use crate::attribute::Attribute;
 use crate::breaker::BreakerPolicy;
+use crate::canary::{CanaryPolicy, Millionths, SlowPolicy};
 use crate::limiter::LimitPolicy;
 use crate::pick::{Rule, Split, Stickiness, Target, Test, WithoutKey};
 use crate::schema;
@@ -23,6 +24,12 @@ const MOST_LIMITS: u64 = 256;
 /// Arms of one split; keeps the sum of weights far from overflow.
 const MOST_ARMS: u64 = 64;
 const MOST_PROBES: u64 = 100;
+const MOST_STEPS: u64 = 20;
+/// 1, 5, 25 and 50 %.
+const DEFAULT_STEPS: [Millionths; 4] = [10_000, 50_000, 250_000, 500_000];
+const DEFAULT_DWELL: Duration = Duration::from_secs(600);
+/// 1 %.
+const DEFAULT_FAILING: Millionths = 10_000;
 const MOST_KEYS: u64 = 10_000_000;
 const DEFAULT_KEYS: u32 = 100_000;
 /// A bucket's level is a time; beyond a year it is a mistake in the file and not a limit.
@@ -45,7 +52,7 @@ pub(crate) enum Fault {
     UnknownLabel { got: String, known: String },
     #[error("no weight is positive, so nobody would answer")]
     NoWeight,
-    #[error("only a split with `sticky` has a key that can be missing")]
+    #[error("only with `sticky` is there a key that can be missing")]
     KeylessFallback,
     #[error("a header name is letters, digits and !#$%&'*+-.^_`|~, got `{0}`")]
     HeaderName(String),
@@ -57,6 +64,14 @@ pub(crate) enum Fault {
     OneTest,
     #[error("must be at least `open_for`, which is {first:?}, got {longest:?}")]
     ShorterThanFirst { longest: Duration, first: Duration },
+    #[error("expected either `split` or `canary`, got both: a canary is a split that changes by itself")]
+    SplitAndCanary,
+    #[error("expected another version than the baseline, got version {0} for both")]
+    SameVersion(Version),
+    #[error("expected a percentage from 0.0001 to 99.9999, got {0}")]
+    Percent(f64),
+    #[error("expected more than the step before, which is {before}, got {got}")]
+    NotRising { before: f64, got: f64 },
     #[error("a limit called `{0}` exists already")]
     DuplicateLimit(String),
     #[error("a burst of {burst} at {rate} takes more than a year to refill")]
@@ -113,9 +128,88 @@ fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Fau
         Some(written) => split(name, written, &labels, &path.join("split"), faults).map(Some),
         None => Some(None),
     };
+    let canary = match &model.canary {
+        Some(written) => canary(name, written, &labels, &path.join("canary"), faults).map(Some),
+        None => Some(None),
+    };
+    if model.split.is_some() && model.canary.is_some() {
+        faults.note(path.join("canary"), Fault::SplitAndCanary);
+    }
     let deadline = duration_or(model.deadline.as_deref(), DEFAULT_DEADLINE, &path.join("deadline"), faults);
     let breaker = breaker_policy(&model.breaker, deadline, &path.join("breaker"), faults);
-    Some(ModelPolicy { labels, rules, split: split?, deadline, breaker: breaker? })
+    Some(ModelPolicy { labels, rules, split: split?, canary: canary?, deadline, breaker: breaker? })
+}
+
+fn canary(
+    model: &str,
+    written: &schema::Canary,
+    labels: &BTreeMap<Arc<str>, Version>,
+    path: &Path,
+    faults: &mut Faults,
+) -> Option<CanaryPolicy> {
+    let baseline = target(&written.baseline, labels, &path.join("baseline"), faults);
+    let candidate = target(&written.candidate, labels, &path.join("candidate"), faults);
+    if let (Some(baseline), Some(candidate)) = (&baseline, &candidate)
+        && baseline.version == candidate.version
+    {
+        faults.note(path.join("candidate"), Fault::SameVersion(candidate.version));
+    }
+    let steps = match &written.steps {
+        Some(steps) => rising(steps, &path.join("steps"), faults),
+        None => Some(DEFAULT_STEPS.to_vec()),
+    };
+    let dwell = duration_or(written.dwell.as_deref(), DEFAULT_DWELL, &path.join("dwell"), faults);
+    let sticky = (written.sticky.as_ref(), written.without_key.as_deref());
+    let stickiness = stickiness(model, sticky, labels, path, faults);
+    let gates = path.join("gates");
+    let failing_at_most = match &written.gates.errors {
+        Some(errors) => faults.keep(&gates.join("errors").join("at_most"), millionths(errors.at_most)),
+        None => Some(DEFAULT_FAILING),
+    };
+    let slow = match &written.gates.latency {
+        Some(latency) => {
+            let path = gates.join("latency");
+            let over = faults.keep(&path.join("over"), units::duration(&latency.over));
+            let at_most = faults.keep(&path.join("at_most"), millionths(latency.at_most));
+            over.zip(at_most).map(|(over, at_most)| Some(SlowPolicy { over, at_most }))
+        }
+        None => Some(None),
+    };
+    Some(CanaryPolicy {
+        baseline: baseline?,
+        candidate: candidate?,
+        steps: steps?,
+        dwell,
+        stickiness: stickiness?,
+        failing_at_most: failing_at_most?,
+        slow: slow?,
+    })
+}
+
+fn rising(written: &[f64], path: &Path, faults: &mut Faults) -> Option<Vec<Millionths>> {
+    if written.is_empty() {
+        faults.note(path.clone(), Fault::Empty);
+    }
+    faults.note_above(MOST_STEPS, written.len() as u64, path);
+    let mut steps = Vec::new();
+    for (at, percent) in written.iter().enumerate() {
+        let step = faults.keep(&path.join(at), millionths(*percent))?;
+        if steps.last().is_some_and(|before| *before >= step) {
+            faults.note(path.join(at), Fault::NotRising { before: written[at - 1], got: *percent });
+        }
+        steps.push(step);
+    }
+    (!steps.is_empty()).then_some(steps)
+}
+
+/// A percentage above 0 and below 100, with four decimals.
+fn millionths(percent: f64) -> Result<Millionths, Fault> {
+    let millionths = (percent * 10_000.0).round();
+    if (1.0..=999_999.0).contains(&millionths) {
+        Ok(millionths as Millionths)
+    } else {
+        Err(Fault::Percent(percent))
+    }
 }
 
 fn labels(written: &BTreeMap<String, u64>, path: &Path, faults: &mut Faults) -> BTreeMap<Arc<str>, Version> {
@@ -171,30 +265,31 @@ fn split(
         arms.extend(target.zip(weight));
     }
     let complete = arms.len() == written.weights.len();
-    let stickiness = stickiness(model, written, labels, path, faults);
+    let sticky = (written.sticky.as_ref(), written.without_key.as_deref());
+    let stickiness = stickiness(model, sticky, labels, path, faults);
     if !complete {
         return None; // Already noted; what is left may not add up to anything.
     }
     faults.keep(&weights, Split::new(arms, stickiness?).ok_or(Fault::NoWeight))
 }
 
-/// `Some(None)` if the split is not sticky.
+/// `Some(None)` if there is no key.
 fn stickiness(
     model: &str,
-    written: &schema::Split,
+    (sticky, without_key): (Option<&schema::Attribute>, Option<&str>),
     labels: &BTreeMap<Arc<str>, Version>,
     path: &Path,
     faults: &mut Faults,
 ) -> Option<Option<Stickiness>> {
     let fallback = path.join("without_key");
-    let Some(key) = &written.sticky else {
-        return match &written.without_key {
+    let Some(key) = sticky else {
+        return match without_key {
             Some(_) => faults.keep(&fallback, Err(Fault::KeylessFallback)),
             None => Some(None),
         };
     };
     let key = attribute(key, &path.join("sticky"), faults);
-    let without_key = match written.without_key.as_deref() {
+    let without_key = match without_key {
         None | Some("random") => Some(WithoutKey::Random),
         Some(name) => target(name, labels, &fallback, faults).map(WithoutKey::Use),
     };

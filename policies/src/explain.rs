@@ -3,8 +3,9 @@
 use std::fmt::{self, Write};
 
 use crate::breaker::BreakerPolicy;
+use crate::canary::CanaryPolicy;
 use crate::limiter::LimitPolicy;
-use crate::pick::{Rule, Split, Target, Test, WithoutKey};
+use crate::pick::{Rule, Split, Stickiness, Target, Test, WithoutKey};
 use crate::snapshot::{ModelPolicy, Snapshot};
 
 impl Snapshot {
@@ -34,9 +35,10 @@ fn write_model(name: &str, model: &ModelPolicy, out: &mut String) -> fmt::Result
     for rule in &model.rules {
         write_rule(rule, out)?;
     }
-    match &model.split {
-        Some(split) => write_split(split, out)?,
-        None => writeln!(out, "  the highest ready version answers")?,
+    match (&model.split, &model.canary) {
+        (_, Some(canary)) => write_canary(canary, out)?,
+        (Some(split), None) => write_split(split, out)?,
+        (None, None) => writeln!(out, "  the highest ready version answers")?,
     }
     writeln!(out, "  a request without a deadline has {:?}", model.deadline)?;
     write_breaker(&model.breaker, out)
@@ -56,7 +58,38 @@ fn write_split(split: &Split, out: &mut String) -> fmt::Result {
     for (target, share) in split.shares() {
         writeln!(out, "  {} % go to {}", percent(share), Named(target))?;
     }
-    match split.stickiness() {
+    write_stickiness(split.stickiness(), out)
+}
+
+fn write_canary(canary: &CanaryPolicy, out: &mut String) -> fmt::Result {
+    let (baseline, candidate) = (Named(&canary.baseline), Named(&canary.candidate));
+    let share = |share: &u32| percent(f64::from(*share) / 1e6);
+    let steps: Vec<String> = canary.steps.iter().map(share).collect();
+    writeln!(
+        out,
+        "  {candidate} gets {} % and then all, each for at least {:?}; {baseline} the rest",
+        steps.join(", "),
+        canary.dwell
+    )?;
+    write_stickiness(canary.stickiness.as_ref(), out)?;
+    writeln!(
+        out,
+        "  more only once it is shown that fewer than {} % of its requests fail",
+        share(&canary.failing_at_most)
+    )?;
+    if let Some(slow) = &canary.slow {
+        writeln!(
+            out,
+            "  and that fewer than {} % of its answers take longer than {:?}",
+            share(&slow.at_most),
+            slow.over
+        )?;
+    }
+    writeln!(out, "  none any more as soon as it is shown to be worse than the baseline")
+}
+
+fn write_stickiness(stickiness: Option<&Stickiness>, out: &mut String) -> fmt::Result {
+    match stickiness {
         None => writeln!(out, "  each request draws anew"),
         Some(sticky) => {
             write!(out, "  one {} always gets the same version; without it ", sticky.key)?;
@@ -145,6 +178,32 @@ model digits
 limit per-user: 100/s with bursts of 20 per header x-user-id, for up to 100000 at a time, on digits
 ";
         assert_eq!(parse(text, "policies.yaml").unwrap().explain(), expected);
+    }
+
+    #[test]
+    fn a_rollout_reads_as_sentences() {
+        let text = "
+models:
+  digits:
+    labels: {stable: 1, canary: 2}
+    canary:
+      baseline: stable
+      candidate: canary
+      steps: [0.5, 10]
+      dwell: 1m
+      sticky: {header: x-user-id}
+      gates: {latency: {over: 200ms, at_most: 5}}
+";
+        let expected = "\
+model digits
+  canary (version 2) gets 0.5, 10 % and then all, each for at least 60s; stable (version 1) the rest
+  one header x-user-id always gets the same version; without it each request draws anew
+  more only once it is shown that fewer than 1 % of its requests fail
+  and that fewer than 5 % of its answers take longer than 200ms
+  none any more as soon as it is shown to be worse than the baseline
+";
+        let explained = parse(text, "policies.yaml").unwrap().explain();
+        assert!(explained.starts_with(expected), "{explained}");
     }
 
     #[test]

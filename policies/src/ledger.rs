@@ -9,6 +9,7 @@
 //! request locks its limits one after the other, always in the order of their names.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -16,9 +17,11 @@ use arc_swap::ArcSwap;
 
 use crate::attribute::Attributes;
 use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Tripped};
+use crate::canary::{Assignment, Canary, CanaryPolicy, CanaryStatus, Command, Progress, Record, Sight};
 use crate::gcra::Moment;
 use crate::limiter::{LimitPolicy, Limited, Limiter};
 use crate::outcome::Outcome;
+use crate::pick::Pick;
 use crate::snapshot::Snapshot;
 use crate::units::Version;
 
@@ -29,10 +32,43 @@ pub struct Ledger {
     epoch: OnceLock<Instant>,
     limiters: ArcSwap<Limiters>,
     breakers: ArcSwap<Breakers>,
+    rollouts: ArcSwap<Rollouts>,
 }
 
 type Limiters = HashMap<Arc<str>, Arc<Limiter>>;
 type Breakers = HashMap<Arc<str>, BTreeMap<Version, Arc<Guard>>>;
+
+type Rollouts = BTreeMap<Arc<str>, Arc<Rollout>>;
+
+/// A rollout that requests share.
+#[derive(Debug)]
+struct Rollout {
+    /// Baseline and candidate.
+    versions: (Version, Version),
+    /// The candidate's, so that a pick takes no lock.
+    share: AtomicU32,
+    canary: Mutex<Canary>,
+}
+
+impl Rollout {
+    fn new(policy: &CanaryPolicy, now: Instant) -> Self {
+        let canary = Canary::new(policy.clone(), now);
+        let share = AtomicU32::new(canary.share());
+        Self { versions: policy.versions_of_arms(), share, canary: Mutex::new(canary) }
+    }
+
+    fn is_of(&self, policy: &CanaryPolicy) -> bool {
+        self.versions == policy.versions_of_arms()
+    }
+
+    /// Changes it, and what is picked from now on.
+    fn change<T>(&self, change: impl FnOnce(&mut Canary) -> T) -> T {
+        let mut canary = self.canary.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = change(&mut canary);
+        self.share.store(canary.share(), Ordering::Relaxed);
+        changed
+    }
+}
 
 /// A breaker that requests share.
 #[derive(Debug)]
@@ -69,6 +105,97 @@ impl Ledger {
     /// A ledger in which nothing has happened yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The version that answers this caller by `snapshot`: see [`ModelPolicy`](crate::ModelPolicy). `draw` is any evenly
+    /// distributed number. `None` if the policy leaves it open: the highest ready version answers.
+    pub fn pick(
+        &self,
+        snapshot: &Snapshot,
+        model: &str,
+        caller: &impl Attributes,
+        draw: u64,
+    ) -> Option<Pick> {
+        snapshot.model(model)?.pick(caller, draw, |policy| {
+            // A rollout that nobody has begun yet gives nothing, whatever another one has come to.
+            let rollouts = self.rollouts.load();
+            let rollout = rollouts.get(model).filter(|rollout| rollout.is_of(policy));
+            rollout.map_or(0, |rollout| rollout.share.load(Ordering::Relaxed))
+        })
+    }
+
+    /// Tells what became of a request that a rollout had assigned.
+    pub fn witness(&self, model: &str, assigned: Assignment, key: Option<u64>, sight: Sight, now: Instant) {
+        if let Some(rollout) = self.rollouts.load().get(model) {
+            rollout.change(|canary| canary.witness(assigned, key, sight, now));
+        }
+    }
+
+    /// Has every rollout look whether its step is over, and gives the verdicts that nobody was told of. Call it a few
+    /// times a second.
+    pub fn judge(&self, now: Instant) -> Vec<(Arc<str>, Record)> {
+        let mut news = Vec::new();
+        for (model, rollout) in self.rollouts.load().iter() {
+            let records = rollout.change(|canary| {
+                canary.judge(now);
+                canary.news()
+            });
+            news.extend(records.into_iter().map(|record| (Arc::clone(model), record)));
+        }
+        news
+    }
+
+    /// Does with a rollout what a person says.
+    ///
+    /// # Errors
+    /// Why not, in words.
+    pub fn command(&self, model: &str, command: Command, reason: &str, now: Instant) -> Result<(), String> {
+        let rollouts = self.rollouts.load();
+        let rollout = rollouts.get(model).ok_or_else(|| format!("model `{model}` has no canary"))?;
+        rollout.change(|canary| canary.command(command, reason, now))
+    }
+
+    /// How far every rollout is.
+    pub fn rollouts(&self) -> BTreeMap<String, CanaryStatus> {
+        let rollouts = self.rollouts.load();
+        rollouts
+            .iter()
+            .map(|(model, rollout)| (model.to_string(), rollout.change(|canary| canary.status())))
+            .collect()
+    }
+
+    /// What is to be kept over a restart.
+    pub fn progress(&self, now: Instant) -> BTreeMap<String, Progress> {
+        let rollouts = self.rollouts.load();
+        rollouts
+            .iter()
+            .map(|(model, rollout)| (model.to_string(), rollout.change(|canary| canary.progress(now))))
+            .collect()
+    }
+
+    /// Goes on where an earlier process has stopped. Call it after [`Ledger::roll_out`].
+    pub fn restore(&self, progress: &BTreeMap<String, Progress>, now: Instant) {
+        for (model, rollout) in self.rollouts.load().iter() {
+            if let Some(progress) = progress.get(&**model) {
+                rollout.change(|canary| canary.restore(progress, now));
+            }
+        }
+    }
+
+    /// Follows a swap of policies: begins the rollouts that are new, drops those that are gone.
+    pub fn roll_out(&self, snapshot: &Snapshot, now: Instant) {
+        self.rollouts.rcu(|rollouts| {
+            let wanted =
+                snapshot.models().filter_map(|(model, policy)| Some((model, policy.canary.as_ref()?)));
+            let followed = |(model, policy): (&str, &CanaryPolicy)| match rollouts.get_key_value(model) {
+                Some((model, rollout)) if rollout.is_of(policy) => {
+                    rollout.change(|canary| canary.follow(policy));
+                    (Arc::clone(model), Arc::clone(rollout))
+                }
+                _ => (Arc::from(model), Arc::new(Rollout::new(policy, now))),
+            };
+            wanted.map(followed).collect::<Rollouts>()
+        });
     }
 
     /// Asks every limit that covers `model`, and spends at all of them or at none.

@@ -28,6 +28,9 @@ mod explain;
 mod live;
 
 // Progress.
+mod evidence;
+mod canary;
+
 mod outcome;
 mod gcra;
 mod limiter;
@@ -36,6 +39,7 @@ mod ledger;
 
 pub use attribute::{Attribute, Attributes};
 pub use breaker::{BreakerPolicy, BreakerState, Tripped};
+pub use canary::{Assignment, CanaryStatus, Command, GateStatus, Phase, Progress, Record, Sight, Verdict};
 pub use errors::{PolicyError, PolicyErrors};
 pub use ledger::{BreakerStatus, Ledger, Pass};
 pub use limiter::{LimitPolicy, Limited};

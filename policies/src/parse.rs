@@ -171,7 +171,7 @@ p.yaml:15:88: models.digits.breaker.probe_timeout: expected a duration from 1ms 
 p.yaml:17:17: models.letters.labels.7: a label starts with a letter and goes on with letters, digits, `-`, `_` or `.`, got `7`
 p.yaml:17:28: models.letters.labels.random: `random` is the word for a draw and cannot be a label
 p.yaml:18:22: models.letters.split.weights: no weight is positive, so nobody would answer
-p.yaml:20:43: models.words.split.without_key: only a split with `sticky` has a key that can be missing
+p.yaml:20:43: models.words.split.without_key: only with `sticky` is there a key that can be missing
 p.yaml:22:28: limits[0].rate: must be at least 1, got `0/s`
 p.yaml:22:40: limits[0].burst: must be at least 1, got `0`
 p.yaml:22:53: limits[0].max_keys: must be at least 1, got `0`
@@ -186,12 +186,46 @@ p.yaml:24:34: limits[2].burst: a burst of 10000 at 1/h takes more than a year to
     }
 
     #[test]
+    fn a_rollout_that_cannot_work_is_refused() {
+        refuses(
+            "
+models:
+  digits:
+    labels: {stable: 1, canary: 2}
+    split: {weights: {stable: 1}}
+    canary:
+      baseline: stable
+      candidate: 1
+      steps: [5, 5, 100, -1]
+      dwell: soon
+      without_key: random
+      gates: {errors: {at_most: 0}, latency: {over: 200, at_most: .nan}}
+  letters:
+    canary: {baseline: 1, candidate: new, steps: []}
+",
+            "
+p.yaml:7:7: models.digits.canary: expected either `split` or `canary`, got both: a canary is a split that changes by itself
+p.yaml:8:18: models.digits.canary.candidate: expected another version than the baseline, got version 1 for both
+p.yaml:9:18: models.digits.canary.steps[1]: expected more than the step before, which is 5, got 5
+p.yaml:9:21: models.digits.canary.steps[2]: expected a percentage from 0.0001 to 99.9999, got 100
+p.yaml:10:14: models.digits.canary.dwell: expected a duration such as `500ms`, `2s`, `1m` or `1h`, got `soon`
+p.yaml:11:20: models.digits.canary.without_key: only with `sticky` is there a key that can be missing
+p.yaml:12:33: models.digits.canary.gates.errors.at_most: expected a percentage from 0.0001 to 99.9999, got 0
+p.yaml:12:53: models.digits.canary.gates.latency.over: expected a duration such as `500ms`, `2s`, `1m` or `1h`, got `200`
+p.yaml:12:67: models.digits.canary.gates.latency.at_most: expected a percentage from 0.0001 to 99.9999, got NaN
+p.yaml:14:38: models.letters.canary.candidate: expected a version number, got `new`
+p.yaml:14:50: models.letters.canary.steps: must not be empty
+",
+        );
+    }
+
+    #[test]
     fn an_unreadable_file_names_the_field_where_reading_stopped() {
         for (text, message) in [
             (
                 "models: {digits: {brekaer: 1}}",
                 "p.yaml:1:19: models.digits.brekaer: unknown field `brekaer`, \
-                 expected one of labels, split, rules, deadline, breaker",
+                 expected one of labels, split, canary, rules, deadline, breaker",
             ),
             (
                 "models: {digits: {labels: {stable: one}}}",

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::attribute::{Attribute, Attributes};
+use crate::canary::Assignment;
 use crate::units::{Version, Weight};
 
 /// The version that answers a request, and why.
@@ -33,6 +34,8 @@ pub struct Pick {
     pub reason: PickReason,
     /// Where the sticky key, if there is one, lies on the ring: the same caller has the same number.
     pub key: Option<u64>,
+    /// On which side of a rollout chance has put it.
+    pub assigned: Option<Assignment>,
 }
 
 /// What decided which version answers.
@@ -68,8 +71,8 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    fn pick(&self, reason: PickReason) -> Pick {
-        Pick { version: self.version, label: self.label.clone(), reason, key: None }
+    pub(crate) fn pick(&self, reason: PickReason) -> Pick {
+        Pick { version: self.version, label: self.label.clone(), reason, key: None, assigned: None }
     }
 }
 
@@ -116,7 +119,7 @@ struct Arm {
 }
 
 /// How a user finds its point on the ring.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stickiness {
     pub(crate) key: Attribute,
     pub(crate) without_key: WithoutKey,
@@ -124,7 +127,7 @@ pub(crate) struct Stickiness {
 }
 
 /// The declared answer when the sticky key is missing.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum WithoutKey {
     Random,
     Use(Target),
@@ -135,8 +138,16 @@ impl Stickiness {
         Self { key, without_key, seed: xxh3_64(model.as_bytes()) }
     }
 
-    fn point(&self, key: &str) -> u64 {
+    pub(crate) fn point(&self, key: &str) -> u64 {
         xxh3_64_with_seed(key.as_bytes(), self.seed)
+    }
+
+    /// The version that answers when the key is missing, if the policy names one.
+    pub(crate) fn fallback(&self) -> Option<Version> {
+        match &self.without_key {
+            WithoutKey::Random => None,
+            WithoutKey::Use(target) => Some(target.version),
+        }
     }
 }
 
@@ -193,10 +204,7 @@ impl Split {
 
     /// Every version that may be picked.
     pub(crate) fn versions(&self) -> impl Iterator<Item = Version> {
-        let fallback = match &self.stickiness {
-            Some(Stickiness { without_key: WithoutKey::Use(target), .. }) => Some(target.version),
-            Some(Stickiness { without_key: WithoutKey::Random, .. }) | None => None,
-        };
+        let fallback = self.stickiness.as_ref().and_then(Stickiness::fallback);
         self.arms.iter().map(|arm| arm.target.version).chain(fallback)
     }
 

@@ -36,6 +36,8 @@ pub(crate) struct Model {
     pub(crate) labels: BTreeMap<String, u64>,
     /// How requests are divided between versions. Without it, the highest ready version answers.
     pub(crate) split: Option<Split>,
+    /// Rolls a version out step by step, in place of a split.
+    pub(crate) canary: Option<Canary>,
     /// Looked at in order before the split; the first that holds decides.
     pub(crate) rules: Vec<Rule>,
     /// Time for requests that bring no deadline of their own, 1ms to 24h. Default: 10s.
@@ -62,6 +64,65 @@ pub(crate) struct Split {
     /// What happens when the sticky header or cookie is missing: `random` (default), a label or a version number.
     #[schemars(extend("type" = ["string", "integer", "null"]))]
     pub(crate) without_key: Option<String>,
+}
+
+/// Gives a new version more and more of the requests for as long as it does well, and none as soon as it does not.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Canary {
+    /// Label or number of the version that has answered so far.
+    #[schemars(extend("type" = ["string", "integer"]))]
+    pub(crate) baseline: String,
+    /// Label or number of the version that is rolled out.
+    #[schemars(extend("type" = ["string", "integer"]))]
+    pub(crate) candidate: String,
+    /// Percent of the requests that the candidate gets, step by step, each above the one before and below 100. After
+    /// the last step it gets everything. Default: 1, 5, 25, 50.
+    #[schemars(length(min = 1, max = 20), inner(range(min = 0.0001, max = 99.9999)))]
+    pub(crate) steps: Option<Vec<f64>>,
+    /// How long each step lasts at least. Default: 10m.
+    #[schemars(extend("examples" = ["10m"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
+    pub(crate) dwell: Option<String>,
+    /// What identifies a user, who then changes to the candidate once and not back. Without it, each request draws.
+    pub(crate) sticky: Option<Attribute>,
+    /// What happens when the sticky header or cookie is missing: `random` (default), a label or a version number.
+    #[schemars(extend("type" = ["string", "integer", "null"]))]
+    pub(crate) without_key: Option<String>,
+    /// What the candidate has to show in each step.
+    #[serde(default)]
+    pub(crate) gates: Gates,
+}
+
+/// A candidate that is worse than the baseline is rolled back, whatever stands here.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Gates {
+    /// Failures, and requests that were not answered in time.
+    pub(crate) errors: Option<ErrorGate>,
+    /// Slow answers. Without it, nobody looks how long answers take.
+    pub(crate) latency: Option<LatencyGate>,
+}
+
+/// How many requests may fail.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ErrorGate {
+    /// Percent of the candidate's requests that must be shown not to fail before it gets more. The smaller, the more
+    /// requests that takes: about 400 without a failure for 1, 4000 for 0.1. Default: 1.
+    #[schemars(range(min = 0.0001, max = 99.9999))]
+    pub(crate) at_most: f64,
+}
+
+/// How many answers may be slow.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LatencyGate {
+    /// An answer that takes longer is slow.
+    #[schemars(extend("examples" = ["200ms"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
+    pub(crate) over: String,
+    /// Percent of the candidate's answers that may be slow.
+    #[schemars(range(min = 0.0001, max = 99.9999))]
+    pub(crate) at_most: f64,
 }
 
 /// What to read from a request.

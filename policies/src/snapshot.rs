@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::attribute::Attributes;
 use crate::breaker::BreakerPolicy;
+use crate::canary::{CanaryPolicy, Millionths};
 use crate::limiter::LimitPolicy;
 use crate::pick::{Pick, Rule, Split, Target};
 use crate::units::Version;
@@ -58,28 +59,40 @@ pub struct ModelPolicy {
     pub(crate) labels: BTreeMap<Arc<str>, Version>,
     pub(crate) rules: Vec<Rule>,
     pub(crate) split: Option<Split>,
+    /// In place of a split.
+    pub(crate) canary: Option<CanaryPolicy>,
     pub(crate) deadline: Duration,
     pub(crate) breaker: BreakerPolicy,
 }
 
 impl ModelPolicy {
-    /// The version that answers this caller: the first rule that holds, else its place in the split. `draw` is any
-    /// evenly distributed number; it decides only where the policy says that chance does.
+    /// The version that answers this caller: the first rule that holds, else its place in the split or rollout, of
+    /// which the candidate has `share`. `draw` is any evenly distributed number; it decides only where the policy
+    /// says that chance does.
     ///
-    /// `None` if no rule holds and there is no split: the highest ready version answers.
-    pub fn pick(&self, caller: &impl Attributes, draw: u64) -> Option<Pick> {
+    /// `None` if no rule holds and there is neither: the highest ready version answers.
+    pub(crate) fn pick(
+        &self,
+        caller: &impl Attributes,
+        draw: u64,
+        share: impl FnOnce(&CanaryPolicy) -> Millionths,
+    ) -> Option<Pick> {
         for rule in &self.rules {
             if let Some(pick) = rule.pick(caller) {
                 return Some(pick);
             }
         }
-        self.split.as_ref().map(|split| split.pick(caller, draw))
+        match &self.canary {
+            Some(canary) => Some(canary.pick(caller, draw, share(canary))),
+            None => self.split.as_ref().map(|split| split.pick(caller, draw)),
+        }
     }
 
     /// Every version that a request may be sent to, perhaps more than once.
     pub fn versions(&self) -> impl Iterator<Item = Version> {
         let rules = self.rules.iter().map(|rule| rule.target.version);
-        rules.chain(self.split.iter().flat_map(Split::versions))
+        let split = self.split.iter().flat_map(Split::versions);
+        rules.chain(split).chain(self.canary.iter().flat_map(CanaryPolicy::versions))
     }
 
     /// The deadline of requests that bring none.
@@ -128,7 +141,8 @@ models:
     #[test]
     fn the_first_rule_that_holds_decides_and_the_split_is_last() {
         let snapshot = digits();
-        let pick = |caller: &[(&str, &str); 1]| snapshot.model("digits").unwrap().pick(caller, 0).unwrap();
+        let pick =
+            |caller: &[(&str, &str); 1]| snapshot.model("digits").unwrap().pick(caller, 0, |_| 0).unwrap();
         let canary = pick(&[("x-cohort", "beta")]);
         assert_eq!((canary.version, canary.reason), (Version(2), PickReason::Rule));
         assert_eq!(canary.label.as_deref(), Some("canary"));
@@ -140,7 +154,7 @@ models:
     #[test]
     fn without_a_split_the_policy_leaves_the_choice_open() {
         let snapshot = digits();
-        assert_eq!(snapshot.model("letters").unwrap().pick(&[("x-cohort", "beta")], 0), None);
+        assert_eq!(snapshot.model("letters").unwrap().pick(&[("x-cohort", "beta")], 0, |_| 0), None);
         assert!(snapshot.model("words").is_none());
     }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use policies::{Attributes, Snapshot, Version};
+use policies::{Attributes, Ledger, Snapshot, Version};
 
 struct Caller(&'static [(&'static str, &'static str)]);
 
@@ -29,19 +29,19 @@ fn example(name: &str) -> Snapshot {
 #[test]
 fn the_canary_example_sends_the_beta_cohort_to_the_canary() {
     let snapshot = example("policies/canary.yaml");
-    let digits = snapshot.model("digits").unwrap();
-    assert_eq!(digits.pick(&Caller(&[("x-cohort", "beta")]), 0).unwrap().version, Version(2));
-    assert_eq!(digits.pick(&Caller(&[]), 0).unwrap().version, Version(1));
-    assert_eq!(digits.pick(&Caller(&[]), u64::MAX).unwrap().version, Version(2));
+    let pick = |caller, draw| Ledger::new().pick(&snapshot, "digits", &Caller(caller), draw).unwrap();
+    assert_eq!(pick(&[("x-cohort", "beta")], 0).version, Version(2));
+    assert_eq!(pick(&[], 0).version, Version(1));
+    assert_eq!(pick(&[], u64::MAX).version, Version(2));
 }
 
 #[test]
 fn the_sticky_example_keeps_a_user_on_one_side() {
     let snapshot = example("policies/sticky.yaml");
-    let digits = snapshot.model("digits").unwrap();
-    let sides: Vec<_> = (0..100).map(|draw| digits.pick(&Caller(&[("uid", "ana")]), draw << 57)).collect();
+    let pick = |caller, draw| Ledger::new().pick(&snapshot, "digits", &Caller(caller), draw).unwrap();
+    let sides: Vec<_> = (0..100).map(|draw| pick(&[("uid", "ana")], draw << 57)).collect();
     assert!(sides.windows(2).all(|pair| pair[0] == pair[1]));
-    assert_eq!(digits.pick(&Caller(&[]), u64::MAX).unwrap().label.as_deref(), Some("stable"));
+    assert_eq!(pick(&[], u64::MAX).label.as_deref(), Some("stable"));
 }
 
 #[test]

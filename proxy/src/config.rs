@@ -20,10 +20,14 @@ pub struct Config {
     pub http: SocketAddr,
     /// Where metrics and health are read.
     pub monitor: SocketAddr,
+    /// Where a person may change things while the process runs.
+    pub admin: Option<SocketAddr>,
     /// Threads that serve clients.
     pub workers: usize,
     /// The policy file, watched; `None` means no policy.
     pub policies: Option<PathBuf>,
+    /// Where progress of canaries is kept.
+    pub state: Option<PathBuf>,
     /// Where the engine listens.
     pub socket: PathBuf,
     /// How to start the engine; `None` if somebody else runs it.
@@ -54,6 +58,8 @@ struct RawConfig {
     workers: usize,
     #[garde(skip)]
     policies: Option<PathBuf>,
+    #[garde(skip)]
+    state: Option<PathBuf>,
     #[garde(dive)]
     engine: RawEngine,
     #[serde(default)]
@@ -71,6 +77,7 @@ struct RawConfig {
 struct RawListen {
     http: SocketAddr,
     monitor: SocketAddr,
+    admin: Option<SocketAddr>,
 }
 
 impl Default for RawListen {
@@ -78,6 +85,7 @@ impl Default for RawListen {
         Self {
             http: SocketAddr::from(([127, 0, 0, 1], 8000)),
             monitor: SocketAddr::from(([127, 0, 0, 1], 8002)),
+            admin: None,
         }
     }
 }
@@ -173,6 +181,12 @@ impl Config {
             raw.listen.http != raw.listen.monitor || raw.listen.http.port() == 0,
             "listen.http and listen.monitor are the same address"
         );
+        if let Some(admin) = raw.listen.admin {
+            ensure!(
+                admin.ip().is_loopback(),
+                "listen.admin: {admin} is not on loopback, and who reaches it may do everything; give such as 127.0.0.1:8003"
+            );
+        }
         let socket = match raw.engine.socket.clone() {
             Some(socket) => folder.join(socket),
             None if raw.engine.managed => default_socket(raw.listen.http.port()),
@@ -190,8 +204,10 @@ impl Config {
         Ok(Self {
             http: raw.listen.http,
             monitor: raw.listen.monitor,
+            admin: raw.listen.admin,
             workers: raw.workers,
             policies: raw.policies.map(|path| folder.join(path)),
+            state: raw.state.map(|path| folder.join(path)),
             engine: engine_command(&raw.engine, folder)?,
             control: raw.engine.control,
             socket,
@@ -342,6 +358,10 @@ mod tests {
                 "108 bytes long, at most 107 can be used",
             ),
             (&format!("{engine}listen: {{http: 'localhost'}}"), "line 2"),
+            (
+                &format!("{engine}listen: {{admin: '0.0.0.0:8003'}}"),
+                "listen.admin: 0.0.0.0:8003 is not on loopback",
+            ),
             (&format!("{engine}workers: 0"), "workers"),
             (&format!("{engine}traces: {{endpoint: 'https://x:1'}}"), "such as `http://127.0.0.1:4317`"),
             (&format!("{engine}traces: {{endpoint: 'http://x:1', sample: 2}}"), "sample"),

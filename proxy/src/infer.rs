@@ -18,7 +18,7 @@ use crate::route::Target;
 use crate::slots::Slots;
 use http::HeaderMap;
 use pingora::protocols::http::ServerSession;
-use policies::{Ledger, Live, Outcome, Pass, Snapshot, Version};
+use policies::{Assignment, Ledger, Live, Outcome, Pass, Sight, Snapshot, Version};
 use rand::Rng;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,8 +54,8 @@ impl Path {
         record.generation = generation.number;
         let snapshot = &generation.snapshot;
         let models = self.directory.load();
-        let chosen = choose(snapshot, &models, target, &session.req_header().headers)?;
-        let (version, caller) = (chosen.number, chosen.caller);
+        let chosen = self.choose(snapshot, &models, target, &session.req_header().headers)?;
+        let (version, caller, assigned) = (chosen.number, chosen.caller, chosen.assigned);
         record.choose(target.model, chosen);
         let gate = models.gate(target.model, version);
         let most = Deadline::at_most(snapshot, target.model, &session.req_header().headers)?;
@@ -70,7 +70,13 @@ impl Path {
         let deadline = Deadline::of(most, &request, now);
         let mut infer = engine_request(target.model, version, &mut request, &deadline, record, now);
         infer.caller = caller;
-        let pass = self.enter(snapshot, target.model, version, now)?;
+        let witness = |sight, now| {
+            if let (Some(assigned), Some(sight)) = (assigned, sight) {
+                self.ledger.witness(target.model, assigned, (caller != 0).then_some(caller), sight, now);
+            }
+        };
+        let pass = self.enter(snapshot, target.model, version, now);
+        let pass = pass.inspect_err(|_| witness(Some(Sight::Tripped), now))?;
         let answer = match self.ask(session, &infer, &mut request, &deadline, record).await {
             Ok((reply, frame)) => encode(&request, target.model, version, &reply, &frame.payload),
             Err(refusal) => Err(refusal),
@@ -82,8 +88,39 @@ impl Path {
         }
         let outcome = outcome(&answer);
         record.outcome = Some(outcome);
-        pass.settle(outcome, Instant::now());
+        let ended = Instant::now();
+        witness(sight(&answer, ended - now), ended);
+        pass.settle(outcome, ended);
         answer
+    }
+
+    /// The version that answers: pinned by the path, else picked by the policy, else the highest that is ready.
+    fn choose(
+        &self,
+        snapshot: &Snapshot,
+        models: &Models,
+        target: Target<'_>,
+        headers: &HeaderMap,
+    ) -> Result<Chosen, Refusal> {
+        let picked = || self.ledger.pick(snapshot, target.model, &Caller::new(headers), rand::rng().random());
+        let unassigned = |number, reason| Chosen { number, label: None, reason, caller: 0, assigned: None };
+        let chosen = match target.pinned {
+            Some(number) => Some(unassigned(number, "pinned")),
+            None => match picked() {
+                Some(pick) => Some(Chosen {
+                    number: pick.version.0,
+                    label: pick.label,
+                    reason: pick.reason.as_str(),
+                    caller: pick.key.unwrap_or(0),
+                    assigned: pick.assigned,
+                }),
+                None => models.highest_ready(target.model).map(|number| unassigned(number, "highest")),
+            },
+        };
+        match chosen {
+            Some(chosen) if models.is_ready(target.model, chosen.number) => Ok(chosen),
+            other => Err(unavailable(models, target, other.map(|chosen| chosen.number))),
+        }
     }
 
     fn admit(
@@ -149,37 +186,8 @@ pub(crate) struct Chosen {
     pub(crate) reason: &'static str,
     /// Who asks, as a hash of the sticky key; 0 without one.
     pub(crate) caller: u64,
-}
-
-/// The version that answers: pinned by the path, else picked by the policy, else the highest that is ready.
-fn choose(
-    snapshot: &Snapshot,
-    models: &Models,
-    target: Target<'_>,
-    headers: &HeaderMap,
-) -> Result<Chosen, Refusal> {
-    let picked = || snapshot.model(target.model)?.pick(&Caller::new(headers), rand::rng().random());
-    let chosen = match target.pinned {
-        Some(number) => Some(Chosen { number, label: None, reason: "pinned", caller: 0 }),
-        None => match picked() {
-            Some(pick) => Some(Chosen {
-                number: pick.version.0,
-                label: pick.label,
-                reason: pick.reason.as_str(),
-                caller: pick.key.unwrap_or(0),
-            }),
-            None => models.highest_ready(target.model).map(|number| Chosen {
-                number,
-                label: None,
-                reason: "highest",
-                caller: 0,
-            }),
-        },
-    };
-    match chosen {
-        Some(chosen) if models.is_ready(target.model, chosen.number) => Ok(chosen),
-        other => Err(unavailable(models, target, other.map(|chosen| chosen.number))),
-    }
+    /// On which side of a rollout chance has put it.
+    pub(crate) assigned: Option<Assignment>,
 }
 
 /// Why nothing answers: unknown (404) or not now (503).
@@ -256,6 +264,16 @@ impl From<LinkError> for Refusal {
             LinkError::Backlog(_) => Self::Overloaded(error.to_string()),
             LinkError::TooLong(_) => Self::Invalid(error.to_string()),
         }
+    }
+}
+
+/// What an answer after so long says about the version in a rollout; most refusals say nothing.
+fn sight<T>(answer: &Result<T, Refusal>, took: Duration) -> Option<Sight> {
+    match answer {
+        Ok(_) => Some(Sight::Answered(took)),
+        Err(Refusal::ModelFailed(_) | Refusal::Internal(_)) => Some(Sight::Failed),
+        Err(Refusal::DeadlineExceeded { .. }) => Some(Sight::Late(took)),
+        Err(_) => None,
     }
 }
 

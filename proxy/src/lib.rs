@@ -37,3 +37,6 @@ pub mod supervisor;
 pub mod reload;
 pub mod drain;
 pub mod monitor;
+pub mod admin;
+pub mod rollouts;
+pub mod command;

@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use proxy::command::Remote;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,12 +34,65 @@ enum Command {
     },
     /// Print the JSON schema of policy files, for editors.
     Schema,
+    /// Show how far the canaries of a running penstock are.
+    Status {
+        #[command(flatten)]
+        remote: Running,
+    },
+    /// Pause, resume, promote or abort a canary of a running penstock.
+    Canary {
+        /// What to do: `resume` begins again what was rolled back.
+        #[arg(value_enum)]
+        action: Action,
+        /// The model.
+        model: String,
+        /// Why, for the record.
+        #[arg(long, default_value = "")]
+        reason: String,
+        #[command(flatten)]
+        remote: Running,
+    },
+}
+
+#[derive(clap::Args)]
+struct Running {
+    /// Its `listen.admin`.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8003")]
+    admin: String,
+    /// Answer in JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Action {
+    Pause,
+    Resume,
+    Promote,
+    Abort,
+}
+
+impl Action {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Promote => "promote",
+            Self::Abort => "abort",
+        }
+    }
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve { config } => serve(config),
         Command::Check { file } => check(file),
+        Command::Status { remote } => {
+            Remote { admin: remote.admin }.status(remote.json).map(|text| print!("{text}"))
+        }
+        Command::Canary { action, model, reason, remote } => Remote { admin: remote.admin }
+            .canary(&model, action.as_str(), &reason, remote.json)
+            .map(|text| print!("{text}")),
         Command::Schema => {
             print!("{}", policies::schema());
             Ok(())

@@ -4,14 +4,14 @@
 //! Label values come from the policy, the engine's index and closed lists, never from what a client sent, so
 //! that no client can make the number of series grow.
 
-use policies::{BreakerState, BreakerStatus};
+use policies::{BreakerState, BreakerStatus, CanaryStatus, Verdict};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, RwLock};
 
@@ -24,6 +24,18 @@ struct VersionLabels {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RefusalLabels {
     reason: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct EvidenceLabels {
+    model: String,
+    gate: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct VerdictLabels {
+    model: String,
+    verdict: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -64,6 +76,10 @@ pub struct Metrics {
     batch_rows: Family<VersionLabels, Histogram, fn() -> Histogram>,
     breaker: Family<VersionLabels, Gauge>,
     refusals: Family<RefusalLabels, Counter>,
+    canary_share: Family<VersionLabels, Gauge<f64, AtomicU64>>,
+    canary_step: Family<VersionLabels, Gauge>,
+    canary_evidence: Family<EvidenceLabels, Gauge<f64, AtomicU64>>,
+    canary_verdicts: Family<VerdictLabels, Counter>,
     versions: RwLock<VersionMap>,
     /// Requests being worked on.
     pub in_flight: Gauge,
@@ -114,6 +130,10 @@ impl Metrics {
             batch_rows: Family::new_with_constructor(Self::rows),
             breaker: Family::default(),
             refusals: Family::default(),
+            canary_share: Family::default(),
+            canary_step: Family::default(),
+            canary_evidence: Family::default(),
+            canary_verdicts: Family::default(),
             versions: RwLock::default(),
             in_flight: Gauge::default(),
             policy_generation: Gauge::default(),
@@ -151,6 +171,18 @@ impl Metrics {
         );
         registry.register("breaker_state", "0 passing, 1 probing, 2 tripped", metrics.breaker.clone());
         registry.register("refusals", "Requests that got no answer, by reason", metrics.refusals.clone());
+        registry.register(
+            "canary_share",
+            "Share of the requests that a candidate gets, of 1",
+            metrics.canary_share.clone(),
+        );
+        registry.register("canary_step", "Step of a rollout, from 1", metrics.canary_step.clone());
+        registry.register(
+            "canary_evidence",
+            "Evidence that a candidate is worse, as a share of what it takes to roll it back",
+            metrics.canary_evidence.clone(),
+        );
+        registry.register("canary_verdicts", "Verdicts on rollouts", metrics.canary_verdicts.clone());
         registry.register("requests_in_flight", "Requests being worked on", metrics.in_flight.clone());
         registry.register(
             "policy_generation",
@@ -225,6 +257,33 @@ impl Metrics {
     pub fn set_breakers(&self, breakers: &[BreakerStatus]) {
         self.breaker.clear();
         breakers.iter().for_each(|breaker| self.set_breaker(breaker));
+    }
+
+    /// Shows these rollouts and no others.
+    pub fn set_rollouts(&self, rollouts: &BTreeMap<String, CanaryStatus>) {
+        self.canary_share.clear();
+        self.canary_step.clear();
+        self.canary_evidence.clear();
+        for (model, rollout) in rollouts {
+            let labels = VersionLabels { model: model.clone(), version: rollout.candidate };
+            self.canary_share.get_or_create_owned(&labels).set(rollout.percent / 100.0);
+            self.canary_step.get_or_create_owned(&labels).set(rollout.step as i64);
+            for gate in &rollout.gates {
+                let labels = EvidenceLabels { model: model.clone(), gate: gate.gate };
+                self.canary_evidence.get_or_create_owned(&labels).set(gate.worse / gate.roll_back_at);
+            }
+        }
+    }
+
+    /// Counts a verdict on a rollout.
+    pub fn count_verdict(&self, model: &str, verdict: Verdict) {
+        let verdict = match verdict {
+            Verdict::Advance => "advance",
+            Verdict::Hold => "hold",
+            Verdict::RollBack => "roll_back",
+            Verdict::InsufficientData => "insufficient_data",
+        };
+        self.canary_verdicts.get_or_create_owned(&VerdictLabels { model: model.to_owned(), verdict }).inc();
     }
 
     fn set_breaker(&self, breaker: &BreakerStatus) {

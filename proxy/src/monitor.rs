@@ -71,11 +71,13 @@ impl Monitor {
                 "gpu": gpu,
             },
             "versions": models.described(),
+            "canaries": self.ledger.rollouts(),
         })
     }
 
     fn show_metrics(&self) -> Response<Vec<u8>> {
         self.metrics.set_breakers(&self.ledger.breakers(Instant::now()));
+        self.metrics.set_rollouts(&self.ledger.rollouts());
         respond(
             StatusCode::OK,
             "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -92,7 +94,7 @@ fn wants_to_close(head: &RequestHeader) -> bool {
     close || head.version == Version::HTTP_10
 }
 
-fn respond(status: StatusCode, content_type: &'static str, body: String) -> Response<Vec<u8>> {
+pub(crate) fn respond(status: StatusCode, content_type: &'static str, body: String) -> Response<Vec<u8>> {
     Response::builder()
         .status(status)
         .header(header::CONTENT_TYPE, content_type)

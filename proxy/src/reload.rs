@@ -12,7 +12,7 @@ use notify::Watcher;
 use policies::{Ledger, Live};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -94,6 +94,7 @@ impl Reload {
             Ok(snapshot) => {
                 let published = self.live.publish(snapshot);
                 if published.changed {
+                    self.ledger.roll_out(&self.live.load().snapshot, Instant::now());
                     let models = self.readiness.directory.load();
                     self.ledger.retain(&self.live.load().snapshot, |model, version| {
                         models.entry(model, version.0).is_some()

@@ -4,9 +4,11 @@
 //! ```text
 //! http    pingora, `workers` threads     Service ── Path ── Links ══▶ engine
 //! monitor pingora, 1 thread              Monitor
-//! control pingora background, 1 thread   Supervisor, Reload, the end of Drain
+//! admin   pingora, 1 thread              Admin, if it is configured
+//! control pingora background, 1 thread   Supervisor, Reload, Rollouts, the end of Drain
 //! ```
 
+use crate::admin::Admin;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::drain::{self, Drain, StopSignal};
@@ -17,6 +19,7 @@ use crate::monitor::Monitor;
 use crate::readiness::Readiness;
 use crate::reload::{self, Reload, Seen};
 use crate::repository::Repository;
+use crate::rollouts::{self, Rollouts};
 use crate::service::Service;
 use crate::slots::Slots;
 use crate::supervisor::Supervisor;
@@ -32,7 +35,7 @@ use pingora::services::listening::Service as ListeningService;
 use policies::{Ledger, Live, Snapshot};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -40,6 +43,10 @@ use tokio::sync::watch;
 pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     must_be_free(config.http, "listen.http")?;
     must_be_free(config.monitor, "listen.monitor")?;
+    if let Some(admin) = config.admin {
+        must_be_free(admin, "listen.admin")?;
+    }
+    let progress = config.state.as_deref().map(rollouts::read).transpose()?.unwrap_or_default();
     let (snapshot, seen) = match &config.policies {
         Some(file) => reload::read(file).map(|(snapshot, bytes)| (snapshot, Seen::Text(bytes)))?,
         None => (Snapshot::default(), Seen::Nothing),
@@ -56,6 +63,8 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         slots: Arc::new(Slots::new(config.in_flight_max, config.in_flight_bytes_max)),
     });
     metrics.policy_generation.set(path.live.load().number);
+    path.ledger.roll_out(&path.live.load().snapshot, Instant::now());
+    path.ledger.restore(&progress, Instant::now());
     let readiness =
         Readiness { drain: drain.clone(), directory: path.directory.clone(), live: path.live.clone() };
 
@@ -90,6 +99,14 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     );
     monitor.add_tcp(&config.monitor.to_string());
     monitor.threads = Some(1);
+    let admin = config.admin.map(|address| {
+        let mut admin = ListeningService::new("admin".into(), Admin { ledger: path.ledger.clone() });
+        admin.add_tcp(&address.to_string());
+        admin.threads = Some(1);
+        admin
+    });
+    let rollouts =
+        Rollouts { ledger: path.ledger.clone(), metrics: metrics.clone(), file: config.state.clone() };
     let reload = config.policies.clone().map(|file| Reload {
         file,
         live: path.live.clone(),
@@ -106,13 +123,16 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         metrics: metrics.clone(),
     };
     let control = Control {
-        work: Mutex::new(Some((supervisor, reload))),
+        work: Mutex::new(Some((supervisor, reload, rollouts))),
         drain_timeout: config.drain.timeout,
         metrics,
         tracer,
     };
     server.add_service(http);
     server.add_service(monitor);
+    if let Some(admin) = admin {
+        server.add_service(admin);
+    }
     server.add_service(background_service("control", control));
     println!("{banner}");
     server.run(RunArgs { shutdown_signal: Box::new(StopSignal { drain, delay: config.drain.delay }) });
@@ -146,7 +166,7 @@ const EXIT_MAX: Duration = Duration::from_secs(15);
 /// The background work.
 struct Control {
     /// Taken when the service starts.
-    work: Mutex<Option<(Supervisor, Option<Reload>)>>,
+    work: Mutex<Option<(Supervisor, Option<Reload>, Rollouts)>>,
     drain_timeout: Duration,
     metrics: Arc<Metrics>,
     tracer: Option<Arc<Tracer>>,
@@ -156,12 +176,13 @@ struct Control {
 impl BackgroundService for Control {
     async fn start(&self, mut listeners_close: ShutdownWatch) {
         let work = self.work.lock().expect("never poisoned: taken once").take();
-        let Some((supervisor, reload)) = work else { return };
+        let Some((supervisor, reload, rollouts)) = work else { return };
         // Hanging up must not end a process that has no file to read again.
         let _hangup = signal(SignalKind::hangup());
         if let Some(reload) = reload {
             tokio::spawn(reload.run());
         }
+        tokio::spawn(rollouts.run());
         let (stop, stopped) = watch::channel(false);
         let engine = tokio::spawn(async move { supervisor.run(stopped).await });
         // An error means that the server is gone, which is a reason to stop as well.

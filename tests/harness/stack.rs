@@ -98,6 +98,7 @@ impl StackBuilder {
     pub fn start_unready(self) -> Stack {
         let http = free_address();
         let monitor = free_address();
+        let admin = free_address();
         let policies = self.policy_file.unwrap_or_else(|| {
             let file = self.folder.path().join("policies.yaml");
             std::fs::write(&file, &self.policies).expect("the temporary folder takes files");
@@ -114,17 +115,14 @@ impl StackBuilder {
         };
         let config = self.folder.path().join("penstock.yaml");
         let text = format!(
-            "listen: {{http: '{http}', monitor: '{monitor}'}}\npolicies: '{}'\nengine: {engine}\n{}",
+            "listen: {{http: '{http}', monitor: '{monitor}', admin: '{admin}'}}\npolicies: '{}'\nengine: {engine}\n{}",
             policies.display(),
             self.more
         );
         std::fs::write(&config, text).expect("the temporary folder takes files");
         let log = self.folder.path().join("log");
-        let mut command = Command::new(binary("penstock"));
-        command.arg("serve").arg("--config").arg(&config).stdin(Stdio::null()).stdout(Stdio::null());
-        command.stderr(std::fs::File::create(&log).expect("the temporary folder takes files"));
-        let process = command.process_group(0).spawn().expect("the binary starts");
-        let mut stack = Stack { folder: self.folder, process, http, monitor, policies, log };
+        let process = launch(self.folder.path());
+        let mut stack = Stack { folder: self.folder, process, http, monitor, admin, policies, log };
         eventually("penstock to answer", || {
             if let Ok(Some(status)) = stack.process.try_wait() {
                 panic!("penstock ended with {status}:\n{}", stack.log());
@@ -135,6 +133,15 @@ impl StackBuilder {
     }
 }
 
+/// Starts the binary with the configuration of a folder.
+fn launch(folder: &Path) -> Child {
+    let mut command = Command::new(binary("penstock"));
+    command.arg("serve").arg("--config").arg(folder.join("penstock.yaml"));
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command.stderr(std::fs::File::create(folder.join("log")).expect("the temporary folder takes files"));
+    command.process_group(0).spawn().expect("the binary starts")
+}
+
 /// A running stack.
 pub struct Stack {
     folder: tempfile::TempDir,
@@ -143,6 +150,8 @@ pub struct Stack {
     pub http: SocketAddr,
     /// Where it shows metrics.
     pub monitor: SocketAddr,
+    /// Where a person tells it what to do.
+    pub admin: SocketAddr,
     /// Its policy file.
     pub policies: PathBuf,
     log: PathBuf,
@@ -224,6 +233,16 @@ impl Stack {
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         kill_process(self.pid(), signal).expect("it runs");
+    }
+
+    /// Kills it, and starts it again with what it has left behind.
+    pub fn restart(&mut self) {
+        self.process.kill().expect("it runs");
+        self.process.wait().expect("it is our child");
+        self.process = launch(self.folder.path());
+        eventually("the stack to be ready again", || {
+            self.client().try_get("/v2/health/ready").filter(|answer| answer.status == 200)
+        });
     }
 
     /// Waits for its end.

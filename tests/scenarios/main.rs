@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod breaker_and_limits;
+mod canary;
 mod configs;
 mod drain;
 mod engine_loss;

@@ -1,0 +1,829 @@
+//! A rollout in steps: which share of the requests the candidate gets, and what has to be known before it gets more.
+//!
+//! ```text
+//!              every gate passed, and the step has lasted          after the last step
+//!   step 1 ──▶ step 2 ──▶ ... ──▶ last step ─────────────────────▶ promoted: all requests
+//!      └──────────┴───────────────┴─ a gate failed, its breaker has tripped, a person says so ─▶ rolled back: none
+//! ```
+//!
+//! A gate watches one event, failures or slow answers. It fails when the event happens to the candidate more often
+//! than its share explains; it passes when the event is shown to happen to fewer of the candidate's requests than the
+//! policy allows. Nothing happens by default: without requests neither is ever shown, and the step is held.
+//!
+//! Only requests that were assigned by chance or by the sticky key are evidence. Time is an argument; nothing happens
+//! between calls.
+
+use std::collections::{HashSet, VecDeque};
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::attribute::Attributes;
+use crate::evidence::{Rare, Worse};
+use crate::pick::{Pick, PickReason, Stickiness, Target, WithoutKey};
+use crate::units::Version;
+
+/// The chance that a candidate that is no worse is rolled back, in all gates and steps together; and the chance that
+/// one that fails too often passes a gate of one step.
+const ALPHA: f64 = 0.05;
+
+/// A sticky key that fails counts once in so long: its requests are no independent witnesses.
+const KEY_WINDOW: Duration = Duration::from_secs(60);
+
+/// Keys that are remembered in a window; further ones do not count until the next, whichever version they have.
+const KEYS_MAX: usize = 100_000;
+
+/// Verdicts that are remembered.
+const HISTORY: usize = 64;
+
+/// A share of the requests, in millionths.
+pub(crate) type Millionths = u32;
+const ALL: Millionths = 1_000_000;
+
+/// A rollout as the policy states it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct CanaryPolicy {
+    pub(crate) baseline: Target,
+    pub(crate) candidate: Target,
+    /// Shares of the candidate, rising.
+    pub(crate) steps: Vec<Millionths>,
+    pub(crate) dwell: Duration,
+    pub(crate) stickiness: Option<Stickiness>,
+    /// Failing requests of the candidate that are too many, of all.
+    pub(crate) failing_at_most: Millionths,
+    pub(crate) slow: Option<SlowPolicy>,
+}
+
+/// What answers are slow, and how many may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SlowPolicy {
+    pub(crate) over: Duration,
+    pub(crate) at_most: Millionths,
+}
+
+impl CanaryPolicy {
+    /// The version that answers this caller while the candidate has `share`. The candidate's part of the ring ends
+    /// where the ring ends, so that whoever has it keeps it as the share rises.
+    pub(crate) fn pick(&self, caller: &impl Attributes, draw: u64, share: Millionths) -> Pick {
+        let at = |point: u64, reason, key| {
+            let is_candidate = (u128::from(point) * u128::from(ALL)) >> 64 >= u128::from(ALL - share);
+            let target = if is_candidate { &self.candidate } else { &self.baseline };
+            let assigned = Some(Assignment { candidate: self.candidate.version, is_candidate, share });
+            Pick { version: target.version, label: target.label.clone(), reason, key, assigned }
+        };
+        let Some(sticky) = &self.stickiness else { return at(draw, PickReason::Random, None) };
+        match (sticky.key.of(caller), &sticky.without_key) {
+            (Some(key), _) => {
+                let point = sticky.point(key);
+                at(point, PickReason::Sticky, Some(point))
+            }
+            (None, WithoutKey::Random) => at(draw, PickReason::Random, None),
+            (None, WithoutKey::Use(target)) => target.pick(PickReason::WithoutKey),
+        }
+    }
+
+    /// Every version that may be picked.
+    pub(crate) fn versions(&self) -> impl Iterator<Item = Version> {
+        let fallback = self.stickiness.as_ref().and_then(Stickiness::fallback);
+        [self.baseline.version, self.candidate.version].into_iter().chain(fallback)
+    }
+
+    /// Baseline and candidate: progress is theirs, whatever else changes.
+    pub(crate) fn versions_of_arms(&self) -> (Version, Version) {
+        (self.baseline.version, self.candidate.version)
+    }
+}
+
+/// On which side of a rollout a request was put by chance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// The version that was rolled out then.
+    pub(crate) candidate: Version,
+    pub(crate) is_candidate: bool,
+    /// The candidate's share at that moment.
+    pub(crate) share: Millionths,
+}
+
+/// What became of a request, as far as it says something about its version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// It was answered after so long.
+    Answered(Duration),
+    /// The version failed.
+    Failed,
+    /// There was no answer in time, which was so long.
+    Late(Duration),
+    /// The version's breaker did not let it in.
+    Tripped,
+}
+
+/// What is to be done about a rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The candidate gets the next step's share.
+    Advance,
+    /// It has shown enough, but not that it is good enough; or the step has not lasted long enough.
+    Hold,
+    /// It gets nothing any more.
+    RollBack,
+    /// It has not answered enough requests to show anything.
+    InsufficientData,
+}
+
+/// A verdict with its numbers.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Record {
+    /// When, as time that had passed in this step.
+    pub after: Duration,
+    /// The step it is about, from 1.
+    pub step: usize,
+    /// The candidate's share in that step, in percent.
+    pub percent: f64,
+    /// What is done.
+    pub verdict: Verdict,
+    /// Why, in words.
+    pub why: String,
+    /// The numbers.
+    pub gates: Vec<GateStatus>,
+}
+
+/// The numbers of one gate.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GateStatus {
+    /// `errors` or `latency`.
+    pub gate: &'static str,
+    /// Evidence that the candidate is worse; it is rolled back at `roll_back_at`.
+    pub worse: f64,
+    /// See there.
+    pub roll_back_at: f64,
+    /// Evidence that the event is rare enough; the gate passes at `pass_at`.
+    pub rare: f64,
+    /// See there.
+    pub pass_at: f64,
+    /// Requests of the candidate in this step.
+    pub requests: u64,
+    /// Those to which the event happened.
+    pub events: u64,
+}
+
+/// How far a rollout is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// It goes on by itself.
+    Running,
+    /// A person has stopped it where it is.
+    Paused,
+    /// The candidate gets nothing.
+    RolledBack,
+    /// The candidate gets everything.
+    Promoted,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::RolledBack => "rolled back",
+            Self::Promoted => "promoted",
+        })
+    }
+}
+
+/// What a person may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Stop where it is.
+    Pause,
+    /// Go on; after a rollback, begin again.
+    Resume,
+    /// Give the candidate everything now.
+    Promote,
+    /// Give it nothing any more.
+    Abort,
+}
+
+/// What is kept of a rollout over a restart. Evidence is not: it is gathered again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    baseline: u64,
+    candidate: u64,
+    step: usize,
+    phase: Phase,
+    dwelt: Duration,
+}
+
+/// What one rollout shows of itself.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CanaryStatus {
+    /// The version that answered before.
+    pub baseline: u64,
+    /// The version that is rolled out.
+    pub candidate: u64,
+    /// How far it is.
+    pub phase: Phase,
+    /// From 1.
+    pub step: usize,
+    /// Of all steps.
+    pub steps: usize,
+    /// The candidate's share, in percent.
+    pub percent: f64,
+    /// The numbers of the running step.
+    pub gates: Vec<GateStatus>,
+    /// What was decided, oldest first.
+    pub verdicts: Vec<Record>,
+}
+
+/// One event, watched.
+#[derive(Clone, Debug)]
+struct Gate {
+    name: &'static str,
+    /// Since the first step, and since each later one began: what was well for long must not hide what is not now.
+    worse: Vec<Worse>,
+    rare: Rare,
+    too_much: f64,
+}
+
+/// The progress of one rollout.
+#[derive(Debug)]
+pub(crate) struct Canary {
+    policy: CanaryPolicy,
+    phase: Phase,
+    step: usize,
+    entered: Instant,
+    gates: Vec<Gate>,
+    /// Keys that have failed or been slow in this window, by gate.
+    seen: HashSet<(usize, u64)>,
+    window: Instant,
+    history: VecDeque<Record>,
+    /// Of `history`, those that nobody has been told of.
+    untold: usize,
+}
+
+impl Canary {
+    pub(crate) fn new(policy: CanaryPolicy, now: Instant) -> Self {
+        let gates = gates(&policy);
+        Self {
+            policy,
+            phase: Phase::Running,
+            step: 0,
+            entered: now,
+            gates,
+            seen: HashSet::new(),
+            window: now,
+            history: VecDeque::new(),
+            untold: 0,
+        }
+    }
+
+    /// The candidate's share of the requests.
+    pub(crate) fn share(&self) -> Millionths {
+        match self.phase {
+            Phase::Running | Phase::Paused => self.policy.steps[self.step],
+            Phase::RolledBack => 0,
+            Phase::Promoted => ALL,
+        }
+    }
+
+    /// Goes on under a policy that rolls out the same.
+    pub(crate) fn follow(&mut self, policy: &CanaryPolicy) {
+        debug_assert_eq!(self.policy.versions_of_arms(), policy.versions_of_arms());
+        if self.policy == *policy {
+            return;
+        }
+        let share = self.policy.steps[self.step];
+        let gates_changed = (self.policy.failing_at_most, self.policy.slow, self.policy.steps.len())
+            != (policy.failing_at_most, policy.slow, policy.steps.len());
+        self.policy = policy.clone();
+        self.step = self.policy.steps.iter().rposition(|step| *step <= share).unwrap_or(0);
+        if gates_changed {
+            self.gates = gates(&self.policy);
+        }
+    }
+
+    /// What became of a request that chance had put on one side. May roll back.
+    pub(crate) fn witness(&mut self, assigned: Assignment, key: Option<u64>, sight: Sight, now: Instant) {
+        let is_open = matches!(self.phase, Phase::Running | Phase::Paused);
+        if !is_open || assigned.candidate != self.candidate() {
+            return;
+        }
+        if sight == Sight::Tripped {
+            if assigned.is_candidate {
+                let why = format!("version {} fails so often that its breaker has tripped", self.candidate());
+                self.decide(Verdict::RollBack, why, now);
+            }
+            return;
+        }
+        if now.saturating_duration_since(self.window) >= KEY_WINDOW {
+            self.seen.clear();
+            self.window = now;
+        }
+        let share = f64::from(assigned.share) / f64::from(ALL);
+        for at in 0..self.gates.len() {
+            let Some(happened) = self.happened(at, sight) else { continue };
+            if assigned.is_candidate {
+                self.gates[at].rare.observe(happened);
+            }
+            if happened && self.is_first_of(at, key) {
+                self.gates[at].worse.iter_mut().for_each(|worse| worse.observe(assigned.is_candidate, share));
+            }
+        }
+        if let Some(at) = (0..self.gates.len()).find(|at| self.is_worse(*at)) {
+            let Gate { name, rare, .. } = &self.gates[at];
+            let event = if *name == "errors" { "fails" } else { "is slow" };
+            let (requests, events) = (rare.requests(), rare.events());
+            let why = format!(
+                "version {} {event} more often than version {}: {events} of {requests} requests in this step",
+                self.candidate(),
+                self.policy.baseline.version
+            );
+            self.decide(Verdict::RollBack, why, now);
+        }
+    }
+
+    /// Looks whether the step is over. Call it every now and then.
+    pub(crate) fn judge(&mut self, now: Instant) {
+        if self.phase != Phase::Running || now.saturating_duration_since(self.entered) < self.policy.dwell {
+            return;
+        }
+        let (verdict, why) = self.verdict();
+        // What stays as it is is told once.
+        if verdict == Verdict::Advance || self.last().is_none_or(|last| last != (self.step + 1, verdict)) {
+            self.decide(verdict, why, now);
+        }
+    }
+
+    /// What a person says.
+    ///
+    /// # Errors
+    /// Why that cannot be done now.
+    pub(crate) fn command(&mut self, command: Command, reason: &str, now: Instant) -> Result<(), String> {
+        let because = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        match (command, &self.phase) {
+            (Command::Pause, Phase::Running) => {
+                self.note(Verdict::Hold, format!("paused by a person{because}"), now);
+                self.phase = Phase::Paused;
+            }
+            (Command::Resume, Phase::Paused) => {
+                self.note(Verdict::Hold, format!("resumed by a person{because}"), now);
+                (self.phase, self.entered) = (Phase::Running, now);
+            }
+            (Command::Resume, Phase::RolledBack) => {
+                (self.phase, self.step, self.entered) = (Phase::Running, 0, now);
+                self.gates = gates(&self.policy);
+                self.seen.clear();
+                self.note(Verdict::Hold, format!("begun again by a person{because}"), now);
+            }
+            (Command::Promote, Phase::Running | Phase::Paused) => {
+                self.note(Verdict::Advance, format!("promoted by a person{because}"), now);
+                self.phase = Phase::Promoted;
+            }
+            (Command::Abort, Phase::Running | Phase::Paused | Phase::Promoted) => {
+                self.note(Verdict::RollBack, format!("aborted by a person{because}"), now);
+                self.phase = Phase::RolledBack;
+            }
+            (_, phase) => return Err(format!("the rollout is {phase}")),
+        }
+        Ok(())
+    }
+
+    /// The verdicts that were not told yet.
+    pub(crate) fn news(&mut self) -> Vec<Record> {
+        let first = self.history.len() - std::mem::take(&mut self.untold).min(self.history.len());
+        self.history.range(first..).cloned().collect()
+    }
+
+    pub(crate) fn status(&self) -> CanaryStatus {
+        CanaryStatus {
+            baseline: self.policy.baseline.version.0,
+            candidate: self.candidate().0,
+            phase: self.phase.clone(),
+            step: self.step + 1,
+            steps: self.policy.steps.len(),
+            percent: percent(self.share()),
+            gates: self.numbers(),
+            verdicts: self.history.iter().cloned().collect(),
+        }
+    }
+
+    pub(crate) fn progress(&self, now: Instant) -> Progress {
+        Progress {
+            baseline: self.policy.baseline.version.0,
+            candidate: self.candidate().0,
+            step: self.step,
+            phase: self.phase.clone(),
+            dwelt: now.saturating_duration_since(self.entered),
+        }
+    }
+
+    /// Goes on where an earlier process has stopped, if it is the same rollout.
+    pub(crate) fn restore(&mut self, progress: &Progress, now: Instant) {
+        let versions = (self.policy.baseline.version.0, self.candidate().0);
+        if versions == (progress.baseline, progress.candidate) {
+            self.phase = progress.phase.clone();
+            self.step = progress.step.min(self.policy.steps.len() - 1);
+            self.entered = now.checked_sub(progress.dwelt).unwrap_or(now);
+        }
+    }
+
+    fn candidate(&self) -> Version {
+        self.policy.candidate.version
+    }
+
+    /// Whether the event of a gate happened; nothing where the request says nothing about it.
+    fn happened(&self, at: usize, sight: Sight) -> Option<bool> {
+        match (self.gates[at].name, self.policy.slow, sight) {
+            // A version that does not answer in time has failed as well; the baseline's impatient callers balance
+            // the candidate's.
+            ("errors", _, Sight::Answered(_)) => Some(false),
+            ("errors", _, Sight::Failed | Sight::Late(_)) => Some(true),
+            ("latency", Some(slow), Sight::Answered(took) | Sight::Late(took)) => {
+                // Who gave up early says nothing.
+                (took > slow.over || matches!(sight, Sight::Answered(_))).then_some(took > slow.over)
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether an event counts: the first of its key in this window.
+    fn is_first_of(&mut self, gate: usize, key: Option<u64>) -> bool {
+        let Some(key) = key else { return true };
+        self.seen.len() < KEYS_MAX && self.seen.insert((gate, key))
+    }
+
+    fn is_worse(&self, at: usize) -> bool {
+        self.worse(at) >= self.roll_back_at()
+    }
+
+    /// A mixture over when the candidate may have become worse: half of the bets are on the first step.
+    fn worse(&self, at: usize) -> f64 {
+        let worse = &self.gates[at].worse;
+        let later = (self.policy.steps.len() - 1) as f64;
+        let mut value = 0.0;
+        for step in 0..self.policy.steps.len() {
+            let weight = if later == 0.0 {
+                1.0
+            } else if step == 0 {
+                0.5
+            } else {
+                0.5 / later
+            };
+            // What has not begun is still what was bet.
+            value += weight * worse.get(step).map_or(1.0, Worse::value);
+        }
+        value
+    }
+
+    fn roll_back_at(&self) -> f64 {
+        self.gates.len() as f64 / ALPHA
+    }
+
+    fn verdict(&self) -> (Verdict, String) {
+        for gate in &self.gates {
+            let (requests, needs) = (gate.rare.requests(), gate.rare.needs(ALPHA));
+            if requests < needs {
+                let why = format!("{}: {requests} requests, at least {needs} are needed", gate.name);
+                return (Verdict::InsufficientData, why);
+            }
+        }
+        let passes = |gate: &&Gate| gate.rare.value() >= 1.0 / ALPHA;
+        match self.gates.iter().find(|gate| !passes(gate)) {
+            Some(gate) => {
+                let (events, requests) = (gate.rare.events(), gate.rare.requests());
+                let most = gate.too_much * 100.0;
+                let why = format!("{}: {events} of {requests} is not shown to be below {most} %", gate.name);
+                (Verdict::Hold, why)
+            }
+            None => (Verdict::Advance, "every gate has passed".into()),
+        }
+    }
+
+    fn decide(&mut self, verdict: Verdict, why: String, now: Instant) {
+        self.note(verdict, why, now);
+        match verdict {
+            Verdict::RollBack => self.phase = Phase::RolledBack,
+            Verdict::Advance if self.step + 1 == self.policy.steps.len() => self.phase = Phase::Promoted,
+            Verdict::Advance => {
+                self.step += 1;
+                self.entered = now;
+                for gate in &mut self.gates {
+                    gate.worse.push(Worse::default());
+                    gate.rare = Rare::new(gate.too_much);
+                }
+            }
+            Verdict::Hold | Verdict::InsufficientData => {}
+        }
+    }
+
+    fn note(&mut self, verdict: Verdict, why: String, now: Instant) {
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back(Record {
+            after: now.saturating_duration_since(self.entered),
+            step: self.step + 1,
+            percent: percent(self.share()),
+            verdict,
+            why,
+            gates: self.numbers(),
+        });
+        self.untold += 1;
+    }
+
+    fn last(&self) -> Option<(usize, Verdict)> {
+        self.history.back().map(|record| (record.step, record.verdict))
+    }
+
+    fn numbers(&self) -> Vec<GateStatus> {
+        // JSON knows no infinity.
+        let finite = |value: f64| value.min(1e12);
+        let numbers = |(at, gate): (usize, &Gate)| GateStatus {
+            gate: gate.name,
+            worse: finite(self.worse(at)),
+            roll_back_at: self.roll_back_at(),
+            rare: finite(gate.rare.value()),
+            pass_at: 1.0 / ALPHA,
+            requests: gate.rare.requests(),
+            events: gate.rare.events(),
+        };
+        self.gates.iter().enumerate().map(numbers).collect()
+    }
+}
+
+fn gates(policy: &CanaryPolicy) -> Vec<Gate> {
+    let gate = |name, at_most: Millionths| {
+        let too_much = f64::from(at_most) / f64::from(ALL);
+        Gate { name, worse: vec![Worse::default()], rare: Rare::new(too_much), too_much }
+    };
+    let slow = policy.slow.map(|slow| gate("latency", slow.at_most));
+    [gate("errors", policy.failing_at_most)].into_iter().chain(slow).collect()
+}
+
+fn percent(share: Millionths) -> f64 {
+    f64::from(share) / 10_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::evidence::tests::Dice;
+    use crate::{Snapshot, parse};
+
+    const FAST: Sight = Sight::Answered(Duration::from_millis(10));
+    const SLOW: Sight = Sight::Answered(Duration::from_millis(300));
+
+    fn snapshot(canary: &str) -> Snapshot {
+        let text = format!(
+            "models: {{digits: {{labels: {{old: 1, new: 2}}, canary: {{baseline: old, candidate: new, {canary}}}}}}}"
+        );
+        parse(&text, "p.yaml").unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    fn policy(canary: &str) -> CanaryPolicy {
+        snapshot(canary).model("digits").unwrap().canary.clone().unwrap()
+    }
+
+    /// A rollout, a clock and dice.
+    struct World {
+        canary: Canary,
+        now: Instant,
+        dice: Dice,
+    }
+
+    impl World {
+        fn new(canary: &str, seed: u64) -> Self {
+            let now = Instant::now();
+            Self { canary: Canary::new(policy(canary), now), now, dice: Dice(seed) }
+        }
+
+        fn assigned(&self, is_candidate: bool) -> Assignment {
+            Assignment { candidate: Version(2), is_candidate, share: self.canary.share() }
+        }
+
+        fn tell(&mut self, is_candidate: bool, sight: Sight) {
+            self.canary.witness(self.assigned(is_candidate), None, sight, self.now);
+        }
+
+        /// A request of somebody new; the chances are those of a failure.
+        fn request(&mut self, of_baseline: f64, of_candidate: f64) {
+            let is_candidate = self.dice.falls(percent(self.canary.share()) / 100.0);
+            let fails = self.dice.falls(if is_candidate { of_candidate } else { of_baseline });
+            self.tell(is_candidate, if fails { Sight::Failed } else { FAST });
+        }
+
+        fn wait(&mut self, seconds: u64) -> Option<Verdict> {
+            self.now += Duration::from_secs(seconds);
+            self.canary.judge(self.now);
+            self.canary.news().pop().map(|record| record.verdict)
+        }
+    }
+
+    #[test]
+    fn a_candidate_that_does_well_gets_more_step_by_step_and_then_all() {
+        let mut world = World::new("steps: [10, 50], dwell: 1m", 1);
+        assert_eq!(percent(world.canary.share()), 10.0);
+        assert_eq!(world.wait(59), None);
+        (0..600).for_each(|_| world.tell(true, FAST));
+        assert_eq!(world.wait(1), Some(Verdict::Advance));
+        assert_eq!(percent(world.canary.share()), 50.0);
+        assert_eq!(world.wait(60), Some(Verdict::InsufficientData), "each step has to be earned");
+        (0..600).for_each(|_| world.tell(true, FAST));
+        assert_eq!(world.wait(1), Some(Verdict::Advance));
+        assert_eq!((world.canary.phase.clone(), world.canary.share()), (Phase::Promoted, ALL));
+    }
+
+    #[test]
+    fn without_data_nothing_ever_advances() {
+        let mut world = World::new("steps: [50], dwell: 1s", 1);
+        assert_eq!(world.wait(1), Some(Verdict::InsufficientData));
+        for _ in 0..10_000 {
+            world.tell(false, FAST);
+            assert_eq!(world.wait(60), None, "and that is told once");
+        }
+        assert_eq!((world.canary.step, world.canary.phase.clone()), (0, Phase::Running));
+    }
+
+    #[test]
+    fn a_candidate_that_fails_more_is_rolled_back_at_once_and_gets_nothing() {
+        let mut world = World::new("steps: [10, 50], dwell: 1h", 1);
+        for _ in 0..1000 {
+            world.request(0.0, 1.0);
+        }
+        assert_eq!((world.canary.phase.clone(), world.canary.share()), (Phase::RolledBack, 0));
+        let record = world.canary.news().pop().unwrap();
+        assert_eq!(record.verdict, Verdict::RollBack);
+        assert!(record.why.starts_with("version 2 fails more often than version 1: "), "{}", record.why);
+        assert!(record.gates[0].worse >= 20.0 && record.gates[0].requests < 10, "{record:?}");
+        let snapshot = snapshot("sticky: {header: user}");
+        let pick = |share| snapshot.model("digits").unwrap().pick(&[("user", "ana")], 0, |_| share).unwrap();
+        assert_eq!((pick(ALL).version, pick(0).version), (Version(2), Version(1)), "sticky users as well");
+    }
+
+    #[test]
+    fn what_fails_everywhere_is_not_the_candidates_fault_and_no_reason_to_advance() {
+        let mut world = World::new("steps: [50], dwell: 1s", 3);
+        for _ in 0..20_000 {
+            world.request(0.5, 0.5);
+        }
+        assert_eq!(world.wait(1), Some(Verdict::Hold));
+        assert_eq!(world.canary.phase, Phase::Running);
+    }
+
+    #[test]
+    fn a_candidate_that_was_well_for_long_is_still_rolled_back_soon() {
+        let mut world = World::new("steps: [10, 50], dwell: 1s", 5);
+        for _ in 0..200_000 {
+            world.request(0.002, 0.002);
+        }
+        assert_eq!(world.wait(1), Some(Verdict::Advance));
+        let mut needed = 0;
+        while world.canary.phase == Phase::Running {
+            world.request(0.002, 0.05);
+            needed += 1;
+        }
+        assert!(needed < 2_000, "{needed}");
+    }
+
+    #[test]
+    fn slow_answers_and_late_ones_are_judged_like_failures() {
+        let gates = "steps: [50], dwell: 1s, gates: {latency: {over: 200ms, at_most: 5}}";
+        let mut world = World::new(gates, 1);
+        for _ in 0..40 {
+            world.tell(false, FAST);
+            world.tell(true, SLOW);
+        }
+        assert_eq!(world.canary.phase, Phase::RolledBack);
+        assert!(world.canary.news()[0].why.starts_with("version 2 is slow more often"));
+        let mut world = World::new("steps: [50], dwell: 1s", 1);
+        (0..40).for_each(|_| world.tell(true, Sight::Late(Duration::from_secs(1))));
+        assert_eq!(world.canary.phase, Phase::RolledBack, "without a gate for latency, late is failed");
+    }
+
+    #[test]
+    fn one_user_who_always_fails_is_one_witness_a_minute() {
+        let mut world = World::new("steps: [10], dwell: 1h", 1);
+        for _ in 0..10_000 {
+            let assigned = world.assigned(true);
+            world.canary.witness(assigned, Some(7), Sight::Failed, world.now);
+        }
+        assert_eq!(world.canary.phase, Phase::Running);
+        for _ in 0..5 {
+            world.now += KEY_WINDOW;
+            let assigned = world.assigned(true);
+            world.canary.witness(assigned, Some(7), Sight::Failed, world.now);
+        }
+        assert_eq!(world.canary.phase, Phase::RolledBack);
+    }
+
+    #[test]
+    fn a_tripped_breaker_of_the_candidate_ends_it() {
+        let mut world = World::new("steps: [50], dwell: 1h", 1);
+        world.tell(false, Sight::Tripped);
+        assert_eq!(world.canary.phase, Phase::Running);
+        world.tell(true, Sight::Tripped);
+        assert_eq!(world.canary.phase, Phase::RolledBack);
+    }
+
+    #[test]
+    fn a_person_may_pause_resume_promote_abort_and_begin_again() {
+        let mut world = World::new("steps: [10, 50], dwell: 1m", 1);
+        let now = world.now;
+        let mut say = |command| world.canary.command(command, "why not", now);
+        assert_eq!(say(Command::Resume), Err("the rollout is running".into()));
+        assert_eq!(say(Command::Pause), Ok(()));
+        assert_eq!(say(Command::Pause), Err("the rollout is paused".into()));
+        (0..600).for_each(|_| world.tell(true, FAST));
+        world.canary.news();
+        assert_eq!(world.wait(3600), None, "paused");
+        let now = world.now;
+        assert_eq!(world.canary.command(Command::Resume, "", now), Ok(()));
+        world.canary.news();
+        assert_eq!(world.wait(59), None, "the step begins again");
+        assert_eq!(world.wait(1), Some(Verdict::Advance));
+        assert_eq!(world.canary.command(Command::Promote, "", now), Ok(()));
+        assert_eq!(world.canary.share(), ALL);
+        assert_eq!(world.canary.command(Command::Abort, "it smells", now), Ok(()));
+        assert_eq!(world.canary.share(), 0);
+        assert_eq!(world.canary.news().pop().unwrap().why, "aborted by a person: it smells");
+        assert_eq!(world.canary.command(Command::Resume, "", now), Ok(()));
+        assert_eq!((percent(world.canary.share()), world.canary.gates[0].rare.requests()), (10.0, 0));
+    }
+
+    #[test]
+    fn progress_survives_a_reload_and_a_restart_of_the_same_rollout_only() {
+        let mut world = World::new("steps: [10, 50], dwell: 1m", 1);
+        (0..600).for_each(|_| world.tell(true, FAST));
+        world.wait(60);
+        world.canary.follow(&policy("steps: [1, 5, 50, 80], dwell: 2m"));
+        assert_eq!((percent(world.canary.share()), world.canary.step), (50.0, 2));
+        let progress = world.canary.progress(world.now + Duration::from_secs(30));
+
+        let later = world.now + Duration::from_secs(3600);
+        let mut next = Canary::new(policy("steps: [1, 5, 50, 80], dwell: 2m"), later);
+        next.restore(&progress, later);
+        assert_eq!((percent(next.share()), next.progress(later)), (50.0, progress.clone()));
+
+        let other =
+            CanaryPolicy { candidate: Target { version: Version(3), label: None }, ..policy("steps: [10]") };
+        let mut next = Canary::new(other, later);
+        next.restore(&progress, later);
+        assert_eq!(percent(next.share()), 10.0, "another candidate begins at the beginning");
+        let stale = Assignment { candidate: Version(2), is_candidate: true, share: 500_000 };
+        (0..100).for_each(|_| next.witness(stale, None, Sight::Failed, later));
+        assert_eq!(next.phase, Phase::Running, "what another candidate did is not this one's fault");
+    }
+
+    /// 10,000 rollouts of a candidate that is as good, under a base rate that drifts, with users who fail in fits.
+    #[test]
+    fn a_candidate_that_is_no_worse_is_rolled_back_at_most_once_in_twenty() {
+        let mut dice = Dice(17);
+        let mut rolled_back = 0;
+        for seed in 0..10_000u64 {
+            let mut world = World::new("steps: [1, 10, 50], dwell: 1m", seed);
+            for step in 0..3 {
+                for at in 0..100u64 {
+                    let rate = 0.02 + 0.1 * at as f64 / 100.0;
+                    // One user with ten requests: all of them fail, or none.
+                    let key = seed << 20 | step << 10 | at;
+                    let assigned = world.assigned(dice.falls(percent(world.canary.share()) / 100.0));
+                    if dice.falls(rate) {
+                        (0..10).for_each(|_| {
+                            world.canary.witness(assigned, Some(key), Sight::Failed, world.now)
+                        });
+                    }
+                }
+                world.now += Duration::from_secs(60);
+                if world.canary.phase == Phase::Running && world.canary.step < 2 {
+                    world.canary.decide(Verdict::Advance, "the ramp of this test".into(), world.now);
+                }
+            }
+            rolled_back += u32::from(world.canary.phase == Phase::RolledBack);
+        }
+        assert!(rolled_back <= 500, "{rolled_back} of 10,000");
+    }
+
+    #[test]
+    fn a_share_is_exact_and_those_who_have_the_candidate_keep_it() {
+        let policy = policy("sticky: {header: user}");
+        let on_candidate = |share: Millionths| -> Vec<bool> {
+            let picks = (0..20_000).map(|user| policy.pick(&[("user", user.to_string().as_str())], 0, share));
+            picks.map(|pick| pick.version == Version(2)).collect()
+        };
+        let mut before = on_candidate(0);
+        assert!(before.iter().all(|on| !on));
+        for share in [10_000, 100_000, 500_000, 999_999, ALL] {
+            let now = on_candidate(share);
+            assert!(before.iter().zip(&now).all(|(before, now)| !before || *now));
+            let got = now.iter().filter(|on| **on).count() as f64 / 20_000.0;
+            assert!((got - f64::from(share) / 1e6).abs() < 0.015, "{got} at {share}");
+            before = now;
+        }
+        assert!(before.iter().all(|on| *on));
+        let drawn = super::tests::policy("steps: [10]");
+        assert_eq!(drawn.pick(&[("user", "ana")], u64::MAX, 1).version, Version(2));
+        assert_eq!(drawn.pick(&[("user", "ana")], u64::MAX, 0).version, Version(1));
+    }
+}

@@ -1,0 +1,183 @@
+//! Two questions about an event, such as a failure, that can be asked after every request without being fooled by
+//! asking often: does it happen to the candidate more than to the baseline, and is it rare enough?
+//!
+//! Both are e-processes: products of fair bets whose value has expectation 1 as long as the answer is no, so that it
+//! ever reaches `1/α` with probability at most `α`, however often one looks and whenever one stops.
+//!
+//! [`Worse`] bets on labels: of events in requests that were assigned at random, the candidate has its share, whatever
+//! the base rate is and however it drifts. It needs no variance and no minimum of traffic (Lindon and Malek, 2022).
+//! [`Rare`] bets on the candidate's requests alone, against a rate that somebody has declared to be too much.
+
+/// How many times as often as to the baseline the event might happen to the candidate.
+const RATIOS: [f64; 6] = [1.25, 1.5, 2.0, 3.0, 5.0, 10.0];
+
+/// Where the rate might lie, as parts of the declared one.
+const PARTS: [f64; 4] = [0.0, 0.1, 0.25, 0.5];
+
+/// Evidence that an event happens to the candidate more often than to the baseline.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Worse {
+    /// Natural logarithms of what each bet has made of 1.
+    bets: [f64; RATIOS.len()],
+}
+
+impl Worse {
+    /// The event happened; `share` of the requests went to the candidate at that time.
+    pub(crate) fn observe(&mut self, to_candidate: bool, share: f64) {
+        for (bet, ratio) in self.bets.iter_mut().zip(RATIOS) {
+            let won = if to_candidate { ratio.ln() } else { 0.0 };
+            *bet += won - (share * ratio + 1.0 - share).ln();
+        }
+    }
+
+    /// At least `1/α` means: with a confidence of `1 − α`, yes.
+    pub(crate) fn value(&self) -> f64 {
+        mean(&self.bets)
+    }
+}
+
+/// Evidence that an event happens to fewer of the candidate's requests than is declared to be too much.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Rare {
+    bets: [f64; PARTS.len()],
+    /// What each bet wins, as a logarithm, when the event does not happen.
+    wins: [f64; PARTS.len()],
+    requests: u64,
+    events: u64,
+}
+
+impl Rare {
+    /// `too_much` is a share of requests, above 0 and below 1.
+    pub(crate) fn new(too_much: f64) -> Self {
+        let wins = PARTS.map(|part| ((1.0 - part * too_much) / (1.0 - too_much)).ln());
+        Self { bets: [0.0; PARTS.len()], wins, requests: 0, events: 0 }
+    }
+
+    /// The candidate has answered a request, and the event happened or not.
+    pub(crate) fn observe(&mut self, happened: bool) {
+        self.requests += 1;
+        self.events += u64::from(happened);
+        for ((bet, part), wins) in self.bets.iter_mut().zip(PARTS).zip(self.wins) {
+            // The bet on "never" is lost for good with the first event.
+            *bet += if happened { part.ln() } else { wins };
+        }
+    }
+
+    /// At least `1/α` means: with a confidence of `1 − α`, yes.
+    pub(crate) fn value(&self) -> f64 {
+        mean(&self.bets)
+    }
+
+    /// Requests that it takes at least, all without the event, before the answer can be yes.
+    pub(crate) fn needs(&self, alpha: f64) -> u64 {
+        let after = |requests: u64| mean(&self.wins.map(|wins| wins * requests as f64)) >= 1.0 / alpha;
+        let (mut low, mut high) = (0, 1);
+        while !after(high) {
+            (low, high) = (high, high * 2);
+        }
+        while low + 1 < high {
+            let middle = low.midpoint(high);
+            if after(middle) { high = middle } else { low = middle }
+        }
+        high
+    }
+
+    pub(crate) fn requests(&self) -> u64 {
+        self.requests
+    }
+
+    pub(crate) fn events(&self) -> u64 {
+        self.events
+    }
+}
+
+/// Of what the bets have made of 1; it is huge before it is infinite, and both are enough.
+fn mean(bets: &[f64]) -> f64 {
+    bets.iter().map(|bet| bet.exp()).sum::<f64>() / bets.len() as f64
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A fair coin of any bias, the same in every run.
+    pub(crate) struct Dice(pub(crate) u64);
+
+    impl Dice {
+        pub(crate) fn falls(&mut self, chance: f64) -> bool {
+            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+            let mut mixed = self.0;
+            mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+            mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+            ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1u64 << 53) as f64 <= chance
+        }
+    }
+
+    /// Events until `Worse` says so at α = 5 %, if it does within `most` of them.
+    fn caught_after(dice: &mut Dice, share: f64, ratio: f64, most: u32) -> Option<u32> {
+        let mut worse = Worse::default();
+        let chance = share * ratio / (share * ratio + 1.0 - share);
+        (1..=most).find(|_| {
+            worse.observe(dice.falls(chance), share);
+            worse.value() >= 20.0
+        })
+    }
+
+    #[test]
+    fn versions_that_are_alike_are_told_apart_at_most_once_in_twenty() {
+        for (share, most) in [(0.01, 300), (0.1, 300), (0.5, 1000)] {
+            let mut dice = Dice(7);
+            let alarms = (0..10_000).filter(|_| caught_after(&mut dice, share, 1.0, most).is_some()).count();
+            assert!(alarms <= 500, "{alarms} of 10,000 at a share of {share}");
+        }
+    }
+
+    /// Failures of 1 % of the baseline's and 3 % of the candidate's requests, a tenth of all: 3,500 requests hold 42.
+    #[test]
+    fn a_candidate_that_fails_three_times_as_often_is_caught_within_3500_requests() {
+        let mut dice = Dice(7);
+        let mut caught: Vec<u32> =
+            (0..10_000).map(|_| caught_after(&mut dice, 0.1, 3.0, 10_000).unwrap_or(u32::MAX)).collect();
+        caught.sort_unstable();
+        let requests = f64::from(caught[5_000]) / (0.9 * 0.01 + 0.1 * 0.03);
+        assert!(requests <= 3_500.0, "median {requests}");
+    }
+
+    #[test]
+    fn what_happens_too_often_is_called_rare_at_most_once_in_twenty() {
+        let mut dice = Dice(11);
+        let is_fooled = |dice: &mut Dice| {
+            let mut rare = Rare::new(0.01);
+            (0..5_000).any(|_| {
+                rare.observe(dice.falls(0.01));
+                rare.value() >= 20.0
+            })
+        };
+        let fooled = (0..10_000).filter(|_| is_fooled(&mut dice)).count();
+        assert!(fooled <= 500, "{fooled} of 10,000");
+    }
+
+    #[test]
+    fn nothing_is_shown_by_nothing_and_enough_by_enough() {
+        assert_eq!(Worse::default().value(), 1.0);
+        let mut rare = Rare::new(0.01);
+        assert_eq!(rare.value(), 1.0);
+        let needs = rare.needs(0.05);
+        assert!((300..500).contains(&needs), "{needs}");
+        for _ in 1..needs {
+            rare.observe(false);
+        }
+        assert!(rare.value() < 20.0);
+        rare.observe(false);
+        assert!(rare.value() >= 20.0);
+        rare.observe(true);
+        assert!(rare.value() < 20.0 && rare.value() > 0.0, "one failure costs, but not everything");
+    }
+
+    #[test]
+    fn alone_there_is_nothing_to_compare_with() {
+        let mut worse = Worse::default();
+        (0..1000).for_each(|_| worse.observe(true, 1.0));
+        assert!((worse.value() - 1.0).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,147 @@
+//! A version is rolled out step by step, or rolled back, by what its requests show; a person can step in.
+
+use harness::{Behaviour, Client, ScriptedEngine, Stack, binary, eventually, infer_body};
+use serde_json::Value;
+use std::process::{Command, Output};
+
+/// Steps that few requests decide: at most half of them may fail.
+fn policy(candidate: u64, dwell: &str) -> String {
+    format!(
+        "models:\n  m:\n    canary:\n      baseline: 1\n      candidate: {candidate}\n      steps: [20, 60]\n      dwell: {dwell}\n      sticky: {{header: x-user-id}}\n      gates: {{errors: {{at_most: 50}}}}\n"
+    )
+}
+
+fn versions() -> ScriptedEngine {
+    ScriptedEngine::start(&[
+        ("m", 1, Behaviour::Answer),
+        ("m", 2, Behaviour::Answer),
+        ("m", 3, Behaviour::Answer),
+    ])
+}
+
+fn stack(engine: &ScriptedEngine, policy: &str) -> Stack {
+    Stack::builder().policies(policy).external_engine(engine.socket()).config("state: state.json").start()
+}
+
+fn ask(client: &Client, user: usize) -> (u16, String) {
+    let user = format!("user-{user}");
+    let answer = client.infer("m", &[("x-user-id", &user)], &infer_body("x", [1, 1], &[0.0]));
+    (answer.status, answer.header("x-penstock-version").to_owned())
+}
+
+fn status(stack: &Stack) -> Value {
+    Client::new(stack.admin).get("/canaries").json()["m"].clone()
+}
+
+/// Asks until the rollout is in this phase; who answered everybody after that.
+fn until(stack: &Stack, phase: &str) -> Vec<String> {
+    let (client, mut user) = (stack.client(), 0);
+    eventually(phase, || {
+        for _ in 0..20 {
+            ask(&client, user);
+            user += 1;
+        }
+        (status(stack)["phase"] == phase).then_some(())
+    });
+    (0..50).map(|user| ask(&client, user).1).collect()
+}
+
+fn told(stack: &Stack, arguments: &[&str]) -> Output {
+    let admin = stack.admin.to_string();
+    Command::new(binary("penstock")).args(arguments).args(["--admin", &admin]).output().expect("it runs")
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).expect("text")
+}
+
+#[test]
+fn a_version_that_does_well_is_rolled_out_to_everybody() {
+    let engine = versions();
+    let stack = stack(&engine, &policy(2, "100ms"));
+    let answered = until(&stack, "promoted");
+    assert!(answered.iter().all(|version| version == "2"), "{answered:?}");
+    let status = status(&stack);
+    let verdicts = status["verdicts"].as_array().unwrap();
+    let advanced: Vec<_> = verdicts.iter().filter(|record| record["verdict"] == "advance").collect();
+    assert_eq!((advanced.len(), &advanced[0]["percent"]), (2, &Value::from(20.0)));
+    assert!(advanced[0]["gates"][0]["rare"].as_f64() >= Some(20.0), "{status:#}");
+    assert_eq!(stack.metric("penstock_canary_share{model=\"m\",version=\"2\"}"), 1.0);
+    assert!(stack.log().contains("canary advances"), "{}", stack.log());
+}
+
+#[test]
+fn a_version_that_fails_is_rolled_back_and_stays_so_over_a_restart_and_a_reload() {
+    let engine = versions();
+    engine.set("m", 2, Behaviour::Fail);
+    let mut stack = stack(&engine, &policy(2, "1h"));
+    let answered = until(&stack, "rolled_back");
+    assert!(answered.iter().all(|version| version == "1"), "{answered:?}");
+    let failed = stack.metric("penstock_requests_total{model=\"m\",version=\"2\",outcome=\"failed\"}");
+    assert!(failed <= 20.0, "{failed} users met it");
+    eventually("the verdict to be told", || stack.log().contains("canary rolled back").then_some(()));
+    assert_eq!(stack.metric("penstock_canary_verdicts_total{model=\"m\",verdict=\"roll_back\"}"), 1.0);
+
+    // The same rollout under other steps is still rolled back; another candidate begins at its first step.
+    std::fs::write(&stack.policies, policy(2, "2h")).unwrap();
+    stack.wait_for_metric("penstock_policy_generation", 2.0);
+    assert_eq!(status(&stack)["phase"], "rolled_back");
+    eventually("progress to be saved", || {
+        let saved = std::fs::read_to_string(stack.folder().join("state.json")).ok()?;
+        saved.contains("rolled_back").then_some(())
+    });
+    stack.restart();
+    assert_eq!(status(&stack)["phase"], "rolled_back");
+    assert!((0..50).all(|user| ask(&stack.client(), user).1 == "1"));
+    std::fs::write(&stack.policies, policy(3, "1h")).unwrap();
+    eventually("the next candidate to begin", || (status(&stack)["candidate"] == 3).then_some(()));
+    assert_eq!((&status(&stack)["phase"], &status(&stack)["percent"]), (&"running".into(), &20.0.into()));
+}
+
+#[test]
+fn a_version_that_hangs_is_rolled_back_like_one_that_fails() {
+    let engine = versions();
+    engine.set("m", 2, Behaviour::Hang);
+    let policy = policy(2, "1h").replace("  m:\n", "  m:\n    deadline: 50ms\n");
+    let answered = until(&stack(&engine, &policy), "rolled_back");
+    assert!(answered.iter().all(|version| version == "1"), "{answered:?}");
+}
+
+#[test]
+fn a_person_pauses_promotes_aborts_and_resumes_from_the_command_line() {
+    let engine = versions();
+    let stack = stack(&engine, &policy(2, "1s"));
+    let paused = told(&stack, &["canary", "pause", "m", "--reason", "lunch & coffee"]);
+    assert!(paused.status.success(), "{}", text(&paused.stderr));
+    assert!(text(&paused.stdout).contains("paused by a person: lunch & coffee"), "{}", text(&paused.stdout));
+    (0..300).for_each(|user| drop(ask(&stack.client(), user)));
+    let shown = told(&stack, &["status"]);
+    let first = text(&shown.stdout).lines().next().unwrap();
+    assert_eq!(first, "m: version 2 gets 20.0 %, version 1 the rest; paused, step 1 of 2");
+    let again = told(&stack, &["canary", "pause", "m"]);
+    assert_eq!(
+        (again.status.code(), text(&again.stderr)),
+        (Some(1), "penstock: cannot pause: the rollout is paused\n")
+    );
+    let promoted = told(&stack, &["canary", "promote", "m", "--json"]);
+    let json: Value = serde_json::from_slice(&promoted.stdout).unwrap();
+    assert_eq!((&json["phase"], &json["percent"]), (&"promoted".into(), &100.0.into()));
+    assert!((0..50).all(|user| ask(&stack.client(), user).1 == "2"));
+    assert!(told(&stack, &["canary", "abort", "m"]).status.success());
+    assert!((0..50).all(|user| ask(&stack.client(), user).1 == "1"));
+    assert!(text(&told(&stack, &["canary", "resume", "m"]).stdout).contains("begun again by a person"));
+    let unknown = told(&stack, &["canary", "abort", "nothing"]);
+    assert_eq!(text(&unknown.stderr), "penstock: model `nothing` has no canary\n");
+}
+
+#[test]
+fn a_page_in_a_browser_can_not_tell_it_what_to_do() {
+    let engine = versions();
+    let stack = stack(&engine, &policy(2, "1h"));
+    let admin = Client::new(stack.admin);
+    let answer = admin.post("/canaries/m/promote", &[("origin", "http://evil.example")], b"");
+    assert_eq!((answer.status, status(&stack)["phase"].as_str()), (403, Some("running")));
+    assert_eq!(admin.post("/canaries/m/explode", &[], b"").status, 404);
+    let elsewhere = Client::new(stack.http).post("/canaries/m/promote", &[], b"");
+    assert_eq!(elsewhere.status, 404, "clients do not reach it");
+}
