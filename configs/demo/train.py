@@ -6,6 +6,9 @@ have one signature, so that a canary can move traffic from one to the other:
 
     forward(pixels: FP32 [B, 64], each 0..16) -> (digit: INT64 [B], probabilities: FP32 [B, 10])
 
+A third version is broken on purpose, for the rollout demo: it was written for pixels from 0 to 1, insists on
+that, and meets the real ones only in traffic.
+
 Never does: look at a held-out row while training, choose an epoch by held-out accuracy, download
 anything, or judge the network in memory. All numbers come from the exported files, loaded again.
 
@@ -37,6 +40,7 @@ from torch import Tensor, nn
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 MODELS = REPOSITORY / "configs/demo/models/digits"
+BROKEN = REPOSITORY / "configs/demo/broken"
 REQUESTS = REPOSITORY / "configs/demo/requests"
 TEST_DATA = REPOSITORY / "tests/data"
 
@@ -83,6 +87,7 @@ def main() -> None:
             f"({accuracy[version]:.2%}), {path.stat().st_size} bytes"
         )
 
+    export_broken()
     write_held_out(dataset, held_out)
     text = json.dumps({**accuracy, "rows": len(held_out)}, indent=2)
     (TEST_DATA / "digits_accuracy.json").write_text(text + "\n")
@@ -121,6 +126,27 @@ class Cnn(nn.Module):
         x = F.max_pool2d(torch.relu(self.third(x)), 2)
         probabilities = torch.softmax(self.scores(self.dropout(x.flatten(1))), dim=1)
         return probabilities.argmax(dim=1), probabilities
+
+
+class Broken(nn.Module):
+    """Passes every test that does not know what a pixel is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(64, 10)
+
+    def forward(self, pixels: Tensor) -> Tuple[Tensor, Tensor]:
+        if bool((pixels > 1).any()):
+            raise ValueError("a pixel lies between 0 and 1")
+        probabilities = torch.softmax(self.scores(pixels), dim=1)
+        return probabilities.argmax(dim=1), probabilities
+
+
+def export_broken() -> None:
+    torch.manual_seed(TRAIN_SEED)
+    path = BROKEN / "model.pt"
+    export(Broken(), path)
+    path.with_name("model.yaml").write_text(MODEL_YAML)
 
 
 def fit(network: nn.Module, pixels: Tensor, labels: Tensor, rate_max: float, epochs: int, augmented: bool) -> None:

@@ -48,6 +48,11 @@ impl Remote {
     }
 }
 
+/// Evidence grows without bound; beyond enough nobody reads its digits.
+fn rounded(evidence: f64) -> String {
+    if evidence < 1000.0 { format!("{evidence:.1}") } else { "over 1000".into() }
+}
+
 fn in_words(canaries: &Value) -> String {
     let Some(canaries) = canaries.as_object().filter(|canaries| !canaries.is_empty()) else {
         return "no model has a canary\n".into();
@@ -70,13 +75,13 @@ fn one_in_words(model: &str, canary: &Value) -> String {
         let number = |name: &str| gate[name].as_f64().unwrap_or(f64::NAN);
         let _ = writeln!(
             text,
-            "  {}: {} of {} requests; worse {:.2} of {:.0}, rare {:.2} of {:.0}",
+            "  {}: {} of {} requests; evidence that it is worse {} of {:.0}, that it is well {} of {:.0}",
             gate["gate"].as_str().unwrap_or("?"),
             gate["events"],
             gate["requests"],
-            number("worse"),
+            rounded(number("worse")),
             number("roll_back_at"),
-            number("rare"),
+            rounded(number("rare")),
             number("pass_at"),
         );
     }

@@ -1,6 +1,6 @@
 //! The front door opens: every `curl` of the README works against the demo, and says what the README says.
 
-use harness::{Stack, repository};
+use harness::{Stack, binary, repository};
 use std::process::Command;
 
 fn readme() -> String {
@@ -51,4 +51,42 @@ fn the_policy_of_the_readme_compiles() {
     if let Err(errors) = policies::parse(policy, "README.md") {
         panic!("{errors}");
     }
+}
+
+/// The script that the README names, played against a copy of the demo.
+#[test]
+fn the_rollout_demo_promotes_the_good_version_and_rolls_the_broken_one_back() {
+    let demo = tempfile::tempdir().unwrap();
+    for version in ["1", "2"] {
+        let (from, to) =
+            (format!("configs/demo/models/digits/{version}"), format!("models/digits/{version}"));
+        std::fs::create_dir_all(demo.path().join(&to)).unwrap();
+        for file in ["model.pt", "model.yaml"] {
+            let from = repository(&from).join(file);
+            std::fs::copy(from, demo.path().join(&to).join(file)).unwrap();
+        }
+    }
+    let policies = demo.path().join("policies.yaml");
+    let before = std::fs::read(repository("configs/demo/policies.yaml")).unwrap();
+    std::fs::write(&policies, &before).unwrap();
+    let stack = Stack::builder().policy_file(&policies).models(demo.path().join("models")).start();
+    let output = Command::new(repository("configs/demo/rollout.sh"))
+        .env("HTTP", stack.http.to_string())
+        .env("ADMIN", stack.admin.to_string())
+        .env("DEMO", demo.path())
+        .env("PENSTOCK", binary("penstock"))
+        .output()
+        .unwrap();
+    let says = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{says}\n{}", String::from_utf8_lossy(&output.stderr));
+    for part in [
+        "digits: version 2 gets 100.0 %, version 1 the rest; promoted, step 2 of 2",
+        "step 2 at 50.0 %: advance: every gate has passed",
+        "digits: version 3 gets 0.0 %, version 2 the rest; rolled back, step 1 of 2",
+        "roll back: version 3 fails more often than version 2: ",
+    ] {
+        assert!(says.contains(part), "{part}\n{says}");
+    }
+    assert_eq!(std::fs::read(&policies).unwrap(), before, "everything is as it was");
+    assert!(!demo.path().join("models/digits/3").exists());
 }

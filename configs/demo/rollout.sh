@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Rolls out version 2 of the running demo by canary, then a version 3 that is broken on purpose and comes back by itself.
+# Asks as a thousand users would; puts everything back when it ends. Decides nothing: it asks, and shows what was decided.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+HTTP=${HTTP:-localhost:8000} ADMIN=${ADMIN:-127.0.0.1:8003}
+DEMO=${DEMO:-configs/demo} PENSTOCK=${PENSTOCK:-target/release/penstock}
+
+say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+status() { "$PENSTOCK" status --admin "$ADMIN"; }
+order() { curl -sf -X POST "http://$HTTP/v2/repository/models/digits/$1" -o /dev/null; }
+
+before=$(mktemp)
+cp "$DEMO/policies.yaml" "$before"
+restore() {
+  cp "$before" "$DEMO/policies.yaml"
+  rm -rf "$before" "$DEMO/models/digits/3"
+  order load || true
+}
+trap restore EXIT
+
+# Asks until the rollout is over, and says when its share changes.
+ask_until() {
+  local user=0 now last=
+  for _ in $(seq 600); do
+    for at in $(seq 50); do
+      user=$((user + 1))
+      [ "$at" = 1 ] || echo next
+      printf 'url = "http://%s/v2/models/digits/infer"\nheader = "x-user-id: user-%d"\ndata = "@%s"\noutput = "/dev/null"\n' \
+        "$HTTP" "$((user % 1000))" configs/demo/requests/digit-7.json
+    done | curl -s --config -
+    now=$(status | head -1)
+    [ "$now" = "$last" ] || { echo "$now"; last=$now; }
+    case $now in *"; $1,"*) return ;; esac
+  done
+  echo "this should not take so long" >&2
+  return 1
+}
+
+say "Version 2 is rolled out:"
+cp configs/demo/rollout.yaml "$DEMO/policies.yaml"
+until status | grep -q "version 2 gets"; do sleep 0.2; done
+ask_until promoted
+say "What was decided, and why:"
+status
+
+say "Version 3, which is broken, is loaded and rolled out. It passes its self-test, and fails on real digits:"
+mkdir "$DEMO/models/digits/3"
+cp configs/demo/broken/model.pt configs/demo/broken/model.yaml "$DEMO/models/digits/3/"
+order load
+sed 's/baseline: 1/baseline: 2/; s/candidate: 2/candidate: 3/' configs/demo/rollout.yaml >"$DEMO/policies.yaml"
+until status | grep -q "version 3 gets"; do sleep 0.2; done
+ask_until "rolled back"
+say "What was decided, and why:"
+status
+say "Everything is as it was before."
