@@ -1,7 +1,7 @@
 //! When a version counts as failing, and how it is let back in.
 //!
 //! ```text
-//!              `failures` in a row                     the wait is over and a request comes
+//!     `failures` in a row, or too many in `window`    the wait is over and a request comes
 //!   Passing ────────────────────────▶ Tripped ────────────────────────────────────────────▶ Probing
 //!      ▲                                 ▲       a probe failed, or had no answer in time       │ │
 //!      │                                 └──────────────── wait doubles ────────────────────────┘ │
@@ -18,7 +18,9 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
+use crate::canary::{Millionths, SlowPolicy};
 use crate::outcome::Outcome;
+use crate::window::Window;
 
 /// When a version counts as failing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,10 +35,18 @@ pub struct BreakerPolicy {
     pub probes: NonZeroU32,
     /// A probe without an outcome for this long has failed.
     pub probe_timeout: Duration,
+    /// How far back shares are counted.
+    pub(crate) window: Duration,
+    /// A share of fewer requests says nothing.
+    pub(crate) of_at_least: NonZeroU32,
+    /// The share of failures that trips it as well.
+    pub(crate) failing: Option<Millionths>,
+    /// And of slow answers.
+    pub(crate) slow: Option<SlowPolicy>,
 }
 
 impl Default for BreakerPolicy {
-    /// 5 failures in a row; refuses for 10 s, at most 60 s; one probe, which has 10 s.
+    /// 5 failures in a row, no shares; refuses for 10 s, at most 60 s; one probe, which has 10 s.
     fn default() -> Self {
         Self {
             failures: NonZeroU32::new(5).expect("5 is not 0"),
@@ -44,6 +54,10 @@ impl Default for BreakerPolicy {
             max_open_for: Duration::from_secs(60),
             probes: NonZeroU32::MIN,
             probe_timeout: Duration::from_secs(10),
+            window: Duration::from_secs(10),
+            of_at_least: NonZeroU32::new(20).expect("20 is not 0"),
+            failing: None,
+            slow: None,
         }
     }
 }
@@ -75,6 +89,7 @@ pub enum BreakerState {
 pub(crate) struct Permit {
     generation: u64,
     kind: Kind,
+    entered: Instant,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +116,7 @@ pub(crate) struct Breaker {
 
 #[derive(Debug)]
 enum State {
-    Passing { failures: u32 },
+    Passing { failures: u32, window: Window },
     Tripped { until: Instant },
     Probing(Probes),
 }
@@ -123,7 +138,7 @@ struct Lease {
 
 impl Breaker {
     pub(crate) fn new(policy: BreakerPolicy) -> Self {
-        Self { policy, state: State::Passing { failures: 0 }, generation: 0, trips: 0 }
+        Self { policy, state: passing(&policy), generation: 0, trips: 0 }
     }
 
     /// # Errors
@@ -141,7 +156,7 @@ impl Breaker {
             State::Probing(probes) => probes.lease(&self.policy, now)?,
             State::Tripped { .. } => unreachable!("left above"),
         };
-        Ok(Permit { generation: self.generation, kind })
+        Ok(Permit { generation: self.generation, kind, entered: now })
     }
 
     pub(crate) fn settle(&mut self, permit: Permit, outcome: Outcome, now: Instant) {
@@ -150,16 +165,18 @@ impl Breaker {
             return;
         }
         match (&mut self.state, permit.kind) {
-            (State::Passing { failures }, Kind::Ordinary) => match outcome {
-                Outcome::Served => *failures = 0,
-                Outcome::Failed => {
-                    *failures += 1;
-                    if *failures >= self.policy.failures.get() {
-                        self.trip(now);
-                    }
+            (State::Passing { failures, window }, Kind::Ordinary) => {
+                match outcome {
+                    Outcome::Served => *failures = 0,
+                    Outcome::Failed => *failures += 1,
+                    Outcome::Refused | Outcome::Abandoned => {}
                 }
-                Outcome::Refused | Outcome::Abandoned => {}
-            },
+                let took = now.saturating_duration_since(permit.entered);
+                let in_a_row = *failures >= self.policy.failures.get();
+                if in_a_row || self.policy.is_too_much(window, outcome, took, now) {
+                    self.trip(now);
+                }
+            }
             (State::Probing(probes), Kind::Probe { ticket }) => {
                 probes.give_back(ticket);
                 match outcome {
@@ -167,7 +184,7 @@ impl Breaker {
                         probes.served += 1;
                         if probes.served >= self.policy.probes.get() {
                             self.trips = 0;
-                            self.become_state(State::Passing { failures: 0 });
+                            self.become_state(passing(&self.policy));
                         }
                     }
                     Outcome::Failed => self.trip(now),
@@ -206,7 +223,8 @@ impl Breaker {
 
     /// Whether forgetting this breaker would change nothing.
     pub(crate) fn is_fresh(&self) -> bool {
-        matches!(self.state, State::Passing { failures: 0 })
+        let has_shares = self.policy.failing.is_some() || self.policy.slow.is_some();
+        matches!(self.state, State::Passing { failures: 0, .. }) && !has_shares
     }
 
     /// A probe that is overdue failed at the moment it was due, whether or not anybody looked then.
@@ -231,6 +249,34 @@ impl Breaker {
         self.generation += 1;
         self.state = state;
     }
+}
+
+impl BreakerPolicy {
+    /// Counts how a request ended; whether too many fail or are slow.
+    fn is_too_much(&self, window: &mut Window, outcome: Outcome, took: Duration, now: Instant) -> bool {
+        let is_slow = self.slow.is_some_and(|slow| took > slow.over);
+        let (failed, slow) = match outcome {
+            Outcome::Failed => (true, false),
+            Outcome::Served => (false, is_slow),
+            // What took so long and came to nothing was not answered in time.
+            Outcome::Refused if is_slow => (false, true),
+            Outcome::Refused | Outcome::Abandoned => return false,
+        };
+        if self.failing.is_none() && self.slow.is_none() {
+            return false;
+        }
+        let counts = window.count(failed, slow, now);
+        let is_above = |count: u32, share: Millionths| {
+            u64::from(count) * 1_000_000 >= u64::from(counts.all) * u64::from(share)
+        };
+        counts.all >= self.of_at_least.get()
+            && (self.failing.is_some_and(|share| is_above(counts.failed, share))
+                || self.slow.is_some_and(|slow| is_above(counts.slow, slow.at_most)))
+    }
+}
+
+fn passing(policy: &BreakerPolicy) -> State {
+    State::Passing { failures: 0, window: Window::new(policy.window) }
 }
 
 impl Probes {
@@ -278,6 +324,7 @@ mod tests {
                 max_open_for: Duration::from_millis(3000),
                 probes: NonZeroU32::new(2).unwrap(),
                 probe_timeout: Duration::from_millis(500),
+                ..BreakerPolicy::default()
             })
         }
 
@@ -322,6 +369,43 @@ mod tests {
         assert_eq!(world.enter(), Err(1));
         world.advance(1);
         assert!(world.enter().is_ok_and(|permit| permit.is_probe()));
+    }
+
+    #[test]
+    fn a_share_of_failures_trips_what_never_fails_often_in_a_row() {
+        let failing = Some(500_000);
+        let mut world = World::new(BreakerPolicy { failing, ..BreakerPolicy::default() });
+        for _ in 0..9 {
+            world.request(Outcome::Failed);
+            world.request(Outcome::Served);
+        }
+        assert_eq!(world.state(), BreakerState::Passing, "19 requests are too few to say");
+        world.advance(11_000);
+        for _ in 0..10 {
+            assert_eq!(world.state(), BreakerState::Passing, "what is long ago does not count");
+            world.request(Outcome::Served);
+            world.request(Outcome::Failed);
+        }
+        assert!(matches!(world.state(), BreakerState::Tripped { .. }));
+    }
+
+    #[test]
+    fn slow_answers_and_missed_deadlines_trip_it_where_that_is_asked_for() {
+        let slow = Some(SlowPolicy { over: Duration::from_millis(100), at_most: 800_000 });
+        for (outcome, ms, trips) in [
+            (Outcome::Served, 101, true),
+            (Outcome::Refused, 101, true),
+            (Outcome::Served, 100, false),
+            (Outcome::Abandoned, 500, false),
+        ] {
+            let mut world = World::new(BreakerPolicy { slow, ..BreakerPolicy::default() });
+            for _ in 0..20 {
+                let permit = world.enter().unwrap();
+                world.advance(ms);
+                world.settle(permit, outcome);
+            }
+            assert_eq!(matches!(world.state(), BreakerState::Tripped { .. }), trips, "{outcome:?} {ms}");
+        }
     }
 
     #[test]

@@ -168,10 +168,8 @@ fn canary(
     };
     let slow = match &written.gates.latency {
         Some(latency) => {
-            let path = gates.join("latency");
-            let over = faults.keep(&path.join("over"), units::duration(&latency.over));
-            let at_most = faults.keep(&path.join("at_most"), millionths(latency.at_most));
-            over.zip(at_most).map(|(over, at_most)| Some(SlowPolicy { over, at_most }))
+            let at_most = (latency.at_most, "at_most");
+            slow_policy(&latency.over, at_most, &gates.join("latency"), faults).map(Some)
         }
         None => Some(None),
     };
@@ -366,7 +364,40 @@ fn breaker_policy(
         let fault = Fault::ShorterThanFirst { longest: max_open_for, first: open_for };
         faults.note(path.join("max_open_for"), fault);
     }
-    Some(BreakerPolicy { failures: failures?, open_for, max_open_for, probes: probes?, probe_timeout })
+    let window = duration_or(written.window.as_deref(), default.window, &path.join("window"), faults);
+    let of_at_least = count_or(written.of_at_least, default.of_at_least, &path.join("of_at_least"), faults);
+    let failing = match written.failing {
+        Some(percent) => faults.keep(&path.join("failing"), millionths(percent)).map(Some),
+        None => Some(None),
+    };
+    let slow = match &written.slow {
+        Some(slow) => {
+            slow_policy(&slow.over, (slow.percent, "percent"), &path.join("slow"), faults).map(Some)
+        }
+        None => Some(None),
+    };
+    Some(BreakerPolicy {
+        failures: failures?,
+        open_for,
+        max_open_for,
+        probes: probes?,
+        probe_timeout,
+        window,
+        of_at_least: of_at_least?,
+        failing: failing?,
+        slow: slow?,
+    })
+}
+
+fn slow_policy(
+    over: &str,
+    (percent, name): (f64, &'static str),
+    path: &Path,
+    faults: &mut Faults,
+) -> Option<SlowPolicy> {
+    let over = faults.keep(&path.join("over"), units::duration(over));
+    let at_most = faults.keep(&path.join(name), millionths(percent));
+    over.zip(at_most).map(|(over, at_most)| SlowPolicy { over, at_most })
 }
 
 fn limit_policies(written: &[schema::Limit], faults: &mut Faults) -> Vec<Arc<LimitPolicy>> {

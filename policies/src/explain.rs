@@ -102,7 +102,7 @@ fn write_stickiness(stickiness: Option<&Stickiness>, out: &mut String) -> fmt::R
 }
 
 fn write_breaker(breaker: &BreakerPolicy, out: &mut String) -> fmt::Result {
-    let BreakerPolicy { failures, open_for, max_open_for, probes, probe_timeout } = breaker;
+    let BreakerPolicy { failures, open_for, max_open_for, probes, probe_timeout, .. } = breaker;
     let probes = match probes.get() {
         1 => "a probe is answered".to_owned(),
         several => format!("{several} probes are answered, each"),
@@ -111,7 +111,24 @@ fn write_breaker(breaker: &BreakerPolicy, out: &mut String) -> fmt::Result {
         out,
         "  a version that fails {failures} times in a row is left alone for {open_for:?}, doubling up to \
          {max_open_for:?}, until {probes} within {probe_timeout:?}",
-    )
+    )?;
+    let share = |share: u32| percent(f64::from(share) / 1e6);
+    let (window, of) = (breaker.window, breaker.of_at_least);
+    if let Some(failing) = breaker.failing {
+        writeln!(
+            out,
+            "  and so is one of which {} % of {of} or more requests fail within {window:?}",
+            share(failing)
+        )?;
+    }
+    if let Some(slow) = breaker.slow {
+        let (percent, over) = (share(slow.at_most), slow.over);
+        writeln!(
+            out,
+            "  and one of which {percent} % of {of} or more take longer than {over:?}, within {window:?}"
+        )?;
+    }
+    Ok(())
 }
 
 fn write_limit(limit: &LimitPolicy, out: &mut String) -> fmt::Result {
@@ -164,6 +181,7 @@ models:
       sticky: {cookie: uid}
       without_key: stable
     deadline: 500ms
+    breaker: {failing: 50, slow: {over: 1s, percent: 80}}
 limits:
   - {name: per-user, key: {header: x-user-id}, models: [digits], rate: 100/s, burst: 20}
 ";
@@ -175,6 +193,8 @@ model digits
   one cookie uid always gets the same version; without it stable (version 1) answers
   a request without a deadline has 500ms
   a version that fails 5 times in a row is left alone for 10s, doubling up to 60s, until a probe is answered within 500ms
+  and so is one of which 50 % of 20 or more requests fail within 10s
+  and one of which 80 % of 20 or more take longer than 1s, within 10s
 limit per-user: 100/s with bursts of 20 per header x-user-id, for up to 100000 at a time, on digits
 ";
         assert_eq!(parse(text, "policies.yaml").unwrap().explain(), expected);

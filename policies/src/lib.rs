@@ -34,6 +34,7 @@ mod canary;
 mod outcome;
 mod gcra;
 mod limiter;
+mod window;
 mod breaker;
 mod ledger;
 

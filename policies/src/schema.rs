@@ -172,6 +172,17 @@ pub(crate) struct Breaker {
     /// Failures in a row that trip it. Default: 5.
     #[schemars(range(min = 1))]
     pub(crate) failures: Option<u32>,
+    /// Percent of the requests in `window` whose failure trips it as well. Default: only failures in a row do.
+    #[schemars(range(min = 0.0001, max = 99.9999))]
+    pub(crate) failing: Option<f64>,
+    /// Slow answers that trip it as well.
+    pub(crate) slow: Option<SlowCalls>,
+    /// How far back `failing` and `slow` look. Default: 10s.
+    #[schemars(extend("examples" = ["10s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
+    pub(crate) window: Option<String>,
+    /// With fewer requests in `window`, neither `failing` nor `slow` says anything. Default: 20.
+    #[schemars(range(min = 1))]
+    pub(crate) of_at_least: Option<u32>,
     /// How long it refuses after the first trip; doubles with every failed probing. Default: 10s.
     #[schemars(extend("examples" = ["10s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
     pub(crate) open_for: Option<String>,
@@ -185,6 +196,18 @@ pub(crate) struct Breaker {
     /// model's deadline.
     #[schemars(extend("examples" = ["5s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
     pub(crate) probe_timeout: Option<String>,
+}
+
+/// Answers that take too long, and requests that get none in time.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SlowCalls {
+    /// An answer that takes longer is slow.
+    #[schemars(extend("examples" = ["1s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
+    pub(crate) over: String,
+    /// Percent of the requests that are slow when it trips.
+    #[schemars(range(min = 0.0001, max = 99.9999))]
+    pub(crate) percent: f64,
 }
 
 /// A rate limit: one bucket per value of its key.
