@@ -16,7 +16,7 @@ use crate::canary::{CanaryPolicy, Millionths, SlowPolicy};
 use crate::limiter::LimitPolicy;
 use crate::pick::{Rule, Split, Stickiness, Target, Test, WithoutKey};
 use crate::schema;
-use crate::snapshot::{self, DEFAULT_DEADLINE, ModelPolicy, Snapshot};
+use crate::snapshot::{self, DEFAULT_DEADLINE, Fallback, ModelPolicy, Snapshot};
 use crate::units::{self, Rate, UnitError, Version, Weight};
 
 /// Limits that one request may have to pass; the ledger holds a lock per limit while it asks the next.
@@ -25,6 +25,7 @@ const MOST_LIMITS: u64 = 256;
 const MOST_ARMS: u64 = 64;
 const MOST_PROBES: u64 = 100;
 const MOST_STEPS: u64 = 20;
+const DEFAULT_DIVERTED: NonZeroU32 = NonZeroU32::new(32).expect("32 is not 0");
 /// 1, 5, 25 and 50 %.
 const DEFAULT_STEPS: [Millionths; 4] = [10_000, 50_000, 250_000, 500_000];
 const DEFAULT_DWELL: Duration = Duration::from_secs(600);
@@ -137,7 +138,30 @@ fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Fau
     }
     let deadline = duration_or(model.deadline.as_deref(), DEFAULT_DEADLINE, &path.join("deadline"), faults);
     let breaker = breaker_policy(&model.breaker, deadline, &path.join("breaker"), faults);
-    Some(ModelPolicy { labels, rules, split: split?, canary: canary?, deadline, breaker: breaker? })
+    let fallback = match &model.breaker.fallback {
+        Some(written) => fallback(written, &labels, &path.join("breaker").join("fallback"), faults).map(Some),
+        None => Some(None),
+    };
+    Some(ModelPolicy {
+        labels,
+        rules,
+        split: split?,
+        canary: canary?,
+        deadline,
+        breaker: breaker?,
+        fallback: fallback?,
+    })
+}
+
+fn fallback(
+    written: &schema::Fallback,
+    labels: &BTreeMap<Arc<str>, Version>,
+    path: &Path,
+    faults: &mut Faults,
+) -> Option<Fallback> {
+    let target = target(&written.version, labels, &path.join("version"), faults);
+    let most = count_or(written.in_flight_max, DEFAULT_DIVERTED, &path.join("in_flight_max"), faults);
+    Some(Fallback { version: target?.version, in_flight_max: most? })
 }
 
 fn canary(

@@ -6,7 +6,7 @@ use crate::breaker::BreakerPolicy;
 use crate::canary::CanaryPolicy;
 use crate::limiter::LimitPolicy;
 use crate::pick::{Rule, Split, Stickiness, Target, Test, WithoutKey};
-use crate::snapshot::{ModelPolicy, Snapshot};
+use crate::snapshot::{Fallback, ModelPolicy, Snapshot};
 
 impl Snapshot {
     /// What these policies do, in plain words, a few lines per model and one per limit.
@@ -41,7 +41,11 @@ fn write_model(name: &str, model: &ModelPolicy, out: &mut String) -> fmt::Result
         (None, None) => writeln!(out, "  the highest ready version answers")?,
     }
     writeln!(out, "  a request without a deadline has {:?}", model.deadline)?;
-    write_breaker(&model.breaker, out)
+    write_breaker(&model.breaker, out)?;
+    if let Some(Fallback { version, in_flight_max }) = model.fallback {
+        writeln!(out, "  version {version} then answers in its place, up to {in_flight_max} at a time")?;
+    }
+    Ok(())
 }
 
 fn write_rule(rule: &Rule, out: &mut String) -> fmt::Result {
@@ -181,7 +185,7 @@ models:
       sticky: {cookie: uid}
       without_key: stable
     deadline: 500ms
-    breaker: {failing: 50, slow: {over: 1s, percent: 80}}
+    breaker: {failing: 50, slow: {over: 1s, percent: 80}, fallback: {version: stable}}
 limits:
   - {name: per-user, key: {header: x-user-id}, models: [digits], rate: 100/s, burst: 20}
 ";
@@ -195,6 +199,7 @@ model digits
   a version that fails 5 times in a row is left alone for 10s, doubling up to 60s, until a probe is answered within 500ms
   and so is one of which 50 % of 20 or more requests fail within 10s
   and one of which 80 % of 20 or more take longer than 1s, within 10s
+  version 1 then answers in its place, up to 32 at a time
 limit per-user: 100/s with bursts of 20 per header x-user-id, for up to 100000 at a time, on digits
 ";
         assert_eq!(parse(text, "policies.yaml").unwrap().explain(), expected);

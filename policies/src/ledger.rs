@@ -22,7 +22,7 @@ use crate::gcra::Moment;
 use crate::limiter::{LimitPolicy, Limited, Limiter};
 use crate::outcome::Outcome;
 use crate::pick::Pick;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Fallback, Snapshot};
 use crate::units::Version;
 
 /// The state of all limits and breakers.
@@ -74,11 +74,13 @@ impl Rollout {
 #[derive(Debug)]
 struct Guard {
     breaker: Mutex<Breaker>,
+    /// Requests in it that a failing version has refused.
+    diverted: AtomicU32,
 }
 
 impl Guard {
     fn new(policy: BreakerPolicy) -> Self {
-        Self { breaker: Mutex::new(Breaker::new(policy)) }
+        Self { breaker: Mutex::new(Breaker::new(policy)), diverted: AtomicU32::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Breaker> {
@@ -280,7 +282,27 @@ impl Ledger {
     ) -> Result<Pass, Tripped> {
         let guard = self.guard(snapshot, model, version);
         let permit = guard.lock().enter(now)?;
-        Ok(Pass { admission: Some((guard, permit)) })
+        Ok(Pass { admission: Some((guard, permit)), diverted: None })
+    }
+
+    /// Lets a request that a failing version has refused into the one that the policy names in its place. `None` if it
+    /// names none, or that one is not ready, fails itself, or has as many such requests as it may.
+    pub fn fall_back(
+        &self,
+        snapshot: &Snapshot,
+        model: &str,
+        from: Version,
+        is_ready: impl FnOnce(Version) -> bool,
+        now: Instant,
+    ) -> Option<(Version, Pass)> {
+        let Fallback { version, in_flight_max } = snapshot.model(model)?.fallback?;
+        if version == from || !is_ready(version) {
+            return None;
+        }
+        let guard = self.guard(snapshot, model, version);
+        let diverted = Diverted::enter(&guard, in_flight_max.get())?;
+        let permit = guard.lock().enter(now).ok()?;
+        Some((version, Pass { admission: Some((guard, permit)), diverted: Some(diverted) }))
     }
 
     fn guard(&self, snapshot: &Snapshot, model: &str, version: Version) -> Arc<Guard> {
@@ -362,6 +384,25 @@ fn remembered(breakers: &Breakers) -> usize {
 pub struct Pass {
     /// `None` only between settling and dropping.
     admission: Option<(Arc<Guard>, Permit)>,
+    diverted: Option<Diverted>,
+}
+
+/// A request's place among those that a failing version has refused.
+#[derive(Debug)]
+struct Diverted(Arc<Guard>);
+
+impl Diverted {
+    fn enter(guard: &Arc<Guard>, most: u32) -> Option<Self> {
+        let one_more = |count: u32| (count < most).then_some(count + 1);
+        let entered = guard.diverted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        entered.is_ok().then(|| Self(Arc::clone(guard)))
+    }
+}
+
+impl Drop for Diverted {
+    fn drop(&mut self) {
+        self.0.diverted.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Pass {
@@ -376,6 +417,7 @@ impl Pass {
         if let Some((guard, permit)) = self.admission.take() {
             guard.lock().settle(permit, outcome, now);
         }
+        self.diverted = None;
     }
 }
 
@@ -451,6 +493,28 @@ mod tests {
         assert_eq!(ledger.admit(&snapshot, "digits", &ANA, now), Ok(()));
         assert!(ledger.admit(&snapshot, "digits", &ANA, now).is_err());
         assert_eq!(ledger.admit(&snapshot, "letters", &ANA, now), Ok(()));
+    }
+
+    #[test]
+    fn another_version_answers_for_one_that_fails_as_long_as_it_can() {
+        let snapshot =
+            policies("models: {m: {breaker: {failures: 1, fallback: {version: 1, in_flight_max: 2}}}}");
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        ledger.enter(&snapshot, "m", Version(2), now).unwrap().settle(Outcome::Failed, now);
+        assert!(ledger.enter(&snapshot, "m", Version(2), now).is_err());
+        let fall_back = |from| ledger.fall_back(&snapshot, "m", Version(from), |_| true, now);
+        let (version, first) = fall_back(2).unwrap();
+        assert_eq!(version, Version(1));
+        let second = fall_back(2).unwrap();
+        assert!(fall_back(2).is_none(), "no more than two at a time");
+        drop(second);
+        first.settle(Outcome::Served, now);
+        assert!(fall_back(1).is_none(), "nobody falls back to who has just refused");
+        assert!(ledger.fall_back(&snapshot, "m", Version(2), |_| false, now).is_none(), "not ready");
+        let (_, third) = fall_back(2).unwrap();
+        third.settle(Outcome::Failed, now);
+        assert!(fall_back(2).is_none(), "it has tripped as well");
+        assert!(ledger.fall_back(&snapshot, "other", Version(2), |_| true, now).is_none());
     }
 
     #[test]

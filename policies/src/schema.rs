@@ -183,6 +183,8 @@ pub(crate) struct Breaker {
     /// With fewer requests in `window`, neither `failing` nor `slow` says anything. Default: 20.
     #[schemars(range(min = 1))]
     pub(crate) of_at_least: Option<u32>,
+    /// Who answers meanwhile. Without it, nobody: a request that draws the version is refused.
+    pub(crate) fallback: Option<Fallback>,
     /// How long it refuses after the first trip; doubles with every failed probing. Default: 10s.
     #[schemars(extend("examples" = ["10s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
     pub(crate) open_for: Option<String>,
@@ -196,6 +198,19 @@ pub(crate) struct Breaker {
     /// model's deadline.
     #[schemars(extend("examples" = ["5s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
     pub(crate) probe_timeout: Option<String>,
+}
+
+/// The version that answers in place of one that has tripped, unless it has tripped as well.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Fallback {
+    /// Its label or number.
+    #[schemars(extend("type" = ["string", "integer"]))]
+    pub(crate) version: String,
+    /// Such requests that it works on at a time; further ones are refused, so that a failing version cannot take
+    /// another one down. Default: 32.
+    #[schemars(range(min = 1))]
+    pub(crate) in_flight_max: Option<u32>,
 }
 
 /// Answers that take too long, and requests that get none in time.

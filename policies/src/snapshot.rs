@@ -4,6 +4,7 @@
 //! read alike: comments, order, the scale of weights do not count.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,6 +64,15 @@ pub struct ModelPolicy {
     pub(crate) canary: Option<CanaryPolicy>,
     pub(crate) deadline: Duration,
     pub(crate) breaker: BreakerPolicy,
+    pub(crate) fallback: Option<Fallback>,
+}
+
+/// Who answers in place of a version that has tripped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fallback {
+    pub(crate) version: Version,
+    /// Such requests at a time.
+    pub(crate) in_flight_max: NonZeroU32,
 }
 
 impl ModelPolicy {
@@ -92,7 +102,8 @@ impl ModelPolicy {
     pub fn versions(&self) -> impl Iterator<Item = Version> {
         let rules = self.rules.iter().map(|rule| rule.target.version);
         let split = self.split.iter().flat_map(Split::versions);
-        rules.chain(split).chain(self.canary.iter().flat_map(CanaryPolicy::versions))
+        let canary = self.canary.iter().flat_map(CanaryPolicy::versions);
+        rules.chain(split).chain(canary).chain(self.fallback.map(|fallback| fallback.version))
     }
 
     /// The deadline of requests that bring none.

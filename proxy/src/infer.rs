@@ -68,15 +68,24 @@ impl Path {
         let mut request = InferRequest::decode(&body, json_len(&session.req_header().headers)?)?;
         let now = Instant::now();
         let deadline = Deadline::of(most, &request, now);
-        let mut infer = engine_request(target.model, version, &mut request, &deadline, record, now);
-        infer.caller = caller;
-        let witness = |sight, now| {
-            if let (Some(assigned), Some(sight)) = (assigned, sight) {
+        let witness = |assigned: Option<Assignment>, sight: Option<Sight>, now| {
+            if let Some((assigned, sight)) = assigned.zip(sight) {
                 self.ledger.witness(target.model, assigned, (caller != 0).then_some(caller), sight, now);
             }
         };
-        let pass = self.enter(snapshot, target.model, version, now);
-        let pass = pass.inspect_err(|_| witness(Some(Sight::Tripped), now))?;
+        let (version, assigned, pass) = match self.enter(snapshot, target.model, version, now) {
+            Ok(pass) => (version, assigned, pass),
+            Err(tripped) => {
+                witness(assigned, Some(Sight::Tripped), now);
+                let (instead, pass) =
+                    self.fall_back(snapshot, &models, target, version, now).ok_or(tripped)?;
+                record.divert(instead);
+                (instead, None, pass)
+            }
+        };
+        let gate = models.gate(target.model, version);
+        let mut infer = engine_request(target.model, version, &mut request, &deadline, record, now);
+        infer.caller = caller;
         let answer = match self.ask(session, &infer, &mut request, &deadline, record).await {
             Ok((reply, frame)) => encode(&request, target.model, version, &reply, &frame.payload),
             Err(refusal) => Err(refusal),
@@ -89,7 +98,7 @@ impl Path {
         let outcome = outcome(&answer);
         record.outcome = Some(outcome);
         let ended = Instant::now();
-        witness(sight(&answer, ended - now), ended);
+        witness(assigned, sight(&answer, ended - now), ended);
         pass.settle(outcome, ended);
         answer
     }
@@ -141,6 +150,23 @@ impl Path {
             version,
             retry_after: tripped.retry_after,
         })
+    }
+
+    /// The version that answers in place of one that has tripped, unless that was asked for by number.
+    fn fall_back(
+        &self,
+        snapshot: &Snapshot,
+        models: &Models,
+        target: Target<'_>,
+        from: u64,
+        now: Instant,
+    ) -> Option<(u64, Pass)> {
+        if target.pinned.is_some() {
+            return None;
+        }
+        let is_ready = |version: Version| models.is_ready(target.model, version.0);
+        let (version, pass) = self.ledger.fall_back(snapshot, target.model, Version(from), is_ready, now)?;
+        Some((version.0, pass))
     }
 
     /// Sends the request and waits for its reply, its deadline, or its client's departure.

@@ -71,6 +71,14 @@ impl Record {
         self.label = chosen.label;
     }
 
+    /// Notes that another version answers, because the chosen one has tripped.
+    pub(crate) fn divert(&mut self, instead: u64) {
+        if let Some((_, version)) = &mut self.version {
+            *version = instead;
+        }
+        (self.pick, self.label) = (Some("fallback"), None);
+    }
+
     /// Notes a refusal.
     pub fn refuse(&mut self, refusal: &Refusal) {
         self.refusal = Some(refusal.reason());

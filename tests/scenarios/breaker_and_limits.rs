@@ -46,6 +46,21 @@ fn a_failing_version_is_left_alone_then_probed_then_trusted_again() {
 }
 
 #[test]
+fn another_version_answers_for_one_that_fails_but_not_where_it_was_asked_for_by_number() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Fail)]);
+    let policy = "models: {m: {split: {weights: {2: 1}}, breaker: {failures: 2, open_for: 1h, max_open_for: 1h, fallback: {version: 1}}}}\n";
+    let stack = Stack::builder().policies(policy).external_engine(engine.socket()).start();
+    let client = stack.client();
+    assert_eq!([(); 2].map(|()| client.infer("m", &[], &body()).status), [500, 500]);
+    for _ in 0..10 {
+        let answer = client.infer("m", &[], &body());
+        assert_eq!((answer.status, answer.header("x-penstock-version")), (200, "1"));
+    }
+    assert_eq!(client.post("/v2/models/m/versions/2/infer", &[], &body()).status, 503);
+    stack.wait_for_metric("penstock_requests_total{model=\"m\",version=\"1\",outcome=\"served\"}", 10.0);
+}
+
+#[test]
 fn mistakes_of_callers_and_overload_do_not_trip_a_breaker() {
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Overloaded)]);
     let policy = "models: {m: {split: {weights: {1: 1}}, breaker: {failures: 2}}}\n";
