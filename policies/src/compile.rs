@@ -16,6 +16,7 @@ use crate::canary::{CanaryPolicy, Millionths, SlowPolicy};
 use crate::limiter::LimitPolicy;
 use crate::pick::{Rule, Split, Stickiness, Target, Test, WithoutKey};
 use crate::schema;
+use crate::shadow::{ShadowPolicy, Tolerance};
 use crate::snapshot::{self, DEFAULT_DEADLINE, Fallback, ModelPolicy, Snapshot};
 use crate::units::{self, Rate, UnitError, Version, Weight};
 
@@ -25,6 +26,8 @@ const MOST_LIMITS: u64 = 256;
 const MOST_ARMS: u64 = 64;
 const MOST_PROBES: u64 = 100;
 const MOST_STEPS: u64 = 20;
+const DEFAULT_COPIES: NonZeroU32 = NonZeroU32::new(8).expect("8 is not 0");
+const DEFAULT_TOLERANCE: f64 = 1e-4;
 const DEFAULT_DIVERTED: NonZeroU32 = NonZeroU32::new(32).expect("32 is not 0");
 /// 1, 5, 25 and 50 %.
 const DEFAULT_STEPS: [Millionths; 4] = [10_000, 50_000, 250_000, 500_000];
@@ -71,6 +74,8 @@ pub(crate) enum Fault {
     SameVersion(Version),
     #[error("expected a percentage from 0.0001 to 99.9999, got {0}")]
     Percent(f64),
+    #[error("expected tolerances that are 0 or more")]
+    Tolerance,
     #[error("expected more than the step before, which is {before}, got {got}")]
     NotRising { before: f64, got: f64 },
     #[error("a limit called `{0}` exists already")]
@@ -142,6 +147,10 @@ fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Fau
         Some(written) => fallback(written, &labels, &path.join("breaker").join("fallback"), faults).map(Some),
         None => Some(None),
     };
+    let shadow = match &model.shadow {
+        Some(written) => shadow(written, &labels, &path.join("shadow"), faults).map(Some),
+        None => Some(None),
+    };
     Some(ModelPolicy {
         labels,
         rules,
@@ -150,7 +159,38 @@ fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Fau
         deadline,
         breaker: breaker?,
         fallback: fallback?,
+        shadow: shadow?,
     })
+}
+
+fn shadow(
+    written: &schema::Shadow,
+    labels: &BTreeMap<Arc<str>, Version>,
+    path: &Path,
+    faults: &mut Faults,
+) -> Option<Arc<ShadowPolicy>> {
+    let target = target(&written.version, labels, &path.join("version"), faults);
+    let share = match written.percent {
+        None | Some(100.0) => Some(1_000_000),
+        Some(percent) => faults.keep(&path.join("percent"), millionths(percent)),
+    };
+    let most = count_or(written.in_flight_max, DEFAULT_COPIES, &path.join("in_flight_max"), faults);
+    let deadline = match &written.deadline {
+        Some(text) => faults.keep(&path.join("deadline"), units::duration(text)).map(Some),
+        None => Some(None),
+    };
+    let schema::Compare { absolute, relative, argmax } = &written.compare;
+    let (absolute, relative) = (absolute.unwrap_or(DEFAULT_TOLERANCE), relative.unwrap_or(DEFAULT_TOLERANCE));
+    let tolerance = Tolerance::new(absolute, relative).ok_or(Fault::Tolerance);
+    let tolerance = faults.keep(&path.join("compare"), tolerance);
+    Some(Arc::new(ShadowPolicy {
+        version: target?.version,
+        share: share?,
+        in_flight_max: most?,
+        deadline: deadline?,
+        tolerance: tolerance?,
+        argmax: argmax.iter().map(|name| Arc::from(name.as_str())).collect(),
+    }))
 }
 
 fn fallback(

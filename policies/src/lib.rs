@@ -30,6 +30,7 @@ mod live;
 // Progress.
 mod evidence;
 mod canary;
+mod shadow;
 
 mod outcome;
 mod gcra;
@@ -49,5 +50,6 @@ pub use outcome::Outcome;
 pub use parse::parse;
 pub use pick::{Pick, PickReason};
 pub use schema::schema;
+pub use shadow::{ShadowPolicy, Tolerance};
 pub use snapshot::{ModelPolicy, Snapshot};
 pub use units::{Rate, UnitError, Version, duration as parse_duration};

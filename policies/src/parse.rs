@@ -225,7 +225,7 @@ p.yaml:14:50: models.letters.canary.steps: must not be empty
             (
                 "models: {digits: {brekaer: 1}}",
                 "p.yaml:1:19: models.digits.brekaer: unknown field `brekaer`, \
-                 expected one of labels, split, canary, rules, deadline, breaker",
+                 expected one of labels, split, canary, shadow, rules, deadline, breaker",
             ),
             (
                 "models: {digits: {labels: {stable: one}}}",

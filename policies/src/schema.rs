@@ -38,6 +38,8 @@ pub(crate) struct Model {
     pub(crate) split: Option<Split>,
     /// Rolls a version out step by step, in place of a split.
     pub(crate) canary: Option<Canary>,
+    /// Has another version answer copies of the requests, to compare what it says; nobody gets its answers.
+    pub(crate) shadow: Option<Shadow>,
     /// Looked at in order before the split; the first that holds decides.
     pub(crate) rules: Vec<Rule>,
     /// Time for requests that bring no deadline of their own, 1ms to 24h. Default: 10s.
@@ -91,6 +93,42 @@ pub(crate) struct Canary {
     /// What the candidate has to show in each step.
     #[serde(default)]
     pub(crate) gates: Gates,
+}
+
+/// Copies of answered requests. They wait behind all others, and are dropped rather than delay any.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Shadow {
+    /// Label or number of the version that gets them.
+    #[schemars(extend("type" = ["string", "integer"]))]
+    pub(crate) version: String,
+    /// Percent of the requests that are copied. Default: 100.
+    #[schemars(range(min = 0.0001, max = 100))]
+    pub(crate) percent: Option<f64>,
+    /// Copies under way at a time; further ones are dropped. Default: 8.
+    #[schemars(range(min = 1))]
+    pub(crate) in_flight_max: Option<u32>,
+    /// How long a copy may take. Default: as long as its request.
+    #[schemars(extend("examples" = ["500ms"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
+    pub(crate) deadline: Option<String>,
+    /// When two answers agree.
+    #[serde(default)]
+    pub(crate) compare: Compare,
+}
+
+/// Integers and texts agree when they are equal, numbers with a fraction when they differ by no more than
+/// `absolute` plus `relative` times the larger one.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Compare {
+    /// In the unit of the output. Default: 0.0001.
+    #[schemars(range(min = 0))]
+    pub(crate) absolute: Option<f64>,
+    /// As a part of the larger value. Default: 0.0001.
+    #[schemars(range(min = 0))]
+    pub(crate) relative: Option<f64>,
+    /// Outputs that agree when the largest value of each row, along the last dimension, has the same place.
+    pub(crate) argmax: Vec<String>,
 }
 
 /// A candidate that is worse than the baseline is rolled back, whatever stands here.

@@ -13,6 +13,7 @@ use crate::breaker::BreakerPolicy;
 use crate::canary::{CanaryPolicy, Millionths};
 use crate::limiter::LimitPolicy;
 use crate::pick::{Pick, Rule, Split, Target};
+use crate::shadow::ShadowPolicy;
 use crate::units::Version;
 
 /// Time for a request that brings no deadline, to a model whose policy names none.
@@ -65,6 +66,7 @@ pub struct ModelPolicy {
     pub(crate) deadline: Duration,
     pub(crate) breaker: BreakerPolicy,
     pub(crate) fallback: Option<Fallback>,
+    pub(crate) shadow: Option<Arc<ShadowPolicy>>,
 }
 
 /// Who answers in place of a version that has tripped.
@@ -109,6 +111,11 @@ impl ModelPolicy {
     /// The deadline of requests that bring none.
     pub fn deadline(&self) -> Duration {
         self.deadline
+    }
+
+    /// Which requests another version gets a copy of.
+    pub fn shadow(&self) -> Option<&Arc<ShadowPolicy>> {
+        self.shadow.as_ref()
     }
 
     /// When a version of this model counts as failing.

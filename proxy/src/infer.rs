@@ -15,10 +15,11 @@ use crate::pulse::SOON;
 use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::route::Target;
+use crate::shadow::Shadows;
 use crate::slots::Slots;
 use http::HeaderMap;
 use pingora::protocols::http::ServerSession;
-use policies::{Assignment, Ledger, Live, Outcome, Pass, Sight, Snapshot, Version};
+use policies::{Assignment, Ledger, Live, ModelPolicy, Outcome, Pass, Sight, Snapshot, Version};
 use rand::Rng;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -35,6 +36,8 @@ pub struct Path {
     pub directory: Arc<Directory>,
     /// The way to it.
     pub links: Arc<Links>,
+    /// Copies for other versions.
+    pub shadows: Shadows,
     /// Size and time of bodies.
     pub body: BodyLimits,
     /// Room for requests.
@@ -86,8 +89,18 @@ impl Path {
         let gate = models.gate(target.model, version);
         let mut infer = engine_request(target.model, version, &mut request, &deadline, record, now);
         infer.caller = caller;
+        let shadow = snapshot.model(target.model).and_then(ModelPolicy::shadow);
+        let copy = shadow.and_then(|policy| {
+            self.shadows.copy(policy, &models, (&infer, &request.payload), rand::rng().random())
+        });
         let answer = match self.ask(session, &infer, &mut request, &deadline, record).await {
-            Ok((reply, frame)) => encode(&request, target.model, version, &reply, &frame.payload),
+            Ok((reply, frame)) => {
+                let answer = encode(&request, target.model, version, &reply, &frame.payload);
+                if let Some(copy) = copy {
+                    self.shadows.send(copy, reply, frame.payload);
+                }
+                answer
+            }
             Err(refusal) => Err(refusal),
         };
         // What is too late for a request of low priority is not for others.

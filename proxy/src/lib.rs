@@ -19,6 +19,7 @@ pub mod infer;
 mod slots;
 pub mod decode;
 mod deadline;
+pub mod shadow;
 pub mod tensor_json;
 pub mod link;
 mod pulse;

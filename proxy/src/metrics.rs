@@ -80,6 +80,7 @@ pub struct Metrics {
     canary_step: Family<VersionLabels, Gauge>,
     canary_evidence: Family<EvidenceLabels, Gauge<f64, AtomicU64>>,
     canary_verdicts: Family<VerdictLabels, Counter>,
+    shadows: Family<OutcomeLabels, Counter>,
     versions: RwLock<VersionMap>,
     /// Requests being worked on.
     pub in_flight: Gauge,
@@ -134,6 +135,7 @@ impl Metrics {
             canary_step: Family::default(),
             canary_evidence: Family::default(),
             canary_verdicts: Family::default(),
+            shadows: Family::default(),
             versions: RwLock::default(),
             in_flight: Gauge::default(),
             policy_generation: Gauge::default(),
@@ -183,6 +185,11 @@ impl Metrics {
             metrics.canary_evidence.clone(),
         );
         registry.register("canary_verdicts", "Verdicts on rollouts", metrics.canary_verdicts.clone());
+        registry.register(
+            "shadows",
+            "Copies of requests for a shadow, by whether it said the same",
+            metrics.shadows.clone(),
+        );
         registry.register("requests_in_flight", "Requests being worked on", metrics.in_flight.clone());
         registry.register(
             "policy_generation",
@@ -273,6 +280,12 @@ impl Metrics {
                 self.canary_evidence.get_or_create_owned(&labels).set(gate.worse / gate.roll_back_at);
             }
         }
+    }
+
+    /// Counts what became of a copy for a shadow.
+    pub(crate) fn count_shadow(&self, model: &str, version: u64, outcome: &'static str) {
+        let labels = OutcomeLabels { model: model.to_owned(), version, outcome };
+        self.shadows.get_or_create_owned(&labels).inc();
     }
 
     /// Counts a verdict on a rollout.

@@ -21,6 +21,7 @@ use crate::reload::{self, Reload, Seen};
 use crate::repository::Repository;
 use crate::rollouts::{self, Rollouts};
 use crate::service::Service;
+use crate::shadow::Shadows;
 use crate::slots::Slots;
 use crate::supervisor::Supervisor;
 use crate::trace::Tracer;
@@ -54,11 +55,13 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new());
     let tracer = config.traces.as_ref().map(Tracer::new).transpose().context("traces")?.map(Arc::new);
     let drain = Arc::new(Drain::default());
+    let links = Arc::new(Links::new(config.socket.clone()));
     let path = Arc::new(Path {
         live: Arc::new(Live::new(snapshot)),
         ledger: Arc::new(Ledger::new()),
         directory: Arc::new(Directory::default()),
-        links: Arc::new(Links::new(config.socket.clone())),
+        shadows: Shadows::new(links.clone(), metrics.clone()),
+        links,
         body: config.body,
         slots: Arc::new(Slots::new(config.in_flight_max, config.in_flight_bytes_max)),
     });

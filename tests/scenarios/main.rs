@@ -10,6 +10,7 @@ mod hot_swap;
 mod http_edges;
 mod readme;
 mod request_path;
+mod shadow;
 mod split;
 mod startup;
 mod tidy;

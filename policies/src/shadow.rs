@@ -1,0 +1,82 @@
+//! Which requests another version gets a copy of, and how its answers are compared.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::canary::Millionths;
+use crate::units::Version;
+
+/// A shadow as the policy states it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ShadowPolicy {
+    pub(crate) version: Version,
+    /// Of the answered requests.
+    pub(crate) share: Millionths,
+    pub(crate) in_flight_max: NonZeroU32,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) tolerance: Tolerance,
+    /// Outputs of which only the place of the largest value counts.
+    pub(crate) argmax: Vec<Arc<str>>,
+}
+
+/// By how much two numbers may differ: absolutely, plus relative to the larger one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tolerance {
+    /// Bits of a finite number that is not negative, so that policies can be compared.
+    absolute: u64,
+    relative: u64,
+}
+
+impl Tolerance {
+    /// `None` if one is negative or no number.
+    pub(crate) fn new(absolute: f64, relative: f64) -> Option<Self> {
+        let is_fine = |number: f64| number.is_finite() && number >= 0.0;
+        // A negative zero is zero.
+        let bits = |number: f64| (number + 0.0).to_bits();
+        (is_fine(absolute) && is_fine(relative))
+            .then(|| Self { absolute: bits(absolute), relative: bits(relative) })
+    }
+
+    /// In the unit of the output.
+    pub fn absolute(self) -> f64 {
+        f64::from_bits(self.absolute)
+    }
+
+    /// As a part of the larger value.
+    pub fn relative(self) -> f64 {
+        f64::from_bits(self.relative)
+    }
+}
+
+impl ShadowPolicy {
+    /// The version that gets the copies.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Whether a request with this draw is copied; draws are evenly distributed.
+    pub fn takes(&self, draw: u64) -> bool {
+        (u128::from(draw) * 1_000_000) >> 64 < u128::from(self.share)
+    }
+
+    /// Copies under way at a time.
+    pub fn in_flight_max(&self) -> u32 {
+        self.in_flight_max.get()
+    }
+
+    /// How long a copy may take; else as long as its request.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.deadline
+    }
+
+    /// By how much floating-point outputs may differ.
+    pub fn tolerance(&self) -> Tolerance {
+        self.tolerance
+    }
+
+    /// Whether of this output only the place of the largest value counts.
+    pub fn is_by_argmax(&self, output: &str) -> bool {
+        self.argmax.iter().any(|name| **name == *output)
+    }
+}

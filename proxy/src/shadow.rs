@@ -1,0 +1,237 @@
+//! Copies of answered requests for another version, whose answers are compared with what the client got and then
+//! dropped. A copy is sent after the answer is known, after everybody else's requests, and only while few others are
+//! under way: whatever becomes of it, the client does not notice.
+
+use crate::directory::Models;
+use crate::link::Links;
+use crate::metrics::Metrics;
+use bytes::Bytes;
+use policies::{ShadowPolicy, Tolerance};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use wire::{Datatype, Infer, Reply, Status, TensorMeta};
+
+/// In the engine's words: after those of everybody else.
+const LAST: u32 = 3;
+
+/// The copies that are under way.
+#[derive(Debug)]
+pub struct Shadows {
+    links: Arc<Links>,
+    metrics: Arc<Metrics>,
+    /// By model.
+    under_way: Arc<Mutex<HashMap<String, u32>>>,
+}
+
+impl Shadows {
+    /// None yet.
+    pub fn new(links: Arc<Links>, metrics: Arc<Metrics>) -> Self {
+        Self { links, metrics, under_way: Arc::default() }
+    }
+
+    /// A copy of a request that `version` is going to answer, if the policy and the dice want one and there is room.
+    pub(crate) fn copy(
+        &self,
+        policy: &Arc<ShadowPolicy>,
+        models: &Models,
+        (infer, payload): (&Infer, &Bytes),
+        draw: u64,
+    ) -> Option<Copy> {
+        let version = policy.version().0;
+        if version == infer.version || !policy.takes(draw) {
+            return None;
+        }
+        let deadline = policy.deadline().unwrap_or(Duration::from_micros(infer.budget_us));
+        let is_busy = || models.gate(&infer.model, version)?.check(deadline, Instant::now());
+        let is_ready = models.is_ready(&infer.model, version) && is_busy().is_none();
+        let place = if is_ready { self.place(&infer.model, policy.in_flight_max()) } else { None };
+        let Some(place) = place else {
+            self.metrics.count_shadow(&infer.model, version, "dropped");
+            return None;
+        };
+        let budget_us = deadline.as_micros() as u64;
+        let infer = Infer { version, budget_us, priority: LAST, trace: None, caller: 0, ..infer.clone() };
+        Some(Copy { policy: Arc::clone(policy), infer, payload: payload.clone(), deadline, place })
+    }
+
+    /// Sends a copy, and compares its answer with the one that the client got; waits for nothing.
+    pub(crate) fn send(&self, copy: Copy, reply: Reply, answer: Bytes) {
+        let (links, metrics) = (Arc::clone(&self.links), Arc::clone(&self.metrics));
+        tokio::spawn(async move {
+            let (model, version) = (copy.infer.model.clone(), copy.infer.version);
+            let outcome = copy.compare(&links, &reply, &answer).await;
+            metrics.count_shadow(&model, version, outcome);
+        });
+    }
+
+    fn place(&self, model: &str, most: u32) -> Option<Place> {
+        let mut under_way = lock(&self.under_way);
+        let count = match under_way.get_mut(model) {
+            Some(count) => count,
+            None => under_way.entry(model.to_owned()).or_default(),
+        };
+        if *count >= most {
+            return None;
+        }
+        *count += 1;
+        Some(Place { under_way: Arc::clone(&self.under_way), model: model.to_owned() })
+    }
+}
+
+/// A request's copy, not yet sent.
+pub(crate) struct Copy {
+    policy: Arc<ShadowPolicy>,
+    infer: Infer,
+    payload: Bytes,
+    deadline: Duration,
+    place: Place,
+}
+
+impl Copy {
+    /// What became of it, in the word of the metric.
+    async fn compare(self, links: &Links, reply: &Reply, answer: &[u8]) -> &'static str {
+        let Self { policy, infer, payload, deadline, place: _place } = self;
+        let asked = async {
+            let pending = links.worker().await?.send(&infer, payload);
+            pending?.answer().await
+        };
+        let Ok(Ok(frame)) = tokio::time::timeout(deadline, asked).await else { return "failed" };
+        let Ok(shadow) = <Reply as prost::Message>::decode(frame.metadata) else { return "failed" };
+        match shadow.status() {
+            Status::Ok => {}
+            Status::Overloaded | Status::DeadlineExceeded => return "dropped",
+            _ => return "failed",
+        }
+        let alike = alike(&policy, (&reply.outputs, answer), (&shadow.outputs, &frame.payload));
+        if alike { "agreed" } else { "disagreed" }
+    }
+}
+
+/// A copy's place among those under way.
+struct Place {
+    under_way: Arc<Mutex<HashMap<String, u32>>>,
+    model: String,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(count) = lock(&self.under_way).get_mut(&self.model) {
+            *count -= 1;
+        }
+    }
+}
+
+fn lock(under_way: &Mutex<HashMap<String, u32>>) -> MutexGuard<'_, HashMap<String, u32>> {
+    under_way.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+type Answer<'a> = (&'a [TensorMeta], &'a [u8]);
+
+/// Whether two versions have said the same: the same outputs, each within its tolerance.
+fn alike(policy: &ShadowPolicy, (outputs, payload): Answer<'_>, (others, other_payload): Answer<'_>) -> bool {
+    outputs.len() == others.len()
+        && outputs.iter().all(|output| {
+            let Some(other) = others.iter().find(|other| other.name == output.name) else { return false };
+            let (Ok((datatype, at)), Ok((other_datatype, other_at))) =
+                (output.locate(payload.len()), other.locate(other_payload.len()))
+            else {
+                return false;
+            };
+            if datatype != other_datatype || output.shape != other.shape {
+                return false;
+            }
+            let (values, others) =
+                (floats(datatype, &payload[at.clone()]), floats(datatype, &other_payload[other_at.clone()]));
+            match (values, others) {
+                (Some(values), Some(others)) if policy.is_by_argmax(&output.name) => {
+                    let last = output.shape.last().copied().unwrap_or(1).max(1) as usize;
+                    let mut rows = values.chunks(last).zip(others.chunks(last));
+                    rows.all(|(row, other)| argmax(row) == argmax(other))
+                }
+                (Some(values), Some(others)) => {
+                    let mut pairs = values.iter().zip(&others);
+                    pairs.all(|(one, other)| is_within(policy.tolerance(), *one, *other))
+                }
+                _ => payload[at] == other_payload[other_at],
+            }
+        })
+}
+
+/// The elements of a floating-point tensor; others are compared as they are.
+fn floats(datatype: Datatype, bytes: &[u8]) -> Option<Vec<f64>> {
+    let each = |size: usize, value: fn(&[u8]) -> f64| Some(bytes.chunks_exact(size).map(value).collect());
+    match datatype {
+        Datatype::Fp64 => each(8, |b| f64::from_le_bytes(b.try_into().expect("8 bytes"))),
+        Datatype::Fp32 => each(4, |b| f32::from_le_bytes(b.try_into().expect("4 bytes")).into()),
+        Datatype::Fp16 => each(2, |b| half::f16::from_le_bytes(b.try_into().expect("2 bytes")).into()),
+        Datatype::Bf16 => each(2, |b| half::bf16::from_le_bytes(b.try_into().expect("2 bytes")).into()),
+        _ => None,
+    }
+}
+
+fn is_within(tolerance: Tolerance, one: f64, other: f64) -> bool {
+    if !one.is_finite() || !other.is_finite() {
+        return one == other || (one.is_nan() && other.is_nan());
+    }
+    (one - other).abs() <= tolerance.absolute() + tolerance.relative() * one.abs().max(other.abs())
+}
+
+/// The first of the largest.
+fn argmax(row: &[f64]) -> Option<usize> {
+    let larger = |best: (usize, f64), next: (usize, f64)| if next.1 > best.1 { next } else { best };
+    row.iter().copied().enumerate().reduce(larger).map(|(at, _)| at)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn policy(compare: &str) -> Arc<ShadowPolicy> {
+        let text = format!("models: {{m: {{shadow: {{version: 2, compare: {compare}}}}}}}");
+        let snapshot = policies::parse(&text, "p").unwrap_or_else(|errors| panic!("{errors}"));
+        Arc::clone(snapshot.model("m").unwrap().shadow().unwrap())
+    }
+
+    fn output(datatype: Datatype, shape: &[u64]) -> Vec<TensorMeta> {
+        vec![TensorMeta { name: "y".into(), datatype: datatype as u32, shape: shape.into(), offset: 0 }]
+    }
+
+    fn fp32(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|value| value.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn answers_are_alike_within_the_tolerance_and_not_beyond() {
+        let meta = output(Datatype::Fp32, &[1, 3]);
+        let says = |compare: &str, one: &[f32], other: &[f32]| {
+            alike(&policy(compare), (&meta, &fp32(one)), (&meta, &fp32(other)))
+        };
+        assert!(says("{}", &[1.0, 2.0, f32::NAN], &[1.000_001, 2.0, f32::NAN]), "by default about 1e-4");
+        assert!(!says("{}", &[1.0, 2.0, 3.0], &[1.01, 2.0, 3.0]));
+        assert!(says("{relative: 0.02}", &[1.0, 2.0, 3.0], &[1.01, 2.0, 3.0]));
+        assert!(says("{absolute: 0.5, relative: 0}", &[0.0, 2.0, 3.0], &[0.5, 2.0, 3.0]));
+        assert!(!says("{absolute: 0.5}", &[f32::NAN, 2.0, 3.0], &[0.5, 2.0, 3.0]));
+        assert!(!says("{absolute: 0.5}", &[f32::INFINITY, 2.0, 3.0], &[0.5, 2.0, 3.0]));
+        assert!(says("{argmax: [y]}", &[0.1, 0.9, 0.2], &[0.3, 0.5, 0.4]));
+        assert!(!says("{argmax: [y]}", &[0.1, 0.9, 0.2], &[0.6, 0.5, 0.4]));
+    }
+
+    #[test]
+    fn other_shapes_names_and_types_are_no_agreement() {
+        let policy = policy("{}");
+        let (one, wide) = (output(Datatype::Fp32, &[1, 2]), output(Datatype::Fp32, &[2, 1]));
+        let bytes = fp32(&[1.0, 2.0]);
+        assert!(alike(&policy, (&one, &bytes), (&one, &bytes)));
+        assert!(!alike(&policy, (&one, &bytes), (&wide, &bytes)));
+        assert!(!alike(&policy, (&one, &bytes), (&[], &bytes)));
+        assert!(!alike(&policy, (&one, &bytes), (&one, &bytes[..4])), "a tensor that is cut");
+        let integers = output(Datatype::Int64, &[1]);
+        assert!(alike(&policy, (&integers, &7i64.to_le_bytes()), (&integers, &7i64.to_le_bytes())));
+        assert!(!alike(&policy, (&integers, &7i64.to_le_bytes()), (&integers, &8i64.to_le_bytes())));
+        let halves = output(Datatype::Fp16, &[1]);
+        let half = |value: f32| half::f16::from_f32(value).to_le_bytes();
+        assert!(alike(&policy, (&halves, &half(1.0)), (&halves, &half(1.0))));
+        assert!(!alike(&policy, (&halves, &half(1.0)), (&halves, &half(1.1))));
+    }
+}

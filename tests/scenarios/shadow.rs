@@ -1,0 +1,83 @@
+//! Copies for another version: compared, counted, and never noticed by whoever asked.
+
+use harness::{Behaviour, ScriptedEngine, Stack, infer_body, repository};
+use std::time::{Duration, Instant};
+
+fn stack(engine: &ScriptedEngine, shadow: &str) -> Stack {
+    let policy =
+        format!("models: {{m: {{split: {{weights: {{1: 1}}}}, shadow: {{version: 2, {shadow}}}}}}}\n");
+    Stack::builder().policies(&policy).external_engine(engine.socket()).start()
+}
+
+fn versions(shadow: Behaviour) -> ScriptedEngine {
+    ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, shadow)])
+}
+
+fn ask(stack: &Stack, times: usize) {
+    let client = stack.client();
+    for _ in 0..times {
+        let answer = client.infer("m", &[], &infer_body("x", [1, 1], &[0.0]));
+        assert_eq!((answer.status, answer.header("x-penstock-version")), (200, "1"));
+    }
+}
+
+fn series(outcome: &str) -> String {
+    format!("penstock_shadows_total{{model=\"m\",version=\"2\",outcome=\"{outcome}\"}}")
+}
+
+/// The demo's two versions see the same digit with other probabilities.
+#[test]
+fn answers_of_real_models_are_compared_as_the_policy_says() {
+    let digit = std::fs::read(repository("configs/demo/requests/digit-7.json")).unwrap();
+    for (compare, outcome) in
+        [("{}", "disagreed"), ("{absolute: 1}", "agreed"), ("{argmax: [probabilities]}", "agreed")]
+    {
+        let policy = format!(
+            "models: {{digits: {{split: {{weights: {{1: 1}}}}, shadow: {{version: 2, compare: {compare}}}}}}}\n"
+        );
+        let stack = Stack::builder().policies(&policy).start();
+        let series =
+            format!("penstock_shadows_total{{model=\"digits\",version=\"2\",outcome=\"{outcome}\"}}");
+        for times in 1..=5 {
+            assert_eq!(stack.client().infer("digits", &[], &digit).output("digit")[0], 7);
+            stack.wait_for_metric(&series, f64::from(times));
+        }
+        let own = "penstock_requests_total{model=\"digits\",version=\"2\",outcome=\"served\"}";
+        assert_eq!(stack.metric(own), 0.0, "a copy is no request");
+    }
+}
+
+#[test]
+fn a_share_of_the_requests_is_copied() {
+    let engine = versions(Behaviour::Answer);
+    let stack = stack(&engine, "percent: 20, in_flight_max: 1000");
+    ask(&stack, 500);
+    // 100 expected, σ = 9.
+    let copied = ["disagreed", "dropped"].map(|outcome| stack.metric(&series(outcome))).iter().sum::<f64>();
+    assert!((50.0..150.0).contains(&copied), "{copied}");
+}
+
+#[test]
+fn a_shadow_that_hangs_delays_nobody_and_takes_only_its_own_room() {
+    let engine = versions(Behaviour::Hang);
+    let stack = stack(&engine, "in_flight_max: 3, deadline: 10m");
+    let began = Instant::now();
+    ask(&stack, 20);
+    assert!(began.elapsed() < Duration::from_secs(10), "no request waits for a copy");
+    stack.wait_for_metric(&series("dropped"), 17.0);
+    let engine = versions(Behaviour::Fail);
+    let stack = self::stack(&engine, "percent: 100");
+    ask(&stack, 1);
+    stack.wait_for_metric(&series("failed"), 1.0);
+    assert_eq!(stack.metric("penstock_breaker_state{model=\"m\",version=\"2\"}"), 0.0);
+}
+
+#[test]
+fn who_is_answered_by_the_shadow_itself_is_not_copied() {
+    let engine = versions(Behaviour::Answer);
+    let stack = stack(&engine, "percent: 100");
+    let body = infer_body("x", [1, 1], &[0.0]);
+    assert_eq!(stack.client().post("/v2/models/m/versions/2/infer", &[], &body).status, 200);
+    ask(&stack, 1);
+    stack.wait_for_metric(&series("disagreed"), 1.0);
+}
