@@ -83,10 +83,10 @@ impl CanaryPolicy {
         }
     }
 
-    /// Every version that may be picked.
+    /// Every version without which somebody would not be answered. A candidate that is not there gets nothing.
     pub(crate) fn versions(&self) -> impl Iterator<Item = Version> {
         let fallback = self.stickiness.as_ref().and_then(Stickiness::fallback);
-        [self.baseline.version, self.candidate.version].into_iter().chain(fallback)
+        std::iter::once(self.baseline.version).chain(fallback)
     }
 
     /// Baseline and candidate: progress is theirs, whatever else changes.

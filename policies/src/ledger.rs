@@ -110,18 +110,21 @@ impl Ledger {
     }
 
     /// The version that answers this caller by `snapshot`: see [`ModelPolicy`](crate::ModelPolicy). `draw` is any evenly
-    /// distributed number. `None` if the policy leaves it open: the highest ready version answers.
+    /// distributed number. A candidate of a rollout that is not ready gets nothing. `None` if the policy leaves it
+    /// open: the highest ready version answers.
     pub fn pick(
         &self,
         snapshot: &Snapshot,
         model: &str,
         caller: &impl Attributes,
         draw: u64,
+        is_ready: impl FnOnce(Version) -> bool,
     ) -> Option<Pick> {
         snapshot.model(model)?.pick(caller, draw, |policy| {
             // A rollout that nobody has begun yet gives nothing, whatever another one has come to.
             let rollouts = self.rollouts.load();
             let rollout = rollouts.get(model).filter(|rollout| rollout.is_of(policy));
+            let rollout = rollout.filter(|rollout| is_ready(rollout.versions.1));
             rollout.map_or(0, |rollout| rollout.share.load(Ordering::Relaxed))
         })
     }

@@ -100,12 +100,11 @@ impl ModelPolicy {
         }
     }
 
-    /// Every version that a request may be sent to, perhaps more than once.
+    /// Every version without which somebody would not be answered, perhaps more than once.
     pub fn versions(&self) -> impl Iterator<Item = Version> {
         let rules = self.rules.iter().map(|rule| rule.target.version);
         let split = self.split.iter().flat_map(Split::versions);
-        let canary = self.canary.iter().flat_map(CanaryPolicy::versions);
-        rules.chain(split).chain(canary).chain(self.fallback.map(|fallback| fallback.version))
+        rules.chain(split).chain(self.canary.iter().flat_map(CanaryPolicy::versions))
     }
 
     /// The deadline of requests that bring none.

@@ -29,7 +29,8 @@ fn example(name: &str) -> Snapshot {
 #[test]
 fn the_canary_example_sends_the_beta_cohort_to_the_canary() {
     let snapshot = example("policies/canary.yaml");
-    let pick = |caller, draw| Ledger::new().pick(&snapshot, "digits", &Caller(caller), draw).unwrap();
+    let pick =
+        |caller, draw| Ledger::new().pick(&snapshot, "digits", &Caller(caller), draw, |_| true).unwrap();
     assert_eq!(pick(&[("x-cohort", "beta")], 0).version, Version(2));
     assert_eq!(pick(&[], 0).version, Version(1));
     assert_eq!(pick(&[], u64::MAX).version, Version(2));
@@ -38,7 +39,8 @@ fn the_canary_example_sends_the_beta_cohort_to_the_canary() {
 #[test]
 fn the_sticky_example_keeps_a_user_on_one_side() {
     let snapshot = example("policies/sticky.yaml");
-    let pick = |caller, draw| Ledger::new().pick(&snapshot, "digits", &Caller(caller), draw).unwrap();
+    let pick =
+        |caller, draw| Ledger::new().pick(&snapshot, "digits", &Caller(caller), draw, |_| true).unwrap();
     let sides: Vec<_> = (0..100).map(|draw| pick(&[("uid", "ana")], draw << 57)).collect();
     assert!(sides.windows(2).all(|pair| pair[0] == pair[1]));
     assert_eq!(pick(&[], u64::MAX).label.as_deref(), Some("stable"));

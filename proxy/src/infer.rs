@@ -124,7 +124,9 @@ impl Path {
         target: Target<'_>,
         headers: &HeaderMap,
     ) -> Result<Chosen, Refusal> {
-        let picked = || self.ledger.pick(snapshot, target.model, &Caller::new(headers), rand::rng().random());
+        let is_ready = |version: Version| models.is_ready(target.model, version.0);
+        let draw = || rand::rng().random();
+        let picked = || self.ledger.pick(snapshot, target.model, &Caller::new(headers), draw(), is_ready);
         let unassigned = |number, reason| Chosen { number, label: None, reason, caller: 0, assigned: None };
         let chosen = match target.pinned {
             Some(number) => Some(unassigned(number, "pinned")),

@@ -127,7 +127,14 @@ impl StackBuilder {
             if let Ok(Some(status)) = stack.process.try_wait() {
                 panic!("penstock ended with {status}:\n{}", stack.log());
             }
-            stack.client().try_get("/v2/health/live").filter(|response| response.status == 200)
+            // Each port is opened by a thread of its own.
+            let is_open = |address, path| Client::new(address).try_get(path).map(|response| response.status);
+            let ports = [
+                (stack.http, "/v2/health/live"),
+                (stack.monitor, "/v2/health/live"),
+                (stack.admin, "/canaries"),
+            ];
+            ports.iter().all(|(address, path)| is_open(*address, path) == Some(200)).then_some(())
         });
         stack
     }

@@ -99,6 +99,17 @@ fn a_version_that_fails_is_rolled_back_and_stays_so_over_a_restart_and_a_reload(
 }
 
 #[test]
+fn a_version_that_is_not_there_yet_harms_nobody() {
+    let engine = versions();
+    let stack = stack(&engine, &policy(9, "100ms"));
+    for user in 0..100 {
+        assert_eq!(ask(&stack.client(), user), (200, "1".into()));
+    }
+    let status = status(&stack);
+    assert_eq!((&status["phase"], &status["step"]), (&"running".into(), &1.into()), "nor does it advance");
+}
+
+#[test]
 fn a_version_that_hangs_is_rolled_back_like_one_that_fails() {
     let engine = versions();
     engine.set("m", 2, Behaviour::Hang);
