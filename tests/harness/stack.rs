@@ -127,14 +127,7 @@ impl StackBuilder {
             if let Ok(Some(status)) = stack.process.try_wait() {
                 panic!("penstock ended with {status}:\n{}", stack.log());
             }
-            // Each port is opened by a thread of its own.
-            let is_open = |address, path| Client::new(address).try_get(path).map(|response| response.status);
-            let ports = [
-                (stack.http, "/v2/health/live"),
-                (stack.monitor, "/v2/health/live"),
-                (stack.admin, "/canaries"),
-            ];
-            ports.iter().all(|(address, path)| is_open(*address, path) == Some(200)).then_some(())
+            stack.answers("/v2/health/live").then_some(())
         });
         stack
     }
@@ -247,9 +240,16 @@ impl Stack {
         self.process.kill().expect("it runs");
         self.process.wait().expect("it is our child");
         self.process = launch(self.folder.path());
-        eventually("the stack to be ready again", || {
-            self.client().try_get("/v2/health/ready").filter(|answer| answer.status == 200)
-        });
+        eventually("the stack to be ready again", || self.answers("/v2/health/ready").then_some(()));
+    }
+
+    /// Whether each of its ports does: they are opened one after the other.
+    fn answers(&self, path: &str) -> bool {
+        let ports = [(self.http, path), (self.monitor, path), (self.admin, "/canaries")];
+        let status = |(address, path): (SocketAddr, &str)| {
+            Client::new(address).try_get(path).map(|response| response.status)
+        };
+        ports.into_iter().all(|port| status(port) == Some(200))
     }
 
     /// Waits for its end.
