@@ -11,6 +11,8 @@ say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
 status() { "$PENSTOCK" status --admin "$ADMIN"; }
 order() { curl -sf -X POST "http://$HTTP/v2/repository/models/digits/$1" -o /dev/null; }
 
+status >/dev/null # says what is missing when the demo does not run
+
 before=$(mktemp)
 cp "$DEMO/policies.yaml" "$before"
 restore() {
@@ -19,6 +21,17 @@ restore() {
   order load || true
 }
 trap restore EXIT
+trap 'exit 1' INT TERM
+
+# Waits until the new policy is in force.
+until_shown() {
+  for _ in $(seq 100); do
+    ! status | grep -q "$1" || return 0
+    sleep 0.2
+  done
+  echo "the policy does not come into force" >&2
+  return 1
+}
 
 # Asks until the rollout is over, and says when its share changes.
 ask_until() {
@@ -40,7 +53,7 @@ ask_until() {
 
 say "Version 2 is rolled out:"
 cp configs/demo/rollout.yaml "$DEMO/policies.yaml"
-until status | grep -q "version 2 gets"; do sleep 0.2; done
+until_shown "version 2 gets"
 ask_until promoted
 say "What was decided, and why:"
 status
@@ -50,7 +63,7 @@ mkdir "$DEMO/models/digits/3"
 cp configs/demo/broken/model.pt configs/demo/broken/model.yaml "$DEMO/models/digits/3/"
 order load
 sed 's/baseline: 1/baseline: 2/; s/candidate: 2/candidate: 3/' configs/demo/rollout.yaml >"$DEMO/policies.yaml"
-until status | grep -q "version 3 gets"; do sleep 0.2; done
+until_shown "version 3 gets"
 ask_until "rolled back"
 say "What was decided, and why:"
 status
