@@ -1,0 +1,97 @@
+//! Predicts when a job that comes now would be answered, from what waits before it, what runs, and how long such runs took.
+//! A prediction, not a promise: whoever finds nothing before it gets the benefit of the doubt.
+
+use super::{Batcher, Bucket, Grouping, PATIENCE, Queue, Running, Ticket};
+use std::time::{Duration, Instant};
+
+/// From now.
+pub(super) struct Forecast {
+    pub(super) waits: Duration,
+    pub(super) answered: Duration,
+}
+
+impl<T: Clone> Batcher<T> {
+    /// How long a job that comes now would wait for its turn, as far as that is known.
+    pub fn backlog(&self, now: Instant) -> Duration {
+        let waiting: Duration =
+            self.queues.iter().map(|(bucket, queue)| self.work(bucket, queue, queue.rows)).sum();
+        self.per_lane(waiting + self.residual(now))
+    }
+
+    /// Whether somebody with so much time need not be told when his turn would come: little more waits than when the
+    /// last batch was formed, and that was a small part of it.
+    pub(super) fn is_calm(&self, budget: Duration) -> bool {
+        let (rows, backlog) = self.calm;
+        budget >= PATIENCE && backlog <= budget / 16 && self.rows <= 2 * rows + 8
+    }
+
+    /// When a job that came now would be answered.
+    pub(super) fn forecast(&self, ticket: &Ticket<T>, urgency: Instant, now: Instant) -> Option<Forecast> {
+        let own = self.known(&ticket.bucket)?;
+        let slot = self.slot(urgency);
+        let mut before = self.residual(now);
+        let mut with = 0;
+        for (bucket, queue) in &self.queues {
+            let rows = queue.rows_until(slot);
+            if *bucket == ticket.bucket {
+                with = rows;
+            } else {
+                before += self.work(bucket, queue, rows);
+            }
+        }
+        let (full_batches, last) = match ticket.grouping {
+            Grouping::Together { max_rows } => {
+                let full = own.efficient?.min(self.capped(ticket.bucket.version, max_rows)).max(1);
+                let all = with + u64::from(ticket.rows);
+                let last = (all - 1) % u64::from(full) + 1;
+                (own.curve.typical(full)?.mul_f64((all - last) as f64 / f64::from(full)), last as u32)
+            }
+            Grouping::Alone | Grouping::Serial => {
+                let one = own.curve.typical(ticket.rows)?;
+                (one.mul_f64(with as f64 / f64::from(ticket.rows)), ticket.rows)
+            }
+        };
+        let at_once = ticket.grouping.at_once(ticket.at_once).min(self.lanes);
+        let mut waits = self.per_lane(before) + full_batches / at_once as u32;
+        let first_back = |running: &mut dyn Iterator<Item = &Running>| {
+            running.map(|running| running.back.saturating_duration_since(now)).min().unwrap_or_default()
+        };
+        if self.running.len() >= self.lanes {
+            waits = waits.max(first_back(&mut self.running.iter()));
+        }
+        let own_running = || self.running.iter().filter(|running| running.version == ticket.bucket.version);
+        if own_running().count() >= at_once {
+            waits = waits.max(first_back(&mut own_running()));
+        }
+        // Who finds nothing before it gets the benefit of the doubt.
+        let run = if waits.is_zero() { own.curve.typical(last)? } else { own.curve.slow(last)? };
+        Some(Forecast { waits, answered: waits + run })
+    }
+
+    /// Lane time of so many rows of a queue; nothing where nothing is known.
+    pub(super) fn work(&self, bucket: &Bucket, queue: &Queue<T>, rows: u64) -> Duration {
+        let Some(profile) = self.known(bucket) else { return Duration::ZERO };
+        let batch = match queue.grouping {
+            Grouping::Together { max_rows } => {
+                profile.efficient.map(|full| full.min(self.capped(bucket.version, max_rows)))
+            }
+            Grouping::Alone | Grouping::Serial => {
+                u32::try_from(queue.rows.div_ceil(queue.waiting.len().max(1) as u64)).ok()
+            }
+        };
+        let Some(batch) = batch.map(|batch| batch.max(1)) else { return Duration::ZERO };
+        if rows <= u64::from(batch) {
+            return if rows == 0 { None } else { profile.curve.typical(rows as u32) }.unwrap_or_default();
+        }
+        profile.curve.typical(batch).unwrap_or_default().mul_f64(rows as f64 / f64::from(batch))
+    }
+
+    /// Lane time of what runs.
+    pub(super) fn residual(&self, now: Instant) -> Duration {
+        self.running.iter().map(|running| running.back.saturating_duration_since(now)).sum()
+    }
+
+    pub(super) fn per_lane(&self, work: Duration) -> Duration {
+        work / self.lanes as u32
+    }
+}

@@ -1,0 +1,133 @@
+//! Forms a batch: which of the jobs that wait in a bucket run now, which are late, and whether waiting for more is better.
+//! Reads what was learned; moves nothing (that is the parent's).
+
+use super::{Batcher, Bucket, Grouping, Place};
+use std::time::{Duration, Instant};
+
+/// Waiting for less than this is not worth falling asleep.
+const WAIT_MIN: Duration = Duration::from_micros(100);
+
+/// A prediction that has not been tried for so long refuses nobody: what was slow once may be fast again, and only a
+/// run can tell.
+pub(super) const TRIED_WITHIN: Duration = Duration::from_secs(1);
+
+/// One run of so many is of a size that may be as good as the one that looks best.
+const EXPLORE_EVERY: u64 = 32;
+
+/// What a batch is made of.
+pub(super) struct Plan {
+    /// Where its jobs stand, and how many rows of each run.
+    pub(super) pieces: Vec<(Place, u32)>,
+    /// Those that are told that they are late.
+    pub(super) late: Vec<Place>,
+}
+
+impl<T: Clone> Batcher<T> {
+    /// Which jobs run now, with how many rows each, and which are late.
+    pub(super) fn plan(&self, bucket: &Bucket, now: Instant) -> Plan {
+        let queue = &self.queues[bucket];
+        let most = match queue.grouping {
+            Grouping::Together { max_rows } => self.capped(bucket.version, max_rows),
+            Grouping::Alone | Grouping::Serial => u32::MAX,
+        };
+        let profile = self.known(bucket);
+        let typical = |rows: u32| profile.and_then(|profile| profile.curve.typical(rows)).unwrap_or_default();
+        let slow = |rows: u32| profile.and_then(|profile| profile.curve.slow(rows)).unwrap_or_default();
+        // More waits than one efficient batch: then small batches for hasty jobs would make everybody late.
+        let efficient = profile.and_then(|profile| profile.efficient).map(|rows| rows.min(most));
+        let pressed = efficient.filter(|rows| queue.rows > u64::from(*rows));
+        let mut plan = Plan { pieces: Vec::new(), late: Vec::new() };
+        // After each piece: all rows, and the first deadline.
+        let mut sums: Vec<(u32, Option<Instant>)> = Vec::new();
+        for (place, waiting) in &queue.waiting {
+            let (rows, earliest) = sums.last().copied().unwrap_or_default();
+            let piece = (waiting.ticket.rows - waiting.gone).min(most);
+            let shortest = typical(pressed.map_or(piece, |efficient| efficient.max(piece)));
+            let is_late = |deadline| {
+                deadline <= now || (deadline < now + shortest && self.is_tried(bucket, piece, now))
+            };
+            if waiting.ticket.deadline.is_some_and(is_late) {
+                plan.late.push(*place);
+                continue;
+            }
+            let has_room = match queue.grouping {
+                Grouping::Together { .. } => rows.saturating_add(piece) <= most,
+                Grouping::Alone | Grouping::Serial => sums.is_empty(),
+            };
+            if !has_room {
+                break;
+            }
+            let earliest = [earliest, waiting.ticket.deadline].into_iter().flatten().min();
+            sums.push((rows + piece, earliest));
+            plan.pieces.push((*place, piece));
+        }
+        let Some((all, _)) = sums.last() else { return plan };
+        let fill = profile.map_or(*all, |profile| match profile.runs % EXPLORE_EVERY {
+            0 => profile.curve.explore(*all),
+            _ => profile.curve.fill(*all),
+        });
+        let in_time = |takes: &dyn Fn(u32) -> Duration, (rows, earliest): (u32, Option<Instant>)| {
+            earliest.is_none_or(|earliest| now + takes(rows) <= earliest)
+        };
+        let fits = |takes: &dyn Fn(u32) -> Duration| {
+            sums.iter().rposition(|sum| sum.0 <= fill && in_time(takes, *sum))
+        };
+        let last = if pressed.is_some() { fits(&typical) } else { fits(&slow).or_else(|| fits(&typical)) };
+        plan.pieces.truncate(last.unwrap_or(0) + 1);
+        plan
+    }
+
+    /// Whether what is predicted of so many rows has been seen lately: a run of as many, or more.
+    pub(super) fn is_tried(&self, bucket: &Bucket, rows: u32, now: Instant) -> bool {
+        let Some(profile) = self.known(bucket) else { return false };
+        let mut ran = profile.ran.range(rows..).map(|(_, ran)| ran);
+        ran.any(|ran| now.saturating_duration_since(*ran) < TRIED_WITHIN)
+    }
+
+    pub(super) fn capped(&self, version: u32, max_rows: u32) -> u32 {
+        let cap = self.versions.get(&version).and_then(|version| version.cap);
+        cap.map_or(max_rows, |cap| cap.min(max_rows))
+    }
+
+    /// Until when to wait for more to join what is there, if that is better for all of them together.
+    ///
+    /// Running `k` jobs now and the next arrival after them costs, in summed latency,
+    /// `k·L(R) + L(R) + L(r)`; waiting `w` for it and running all together, `k·(w + L(R+r)) + L(R+r)`. So waiting
+    /// pays up to `w = ((k+1)·(L(R) − L(R+r)) + L(r)) / k`, if an arrival is to be expected within it.
+    pub(super) fn worth_waiting(&mut self, bucket: &Bucket, now: Instant) -> Option<Instant> {
+        // Somebody else could use the lane.
+        if self.queues.len() > 1 {
+            return None;
+        }
+        let queue = &self.queues[bucket];
+        let Grouping::Together { max_rows } = queue.grouping else { return None };
+        let profile = self.known(bucket)?;
+        let (gap, last) = (profile.arrivals.gap?, profile.arrivals.last?);
+        let jobs = queue.waiting.len() as f64;
+        let here = u32::try_from(queue.rows).ok()?;
+        let one = here.div_ceil(queue.waiting.len() as u32);
+        if !profile.curve.reaches_down_to(one) {
+            return None;
+        }
+        let joint = here.checked_add(one).filter(|rows| *rows <= self.capped(bucket.version, max_rows))?;
+        let seconds = |rows| profile.curve.typical(rows).map(|typical| typical.as_secs_f64());
+        let pays = ((jobs + 1.0) * (seconds(here)? - seconds(joint)?) + seconds(one)?) / jobs;
+        let held = queue.held_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+        let left = Duration::try_from_secs_f64(pays).ok()?.checked_sub(held)?;
+        // An arrival that is overdue is not coming.
+        let expected = (2 * gap).checked_sub(now.saturating_duration_since(last))?;
+        let mut wait = left.min(expected);
+        let slow = profile.curve.slow(joint)?;
+        for waiting in queue.waiting.values() {
+            if let Some(deadline) = waiting.ticket.deadline {
+                wait = wait.min(deadline.saturating_duration_since(now).saturating_sub(slow));
+            }
+        }
+        if left < gap || wait < WAIT_MIN {
+            return None;
+        }
+        let queue = self.queues.get_mut(bucket).expect("it was just there");
+        queue.held_since.get_or_insert(now);
+        Some(now + wait)
+    }
+}

@@ -1,0 +1,443 @@
+//! The batcher by hand, one decision at a time; `simulator.rs` drives it by the hundred thousand.
+
+use super::plan::TRIED_WITHIN;
+use super::*;
+
+const TOGETHER: Grouping = Grouping::Together { max_rows: 4 };
+
+/// A batcher and a clock that moves when told to. Jobs are their ids; the bucket decides how they run.
+struct World {
+    batcher: Batcher<u64>,
+    now: Instant,
+    claims: Vec<Claim>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Step {
+    Run(Vec<u64>),
+    RunAfterExpired(Vec<u64>, Vec<u64>),
+    Wait(Duration),
+    Idle,
+}
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+impl World {
+    fn new(rows: u64, bytes: usize) -> Self {
+        let now = Instant::now();
+        Self { batcher: Batcher::new(Limits { rows, bytes }, 1, now), now, claims: Vec::new() }
+    }
+
+    fn ticket(&self, id: u64, version: u32, free: u64) -> Ticket<u64> {
+        let grouping = [TOGETHER, Grouping::Alone, Grouping::Serial][version as usize % 3];
+        Ticket {
+            connection: 1,
+            id,
+            bucket: Bucket { version, free: vec![free], suspect: false },
+            grouping,
+            at_once: usize::MAX,
+            rows: 1,
+            bytes: 10,
+            deadline: None,
+            priority: Priority::Normal,
+            payload: id,
+        }
+    }
+
+    fn push(&mut self, ticket: Ticket<u64>) -> bool {
+        self.batcher.push(ticket, self.now).is_ok()
+    }
+
+    fn push_plain(&mut self, ids: &[u64], version: u32, free: u64) {
+        for id in ids {
+            let ticket = self.ticket(*id, version, free);
+            assert!(self.push(ticket));
+        }
+    }
+
+    fn push_due(&mut self, id: u64, free: u64, due: Duration) {
+        let ticket = Ticket { deadline: Some(self.now + due), ..self.ticket(id, 0, free) };
+        assert!(self.push(ticket));
+    }
+
+    fn step(&mut self) -> Step {
+        match self.batcher.next(self.now) {
+            Next::Idle => Step::Idle,
+            Next::Wait(until) => Step::Wait(until - self.now),
+            Next::Run(batch) => {
+                self.claims.push(batch.claim);
+                let jobs = batch.pieces.into_iter().map(|piece| piece.job).collect();
+                if batch.late.is_empty() { Step::Run(jobs) } else { Step::RunAfterExpired(jobs, batch.late) }
+            }
+        }
+    }
+
+    fn finish_all(&mut self) {
+        for claim in self.claims.drain(..) {
+            self.batcher.finish(claim, Ended::Failed, self.now);
+        }
+    }
+}
+
+#[test]
+fn an_idle_lane_takes_what_is_there_at_once() {
+    let mut world = World::new(10, 1000);
+    assert_eq!(world.step(), Step::Idle);
+    world.push_plain(&[1], 0, 0);
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    assert_eq!(world.step(), Step::Idle);
+}
+
+#[test]
+fn a_batch_fills_up_to_the_row_limit_in_order_of_arrival() {
+    let mut world = World::new(10, 1000);
+    world.push_plain(&[1, 2, 3, 4, 5], 0, 0);
+    assert_eq!(world.step(), Step::Run(vec![1, 2, 3, 4]));
+    assert_eq!(world.step(), Step::Run(vec![5]));
+}
+
+#[test]
+fn another_shape_does_not_cut_a_batch_short() {
+    let mut world = World::new(10, 1000);
+    world.push_plain(&[1], 0, 7);
+    world.push_plain(&[2], 0, 8);
+    world.push_plain(&[3], 0, 7);
+    assert_eq!(world.step(), Step::Run(vec![1, 3]));
+    assert_eq!(world.step(), Step::Run(vec![2]));
+}
+
+#[test]
+fn the_nearest_deadline_leaves_first_and_takes_its_bucket_along() {
+    let mut world = World::new(10, 1000);
+    world.push_plain(&[1], 0, 7);
+    world.push_due(2, 8, ms(900));
+    world.push_due(3, 8, ms(20));
+    world.push_due(4, 7, ms(50));
+    assert_eq!(world.step(), Step::Run(vec![3, 2]));
+    assert_eq!(world.step(), Step::Run(vec![4, 1]));
+}
+
+#[test]
+fn a_job_without_deadline_overtakes_once_it_has_waited_long() {
+    let mut world = World::new(10, 1000);
+    world.push_plain(&[1], 0, 7);
+    world.now += ms(990);
+    world.push_due(2, 8, ms(20));
+    assert_eq!(world.step(), Step::Run(vec![1]));
+}
+
+#[test]
+fn expired_jobs_are_handed_back_and_never_run() {
+    let mut world = World::new(10, 1000);
+    world.push_due(1, 0, ms(5));
+    world.push_due(2, 0, ms(50));
+    world.push_due(3, 0, ms(6));
+    world.now += ms(6);
+    assert_eq!(world.step(), Step::RunAfterExpired(vec![2], vec![1, 3]));
+    world.push_due(4, 0, ms(1));
+    world.now += ms(1);
+    assert_eq!(world.step(), Step::RunAfterExpired(vec![], vec![4]));
+    assert_eq!(world.step(), Step::Idle);
+}
+
+#[test]
+fn a_cancelled_job_is_gone_even_from_the_head() {
+    let mut world = World::new(10, 1000);
+    world.push_plain(&[1, 2], 0, 0);
+    assert_eq!(world.batcher.cancel(1, 1), Some(1));
+    assert_eq!(world.batcher.cancel(1, 1), None);
+    assert_eq!(world.step(), Step::Run(vec![2]));
+}
+
+#[test]
+fn a_lost_connection_takes_its_jobs_along_and_no_others() {
+    let mut world = World::new(10, 1000);
+    world.push_plain(&[1, 2], 0, 0);
+    let other = Ticket { connection: 2, ..world.ticket(1, 0, 0) };
+    assert!(world.push(other));
+    let mut gone = world.batcher.cancel_connection(1);
+    gone.sort_unstable();
+    assert_eq!(gone, [1, 2]);
+    assert_eq!(world.step(), Step::Run(vec![1]));
+}
+
+#[test]
+fn a_full_queue_refuses_by_rows_and_by_bytes() {
+    let mut world = World::new(2, 1000);
+    world.push_plain(&[1, 2], 0, 0);
+    let third = world.ticket(3, 0, 0);
+    assert!(matches!(world.batcher.push(third, world.now), Err(Refused::Overloaded { job: 3, .. })));
+
+    let mut world = World::new(10, 25);
+    world.push_plain(&[1, 2], 0, 0);
+    let third = world.ticket(3, 0, 0);
+    assert!(matches!(world.batcher.push(third, world.now), Err(Refused::Overloaded { job: 3, .. })));
+    assert_eq!(world.batcher.cancel(1, 2), Some(2));
+    world.push_plain(&[3], 0, 0);
+}
+
+#[test]
+fn an_id_that_waits_already_is_refused() {
+    let mut world = World::new(10, 1000);
+    world.push_plain(&[1], 0, 0);
+    let again = world.ticket(1, 0, 9);
+    assert!(matches!(world.batcher.push(again, world.now), Err(Refused::Duplicate(1))));
+    assert_eq!(world.batcher.len(), 1);
+}
+
+#[test]
+fn jobs_that_must_be_alone_run_one_by_one_on_many_lanes() {
+    let mut world = World::new(10, 1000);
+    world.push_plain(&[1, 2], 1, 0);
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    assert_eq!(world.step(), Step::Run(vec![2]));
+}
+
+#[test]
+fn a_serial_bucket_waits_for_its_claim_and_holds_up_nobody_else() {
+    let mut world = World::new(10, 1000);
+    world.push_plain(&[1, 2], 2, 0);
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    assert_eq!(world.step(), Step::Idle);
+    world.push_plain(&[3], 2, 0);
+    world.push_plain(&[4], 0, 0);
+    assert_eq!(world.step(), Step::Run(vec![4]));
+    world.finish_all();
+    assert_eq!(world.step(), Step::Run(vec![2]));
+    world.finish_all();
+    assert_eq!(world.step(), Step::Run(vec![3]));
+    world.finish_all();
+    assert!(world.batcher.queues.is_empty() && world.batcher.heads.is_empty());
+}
+
+#[test]
+fn a_job_larger_than_a_batch_runs_in_pieces_and_its_last_rows_take_others_along() {
+    let mut world = World::new(100, 1000);
+    let large = Ticket { rows: 9, ..world.ticket(1, 0, 0) };
+    assert!(world.push(large));
+    world.push_plain(&[2, 3], 0, 0);
+    let mut pieces = || match world.batcher.next(world.now) {
+        Next::Run(batch) => batch.pieces.iter().map(|piece| (piece.job, piece.first, piece.rows)).collect(),
+        Next::Wait(_) | Next::Idle => Vec::new(),
+    };
+    assert_eq!(pieces(), [(1, 0, 4)]);
+    assert_eq!(pieces(), [(1, 4, 4)]);
+    assert_eq!(pieces(), [(1, 8, 1), (2, 0, 1), (3, 0, 1)]);
+    assert_eq!(pieces(), []);
+}
+
+#[test]
+fn the_rest_of_a_large_job_can_be_cancelled() {
+    let mut world = World::new(100, 1000);
+    let large = Ticket { rows: 9, ..world.ticket(1, 0, 0) };
+    assert!(world.push(large));
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    assert_eq!(world.batcher.cancel(1, 1), Some(1));
+    assert_eq!((world.step(), world.batcher.rows, world.batcher.bytes), (Step::Idle, 0, 0));
+}
+
+#[test]
+fn priority_is_a_head_start_and_no_more() {
+    let mut world = World::new(10, 1000);
+    let low = Ticket { priority: Priority::Low, ..world.ticket(1, 1, 0) };
+    assert!(world.push(low));
+    world.push_plain(&[2], 1, 0);
+    let high = Ticket { priority: Priority::High, ..world.ticket(3, 1, 0) };
+    assert!(world.push(high));
+    assert_eq!(world.step(), Step::Run(vec![3]));
+    assert_eq!(world.step(), Step::Run(vec![2]));
+    world.now += 2 * HEAD_START + ms(1);
+    let high = Ticket { priority: Priority::High, ..world.ticket(4, 1, 0) };
+    assert!(world.push(high));
+    assert_eq!(world.step(), Step::Run(vec![1]), "it has waited longer than the head start");
+}
+
+impl World {
+    /// What a run of so many rows takes, told often enough to be believed.
+    fn learn(&mut self, version: u32, free: u64, took: &[(u32, u64)]) {
+        for _ in 0..5 {
+            for (rows, took) in took {
+                let bucket = Bucket { version, free: vec![free], suspect: false };
+                self.batcher.learn(bucket, *rows, ms(*took));
+            }
+        }
+        let bucket = Bucket { version, free: vec![free], suspect: false };
+        for (rows, _) in took {
+            self.batcher.profile(&bucket).ran.insert(*rows, self.now);
+        }
+    }
+}
+
+#[test]
+fn a_job_that_would_be_late_is_refused_at_once_with_its_wait() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 10), (4, 20)]);
+    for id in 0..8 {
+        world.push_due(id, 0, ms(500));
+    }
+    // Two batches of 4 stand before it; alone it takes 10 ms, 15 when something goes wrong.
+    let late = Ticket { deadline: Some(world.now + ms(50)), ..world.ticket(50, 0, 0) };
+    assert!(world.push(late), "a tight deadline goes first");
+    let late = Ticket { deadline: Some(world.now + ms(501)), ..world.ticket(51, 0, 0) };
+    assert!(world.push(late));
+    let late = Ticket { deadline: Some(world.now + ms(9)), ..world.ticket(52, 0, 0) };
+    let Err(Refused::TooLate { job: 52, wait }) = world.batcher.push(late, world.now) else {
+        panic!("10 ms of work do not fit into 9")
+    };
+    assert_eq!(wait, Duration::ZERO, "nothing stands before it");
+}
+
+#[test]
+fn what_runs_and_other_buckets_count_into_the_wait() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 10), (4, 20)]);
+    world.learn(0, 7, &[(1, 30)]);
+    world.push_plain(&[1, 2, 3, 4], 0, 0);
+    assert_eq!(world.step(), Step::Run(vec![1, 2, 3, 4]));
+    world.push_plain(&[5], 0, 7);
+    world.now += ms(5);
+    // 15 ms are left of what runs, and 30 stand before a job without haste.
+    let backlog = |world: &World| (world.batcher.backlog(world.now).as_secs_f64() * 1e3).round();
+    assert_eq!(backlog(&world), 45.0);
+    let patient = Ticket { deadline: Some(world.now + PATIENCE), ..world.ticket(6, 0, 0) };
+    assert!(world.push(patient));
+    world.finish_all();
+    assert_eq!(backlog(&world), 40.0);
+}
+
+#[test]
+fn a_deadline_that_leaves_time_for_less_gets_a_smaller_batch() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 10), (2, 14), (4, 22)]);
+    world.push_due(1, 0, ms(25));
+    for id in 2..5 {
+        world.push_due(id, 0, ms(400));
+    }
+    // Half as long again has to be reckoned with: 21 ms for two rows, 27 for three.
+    assert_eq!(world.step(), Step::Run(vec![1, 2]));
+}
+
+#[test]
+fn who_cannot_be_in_time_any_more_is_told_so_and_not_run() {
+    let mut world = World::new(100, 10_000);
+    world.push_due(1, 0, ms(20));
+    world.push_due(2, 0, ms(200));
+    world.learn(0, 0, &[(1, 30), (4, 30)]);
+    assert_eq!(world.step(), Step::RunAfterExpired(vec![2], vec![1]));
+}
+
+#[test]
+fn what_was_too_slow_once_is_tried_again() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 300), (4, 300)]);
+    let hasty = |world: &World, id| Ticket { deadline: Some(world.now + ms(200)), ..world.ticket(id, 0, 0) };
+    let ticket = hasty(&world, 1);
+    assert!(!world.push(ticket));
+    world.now += TRIED_WITHIN;
+    let ticket = hasty(&world, 2);
+    assert!(world.push(ticket));
+    assert_eq!(world.step(), Step::Run(vec![2]));
+}
+
+#[test]
+fn a_step_in_the_curve_is_not_stepped_over() {
+    let mut world = World::new(100, 10_000);
+    let mut ids = 0..;
+    let mut push = |world: &mut World, count: usize| {
+        let ids: Vec<u64> = ids.by_ref().take(count).collect();
+        world.push_plain(&ids, 0, 0);
+    };
+    world.learn(0, 0, &[(1, 10), (2, 10), (3, 10), (4, 40)]);
+    push(&mut world, 4);
+    assert_eq!(world.step(), Step::Run(vec![0, 1, 2]));
+    assert_eq!(world.step(), Step::Run(vec![3]));
+}
+
+#[test]
+fn an_idle_lane_waits_for_an_arrival_that_saves_more_than_it_costs() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 10), (4, 10)]);
+    for id in 0..8 {
+        world.push_plain(&[id], 0, 0);
+        assert!(matches!(world.step(), Step::Run(_) | Step::Wait(_)));
+        world.now += ms(1);
+    }
+    while world.step() != Step::Idle {
+        world.now += ms(1);
+    }
+    // One every millisecond, 10 ms a run whatever its size: worth two gaps, not the 10 ms that it might be.
+    world.push_plain(&[20], 0, 0);
+    let Step::Wait(wait) = world.step() else { panic!("waiting pays") };
+    assert!(wait > ms(1) && wait < ms(6), "{wait:?}");
+    world.now += wait;
+    assert_eq!(world.step(), Step::Run(vec![20]), "nobody came");
+}
+
+#[test]
+fn nobody_waits_for_a_rare_arrival_nor_when_nothing_is_saved_nor_against_a_deadline() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 10), (2, 10), (4, 10)]);
+    world.learn(3, 0, &[(1, 10), (2, 20), (4, 40)]);
+    for id in 0..6 {
+        world.push_plain(&[id], 0, 0);
+        assert_eq!(world.step(), Step::Run(vec![id]));
+        world.now += ms(100);
+    }
+    for id in 10..30 {
+        world.push_plain(&[id], 3, 0);
+        assert_eq!(world.step(), Step::Run(vec![id]), "linear");
+        world.now += ms(1);
+    }
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 10), (2, 10), (4, 10)]);
+    for id in 0..8 {
+        world.push_due(id, 0, Duration::from_micros(15_050));
+        assert_eq!(world.step(), Step::Run(vec![id]), "15 ms are for a slow run");
+        world.finish_all();
+        world.now += ms(1);
+    }
+}
+
+#[test]
+fn nobody_waits_because_of_how_long_much_larger_batches_take() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(32, 500)]);
+    for id in 0..8 {
+        world.push_plain(&[id], 0, 0);
+        assert_eq!(world.step(), Step::Run(vec![id]));
+        world.now += ms(20);
+    }
+}
+
+#[test]
+fn memory_that_ran_out_halves_the_batch_and_is_tried_again_row_by_row() {
+    let mut world = World::new(100, 10_000);
+    let mut run = |ended| {
+        for id in 0..4 {
+            let ticket = world.ticket(id, 0, 0);
+            world.push(ticket);
+        }
+        let Next::Run(batch) = world.batcher.next(world.now) else { panic!("there is work") };
+        world.batcher.finish(batch.claim, ended, world.now);
+        batch.pieces.len()
+    };
+    assert_eq!(run(Ended::OutOfMemory), 4);
+    assert_eq!(run(Ended::Ran), 2);
+    assert_eq!(run(Ended::Ran), 3);
+    assert_eq!(run(Ended::OutOfMemory), 4);
+    assert_eq!(run(Ended::Failed), 2);
+    assert_eq!(run(Ended::Ran), 2);
+}
+
+#[test]
+fn shapes_without_number_do_not_fill_memory() {
+    let mut world = World::new(100, 10_000);
+    for free in 0..2 * PROFILES_MAX as u64 {
+        world.push_plain(&[free], 0, free);
+        assert_eq!(world.step(), Step::Run(vec![free]));
+        world.finish_all();
+    }
+    assert_eq!(world.batcher.profiles.len(), PROFILES_MAX);
+}
