@@ -14,6 +14,9 @@ use wire::DeviceMemory;
 /// Batches in flight on a GPU.
 const LANES_OF_A_GPU: NonZeroUsize = NonZeroUsize::new(2).expect("2 is not 0");
 
+/// Large models are read from slow disks, and then tried; what takes longer than this hangs.
+const LOAD_MAX: Duration = Duration::from_secs(600);
+
 /// Runs models for penstock, over one Unix socket.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "penstock-engine", version)]
@@ -112,6 +115,8 @@ pub struct Settings {
     pub threads_per_lane: Option<NonZeroUsize>,
     /// A run that takes longer ends the engine.
     pub run_max: Duration,
+    /// A version that takes longer to load is given up.
+    pub load_max: Duration,
     /// What may wait.
     pub queue: Limits,
     /// What may be held in all.
@@ -139,6 +144,7 @@ impl Config {
             lanes: self.lanes.unwrap_or(lanes).get(),
             threads_per_lane: self.threads_per_lane.or(threads),
             run_max: Duration::from_secs(self.run_seconds_max.get()),
+            load_max: LOAD_MAX,
             queue: Limits { rows: self.queue_rows.get(), bytes: self.queue_bytes.get() },
             memory: Memory::new(self.memory_mib.map(|mib| mib.get() << 20)),
             device_memory: on_gpu.then(|| Arc::new(move || probe(device)) as DeviceProbe),

@@ -125,6 +125,7 @@ impl Listener {
                 queue: Arc::clone(&queue),
                 watchdog: Arc::clone(&watchdog),
                 cores,
+                load_max: self.settings.load_max,
                 memory: self.settings.memory,
                 device_memory: self.settings.device_memory.clone(),
             },

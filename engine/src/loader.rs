@@ -33,6 +33,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 use tokio::sync::watch;
 use wire::{Action, Control, Limits, Status};
 
@@ -152,6 +153,8 @@ pub(crate) struct Setup {
     pub(crate) queue: Arc<Queue>,
     pub(crate) watchdog: Arc<Watchdog>,
     pub(crate) cores: Cores,
+    /// A version that takes longer to load is given up.
+    pub(crate) load_max: Duration,
     pub(crate) memory: Memory,
     pub(crate) device_memory: Option<DeviceProbe>,
 }
@@ -374,18 +377,9 @@ impl Shelf {
 
     /// Everything that has to be known about a version before it answers.
     fn prepare(&mut self, name: &str, number: u64, load: crate::library::Load) -> Result<Version, String> {
-        let cores = self.setup.cores;
-        let tried = catch_unwind(AssertUnwindSafe(|| {
-            let Loaded { model, golden } = load()?;
-            let verdict = trial::run(&*model)?;
-            golden.as_ref().map_or(Ok(()), |golden| golden.check(&*model))?;
-            let (model, report) = in_best_form(model, &verdict, golden.as_ref());
-            let calibration = calibrate(&*model, verdict.grouping, cores);
-            let padding = trial::padding(&*model);
-            Ok::<_, String>((model, verdict, report, calibration, padding))
-        }));
-        let tried = tried.unwrap_or_else(|panic| Err(format!("panic while loading: {}", text_of(&*panic))));
-        let (model, Verdict { grouping, mut why_alone }, report, calibration, padding) = tried?;
+        let tried = try_out(load, self.setup.cores, self.setup.load_max)?;
+        let Tried { model, verdict: Verdict { grouping, mut why_alone }, report, calibration, padding } =
+            tried;
         if let Err(why) = &padding {
             let separator = if why_alone.is_empty() { "" } else { "; " };
             why_alone = format!("{why_alone}{separator}not padded: {why}");
@@ -431,6 +425,43 @@ impl Shelf {
     }
 }
 
+/// A model and what was found out about it.
+struct Tried {
+    model: Box<dyn Model>,
+    verdict: Verdict,
+    report: Report,
+    calibration: Calibration,
+    /// Why it may not be padded.
+    padding: Result<(), String>,
+}
+
+/// Loads a model and finds out about it, on a thread of its own: one that hangs holds nobody up but itself.
+fn try_out(load: crate::library::Load, cores: Cores, takes_max: Duration) -> Result<Tried, String> {
+    let (done, result) = mpsc::channel();
+    let work = move || {
+        schedule::in_the_background();
+        let tried = catch_unwind(AssertUnwindSafe(|| {
+            let Loaded { model, golden } = load()?;
+            let verdict = trial::run(&*model)?;
+            golden.as_ref().map_or(Ok(()), |golden| golden.check(&*model))?;
+            let (model, report) = in_best_form(model, &verdict, golden.as_ref());
+            let calibration = calibrate(&*model, verdict.grouping, cores);
+            let padding = trial::padding(&*model);
+            Ok(Tried { model, verdict, report, calibration, padding })
+        }));
+        let tried = tried.unwrap_or_else(|panic| Err(format!("panic while loading: {}", text_of(&*panic))));
+        let _ = done.send(tried); // nobody waits any more: it was given up
+    };
+    let started = std::thread::Builder::new().name("trial".into()).spawn(work);
+    started.map_err(|error| format!("cannot start a thread: {error}"))?;
+    result.recv_timeout(takes_max).unwrap_or_else(|_| {
+        let seconds = takes_max.as_secs();
+        Err(format!(
+            "it has not come back from its trial within {seconds} s; its thread runs on until the engine ends"
+        ))
+    })
+}
+
 /// How a version's requests are run.
 fn how(version: &Version) -> String {
     let why_alone = &version.why_alone;
@@ -460,8 +491,25 @@ fn in_best_form(
         };
         again.is_ok_and(|again| again == *verdict) && golden.is_none_or(|golden| golden.check(form).is_ok())
     };
-    match optimise(&*model, most, model.spec().tolerance) {
+    match optimise(&*model, most) {
         (Some(form), report) if passes(&*form, &report) => (form, report),
         _ => (model, Report::default()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_that_hangs_in_its_trial_is_given_up_and_named() {
+        let (_hold, held) = mpsc::channel::<()>();
+        // Stands for a model whose first run does not end.
+        let hangs: crate::library::Load = Box::new(move || {
+            let _ = held.recv();
+            Err("it came back".into())
+        });
+        let why = try_out(hangs, Cores { lanes: 1, threads: None }, Duration::from_millis(1)).err().unwrap();
+        assert!(why.starts_with("it has not come back from its trial within"), "{why}");
     }
 }
