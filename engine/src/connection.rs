@@ -263,7 +263,7 @@ impl Reader {
 
     /// Lives, and says how much it holds. A GPU may take its time to tell, which must not hold up others.
     fn pong(&self, id: u64) {
-        let health = self.memory.health();
+        let health = Health { under_way: self.queue.under_way(), ..self.memory.health() };
         let send = move |mailbox: &Mailbox, health: &Health| {
             mailbox.post(|outbox| outbox.push(Kind::Pong, id, health, Bytes::new()));
         };

@@ -35,7 +35,7 @@ impl Memory {
             resident_bytes: resident(),
             memory_bytes: self.limit,
             available_bytes: self.available,
-            device: None,
+            ..Health::default()
         }
     }
 

@@ -121,6 +121,12 @@ impl Queue {
         drop(rest);
     }
 
+    /// Jobs that wait, and runs that have not ended.
+    pub(crate) fn under_way(&self) -> u64 {
+        let state = self.lock();
+        (state.batcher.len() + state.batcher.running()) as u64
+    }
+
     /// Forgets what was learned about a version that no job needs any more.
     pub(crate) fn forget_version(&self, version: u32) {
         self.lock().batcher.forget(version);

@@ -61,9 +61,10 @@ const EVENTS_MAX: usize = 1024;
 const LOAD_MAX: Duration = Duration::from_secs(600);
 /// An engine that outgrows its memory sooner is not replaced: the next one would do the same.
 const REPLACE_EVERY: Duration = Duration::from_secs(10);
-/// Requests that are under way to an engine or wait in it when another takes over have so long, and then as long again as
-/// a stopping engine takes.
+/// Requests that are under way to an engine when another takes over reach it within this.
 const UNDER_WAY_MAX: Duration = Duration::from_secs(5);
+/// And what waits and runs there has so long.
+const RETIRE_MAX: Duration = Duration::from_secs(600);
 /// What a successor's socket is called more than ours.
 pub(crate) const SUCCESSOR: &str = ".2";
 /// Time for the engine to finish what it runs after it was told to stop, and to write its answers: it takes 10 s itself.
@@ -354,6 +355,23 @@ impl Engine {
     }
 }
 
+impl Engine {
+    /// Waits until it has answered everything, or is gone.
+    async fn at_rest(&mut self) {
+        let mut pings = tokio::time::interval(PING_EVERY);
+        loop {
+            tokio::select! {
+                event = self.events.recv() => match event {
+                    Some(Event::Pong(health)) if health.under_way == 0 => return,
+                    Some(_) => {}
+                    None => return,
+                },
+                _ = pings.tick() => self.link.ping(),
+            }
+        }
+    }
+}
+
 fn is_loading(index: &Index) -> bool {
     index.models.iter().any(|entry| entry.state() == ModelState::Loading)
 }
@@ -436,9 +454,10 @@ impl Growth {
 }
 
 /// Lets an engine finish what it has, once nothing new comes to it.
-fn retire(engine: Engine) {
+fn retire(mut engine: Engine) {
     tokio::spawn(async move {
         tokio::time::sleep(UNDER_WAY_MAX).await;
+        let _ = tokio::time::timeout(RETIRE_MAX, engine.at_rest()).await;
         if let Some(process) = engine.process {
             end(process).await;
         }
@@ -503,6 +522,7 @@ impl Pause {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use wire::ModelEntry;
 
     #[test]
@@ -519,7 +539,7 @@ mod tests {
             resident_bytes: resident << 20,
             memory_bytes: memory << 20,
             available_bytes: available << 20,
-            device: None,
+            ..Health::default()
         }
     }
 
@@ -552,5 +572,33 @@ mod tests {
         growth.models_changed(&Index::default());
         assert_eq!(growth.observe(health(2400, 1000, 9000)), None, "it has grown by what was loaded");
         assert!(growth.observe(health(2700, 1000, 9000)).is_some(), "and by what had leaked before");
+    }
+
+    /// Stands for an engine that has work for as long as it is asked only twice.
+    #[tokio::test(start_paused = true)]
+    async fn a_retiring_engine_is_left_alone_until_it_has_answered_everything() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("engine.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let working = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut decoder = wire::Decoder::new(wire::Limits::default());
+            for under_way in [2, 1, 0] {
+                while decoder.decode().unwrap().is_none() {
+                    stream.read_buf(decoder.buffer()).await.unwrap();
+                }
+                let mut outbox = wire::Outbox::new();
+                let health = Health { under_way, ..Health::default() };
+                outbox.push(wire::Kind::Pong, 0, &health, bytes::Bytes::new());
+                stream.write_all_buf(&mut outbox.take()).await.unwrap();
+            }
+        });
+        let (told, events) = mpsc::channel(4);
+        let link = Link::connect(&socket, move |event| drop(told.try_send(event))).await.unwrap();
+        let (born, growth) = (Instant::now(), Growth::default());
+        let mut engine =
+            Engine { socket, process: None, pid: None, link, events, born, growth, patience: REPLACE_EVERY };
+        engine.at_rest().await;
+        working.await.unwrap();
     }
 }

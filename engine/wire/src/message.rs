@@ -35,6 +35,9 @@ pub struct Health {
     /// Of the GPU, where models run on one.
     #[prost(message, optional, tag = "4")]
     pub device: Option<DeviceMemory>,
+    /// Requests that wait, and runs that have not ended.
+    #[prost(uint64, tag = "5")]
+    pub under_way: u64,
 }
 
 /// The memory of a GPU.
