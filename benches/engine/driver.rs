@@ -15,13 +15,15 @@ use wire::{
     Status, TensorMeta,
 };
 
-/// Requests of one row each.
+/// Requests that all have the same number of rows.
 pub(crate) struct Workload {
     pub(crate) model: &'static str,
     /// Inputs of the rows that are sent in turn.
     rows: Vec<Vec<Tensor>>,
     /// The same as they are sent.
     requests: Vec<(Infer, Bytes)>,
+    /// Rows of each request.
+    each: u64,
     /// Requests in flight when the engine is saturated.
     in_flight: usize,
 }
@@ -59,6 +61,32 @@ impl Workload {
         Self::new("efficientnet", (0..8).map(image).collect(), 32)
     }
 
+    /// One image of 224 by 224, in bytes.
+    pub(crate) fn resnet18() -> Self {
+        let mut seed = 1u64;
+        let image = |_| {
+            let bytes = (0..3 * 224 * 224).map(|_| (next(&mut seed).abs() * 255.0) as u8).collect();
+            vec![Tensor {
+                slot: 0,
+                name: "image",
+                datatype: Datatype::Uint8,
+                shape: vec![1, 3, 224, 224],
+                bytes,
+            }]
+        };
+        Self::new("resnet18", (0..8).map(image).collect(), 256)
+    }
+
+    /// 32 rows of 256 features: rows cost so little that one a request would show what requests cost.
+    pub(crate) fn perceptron() -> Self {
+        let mut seed = 1u64;
+        let row = |_| {
+            let bytes = (0..256).flat_map(|_| next(&mut seed).to_le_bytes()).collect();
+            vec![Tensor { slot: 0, name: "features", datatype: Datatype::Fp32, shape: vec![1, 256], bytes }]
+        };
+        Self::of_rows("perceptron", (0..8).map(row).collect(), 32, 64)
+    }
+
     /// One digit of 8 by 8.
     pub(crate) fn digits() -> Self {
         let mut seed = 1u64;
@@ -90,8 +118,12 @@ impl Workload {
     }
 
     fn new(model: &'static str, rows: Vec<Vec<Tensor>>, in_flight: usize) -> Self {
-        let requests = rows.iter().map(|row| request(model, row)).collect();
-        Self { model, rows, requests, in_flight }
+        Self::of_rows(model, rows, 1, in_flight)
+    }
+
+    fn of_rows(model: &'static str, rows: Vec<Vec<Tensor>>, each: u64, in_flight: usize) -> Self {
+        let requests = rows.iter().map(|row| request(model, &repeated(row, each))).collect();
+        Self { model, rows, requests, each, in_flight }
     }
 
     /// How many different rows there are.
@@ -101,18 +133,23 @@ impl Workload {
 
     /// So many rows like one of them, for a bare loop.
     pub(crate) fn batch(&self, at: usize, rows: u32) -> Vec<Tensor> {
-        let mut tensors = self.rows[at % self.rows.len()].clone();
-        for tensor in &mut tensors {
-            tensor.shape[0] = u64::from(rows);
-            tensor.bytes = tensor.bytes.repeat(rows as usize);
-        }
-        tensors
+        repeated(&self.rows[at % self.rows.len()], u64::from(rows))
     }
 
     fn request(&self, at: usize, budget: Duration) -> (Infer, Bytes) {
         let (infer, payload) = self.requests[at % self.requests.len()].clone();
         (Infer { budget_us: budget.as_micros() as u64, ..infer }, payload)
     }
+}
+
+fn repeated(row: &[Tensor], times: u64) -> Vec<Tensor> {
+    let repeat = |tensor: &Tensor| {
+        let mut tensor = tensor.clone();
+        tensor.shape[0] = times;
+        tensor.bytes = tensor.bytes.repeat(times as usize);
+        tensor
+    };
+    row.iter().map(repeat).collect()
 }
 
 fn request(model: &str, row: &[Tensor]) -> (Infer, Bytes) {
@@ -127,6 +164,11 @@ fn request(model: &str, row: &[Tensor]) -> (Infer, Bytes) {
     (Infer { model: model.into(), version: 1, inputs, ..Infer::default() }, payload.into())
 }
 
+pub(crate) fn median_and_p99(mut all: Vec<u64>) -> (u64, u64) {
+    all.sort_unstable();
+    (all[all.len() / 2], all[all.len() * 99 / 100])
+}
+
 /// Numbers between −1 and 1.
 fn next(seed: &mut u64) -> f32 {
     *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
@@ -135,6 +177,12 @@ fn next(seed: &mut u64) -> f32 {
 
 /// Answers further apart than this are of different batches.
 const BUNCH_GAP: Duration = Duration::from_millis(1);
+
+/// No bunch lasts for so long.
+const NO_GAP: Duration = Duration::from_millis(100);
+
+/// A request is alone, and finds all cores asleep.
+pub(crate) const LONE_EVERY: Duration = Duration::from_millis(20);
 
 /// The queues fill before anything is counted.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -204,7 +252,10 @@ impl<'w> Driver<'w> {
             let index = <Index as prost::Message>::decode(frame.metadata)?;
             match index.models.first().map(|entry| (entry.state(), entry)) {
                 Some((ModelState::Ready, entry)) => {
-                    println!("\n{} threads, {} at once, curve in µs by rows:", entry.threads, entry.at_once);
+                    println!(
+                        "\nup to {} rows {}, {} threads, {} at once, curve in µs by rows:",
+                        entry.max_batch, entry.reason, entry.threads, entry.at_once
+                    );
                     for point in &entry.curve {
                         print!(" {}: {}", point.rows, point.typical_us);
                     }
@@ -234,11 +285,13 @@ impl<'w> Driver<'w> {
             in_flight -= 1;
             let Some(timing) = reply.timing else { anyhow::bail!("not answered: {}", reply.message) };
             let now = Instant::now();
-            if now > last + BUNCH_GAP && last > began + WARM_UP && last < began + WARM_UP + takes {
+            // Where they come without a gap, one moment is as good as another.
+            let is_end = now > last + BUNCH_GAP || ends.last().is_none_or(|end| last > end.0 + NO_GAP);
+            if is_end && last > began + WARM_UP && last < began + WARM_UP + takes {
                 ends.push((last, rows, runs));
             }
             last = now;
-            rows += 1;
+            rows += self.workload.each;
             runs += 1.0 / f64::from(timing.batch_requests);
             if began.elapsed() < WARM_UP + takes {
                 self.send(budget)?;
@@ -257,16 +310,15 @@ impl<'w> Driver<'w> {
     pub(crate) fn lone(&mut self, count: usize) -> anyhow::Result<(u64, u64)> {
         let mut waits = Vec::new();
         for _ in 0..count {
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(LONE_EVERY);
             self.send(Duration::from_secs(60))?;
             let timing = self.reply(None)?.context("an answer")?.1.timing.context("it ran")?;
             waits.push(timing.queue_us);
         }
-        waits.sort_unstable();
-        Ok((waits[waits.len() / 2], waits[waits.len() * 99 / 100]))
+        Ok(median_and_p99(waits))
     }
 
-    /// So many requests per second, evenly, whatever comes back.
+    /// So many rows per second, evenly, whatever comes back.
     pub(crate) fn overload(
         &mut self,
         rate: f64,
@@ -274,8 +326,8 @@ impl<'w> Driver<'w> {
         takes: Duration,
     ) -> anyhow::Result<Overload> {
         let mut refusals = Histogram::<u64>::new(3)?;
-        let gap = Duration::from_secs_f64(1.0 / rate);
-        let count = (takes.as_secs_f64() * rate) as u64;
+        let gap = Duration::from_secs_f64(self.workload.each as f64 / rate);
+        let count = (takes.as_secs_f64() / gap.as_secs_f64()) as u64;
         let (mut in_time, mut late) = (0u64, 0u64);
         // Somebody else reads: who writes large requests would find every answer late.
         let socket = self.socket.try_clone()?;
@@ -304,7 +356,7 @@ impl<'w> Driver<'w> {
         for (id, came, reply) in came {
             let took = came.saturating_duration_since(sent[(id - first) as usize]);
             match reply.status() {
-                Status::Ok => in_time += u64::from(took <= budget),
+                Status::Ok => in_time += u64::from(took <= budget) * self.workload.each,
                 Status::Overloaded => refusals.record(took.as_micros() as u64)?,
                 Status::DeadlineExceeded => late += 1,
                 status => anyhow::bail!("{status:?}: {}", reply.message),

@@ -2,15 +2,16 @@
 //!
 //! For each real model, in alternating rounds: a plain loop (`torch.jit.load` and `forward`, at its best batch size),
 //! the best bare loop (the form of the model that the engine has chosen, run directly), and the engine, saturated
-//! over its socket. Then a lone request on an idle engine, and three times more work than it can do. The driver shares
-//! the cores with what it measures.
+//! over its socket. Then a lone request on an idle engine beside what it takes to wake any thread, and three times
+//! more work than it can do. The driver shares the cores with what it measures.
 
 mod driver;
 
 use anyhow::Context;
+use clap::Parser;
 use driver::{Driver, Workload};
 use engine::manifest::Manifest;
-use engine::model::{Gathered, Model};
+use engine::model::{Gathered, Model, Rows};
 use engine::{Config, Device, Library, Listener, optimise, torch};
 use hdrhistogram::Histogram;
 use std::path::{Path, PathBuf};
@@ -18,27 +19,44 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const ROUNDS: usize = 3;
-const ROUND: Duration = Duration::from_secs(8);
 const SWAPS: u32 = 100;
 const CLIENTS: usize = 16;
 const BUDGET: Duration = Duration::from_millis(200);
 
+/// What is measured, and where.
+#[derive(Parser)]
+struct Options {
+    /// Folder of models that benches/models/make.py or untrained.py has made.
+    models: PathBuf,
+    /// Only this model, or `swaps`; by default swaps and all models that are there.
+    only: Option<String>,
+    /// Where models run: cpu or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
+    /// Length of a round.
+    #[arg(long, value_name = "SECONDS", default_value = "8")]
+    round: u64,
+}
+
 fn main() -> anyhow::Result<()> {
-    let models =
-        PathBuf::from(std::env::args().nth(1).context("give the folder that benches/models/make.py made")?);
-    let only = std::env::args().nth(2);
+    let Options { models, only, device, round } = Options::parse();
+    let filter = tracing_subscriber::EnvFilter::new("warn");
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let device = torch::resolve(device).map_err(anyhow::Error::msg)?;
+    let round = Duration::from_secs(round);
     let is_wanted = |part: &str| only.as_ref().is_none_or(|only| only == part);
-    let lanes = std::thread::available_parallelism()?.get();
-    println!("{lanes} lanes; {ROUNDS} alternating rounds of {} s", ROUND.as_secs());
-    let workloads = [Workload::efficientnet(), Workload::minilm()];
+    let workloads =
+        [Workload::efficientnet(), Workload::minilm(), Workload::resnet18(), Workload::perceptron()];
     for workload in workloads.into_iter().filter(|workload| is_wanted(workload.model)) {
-        measure(&models, &workload, lanes).with_context(|| workload.model.to_owned())?;
+        if models.join(workload.model).exists() {
+            measure(&models, &workload, device, round).with_context(|| workload.model.to_owned())?;
+        }
     }
-    if is_wanted("swaps") { swaps().context("swaps") } else { Ok(()) }
+    if is_wanted("swaps") { swaps(device, round).context("swaps") } else { Ok(()) }
 }
 
 /// What reloading a model again and again does to those who ask it meanwhile.
-fn swaps() -> anyhow::Result<()> {
+fn swaps(device: Device, round: Duration) -> anyhow::Result<()> {
     const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/demo/models/digits/2");
     let folder = tempfile::tempdir()?;
     let version = folder.path().join("digits/1");
@@ -47,7 +65,7 @@ fn swaps() -> anyhow::Result<()> {
         std::fs::copy(Path::new(DEMO).join(file), version.join(file))?;
     }
     let workload = Workload::digits();
-    let socket = serve(folder.path(), workload.model)?;
+    let (socket, _) = serve(folder.path(), workload.model, device)?;
     let mut orders = Driver::connect(&socket, &workload)?;
     let during = |pause, work: &mut dyn FnMut() -> anyhow::Result<()>| {
         let is_over = AtomicBool::new(false);
@@ -64,11 +82,11 @@ fn swaps() -> anyhow::Result<()> {
         })
     };
     let mut calm = || {
-        std::thread::sleep(ROUND);
+        std::thread::sleep(round);
         Ok(())
     };
     // So long a pause that seven tenths are left of what the clients do without one.
-    let hurried = during(Duration::ZERO, &mut calm)?.len() as f64 / ROUND.as_secs_f64();
+    let hurried = during(Duration::ZERO, &mut calm)?.len() as f64 / round.as_secs_f64();
     let pause = Duration::from_secs_f64(CLIENTS as f64 / hurried * (1.0 / 0.7 - 1.0));
     let before = during(pause, &mut calm)?;
     let began = Instant::now();
@@ -94,30 +112,33 @@ fn swaps() -> anyhow::Result<()> {
     Ok(())
 }
 
-fn measure(models: &Path, workload: &Workload, lanes: usize) -> anyhow::Result<()> {
+fn measure(models: &Path, workload: &Workload, device: Device, takes: Duration) -> anyhow::Result<()> {
     let file = models.join(workload.model).join("1/model.pt");
     let manifest = std::fs::read_to_string(file.with_file_name("model.yaml"))?;
-    let load =
-        || torch::load(&file, Some(Manifest::parse(&manifest)?), Device::Cpu).map_err(anyhow::Error::msg);
+    let load = || torch::load(&file, Some(Manifest::parse(&manifest)?), device).map_err(anyhow::Error::msg);
     let model = load()?;
-    let (form, report) = optimise::optimise(&*model, 32, model.spec().tolerance);
+    let Rows::UpTo(most) = model.spec().rows else { anyhow::bail!("its model.yaml declares no rows") };
+    let (form, report) = optimise::optimise(&*model, most);
     let best = form.unwrap_or(load()?);
-    let served = serve(models, workload.model)?;
+    let (served, lanes) = serve(models, workload.model, device)?;
     let mut driver = Driver::connect(&served, workload)?;
-    println!("\n{}: {report}", workload.model);
+    println!(
+        "\n{} on {device}, {lanes} lanes, {ROUNDS} alternating rounds of {takes:?}: {report}",
+        workload.model
+    );
 
-    let sizes = [1, 4, 8, 32];
     let size = |model: &dyn Model| {
+        let sizes = [1, 4, 8, 32, 64, 128, 256].into_iter().filter(|rows| *rows <= most);
         let speeds = sizes.map(|rows| (bare(model, workload, rows, lanes, Duration::from_secs(1)), rows));
-        speeds.into_iter().max_by(|one, other| one.0.total_cmp(&other.0)).expect("there are sizes").1
+        speeds.max_by(|one, other| one.0.total_cmp(&other.0)).expect("there are sizes").1
     };
     let (plain_rows, best_rows) = (size(&*model), size(&*best));
     driver.saturate(Duration::from_secs(2))?;
     let mut rounds = Vec::new();
     for round in 1..=ROUNDS {
-        let plain = bare(&*model, workload, plain_rows, lanes, ROUND);
-        let bare = bare(&*best, workload, best_rows, lanes, ROUND);
-        let saturated = driver.saturate(ROUND)?;
+        let plain = bare(&*model, workload, plain_rows, lanes, takes);
+        let bare = bare(&*best, workload, best_rows, lanes, takes);
+        let saturated = driver.saturate(takes)?;
         println!(
             "round {round}  plain loop {plain:7.1} rows/s (batch {plain_rows})  best loop {bare:7.1} (batch {best_rows})  \
              served {:7.1} (mean batch {:.1})",
@@ -135,9 +156,13 @@ fn measure(models: &Path, workload: &Workload, lanes: usize) -> anyhow::Result<(
         median(rounds.iter().map(|round| round.1).collect()),
     );
     let lone = driver.lone(50)?;
-    println!("a lone request waits {} µs for its lane (median), {} µs (p99)", lone.0, lone.1);
-    let capacity = driver.saturate(ROUND)?.rows_per_second;
-    let overload = driver.overload(3.0 * capacity, BUDGET, ROUND)?;
+    let bare = hand_over(50);
+    println!(
+        "a lone request waits {} µs for its lane (median), {} µs (p99); a thread that is woken for nothing else, {} and {}",
+        lone.0, lone.1, bare.0, bare.1
+    );
+    let capacity = driver.saturate(takes)?.rows_per_second;
+    let overload = driver.overload(3.0 * capacity, BUDGET, takes)?;
     println!(
         "three times too much work, {} ms each: {:.1} answered in time per second, {:.2} of {capacity:.1}; \
          refused within {:.2} ms (p99), {:.1} % of the rest only found late when their turn came",
@@ -171,30 +196,45 @@ fn bare(model: &dyn Model, workload: &Workload, rows: u32, threads: usize, takes
     })
 }
 
-/// An engine in this process that has only this model.
-fn serve(models: &Path, model: &str) -> anyhow::Result<PathBuf> {
+/// Microseconds until a sleeping thread runs that is told of something, as often as [`Driver::lone`] asks: median and p99.
+fn hand_over(count: usize) -> (u64, u64) {
+    let (give, take) = std::sync::mpsc::channel::<Instant>();
+    let taking = std::thread::spawn(move || take.iter().map(|given| given.elapsed()).collect::<Vec<_>>());
+    for _ in 0..count {
+        std::thread::sleep(driver::LONE_EVERY);
+        give.send(Instant::now()).expect("somebody takes");
+    }
+    drop(give);
+    driver::median_and_p99(
+        taking.join().expect("no panic").iter().map(|took| took.as_micros() as u64).collect(),
+    )
+}
+
+/// An engine in this process that has only this model; its socket, and how many lanes it has.
+fn serve(models: &Path, model: &str, device: Device) -> anyhow::Result<(PathBuf, usize)> {
     let folder = tempfile::tempdir()?.keep();
     std::os::unix::fs::symlink(models.join(model), folder.join(model))?;
     let socket = folder.join("engine.sock");
-    let config = <Config as clap::Parser>::try_parse_from([
+    let config = Config::try_parse_from([
         "penstock-engine".as_ref(),
         "--socket".as_ref(),
         socket.as_os_str(),
         "--models".as_ref(),
         folder.as_os_str(),
     ])?;
-    let library = Library::folder(folder, |path, manifest| torch::load(path, manifest, Device::Cpu));
+    let library = Library::folder(folder, move |path, manifest| torch::load(path, manifest, device));
+    let settings = config.settings(device, torch::device_memory);
+    let lanes = settings.lanes;
     let (bound, is_bound) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("tokio starts");
         runtime.block_on(async {
-            let listener = Listener::bind(config.settings(Device::Cpu, torch::device_memory))
-                .expect("the socket is free");
+            let listener = Listener::bind(settings).expect("the socket is free");
             bound.send(()).expect("somebody waits");
             listener.serve(library, std::future::pending()).await.expect("the engine serves");
         });
     });
     is_bound.recv()?;
-    Ok(socket)
+    Ok((socket, lanes))
 }

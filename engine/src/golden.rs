@@ -10,7 +10,7 @@
 //! Tensors are written as in the bodies of requests and answers, so that a case can be made of both.
 
 use crate::job::{Given, check_inputs, with_masks};
-use crate::model::{Gathered, Model, Output, Rows, Spec};
+use crate::model::{Gathered, Model, Output, Rows, Spec, Tolerance};
 use crate::values::apart;
 use bytes::Bytes;
 use half::{bf16, f16};
@@ -80,7 +80,7 @@ impl Golden {
 
     /// Runs every case; the error names the first that is not answered as it should be.
     pub(crate) fn check(&self, model: &dyn Model) -> Result<(), String> {
-        let tolerance = self.tolerance.or(model.spec().tolerance);
+        let tolerance = self.tolerance.map_or(model.spec().tolerance, Tolerance::Of);
         (1..).zip(&self.cases).try_for_each(|(number, case)| {
             case.check(model, tolerance).map_err(|error| format!("golden.json, case {number}: {error}"))
         })
@@ -107,7 +107,7 @@ impl Case {
         Ok(Self { inputs, payload: payload.into(), outputs: outputs.collect::<Result<_, String>>()? })
     }
 
-    fn check(&self, model: &dyn Model, tolerance: Option<f64>) -> Result<(), String> {
+    fn check(&self, model: &dyn Model, tolerance: Tolerance) -> Result<(), String> {
         let spec = model.spec();
         let given =
             check_inputs(spec, self.inputs.clone(), &self.payload).map_err(|refusal| refusal.to_string())?;
@@ -137,7 +137,7 @@ fn rows(spec: &Spec, given: &[Given]) -> Result<u64, String> {
 }
 
 impl Expected {
-    fn compare(&self, outputs: &[Output], tolerance: Option<f64>) -> Result<(), String> {
+    fn compare(&self, outputs: &[Output], tolerance: Tolerance) -> Result<(), String> {
         let name = &self.meta.name;
         let Some(output) = outputs.iter().find(|output| output.name == *name) else {
             return Err(format!("the model gives no output `{name}`"));

@@ -558,7 +558,8 @@ mod tests {
             inputs: vec![slot("a", false), slot("b", true)],
             outputs: vec![],
             rows: Rows::None { why: "undeclared".into() },
-            tolerance: None,
+            tolerance: crate::model::Tolerance::Summation,
+            rounding: crate::model::Tolerance::Summation,
             bfloat16: false,
             dimensions: Vec::new(),
         };

@@ -9,7 +9,7 @@
 //! max_batch: 64
 //! ```
 
-use crate::model::{Dimension, Form, Named, RANK_MAX, Rows, Slot, Spec};
+use crate::model::{Dimension, Form, Named, RANK_MAX, Rows, Slot, Spec, Tolerance};
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,7 +24,7 @@ pub struct Manifest {
     outputs: Vec<Tensor>,
     #[serde(default)]
     max_batch: MaxBatch,
-    tolerance: Option<Tolerance>,
+    tolerance: Option<DeclaredTolerance>,
     /// Whether it may compute with floats of 16 bits, if that is faster and within the tolerance.
     #[serde(default)]
     bf16: bool,
@@ -159,9 +159,9 @@ struct MaxBatch(u32);
 /// How much of the larger value, and of 1, a faster form of the model may differ by.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "f64")]
-struct Tolerance(f64);
+struct DeclaredTolerance(f64);
 
-impl TryFrom<f64> for Tolerance {
+impl TryFrom<f64> for DeclaredTolerance {
     type Error = String;
 
     fn try_from(tolerance: f64) -> Result<Self, String> {
@@ -394,9 +394,10 @@ impl Manifest {
         }
         let outputs: Vec<Slot> = self.outputs.iter().map(|tensor| tensor.to_slot(&dimensions)).collect();
         let rows = rows(&inputs, &outputs, self.max_batch.0);
-        let tolerance = self.tolerance.map(|tolerance| tolerance.0);
+        let tolerance = self.tolerance.map_or(Tolerance::Summation, |it| Tolerance::Of(it.0));
+        let rounding = Tolerance::Summation;
         Ok(Bound {
-            spec: Spec { inputs, outputs, rows, tolerance, bfloat16: self.bf16, dimensions },
+            spec: Spec { inputs, outputs, rows, tolerance, rounding, bfloat16: self.bf16, dimensions },
             positions,
         })
     }
@@ -445,7 +446,15 @@ pub fn undeclared(signature: &Signature) -> Result<Bound, ManifestError> {
     let outputs = (0..signature.returns.unwrap_or(0)).map(|at| bare_slot(output_name(at), false)).collect();
     let rows = Rows::None { why: "no model.yaml declares its shapes".into() };
     Ok(Bound {
-        spec: Spec { inputs, outputs, rows, tolerance: None, bfloat16: false, dimensions: Vec::new() },
+        spec: Spec {
+            inputs,
+            outputs,
+            rows,
+            tolerance: Tolerance::Summation,
+            rounding: Tolerance::Summation,
+            bfloat16: false,
+            dimensions: Vec::new(),
+        },
         positions,
     })
 }

@@ -8,6 +8,7 @@
 
 use crate::batcher::Grouping;
 use crate::loader::Retirement;
+pub use crate::values::Tolerance;
 use bytes::Bytes;
 use std::fmt;
 use std::sync::Arc;
@@ -71,9 +72,10 @@ pub struct Spec {
     pub outputs: Vec<Slot>,
     /// What the first dimensions mean.
     pub rows: Rows,
-    /// By how much another form of the model may differ in floating-point outputs, relative to the larger value and 1;
-    /// by default what another order of summation explains.
-    pub tolerance: Option<f64>,
+    /// By how much another form of the model may differ.
+    pub tolerance: Tolerance,
+    /// By how much answers to the same row may differ when it runs with others.
+    pub rounding: Tolerance,
     /// Whether it may compute with floats of 16 bits.
     pub bfloat16: bool,
     /// Dimensions that have a name.
@@ -228,6 +230,14 @@ pub(crate) struct Version {
 }
 
 impl Spec {
+    /// Where answers are rounded so, unless the author has said more of it.
+    pub(crate) fn round_as(&mut self, rounding: Tolerance) {
+        if self.tolerance == self.rounding {
+            self.tolerance = rounding;
+        }
+        self.rounding = rounding;
+    }
+
     /// Brings the shape of an output back to the caller's sizes of the dimensions that have a name.
     pub(crate) fn unpad(&self, output: &str, real: &[u64], shape: &mut [u64]) {
         let form = self.outputs.iter().find(|slot| slot.name == output).and_then(|slot| slot.form.as_ref());

@@ -4,7 +4,7 @@ use crate::batcher::Grouping;
 use crate::catalog::{Catalog, State};
 use crate::loader::Retirement;
 use crate::model::{
-    Dimension, Form, Gathered, Model, ModelError, Optimisation, Output, Rows, Slot, Spec, Version,
+    Dimension, Form, Gathered, Model, ModelError, Optimisation, Output, Rows, Slot, Spec, Tolerance, Version,
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -79,7 +79,8 @@ pub(crate) fn rows_spec(inputs: &[(&str, u64)], outputs: &[(&str, u64)], max_row
         inputs: slots(inputs),
         outputs: slots(outputs),
         rows: Rows::UpTo(max_rows),
-        tolerance: None,
+        tolerance: Tolerance::Summation,
+        rounding: Tolerance::Summation,
         bfloat16: false,
         dimensions: Vec::new(),
     }

@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <iostream>
 #include <optional>
 #include <utility>
 
@@ -69,6 +70,41 @@ c10::Stream own_stream(const c10::impl::VirtualGuardImpl& gpu, c10::Device devic
   return *stream;
 }
 
+// Whether there is anything with four dimensions.
+bool to_channels_last(const torch::jit::Module& module) {
+  bool has_images = false;
+  for (at::Tensor parameter : module.parameters()) {
+    if (parameter.dim() == 4) {
+      parameter.set_data(parameter.contiguous(at::MemoryFormat::ChannelsLast));
+      has_images = true;
+    }
+  }
+  return has_images;
+}
+
+void prepare_gpu() {
+  // Fused kernels are compiled for any number of rows: those for one number would be compiled again for the next.
+  torch::jit::FusionStrategy dynamic{{torch::jit::FusionBehavior::DYNAMIC, 2}};
+  torch::jit::setFusionStrategy(dynamic);
+}
+
+// An exception that nobody can catch, as one out of a destructor when a GPU has failed: says why, in a line.
+[[noreturn]] void give_up() noexcept {
+  std::string why = "libtorch cannot go on";
+  try {
+    if (auto exception = std::current_exception()) {
+      std::rethrow_exception(exception);
+    }
+  } catch (const c10::Error& error) {
+    why = error.what_without_backtrace();
+  } catch (const std::exception& error) {
+    why = error.what();
+  } catch (...) {
+  }
+  std::cerr << "penstock-engine: " << why.substr(0, why.find('\n')) << "; the engine has to be replaced" << std::endl;
+  std::_Exit(1);
+}
+
 void collect(const c10::IValue& value, Outputs& into) {
   if (value.isTensor()) {
     into.add("", readable(value.toTensor()));
@@ -130,14 +166,7 @@ std::unique_ptr<Module> Module::optimised_for_inference() const {
 
 std::unique_ptr<Module> Module::channels_last() const {
   torch::jit::Module copy = module_.deepcopy();
-  bool has_images = false;
-  for (at::Tensor parameter : copy.parameters()) {
-    if (parameter.dim() == 4) {
-      parameter.set_data(parameter.contiguous(at::MemoryFormat::ChannelsLast));
-      has_images = true;
-    }
-  }
-  TORCH_CHECK(has_images, "no parameter has four dimensions");
+  TORCH_CHECK(to_channels_last(copy), "no parameter has four dimensions");
   return std::make_unique<Module>(torch::jit::freeze(copy), device_, Wants{.channels_last = true});
 }
 
@@ -155,7 +184,10 @@ std::unique_ptr<Module> Module::bfloat16() const {
   for (at::Tensor buffer : copy.buffers()) {
     narrow(buffer);
   }
-  return std::make_unique<Module>(torch::jit::freeze(copy), device_, Wants{.bfloat16 = true});
+  // Units that multiply such floats want the channels of a pixel side by side.
+  bool has_images = to_channels_last(copy);
+  return std::make_unique<Module>(
+      torch::jit::freeze(copy), device_, Wants{.channels_last = has_images, .bfloat16 = true});
 }
 
 rust::Vec<Parameter> Module::parameters() const {
@@ -228,7 +260,12 @@ std::unique_ptr<Outputs> Module::forward(rust::Slice<const Given> inputs) const 
   collect(forward_(std::move(stack)), *outputs);
   if (stream) {
     // What arrives is read at once, and an error of this batch is told now, not by the next one.
-    gpu->synchronizeStream(*stream);
+    try {
+      gpu->synchronizeStream(*stream);
+    } catch (...) {
+      static_cast<void>(outputs.release());  // libtorch cannot even free what a lost device may still write to
+      throw;
+    }
   }
   if (wants_.bfloat16) {
     outputs->widen();
@@ -247,6 +284,9 @@ void Module::probe() const {
 
 std::unique_ptr<Module> load(rust::Str path, rust::Str device) {
   c10::Device on(static_cast<std::string>(device));
+  if (!on.is_cpu()) {
+    prepare_gpu();
+  }
   torch::jit::Module module = torch::jit::load(static_cast<std::string>(path), on);
   module.eval();
   TORCH_CHECK(module.find_method("forward").has_value(), "the module has no method forward");
@@ -281,6 +321,8 @@ DeviceMemory device_memory(size_t number) {
   auto held = at::accelerator::getDeviceStats(device).reserved_bytes.at(0).current;
   return DeviceMemory{static_cast<uint64_t>(held), free, total};
 }
+
+void prepare() noexcept { std::set_terminate(give_up); }
 
 void leave(int32_t code) noexcept { std::_Exit(code); }
 

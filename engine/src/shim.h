@@ -106,6 +106,9 @@ size_t cuda_devices();
 // Of a GPU, not of the process.
 DeviceMemory device_memory(size_t number);
 
+// From now on an exception that nobody can catch is told in one line.
+void prepare() noexcept;
+
 // Ends the process without destructors or exit handlers.
 [[noreturn]] void leave(int32_t code) noexcept;
 

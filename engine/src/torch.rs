@@ -6,7 +6,7 @@
 
 use crate::config::Device;
 use crate::manifest::{Argument, Bound, Manifest, Signature, output_name, undeclared};
-use crate::model::{Gathered, Model, ModelError, Optimisation, Output, Spec};
+use crate::model::{Gathered, Model, ModelError, Optimisation, Output, Spec, Tolerance};
 use bytes::Bytes;
 use cxx::UniquePtr;
 use std::cell::Cell;
@@ -59,6 +59,7 @@ mod ffi {
         fn staging(self: &Module, like: &Tensor, shape: &[i64]) -> Result<*mut Tensor>;
         fn probe(self: &Module) -> Result<()>;
         fn device_memory(number: usize) -> Result<DeviceMemory>;
+        fn prepare();
         fn leave(code: i32);
         /// Each tensor must live.
         unsafe fn forward(self: &Module, inputs: &[Given]) -> Result<UniquePtr<Outputs>>;
@@ -119,11 +120,14 @@ pub fn load(path: &Path, manifest: Option<Manifest>, device: Device) -> Result<B
     });
     let returns = module.returns().map_err(failed)?;
     let signature = Signature { arguments: arguments.collect(), returns: (returns > 0).then_some(returns) };
-    let Bound { spec, positions } = match manifest {
+    let Bound { mut spec, positions } = match manifest {
         Some(manifest) => manifest.bind(&signature),
         None => undeclared(&signature),
     }
     .map_err(|error| error.to_string())?;
+    if device != Device::Cpu {
+        spec.round_as(Tolerance::ShortFactors);
+    }
     Ok(Box::new(TorchModel { module, device, spec, positions, threads: AtomicUsize::new(1) }))
 }
 
@@ -171,15 +175,15 @@ impl Model for TorchModel {
 
     fn run(&self, inputs: &[Gathered<'_>]) -> Result<Vec<Output>, ModelError> {
         prepare_thread(self.threads.load(Ordering::Relaxed));
-        let staged = inputs.iter().map(|input| self.stage(input));
-        let tensors = staged.collect::<Result<Vec<_>, _>>().map_err(|error| self.judge(error))?;
-        let given = inputs.iter().zip(&tensors).map(|(input, tensor)| ffi::Given {
-            position: self.positions[input.slot],
-            tensor: tensor.as_ptr().cast(),
-        });
-        // SAFETY: `tensors` outlives the call, and a C_tensor is an at::Tensor.
-        let outputs = unsafe { self.module.forward(&given.collect::<Vec<_>>()) };
-        let outputs = outputs.map_err(|error| self.judge(explain(&error)))?;
+        let mut tensors = Vec::with_capacity(inputs.len());
+        let outputs = self.forward(inputs, &mut tensors).map_err(|error| {
+            let error = self.judge(error);
+            if error.device_lost {
+                // libtorch cannot even free what a lost device may still read.
+                std::mem::forget(std::mem::take(&mut tensors));
+            }
+            error
+        })?;
         self.read(outputs)
     }
 
@@ -202,6 +206,23 @@ impl Model for TorchModel {
 }
 
 impl TorchModel {
+    /// Runs on what it stages in `tensors`.
+    fn forward(
+        &self,
+        inputs: &[Gathered<'_>],
+        tensors: &mut Vec<Tensor>,
+    ) -> Result<UniquePtr<ffi::Outputs>, ModelError> {
+        for input in inputs {
+            tensors.push(self.stage(input)?);
+        }
+        let given = inputs.iter().zip(&*tensors).map(|(input, tensor)| ffi::Given {
+            position: self.positions[input.slot],
+            tensor: tensor.as_ptr().cast(),
+        });
+        // SAFETY: `tensors` outlives the call, and a C_tensor is an at::Tensor.
+        unsafe { self.module.forward(&given.collect::<Vec<_>>()) }.map_err(|error| explain(&error))
+    }
+
     /// Copies the parts of an input, one after the other, into a new tensor. Never one that is used again: a model
     /// may change its input or return it. On a GPU, libtorch keeps the page-locked memory of those that are gone.
     fn stage(&self, input: &Gathered<'_>) -> Result<Tensor, ModelError> {
@@ -288,7 +309,10 @@ impl TorchModel {
 /// part of its model, so one helper is enough.
 fn prepare_process() {
     static ONCE: Once = Once::new();
-    ONCE.call_once(|| tch::set_num_interop_threads(1));
+    ONCE.call_once(|| {
+        ffi::prepare();
+        tch::set_num_interop_threads(1);
+    });
 }
 
 /// The number is the calling thread's own, and setting it costs caches.
@@ -369,14 +393,15 @@ fn is_out_of_memory(detail: &str) -> bool {
     ["can't allocate memory", "out of memory"].iter().any(|words| detail.contains(words))
 }
 
-/// What a traceback comes down to: its last line that says something; or its first, where code that does not
-/// compile is quoted after the reason.
+/// What a traceback comes down to: its last line that says something; or its first, where advice follows the reason, or
+/// code that does not compile.
 fn last_line(text: &str) -> String {
     let says_something = |line: &&str| {
         !line.is_empty() && !line.starts_with("frame #") && !line.starts_with("Exception raised from")
     };
     let mut lines = text.lines().map(str::trim).filter(says_something);
     let line = match lines.next_back() {
+        Some(_) if text.starts_with("CUDA error: ") => text.lines().next().unwrap_or(text),
         Some(quoted) if quoted.ends_with("<--- HERE") => lines.next().unwrap_or(quoted),
         Some(line) => line,
         None => "no reason given",
@@ -652,6 +677,8 @@ mod tests {
         );
         let text = "\nUnknown builtin op: aten::nothing.\n:\n  File \"a.py\", line 3\n    return nothing(x)\n           ~~~~~~~ <--- HERE\n";
         assert_eq!(last_line(text), "Unknown builtin op: aten::nothing.");
+        let text = "CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in the manual.\nCompile with `TORCH_USE_CUDA_DSA`.\n";
+        assert_eq!(last_line(text), "CUDA error: device-side assert triggered");
         assert_eq!(last_line(""), "no reason given");
     }
 

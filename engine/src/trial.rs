@@ -7,7 +7,9 @@
 
 use crate::batcher::Grouping;
 use crate::job::{Given, pad};
-use crate::model::{Dimension, Form, Gathered, Model, ModelError, Named, Output, Rows, Slot, WrongOutput};
+use crate::model::{
+    Dimension, Form, Gathered, Model, ModelError, Named, Output, Rows, Slot, Tolerance, WrongOutput,
+};
 use crate::padding::crop;
 use crate::values::{difference, element};
 use half::{bf16, f16};
@@ -50,7 +52,7 @@ enum Finding {
 
 /// Runs the trial; an error is why the model cannot be served.
 pub(crate) fn run(model: &dyn Model) -> Result<Verdict, String> {
-    run_within(model, BYTES_MAX, None)
+    run_within(model, BYTES_MAX, model.spec().rounding)
 }
 
 /// The trial of a form that computes less exactly: by how much rows may change when they run together is declared.
@@ -58,7 +60,7 @@ pub(crate) fn run_tolerantly(model: &dyn Model) -> Result<Verdict, String> {
     run_within(model, BYTES_MAX, model.spec().tolerance)
 }
 
-fn run_within(model: &dyn Model, bytes_max: u64, tolerance: Option<f64>) -> Result<Verdict, String> {
+fn run_within(model: &dyn Model, bytes_max: u64, tolerance: Tolerance) -> Result<Verdict, String> {
     let spec = model.spec();
     let serial =
         |why: String| Verdict { grouping: Grouping::Serial, why_alone: format!("not batched: {why}") };
@@ -125,7 +127,8 @@ fn padding_to(model: &dyn Model, real: &[u64], to: &[u64]) -> Result<(), String>
         Rows::None { .. } => None,
     };
     let named = real.to_vec();
-    let trial = Trial { model, free: FREE_SIZES[0], named, max_rows, bytes_max: BYTES_MAX, tolerance: None };
+    let trial =
+        Trial { model, free: FREE_SIZES[0], named, max_rows, bytes_max: BYTES_MAX, tolerance: spec.rounding };
     let fails = |finding| match finding {
         Finding::Fails(error) => format!("it fails at sizes {real:?}: {error}"),
         Finding::Undeclared(wrong) => wrong.to_string(),
@@ -175,8 +178,8 @@ struct Trial<'a> {
     max_rows: Option<u64>,
     /// How large made-up input may be.
     bytes_max: u64,
-    /// By how much answers may differ, if not by what another order of summation explains.
-    tolerance: Option<f64>,
+    /// By how much answers may differ.
+    tolerance: Tolerance,
 }
 
 impl Trial<'_> {
@@ -308,7 +311,7 @@ impl<'a> MadeUp<'a> {
                 named,
                 max_rows,
                 bytes_max: BYTES_MAX,
-                tolerance: None,
+                tolerance: spec.rounding,
             },
         })
     }
@@ -375,7 +378,7 @@ fn compare_rows(
     order: &[u64],
     together: &[Output],
     alone: &[Vec<Output>],
-    tolerance: Option<f64>,
+    tolerance: Tolerance,
 ) -> Result<(), Finding> {
     for (at, row) in order.iter().enumerate() {
         let Some(alone) = alone.get(*row as usize) else { continue };
@@ -552,7 +555,7 @@ mod tests {
                 assert!(inputs[0].parts.iter().map(|part| part.len() as u64).sum::<u64>() <= most);
                 Ok(vec![output_fp32("y", &[rows, 4], &vec![0.0; 4 * rows as usize])])
             });
-            run_within(&model, most, None)
+            run_within(&model, most, Tolerance::Summation)
         };
         let small = tried(vec![Dimension::Free, Dimension::Fixed(4)]);
         assert_eq!(small.unwrap().grouping, Grouping::Together { max_rows: 65_536 });
@@ -579,7 +582,8 @@ mod tests {
 
     #[test]
     fn tolerance_follows_the_datatype() {
-        let pair = |datatype, one: &[u8], other: &[u8]| difference(datatype, one, other, None);
+        let pair =
+            |datatype, one: &[u8], other: &[u8]| difference(datatype, one, other, Tolerance::Summation);
         assert_eq!(pair(Datatype::Int32, &1i32.to_le_bytes(), &2i32.to_le_bytes()), Some(1.0));
         assert_eq!(pair(Datatype::Fp32, &1f32.to_le_bytes(), &1.0001f32.to_le_bytes()), None);
         assert!(pair(Datatype::Fp32, &1f32.to_le_bytes(), &1.001f32.to_le_bytes()).is_some());

@@ -35,38 +35,55 @@ pub(crate) fn out_of_bounds(datatype: Datatype, bytes: &[u8], bounds: (i64, i64)
     }
 }
 
+/// By how much floats of two answers may differ, relative to the larger value and 1.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Tolerance {
+    /// By what another order of summation explains.
+    Summation,
+    /// Also by what factors of 10 bits explain: with them a GPU multiplies in convolutions unless it is told otherwise, and
+    /// which runs of which sizes do is its library's choice.
+    ShortFactors,
+    /// By so much.
+    Of(f64),
+}
+
+impl Tolerance {
+    fn of(self, datatype: Datatype) -> f64 {
+        let summation = match datatype {
+            Datatype::Fp64 => 1e-6,
+            Datatype::Fp32 => 1e-4,
+            Datatype::Fp16 => 1e-2,
+            Datatype::Bf16 => 5e-2,
+            Datatype::Bool
+            | Datatype::Uint8
+            | Datatype::Int8
+            | Datatype::Int16
+            | Datatype::Int32
+            | Datatype::Int64 => return 0.0,
+        };
+        match self {
+            Self::Summation => summation,
+            Self::ShortFactors => summation.max(1e-2),
+            Self::Of(declared) => declared,
+        }
+    }
+}
+
 /// The largest difference between two tensors, if one exceeds the tolerance, see [`apart`].
-pub(crate) fn difference(
-    datatype: Datatype,
-    one: &[u8],
-    other: &[u8],
-    tolerance: Option<f64>,
-) -> Option<f64> {
+pub(crate) fn difference(datatype: Datatype, one: &[u8], other: &[u8], tolerance: Tolerance) -> Option<f64> {
     let (largest, exceeds) = apart(datatype, one, other, tolerance);
     exceeds.then_some(largest)
 }
 
-/// The largest difference between two tensors, and whether any exceeds `tolerance`, relative to the larger value and
-/// 1; without one, what another order of summation explains. Integers have to be equal.
-pub(crate) fn apart(datatype: Datatype, one: &[u8], other: &[u8], tolerance: Option<f64>) -> (f64, bool) {
+/// The largest difference between two tensors, and whether any exceeds `tolerance`. Integers have to be equal.
+pub(crate) fn apart(datatype: Datatype, one: &[u8], other: &[u8], tolerance: Tolerance) -> (f64, bool) {
     if one == other {
         return (0.0, false);
     }
     if one.len() != other.len() {
         return (f64::INFINITY, true);
     }
-    let tolerance = match datatype {
-        Datatype::Fp64 => tolerance.unwrap_or(1e-6),
-        Datatype::Fp32 => tolerance.unwrap_or(1e-4),
-        Datatype::Fp16 => tolerance.unwrap_or(1e-2),
-        Datatype::Bf16 => tolerance.unwrap_or(5e-2),
-        Datatype::Bool
-        | Datatype::Uint8
-        | Datatype::Int8
-        | Datatype::Int16
-        | Datatype::Int32
-        | Datatype::Int64 => 0.0,
-    };
+    let tolerance = tolerance.of(datatype);
     let (mut largest, mut exceeds) = (0.0, false);
     for (one, other) in values(datatype, one).zip(values(datatype, other)) {
         if one == other || (one.is_nan() && other.is_nan()) {
