@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Rolls out version 2 of the running demo by canary, then a version 3 that is broken on purpose and comes back by itself.
-# Asks as a thousand users would; puts everything back when it ends. Decides nothing: it asks, and shows what was decided.
+# Asks as five thousand users would; puts everything back when it ends. Decides nothing: it asks, and shows what was decided.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -13,6 +13,10 @@ order() { curl -sf -X POST "http://$HTTP/v2/repository/models/digits/$1" -o /dev
 
 status >/dev/null # says what is missing when the demo does not run
 
+if [ -e "$DEMO/models/digits/3" ]; then
+  echo "$DEMO/models/digits/3 is there already: this makes one of its own, and would remove yours" >&2
+  exit 1
+fi
 before=$(mktemp)
 cp "$DEMO/policies.yaml" "$before"
 restore() {
@@ -38,11 +42,11 @@ ask_until() {
   local user=0 now last=
   for _ in $(seq 600); do
     for at in $(seq 50); do
-      user=$((user + 1))
       [ "$at" = 1 ] || echo next
       printf 'url = "http://%s/v2/models/digits/infer"\nheader = "x-user-id: user-%d"\ndata = "@%s"\noutput = "/dev/null"\n' \
-        "$HTTP" "$((user % 1000))" configs/demo/requests/digit-7.json
+        "$HTTP" "$(((user + at) % 5000))" configs/demo/requests/digit-7.json
     done | curl -s --config -
+    user=$((user + 50))
     now=$(status | head -1)
     [ "$now" = "$last" ] || { echo "$now"; last=$now; }
     case $now in *"; $1,"*) return ;; esac

@@ -13,7 +13,9 @@
 //!
 //! It cannot wedge. A probe slot is a lease: it comes back when the probe is settled, dropped or cancelled, and a
 //! probe that is silent for `probe_timeout` has failed. So a request that is refused while probing is refused for a
-//! bounded time, whatever becomes of the probes. Time is an argument; nothing happens between calls.
+//! bounded time, whatever becomes of the probes. And probing itself fails when a probe comes back without an answer
+//! after as long: callers who give up early would else be let in, one after the other, for ever. Time is an argument;
+//! nothing happens between calls.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
@@ -105,7 +107,7 @@ impl Permit {
 }
 
 /// The state of one version of one model.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Breaker {
     policy: BreakerPolicy,
     state: State,
@@ -114,7 +116,7 @@ pub(crate) struct Breaker {
     trips: u32,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum State {
     Passing { failures: u32, window: Window },
     Tripped { until: Instant },
@@ -122,15 +124,17 @@ enum State {
 }
 
 /// The slots of one probing: each is vacant, leased or served.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Probes {
+    /// Since the first, or since one was served.
+    since: Option<Instant>,
     /// Oldest first; never longer than `policy.probes`.
     leases: Vec<Lease>,
     served: u32,
     next_ticket: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Lease {
     ticket: u64,
     due: Instant,
@@ -179,8 +183,13 @@ impl Breaker {
             }
             (State::Probing(probes), Kind::Probe { ticket }) => {
                 probes.give_back(ticket);
+                let took = now.saturating_duration_since(permit.entered);
+                let is_slow = self.policy.slow.is_some_and(|slow| took > slow.over);
                 match outcome {
+                    // It would trip again over the next ones.
+                    Outcome::Served if is_slow => self.trip(now),
                     Outcome::Served => {
+                        probes.since = Some(now);
                         probes.served += 1;
                         if probes.served >= self.policy.probes.get() {
                             self.trips = 0;
@@ -188,6 +197,9 @@ impl Breaker {
                         }
                     }
                     Outcome::Failed => self.trip(now),
+                    Outcome::Refused | Outcome::Abandoned if probes.last(self.policy.probe_timeout, now) => {
+                        self.trip(now);
+                    }
                     Outcome::Refused | Outcome::Abandoned => {}
                 }
             }
@@ -288,10 +300,16 @@ impl Probes {
         {
             return Err(Tripped { retry_after: oldest.due.saturating_duration_since(now) });
         }
+        self.since.get_or_insert(now);
         let ticket = self.next_ticket;
         self.next_ticket += 1;
         self.leases.push(Lease { ticket, due: now + policy.probe_timeout });
         Ok(Kind::Probe { ticket })
+    }
+
+    /// Whether it has been tried for so long.
+    fn last(&self, long: Duration, now: Instant) -> bool {
+        self.since.is_some_and(|since| now.saturating_duration_since(since) >= long)
     }
 
     fn give_back(&mut self, ticket: u64) {
@@ -493,6 +511,135 @@ mod tests {
         assert_eq!(world.enter(), Err(1900), "two seconds from when it was due, 100 ms ago");
         world.settle(silent, Outcome::Served);
         assert_eq!(world.state(), BreakerState::Tripped { retry_after: Duration::from_millis(1900) });
+    }
+
+    #[test]
+    fn callers_who_give_up_early_do_not_keep_it_probing() {
+        let mut world = World::small();
+        world.trip();
+        world.advance(1000);
+        for _ in 0..4 {
+            let probe = world.enter().unwrap();
+            world.advance(100);
+            world.settle(probe, Outcome::Refused);
+        }
+        assert_eq!(world.state(), BreakerState::Probing);
+        let probe = world.enter().unwrap();
+        world.advance(100);
+        world.settle(probe, Outcome::Abandoned);
+        assert_eq!(world.enter(), Err(2000), "as long as one silent probe is given");
+    }
+
+    #[test]
+    fn a_slow_probe_has_failed_where_slow_answers_trip() {
+        let slow = Some(SlowPolicy { over: Duration::from_millis(100), at_most: 800_000 });
+        let mut world = World::new(BreakerPolicy { slow, ..BreakerPolicy::default() });
+        world.trip();
+        world.advance(10_000);
+        let probe = world.enter().unwrap();
+        world.advance(101);
+        world.settle(probe, Outcome::Served);
+        assert_eq!(world.enter(), Err(20_000));
+        world.advance(20_000);
+        world.request(Outcome::Served);
+        assert_eq!(world.state(), BreakerState::Passing);
+    }
+
+    /// Every state that a small breaker can come to with up to four requests out, in steps of a tick, until nothing new
+    /// is found: none has more probes out than slots, and from each a version that is healthy from then on passes again.
+    #[test]
+    fn every_state_is_explored_and_none_is_a_wedge() {
+        const TICK: Duration = Duration::from_secs(1);
+        let policy = BreakerPolicy {
+            failures: NonZeroU32::new(2).unwrap(),
+            open_for: 2 * TICK,
+            max_open_for: 4 * TICK,
+            probes: NonZeroU32::new(2).unwrap(),
+            probe_timeout: 2 * TICK,
+            ..BreakerPolicy::default()
+        };
+        let copy = |permit: &Permit| Permit { ..*permit };
+        let start = Instant::now();
+        let mut seen = std::collections::HashSet::new();
+        let mut found = vec![(Breaker::new(policy), Vec::<Permit>::new(), start)];
+        while let Some((breaker, out, now)) = found.pop() {
+            if !seen.insert(seen_from(&breaker, &out, now, TICK)) {
+                continue;
+            }
+            if let State::Probing(probes) = &breaker.state {
+                assert!(probes.leases.len() + probes.served as usize <= 2, "{breaker:?}");
+            }
+            passes_again(breaker.clone(), now, TICK);
+            let mut later = breaker.clone();
+            later.catch_up(now + TICK);
+            found.push((later, out.iter().map(copy).collect(), now + TICK));
+            if out.len() < 4 {
+                let (mut breaker, mut out) = (breaker.clone(), out.iter().map(copy).collect::<Vec<_>>());
+                out.extend(breaker.enter(now).ok());
+                found.push((breaker, out, now));
+            }
+            for at in 0..out.len() {
+                let taken = || {
+                    let mut rest: Vec<Permit> = out.iter().map(copy).collect();
+                    (breaker.clone(), rest.remove(at), rest)
+                };
+                for outcome in [Outcome::Served, Outcome::Refused, Outcome::Failed, Outcome::Abandoned] {
+                    let (mut breaker, permit, rest) = taken();
+                    breaker.settle(permit, outcome, now);
+                    found.push((breaker, rest, now));
+                }
+                let (mut breaker, permit, rest) = taken();
+                breaker.abandon(permit);
+                found.push((breaker, rest, now));
+                // Nobody ever hears of it again.
+                let (breaker, _, rest) = taken();
+                found.push((breaker, rest, now));
+            }
+        }
+        assert!(seen.len() > 500, "{} states", seen.len());
+    }
+
+    /// What matters of a state: times from now on, permits by whether they still count.
+    fn seen_from(breaker: &Breaker, out: &[Permit], now: Instant, tick: Duration) -> Vec<u64> {
+        let ticks = |at: Instant| (at.saturating_duration_since(now).as_nanos() / tick.as_nanos()) as u64;
+        let age = |at: Instant| ((now - at).as_nanos() / tick.as_nanos()).min(3) as u64;
+        let mut all = vec![u64::from(breaker.trips.min(3))];
+        let mut leased = Vec::new();
+        match &breaker.state {
+            State::Passing { failures, .. } => all.extend([0, u64::from(*failures)]),
+            State::Tripped { until } => all.extend([1, ticks(*until)]),
+            State::Probing(probes) => {
+                all.extend([2, u64::from(probes.served), probes.since.map_or(9, age)]);
+                leased.extend(probes.leases.iter().map(|lease| (lease.ticket, ticks(lease.due))));
+                all.extend(leased.iter().map(|(_, due)| 10 + due));
+            }
+        }
+        let mut permits: Vec<u64> = out
+            .iter()
+            .map(|permit| match permit.kind {
+                _ if permit.generation != breaker.generation => 100,
+                Kind::Ordinary => 101,
+                Kind::Probe { ticket } => {
+                    102 + leased.iter().position(|(of, _)| *of == ticket).map_or(50, |at| at as u64)
+                }
+            })
+            .collect();
+        permits.sort_unstable();
+        all.extend(permits);
+        all
+    }
+
+    fn passes_again(mut breaker: Breaker, mut now: Instant, tick: Duration) {
+        for _ in 0..20 {
+            if breaker.state(now) == BreakerState::Passing {
+                return;
+            }
+            match breaker.enter(now) {
+                Ok(permit) => breaker.settle(permit, Outcome::Served, now),
+                Err(_) => now += tick,
+            }
+        }
+        panic!("{breaker:?} does not pass again");
     }
 
     #[test]

@@ -6,40 +6,39 @@
 //!      └──────────┴───────────────┴─ a gate failed, its breaker has tripped, a person says so ─▶ rolled back: none
 //! ```
 //!
-//! A gate watches one event, failures or slow answers. It fails when the event happens to the candidate more often
-//! than its share explains; it passes when the event is shown to happen to fewer of the candidate's requests than the
-//! policy allows. Nothing happens by default: without requests neither is ever shown, and the step is held.
+//! A gate watches one event, failures or slow answers (see `gate.rs`). It fails when the event happens to the candidate
+//! more often than its share explains; it passes when the event is shown to happen to fewer of the candidate's requests
+//! than the policy allows. Nothing happens by default: without requests neither is ever shown, and the step is held; and
+//! so it is when the candidate has answered nobody lately, whatever it has shown before.
 //!
 //! Only requests that were assigned by chance or by the sticky key are evidence. Time is an argument; nothing happens
 //! between calls.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::attribute::Attributes;
-use crate::evidence::{Rare, Worse};
+use crate::gate::{ALPHA, Event, Gate, Kept, Witness};
 use crate::pick::{Pick, PickReason, Stickiness, Target, WithoutKey};
 use crate::units::Version;
-
-/// The chance that a candidate that is no worse is rolled back, in all gates and steps together; and the chance that
-/// one that fails too often passes a gate of one step.
-const ALPHA: f64 = 0.05;
-
-/// A sticky key that fails counts once in so long: its requests are no independent witnesses.
-const KEY_WINDOW: Duration = Duration::from_secs(60);
-
-/// Keys that are remembered in a window; further ones do not count until the next, whichever version they have.
-const KEYS_MAX: usize = 100_000;
 
 /// Verdicts that are remembered.
 const HISTORY: usize = 64;
 
 /// A share of the requests, in millionths.
 pub(crate) type Millionths = u32;
-const ALL: Millionths = 1_000_000;
+pub(crate) const ALL: Millionths = 1_000_000;
+
+pub(crate) fn share_of_all(share: Millionths) -> f64 {
+    f64::from(share) / f64::from(ALL)
+}
+
+/// Before it gets more, the candidate has to have answered somebody within this part of the step's least length, or
+/// within a second.
+const LATELY: u32 = 10;
 
 /// A rollout as the policy states it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,7 +68,13 @@ impl CanaryPolicy {
         let at = |point: u64, reason, key| {
             let is_candidate = (u128::from(point) * u128::from(ALL)) >> 64 >= u128::from(ALL - share);
             let target = if is_candidate { &self.candidate } else { &self.baseline };
-            let assigned = Some(Assignment { candidate: self.candidate.version, is_candidate, share });
+            let assigned = Some(Assignment {
+                baseline: self.baseline.version,
+                candidate: self.candidate.version,
+                is_candidate,
+                share,
+                slow_over: self.slow.map(|slow| slow.over),
+            });
             Pick { version: target.version, label: target.label.clone(), reason, key, assigned }
         };
         let Some(sticky) = &self.stickiness else { return at(draw, PickReason::Random, None) };
@@ -98,11 +103,22 @@ impl CanaryPolicy {
 /// On which side of a rollout a request was put by chance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Assignment {
+    pub(crate) baseline: Version,
     /// The version that was rolled out then.
     pub(crate) candidate: Version,
     pub(crate) is_candidate: bool,
     /// The candidate's share at that moment.
     pub(crate) share: Millionths,
+    /// An answer that takes longer is slow.
+    pub(crate) slow_over: Option<Duration>,
+}
+
+impl Assignment {
+    /// Whether there is nothing to be learned: the baseline has answered, and soon enough. So most requests end.
+    pub(crate) fn is_commonplace(&self, sight: Sight) -> bool {
+        let Sight::Answered(took) = sight else { return false };
+        !self.is_candidate && self.slow_over.is_none_or(|over| took <= over)
+    }
 }
 
 /// What became of a request, as far as it says something about its version.
@@ -114,8 +130,22 @@ pub enum Sight {
     Failed,
     /// There was no answer in time, which was so long.
     Late(Duration),
-    /// The version's breaker did not let it in.
-    Tripped,
+    /// Its client has left after so long.
+    Gone(Duration),
+    /// The version does not take what was sent; another one might have.
+    Refused,
+    /// It was turned away or lost: too much waits for the version, its breaker has tripped, the engine went down.
+    Unanswered,
+}
+
+impl Sight {
+    /// What holds up or turns away one request does so to others at the same time.
+    pub(crate) fn comes_in_bursts(self) -> bool {
+        match self {
+            Self::Late(_) | Self::Gone(_) | Self::Unanswered => true,
+            Self::Answered(_) | Self::Failed | Self::Refused => false,
+        }
+    }
 }
 
 /// What is to be done about a rollout.
@@ -206,14 +236,16 @@ pub enum Command {
     Abort,
 }
 
-/// What is kept of a rollout over a restart. Evidence is not: it is gathered again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What is kept of a rollout over a restart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     baseline: u64,
     candidate: u64,
-    step: usize,
+    /// The candidate's share in the step that it had come to.
+    millionths: Millionths,
     phase: Phase,
     dwelt: Duration,
+    gates: BTreeMap<String, Kept>,
 }
 
 /// What one rollout shows of itself.
@@ -237,16 +269,6 @@ pub struct CanaryStatus {
     pub verdicts: Vec<Record>,
 }
 
-/// One event, watched.
-#[derive(Clone, Debug)]
-struct Gate {
-    name: &'static str,
-    /// Since the first step, and since each later one began: what was well for long must not hide what is not now.
-    worse: Vec<Worse>,
-    rare: Rare,
-    too_much: f64,
-}
-
 /// The progress of one rollout.
 #[derive(Debug)]
 pub(crate) struct Canary {
@@ -255,9 +277,8 @@ pub(crate) struct Canary {
     step: usize,
     entered: Instant,
     gates: Vec<Gate>,
-    /// Keys that have failed or been slow in this window, by gate.
-    seen: HashSet<(usize, u64)>,
-    window: Instant,
+    /// When the candidate last answered.
+    answered: Option<Instant>,
     history: VecDeque<Record>,
     /// Of `history`, those that nobody has been told of.
     untold: usize,
@@ -265,15 +286,14 @@ pub(crate) struct Canary {
 
 impl Canary {
     pub(crate) fn new(policy: CanaryPolicy, now: Instant) -> Self {
-        let gates = gates(&policy);
+        let gates = gates(&policy, now);
         Self {
             policy,
             phase: Phase::Running,
             step: 0,
             entered: now,
             gates,
-            seen: HashSet::new(),
-            window: now,
+            answered: None,
             history: VecDeque::new(),
             untold: 0,
         }
@@ -288,59 +308,62 @@ impl Canary {
         }
     }
 
-    /// Goes on under a policy that rolls out the same.
-    pub(crate) fn follow(&mut self, policy: &CanaryPolicy) {
+    /// Goes on under a policy that rolls out the same. Evidence that the candidate is worse stays; a step of another share
+    /// has to be earned anew.
+    pub(crate) fn follow(&mut self, policy: &CanaryPolicy, now: Instant) {
         debug_assert_eq!(self.policy.versions_of_arms(), policy.versions_of_arms());
         if self.policy == *policy {
             return;
         }
         let share = self.policy.steps[self.step];
-        let gates_changed = (self.policy.failing_at_most, self.policy.slow, self.policy.steps.len())
-            != (policy.failing_at_most, policy.slow, policy.steps.len());
         self.policy = policy.clone();
-        self.step = self.policy.steps.iter().rposition(|step| *step <= share).unwrap_or(0);
-        if gates_changed {
-            self.gates = gates(&self.policy);
+        let mut old = std::mem::take(&mut self.gates);
+        for mut gate in gates(policy, now) {
+            if let Some(at) = old.iter().position(|old| old.event.gate() == gate.event.gate()) {
+                let new = std::mem::replace(&mut gate, old.swap_remove(at));
+                gate.become_like(new);
+            }
+            self.gates.push(gate);
         }
+        if !self.go_to(share) {
+            self.entered = now;
+            self.gates.iter_mut().for_each(|gate| gate.begin_step(now));
+        }
+    }
+
+    /// To the last step of no larger share, or to the first; whether it is of that share.
+    fn go_to(&mut self, share: Millionths) -> bool {
+        self.step = self.policy.steps.iter().rposition(|step| *step <= share).unwrap_or(0);
+        self.policy.steps[self.step] == share
     }
 
     /// What became of a request that chance had put on one side. May roll back.
     pub(crate) fn witness(&mut self, assigned: Assignment, key: Option<u64>, sight: Sight, now: Instant) {
         let is_open = matches!(self.phase, Phase::Running | Phase::Paused);
-        if !is_open || assigned.candidate != self.candidate() {
+        if !is_open || (assigned.baseline, assigned.candidate) != self.policy.versions_of_arms() {
             return;
         }
-        if sight == Sight::Tripped {
-            if assigned.is_candidate {
-                let why = format!("version {} fails so often that its breaker has tripped", self.candidate());
-                self.decide(Verdict::RollBack, why, now);
-            }
-            return;
+        let Assignment { is_candidate, share, .. } = assigned;
+        if is_candidate && matches!(sight, Sight::Answered(_)) {
+            self.answered = Some(now);
         }
-        if now.saturating_duration_since(self.window) >= KEY_WINDOW {
-            self.seen.clear();
-            self.window = now;
-        }
-        let share = f64::from(assigned.share) / f64::from(ALL);
+        let witness = Witness { is_candidate, share, key, sight };
+        let roll_back_at = self.roll_back_at();
         for at in 0..self.gates.len() {
-            let Some(happened) = self.happened(at, sight) else { continue };
-            if assigned.is_candidate {
-                self.gates[at].rare.observe(happened);
+            let gate = &mut self.gates[at];
+            if gate.hear(witness, now) && gate.worse() >= roll_back_at {
+                let event = match gate.event {
+                    Event::Error => "fails",
+                    Event::Slow(_) => "is slow",
+                };
+                let (requests, events) = (gate.rare.requests(), gate.rare.events());
+                let why = format!(
+                    "version {} {event} more often than version {}: {events} of {requests} requests in this step",
+                    self.candidate(),
+                    self.policy.baseline.version
+                );
+                return self.decide(Verdict::RollBack, why, now);
             }
-            if happened && self.is_first_of(at, key) {
-                self.gates[at].worse.iter_mut().for_each(|worse| worse.observe(assigned.is_candidate, share));
-            }
-        }
-        if let Some(at) = (0..self.gates.len()).find(|at| self.is_worse(*at)) {
-            let Gate { name, rare, .. } = &self.gates[at];
-            let event = if *name == "errors" { "fails" } else { "is slow" };
-            let (requests, events) = (rare.requests(), rare.events());
-            let why = format!(
-                "version {} {event} more often than version {}: {events} of {requests} requests in this step",
-                self.candidate(),
-                self.policy.baseline.version
-            );
-            self.decide(Verdict::RollBack, why, now);
         }
     }
 
@@ -349,7 +372,7 @@ impl Canary {
         if self.phase != Phase::Running || now.saturating_duration_since(self.entered) < self.policy.dwell {
             return;
         }
-        let (verdict, why) = self.verdict();
+        let (verdict, why) = self.verdict(now);
         // What stays as it is is told once.
         if verdict == Verdict::Advance || self.last().is_none_or(|last| last != (self.step + 1, verdict)) {
             self.decide(verdict, why, now);
@@ -373,8 +396,7 @@ impl Canary {
             }
             (Command::Resume, Phase::RolledBack) => {
                 (self.phase, self.step, self.entered) = (Phase::Running, 0, now);
-                self.gates = gates(&self.policy);
-                self.seen.clear();
+                self.gates = gates(&self.policy, now);
                 self.note(Verdict::Hold, format!("begun again by a person{because}"), now);
             }
             (Command::Promote, Phase::Running | Phase::Paused) => {
@@ -413,9 +435,14 @@ impl Canary {
         Progress {
             baseline: self.policy.baseline.version.0,
             candidate: self.candidate().0,
-            step: self.step,
+            millionths: self.policy.steps[self.step],
             phase: self.phase.clone(),
-            dwelt: now.saturating_duration_since(self.entered),
+            // What is decided lasts, however long.
+            dwelt: match self.phase {
+                Phase::Running => now.saturating_duration_since(self.entered),
+                Phase::Paused | Phase::RolledBack | Phase::Promoted => Duration::ZERO,
+            },
+            gates: self.gates.iter().map(|gate| (gate.event.gate().to_owned(), gate.kept())).collect(),
         }
     }
 
@@ -424,8 +451,15 @@ impl Canary {
         let versions = (self.policy.baseline.version.0, self.candidate().0);
         if versions == (progress.baseline, progress.candidate) {
             self.phase = progress.phase.clone();
-            self.step = progress.step.min(self.policy.steps.len() - 1);
-            self.entered = now.checked_sub(progress.dwelt).unwrap_or(now);
+            let same_step = self.go_to(progress.millionths);
+            if same_step {
+                self.entered = now.checked_sub(progress.dwelt).unwrap_or(now);
+            }
+            for gate in &mut self.gates {
+                if let Some(kept) = progress.gates.get(gate.event.gate()) {
+                    gate.restore(kept, same_step);
+                }
+            }
         }
     }
 
@@ -433,69 +467,28 @@ impl Canary {
         self.policy.candidate.version
     }
 
-    /// Whether the event of a gate happened; nothing where the request says nothing about it.
-    fn happened(&self, at: usize, sight: Sight) -> Option<bool> {
-        match (self.gates[at].name, self.policy.slow, sight) {
-            // A version that does not answer in time has failed as well; the baseline's impatient callers balance
-            // the candidate's.
-            ("errors", _, Sight::Answered(_)) => Some(false),
-            ("errors", _, Sight::Failed | Sight::Late(_)) => Some(true),
-            ("latency", Some(slow), Sight::Answered(took) | Sight::Late(took)) => {
-                // Who gave up early says nothing.
-                (took > slow.over || matches!(sight, Sight::Answered(_))).then_some(took > slow.over)
-            }
-            _ => None,
-        }
-    }
-
-    /// Whether an event counts: the first of its key in this window.
-    fn is_first_of(&mut self, gate: usize, key: Option<u64>) -> bool {
-        let Some(key) = key else { return true };
-        self.seen.len() < KEYS_MAX && self.seen.insert((gate, key))
-    }
-
-    fn is_worse(&self, at: usize) -> bool {
-        self.worse(at) >= self.roll_back_at()
-    }
-
-    /// A mixture over when the candidate may have become worse: half of the bets are on the first step.
-    fn worse(&self, at: usize) -> f64 {
-        let worse = &self.gates[at].worse;
-        let later = (self.policy.steps.len() - 1) as f64;
-        let mut value = 0.0;
-        for step in 0..self.policy.steps.len() {
-            let weight = if later == 0.0 {
-                1.0
-            } else if step == 0 {
-                0.5
-            } else {
-                0.5 / later
-            };
-            // What has not begun is still what was bet.
-            value += weight * worse.get(step).map_or(1.0, Worse::value);
-        }
-        value
-    }
-
     fn roll_back_at(&self) -> f64 {
         self.gates.len() as f64 / ALPHA
     }
 
-    fn verdict(&self) -> (Verdict, String) {
+    fn verdict(&self, now: Instant) -> (Verdict, String) {
         for gate in &self.gates {
             let (requests, needs) = (gate.rare.requests(), gate.rare.needs(ALPHA));
             if requests < needs {
-                let why = format!("{}: {requests} requests, at least {needs} are needed", gate.name);
+                let why = format!("{}: {requests} requests, at least {needs} are needed", gate.event.gate());
                 return (Verdict::InsufficientData, why);
             }
         }
-        let passes = |gate: &&Gate| gate.rare.value() >= 1.0 / ALPHA;
-        match self.gates.iter().find(|gate| !passes(gate)) {
+        let lately = (self.policy.dwell / LATELY).max(Duration::from_secs(1));
+        if self.answered.is_none_or(|answered| now.saturating_duration_since(answered) > lately) {
+            let why = format!("version {} has answered nobody for {lately:?}", self.candidate());
+            return (Verdict::InsufficientData, why);
+        }
+        match self.gates.iter().find(|gate| !gate.has_passed()) {
             Some(gate) => {
                 let (events, requests) = (gate.rare.events(), gate.rare.requests());
-                let most = gate.too_much * 100.0;
-                let why = format!("{}: {events} of {requests} is not shown to be below {most} %", gate.name);
-                (Verdict::Hold, why)
+                let (name, most) = (gate.event.gate(), gate.percent_at_most());
+                (Verdict::Hold, format!("{name}: {events} of {requests} is not shown to be below {most} %"))
             }
             None => (Verdict::Advance, "every gate has passed".into()),
         }
@@ -509,10 +502,7 @@ impl Canary {
             Verdict::Advance => {
                 self.step += 1;
                 self.entered = now;
-                for gate in &mut self.gates {
-                    gate.worse.push(Worse::default());
-                    gate.rare = Rare::new(gate.too_much);
-                }
+                self.gates.iter_mut().for_each(|gate| gate.begin_step(now));
             }
             Verdict::Hold | Verdict::InsufficientData => {}
         }
@@ -540,26 +530,23 @@ impl Canary {
     fn numbers(&self) -> Vec<GateStatus> {
         // JSON knows no infinity.
         let finite = |value: f64| value.min(1e12);
-        let numbers = |(at, gate): (usize, &Gate)| GateStatus {
-            gate: gate.name,
-            worse: finite(self.worse(at)),
+        let numbers = |gate: &Gate| GateStatus {
+            gate: gate.event.gate(),
+            worse: finite(gate.worse()),
             roll_back_at: self.roll_back_at(),
             rare: finite(gate.rare.value()),
             pass_at: 1.0 / ALPHA,
             requests: gate.rare.requests(),
             events: gate.rare.events(),
         };
-        self.gates.iter().enumerate().map(numbers).collect()
+        self.gates.iter().map(numbers).collect()
     }
 }
 
-fn gates(policy: &CanaryPolicy) -> Vec<Gate> {
-    let gate = |name, at_most: Millionths| {
-        let too_much = f64::from(at_most) / f64::from(ALL);
-        Gate { name, worse: vec![Worse::default()], rare: Rare::new(too_much), too_much }
-    };
-    let slow = policy.slow.map(|slow| gate("latency", slow.at_most));
-    [gate("errors", policy.failing_at_most)].into_iter().chain(slow).collect()
+fn gates(policy: &CanaryPolicy, now: Instant) -> Vec<Gate> {
+    let errors = Gate::new(Event::Error, policy.failing_at_most, now);
+    let slow = policy.slow.map(|slow| Gate::new(Event::Slow(slow.over), slow.at_most, now));
+    [errors].into_iter().chain(slow).collect()
 }
 
 fn percent(share: Millionths) -> f64 {
@@ -600,7 +587,8 @@ mod tests {
         }
 
         fn assigned(&self, is_candidate: bool) -> Assignment {
-            Assignment { candidate: Version(2), is_candidate, share: self.canary.share() }
+            let share = self.canary.share();
+            Assignment { baseline: Version(1), candidate: Version(2), is_candidate, share, slow_over: None }
         }
 
         fn tell(&mut self, is_candidate: bool, sight: Sight) {
@@ -612,6 +600,13 @@ mod tests {
             let is_candidate = self.dice.falls(percent(self.canary.share()) / 100.0);
             let fails = self.dice.falls(if is_candidate { of_candidate } else { of_baseline });
             self.tell(is_candidate, if fails { Sight::Failed } else { FAST });
+        }
+
+        /// Time passes, in which the candidate answers somebody, and the rollout is looked at.
+        fn work(&mut self, seconds: u64) -> Option<Verdict> {
+            self.now += Duration::from_secs(seconds);
+            self.tell(true, FAST);
+            self.wait(0)
         }
 
         fn wait(&mut self, seconds: u64) -> Option<Verdict> {
@@ -698,33 +693,99 @@ mod tests {
         assert_eq!(world.canary.phase, Phase::RolledBack);
         assert!(world.canary.news()[0].why.starts_with("version 2 is slow more often"));
         let mut world = World::new("steps: [50], dwell: 1s", 1);
-        (0..40).for_each(|_| world.tell(true, Sight::Late(Duration::from_secs(1))));
+        for _ in 0..20 {
+            world.now += Duration::from_millis(100);
+            world.tell(true, Sight::Late(Duration::from_secs(1)));
+        }
         assert_eq!(world.canary.phase, Phase::RolledBack, "without a gate for latency, late is failed");
     }
 
     #[test]
-    fn one_user_who_always_fails_is_one_witness_a_minute() {
+    fn users_who_always_fail_are_one_witness_each_however_long_it_takes() {
         let mut world = World::new("steps: [10], dwell: 1h", 1);
-        for _ in 0..10_000 {
-            let assigned = world.assigned(true);
-            world.canary.witness(assigned, Some(7), Sight::Failed, world.now);
+        for _ in 0..1_000 {
+            world.now += Duration::from_secs(59);
+            for user in [0, 1, 0, 1] {
+                let assigned = world.assigned(true);
+                world.canary.witness(assigned, Some(user), Sight::Failed, world.now);
+            }
         }
         assert_eq!(world.canary.phase, Phase::Running);
-        for _ in 0..5 {
-            world.now += KEY_WINDOW;
+        assert_eq!(world.canary.gates[0].rare.requests(), 2_000, "each says once in ten seconds how it fares");
+        for user in 2..6 {
             let assigned = world.assigned(true);
-            world.canary.witness(assigned, Some(7), Sight::Failed, world.now);
+            world.canary.witness(assigned, Some(user), Sight::Failed, world.now);
         }
-        assert_eq!(world.canary.phase, Phase::RolledBack);
+        assert_eq!(world.canary.phase, Phase::RolledBack, "six are no coincidence");
     }
 
     #[test]
-    fn a_tripped_breaker_of_the_candidate_ends_it() {
-        let mut world = World::new("steps: [50], dwell: 1h", 1);
-        world.tell(false, Sight::Tripped);
+    fn one_stall_is_one_witness() {
+        let mut world = World::new("steps: [10], dwell: 1h", 1);
+        (0..1_000).for_each(|_| world.tell(true, Sight::Late(Duration::from_secs(1))));
         assert_eq!(world.canary.phase, Phase::Running);
-        world.tell(true, Sight::Tripped);
+        for _ in 0..5 {
+            world.now += Duration::from_millis(100);
+            world.tell(true, Sight::Unanswered);
+        }
+        assert_eq!(
+            world.canary.phase,
+            Phase::RolledBack,
+            "a candidate that answers nobody is soon found out"
+        );
+    }
+
+    #[test]
+    fn what_turns_everybody_away_is_nobodys_fault_and_what_turns_the_candidates_away_is() {
+        for (of_baseline, expected) in [(0.1, Phase::Running), (0.0, Phase::RolledBack)] {
+            let mut world = World::new("steps: [10], dwell: 1h", 4);
+            for _ in 0..20_000 {
+                let is_candidate = world.dice.falls(0.1);
+                let is_lost = world.dice.falls(if is_candidate { 0.1 } else { of_baseline });
+                world.now += Duration::from_millis(20);
+                world.tell(is_candidate, if is_lost { Sight::Unanswered } else { FAST });
+            }
+            assert_eq!(world.canary.phase, expected);
+        }
+    }
+
+    #[test]
+    fn a_candidate_that_takes_less_than_the_baseline_is_found_out_and_invalid_input_holds_nobody_up() {
+        let mut world = World::new("steps: [50], dwell: 1s", 1);
+        (0..20).for_each(|_| world.tell(true, Sight::Refused));
         assert_eq!(world.canary.phase, Phase::RolledBack);
+        let mut world = World::new("steps: [50], dwell: 1s", 1);
+        for _ in 0..600 {
+            world.tell(true, FAST);
+            world.tell(false, Sight::Refused);
+        }
+        assert_eq!(world.wait(1), Some(Verdict::Advance));
+    }
+
+    #[test]
+    fn a_candidate_that_has_fallen_silent_does_not_advance_on_what_it_did_before() {
+        let mut world = World::new("steps: [10, 50], dwell: 10m", 1);
+        (0..600).for_each(|_| world.tell(true, FAST));
+        assert_eq!(world.wait(600), Some(Verdict::InsufficientData));
+        assert!(world.canary.history[0].why.starts_with("version 2 has answered nobody for 60s"));
+        world.tell(true, FAST);
+        assert_eq!(world.wait(1), Some(Verdict::Advance));
+    }
+
+    #[test]
+    fn a_version_that_turns_bad_after_a_long_time_in_one_step_is_found_out_soon() {
+        let mut world = World::new("steps: [10], dwell: 24h", 5);
+        for _ in 0..1_000_000 {
+            world.now += Duration::from_millis(10);
+            world.request(0.002, 0.002);
+        }
+        let mut needed = 0;
+        while world.canary.phase == Phase::Running {
+            world.now += Duration::from_millis(10);
+            world.request(0.002, 0.05);
+            needed += 1;
+        }
+        assert!(needed < 4_000, "{needed}");
     }
 
     #[test]
@@ -741,8 +802,8 @@ mod tests {
         let now = world.now;
         assert_eq!(world.canary.command(Command::Resume, "", now), Ok(()));
         world.canary.news();
-        assert_eq!(world.wait(59), None, "the step begins again");
-        assert_eq!(world.wait(1), Some(Verdict::Advance));
+        assert_eq!(world.work(59), None, "the step begins again");
+        assert_eq!(world.work(1), Some(Verdict::Advance));
         assert_eq!(world.canary.command(Command::Promote, "", now), Ok(()));
         assert_eq!(world.canary.share(), ALL);
         assert_eq!(world.canary.command(Command::Abort, "it smells", now), Ok(()));
@@ -756,24 +817,96 @@ mod tests {
     fn progress_survives_a_reload_and_a_restart_of_the_same_rollout_only() {
         let mut world = World::new("steps: [10, 50], dwell: 1m", 1);
         (0..600).for_each(|_| world.tell(true, FAST));
-        world.wait(60);
-        world.canary.follow(&policy("steps: [1, 5, 50, 80], dwell: 2m"));
+        world.work(60);
+        world.canary.follow(&policy("steps: [1, 5, 50, 80], dwell: 2m"), world.now);
         assert_eq!((percent(world.canary.share()), world.canary.step), (50.0, 2));
         let progress = world.canary.progress(world.now + Duration::from_secs(30));
 
         let later = world.now + Duration::from_secs(3600);
         let mut next = Canary::new(policy("steps: [1, 5, 50, 80], dwell: 2m"), later);
         next.restore(&progress, later);
-        assert_eq!((percent(next.share()), next.progress(later)), (50.0, progress.clone()));
+        let restored = next.progress(later);
+        assert_eq!((percent(next.share()), restored.dwelt), (50.0, Duration::from_secs(30)));
+        // Another process begins to rise where the step is not the same.
+        let mut next = Canary::new(policy("steps: [5, 60, 90], dwell: 2m"), later);
+        next.restore(&progress, later);
+        assert_eq!((percent(next.share()), next.progress(later).dwelt), (5.0, Duration::ZERO));
 
         let other =
             CanaryPolicy { candidate: Target { version: Version(3), label: None }, ..policy("steps: [10]") };
         let mut next = Canary::new(other, later);
         next.restore(&progress, later);
         assert_eq!(percent(next.share()), 10.0, "another candidate begins at the beginning");
-        let stale = Assignment { candidate: Version(2), is_candidate: true, share: 500_000 };
+        let stale = world.assigned(true);
         (0..100).for_each(|_| next.witness(stale, None, Sight::Failed, later));
         assert_eq!(next.phase, Phase::Running, "what another candidate did is not this one's fault");
+    }
+
+    #[test]
+    fn evidence_survives_restarts_even_if_they_come_more_often_than_a_verdict_takes() {
+        let mut world = World::new("steps: [10], dwell: 1h", 3);
+        for _ in 0..200 {
+            for _ in 0..100 {
+                world.now += Duration::from_millis(100);
+                world.request(0.01, 0.05);
+            }
+            let progress = world.canary.progress(world.now);
+            let (requests, phase) = (world.canary.gates[0].rare.requests(), world.canary.phase.clone());
+            world.canary = Canary::new(policy("steps: [10], dwell: 1h"), world.now);
+            world.canary.restore(&progress, world.now);
+            assert_eq!(world.canary.phase, phase);
+            assert_eq!(world.canary.gates[0].rare.requests(), requests);
+        }
+        assert_eq!(world.canary.phase, Phase::RolledBack);
+    }
+
+    /// 1 % of the baseline's requests fail and 3 % of the candidate's, which has a tenth of all.
+    #[test]
+    fn a_candidate_that_fails_three_times_as_often_is_rolled_back_within_3500_requests() {
+        let mut needed: Vec<u32> = (0..1_000)
+            .map(|seed| {
+                let mut world = World::new("steps: [10, 50], dwell: 24h", seed);
+                let is_open = |world: &World| world.canary.phase == Phase::Running;
+                (0..100_000).find(|_| {
+                    world.request(0.01, 0.03);
+                    !is_open(&world)
+                })
+            })
+            .map(|needed| needed.unwrap_or(u32::MAX))
+            .collect();
+        needed.sort_unstable();
+        assert!(needed[500] <= 3_500, "median {}", needed[500]);
+    }
+
+    /// Of users who always fail, whichever version answers them, through three steps and half an hour.
+    #[test]
+    fn users_who_fail_everywhere_roll_back_at_most_one_rollout_in_twenty() {
+        for users in [1, 3, 10] {
+            let mut dice = Dice(users);
+            let mut rolled_back = 0;
+            for seed in 0..2_000 {
+                let mut world = World::new("steps: [10, 25, 50], dwell: 1m", seed);
+                // Where each stands on the ring.
+                let places: Vec<f64> = (0..users)
+                    .map(|_| {
+                        (0..20).map(|bit| if dice.falls(0.5) { 0.5f64.powi(bit + 1) } else { 0.0 }).sum()
+                    })
+                    .collect();
+                for minute in 0..30 {
+                    for (user, place) in (0..users).zip(&places) {
+                        let is_candidate = *place < percent(world.canary.share()) / 100.0;
+                        let assigned = world.assigned(is_candidate);
+                        world.canary.witness(assigned, Some(user), Sight::Failed, world.now);
+                    }
+                    world.now += Duration::from_secs(60);
+                    if minute % 10 == 9 && world.canary.phase == Phase::Running && world.canary.step < 2 {
+                        world.canary.decide(Verdict::Advance, "the ramp of this test".into(), world.now);
+                    }
+                }
+                rolled_back += u32::from(world.canary.phase == Phase::RolledBack);
+            }
+            assert!(rolled_back <= 100, "{rolled_back} of 2,000 with {users} users");
+        }
     }
 
     /// 10,000 rollouts of a candidate that is as good, under a base rate that drifts, with users who fail in fits.

@@ -8,6 +8,8 @@
 //! the base rate is and however it drifts. It needs no variance and no minimum of traffic (Lindon and Malek, 2022).
 //! [`Rare`] bets on the candidate's requests alone, against a rate that somebody has declared to be too much.
 
+use serde::{Deserialize, Serialize};
+
 /// How many times as often as to the baseline the event might happen to the candidate.
 const RATIOS: [f64; 6] = [1.25, 1.5, 2.0, 3.0, 5.0, 10.0];
 
@@ -15,7 +17,7 @@ const RATIOS: [f64; 6] = [1.25, 1.5, 2.0, 3.0, 5.0, 10.0];
 const PARTS: [f64; 4] = [0.0, 0.1, 0.25, 0.5];
 
 /// Evidence that an event happens to the candidate more often than to the baseline.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Worse {
     /// Natural logarithms of what each bet has made of 1.
     bets: [f64; RATIOS.len()],
@@ -51,6 +53,17 @@ impl Rare {
     pub(crate) fn new(too_much: f64) -> Self {
         let wins = PARTS.map(|part| ((1.0 - part * too_much) / (1.0 - too_much)).ln());
         Self { bets: [0.0; PARTS.len()], wins, requests: 0, events: 0 }
+    }
+
+    /// After so many requests, with so many events among them.
+    pub(crate) fn seen(too_much: f64, requests: u64, events: u64) -> Self {
+        let mut rare = Self { requests, events: events.min(requests), ..Self::new(too_much) };
+        for ((bet, part), wins) in rare.bets.iter_mut().zip(PARTS).zip(rare.wins) {
+            // Nothing times the logarithm of 0 is no number.
+            let lost = if rare.events == 0 { 0.0 } else { rare.events as f64 * part.ln() };
+            *bet = (rare.requests - rare.events) as f64 * wins + lost;
+        }
+        rare
     }
 
     /// The candidate has answered a request, and the event happened or not.

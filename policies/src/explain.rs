@@ -42,6 +42,9 @@ fn write_model(name: &str, model: &ModelPolicy, out: &mut String) -> fmt::Result
     }
     writeln!(out, "  a request without a deadline has {:?}", model.deadline)?;
     write_breaker(&model.breaker, out)?;
+    if let Some(Fallback { version, in_flight_max }) = model.fallback {
+        writeln!(out, "  version {version} then answers in its place, up to {in_flight_max} at a time")?;
+    }
     if let Some(shadow) = &model.shadow {
         let (share, version) = (percent(f64::from(shadow.share) / 1e6), shadow.version);
         let most = shadow.in_flight_max;
@@ -49,9 +52,6 @@ fn write_model(name: &str, model: &ModelPolicy, out: &mut String) -> fmt::Result
             out,
             "  version {version} gets a copy of {share} % of the requests, up to {most} at a time, and is compared"
         )?;
-    }
-    if let Some(Fallback { version, in_flight_max }) = model.fallback {
-        writeln!(out, "  version {version} then answers in its place, up to {in_flight_max} at a time")?;
     }
     Ok(())
 }
@@ -208,8 +208,8 @@ model digits
   a version that fails 5 times in a row is left alone for 10s, doubling up to 60s, until a probe is answered within 500ms
   and so is one of which 50 % of 20 or more requests fail within 10s
   and one of which 80 % of 20 or more take longer than 1s, within 10s
-  version 3 gets a copy of 5 % of the requests, up to 8 at a time, and is compared
   version 1 then answers in its place, up to 32 at a time
+  version 3 gets a copy of 5 % of the requests, up to 8 at a time, and is compared
 limit per-user: 100/s with bursts of 20 per header x-user-id, for up to 100000 at a time, on digits
 ";
         assert_eq!(parse(text, "policies.yaml").unwrap().explain(), expected);

@@ -17,7 +17,7 @@ use arc_swap::ArcSwap;
 
 use crate::attribute::Attributes;
 use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Tripped};
-use crate::canary::{Assignment, Canary, CanaryPolicy, CanaryStatus, Command, Progress, Record, Sight};
+use crate::canary::{ALL, Assignment, Canary, CanaryPolicy, CanaryStatus, Command, Progress, Record, Sight};
 use crate::gcra::Moment;
 use crate::limiter::{LimitPolicy, Limited, Limiter};
 use crate::outcome::Outcome;
@@ -99,6 +99,17 @@ pub struct BreakerStatus {
     pub state: BreakerState,
 }
 
+/// Why what a person says is not done.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// Nothing of this model is rolled out.
+    #[error("model `{0}` has no canary")]
+    NoCanary(String),
+    /// It makes no sense in the state that the rollout is in.
+    #[error("{0}")]
+    NotNow(String),
+}
+
 impl Ledger {
     /// Versions whose breakers are remembered. Beyond it, a further version is not guarded until [`Ledger::retain`]
     /// or a version that has recovered makes room.
@@ -131,6 +142,9 @@ impl Ledger {
 
     /// Tells what became of a request that a rollout had assigned.
     pub fn witness(&self, model: &str, assigned: Assignment, key: Option<u64>, sight: Sight, now: Instant) {
+        if assigned.is_commonplace(sight) {
+            return;
+        }
         if let Some(rollout) = self.rollouts.load().get(model) {
             rollout.change(|canary| canary.witness(assigned, key, sight, now));
         }
@@ -150,14 +164,25 @@ impl Ledger {
         news
     }
 
-    /// Does with a rollout what a person says.
+    /// Does with a rollout what a person says; how far it is then.
     ///
     /// # Errors
-    /// Why not, in words.
-    pub fn command(&self, model: &str, command: Command, reason: &str, now: Instant) -> Result<(), String> {
+    /// Why not.
+    pub fn command(
+        &self,
+        model: &str,
+        command: Command,
+        reason: &str,
+        now: Instant,
+    ) -> Result<CanaryStatus, CommandError> {
         let rollouts = self.rollouts.load();
-        let rollout = rollouts.get(model).ok_or_else(|| format!("model `{model}` has no canary"))?;
-        rollout.change(|canary| canary.command(command, reason, now))
+        let rollout = rollouts.get(model).ok_or_else(|| CommandError::NoCanary(model.to_owned()))?;
+        let obey = |canary: &mut Canary| canary.command(command, reason, now).map(|()| canary.status());
+        let status = rollout.change(obey).map_err(CommandError::NotNow)?;
+        if command == Command::Resume {
+            self.forgive(model, rollout.versions.1);
+        }
+        Ok(status)
     }
 
     /// How far every rollout is.
@@ -187,14 +212,72 @@ impl Ledger {
         }
     }
 
+    /// Where a request goes that a rollout had assigned before its body was read: to the baseline, if the candidate has
+    /// lost its share since.
+    pub fn confirm(
+        &self,
+        model: &str,
+        version: Version,
+        assigned: Option<Assignment>,
+    ) -> (Version, Option<Assignment>) {
+        let is_over = |assigned: &Assignment| {
+            let arms = (assigned.baseline, assigned.candidate);
+            assigned.is_candidate
+                && self.rollouts.load().get(model).is_some_and(|rollout| {
+                    rollout.versions == arms && rollout.share.load(Ordering::Relaxed) == 0
+                })
+        };
+        match assigned {
+            Some(assigned) if is_over(&assigned) => (assigned.baseline, None),
+            assigned => (version, assigned),
+        }
+    }
+
+    /// Every version without which somebody would not be answered; none if the policy names none.
+    pub fn needed(&self, snapshot: &Snapshot, model: &str) -> Vec<Version> {
+        let Some(policy) = snapshot.model(model) else { return Vec::new() };
+        let rollouts = self.rollouts.load();
+        let promoted = policy.canary.as_ref().and_then(|canary| {
+            let rollout = rollouts.get(model).filter(|rollout| rollout.is_of(canary))?;
+            (rollout.share.load(Ordering::Relaxed) == ALL).then_some(rollout.versions)
+        });
+        let instead = |version| match promoted {
+            Some((baseline, candidate)) if version == baseline => candidate,
+            Some(_) | None => version,
+        };
+        policy.versions().map(instead).collect()
+    }
+
     /// Follows a swap of policies: begins the rollouts that are new, drops those that are gone.
     pub fn roll_out(&self, snapshot: &Snapshot, now: Instant) {
+        let before = self.rollouts.load_full();
+        self.begin_and_end(snapshot, now);
+        for (model, rollout) in self.rollouts.load().iter() {
+            let is_new = before.get(model).is_none_or(|before| !Arc::ptr_eq(before, rollout));
+            if is_new {
+                self.forgive(model, rollout.versions.1);
+            }
+        }
+    }
+
+    /// What a version has done before says nothing about the rollout that begins.
+    fn forgive(&self, model: &str, version: Version) {
+        self.breakers.rcu(|breakers| {
+            let mut breakers = Breakers::clone(breakers);
+            if let Some(versions) = breakers.get_mut(model) {
+                versions.remove(&version);
+            }
+            breakers
+        });
+    }
+
+    fn begin_and_end(&self, snapshot: &Snapshot, now: Instant) {
         self.rollouts.rcu(|rollouts| {
             let wanted =
                 snapshot.models().filter_map(|(model, policy)| Some((model, policy.canary.as_ref()?)));
             let followed = |(model, policy): (&str, &CanaryPolicy)| match rollouts.get_key_value(model) {
                 Some((model, rollout)) if rollout.is_of(policy) => {
-                    rollout.change(|canary| canary.follow(policy));
+                    rollout.change(|canary| canary.follow(policy, now));
                     (Arc::clone(model), Arc::clone(rollout))
                 }
                 _ => (Arc::from(model), Arc::new(Rollout::new(policy, now))),

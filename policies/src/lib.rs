@@ -33,6 +33,7 @@ mod canary;
 mod shadow;
 
 mod outcome;
+mod gate;
 mod gcra;
 mod limiter;
 mod window;
@@ -43,7 +44,7 @@ pub use attribute::{Attribute, Attributes};
 pub use breaker::{BreakerPolicy, BreakerState, Tripped};
 pub use canary::{Assignment, CanaryStatus, Command, GateStatus, Phase, Progress, Record, Sight, Verdict};
 pub use errors::{PolicyError, PolicyErrors};
-pub use ledger::{BreakerStatus, Ledger, Pass};
+pub use ledger::{BreakerStatus, CommandError, Ledger, Pass};
 pub use limiter::{LimitPolicy, Limited};
 pub use live::{Generation, Live, Published};
 pub use outcome::Outcome;

@@ -14,7 +14,7 @@ pub(crate) struct Counts {
 }
 
 /// Counts of the last nine to ten tenths of a time.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Window {
     /// Of one bucket.
     width: Duration,

@@ -7,7 +7,7 @@ use http::{Method, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
-use policies::{Command, Ledger};
+use policies::{Command, CommandError, Ledger};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -63,16 +63,15 @@ impl Admin {
                 );
             }
         };
-        if !self.ledger.rollouts().contains_key(model) {
-            return refuse(StatusCode::NOT_FOUND, &format!("model `{model}` has no canary"));
-        }
         match self.ledger.command(model, command, reason, Instant::now()) {
-            Ok(()) => {
-                let body =
-                    serde_json::to_string(&self.ledger.rollouts().get(model)).expect("names and numbers");
+            Ok(status) => {
+                let body = serde_json::to_string(&status).expect("names and numbers");
                 respond(StatusCode::OK, "application/json", body)
             }
-            Err(why) => refuse(StatusCode::CONFLICT, &format!("cannot {word}: {why}")),
+            Err(unknown @ CommandError::NoCanary(_)) => refuse(StatusCode::NOT_FOUND, &unknown.to_string()),
+            Err(not_now @ CommandError::NotNow(_)) => {
+                refuse(StatusCode::CONFLICT, &format!("cannot {word}: {not_now}"))
+            }
         }
     }
 }

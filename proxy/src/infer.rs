@@ -60,9 +60,15 @@ impl Path {
         let chosen = self.choose(snapshot, &models, target, &session.req_header().headers)?;
         let (version, caller, assigned) = (chosen.number, chosen.caller, chosen.assigned);
         record.choose(target.model, chosen);
+        let witness = |assigned: Option<Assignment>, sight: Option<Sight>, now| {
+            if let Some((assigned, sight)) = assigned.zip(sight) {
+                self.ledger.witness(target.model, assigned, (caller != 0).then_some(caller), sight, now);
+            }
+        };
         let gate = models.gate(target.model, version);
         let most = Deadline::at_most(snapshot, target.model, &session.req_header().headers)?;
         if let Some(retry_after) = gate.and_then(|gate| gate.check(most, record.started)) {
+            witness(assigned, Some(Sight::Unanswered), record.started);
             return Err(Refusal::Busy { why: "more waits than can be answered in time".into(), retry_after });
         }
         self.admit(snapshot, target.model, &session.req_header().headers, record.started)?;
@@ -71,18 +77,19 @@ impl Path {
         let mut request = InferRequest::decode(&body, json_len(&session.req_header().headers)?)?;
         let now = Instant::now();
         let deadline = Deadline::of(most, &request, now);
-        let witness = |assigned: Option<Assignment>, sight: Option<Sight>, now| {
-            if let Some((assigned, sight)) = assigned.zip(sight) {
-                self.ledger.witness(target.model, assigned, (caller != 0).then_some(caller), sight, now);
-            }
-        };
+        // Reading the body may have taken long.
+        let (confirmed, assigned) = self.ledger.confirm(target.model, Version(version), assigned);
+        if confirmed.0 != version {
+            record.divert(confirmed.0, "rolled back");
+        }
+        let version = confirmed.0;
         let (version, assigned, pass) = match self.enter(snapshot, target.model, version, now) {
             Ok(pass) => (version, assigned, pass),
             Err(tripped) => {
-                witness(assigned, Some(Sight::Tripped), now);
+                witness(assigned, Some(Sight::Unanswered), now);
                 let (instead, pass) =
                     self.fall_back(snapshot, &models, target, version, now).ok_or(tripped)?;
-                record.divert(instead);
+                record.divert(instead, "fallback");
                 (instead, None, pass)
             }
         };
@@ -308,13 +315,30 @@ impl From<LinkError> for Refusal {
     }
 }
 
-/// What an answer after so long says about the version in a rollout; most refusals say nothing.
+/// What an answer after so long says about the version in a rollout; nothing if the version was not asked.
 fn sight<T>(answer: &Result<T, Refusal>, took: Duration) -> Option<Sight> {
     match answer {
         Ok(_) => Some(Sight::Answered(took)),
         Err(Refusal::ModelFailed(_) | Refusal::Internal(_)) => Some(Sight::Failed),
         Err(Refusal::DeadlineExceeded { .. }) => Some(Sight::Late(took)),
-        Err(_) => None,
+        Err(Refusal::ClientGone) => Some(Sight::Gone(took)),
+        Err(Refusal::Invalid(_)) => Some(Sight::Refused),
+        Err(
+            Refusal::EngineDown(_)
+            | Refusal::NotReady(_)
+            | Refusal::Overloaded(_)
+            | Refusal::Busy { .. }
+            | Refusal::Tripped { .. },
+        ) => Some(Sight::Unanswered),
+        Err(
+            Refusal::NotFound(_)
+            | Refusal::Forbidden(_)
+            | Refusal::Method { .. }
+            | Refusal::TooLarge { .. }
+            | Refusal::Encoding { .. }
+            | Refusal::BodyTimeout { .. }
+            | Refusal::Limited { .. },
+        ) => None,
     }
 }
 

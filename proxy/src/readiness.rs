@@ -5,7 +5,7 @@ use crate::directory::{Directory, Models};
 use crate::drain::Drain;
 use crate::refusal::Refusal;
 use crate::route::Target;
-use policies::{Live, Snapshot};
+use policies::{Ledger, Live, Snapshot};
 use std::sync::Arc;
 
 /// Asked by both ports.
@@ -17,6 +17,8 @@ pub struct Readiness {
     pub directory: Arc<Directory>,
     /// Whom the policy sends where.
     pub live: Arc<Live>,
+    /// How far rollouts are.
+    pub ledger: Arc<Ledger>,
 }
 
 impl Readiness {
@@ -30,7 +32,8 @@ impl Readiness {
             return Err(format!("version {} of model `{}` is being loaded", entry.version, entry.name));
         }
         let generation = self.live.load();
-        generation.snapshot.models().try_for_each(|(name, _)| model(&models, &generation.snapshot, name))
+        let snapshot = &generation.snapshot;
+        snapshot.models().try_for_each(|(name, _)| self.model(&models, snapshot, name))
     }
 
     /// Of a model, or of one of its versions. A model that the engine does not know is a refusal.
@@ -42,8 +45,18 @@ impl Readiness {
         models.find(target)?;
         Ok(match target.pinned {
             Some(number) => version(&models, target.model, number),
-            None => model(&models, &self.live.load().snapshot, target.model),
+            None => self.model(&models, &self.live.load().snapshot, target.model),
         })
+    }
+
+    /// A model is ready when every version to which its policy sends somebody answers, and the highest ready one where it
+    /// names none.
+    fn model(&self, models: &Models, snapshot: &Snapshot, name: &str) -> Result<(), String> {
+        let needed = self.ledger.needed(snapshot, name);
+        if !needed.is_empty() {
+            return needed.into_iter().try_for_each(|number| version(models, name, number.0));
+        }
+        models.highest_ready(name).map(|_| ()).ok_or_else(|| format!("no version of model `{name}` is ready"))
     }
 
     fn open(&self) -> Result<Arc<Models>, String> {
@@ -56,15 +69,6 @@ impl Readiness {
             Err("the engine is not connected".into())
         }
     }
-}
-
-/// A model is ready when every version that its policy names answers, and the highest ready one where it names none.
-fn model(models: &Models, snapshot: &Snapshot, name: &str) -> Result<(), String> {
-    let mut named = snapshot.model(name).into_iter().flat_map(|policy| policy.versions()).peekable();
-    if named.peek().is_some() {
-        return named.try_for_each(|number| version(models, name, number.0));
-    }
-    models.highest_ready(name).map(|_| ()).ok_or_else(|| format!("no version of model `{name}` is ready"))
 }
 
 fn version(models: &Models, name: &str, number: u64) -> Result<(), String> {
@@ -95,6 +99,7 @@ mod tests {
             drain: Arc::default(),
             directory: Arc::new(directory),
             live: Arc::new(Live::new(snapshot)),
+            ledger: Arc::default(),
         }
     }
 
@@ -108,6 +113,22 @@ mod tests {
         assert_eq!(one.target(Target { model: "m", pinned: Some(1) }), Ok(Ok(())));
         assert!(one.target(Target { model: "m", pinned: None }).unwrap().is_err());
         assert!(one.target(Target { model: "other", pinned: None }).is_err());
+    }
+
+    #[test]
+    fn after_a_promotion_the_old_version_is_needed_no_more() {
+        let canary = "models: {m: {canary: {baseline: 1, candidate: 2}}}";
+        let old = readiness(canary, &[(1, ModelState::Ready)]);
+        let new = readiness(canary, &[(2, ModelState::Ready)]);
+        for readiness in [&old, &new] {
+            readiness.ledger.roll_out(&readiness.live.load().snapshot, std::time::Instant::now());
+        }
+        assert_eq!(old.server(), Ok(()), "a candidate that is not there gets nothing");
+        assert!(new.server().is_err());
+        for readiness in [&old, &new] {
+            readiness.ledger.command("m", policies::Command::Promote, "", std::time::Instant::now()).unwrap();
+        }
+        assert_eq!(new.server(), Ok(()));
     }
 
     #[test]

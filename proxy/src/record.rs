@@ -71,12 +71,12 @@ impl Record {
         self.label = chosen.label;
     }
 
-    /// Notes that another version answers, because the chosen one has tripped.
-    pub(crate) fn divert(&mut self, instead: u64) {
+    /// Notes that another version answers than the chosen one, and why.
+    pub(crate) fn divert(&mut self, instead: u64, why: &'static str) {
         if let Some((_, version)) = &mut self.version {
             *version = instead;
         }
-        (self.pick, self.label) = (Some("fallback"), None);
+        (self.pick, self.label) = (Some(why), None);
     }
 
     /// Notes a refusal.

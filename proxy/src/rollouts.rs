@@ -1,5 +1,6 @@
 //! Looks after canaries: asks a few times a second for their verdicts, tells them, and keeps how far they are in a
-//! file, so that a restart goes on where it was. Decides nothing: verdicts are the core's.
+//! file, so that a restart goes on where it was. Decides nothing: verdicts are the core's. A disk that is slow holds up
+//! nobody else.
 
 use crate::metrics::Metrics;
 use anyhow::Context;
@@ -30,7 +31,7 @@ impl Rollouts {
     pub async fn run(self) {
         let mut ticks = tokio::time::interval(JUDGE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut saved = Instant::now();
+        let (mut saved, mut kept) = (Instant::now(), BTreeMap::new());
         loop {
             ticks.tick().await;
             let now = Instant::now();
@@ -40,21 +41,24 @@ impl Rollouts {
                 self.metrics.count_verdict(model, record.verdict);
             }
             if !news.is_empty() || now.duration_since(saved) >= SAVE_EVERY {
-                self.save(now);
+                kept = self.save(kept, now).await;
                 saved = now;
             }
         }
     }
 
-    fn save(&self, now: Instant) {
-        let Some(file) = &self.file else { return };
+    /// Writes what has changed; what the file then holds.
+    async fn save(&self, kept: BTreeMap<String, Progress>, now: Instant) -> BTreeMap<String, Progress> {
+        let Some(file) = self.file.clone() else { return kept };
         let progress = self.ledger.progress(now);
-        if progress.is_empty() && !file.exists() {
-            return;
+        if progress == kept {
+            return kept;
         }
-        if let Err(error) = write(file, &progress) {
+        let written = tokio::task::spawn_blocking(move || write(&file, &progress).map(|()| progress)).await;
+        written.map_err(anyhow::Error::from).flatten().unwrap_or_else(|error| {
             tracing::error!("progress of canaries is not saved: {error:#}");
-        }
+            kept
+        })
     }
 }
 
@@ -77,8 +81,10 @@ fn write(file: &Path, progress: &BTreeMap<String, Progress>) -> anyhow::Result<(
         std::io::Write::write_all(&mut to, &serde_json::to_vec_pretty(progress)?)?;
         to.sync_all()
     });
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     written
         .and_then(|()| std::fs::rename(&new, file))
+        .and_then(|()| std::fs::File::open(folder)?.sync_all())
         .with_context(|| format!("cannot write {}", file.display()))
 }
 

@@ -68,8 +68,12 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     metrics.policy_generation.set(path.live.load().number);
     path.ledger.roll_out(&path.live.load().snapshot, Instant::now());
     path.ledger.restore(&progress, Instant::now());
-    let readiness =
-        Readiness { drain: drain.clone(), directory: path.directory.clone(), live: path.live.clone() };
+    let readiness = Readiness {
+        drain: drain.clone(),
+        directory: path.directory.clone(),
+        live: path.live.clone(),
+        ledger: path.ledger.clone(),
+    };
 
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     server.bootstrap();

@@ -15,13 +15,24 @@ use wire::{Datatype, Infer, Reply, Status, TensorMeta};
 /// In the engine's words: after those of everybody else.
 const LAST: u32 = 3;
 
+/// Tensor bytes of all copies together: what they hold is beside what requests may hold.
+const BYTES_MAX: usize = 64 << 20;
+
+/// Answers that are larger are compared on another thread: on this one, clients wait.
+const AT_ONCE_BYTES: usize = 64 << 10;
+
 /// The copies that are under way.
 #[derive(Debug)]
 pub struct Shadows {
     links: Arc<Links>,
     metrics: Arc<Metrics>,
-    /// By model.
-    under_way: Arc<Mutex<HashMap<String, u32>>>,
+    under_way: Arc<Mutex<UnderWay>>,
+}
+
+#[derive(Debug, Default)]
+struct UnderWay {
+    by_model: HashMap<String, u32>,
+    bytes: usize,
 }
 
 impl Shadows {
@@ -45,7 +56,8 @@ impl Shadows {
         let deadline = policy.deadline().unwrap_or(Duration::from_micros(infer.budget_us));
         let is_busy = || models.gate(&infer.model, version)?.check(deadline, Instant::now());
         let is_ready = models.is_ready(&infer.model, version) && is_busy().is_none();
-        let place = if is_ready { self.place(&infer.model, policy.in_flight_max()) } else { None };
+        let place = || self.place(&infer.model, payload.len(), policy.in_flight_max());
+        let place = if is_ready { place() } else { None };
         let Some(place) = place else {
             self.metrics.count_shadow(&infer.model, version, "dropped");
             return None;
@@ -60,22 +72,24 @@ impl Shadows {
         let (links, metrics) = (Arc::clone(&self.links), Arc::clone(&self.metrics));
         tokio::spawn(async move {
             let (model, version) = (copy.infer.model.clone(), copy.infer.version);
-            let outcome = copy.compare(&links, &reply, &answer).await;
+            let outcome = copy.compare(&links, reply, answer).await;
             metrics.count_shadow(&model, version, outcome);
         });
     }
 
-    fn place(&self, model: &str, most: u32) -> Option<Place> {
+    fn place(&self, model: &str, bytes: usize, most: u32) -> Option<Place> {
         let mut under_way = lock(&self.under_way);
-        let count = match under_way.get_mut(model) {
+        let held = under_way.bytes + bytes;
+        let count = match under_way.by_model.get_mut(model) {
             Some(count) => count,
-            None => under_way.entry(model.to_owned()).or_default(),
+            None => under_way.by_model.entry(model.to_owned()).or_default(),
         };
-        if *count >= most {
+        if *count >= most || held > BYTES_MAX {
             return None;
         }
         *count += 1;
-        Some(Place { under_way: Arc::clone(&self.under_way), model: model.to_owned() })
+        under_way.bytes = held;
+        Some(Place { under_way: Arc::clone(&self.under_way), model: model.to_owned(), bytes })
     }
 }
 
@@ -90,8 +104,8 @@ pub(crate) struct Copy {
 
 impl Copy {
     /// What became of it, in the word of the metric.
-    async fn compare(self, links: &Links, reply: &Reply, answer: &[u8]) -> &'static str {
-        let Self { policy, infer, payload, deadline, place: _place } = self;
+    async fn compare(self, links: &Links, reply: Reply, answer: Bytes) -> &'static str {
+        let Self { policy, infer, payload, deadline, place } = self;
         let asked = async {
             let pending = links.worker().await?.send(&infer, payload);
             pending?.answer().await
@@ -103,26 +117,34 @@ impl Copy {
             Status::Overloaded | Status::DeadlineExceeded => return "dropped",
             _ => return "failed",
         }
-        let alike = alike(&policy, (&reply.outputs, answer), (&shadow.outputs, &frame.payload));
-        if alike { "agreed" } else { "disagreed" }
+        let is_small = answer.len() <= AT_ONCE_BYTES;
+        let compare = move || {
+            let alike = alike(&policy, (&reply.outputs, &answer), (&shadow.outputs, &frame.payload));
+            drop(place);
+            if alike { "agreed" } else { "disagreed" }
+        };
+        if is_small { compare() } else { tokio::task::spawn_blocking(compare).await.unwrap_or("failed") }
     }
 }
 
 /// A copy's place among those under way.
 struct Place {
-    under_way: Arc<Mutex<HashMap<String, u32>>>,
+    under_way: Arc<Mutex<UnderWay>>,
     model: String,
+    bytes: usize,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if let Some(count) = lock(&self.under_way).get_mut(&self.model) {
+        let mut under_way = lock(&self.under_way);
+        under_way.bytes -= self.bytes;
+        if let Some(count) = under_way.by_model.get_mut(&self.model) {
             *count -= 1;
         }
     }
 }
 
-fn lock(under_way: &Mutex<HashMap<String, u32>>) -> MutexGuard<'_, HashMap<String, u32>> {
+fn lock(under_way: &Mutex<UnderWay>) -> MutexGuard<'_, UnderWay> {
     under_way.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -141,31 +163,30 @@ fn alike(policy: &ShadowPolicy, (outputs, payload): Answer<'_>, (others, other_p
             if datatype != other_datatype || output.shape != other.shape {
                 return false;
             }
-            let (values, others) =
-                (floats(datatype, &payload[at.clone()]), floats(datatype, &other_payload[other_at.clone()]));
-            match (values, others) {
-                (Some(values), Some(others)) if policy.is_by_argmax(&output.name) => {
-                    let last = output.shape.last().copied().unwrap_or(1).max(1) as usize;
-                    let mut rows = values.chunks(last).zip(others.chunks(last));
-                    rows.all(|(row, other)| argmax(row) == argmax(other))
-                }
-                (Some(values), Some(others)) => {
-                    let mut pairs = values.iter().zip(&others);
-                    pairs.all(|(one, other)| is_within(policy.tolerance(), *one, *other))
-                }
-                _ => payload[at] == other_payload[other_at],
+            let (one, other) = (&payload[at], &other_payload[other_at]);
+            // Whatever is no floating-point number is compared as it is.
+            let Some((size, float)) = float_of(datatype) else { return one == other };
+            if policy.is_by_argmax(&output.name) {
+                let row = output.shape.last().copied().unwrap_or(1).max(1) as usize * size;
+                let argmax = |row: &[u8]| argmax(row.chunks_exact(size).map(float));
+                let mut rows = one.chunks(row).zip(other.chunks(row));
+                return rows.all(|(row, other)| argmax(row) == argmax(other));
             }
+            let mut pairs = one.chunks_exact(size).map(float).zip(other.chunks_exact(size).map(float));
+            pairs.all(|(one, other)| is_within(policy.tolerance(), one, other))
         })
 }
 
-/// The elements of a floating-point tensor; others are compared as they are.
-fn floats(datatype: Datatype, bytes: &[u8]) -> Option<Vec<f64>> {
-    let each = |size: usize, value: fn(&[u8]) -> f64| Some(bytes.chunks_exact(size).map(value).collect());
+/// Reads an element.
+type Read = fn(&[u8]) -> f64;
+
+/// How many bytes an element of a floating-point tensor has, and how it is read.
+fn float_of(datatype: Datatype) -> Option<(usize, Read)> {
     match datatype {
-        Datatype::Fp64 => each(8, |b| f64::from_le_bytes(b.try_into().expect("8 bytes"))),
-        Datatype::Fp32 => each(4, |b| f32::from_le_bytes(b.try_into().expect("4 bytes")).into()),
-        Datatype::Fp16 => each(2, |b| half::f16::from_le_bytes(b.try_into().expect("2 bytes")).into()),
-        Datatype::Bf16 => each(2, |b| half::bf16::from_le_bytes(b.try_into().expect("2 bytes")).into()),
+        Datatype::Fp64 => Some((8, |b| f64::from_le_bytes(b.try_into().expect("8 bytes")))),
+        Datatype::Fp32 => Some((4, |b| f32::from_le_bytes(b.try_into().expect("4 bytes")).into())),
+        Datatype::Fp16 => Some((2, |b| half::f16::from_le_bytes(b.try_into().expect("2 bytes")).into())),
+        Datatype::Bf16 => Some((2, |b| half::bf16::from_le_bytes(b.try_into().expect("2 bytes")).into())),
         _ => None,
     }
 }
@@ -178,9 +199,9 @@ fn is_within(tolerance: Tolerance, one: f64, other: f64) -> bool {
 }
 
 /// The first of the largest.
-fn argmax(row: &[f64]) -> Option<usize> {
+fn argmax(row: impl Iterator<Item = f64>) -> Option<usize> {
     let larger = |best: (usize, f64), next: (usize, f64)| if next.1 > best.1 { next } else { best };
-    row.iter().copied().enumerate().reduce(larger).map(|(at, _)| at)
+    row.enumerate().reduce(larger).map(|(at, _)| at)
 }
 
 #[cfg(test)]

@@ -1,0 +1,265 @@
+//! One event of a rollout, failures or slow answers, watched: whether it happens to the candidate more often than its
+//! share explains, and whether it is rare enough. Decides what counts as the event, and what counts as a witness of it.
+//!
+//! The tests of [`evidence`](crate::evidence) hold for witnesses that know nothing of each other, so:
+//! - A sticky key is one witness. It is on the same side every time, and what fails for it may always fail for it.
+//! - What goes unanswered together is one witness: one stalled run makes many requests late, and one full queue turns
+//!   many away. The first of a burst counts, whichever side it is on.
+//!
+//! What was well for long would hide what is not now, so the question is asked anew at every step, and after so many events
+//! or so much time. Each asking has a stake, and stakes add up to 1: the sum may be looked at like a single test.
+
+use std::collections::{BTreeSet, HashSet};
+use std::time::{Duration, Instant};
+
+use serde::{Deserialize, Serialize};
+
+use crate::canary::{Millionths, Sight, share_of_all};
+use crate::evidence::{Rare, Worse};
+
+/// The chance that a candidate that is no worse is rolled back, in all gates and steps together; and the chance that
+/// one that fails too often passes a gate of one step.
+pub(crate) const ALPHA: f64 = 0.05;
+
+/// What goes unanswered within so long goes unanswered together.
+const BURST: Duration = Duration::from_millis(100);
+
+/// The question is asked anew so often, and after so many witnesses.
+const ASKED_EVERY: Duration = Duration::from_secs(600);
+const WITNESSES: u32 = 50;
+
+/// Askings that go on; the least promising of more ends with what it has come to.
+const ASKINGS_MAX: usize = 6;
+
+/// A sticky key says once in so long how well the candidate does.
+const KEY_WINDOW: Duration = Duration::from_secs(10);
+
+/// Keys that one asking, or one window, remembers. Further ones do not count, whichever version they have.
+const KEYS_MAX: usize = 5_000;
+
+/// What is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// There was no answer.
+    Error,
+    /// It took longer than this.
+    Slow(Duration),
+}
+
+impl Event {
+    pub(crate) fn gate(self) -> &'static str {
+        match self {
+            Self::Error => "errors",
+            Self::Slow(_) => "latency",
+        }
+    }
+
+    /// Whether a request shows that the event happened; nothing where it shows nothing.
+    fn happened(self, sight: Sight) -> Option<bool> {
+        match (self, sight) {
+            (Self::Error, Sight::Answered(_)) => Some(false),
+            // The baseline's impatient callers, and its full queue, balance the candidate's.
+            (
+                Self::Error,
+                Sight::Failed | Sight::Unanswered | Sight::Late(_) | Sight::Gone(_) | Sight::Refused,
+            ) => Some(true),
+            (Self::Slow(over), Sight::Answered(took)) => Some(took > over),
+            // Who gave up early says nothing.
+            (Self::Slow(over), Sight::Late(took) | Sight::Gone(took)) => (took > over).then_some(true),
+            (Self::Slow(_), Sight::Failed | Sight::Unanswered | Sight::Refused) => None,
+        }
+    }
+
+    /// Whether it is the version's, and so counts against what the policy allows, and not the caller's.
+    fn is_the_versions(self, sight: Sight) -> bool {
+        match (self, sight) {
+            (Self::Error, Sight::Gone(_) | Sight::Refused) => false,
+            (Self::Error | Self::Slow(_), _) => true,
+        }
+    }
+}
+
+/// A request that tells something.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Witness {
+    pub(crate) is_candidate: bool,
+    /// The candidate's share when it was assigned.
+    pub(crate) share: Millionths,
+    pub(crate) key: Option<u64>,
+    pub(crate) sight: Sight,
+}
+
+/// The evidence about one event.
+#[derive(Clone, Debug)]
+pub(crate) struct Gate {
+    pub(crate) event: Event,
+    at_most: Millionths,
+    worse: Worsening,
+    asked: Instant,
+    pub(crate) rare: Rare,
+    /// Keys that have said something of the candidate in this window.
+    heard: HashSet<u64>,
+    window: Instant,
+    /// When the last burst of unanswered requests began.
+    burst: Option<Instant>,
+}
+
+/// What is kept of the evidence over a restart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Kept {
+    worse: Worsening,
+    requests: u64,
+    events: u64,
+}
+
+impl Gate {
+    pub(crate) fn new(event: Event, at_most: Millionths, now: Instant) -> Self {
+        let rare = Rare::new(share_of_all(at_most));
+        let mut worse = Worsening::default();
+        worse.ask_anew();
+        Self { event, at_most, worse, asked: now, rare, heard: HashSet::new(), window: now, burst: None }
+    }
+
+    /// Goes on as another gate of the same name: what was found out about the candidate stays, what was found about
+    /// another limit does not.
+    pub(crate) fn become_like(&mut self, other: Self) {
+        if self.event != other.event {
+            *self = other;
+        } else if self.at_most != other.at_most {
+            (self.at_most, self.rare) = (other.at_most, other.rare);
+        }
+    }
+
+    /// Takes a request into account; whether it was evidence against the candidate or the baseline.
+    pub(crate) fn hear(&mut self, witness: Witness, now: Instant) -> bool {
+        let Witness { is_candidate, share, key, sight } = witness;
+        let Some(happened) = self.event.happened(sight) else { return false };
+        if is_candidate && self.event.is_the_versions(sight) && self.is_news(key, now) {
+            self.rare.observe(happened);
+        }
+        if !happened || (sight.comes_in_bursts() && self.is_in_a_burst(now)) {
+            return false;
+        }
+        if self.worse.is_stale() || now.saturating_duration_since(self.asked) >= ASKED_EVERY {
+            self.ask_anew(now);
+        }
+        self.worse.observe(is_candidate, share_of_all(share), key);
+        true
+    }
+
+    /// The next step begins.
+    pub(crate) fn begin_step(&mut self, now: Instant) {
+        self.ask_anew(now);
+        self.rare = Rare::new(share_of_all(self.at_most));
+        self.heard.clear();
+    }
+
+    fn ask_anew(&mut self, now: Instant) {
+        self.worse.ask_anew();
+        self.asked = now;
+    }
+
+    /// Evidence that the candidate is worse: at least `1/α` means so with a confidence of `1 − α`.
+    pub(crate) fn worse(&self) -> f64 {
+        self.worse.value()
+    }
+
+    pub(crate) fn has_passed(&self) -> bool {
+        self.rare.value() >= 1.0 / ALPHA
+    }
+
+    /// The most that may be, in percent.
+    pub(crate) fn percent_at_most(&self) -> f64 {
+        share_of_all(self.at_most) * 100.0
+    }
+
+    pub(crate) fn kept(&self) -> Kept {
+        Kept { worse: self.worse.clone(), requests: self.rare.requests(), events: self.rare.events() }
+    }
+
+    /// Goes on where an earlier process has stopped; `same_step` where its step, too, goes on.
+    pub(crate) fn restore(&mut self, kept: &Kept, same_step: bool) {
+        self.worse = kept.worse.clone();
+        if same_step {
+            self.rare = Rare::seen(share_of_all(self.at_most), kept.requests, kept.events);
+        }
+    }
+
+    fn is_news(&mut self, key: Option<u64>, now: Instant) -> bool {
+        let Some(key) = key else { return true };
+        if now.saturating_duration_since(self.window) >= KEY_WINDOW {
+            self.heard.clear();
+            self.window = now;
+        }
+        self.heard.len() < KEYS_MAX && self.heard.insert(key)
+    }
+
+    fn is_in_a_burst(&mut self, now: Instant) -> bool {
+        let goes_on = self.burst.is_some_and(|began| now.saturating_duration_since(began) < BURST);
+        if !goes_on {
+            self.burst = Some(now);
+        }
+        goes_on
+    }
+}
+
+/// Whether the candidate is worse, asked again and again.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+struct Worsening {
+    askings: Vec<Asking>,
+    /// So far.
+    asked: u32,
+    /// What those that have ended have made of their stakes.
+    ended: f64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Asking {
+    stake: f64,
+    witnesses: u32,
+    worse: Worse,
+    keys: BTreeSet<u64>,
+}
+
+impl Asking {
+    fn value(&self) -> f64 {
+        self.stake * self.worse.value()
+    }
+}
+
+impl Worsening {
+    fn ask_anew(&mut self) {
+        if self.askings.len() == ASKINGS_MAX {
+            let least = (0..ASKINGS_MAX)
+                .min_by(|one, other| self.askings[*one].value().total_cmp(&self.askings[*other].value()))
+                .expect("there are some");
+            self.ended += self.askings.remove(least).value();
+        }
+        let stake = staked(self.asked + 1) - staked(self.asked);
+        self.asked += 1;
+        self.askings.push(Asking { stake, witnesses: 0, worse: Worse::default(), keys: BTreeSet::new() });
+    }
+
+    fn is_stale(&self) -> bool {
+        self.askings.last().is_none_or(|newest| newest.witnesses >= WITNESSES)
+    }
+
+    fn observe(&mut self, to_candidate: bool, share: f64, key: Option<u64>) {
+        for asking in &mut self.askings {
+            if key.is_none_or(|key| asking.keys.len() < KEYS_MAX && asking.keys.insert(key)) {
+                asking.worse.observe(to_candidate, share);
+                asking.witnesses += 1;
+            }
+        }
+    }
+
+    /// What is not staked yet is still there.
+    fn value(&self) -> f64 {
+        self.ended + self.askings.iter().map(Asking::value).sum::<f64>() + 1.0 - staked(self.asked)
+    }
+}
+
+/// What the first askings stake together: the first three quarters, all others the rest.
+fn staked(askings: u32) -> f64 {
+    if askings == 0 { 0.0 } else { 1.0 - 0.25 / f64::from(askings) }
+}
