@@ -549,7 +549,7 @@ fn gates(policy: &CanaryPolicy, now: Instant) -> Vec<Gate> {
     [errors].into_iter().chain(slow).collect()
 }
 
-fn percent(share: Millionths) -> f64 {
+pub(crate) fn percent(share: Millionths) -> f64 {
     f64::from(share) / 10_000.0
 }
 
@@ -711,7 +711,11 @@ mod tests {
             }
         }
         assert_eq!(world.canary.phase, Phase::Running);
-        assert_eq!(world.canary.gates[0].rare.requests(), 2_000, "each says once in ten seconds how it fares");
+        assert_eq!(
+            world.canary.gates[0].rare.requests(),
+            2_000,
+            "each says once in ten seconds how it fares"
+        );
         for user in 2..6 {
             let assigned = world.assigned(true);
             world.canary.witness(assigned, Some(user), Sight::Failed, world.now);

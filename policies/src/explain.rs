@@ -17,6 +17,25 @@ impl Snapshot {
     }
 }
 
+impl ModelPolicy {
+    /// The same of one model, line by line.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let mut text = String::new();
+        write_model("", self, &mut text).expect("writing to a string does not fail");
+        text.lines().skip(1).map(|line| line.trim_start().to_owned()).collect()
+    }
+}
+
+impl LimitPolicy {
+    /// The same of one limit, without its name.
+    pub(crate) fn line(&self) -> String {
+        let mut text = String::new();
+        write_limit(self, &mut text).expect("writing to a string does not fail");
+        let named = format!("limit {}: ", self.name);
+        text.trim_end().strip_prefix(&named).unwrap_or(&text).to_owned()
+    }
+}
+
 fn write_snapshot(snapshot: &Snapshot, out: &mut String) -> fmt::Result {
     if snapshot.models.is_empty() {
         writeln!(out, "every model: its highest ready version answers")?;

@@ -17,11 +17,14 @@ use arc_swap::ArcSwap;
 
 use crate::attribute::Attributes;
 use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Tripped};
-use crate::canary::{ALL, Assignment, Canary, CanaryPolicy, CanaryStatus, Command, Progress, Record, Sight};
+use crate::canary::{
+    ALL, Assignment, Canary, CanaryPolicy, CanaryStatus, Command, Millionths, Progress, Record, Sight,
+};
 use crate::gcra::Moment;
 use crate::limiter::{LimitPolicy, Limited, Limiter};
 use crate::outcome::Outcome;
 use crate::pick::Pick;
+use crate::plan::share_after;
 use crate::snapshot::{Fallback, Snapshot};
 use crate::units::Version;
 
@@ -246,6 +249,23 @@ impl Ledger {
             Some(_) | None => version,
         };
         policy.versions().map(instead).collect()
+    }
+
+    /// The candidate's share once `policy` is in force, if `before` is now.
+    pub(crate) fn share(
+        &self,
+        model: &str,
+        policy: &CanaryPolicy,
+        before: Option<&CanaryPolicy>,
+    ) -> Millionths {
+        let rollouts = self.rollouts.load();
+        let rollout = rollouts.get(model).filter(|rollout| rollout.is_of(policy));
+        let now = rollout.map(|rollout| rollout.share.load(Ordering::Relaxed));
+        match now {
+            // As it is.
+            Some(now) if before.is_none() => now,
+            now => share_after(now, &policy.steps),
+        }
     }
 
     /// Follows a swap of policies: begins the rollouts that are new, drops those that are gone.

@@ -39,6 +39,7 @@ mod limiter;
 mod window;
 mod breaker;
 mod ledger;
+mod plan;
 
 pub use attribute::{Attribute, Attributes};
 pub use breaker::{BreakerPolicy, BreakerState, Tripped};
@@ -50,6 +51,7 @@ pub use live::{Generation, Live, Published};
 pub use outcome::Outcome;
 pub use parse::parse;
 pub use pick::{Pick, PickReason};
+pub use plan::{Change, Plan};
 pub use schema::schema;
 pub use shadow::{ShadowPolicy, Tolerance};
 pub use snapshot::{ModelPolicy, Snapshot};

@@ -202,6 +202,11 @@ impl Split {
         })
     }
 
+    /// Where the part of each arm begins, in order.
+    pub(crate) fn cuts(&self) -> impl Iterator<Item = (u128, Version)> {
+        self.arms.iter().map(|arm| (u128::from(arm.start), arm.target.version))
+    }
+
     /// Every version that may be picked.
     pub(crate) fn versions(&self) -> impl Iterator<Item = Version> {
         let fallback = self.stickiness.as_ref().and_then(Stickiness::fallback);

@@ -1,55 +1,80 @@
 //! The third port, on loopback and only if it is configured: what a person may change while the process runs.
-//! Decides who may ask; what is done is the ledger's.
+//! Decides who may ask, and what is said; what is done is the ledger's and, for the policy, `reload.rs`'s.
 
+use crate::body::{self, BodyLimits};
 use crate::monitor::respond;
+use crate::refusal::Refusal;
+use crate::revisions::{Ask, Asked, Denied, Edit};
+use crate::slots::Slots;
 use async_trait::async_trait;
-use http::{Method, Response, StatusCode};
+use http::{HeaderValue, Method, Response, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
 use policies::{Command, CommandError, Ledger};
+use serde_json::json;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tokio::sync::{mpsc, oneshot};
 
-/// Serves `GET /canaries` and `POST /canaries/{model}/{pause|resume|promote|abort}?reason=…`.
+/// Serves `/canaries` and `/policy`.
 #[derive(Debug)]
 pub struct Admin {
     /// Where canaries are.
     pub ledger: Arc<Ledger>,
+    /// Who owns the policy file; `None` if there is none.
+    pub policy: Option<mpsc::Sender<Asked>>,
+    /// Room for bodies.
+    pub slots: Arc<Slots>,
 }
 
 /// Characters of a reason that are kept.
 const REASON_MAX: usize = 200;
+
+/// A policy has less, see policies' own limit.
+const BODY: BodyLimits = BodyLimits { bytes_max: 1 << 20, time_max: Duration::from_secs(10) };
+
+const HELP: &str = "here are GET /canaries, POST /canaries/{model}/{pause|resume|promote|abort}?reason=..., GET and PUT /policy, \
+     GET /policy/history, POST /policy/plan and POST /policy/rollback?to=GENERATION";
 
 #[async_trait]
 impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         let head = session.req_header();
         // A page in somebody's browser reaches loopback as well, and says where it comes from.
-        if head.headers.contains_key(http::header::ORIGIN) {
+        if head.headers.contains_key(header::ORIGIN) {
             return refuse(StatusCode::FORBIDDEN, "this is not for browsers");
         }
-        let path: Vec<&str> = head.uri.path().split('/').skip(1).collect();
-        match (&head.method, &path[..]) {
-            (&Method::GET, ["canaries"]) => self.show(),
+        let (method, uri) = (head.method.clone(), head.uri.clone());
+        let (path, query): (Vec<&str>, _) =
+            (uri.path().split('/').skip(1).collect(), uri.query().unwrap_or(""));
+        match (&method, &path[..]) {
+            (&Method::GET, ["canaries"]) => {
+                json_of(&serde_json::to_value(self.ledger.rollouts()).expect("names and numbers"))
+            }
             (&Method::POST, ["canaries", model, word]) => {
                 let model = percent_decode_str(model).decode_utf8_lossy();
-                self.obey(&model, word, &reason(head.uri.query().unwrap_or("")))
+                let reason = parameter(query, "reason").unwrap_or_default();
+                self.obey(&model, word, &reason.chars().take(REASON_MAX).collect::<String>())
             }
-            _ => refuse(
-                StatusCode::NOT_FOUND,
-                "here are GET /canaries and POST /canaries/{model}/{pause|resume|promote|abort}?reason=...",
-            ),
+            (&Method::GET, ["policy"]) => self.ask(Ask::Show).await,
+            (&Method::GET, ["policy", "history"]) => self.ask(Ask::History).await,
+            (&Method::POST, ["policy", "plan"]) => match self.text(session).await {
+                Ok(text) => self.ask(Ask::Plan { text }).await,
+                Err(refusal) => refuse(refusal.status(), &refusal.to_string()),
+            },
+            (&Method::PUT, ["policy"]) => self.put(session).await,
+            (&Method::POST, ["policy", "rollback"]) => match parameter(query, "to").map(|to| to.parse()) {
+                None => self.ask(Ask::RollBack { to: None }).await,
+                Some(Ok(to)) => self.ask(Ask::RollBack { to: Some(to) }).await,
+                Some(Err(_)) => refuse(StatusCode::BAD_REQUEST, "`to` is the number of a generation"),
+            },
+            _ => refuse(StatusCode::NOT_FOUND, HELP),
         }
     }
 }
 
 impl Admin {
-    fn show(&self) -> Response<Vec<u8>> {
-        let body = serde_json::to_string(&self.ledger.rollouts()).expect("names and numbers");
-        respond(StatusCode::OK, "application/json", body)
-    }
-
     fn obey(&self, model: &str, word: &str, reason: &str) -> Response<Vec<u8>> {
         let command = match word {
             "pause" => Command::Pause,
@@ -64,25 +89,87 @@ impl Admin {
             }
         };
         match self.ledger.command(model, command, reason, Instant::now()) {
-            Ok(status) => {
-                let body = serde_json::to_string(&status).expect("names and numbers");
-                respond(StatusCode::OK, "application/json", body)
-            }
+            Ok(status) => json_of(&serde_json::to_value(status).expect("names and numbers")),
             Err(unknown @ CommandError::NoCanary(_)) => refuse(StatusCode::NOT_FOUND, &unknown.to_string()),
             Err(not_now @ CommandError::NotNow(_)) => {
                 refuse(StatusCode::CONFLICT, &format!("cannot {word}: {not_now}"))
             }
         }
     }
+
+    /// Without the tag of what it is to replace, two people would undo each other's work.
+    async fn put(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
+        let tag = session.req_header().headers.get(header::IF_MATCH).and_then(|tag| tag.to_str().ok());
+        let Some(tag) = tag.map(str::to_owned) else {
+            let why = "If-Match is missing: it is the ETag of what this replaces, as GET /policy shows it";
+            return refuse(StatusCode::PRECONDITION_REQUIRED, why);
+        };
+        match self.text(session).await {
+            Ok(text) => self.ask(Ask::Put { text, tag }).await,
+            Err(refusal) => refuse(refusal.status(), &refusal.to_string()),
+        }
+    }
+
+    async fn text(&self, session: &mut ServerSession) -> Result<String, Refusal> {
+        let body = body::read(session, &BODY, &mut self.slots.enter()?).await?;
+        String::from_utf8(body.into())
+            .map_err(|error| Refusal::Invalid(format!("policy: not UTF-8: {error}")))
+    }
+
+    async fn ask(&self, ask: Ask) -> Response<Vec<u8>> {
+        let Some(policy) = &self.policy else {
+            return refuse(StatusCode::NOT_FOUND, "this penstock has no policy file: set `policies`");
+        };
+        let (answer, answered) = oneshot::channel();
+        let asked = policy.send(Asked { ask, answer }).await;
+        match (asked, answered.await) {
+            (Ok(()), Ok(Ok(edit))) => show(edit),
+            (Ok(()), Ok(Err(denied))) => refuse(status_of(&denied), &denied.to_string()),
+            (Err(_), _) | (_, Err(_)) => refuse(StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+        }
+    }
 }
 
-fn reason(query: &str) -> String {
-    let reason =
-        query.split('&').find_map(|pair| pair.strip_prefix("reason=")).unwrap_or("").replace('+', " ");
-    let reason = percent_decode_str(&reason).decode_utf8_lossy();
-    reason.chars().filter(|letter| !letter.is_control()).take(REASON_MAX).collect()
+fn status_of(denied: &Denied) -> StatusCode {
+    match denied {
+        Denied::Faulty(_) => StatusCode::UNPROCESSABLE_ENTITY,
+        Denied::Changed { .. } => StatusCode::PRECONDITION_FAILED,
+        Denied::NoSuchRevision => StatusCode::CONFLICT,
+        Denied::NotWritten(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    }
+}
+
+fn show(edit: Edit) -> Response<Vec<u8>> {
+    match edit {
+        Edit::Shown(revision) => {
+            let tag = HeaderValue::from_str(&revision.tag()).expect("digits in quotes");
+            let mut response = respond(StatusCode::OK, "application/yaml", revision.text);
+            response.headers_mut().insert(header::ETAG, tag);
+            response.headers_mut().insert("x-penstock-generation", revision.generation.into());
+            response
+        }
+        Edit::History(revisions) => json_of(&json!(revisions)),
+        Edit::Planned(plan) => json_of(&json!({"changes": plan.changes, "text": plan.to_string()})),
+        Edit::Applied { plan, revision } => {
+            let text = plan.to_string();
+            let (generation, tag) = (revision.generation, revision.tag());
+            json_of(&json!({"generation": generation, "tag": tag, "changes": plan.changes, "text": text}))
+        }
+    }
+}
+
+/// The decoded value of a parameter, without control characters.
+fn parameter(query: &str, name: &str) -> Option<String> {
+    let value = query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name)?.1;
+    let value = value.replace('+', " ");
+    let value = percent_decode_str(&value).decode_utf8_lossy();
+    Some(value.chars().filter(|letter| !letter.is_control()).collect())
+}
+
+fn json_of(value: &serde_json::Value) -> Response<Vec<u8>> {
+    respond(StatusCode::OK, "application/json", value.to_string())
 }
 
 fn refuse(status: StatusCode, why: &str) -> Response<Vec<u8>> {
-    respond(status, "application/json", serde_json::json!({"error": why}).to_string())
+    respond(status, "application/json", json!({"error": why}).to_string())
 }

@@ -3,7 +3,7 @@
 use anyhow::{Context, bail};
 use serde_json::Value;
 use std::fmt::Write;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A running process that may be told what to do.
 #[derive(Clone, Debug)]
@@ -26,26 +26,86 @@ impl Remote {
         Ok(if json { format!("{canary:#}\n") } else { one_in_words(model, &canary) })
     }
 
+    /// What a policy would change.
+    pub fn plan(&self, text: &str, json: bool) -> anyhow::Result<String> {
+        let plan = self.ask(http::Request::post(self.url("/policy/plan")).body(text.to_owned())?)?;
+        shown(&body_of(plan)?, json)
+    }
+
+    /// Puts a policy in the place of the one that is in force, unless somebody else does so at the same time.
+    pub fn apply(&self, text: &str, json: bool) -> anyhow::Result<String> {
+        let now = self.ask(http::Request::get(self.url("/policy")).body(String::new())?)?;
+        let tag = now.headers().get(http::header::ETAG).context("no ETag in the answer")?;
+        let put = http::Request::put(self.url("/policy")).header(http::header::IF_MATCH, tag);
+        applied(&body_of(self.ask(put.body(text.to_owned())?)?)?, json)
+    }
+
+    /// Goes back to the policy before, or to that of a generation.
+    pub fn roll_back(&self, to: Option<u64>, json: bool) -> anyhow::Result<String> {
+        let to = to.map(|to| format!("?to={to}")).unwrap_or_default();
+        let url = self.url(&format!("/policy/rollback{to}"));
+        applied(&body_of(self.ask(http::Request::post(url).body(String::new())?)?)?, json)
+    }
+
+    /// The policies that were in force.
+    pub fn history(&self, json: bool) -> anyhow::Result<String> {
+        let history =
+            body_of(self.ask(http::Request::get(self.url("/policy/history")).body(String::new())?)?)?;
+        if json {
+            return Ok(format!("{history:#}\n"));
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let line = |revision: &Value| {
+            let (number, since) = (&revision["generation"], revision["since_unix_s"].as_u64().unwrap_or(now));
+            let source = revision["source"].as_str().unwrap_or("?").replace('_', " ");
+            format!("generation {number}: {} s ago, {source}\n", now.saturating_sub(since))
+        };
+        Ok(history.as_array().into_iter().flatten().map(line).collect())
+    }
+
     fn call(&self, method: &str, path: &str, reason: &str) -> anyhow::Result<Value> {
+        let reason = percent_encoding::utf8_percent_encode(reason, percent_encoding::NON_ALPHANUMERIC);
+        let query = if method == "GET" { String::new() } else { format!("?reason={reason}") };
+        let request = http::Request::builder().method(method).uri(self.url(&format!("{path}{query}")));
+        body_of(self.ask(request.body(String::new())?)?)
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.admin)
+    }
+
+    /// The answer, if it is a good one.
+    fn ask(&self, request: http::Request<String>) -> anyhow::Result<http::Response<ureq::Body>> {
         let config = ureq::Agent::config_builder();
         let config = config.timeout_global(Some(Duration::from_secs(5))).http_status_as_error(false).build();
         let agent = ureq::Agent::new_with_config(config);
-        let url = format!("http://{}{path}", self.admin);
-        let answer = match method {
-            "GET" => agent.get(&url).call(),
-            _ => agent.post(&url).query("reason", reason).send_empty(),
-        };
-        let mut answer = answer.with_context(|| {
+        let mut answer = agent.run(request).with_context(|| {
             format!("no penstock answers at {}; is `listen: {{admin: …}}` in its configuration?", self.admin)
         })?;
-        let text = answer.body_mut().read_to_string()?;
-        let body: Value = serde_json::from_str(&text)
-            .with_context(|| format!("{} does not answer like a penstock", self.admin))?;
         if !answer.status().is_success() {
+            let text = answer.body_mut().read_to_string()?;
+            let body: Value = serde_json::from_str(&text)
+                .with_context(|| format!("{} does not answer like a penstock", self.admin))?;
             bail!("{}", body["error"].as_str().unwrap_or(&text));
         }
-        Ok(body)
+        Ok(answer)
     }
+}
+
+fn body_of(mut answer: http::Response<ureq::Body>) -> anyhow::Result<Value> {
+    serde_json::from_str(&answer.body_mut().read_to_string()?).context("the answer is not JSON")
+}
+
+fn shown(plan: &Value, json: bool) -> anyhow::Result<String> {
+    if json {
+        return Ok(format!("{plan:#}\n"));
+    }
+    Ok(plan["text"].as_str().context("the answer has no text")?.to_owned())
+}
+
+fn applied(answer: &Value, json: bool) -> anyhow::Result<String> {
+    let shown = shown(answer, json)?;
+    Ok(if json { shown } else { format!("{shown}generation {} is in force\n", answer["generation"]) })
 }
 
 /// Evidence grows without bound; beyond enough nobody reads its digits.

@@ -36,6 +36,8 @@ mod gate;
 pub mod directory;
 pub mod supervisor;
 pub mod reload;
+pub mod revisions;
+mod files;
 pub mod drain;
 pub mod monitor;
 pub mod admin;

@@ -4,7 +4,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use proxy::command::Remote;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Request buffers come and go by the million; this allocator hands their pages back.
@@ -31,6 +31,33 @@ enum Command {
     Check {
         /// The policy file.
         file: PathBuf,
+    },
+    /// Show what a policy file would change in a running penstock: who moves, and what is forgotten.
+    Plan {
+        /// The policy file.
+        file: PathBuf,
+        #[command(flatten)]
+        remote: Running,
+    },
+    /// Put a policy file in force in a running penstock, and into the file that it watches.
+    Apply {
+        /// The policy file.
+        file: PathBuf,
+        #[command(flatten)]
+        remote: Running,
+    },
+    /// Go back to the policy that was in force before.
+    Rollback {
+        /// Or to that of this generation, see `history`.
+        #[arg(long, value_name = "GENERATION")]
+        to: Option<u64>,
+        #[command(flatten)]
+        remote: Running,
+    },
+    /// Show which policies were in force in a running penstock.
+    History {
+        #[command(flatten)]
+        remote: Running,
     },
     /// Print the JSON schema of policy files, for editors.
     Schema,
@@ -64,6 +91,12 @@ struct Running {
     json: bool,
 }
 
+impl Running {
+    fn ask(self, ask: impl FnOnce(&Remote, bool) -> anyhow::Result<String>) -> anyhow::Result<()> {
+        ask(&Remote { admin: self.admin }, self.json).map(|text| print!("{text}"))
+    }
+}
+
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Action {
     Pause,
@@ -87,12 +120,18 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve { config } => serve(config),
         Command::Check { file } => check(file),
-        Command::Status { remote } => {
-            Remote { admin: remote.admin }.status(remote.json).map(|text| print!("{text}"))
+        Command::Plan { file, remote } => {
+            read(&file).and_then(|text| remote.ask(|remote, json| remote.plan(&text, json)))
         }
-        Command::Canary { action, model, reason, remote } => Remote { admin: remote.admin }
-            .canary(&model, action.as_str(), &reason, remote.json)
-            .map(|text| print!("{text}")),
+        Command::Apply { file, remote } => {
+            read(&file).and_then(|text| remote.ask(|remote, json| remote.apply(&text, json)))
+        }
+        Command::Rollback { to, remote } => remote.ask(|remote, json| remote.roll_back(to, json)),
+        Command::History { remote } => remote.ask(|remote, json| remote.history(json)),
+        Command::Status { remote } => remote.ask(|remote, json| remote.status(json)),
+        Command::Canary { action, model, reason, remote } => {
+            remote.ask(|remote, json| remote.canary(&model, action.as_str(), &reason, json))
+        }
         Command::Schema => {
             print!("{}", policies::schema());
             Ok(())
@@ -115,6 +154,12 @@ fn serve(config: PathBuf) -> anyhow::Result<()> {
         config.http, config.monitor
     );
     proxy::serve::serve(config, banner)
+}
+
+/// A file that is checked elsewhere: here first, so that the error names it.
+fn read(file: &Path) -> anyhow::Result<String> {
+    let (_, bytes) = proxy::reload::read(file)?;
+    String::from_utf8(bytes).with_context(|| format!("{}", file.display()))
 }
 
 fn check(file: PathBuf) -> anyhow::Result<()> {

@@ -1,18 +1,22 @@
 //! Watches the policy file and publishes what it says. Decides when to read; a file that does not compile
-//! changes nothing.
+//! changes nothing. The one owner of that file: what a person asks of the policy through the admin port ends here too,
+//! so that no two changes cross.
 //!
 //! Events only mean "look": what counts is whether the bytes changed. The folder is watched, not the file,
 //! because editors replace files by renaming and Kubernetes replaces a symlink two levels up; a slow poll
-//! covers file systems that send no events.
+//! covers file systems that send no events. The last policy that was in force is kept, so that a process can start from
+//! it when the file is broken.
 
+use crate::files;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
+use crate::revisions::{Ask, Asked, Denied, Edit, Revisions, Source};
 use anyhow::Context;
 use notify::Watcher;
-use policies::{Ledger, Live};
+use policies::{Ledger, Live, Snapshot};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
@@ -31,6 +35,12 @@ pub struct Reload {
     pub metrics: Arc<Metrics>,
     /// What was last read.
     pub seen: Seen,
+    /// What was in force before.
+    pub revisions: Revisions,
+    /// What a person asks.
+    pub asked: mpsc::Receiver<Asked>,
+    /// Where the policy in force is kept for the next start.
+    pub last_good: Option<PathBuf>,
 }
 
 /// What the last look at the file has shown.
@@ -62,8 +72,13 @@ impl Reload {
             }
         };
         let mut hangup = signal(SignalKind::hangup()).expect("signal handlers can be installed at start");
+        self.keep_last_good();
         loop {
             tokio::select! {
+                Some(Asked { ask, answer }) = self.asked.recv() => {
+                    let _ = answer.send(self.answer(ask)); // who asked may have left
+                    continue;
+                }
                 Some(()) = changes.recv() => {}
                 () = tokio::time::sleep(POLL) => {}
                 _ = hangup.recv() => {
@@ -91,27 +106,76 @@ impl Reload {
             return;
         }
         match compile(&bytes, &self.file) {
-            Ok(snapshot) => {
-                let published = self.live.publish(snapshot);
-                if published.changed {
-                    self.ledger.roll_out(&self.live.load().snapshot, Instant::now());
-                    let models = self.readiness.directory.load();
-                    self.ledger.retain(&self.live.load().snapshot, |model, version| {
-                        models.entry(model, version.0).is_some()
-                    });
-                    self.metrics.policy_generation.set(published.generation);
-                    tracing::info!("policy generation {} is in force", published.generation);
-                    if let Err(reason) = self.readiness.server() {
-                        tracing::warn!("not ready under this policy: {reason}");
-                    }
-                }
-            }
+            Ok(snapshot) => self.publish(snapshot, &bytes, Source::File),
             Err(error) => {
                 tracing::error!("policy stays as it is:\n{error}");
                 self.metrics.policy_rejected.inc();
             }
         }
         self.seen = Seen::Text(bytes);
+    }
+
+    fn publish(&mut self, snapshot: Snapshot, text: &[u8], source: Source) {
+        let published = self.live.publish(snapshot);
+        let text = String::from_utf8_lossy(text).into_owned();
+        self.revisions.note(published.generation, text, source, SystemTime::now());
+        if !published.changed {
+            return;
+        }
+        self.ledger.roll_out(&self.live.load().snapshot, Instant::now());
+        let models = self.readiness.directory.load();
+        self.ledger
+            .retain(&self.live.load().snapshot, |model, version| models.entry(model, version.0).is_some());
+        self.metrics.policy_generation.set(published.generation);
+        tracing::info!("policy generation {} is in force", published.generation);
+        if let Err(reason) = self.readiness.server() {
+            tracing::warn!("not ready under this policy: {reason}");
+        }
+        self.keep_last_good();
+    }
+
+    fn keep_last_good(&self) {
+        let Some(file) = &self.last_good else { return };
+        if let Err(error) = files::replace(file, self.revisions.current().text.as_bytes()) {
+            tracing::error!("the policy in force is not kept for the next start: {error:#}");
+        }
+    }
+
+    fn answer(&mut self, ask: Ask) -> Result<Edit, Denied> {
+        let current = self.revisions.current();
+        match ask {
+            Ask::Show => Ok(Edit::Shown(current.clone())),
+            Ask::History => Ok(Edit::History(self.revisions.all().cloned().collect())),
+            Ask::Plan { text } => {
+                let snapshot = self.compiled(&text)?;
+                Ok(Edit::Planned(self.ledger.plan(&self.live.load().snapshot, &snapshot)))
+            }
+            Ask::Put { text, tag } => {
+                if tag != current.tag() {
+                    return Err(Denied::Changed { tag: current.tag() });
+                }
+                self.put(text, Source::Admin)
+            }
+            Ask::RollBack { to } => {
+                let text = self.revisions.earlier(to).ok_or(Denied::NoSuchRevision)?.text.clone();
+                self.put(text, Source::RollBack)
+            }
+        }
+    }
+
+    /// Into the file first: it is what the next start reads.
+    fn put(&mut self, text: String, source: Source) -> Result<Edit, Denied> {
+        let snapshot = self.compiled(&text)?;
+        let plan = self.ledger.plan(&self.live.load().snapshot, &snapshot);
+        files::replace(&self.file, text.as_bytes())
+            .map_err(|error| Denied::NotWritten(format!("{error:#}")))?;
+        self.publish(snapshot, text.as_bytes(), source);
+        self.seen = Seen::Text(text.into_bytes());
+        Ok(Edit::Applied { plan, revision: self.revisions.current().clone() })
+    }
+
+    fn compiled(&self, text: &str) -> Result<Snapshot, Denied> {
+        compile(text.as_bytes(), Path::new("policy")).map_err(Denied::Faulty)
     }
 
     /// The file, once it has stopped changing: whoever writes it needs a moment between truncating and finishing, and
@@ -133,6 +197,22 @@ impl Reload {
         }
         before
     }
+}
+
+/// The policy to start with, and the text that it was compiled from: that of the file, or the last that was in force if
+/// the file is no good.
+pub fn first(file: &Path, last_good: Option<&Path>) -> anyhow::Result<(Snapshot, Vec<u8>, Seen)> {
+    let error = match read(file) {
+        Ok((snapshot, bytes)) => return Ok((snapshot, bytes.clone(), Seen::Text(bytes))),
+        Err(error) => error,
+    };
+    let Some(last_good) = last_good.filter(|file| file.exists()) else { return Err(error) };
+    tracing::error!("the policy file is no good: {error:#}");
+    let (snapshot, bytes) = read(last_good)?;
+    // It is told now, and not again before it changes.
+    let seen = std::fs::read(file).map_or(Seen::Missing, Seen::Text);
+    tracing::error!("starting with the last policy that was in force, {}", last_good.display());
+    Ok((snapshot, bytes, seen))
 }
 
 /// Reads a policy file for the first time.

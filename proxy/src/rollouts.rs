@@ -2,6 +2,7 @@
 //! file, so that a restart goes on where it was. Decides nothing: verdicts are the core's. A disk that is slow holds up
 //! nobody else.
 
+use crate::files;
 use crate::metrics::Metrics;
 use anyhow::Context;
 use policies::{Ledger, Progress, Record, Verdict};
@@ -54,7 +55,11 @@ impl Rollouts {
         if progress == kept {
             return kept;
         }
-        let written = tokio::task::spawn_blocking(move || write(&file, &progress).map(|()| progress)).await;
+        let written = tokio::task::spawn_blocking(move || {
+            let text = serde_json::to_vec_pretty(&progress)?;
+            files::replace(&file, &text).map(|()| progress)
+        })
+        .await;
         written.map_err(anyhow::Error::from).flatten().unwrap_or_else(|error| {
             tracing::error!("progress of canaries is not saved: {error:#}");
             kept
@@ -72,20 +77,6 @@ pub fn read(file: &Path) -> anyhow::Result<BTreeMap<String, Progress>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
     }
-}
-
-/// Replaces the file at once: whoever is killed meanwhile leaves the old one.
-fn write(file: &Path, progress: &BTreeMap<String, Progress>) -> anyhow::Result<()> {
-    let new = file.with_extension("new");
-    let written = std::fs::File::create(&new).and_then(|mut to| {
-        std::io::Write::write_all(&mut to, &serde_json::to_vec_pretty(progress)?)?;
-        to.sync_all()
-    });
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    written
-        .and_then(|()| std::fs::rename(&new, file))
-        .and_then(|()| std::fs::File::open(folder)?.sync_all())
-        .with_context(|| format!("cannot write {}", file.display()))
 }
 
 fn tell(model: &str, record: &Record) {
@@ -114,7 +105,7 @@ mod tests {
         let (ledger, now) = (Ledger::new(), Instant::now());
         ledger.roll_out(&policies::parse(text, "p").unwrap(), now);
         let progress = ledger.progress(now + Duration::from_secs(3));
-        write(&file, &progress).unwrap();
+        files::replace(&file, &serde_json::to_vec(&progress).unwrap()).unwrap();
         assert_eq!(read(&file).unwrap(), progress);
         std::fs::write(&file, "{\"digits\": {").unwrap();
         assert!(read(&file).unwrap_err().to_string().contains("remove it to begin all canaries anew"));

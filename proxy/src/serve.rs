@@ -19,6 +19,7 @@ use crate::monitor::Monitor;
 use crate::readiness::Readiness;
 use crate::reload::{self, Reload, Seen};
 use crate::repository::Repository;
+use crate::revisions::Revisions;
 use crate::rollouts::{self, Rollouts};
 use crate::service::Service;
 use crate::shadow::Shadows;
@@ -36,9 +37,9 @@ use pingora::services::listening::Service as ListeningService;
 use policies::{Ledger, Live, Snapshot};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// Serves until told to stop. `banner` is printed when nothing stands in the way of listening any more.
 pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
@@ -48,10 +49,12 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         must_be_free(admin, "listen.admin")?;
     }
     let progress = config.state.as_deref().map(rollouts::read).transpose()?.unwrap_or_default();
-    let (snapshot, seen) = match &config.policies {
-        Some(file) => reload::read(file).map(|(snapshot, bytes)| (snapshot, Seen::Text(bytes)))?,
-        None => (Snapshot::default(), Seen::Nothing),
+    let last_good = config.state.as_ref().map(|state| state.with_extension("policy.yaml"));
+    let (snapshot, text, seen) = match &config.policies {
+        Some(file) => reload::first(file, last_good.as_deref())?,
+        None => (Snapshot::default(), Vec::new(), Seen::Nothing),
     };
+    let text = String::from_utf8(text).context("the policy file: not UTF-8")?;
     let metrics = Arc::new(Metrics::new());
     let tracer = config.traces.as_ref().map(Tracer::new).transpose().context("traces")?.map(Arc::new);
     let drain = Arc::new(Drain::default());
@@ -106,8 +109,11 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     );
     monitor.add_tcp(&config.monitor.to_string());
     monitor.threads = Some(1);
+    let (asks, asked) = mpsc::channel(ASKS_MAX);
     let admin = config.admin.map(|address| {
-        let mut admin = ListeningService::new("admin".into(), Admin { ledger: path.ledger.clone() });
+        let policy = config.policies.is_some().then(|| asks.clone());
+        let admin = Admin { ledger: path.ledger.clone(), policy, slots: path.slots.clone() };
+        let mut admin = ListeningService::new("admin".into(), admin);
         admin.add_tcp(&address.to_string());
         admin.threads = Some(1);
         admin
@@ -121,6 +127,9 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         readiness: readiness.clone(),
         metrics: metrics.clone(),
         seen,
+        revisions: Revisions::new(text, SystemTime::now()),
+        asked,
+        last_good,
     });
     let supervisor = Supervisor {
         socket: config.socket.clone(),
@@ -145,6 +154,9 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     server.run(RunArgs { shutdown_signal: Box::new(StopSignal { drain, delay: config.drain.delay }) });
     Ok(())
 }
+
+/// Questions about the policy that may wait for their turn.
+const ASKS_MAX: usize = 16;
 
 /// A connection is closed after this many requests, and with it goes what its buffers have grown to.
 const KEEPALIVE_REQUESTS_MAX: u32 = 100_000;

@@ -67,6 +67,15 @@ impl Client {
         read(request.send(body))
     }
 
+    /// PUT.
+    pub fn put(&self, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
+        let mut request = self.agent.put(format!("{}{path}", self.base));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        read(request.send(body)).expect("an answer")
+    }
+
     /// Infers on one row.
     pub fn infer(&self, model: &str, headers: &[(&str, &str)], body: &[u8]) -> Response {
         self.post(&format!("/v2/models/{model}/infer"), headers, body)

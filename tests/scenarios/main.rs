@@ -7,6 +7,7 @@ mod configs;
 mod drain;
 mod engine_loss;
 mod hot_swap;
+mod policy_commands;
 mod http_edges;
 mod readme;
 mod request_path;

@@ -1,0 +1,295 @@
+//! What would change if one policy took another's place: what `penstock plan` prints before anything is applied.
+//!
+//! A model's answers are a ring of all 64-bit numbers cut between versions (see `pick.rs`). Two policies cut it in two
+//! ways, and a user moves if the versions at its point differ; how many do is the length of those parts, exactly. Where
+//! every request draws anew there are no users to move, and what counts is by how much the shares differ.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::Serialize;
+
+use crate::attribute::Attribute;
+use crate::canary::{ALL, Millionths, percent};
+use crate::ledger::Ledger;
+use crate::snapshot::{ModelPolicy, Snapshot};
+use crate::units::Version;
+
+/// The differences between two policies.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Plan {
+    /// By name of the model or limit, in order: models first.
+    pub changes: Vec<Change>,
+}
+
+/// What is different about one model or limit.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Change {
+    /// `model digits` or `limit per-user`.
+    pub of: String,
+    /// What will not be so any more, in words.
+    pub removed: Vec<String>,
+    /// What will be so.
+    pub added: Vec<String>,
+    /// Percent of the users, or of the requests where each draws anew, that another version will answer; `None` where
+    /// the policy leaves it open who answers.
+    pub moved_percent: Option<f64>,
+    /// What becomes of breakers, limits and rollouts.
+    pub state: Vec<String>,
+}
+
+impl Ledger {
+    /// What would change if `new` took the place of `old`, which is in force.
+    pub fn plan(&self, old: &Snapshot, new: &Snapshot) -> Plan {
+        let names: BTreeMap<&str, ()> =
+            old.models().chain(new.models()).map(|(name, _)| (name, ())).collect();
+        let models = names.into_keys().filter_map(|name| {
+            let (before, after) = (old.model(name), new.model(name));
+            if before == after {
+                return None;
+            }
+            let lines =
+                |policy: Option<&ModelPolicy>| policy.map(|policy| policy.lines()).unwrap_or_default();
+            let (removed, added) = apart(&lines(before), &lines(after));
+            let rings = (self.ring(name, before, None), self.ring(name, after, before));
+            let moved_percent = match rings {
+                (Some(before), Some(after)) => Some(before.moved(&after) * 100.0),
+                _ => None,
+            };
+            let mut state = Vec::new();
+            if old.breaker(name) != new.breaker(name) {
+                state.push("its breakers start afresh".into());
+            }
+            state.extend(self.fate_of_rollout(name, before, after));
+            Some(Change { of: format!("model {name}"), removed, added, moved_percent, state })
+        });
+        let lines = |snapshot: &Snapshot| -> BTreeMap<String, String> {
+            snapshot.limits().iter().map(|limit| (limit.name.to_string(), limit.line())).collect()
+        };
+        let (before, after) = (lines(old), lines(new));
+        let names: BTreeMap<&String, ()> = before.keys().chain(after.keys()).map(|name| (name, ())).collect();
+        let limits = names.into_keys().filter(|name| before.get(*name) != after.get(*name)).map(|name| {
+            let lines = |lines: &BTreeMap<String, String>| lines.get(name).cloned().into_iter().collect();
+            let starts = before.contains_key(name) && after.contains_key(name);
+            let state = starts.then(|| "it starts afresh: what was spent is forgotten".to_owned());
+            Change {
+                of: format!("limit {name}"),
+                removed: lines(&before),
+                added: lines(&after),
+                moved_percent: None,
+                state: state.into_iter().collect(),
+            }
+        });
+        Plan { changes: models.chain(limits).collect() }
+    }
+
+    fn fate_of_rollout(
+        &self,
+        model: &str,
+        before: Option<&ModelPolicy>,
+        after: Option<&ModelPolicy>,
+    ) -> Option<String> {
+        let (before, after) = (
+            before.and_then(|policy| policy.canary.as_ref()),
+            after.and_then(|policy| policy.canary.as_ref()),
+        );
+        match (before, after) {
+            (None, None) => None,
+            (Some(old), None) => Some(format!("the rollout of version {} ends", old.candidate.version)),
+            (before, Some(new)) => {
+                let goes_on = before.is_some_and(|old| old.versions_of_arms() == new.versions_of_arms());
+                let (does, share) =
+                    (if goes_on { "goes on" } else { "begins" }, self.share(model, new, before));
+                let version = new.candidate.version;
+                Some(format!("the rollout of version {version} {does} at {} %", percent(share)))
+            }
+        }
+    }
+
+    fn ring(&self, model: &str, policy: Option<&ModelPolicy>, before: Option<&ModelPolicy>) -> Option<Ring> {
+        let policy = policy?;
+        if let Some(canary) = &policy.canary {
+            let share = self.share(model, canary, before.and_then(|policy| policy.canary.as_ref()));
+            // As CanaryPolicy::pick has it: the candidate's part ends where the ring ends.
+            let cut = (u128::from(ALL - share) << 64).div_ceil(u128::from(ALL));
+            let (baseline, candidate) = canary.versions_of_arms();
+            let cuts = vec![(0, baseline), (cut, candidate)];
+            return Some(Ring { key: canary.stickiness.as_ref().map(|sticky| sticky.key.clone()), cuts });
+        }
+        let split = policy.split.as_ref()?;
+        let key = split.stickiness().map(|sticky| sticky.key.clone());
+        Some(Ring { key, cuts: split.cuts().collect() })
+    }
+}
+
+/// Who answers at which point.
+#[derive(Debug)]
+struct Ring {
+    /// What identifies a user; `None` where each request draws anew.
+    key: Option<Attribute>,
+    /// Where each version's part begins, in order; the first begins at 0.
+    cuts: Vec<(u128, Version)>,
+}
+
+const END: u128 = 1 << 64;
+
+impl Ring {
+    /// The part of all users, or requests, that get another version.
+    fn moved(&self, other: &Self) -> f64 {
+        match (&self.key, &other.key) {
+            (Some(one), Some(other_key)) if one == other_key => self.apart(other) as f64 / END as f64,
+            (None, None) => {
+                let (before, after) = (self.shares(), other.shares());
+                let lost = |(version, share): (&Version, &f64)| {
+                    (share - after.get(version).unwrap_or(&0.0)).max(0.0)
+                };
+                before.iter().map(lost).sum()
+            }
+            // Users find other points: who stays does so by chance.
+            _ => {
+                let (before, after) = (self.shares(), other.shares());
+                let stays = |(version, share): (&Version, &f64)| share * after.get(version).unwrap_or(&0.0);
+                1.0 - before.iter().map(stays).sum::<f64>()
+            }
+        }
+    }
+
+    /// Points at which the versions differ.
+    fn apart(&self, other: &Self) -> u128 {
+        let mut points: Vec<u128> = self.cuts.iter().chain(&other.cuts).map(|(start, _)| *start).collect();
+        points.extend([END]);
+        points.sort_unstable();
+        let differs = |part: &&[u128]| self.at(part[0]) != other.at(part[0]);
+        points.windows(2).filter(differs).map(|part| part[1] - part[0]).sum()
+    }
+
+    fn at(&self, point: u128) -> Version {
+        let next = self.cuts.partition_point(|(start, _)| *start <= point);
+        self.cuts[next - 1].1 // the first begins at 0
+    }
+
+    fn shares(&self) -> BTreeMap<Version, f64> {
+        let mut shares = BTreeMap::new();
+        let ends = self.cuts.iter().skip(1).map(|(start, _)| *start).chain([END]);
+        for ((start, version), end) in self.cuts.iter().zip(ends) {
+            *shares.entry(*version).or_default() += (end - start) as f64 / END as f64;
+        }
+        shares
+    }
+}
+
+/// Lines that only the first has, and that only the second has.
+fn apart(before: &[String], after: &[String]) -> (Vec<String>, Vec<String>) {
+    let only = |these: &[String], those: &[String]| -> Vec<String> {
+        these.iter().filter(|line| !those.contains(line)).cloned().collect()
+    };
+    (only(before, after), only(after, before))
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.changes.is_empty() {
+            return writeln!(f, "nothing changes");
+        }
+        for Change { of, removed, added, moved_percent, state } in &self.changes {
+            writeln!(f, "{of}")?;
+            removed.iter().try_for_each(|line| writeln!(f, "  - {line}"))?;
+            added.iter().try_for_each(|line| writeln!(f, "  + {line}"))?;
+            match moved_percent {
+                Some(moved) => writeln!(f, "  {:.4} % are answered by another version", moved)?,
+                None if of.starts_with("model") => {
+                    writeln!(f, "  who answers depends on which versions are ready")?
+                }
+                None => {}
+            }
+            state.iter().try_for_each(|line| writeln!(f, "  {line}"))?;
+        }
+        Ok(())
+    }
+}
+
+/// The candidate's share once a rollout follows this policy.
+pub(crate) fn share_after(now: Option<Millionths>, steps: &[Millionths]) -> Millionths {
+    match now {
+        // Decided: nobody, or everybody.
+        Some(share @ (0 | ALL)) => share,
+        Some(share) => steps.iter().copied().rfind(|step| *step <= share).unwrap_or(steps[0]),
+        None => steps[0],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::canary::Command;
+    use crate::parse;
+    use std::time::Instant;
+
+    fn plan(before: &str, after: &str) -> Plan {
+        let policy = |text| parse(text, "p").unwrap_or_else(|errors| panic!("{errors}"));
+        Ledger::new().plan(&policy(before), &policy(after))
+    }
+
+    fn moved(before: &str, after: &str) -> f64 {
+        let model = |split: &str| format!("models: {{m: {{{split}}}}}");
+        let moved = plan(&model(before), &model(after)).changes[0].moved_percent.unwrap();
+        (moved * 1e6).round() / 1e6
+    }
+
+    #[test]
+    fn it_counts_who_moves_to_the_point() {
+        let by_user = |weights: &str| format!("split: {{weights: {weights}, sticky: {{header: u}}}}");
+        assert_eq!(moved(&by_user("{1: 90, 2: 10}"), &by_user("{1: 75, 2: 25}")), 15.0);
+        assert_eq!(
+            moved("split: {weights: {1: 90, 2: 10}}", "split: {weights: {1: 80, 2: 10, 3: 10}}"),
+            10.0
+        );
+        let other = "split: {weights: {1: 50, 2: 50}, sticky: {cookie: u}}";
+        assert_eq!(moved(&by_user("{1: 50, 2: 50}"), other), 50.0, "who stays does so by chance");
+        let canary = "canary: {baseline: 1, candidate: 2, steps: [10], sticky: {header: u}}";
+        assert_eq!(moved(&by_user("{1: 90, 2: 10}"), canary), 0.0, "the same tenth");
+    }
+
+    #[test]
+    fn it_says_what_changes_and_what_is_forgotten() {
+        let before = "
+models: {m: {split: {weights: {1: 90, 2: 10}}}, same: {deadline: 1s}}
+limits: [{name: users, key: {header: u}, rate: 5/s}, {name: old, rate: 1/s}]";
+        let after = "
+models: {m: {split: {weights: {1: 50, 2: 50}}, breaker: {failures: 9}}, same: {deadline: 1s}}
+limits: [{name: users, key: {header: u}, rate: 7/s}]";
+        let plan = plan(before, after);
+        assert_eq!(plan.changes.len(), 3);
+        let text = plan.to_string();
+        for part in [
+            "model m\n  - 90 % go to version 1\n",
+            "  + 50 % go to version 1\n",
+            "  40.0000 % are answered by another version\n  its breakers start afresh\n",
+            "limit old\n  - 1/s",
+            "limit users\n",
+            "  it starts afresh: what was spent is forgotten\n",
+        ] {
+            assert!(text.contains(part), "{part}\n{text}");
+        }
+        assert!(!text.contains("same"), "{text}");
+        assert_eq!(super::tests::plan(before, before).to_string(), "nothing changes\n");
+    }
+
+    #[test]
+    fn a_rollout_goes_on_under_other_steps_and_begins_for_another_candidate() {
+        let policy = |candidate: u64, steps: &str| {
+            let text =
+                format!("models: {{m: {{canary: {{baseline: 1, candidate: {candidate}, steps: {steps}}}}}}}");
+            parse(&text, "p").unwrap()
+        };
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        let running = policy(2, "[5, 50]");
+        ledger.roll_out(&running, now);
+        let state = |new: &Snapshot| ledger.plan(&running, new).changes[0].state.join(", ");
+        assert_eq!(state(&policy(2, "[1, 4, 60]")), "the rollout of version 2 goes on at 4 %");
+        assert_eq!(state(&policy(3, "[1, 4]")), "the rollout of version 3 begins at 1 %");
+        assert_eq!(state(&Snapshot::default()), "the rollout of version 2 ends");
+        ledger.command("m", Command::Promote, "", now).unwrap();
+        assert_eq!(state(&policy(2, "[1, 4]")), "the rollout of version 2 goes on at 100 %");
+    }
+}

@@ -1,0 +1,162 @@
+//! The policies that were in force, and what a person may ask of them: show, plan, put, roll back. Decides what is
+//! remembered and how a revision is told from another; carried out is it by `reload.rs`.
+
+use policies::Plan;
+use serde::Serialize;
+use std::collections::VecDeque;
+use std::time::SystemTime;
+use tokio::sync::oneshot;
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Revisions that are remembered.
+const REVISIONS_MAX: usize = 16;
+
+/// A text that was in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Revision {
+    /// The generation that it was, or that decided alike.
+    pub generation: u64,
+    /// Since when, in seconds since 1970.
+    pub since_unix_s: u64,
+    /// Where it came from.
+    pub source: Source,
+    /// The text.
+    #[serde(skip)]
+    pub text: String,
+}
+
+impl Revision {
+    /// The same for the same text, for `ETag` and `If-Match`.
+    pub fn tag(&self) -> String {
+        format!("\"{:016x}\"", xxh3_64(self.text.as_bytes()))
+    }
+}
+
+/// Where a revision came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// It was there at the start.
+    Start,
+    /// Somebody has changed the file.
+    File,
+    /// Somebody has put it through the admin port.
+    Admin,
+    /// Somebody has gone back to it.
+    RollBack,
+}
+
+/// The last few, oldest first; never empty.
+#[derive(Debug)]
+pub struct Revisions(VecDeque<Revision>);
+
+impl Revisions {
+    /// Begins with what is in force at the start.
+    pub fn new(text: String, now: SystemTime) -> Self {
+        let mut revisions = Self(VecDeque::new());
+        revisions.note(1, text, Source::Start, now);
+        revisions
+    }
+
+    /// Another text is in force.
+    pub(crate) fn note(&mut self, generation: u64, text: String, source: Source, now: SystemTime) {
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let revision = Revision { generation, since_unix_s: since.as_secs(), source, text };
+        // Another text that decides alike is the same revision, written otherwise.
+        if self.0.back().is_some_and(|last| last.generation == generation) {
+            self.0.pop_back();
+        }
+        if self.0.len() == REVISIONS_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back(revision);
+    }
+
+    pub(crate) fn current(&self) -> &Revision {
+        self.0.back().expect("it begins with one")
+    }
+
+    /// The one of this generation, or the one before the current.
+    pub(crate) fn earlier(&self, generation: Option<u64>) -> Option<&Revision> {
+        let mut earlier = self.0.iter().rev().skip(1);
+        match generation {
+            Some(generation) => earlier.find(|revision| revision.generation == generation),
+            None => earlier.next(),
+        }
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Revision> {
+        self.0.iter()
+    }
+}
+
+/// A question, and where its answer goes.
+#[derive(Debug)]
+pub struct Asked {
+    pub(crate) ask: Ask,
+    pub(crate) answer: oneshot::Sender<Result<Edit, Denied>>,
+}
+
+/// What a person may ask.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    Show,
+    History,
+    /// What this text would change.
+    Plan {
+        text: String,
+    },
+    /// Put it in force, if nobody has changed what had this tag.
+    Put {
+        text: String,
+        tag: String,
+    },
+    /// Go back to the revision before, or to that of a generation.
+    RollBack {
+        to: Option<u64>,
+    },
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) enum Edit {
+    Shown(Revision),
+    History(Vec<Revision>),
+    Planned(Plan),
+    Applied { plan: Plan, revision: Revision },
+}
+
+/// Why nothing came of it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Denied {
+    #[error("{0}")]
+    Faulty(String),
+    #[error("somebody has changed the policy meanwhile: it is {tag} now; look at it and try again")]
+    Changed { tag: String },
+    #[error("there is no such revision any more; `penstock history` shows those that there are")]
+    NoSuchRevision,
+    #[error("{0}; nothing has changed")]
+    NotWritten(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_few_are_remembered_and_those_that_decide_alike_are_one() {
+        let now = SystemTime::UNIX_EPOCH;
+        let mut revisions = Revisions::new("one".into(), now);
+        assert!(revisions.earlier(None).is_none());
+        revisions.note(1, "# one\none".into(), Source::File, now);
+        assert!(revisions.earlier(None).is_none());
+        for generation in 2..40 {
+            revisions.note(generation, format!("text {generation}"), Source::Admin, now);
+        }
+        assert_eq!(revisions.all().count(), REVISIONS_MAX);
+        assert_eq!(revisions.earlier(None).unwrap().text, "text 38");
+        assert_eq!(revisions.earlier(Some(30)).unwrap().text, "text 30");
+        assert!(revisions.earlier(Some(2)).is_none(), "forgotten");
+        assert_ne!(revisions.current().tag(), revisions.earlier(None).unwrap().tag());
+    }
+}
