@@ -13,7 +13,7 @@ use garde::error::Path;
 use crate::attribute::Attribute;
 use crate::breaker::BreakerPolicy;
 use crate::canary::{CanaryPolicy, Millionths, SlowPolicy};
-use crate::limiter::LimitPolicy;
+use crate::limiter::{Cost, LimitPolicy};
 use crate::pick::{Rule, Split, Stickiness, Target, Test, WithoutKey};
 use crate::schema;
 use crate::shadow::{ShadowPolicy, Tolerance};
@@ -508,6 +508,11 @@ fn limit_policy(written: &schema::Limit, path: &Path, faults: &mut Faults) -> Op
         name: written.name.as_str().into(),
         key: key?,
         models: models?,
+        cost: match written.cost {
+            schema::Cost::Requests => Cost::Requests,
+            schema::Cost::Rows => Cost::Rows,
+            schema::Cost::Bytes => Cost::Bytes,
+        },
         rate,
         burst,
         max_keys: max_keys?,

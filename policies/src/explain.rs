@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 use crate::breaker::BreakerPolicy;
 use crate::canary::CanaryPolicy;
-use crate::limiter::LimitPolicy;
+use crate::limiter::{Cost, LimitPolicy};
 use crate::pick::{Rule, Split, Stickiness, Target, Test, WithoutKey};
 use crate::snapshot::{Fallback, ModelPolicy, Snapshot};
 
@@ -163,7 +163,12 @@ fn write_breaker(breaker: &BreakerPolicy, out: &mut String) -> fmt::Result {
 }
 
 fn write_limit(limit: &LimitPolicy, out: &mut String) -> fmt::Result {
-    write!(out, "limit {}: {} with bursts of {}", limit.name, limit.rate, limit.burst)?;
+    let of = match limit.cost {
+        Cost::Requests => "",
+        Cost::Rows => " rows",
+        Cost::Bytes => " bytes",
+    };
+    write!(out, "limit {}: {}{of} with bursts of {}", limit.name, limit.rate, limit.burst)?;
     match &limit.key {
         Some(key) => write!(out, " per {key}, for up to {} at a time", limit.max_keys)?,
         None => write!(out, " for everyone together")?,

@@ -33,19 +33,31 @@ impl Gcra {
         Self(RateLimiter::new(quota.allow_burst(burst), Nowhere, Told(AtomicU64::new(0))))
     }
 
-    /// What one arrival at `now` makes of a bucket at `level`; `None` is a bucket that nothing has arrived at, and so
-    /// is every level that has passed.
-    ///
-    /// # Errors
-    /// The exact time until an arrival would be let through.
-    pub(crate) fn arrive(&self, level: Option<Moment>, now: Moment) -> Result<Moment, Duration> {
+    /// What an arrival of so many units at `now` makes of a bucket at `level`; `None` is a bucket that nothing has arrived
+    /// at, and so is every level that has passed.
+    pub(crate) fn arrive(
+        &self,
+        level: Option<Moment>,
+        units: NonZeroU32,
+        now: Moment,
+    ) -> Result<Moment, Refusal> {
         self.0.clock().0.fetch_max(now.as_u64(), Ordering::Relaxed);
         let level = Level(Cell::new(level.map_or(0, Nanos::as_u64)));
-        match self.0.check_key(&level) {
-            Ok(()) => Ok(Nanos::new(level.0.get())),
-            Err(until) => Err(until.wait_time_from(now)),
+        match self.0.check_key_n(&level, units) {
+            Ok(Ok(())) => Ok(Nanos::new(level.0.get())),
+            Ok(Err(until)) => Err(Refusal::TooSoon(until.wait_time_from(now))),
+            Err(_) => Err(Refusal::TooMuch),
         }
     }
+}
+
+/// Why an arrival is not let through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Until this time has passed, exactly.
+    TooSoon(Duration),
+    /// It is more than a bucket ever holds.
+    TooMuch,
 }
 
 /// A clock that says what it was last told; it never goes back, as threads may bring their times in any order.
@@ -92,6 +104,8 @@ impl StateStore for Nowhere {
 mod tests {
     use super::*;
 
+    const ONE: NonZeroU32 = NonZeroU32::MIN;
+
     fn ms(milliseconds: u64) -> Moment {
         Nanos::new(milliseconds * 1_000_000)
     }
@@ -99,24 +113,27 @@ mod tests {
     #[test]
     fn a_burst_then_one_per_interval() {
         let gcra = Gcra::new("10/s".parse().unwrap(), NonZeroU32::new(2).unwrap());
-        let once = gcra.arrive(None, ms(1000)).unwrap();
-        let twice = gcra.arrive(Some(once), ms(1000)).unwrap();
-        assert_eq!(gcra.arrive(Some(twice), ms(1000)), Err(Duration::from_millis(100)));
-        assert_eq!(gcra.arrive(Some(twice), ms(1099)), Err(Duration::from_millis(1)));
-        let third = gcra.arrive(Some(twice), ms(1100)).unwrap();
+        let once = gcra.arrive(None, ONE, ms(1000)).unwrap();
+        let twice = gcra.arrive(Some(once), ONE, ms(1000)).unwrap();
+        assert_eq!(
+            gcra.arrive(Some(twice), ONE, ms(1000)),
+            Err(Refusal::TooSoon(Duration::from_millis(100)))
+        );
+        assert_eq!(gcra.arrive(Some(twice), ONE, ms(1099)), Err(Refusal::TooSoon(Duration::from_millis(1))));
+        let third = gcra.arrive(Some(twice), ONE, ms(1100)).unwrap();
         assert_eq!(third, ms(1300), "three intervals are spent from the first arrival on");
     }
 
     #[test]
     fn measuring_spends_nothing() {
         let gcra = Gcra::new("1/h".parse().unwrap(), NonZeroU32::MIN);
-        assert_eq!(gcra.arrive(None, ms(5)), gcra.arrive(None, ms(5)));
+        assert_eq!(gcra.arrive(None, ONE, ms(5)), gcra.arrive(None, ONE, ms(5)));
     }
 
     #[test]
     fn a_level_that_has_passed_is_no_level() {
         let gcra = Gcra::new("10/s".parse().unwrap(), NonZeroU32::new(2).unwrap());
-        let level = gcra.arrive(None, ms(0)).unwrap();
-        assert_eq!(gcra.arrive(Some(level), level), gcra.arrive(None, level));
+        let level = gcra.arrive(None, ONE, ms(0)).unwrap();
+        assert_eq!(gcra.arrive(Some(level), ONE, level), gcra.arrive(None, ONE, level));
     }
 }

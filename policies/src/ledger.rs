@@ -8,6 +8,8 @@
 //! own lock, held for a few instructions. No lock is ever held while another thread is waited for, except that one
 //! request locks its limits one after the other, always in the order of their names.
 
+mod admit;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -15,13 +17,14 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
+pub use admit::Usage;
+
 use crate::attribute::Attributes;
 use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Tripped};
 use crate::canary::{
     ALL, Assignment, Canary, CanaryPolicy, CanaryStatus, Command, Millionths, Progress, Record, Sight,
 };
-use crate::gcra::Moment;
-use crate::limiter::{LimitPolicy, Limited, Limiter};
+use crate::limiter::{LimitPolicy, Limiter};
 use crate::outcome::Outcome;
 use crate::pick::Pick;
 use crate::plan::share_after;
@@ -306,59 +309,6 @@ impl Ledger {
         });
     }
 
-    /// Asks every limit that covers `model`, and spends at all of them or at none.
-    ///
-    /// # Errors
-    /// [`Limited`] names the limit with the longest wait: a caller who waits that long is not refused again by
-    /// another one, unless somebody shares its buckets. Nothing has then been spent anywhere.
-    pub fn admit(
-        &self,
-        snapshot: &Snapshot,
-        model: &str,
-        caller: &impl Attributes,
-        now: Instant,
-    ) -> Result<(), Limited> {
-        if snapshot.limits().is_empty() {
-            return Ok(());
-        }
-        let elapsed = now.saturating_duration_since(*self.epoch.get_or_init(|| now));
-        self.admit_at_all(snapshot.limits(), model, caller, elapsed.into(), None)
-    }
-
-    /// Locks and asks the first limit, then the others, then spends on the way back. No other request sees a state in
-    /// between, because every lock is held until the last limit has answered.
-    fn admit_at_all(
-        &self,
-        limits: &[Arc<LimitPolicy>],
-        model: &str,
-        caller: &impl Attributes,
-        now: Moment,
-        refusal: Option<Limited>,
-    ) -> Result<(), Limited> {
-        let Some((limit, others)) = limits.split_first() else {
-            return refusal.map_or(Ok(()), Err);
-        };
-        if !limit.covers(model) {
-            return self.admit_at_all(others, model, caller, now, refusal);
-        }
-        let limiter = self.limiter(limit);
-        let bucket = limiter.open(caller, now);
-        match bucket.arrive() {
-            Ok(level) => {
-                self.admit_at_all(others, model, caller, now, refusal)?;
-                bucket.spend(level);
-                Ok(())
-            }
-            Err(retry_after) => {
-                let refusal = match refusal {
-                    Some(longer) if longer.retry_after >= retry_after => longer,
-                    Some(_) | None => Limited { limit: Arc::clone(&limit.name), retry_after },
-                };
-                self.admit_at_all(others, model, caller, now, Some(refusal))
-            }
-        }
-    }
-
     fn limiter(&self, limit: &Arc<LimitPolicy>) -> Arc<Limiter> {
         if let Some(limiter) = self.limiters.load().get(&limit.name) {
             return Arc::clone(limiter);
@@ -539,12 +489,14 @@ impl Drop for Pass {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
     use std::thread;
     use std::time::Duration;
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limiter::{Limited, Quota};
     use crate::parse;
 
     const ANA: [(&str, &str); 1] = [("user", "ana")];
@@ -559,8 +511,13 @@ mod tests {
         Duration::from_millis(milliseconds)
     }
 
-    fn limited(limit: &str, milliseconds: u64) -> Result<(), Limited> {
-        Err(Limited { limit: limit.into(), retry_after: ms(milliseconds) })
+    fn limited(limit: &str, milliseconds: u64) -> Result<(), (String, Duration)> {
+        Err((limit.into(), ms(milliseconds)))
+    }
+
+    /// What matters of an answer.
+    fn short(answer: Result<Option<Quota>, Limited>) -> Result<(), (String, Duration)> {
+        answer.map(drop).map_err(|limited| (limited.limit.to_string(), limited.retry_after))
     }
 
     #[test]
@@ -569,36 +526,80 @@ mod tests {
             "limits: [{name: all, rate: 10/s, burst: 3}, {name: user, key: {header: user}, rate: 1/s, burst: 1}]",
         );
         let (ledger, now) = (Ledger::new(), Instant::now());
-        assert_eq!(ledger.admit(&snapshot, "digits", &ANA, now), Ok(()));
+        assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now)), Ok(()));
         for _ in 0..100 {
-            assert_eq!(ledger.admit(&snapshot, "digits", &ANA, now), limited("user", 1000));
+            assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now)), limited("user", 1000));
         }
         assert_eq!(
-            ledger.admit(&snapshot, "digits", &BEN, now),
+            short(ledger.admit(&snapshot, "digits", &BEN, now)),
             Ok(()),
             "ana's refusals did not drain the total"
         );
-        assert_eq!(ledger.admit(&snapshot, "digits", &[("user", "cy")], now), Ok(()));
-        assert_eq!(ledger.admit(&snapshot, "digits", &[("user", "di")], now), limited("all", 100));
-        assert_eq!(ledger.admit(&snapshot, "digits", &[("user", "di")], now + ms(100)), Ok(()));
+        assert_eq!(short(ledger.admit(&snapshot, "digits", &[("user", "cy")], now)), Ok(()));
+        assert_eq!(short(ledger.admit(&snapshot, "digits", &[("user", "di")], now)), limited("all", 100));
+        assert_eq!(short(ledger.admit(&snapshot, "digits", &[("user", "di")], now + ms(100))), Ok(()));
     }
 
     #[test]
     fn the_longest_wait_is_the_one_that_is_told() {
         let snapshot = policies("limits: [{name: a, rate: 10/s, burst: 1}, {name: b, rate: 1/s, burst: 1}]");
         let (ledger, now) = (Ledger::new(), Instant::now());
-        assert_eq!(ledger.admit(&snapshot, "digits", &ANA, now), Ok(()));
-        assert_eq!(ledger.admit(&snapshot, "digits", &ANA, now), limited("b", 1000));
-        assert_eq!(ledger.admit(&snapshot, "digits", &ANA, now + ms(1000)), Ok(()));
+        assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now)), Ok(()));
+        assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now)), limited("b", 1000));
+        assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now + ms(1000))), Ok(()));
+    }
+
+    #[test]
+    fn rows_are_spent_once_they_are_known_and_a_refusal_then_gives_the_request_back() {
+        let snapshot = policies(
+            "limits: [{name: asks, rate: 1/h, burst: 2}, {name: rows, key: {header: user}, cost: rows, rate: 10/s}]",
+        );
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        let ask = |rows, now| {
+            ledger.admit(&snapshot, "m", &ANA, now)?;
+            ledger.charge(&snapshot, "m", &ANA, Usage { rows, bytes: 1 }, now)
+        };
+        let left = ask(7, now).unwrap().unwrap();
+        assert_eq!((&*left.limit.name, left.remaining, left.reset), ("rows", 3, ms(700)));
+        let refused = ask(4, now).unwrap_err();
+        assert_eq!((&*refused.limit, refused.retry_after, refused.quota.remaining), ("rows", ms(100), 3));
+        for _ in 0..10 {
+            let never = ask(11, now).unwrap_err();
+            assert_eq!(
+                (never.never, never.quota.remaining),
+                (NonZeroU32::new(11), 3),
+                "more than may ever come at once"
+            );
+        }
+        let other = ledger.admit(&snapshot, "m", &BEN, now).unwrap().unwrap();
+        assert_eq!((&*other.limit.name, other.remaining), ("asks", 0), "the second of two");
+        assert_eq!(short(ask(1, now)), limited("asks", 3_600_000));
+        assert_eq!(ask(4, now + ms(3_600_000)).unwrap().unwrap().remaining, 6, "the rows have come back");
+    }
+
+    #[test]
+    fn what_is_left_is_told_for_the_limit_with_the_least() {
+        let snapshot = policies("limits: [{name: a, rate: 10/s}, {name: b, rate: 60/m, burst: 3}]");
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        let left = ledger.admit(&snapshot, "m", &ANA, now).unwrap().unwrap();
+        assert_eq!((&*left.limit.name, left.remaining, left.reset), ("b", 2, ms(1000)));
+        assert_eq!(left.limit.field(), "\"b\";q=3;w=3");
+        assert_eq!(left.field(), "\"b\";r=2;t=1");
+        ledger.admit(&snapshot, "m", &ANA, now).unwrap();
+        let left = ledger.admit(&snapshot, "m", &ANA, now + ms(500)).unwrap().unwrap();
+        assert_eq!((left.remaining, left.field().as_str()), (0, "\"b\";r=0;t=3"), "half of one is none");
+        let refused = ledger.admit(&snapshot, "m", &ANA, now + ms(500)).unwrap_err();
+        assert_eq!((refused.quota.field().as_str(), refused.retry_after), ("\"b\";r=0;t=3", ms(500)));
+        assert_eq!(ledger.admit(&policies("models: {}"), "m", &ANA, now), Ok(None));
     }
 
     #[test]
     fn a_limit_leaves_other_models_alone() {
         let snapshot = policies("limits: [{name: a, models: [digits], rate: 1/h, burst: 1}]");
         let (ledger, now) = (Ledger::new(), Instant::now());
-        assert_eq!(ledger.admit(&snapshot, "digits", &ANA, now), Ok(()));
+        assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now)), Ok(()));
         assert!(ledger.admit(&snapshot, "digits", &ANA, now).is_err());
-        assert_eq!(ledger.admit(&snapshot, "letters", &ANA, now), Ok(()));
+        assert_eq!(short(ledger.admit(&snapshot, "letters", &ANA, now)), Ok(()));
     }
 
     #[test]
@@ -630,17 +631,17 @@ mod tests {
         let before = policies(
             "limits: [{name: same, rate: 1/h, burst: 1, models: [a]}, {name: new, rate: 1/h, burst: 1, models: [b]}]",
         );
-        assert_eq!(ledger.admit(&before, "a", &ANA, now), Ok(()));
-        assert_eq!(ledger.admit(&before, "b", &ANA, now), Ok(()));
+        assert_eq!(short(ledger.admit(&before, "a", &ANA, now)), Ok(()));
+        assert_eq!(short(ledger.admit(&before, "b", &ANA, now)), Ok(()));
 
         let after = policies(
             "limits: [{name: new, rate: 2/h, burst: 1, models: [b]}, {name: same, rate: 1/h, burst: 1, models: [a]}]",
         );
         ledger.retain(&after, EVERYTHING);
-        assert_eq!(ledger.admit(&after, "a", &ANA, now), limited("same", 3_600_000));
-        assert_eq!(ledger.admit(&after, "b", &ANA, now), Ok(()));
+        assert_eq!(short(ledger.admit(&after, "a", &ANA, now)), limited("same", 3_600_000));
+        assert_eq!(short(ledger.admit(&after, "b", &ANA, now)), Ok(()));
         assert_eq!(
-            ledger.admit(&before, "b", &ANA, now),
+            short(ledger.admit(&before, "b", &ANA, now)),
             limited("new", 1_800_000),
             "a late request meets the new rate"
         );
@@ -786,11 +787,11 @@ mod tests {
             for (pause, user) in arrivals {
                 now += pause;
                 let caller = [("user", ["ana", "ben", "cy"][user])];
-                let got = ledger.admit(&snapshot, "digits", &caller, start + Duration::from_nanos(now));
+                let got = short(ledger.admit(&snapshot, "digits", &caller, start + Duration::from_nanos(now)));
                 let expected = match oracle.admit(&limits, user, now) {
                     None => Ok(()),
                     Some((limit, wait)) => {
-                        Err(Limited { limit: format!("l{limit}").into(), retry_after: Duration::from_nanos(wait) })
+                        Err((format!("l{limit}"), Duration::from_nanos(wait)))
                     }
                 };
                 prop_assert_eq!(got, expected);

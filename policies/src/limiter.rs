@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::attribute::{Attribute, Attributes};
-use crate::gcra::{Gcra, Moment};
+use crate::gcra::{Gcra, Moment, Refusal};
 use crate::units::Rate;
 
 /// A rate limit as the policy states it.
@@ -26,9 +26,11 @@ pub struct LimitPolicy {
     pub key: Option<Attribute>,
     /// The models it covers; `None` is every model.
     pub models: Option<BTreeSet<Arc<str>>>,
-    /// How often a caller may come in the long run.
+    /// What is counted.
+    pub cost: Cost,
+    /// How many a caller may have in the long run.
     pub rate: Rate,
-    /// How many requests may come at once after a pause.
+    /// How many may come at once after a pause.
     pub burst: NonZeroU32,
     /// How many callers are told apart at a time.
     pub max_keys: NonZeroU32,
@@ -41,6 +43,62 @@ impl LimitPolicy {
     }
 }
 
+/// What a limit counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Cost {
+    /// Requests.
+    #[default]
+    Requests,
+    /// Rows that are asked about.
+    Rows,
+    /// Bytes of bodies.
+    Bytes,
+}
+
+/// What is left to a caller at one limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// Which.
+    pub limit: Arc<LimitPolicy>,
+    /// Units that would be let through at once.
+    pub remaining: u32,
+    /// Until all of them are there again, if nothing comes.
+    pub reset: Duration,
+}
+
+impl Quota {
+    /// As the field `RateLimit` has it (draft-ietf-httpapi-ratelimit-headers-10); seconds are rounded up.
+    pub fn field(&self) -> String {
+        format!("{};r={};t={}", quoted(&self.limit.name), self.remaining, seconds(self.reset))
+    }
+}
+
+impl LimitPolicy {
+    /// As the field `RateLimit-Policy` has it: a full burst, and the time in which it comes back.
+    pub fn field(&self) -> String {
+        let window = self.rate.interval().saturating_mul(self.burst.get());
+        format!("{};q={};w={}", quoted(&self.name), self.burst, seconds(window))
+    }
+}
+
+fn seconds(time: Duration) -> u128 {
+    time.as_nanos().div_ceil(1_000_000_000)
+}
+
+/// A string of RFC 9651, which is ASCII that can be seen, and spaces.
+fn quoted(name: &str) -> String {
+    let mut text = String::from('"');
+    for letter in name.chars() {
+        match letter {
+            '"' | '\\' => text.extend(['\\', letter]),
+            ' '..='~' => text.push(letter),
+            _ => text.push('_'),
+        }
+    }
+    text.push('"');
+    text
+}
+
 /// A request that came too early.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("limit `{limit}` lets the next request through in {retry_after:?}")]
@@ -49,6 +107,10 @@ pub struct Limited {
     pub limit: Arc<str>,
     /// The exact time until every limit would let this caller through, if nothing else comes meanwhile.
     pub retry_after: Duration,
+    /// Units of the request, if they are more than may ever come at once.
+    pub never: Option<NonZeroU32>,
+    /// What is left there.
+    pub quota: Quota,
 }
 
 /// The levels of one limit.
@@ -87,7 +149,16 @@ impl Limiter {
             }
             None => (Place::Overflow, buckets.overflow),
         };
-        Bucket { gcra: &self.gcra, buckets, place, level, now }
+        let interval = self.policy.rate.interval().as_nanos() as u64;
+        Bucket { gcra: &self.gcra, interval, buckets, place, level, now }
+    }
+
+    /// Units that a bucket at this level would let through at once, and until when it is full again.
+    pub(crate) fn left(&self, level: Option<Moment>, now: Moment) -> (u32, Duration) {
+        let owed = level.map_or(0, |level| level.as_u64().saturating_sub(now.as_u64()));
+        let interval = self.policy.rate.interval().as_nanos().max(1) as u64;
+        let used = u32::try_from(owed.div_ceil(interval)).unwrap_or(u32::MAX);
+        (self.policy.burst.get().saturating_sub(used), Duration::from_nanos(owed))
     }
 
     #[cfg(test)]
@@ -117,6 +188,8 @@ impl Buckets {
 /// One caller's bucket, locked.
 pub(crate) struct Bucket<'a> {
     gcra: &'a Gcra,
+    /// Of one unit, in nanoseconds.
+    interval: u64,
     buckets: MutexGuard<'a, Buckets>,
     place: Place<'a>,
     level: Option<Moment>,
@@ -130,12 +203,22 @@ enum Place<'a> {
 }
 
 impl Bucket<'_> {
-    /// The level after one more request, which is not yet spent.
-    ///
-    /// # Errors
-    /// The exact time until this bucket would let one through.
-    pub(crate) fn arrive(&self) -> Result<Moment, Duration> {
-        self.gcra.arrive(self.level, self.now)
+    /// The level after so many more units, which are not yet spent.
+    pub(crate) fn arrive(&self, units: NonZeroU32) -> Result<Moment, Refusal> {
+        self.gcra.arrive(self.level, units, self.now)
+    }
+
+    /// As it is now.
+    pub(crate) fn level(&self) -> Option<Moment> {
+        self.level
+    }
+
+    /// Takes one unit back, and unlocks. What has been paid for meanwhile stays so.
+    pub(crate) fn give_back(self) {
+        let interval = self.interval;
+        let Some(level) = self.level else { return };
+        let level = Moment::new(level.as_u64().saturating_sub(interval));
+        self.spend(level);
     }
 
     /// Makes the answer of [`Bucket::arrive`] the level, and unlocks.
@@ -165,6 +248,7 @@ mod tests {
             name: "per-user".into(),
             key: Some(Attribute::Header("user".into())),
             models: None,
+            cost: Cost::Requests,
             rate: rate.parse().unwrap(),
             burst: NonZeroU32::new(burst).unwrap(),
             max_keys: NonZeroU32::new(max_keys).unwrap(),
@@ -174,7 +258,10 @@ mod tests {
     fn ask(limiter: &Limiter, user: &str, at_ms: u64) -> Result<(), u64> {
         let caller = [("user", user)];
         let bucket = limiter.open(&caller, Nanos::new(at_ms * 1_000_000));
-        let level = bucket.arrive().map_err(|wait| wait.as_millis() as u64)?;
+        let level = bucket.arrive(NonZeroU32::MIN).map_err(|refusal| match refusal {
+            Refusal::TooSoon(wait) => wait.as_millis() as u64,
+            Refusal::TooMuch => u64::MAX,
+        })?;
         bucket.spend(level);
         Ok(())
     }
@@ -183,15 +270,15 @@ mod tests {
     fn callers_without_the_key_share_one_bucket() {
         let limiter = limiter("10/s", 1, 100);
         assert_eq!(ask(&limiter, "", 0), Ok(()));
-        let nobody = limiter.open(&[("cookie:user", "ana")], Nanos::new(0)).arrive();
-        assert_eq!(nobody, Err(Duration::from_millis(100)));
+        let nobody = limiter.open(&[("cookie:user", "ana")], Nanos::new(0)).arrive(NonZeroU32::MIN);
+        assert_eq!(nobody, Err(Refusal::TooSoon(Duration::from_millis(100))));
         assert_eq!(ask(&limiter, "ana", 0), Ok(()));
     }
 
     #[test]
     fn asking_without_spending_leaves_no_trace() {
         let limiter = limiter("1/h", 1, 100);
-        assert!(limiter.open(&[("user", "ana")], Nanos::new(0)).arrive().is_ok());
+        assert!(limiter.open(&[("user", "ana")], Nanos::new(0)).arrive(NonZeroU32::MIN).is_ok());
         assert_eq!(limiter.remembered(), 0);
         assert_eq!(ask(&limiter, "ana", 0), Ok(()));
     }

@@ -263,6 +263,16 @@ pub(crate) struct SlowCalls {
     pub(crate) percent: f64,
 }
 
+/// What a limit counts.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Cost {
+    #[default]
+    Requests,
+    Rows,
+    Bytes,
+}
+
 /// A rate limit: one bucket per value of its key.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -275,10 +285,13 @@ pub(crate) struct Limit {
     /// The models it covers. Without it, every model.
     #[schemars(length(min = 1))]
     pub(crate) models: Option<Vec<String>>,
-    /// Requests per second, minute or hour.
+    /// What is counted: requests (default), rows, which are the first dimension of the inputs, or bytes of bodies.
+    #[serde(default)]
+    pub(crate) cost: Cost,
+    /// How many per second, minute or hour.
     #[schemars(extend("examples" = ["100/s", "6000/m", "10/h"]), regex(pattern = "^[0-9]+/(s|m|h)$"))]
     pub(crate) rate: String,
-    /// Requests that may come at once after a pause. Default: the count of the rate, so 100 for `100/s`.
+    /// How many may come at once after a pause. Default: the count of the rate, so 100 for `100/s`.
     #[schemars(range(min = 1))]
     pub(crate) burst: Option<u32>,
     /// Callers remembered at a time; further ones share one bucket until an old one has rested. Default: 100000.

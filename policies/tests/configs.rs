@@ -52,8 +52,8 @@ fn the_limits_example_covers_what_its_comments_say() {
     let covering = |model| -> Vec<&str> {
         snapshot.limits().iter().filter(|limit| limit.covers(model)).map(|limit| &*limit.name).collect()
     };
-    assert_eq!(covering("digits"), ["everyone", "per-user"]);
-    assert_eq!(covering("transcribe"), ["everyone", "long-jobs"]);
+    assert_eq!(covering("digits"), ["everyone", "per-user", "rows-per-user"]);
+    assert_eq!(covering("transcribe"), ["everyone", "long-jobs", "rows-per-user"]);
 }
 
 /// After a change of `schema.rs`: `PENSTOCK_BLESS=1 cargo test -p penstock-policies --test configs`.

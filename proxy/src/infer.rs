@@ -19,7 +19,9 @@ use crate::shadow::Shadows;
 use crate::slots::Slots;
 use http::HeaderMap;
 use pingora::protocols::http::ServerSession;
-use policies::{Assignment, Ledger, Live, ModelPolicy, Outcome, Pass, Sight, Snapshot, Version};
+use policies::{
+    Assignment, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Quota, Sight, Snapshot, Usage, Version,
+};
 use rand::Rng;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -71,11 +73,14 @@ impl Path {
             witness(assigned, Some(Sight::Unanswered), record.started);
             return Err(Refusal::Busy { why: "more waits than can be answered in time".into(), retry_after });
         }
-        self.admit(snapshot, target.model, &session.req_header().headers, record.started)?;
+        let head = Caller::new(&session.req_header().headers);
+        limited(record, self.ledger.admit(snapshot, target.model, &head, record.started))?;
         let body = body::read(session, &self.body, &mut slot).await?;
         record.slot = Some(slot);
         let mut request = InferRequest::decode(&body, json_len(&session.req_header().headers)?)?;
         let now = Instant::now();
+        let (head, usage) = (Caller::new(&session.req_header().headers), usage(&request, body.len()));
+        limited(record, self.ledger.charge(snapshot, target.model, &head, usage, now))?;
         let deadline = Deadline::of(most, &request, now);
         // Reading the body may have taken long.
         let (confirmed, assigned) = self.ledger.confirm(target.model, Version(version), assigned);
@@ -154,18 +159,6 @@ impl Path {
         }
     }
 
-    fn admit(
-        &self,
-        snapshot: &Snapshot,
-        model: &str,
-        headers: &HeaderMap,
-        now: Instant,
-    ) -> Result<(), Refusal> {
-        self.ledger
-            .admit(snapshot, model, &Caller::new(headers), now)
-            .map_err(|limited| Refusal::Limited { limit: limited.limit, retry_after: limited.retry_after })
-    }
-
     fn enter(&self, snapshot: &Snapshot, model: &str, version: u64, now: Instant) -> Result<Pass, Refusal> {
         self.ledger.enter(snapshot, model, Version(version), now).map_err(|tripped| Refusal::Tripped {
             model: model.to_owned(),
@@ -236,6 +229,30 @@ pub(crate) struct Chosen {
     pub(crate) caller: u64,
     /// On which side of a rollout chance has put it.
     pub(crate) assigned: Option<Assignment>,
+}
+
+/// Notes what is left to the caller, who is told so whatever comes of the request.
+fn limited(record: &mut Record, answer: Result<Option<Quota>, Limited>) -> Result<(), Refusal> {
+    match answer {
+        Ok(None) => Ok(()),
+        Ok(quota) => {
+            record.quota = quota;
+            Ok(())
+        }
+        Err(Limited { limit, retry_after, never, quota }) => {
+            let most = quota.limit.burst.get();
+            record.quota = Some(quota);
+            Err(match never {
+                Some(got) => Refusal::Oversized { limit, most, got: got.get() },
+                None => Refusal::Limited { limit, retry_after },
+            })
+        }
+    }
+}
+
+fn usage(request: &InferRequest, bytes: usize) -> Usage {
+    let rows = request.inputs.iter().filter_map(|input| input.shape.first()).max();
+    Usage { rows: rows.copied().unwrap_or(1).max(1), bytes: bytes as u64 }
 }
 
 /// Why nothing answers: unknown (404) or not now (503).
@@ -335,6 +352,7 @@ fn sight<T>(answer: &Result<T, Refusal>, took: Duration) -> Option<Sight> {
             | Refusal::Forbidden(_)
             | Refusal::Method { .. }
             | Refusal::TooLarge { .. }
+            | Refusal::Oversized { .. }
             | Refusal::Encoding { .. }
             | Refusal::BodyTimeout { .. }
             | Refusal::Limited { .. },
@@ -361,6 +379,7 @@ fn outcome<T>(answer: &Result<T, Refusal>) -> Outcome {
             | Refusal::Forbidden(_)
             | Refusal::Method { .. }
             | Refusal::TooLarge { .. }
+            | Refusal::Oversized { .. }
             | Refusal::Encoding { .. }
             | Refusal::BodyTimeout { .. }
             | Refusal::Limited { .. }

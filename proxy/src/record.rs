@@ -40,6 +40,8 @@ pub struct Record {
     pub outcome: Option<policies::Outcome>,
     /// The engine's report.
     pub timing: Option<Timing>,
+    /// What is left to the caller at the limit that has the least.
+    pub quota: Option<policies::Quota>,
     _in_flight: InFlight,
 }
 
@@ -60,6 +62,7 @@ impl Record {
             refusal: None,
             outcome: None,
             timing: None,
+            quota: None,
             _in_flight: InFlight::enter(&metrics.in_flight),
         }
     }

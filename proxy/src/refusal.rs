@@ -48,6 +48,16 @@ pub enum Refusal {
         /// Exact time until this request would pass.
         retry_after: Duration,
     },
+    /// More than a rate limit of the policy ever lets through at once.
+    #[error("limit `{limit}` lets at most {most} through at once, this request has {got}")]
+    Oversized {
+        /// Its name in the policy.
+        limit: std::sync::Arc<str>,
+        /// Its burst.
+        most: u32,
+        /// What came.
+        got: u32,
+    },
     /// Too many requests in flight, here or in the engine's queue.
     #[error("overloaded: {0}")]
     Overloaded(String),
@@ -108,7 +118,7 @@ impl Refusal {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooLarge { .. } | Self::Oversized { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Encoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -132,6 +142,7 @@ impl Refusal {
             Self::Forbidden(_) => "forbidden",
             Self::Method { .. } => "method",
             Self::TooLarge { .. } => "too_large",
+            Self::Oversized { .. } => "oversized",
             Self::Encoding { .. } => "encoding",
             Self::BodyTimeout { .. } => "body_timeout",
             Self::Limited { .. } => "rate_limited",
@@ -158,6 +169,7 @@ impl Refusal {
             | Self::Forbidden(_)
             | Self::Method { .. }
             | Self::TooLarge { .. }
+            | Self::Oversized { .. }
             | Self::Encoding { .. }
             | Self::BodyTimeout { .. }
             | Self::DeadlineExceeded { .. }

@@ -53,6 +53,8 @@ const SLOWEST: usize = 16 << 10;
 
 const VERSION: HeaderName = HeaderName::from_static("x-penstock-version");
 const GENERATION: HeaderName = HeaderName::from_static("x-penstock-generation");
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const JSON_LEN: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 #[async_trait]
@@ -223,6 +225,7 @@ impl Answer {
             | Refusal::Encoding { .. }
             | Refusal::BodyTimeout { .. }
             | Refusal::Limited { .. }
+            | Refusal::Oversized { .. }
             | Refusal::Overloaded(_)
             | Refusal::Busy { .. }
             | Refusal::Tripped { .. }
@@ -246,6 +249,10 @@ async fn write(session: &mut ServerSession, answer: Answer, record: &Record) -> 
     }
     if record.generation > 0 {
         head.insert_header(GENERATION, record.generation)?;
+    }
+    if let Some(quota) = &record.quota {
+        head.insert_header(RATE_LIMIT_POLICY, quota.limit.field())?;
+        head.insert_header(RATE_LIMIT, quota.field())?;
     }
     if let Some(json_len) = answer.json_len {
         head.insert_header(JSON_LEN, json_len)?;

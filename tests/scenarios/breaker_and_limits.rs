@@ -15,14 +15,38 @@ fn a_spent_limit_says_when_to_come_back_and_to_whom_it_applies() {
     let stack = Stack::builder().policies(policy).external_engine(engine.socket()).start();
     let client = stack.client();
     let ana = [("x-user-id", "ana")];
-    assert_eq!([(); 2].map(|()| client.infer("m", &ana, &body()).status), [200, 200]);
+    let first = client.infer("m", &ana, &body());
+    assert_eq!((first.status, first.header("ratelimit-policy")), (200, "\"per-user\";q=2;w=60"));
+    assert!(first.header("ratelimit").starts_with("\"per-user\";r=1;t="), "{}", first.header("ratelimit"));
+    assert_eq!(client.infer("m", &ana, &body()).status, 200);
     let refused = client.infer("m", &ana, &body());
     assert_eq!(refused.status, 429);
+    assert!(refused.header("ratelimit").starts_with("\"per-user\";r=0;t="));
     assert!(refused.error().contains("per-user"), "{}", refused.error());
     let wait: u64 = refused.header("retry-after").parse().expect("seconds");
     assert!((1..=30).contains(&wait), "{wait} s at two a minute");
     assert_eq!(client.infer("m", &[("x-user-id", "ben")], &body()).status, 200, "others are not touched");
     stack.wait_for_metric("penstock_refusals_total{reason=\"rate_limited\"}", 1.0);
+}
+
+#[test]
+fn rows_are_counted_where_the_policy_counts_rows() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let policy = "limits: [{name: asks, rate: 3/h}, {name: rows, cost: rows, rate: 10/h}]\n";
+    let stack = Stack::builder().policies(policy).external_engine(engine.socket()).start();
+    let client = stack.client();
+    let ask = |rows: usize| client.infer("m", &[], &infer_body("x", [rows, 1], &vec![0.0; rows]));
+    assert_eq!(ask(8).status, 200);
+    let refused = ask(3);
+    assert_eq!(refused.status, 429);
+    assert!(refused.error().contains("limit `rows`"), "{}", refused.error());
+    let never = ask(11);
+    assert_eq!(
+        (never.status, never.error().as_str()),
+        (413, "limit `rows` lets at most 10 through at once, this request has 11")
+    );
+    assert_eq!(ask(2).status, 200, "the two that were refused have not spent the second of three asks");
+    assert_eq!(ask(1).status, 429);
 }
 
 #[test]
