@@ -5,7 +5,7 @@ SETUP = python3 engine/setup/libtorch.py
 WITH_LIBTORCH = environment=$$($(SETUP)) && eval "$$environment" &&
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run build test bench bench-engine lint env
+.PHONY: help run build test bench bench-engine bench-decision lint env
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
@@ -31,6 +31,10 @@ bench: build ## compare Penstock with what it replaces
 bench-engine: build ## compare the engine with bare loops of libtorch, over real models (fetches 0.7 GB)
 	models=$$(python3 benches/models/make.py) && $(WITH_LIBTORCH) cargo build --release --locked -p penstock-benches && \
 	  LD_LIBRARY_PATH="$$LIBTORCH/lib" "$(TARGET)/release/engine-bench" "$$models"
+
+bench-decision: ## what a decision of the policy costs, in time and in instructions (the latter with valgrind)
+	$(WITH_LIBTORCH) cargo build --release --locked -p penstock-benches --bin decision && "$(TARGET)/release/decision" && \
+	  benches/decision/instructions.sh "$(TARGET)/release/decision"
 
 lint: ## check the formatting, then clippy with warnings as errors
 	cargo fmt --all --check

@@ -120,7 +120,7 @@ pub(crate) fn compile(file: &schema::File) -> Result<Snapshot, Vec<(Path, Fault)
         }
     }
     let limits = limit_policies(file.limits.as_deref().unwrap_or_default(), &mut faults);
-    if faults.0.is_empty() { Ok(Snapshot { models, limits }) } else { Err(faults.0) }
+    if faults.0.is_empty() { Ok(Snapshot::new(models, limits)) } else { Err(faults.0) }
 }
 
 fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Faults) -> Option<ModelPolicy> {

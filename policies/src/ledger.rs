@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use foldhash::fast::RandomState;
 
 pub use admit::Usage;
 
@@ -41,8 +42,9 @@ pub struct Ledger {
     rollouts: ArcSwap<Rollouts>,
 }
 
-type Limiters = HashMap<Arc<str>, Arc<Limiter>>;
-type Breakers = HashMap<Arc<str>, BTreeMap<Version, Arc<Guard>>>;
+// Their keys are names in the policy and in the repository: nobody outside chooses them so that they collide.
+type Limiters = HashMap<Arc<str>, Arc<Limiter>, RandomState>;
+type Breakers = HashMap<Arc<str>, BTreeMap<Version, Arc<Guard>>, RandomState>;
 
 type Rollouts = BTreeMap<Arc<str>, Arc<Rollout>>;
 

@@ -123,10 +123,15 @@ pub(crate) struct Limiter {
 
 #[derive(Debug, Default)]
 struct Buckets {
-    levels: HashMap<Arc<str>, Moment>,
-    /// The keys of `levels` in the order in which they are looked at for dropping.
-    queue: VecDeque<Arc<str>>,
-    overflow: Option<Moment>,
+    /// Where each caller's level is.
+    places: HashMap<Arc<str>, u32>,
+    /// Levels, and whose they are. Vacant ones are in `vacant`.
+    levels: Vec<(Arc<str>, Moment)>,
+    vacant: Vec<u32>,
+    /// Those that are not vacant, in the order in which they are looked at for dropping.
+    queue: VecDeque<u32>,
+    /// Of callers that are not told apart, because there is no key or no room.
+    shared: Option<Moment>,
 }
 
 impl Limiter {
@@ -140,14 +145,17 @@ impl Limiter {
 
     /// Locks the limit and finds the caller's bucket. Callers lock limits in the order of their names.
     pub(crate) fn open<'a>(&'a self, caller: &'a impl Attributes, now: Moment) -> Bucket<'a> {
-        let key = self.policy.key.as_ref().and_then(|key| key.of(caller)).unwrap_or("");
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        let (place, level) = match buckets.levels.get(key).copied() {
-            Some(level) => (Place::Own(key), Some(level)),
-            None if key.len() <= Self::LONGEST_KEY && buckets.make_room(self.policy.max_keys, now) => {
+        let key = self.policy.key.as_ref().map(|key| key.of(caller).unwrap_or(""));
+        let known = key.and_then(|key| buckets.places.get(key).copied());
+        let (place, level) = match (known, key) {
+            (Some(at), _) => (Place::Own(at), Some(buckets.levels[at as usize].1)),
+            (None, Some(key))
+                if key.len() <= Self::LONGEST_KEY && buckets.make_room(self.policy.max_keys, now) =>
+            {
                 (Place::New(key), None)
             }
-            None => (Place::Overflow, buckets.overflow),
+            (None, Some(_) | None) => (Place::Shared, buckets.shared),
         };
         let interval = self.policy.rate.interval().as_nanos() as u64;
         Bucket { gcra: &self.gcra, interval, buckets, place, level, now }
@@ -163,7 +171,7 @@ impl Limiter {
 
     #[cfg(test)]
     fn remembered(&self) -> usize {
-        self.buckets.lock().unwrap().levels.len()
+        self.buckets.lock().unwrap().places.len()
     }
 }
 
@@ -173,15 +181,33 @@ impl Buckets {
     fn make_room(&mut self, max_keys: NonZeroU32, now: Moment) -> bool {
         const LOOKS: usize = 4;
         for _ in 0..LOOKS.min(self.queue.len()) {
-            let key = self.queue.pop_front().expect("the loop is no longer than the queue");
-            if self.levels[&key] > now {
-                self.queue.push_back(key);
+            let at = self.queue.pop_front().expect("the loop is no longer than the queue");
+            let (key, level) = &self.levels[at as usize];
+            if *level > now {
+                self.queue.push_back(at);
             } else {
-                self.levels.remove(&key);
+                self.places.remove(key);
+                self.vacant.push(at);
             }
         }
-        debug_assert_eq!(self.levels.len(), self.queue.len(), "every remembered key is in the queue once");
-        self.levels.len() < max_keys.get() as usize
+        debug_assert_eq!(self.places.len(), self.queue.len(), "every remembered key is in the queue once");
+        self.places.len() < max_keys.get() as usize
+    }
+
+    fn remember(&mut self, key: &str, level: Moment) {
+        let key: Arc<str> = key.into();
+        let at = match self.vacant.pop() {
+            Some(at) => {
+                self.levels[at as usize] = (Arc::clone(&key), level);
+                at
+            }
+            None => {
+                self.levels.push((Arc::clone(&key), level));
+                u32::try_from(self.levels.len() - 1).expect("no more than max_keys, which is a u32")
+            }
+        };
+        self.queue.push_back(at);
+        self.places.insert(key, at);
     }
 }
 
@@ -197,9 +223,9 @@ pub(crate) struct Bucket<'a> {
 }
 
 enum Place<'a> {
-    Own(&'a str),
+    Own(u32),
     New(&'a str),
-    Overflow,
+    Shared,
 }
 
 impl Bucket<'_> {
@@ -224,15 +250,9 @@ impl Bucket<'_> {
     /// Makes the answer of [`Bucket::arrive`] the level, and unlocks.
     pub(crate) fn spend(mut self, level: Moment) {
         match self.place {
-            Place::Own(key) => {
-                *self.buckets.levels.get_mut(key).expect("found under this lock") = level;
-            }
-            Place::New(key) => {
-                let key: Arc<str> = key.into();
-                self.buckets.queue.push_back(Arc::clone(&key));
-                self.buckets.levels.insert(key, level);
-            }
-            Place::Overflow => self.buckets.overflow = Some(level),
+            Place::Own(at) => self.buckets.levels[at as usize].1 = level,
+            Place::New(key) => self.buckets.remember(key, level),
+            Place::Shared => self.buckets.shared = Some(level),
         }
     }
 }

@@ -3,10 +3,12 @@
 //! A snapshot holds no lock, no counter and no time. Two snapshots are equal if they decide alike, not if their files
 //! read alike: comments, order, the scale of weights do not count.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
+
+use foldhash::fast::RandomState;
 
 use crate::attribute::Attributes;
 use crate::breaker::BreakerPolicy;
@@ -22,21 +24,30 @@ pub(crate) const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 /// All policies at one moment. The default is no policy at all.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    pub(crate) models: BTreeMap<Arc<str>, ModelPolicy>,
+    pub(crate) models: BTreeMap<Arc<str>, Arc<ModelPolicy>>,
+    /// The same, to be found by every request.
+    by_name: HashMap<Arc<str>, Arc<ModelPolicy>, RandomState>,
     /// In the order of their names: the order in which the ledger locks them.
     pub(crate) limits: Vec<Arc<LimitPolicy>>,
 }
 
 impl Snapshot {
+    pub(crate) fn new(models: BTreeMap<Arc<str>, ModelPolicy>, limits: Vec<Arc<LimitPolicy>>) -> Self {
+        let models: BTreeMap<_, _> =
+            models.into_iter().map(|(name, policy)| (name, Arc::new(policy))).collect();
+        let by_name = models.iter().map(|(name, policy)| (Arc::clone(name), Arc::clone(policy))).collect();
+        Self { models, by_name, limits }
+    }
+
     /// The policy of the model called `name`. `None` means that its highest ready version answers, with the default
     /// deadline and breaker; limits that cover every model still apply.
     pub fn model(&self, name: &str) -> Option<&ModelPolicy> {
-        self.models.get(name)
+        self.by_name.get(name).map(|policy| &**policy)
     }
 
     /// Every model that has a policy, in the order of their names.
     pub fn models(&self) -> impl Iterator<Item = (&str, &ModelPolicy)> {
-        self.models.iter().map(|(name, policy)| (name.as_ref(), policy))
+        self.models.iter().map(|(name, policy)| (name.as_ref(), &**policy))
     }
 
     /// The limits, in the order of their names.
