@@ -105,6 +105,10 @@ impl Attributes for Caller<'_> {
     fn cookie(&self, _name: &str) -> Option<&str> {
         None
     }
+
+    fn query(&self, _name: &str) -> Option<&str> {
+        None
+    }
 }
 
 fn policy() -> String {

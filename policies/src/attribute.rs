@@ -1,4 +1,5 @@
-//! What a request says about its caller: a header or a cookie, named in a policy and read from the request's head.
+//! What a request says about its caller: a header, a cookie or a query parameter, named in a policy and read from the
+//! request's head.
 //!
 //! An empty value is no value. A caller whose user id is "" has no identity, and treating the empty text as one would
 //! put all such callers into the same arm.
@@ -13,6 +14,9 @@ pub trait Attributes {
 
     /// The first value of the cookie called `name`, matched exactly.
     fn cookie(&self, name: &str) -> Option<&str>;
+
+    /// The first value of the query parameter called `name`, as it is written: matched exactly, not decoded.
+    fn query(&self, name: &str) -> Option<&str>;
 }
 
 /// The name of one thing to read from a request.
@@ -22,6 +26,8 @@ pub enum Attribute {
     Header(Arc<str>),
     /// A cookie.
     Cookie(Arc<str>),
+    /// A parameter of the query.
+    Query(Arc<str>),
 }
 
 impl Attribute {
@@ -30,6 +36,7 @@ impl Attribute {
         let value = match self {
             Self::Header(name) => caller.header(name),
             Self::Cookie(name) => caller.cookie(name),
+            Self::Query(name) => caller.query(name),
         };
         value.filter(|value| !value.is_empty())
     }
@@ -40,11 +47,13 @@ impl fmt::Display for Attribute {
         match self {
             Self::Header(name) => write!(f, "header {name}"),
             Self::Cookie(name) => write!(f, "cookie {name}"),
+            Self::Query(name) => write!(f, "query parameter {name}"),
         }
     }
 }
 
-/// A caller written down in a test: `("x-user-id", "ana")` is a header, `("cookie:uid", "ana")` a cookie.
+/// A caller written down in a test: `("x-user-id", "ana")` is a header, `("cookie:uid", "ana")` a cookie and
+/// `("query:uid", "ana")` a parameter.
 #[cfg(test)]
 impl<const N: usize> Attributes for [(&str, &str); N] {
     fn header(&self, name: &str) -> Option<&str> {
@@ -55,6 +64,10 @@ impl<const N: usize> Attributes for [(&str, &str); N] {
         self.iter()
             .find(|(written, _)| written.strip_prefix("cookie:") == Some(name))
             .map(|(_, value)| *value)
+    }
+
+    fn query(&self, name: &str) -> Option<&str> {
+        self.iter().find(|(written, _)| written.strip_prefix("query:") == Some(name)).map(|(_, value)| *value)
     }
 }
 
@@ -69,5 +82,7 @@ mod tests {
         assert_eq!(user.of(&[("x-user-id", "")]), None);
         assert_eq!(user.of(&[("cookie:x-user-id", "ana")]), None);
         assert_eq!(Attribute::Cookie("uid".into()).of(&[("cookie:uid", "ana")]), Some("ana"));
+        assert_eq!(Attribute::Query("uid".into()).of(&[("query:uid", "ana")]), Some("ana"));
+        assert_eq!(Attribute::Query("uid".into()).of(&[("cookie:uid", "ana")]), None);
     }
 }

@@ -52,6 +52,8 @@ pub(crate) struct CanaryPolicy {
     /// Failing requests of the candidate that are too many, of all.
     pub(crate) failing_at_most: Millionths,
     pub(crate) slow: Option<SlowPolicy>,
+    /// Answers of the candidate that are not the baseline's and are too many, of all that a shadow compares.
+    pub(crate) disagreeing_at_most: Option<Millionths>,
 }
 
 /// What answers are slow, and how many may be.
@@ -134,6 +136,11 @@ pub enum Sight {
     Gone(Duration),
     /// The version does not take what was sent; another one might have.
     Refused,
+    /// A copy of it that the candidate has answered has been compared.
+    Compared {
+        /// With what the client got.
+        agrees: bool,
+    },
     /// It was turned away or lost: too much waits for the version, its breaker has tripped, the engine went down.
     Unanswered,
 }
@@ -143,7 +150,7 @@ impl Sight {
     pub(crate) fn comes_in_bursts(self) -> bool {
         match self {
             Self::Late(_) | Self::Gone(_) | Self::Unanswered => true,
-            Self::Answered(_) | Self::Failed | Self::Refused => false,
+            Self::Answered(_) | Self::Failed | Self::Refused | Self::Compared { .. } => false,
         }
     }
 }
@@ -182,7 +189,7 @@ pub struct Record {
 /// The numbers of one gate.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GateStatus {
-    /// `errors` or `latency`.
+    /// `errors`, `latency` or `disagreement`.
     pub gate: &'static str,
     /// Evidence that the candidate is worse; it is rolled back at `roll_back_at`.
     pub worse: f64,
@@ -352,18 +359,35 @@ impl Canary {
         for at in 0..self.gates.len() {
             let gate = &mut self.gates[at];
             if gate.hear(witness, now) && gate.worse() >= roll_back_at {
-                let event = match gate.event {
-                    Event::Error => "fails",
-                    Event::Slow(_) => "is slow",
-                };
                 let (requests, events) = (gate.rare.requests(), gate.rare.events());
-                let why = format!(
-                    "version {} {event} more often than version {}: {events} of {requests} requests in this step",
-                    self.candidate(),
-                    self.policy.baseline.version
-                );
+                let (version, baseline) = (self.policy.candidate.version, self.policy.baseline.version);
+                let of = format!("{events} of {requests} requests in this step");
+                let why = match gate.event {
+                    Event::Error => {
+                        format!("version {version} fails more often than version {baseline}: {of}")
+                    }
+                    Event::Slow(_) => {
+                        format!("version {version} is slow more often than version {baseline}: {of}")
+                    }
+                    Event::Disagreement => {
+                        let most = gate.percent_at_most();
+                        format!(
+                            "version {version} disagrees with version {baseline} more often than {most} %: {of}"
+                        )
+                    }
+                };
                 return self.decide(Verdict::RollBack, why, now);
             }
+        }
+    }
+
+    /// What became of a copy that the candidate has answered.
+    pub(crate) fn compared(&mut self, candidate: Version, key: Option<u64>, agrees: bool, now: Instant) {
+        let (baseline, of) = self.policy.versions_of_arms();
+        if of == candidate {
+            let (share, slow_over) = (self.share(), None);
+            let assigned = Assignment { baseline, candidate, is_candidate: true, share, slow_over };
+            self.witness(assigned, key, Sight::Compared { agrees }, now);
         }
     }
 
@@ -546,7 +570,8 @@ impl Canary {
 fn gates(policy: &CanaryPolicy, now: Instant) -> Vec<Gate> {
     let errors = Gate::new(Event::Error, policy.failing_at_most, now);
     let slow = policy.slow.map(|slow| Gate::new(Event::Slow(slow.over), slow.at_most, now));
-    [errors].into_iter().chain(slow).collect()
+    let disagreement = policy.disagreeing_at_most.map(|most| Gate::new(Event::Disagreement, most, now));
+    [errors].into_iter().chain(slow).chain(disagreement).collect()
 }
 
 pub(crate) fn percent(share: Millionths) -> f64 {
@@ -751,6 +776,31 @@ mod tests {
             }
             assert_eq!(world.canary.phase, expected);
         }
+    }
+
+    #[test]
+    fn a_candidate_that_answers_otherwise_is_rolled_back_and_one_that_agrees_is_not_held_up() {
+        let text = "models: {digits: {canary: {baseline: 1, candidate: 2, steps: [50], dwell: 1s, gates: {disagreement: {at_most: 2}}},
+            shadow: {version: 2}}}";
+        let policy = parse(text, "p").unwrap().model("digits").unwrap().canary.clone().unwrap();
+        let run = |every: u32| {
+            let now = Instant::now();
+            let mut world = World { canary: Canary::new(policy.clone(), now), now, dice: Dice(1) };
+            (0..600).for_each(|_| world.tell(true, FAST));
+            for at in 0..400 {
+                world.canary.compared(Version(2), None, at % every != 1, world.now);
+            }
+            let verdict = world.work(1);
+            (world.canary.phase.clone(), verdict)
+        };
+        assert_eq!(run(1_000), (Phase::Promoted, Some(Verdict::Advance)));
+        assert_eq!(run(10).0, Phase::RolledBack);
+        let (phase, verdict) = run(50);
+        assert_eq!(
+            (phase, verdict),
+            (Phase::Running, Some(Verdict::Hold)),
+            "as many as are allowed show nothing"
+        );
     }
 
     #[test]

@@ -62,7 +62,9 @@ pub(crate) enum Fault {
     HeaderName(String),
     #[error("a cookie name is letters, digits and !#$%&'*+-.^_`|~, got `{0}`")]
     CookieName(String),
-    #[error("expected exactly one of `header` and `cookie`")]
+    #[error("the name of a parameter is letters, digits and !#$%&'*+-.^_`|~ except `&`, got `{0}`")]
+    QueryName(String),
+    #[error("expected exactly one of `header`, `cookie` and `query`")]
     OneAttribute,
     #[error("expected exactly one of `equals` and `present`")]
     OneTest,
@@ -74,6 +76,8 @@ pub(crate) enum Fault {
     SameVersion(Version),
     #[error("expected a percentage from 0.0001 to 99.9999, got {0}")]
     Percent(f64),
+    #[error("expected a `shadow` of the candidate beside it, which compares answers")]
+    NothingCompared,
     #[error("expected tolerances that are 0 or more")]
     Tolerance,
     #[error("expected more than the step before, which is {before}, got {got}")]
@@ -151,6 +155,12 @@ fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Fau
         Some(written) => shadow(written, &labels, &path.join("shadow"), faults).map(Some),
         None => Some(None),
     };
+    if let Some(Some(canary)) = &canary
+        && canary.disagreeing_at_most.is_some()
+        && !matches!(&shadow, Some(Some(shadow)) if shadow.version == canary.candidate.version)
+    {
+        faults.note(path.join("canary").join("gates").join("disagreement"), Fault::NothingCompared);
+    }
     Some(ModelPolicy {
         labels,
         rules,
@@ -230,6 +240,12 @@ fn canary(
         Some(errors) => faults.keep(&gates.join("errors").join("at_most"), millionths(errors.at_most)),
         None => Some(DEFAULT_FAILING),
     };
+    let disagreeing_at_most = match &written.gates.disagreement {
+        Some(gate) => {
+            faults.keep(&gates.join("disagreement").join("at_most"), millionths(gate.at_most)).map(Some)
+        }
+        None => Some(None),
+    };
     let slow = match &written.gates.latency {
         Some(latency) => {
             let at_most = (latency.at_most, "at_most");
@@ -245,6 +261,7 @@ fn canary(
         stickiness: stickiness?,
         failing_at_most: failing_at_most?,
         slow: slow?,
+        disagreeing_at_most: disagreeing_at_most?,
     })
 }
 
@@ -365,10 +382,11 @@ fn rule(
     faults: &mut Faults,
 ) -> Option<Rule> {
     let when = path.join("when");
-    let attribute = match (&written.when.header, &written.when.cookie) {
-        (Some(name), None) => faults.keep(&when.join("header"), header(name)),
-        (None, Some(name)) => faults.keep(&when.join("cookie"), cookie(name)),
-        (Some(_), Some(_)) | (None, None) => faults.keep(&when, Err(Fault::OneAttribute)),
+    let attribute = match (&written.when.header, &written.when.cookie, &written.when.query) {
+        (Some(name), None, None) => faults.keep(&when.join("header"), header(name)),
+        (None, Some(name), None) => faults.keep(&when.join("cookie"), cookie(name)),
+        (None, None, Some(name)) => faults.keep(&when.join("query"), query(name)),
+        _ => faults.keep(&when, Err(Fault::OneAttribute)),
     };
     let test = match (&written.when.equals, written.when.present) {
         (Some(text), None) if text.is_empty() => faults.keep(&when.join("equals"), Err(Fault::Empty)),
@@ -385,6 +403,7 @@ fn attribute(written: &schema::Attribute, path: &Path, faults: &mut Faults) -> O
     match written {
         schema::Attribute::Header(name) => faults.keep(&path.join("header"), header(name)),
         schema::Attribute::Cookie(name) => faults.keep(&path.join("cookie"), cookie(name)),
+        schema::Attribute::Query(name) => faults.keep(&path.join("query"), query(name)),
     }
 }
 
@@ -400,6 +419,13 @@ fn cookie(name: &str) -> Result<Attribute, Fault> {
         return Err(Fault::CookieName(name.to_owned()));
     }
     Ok(Attribute::Cookie(name.into()))
+}
+
+fn query(name: &str) -> Result<Attribute, Fault> {
+    if !is_token(name) || name.contains('&') {
+        return Err(Fault::QueryName(name.to_owned()));
+    }
+    Ok(Attribute::Query(name.into()))
 }
 
 /// A token of RFC 9110, section 5.6.2, which header names are, and cookie names by RFC 6265, section 4.1.1.

@@ -104,6 +104,32 @@ impl Rare {
     }
 }
 
+/// Evidence that an event happens to more of the candidate's requests than is declared to be too much.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Often {
+    bets: [f64; RATIOS.len()],
+}
+
+impl Often {
+    pub(crate) fn new() -> Self {
+        Self { bets: [0.0; RATIOS.len()] }
+    }
+
+    /// The event happened or not; `too_much` is a share of requests, above 0 and below 1. Each bet is on a rate that is so
+    /// many times as high, and loses in the long run at every rate that is not above `too_much`.
+    pub(crate) fn observe(&mut self, happened: bool, too_much: f64) {
+        for (bet, ratio) in self.bets.iter_mut().zip(RATIOS) {
+            let rate = (too_much * ratio).min((1.0 + too_much) / 2.0);
+            *bet += if happened { rate / too_much } else { (1.0 - rate) / (1.0 - too_much) }.ln();
+        }
+    }
+
+    /// At least `1/α` means: with a confidence of `1 − α`, yes.
+    pub(crate) fn value(&self) -> f64 {
+        mean(&self.bets)
+    }
+}
+
 /// Of what the bets have made of 1; it is huge before it is infinite, and both are enough.
 fn mean(bets: &[f64]) -> f64 {
     bets.iter().map(|bet| bet.exp()).sum::<f64>() / bets.len() as f64
@@ -185,6 +211,23 @@ pub(crate) mod tests {
         assert!(rare.value() >= 20.0);
         rare.observe(true);
         assert!(rare.value() < 20.0 && rare.value() > 0.0, "one failure costs, but not everything");
+    }
+
+    #[test]
+    fn what_is_allowed_is_called_often_at_most_once_in_twenty_and_twice_as_much_soon() {
+        let mut dice = Dice(13);
+        let mut called = |rate: f64| {
+            let mut often = Often::new();
+            (0..5_000).find(|_| {
+                often.observe(dice.falls(rate), 0.02);
+                often.value() >= 20.0
+            })
+        };
+        let fooled = (0..10_000).filter(|_| called(0.02).is_some()).count();
+        assert!(fooled <= 500, "{fooled} of 10,000");
+        let mut needed: Vec<_> = (0..1_000).map(|_| called(0.04).unwrap_or(u32::MAX as usize)).collect();
+        needed.sort_unstable();
+        assert!(needed[500] < 1_000, "median {}", needed[500]);
     }
 
     #[test]

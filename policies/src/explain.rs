@@ -116,6 +116,13 @@ fn write_canary(canary: &CanaryPolicy, out: &mut String) -> fmt::Result {
             slow.over
         )?;
     }
+    if let Some(disagreeing) = &canary.disagreeing_at_most {
+        let most = share(disagreeing);
+        writeln!(
+            out,
+            "  and that it answers fewer than {most} % of the copies of requests otherwise than the baseline"
+        )?;
+    }
     writeln!(out, "  none any more as soon as it is shown to be worse than the baseline")
 }
 

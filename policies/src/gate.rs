@@ -1,5 +1,6 @@
-//! One event of a rollout, failures or slow answers, watched: whether it happens to the candidate more often than its
-//! share explains, and whether it is rare enough. Decides what counts as the event, and what counts as a witness of it.
+//! One event of a rollout, watched: failures or slow answers, whether they happen to the candidate more often than its
+//! share explains; or answers that are not the baseline's, whether there are more of them than the policy allows. And of
+//! each, whether it is rare enough. Decides what counts as the event, and what counts as a witness of it.
 //!
 //! The tests of [`evidence`](crate::evidence) hold for witnesses that know nothing of each other, so:
 //! - A sticky key is one witness. It is on the same side every time, and what fails for it may always fail for it.
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::canary::{Millionths, Sight, share_of_all};
-use crate::evidence::{Rare, Worse};
+use crate::evidence::{Often, Rare, Worse};
 
 /// The chance that a candidate that is no worse is rolled back, in all gates and steps together; and the chance that
 /// one that fails too often passes a gate of one step.
@@ -44,6 +45,8 @@ pub(crate) enum Event {
     Error,
     /// It took longer than this.
     Slow(Duration),
+    /// A copy of a request that the baseline has answered got another answer from the candidate.
+    Disagreement,
 }
 
 impl Event {
@@ -51,6 +54,7 @@ impl Event {
         match self {
             Self::Error => "errors",
             Self::Slow(_) => "latency",
+            Self::Disagreement => "disagreement",
         }
     }
 
@@ -67,6 +71,8 @@ impl Event {
             // Who gave up early says nothing.
             (Self::Slow(over), Sight::Late(took) | Sight::Gone(took)) => (took > over).then_some(true),
             (Self::Slow(_), Sight::Failed | Sight::Unanswered | Sight::Refused) => None,
+            (Self::Disagreement, Sight::Compared { agrees }) => Some(!agrees),
+            (Self::Disagreement, _) | (_, Sight::Compared { .. }) => None,
         }
     }
 
@@ -74,7 +80,7 @@ impl Event {
     fn is_the_versions(self, sight: Sight) -> bool {
         match (self, sight) {
             (Self::Error, Sight::Gone(_) | Sight::Refused) => false,
-            (Self::Error | Self::Slow(_), _) => true,
+            (Self::Error | Self::Slow(_) | Self::Disagreement, _) => true,
         }
     }
 }
@@ -95,6 +101,7 @@ pub(crate) struct Gate {
     pub(crate) event: Event,
     at_most: Millionths,
     worse: Worsening,
+    often: Often,
     asked: Instant,
     pub(crate) rare: Rare,
     /// Keys that have said something of the candidate in this window.
@@ -108,6 +115,7 @@ pub(crate) struct Gate {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Kept {
     worse: Worsening,
+    often: Often,
     requests: u64,
     events: u64,
 }
@@ -117,7 +125,8 @@ impl Gate {
         let rare = Rare::new(share_of_all(at_most));
         let mut worse = Worsening::default();
         worse.ask_anew();
-        Self { event, at_most, worse, asked: now, rare, heard: HashSet::new(), window: now, burst: None }
+        let (often, heard) = (Often::new(), HashSet::new());
+        Self { event, at_most, worse, often, asked: now, rare, heard, window: now, burst: None }
     }
 
     /// Goes on as another gate of the same name: what was found out about the candidate stays, what was found about
@@ -126,7 +135,7 @@ impl Gate {
         if self.event != other.event {
             *self = other;
         } else if self.at_most != other.at_most {
-            (self.at_most, self.rare) = (other.at_most, other.rare);
+            (self.at_most, self.rare, self.often) = (other.at_most, other.rare, other.often);
         }
     }
 
@@ -136,6 +145,10 @@ impl Gate {
         let Some(happened) = self.event.happened(sight) else { return false };
         if is_candidate && self.event.is_the_versions(sight) && self.is_news(key, now) {
             self.rare.observe(happened);
+            self.often.observe(happened, share_of_all(self.at_most));
+        }
+        if self.event == Event::Disagreement {
+            return happened;
         }
         if !happened || (sight.comes_in_bursts() && self.is_in_a_burst(now)) {
             return false;
@@ -161,7 +174,10 @@ impl Gate {
 
     /// Evidence that the candidate is worse: at least `1/α` means so with a confidence of `1 − α`.
     pub(crate) fn worse(&self) -> f64 {
-        self.worse.value()
+        match self.event {
+            Event::Error | Event::Slow(_) => self.worse.value(),
+            Event::Disagreement => self.often.value(),
+        }
     }
 
     pub(crate) fn has_passed(&self) -> bool {
@@ -174,12 +190,13 @@ impl Gate {
     }
 
     pub(crate) fn kept(&self) -> Kept {
-        Kept { worse: self.worse.clone(), requests: self.rare.requests(), events: self.rare.events() }
+        let (requests, events) = (self.rare.requests(), self.rare.events());
+        Kept { worse: self.worse.clone(), often: self.often, requests, events }
     }
 
     /// Goes on where an earlier process has stopped; `same_step` where its step, too, goes on.
     pub(crate) fn restore(&mut self, kept: &Kept, same_step: bool) {
-        self.worse = kept.worse.clone();
+        (self.worse, self.often) = (kept.worse.clone(), kept.often);
         if same_step {
             self.rare = Rare::seen(share_of_all(self.at_most), kept.requests, kept.events);
         }

@@ -158,6 +158,13 @@ impl Ledger {
         }
     }
 
+    /// Tells whether a version has answered a copy as the client was answered.
+    pub fn compared(&self, model: &str, version: Version, key: Option<u64>, agrees: bool, now: Instant) {
+        if let Some(rollout) = self.rollouts.load().get(model) {
+            rollout.change(|canary| canary.compared(version, key, agrees, now));
+        }
+    }
+
     /// Has every rollout look whether its step is over, and gives the verdicts that nobody was told of. Call it a few
     /// times a second.
     pub fn judge(&self, now: Instant) -> Vec<(Arc<str>, Record)> {

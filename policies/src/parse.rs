@@ -160,7 +160,7 @@ p.yaml:6:36: models.digits.split.weights.canry: expected `canary` or `stable` or
 p.yaml:6:43: models.digits.split.weights.1: expected a weight from 0 to 1000000, got -1
 p.yaml:7:15: models.digits.split.sticky.header: a header name is letters, digits and !#$%&'*+-.^_`|~, got `x user`
 p.yaml:8:20: models.digits.split.without_key: expected `canary` or `stable` or a version number, got `nobody`
-p.yaml:10:15: models.digits.rules[0].when: expected exactly one of `header` and `cookie`
+p.yaml:10:15: models.digits.rules[0].when: expected exactly one of `header`, `cookie` and `query`
 p.yaml:12:15: models.digits.rules[1].when: expected exactly one of `equals` and `present`
 p.yaml:13:14: models.digits.rules[1].use: expected `canary` or `stable` or a version number, got `0`
 p.yaml:14:15: models.digits.deadline: expected a duration such as `500ms`, `2s`, `1m` or `1h`, got `2`
@@ -239,11 +239,11 @@ p.yaml:14:50: models.letters.canary.steps: must not be empty
             ("limits: [{rate: 3/s}]", "p.yaml:1:11: limits[0]: missing field `name`"),
             (
                 "limits: [{name: a, rate: 1/s, key: {headr: b}}]",
-                "p.yaml:1:37: limits[0].key: unknown variant `headr`, expected one of header, cookie",
+                "p.yaml:1:37: limits[0].key: unknown variant `headr`, expected one of header, cookie, query",
             ),
             (
                 "limits: [{name: a, rate: 1/s, key: {header: b, cookie: c}}]",
-                "p.yaml:1:48: limits[0].key.header: expected exactly one of `header` and `cookie`",
+                "p.yaml:1:48: limits[0].key.header: expected exactly one of `header`, `cookie` and `query`",
             ),
             (
                 "limits: [{name: a, rate: 1/s, burst: -1}]",

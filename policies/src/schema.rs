@@ -139,6 +139,8 @@ pub(crate) struct Gates {
     pub(crate) errors: Option<ErrorGate>,
     /// Slow answers. Without it, nobody looks how long answers take.
     pub(crate) latency: Option<LatencyGate>,
+    /// Answers that are not the baseline's. Needs a `shadow` of the candidate, which says when two answers agree.
+    pub(crate) disagreement: Option<DisagreementGate>,
 }
 
 /// How many requests may fail.
@@ -147,6 +149,15 @@ pub(crate) struct Gates {
 pub(crate) struct ErrorGate {
     /// Percent of the candidate's requests that must be shown not to fail before it gets more. The smaller, the more
     /// requests that takes: about 400 without a failure for 1, 4000 for 0.1. Default: 1.
+    #[schemars(range(min = 0.0001, max = 99.9999))]
+    pub(crate) at_most: f64,
+}
+
+/// How many answers may be others than the baseline's.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DisagreementGate {
+    /// Percent of the compared copies.
     #[schemars(range(min = 0.0001, max = 99.9999))]
     pub(crate) at_most: f64,
 }
@@ -171,6 +182,8 @@ pub(crate) enum Attribute {
     Header(String),
     /// The value of this cookie.
     Cookie(String),
+    /// The value of this parameter in the URL's query, as it is written there.
+    Query(String),
 }
 
 /// A decision taken before the split.
@@ -185,11 +198,11 @@ pub(crate) struct Rule {
     pub(crate) choice: String,
 }
 
-/// One of `header` and `cookie`, and one of `equals` and `present`.
+/// One of `header`, `cookie` and `query`, and one of `equals` and `present`.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("allOf" = [
-    {"oneOf": [{"required": ["header"]}, {"required": ["cookie"]}]},
+    {"oneOf": [{"required": ["header"]}, {"required": ["cookie"]}, {"required": ["query"]}]},
     {"oneOf": [{"required": ["equals"]}, {"required": ["present"]}]},
 ]))]
 pub(crate) struct Condition {
@@ -197,6 +210,8 @@ pub(crate) struct Condition {
     pub(crate) header: Option<String>,
     /// Looks at this cookie.
     pub(crate) cookie: Option<String>,
+    /// Looks at this parameter in the URL's query, as it is written there.
+    pub(crate) query: Option<String>,
     /// Holds when the value is exactly this text.
     pub(crate) equals: Option<String>,
     /// `true` holds when there is a value that is not empty, `false` when there is none.

@@ -15,6 +15,10 @@ impl Attributes for Caller {
     fn cookie(&self, name: &str) -> Option<&str> {
         self.header(name)
     }
+
+    fn query(&self, _name: &str) -> Option<&str> {
+        None
+    }
 }
 
 fn config(name: &str) -> String {

@@ -1,18 +1,19 @@
-//! What the policy may know of a caller: headers and cookies, borrowed from the request head. Never parses
-//! what no rule asks for.
+//! What the policy may know of a caller: headers, cookies and query parameters, borrowed from the request head. Never
+//! parses what no rule asks for.
 
-use http::{HeaderMap, header};
+use http::{HeaderMap, header, request};
 
 /// A request head, as the policy sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller<'a> {
     headers: &'a HeaderMap,
+    query: &'a str,
 }
 
 impl<'a> Caller<'a> {
-    /// Who sent these headers.
-    pub fn new(headers: &'a HeaderMap) -> Self {
-        Self { headers }
+    /// Who sent this head.
+    pub fn new(head: &'a request::Parts) -> Self {
+        Self { headers: &head.headers, query: head.uri.query().unwrap_or("") }
     }
 }
 
@@ -30,6 +31,11 @@ impl policies::Attributes for Caller<'_> {
             .filter_map(|pair| pair.trim().split_once('='))
             .find_map(|(key, value)| (key == name).then_some(value))
     }
+
+    fn query(&self, name: &str) -> Option<&str> {
+        let mut pairs = self.query.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.find_map(|(key, value)| (key == name).then_some(value))
+    }
 }
 
 #[cfg(test)]
@@ -39,10 +45,10 @@ mod tests {
 
     #[test]
     fn cookies_are_found_among_others_and_across_headers() {
-        let mut headers = HeaderMap::new();
-        headers.append(header::COOKIE, "theme=dark; uid=42".parse().unwrap());
-        headers.append(header::COOKIE, "last=x=y".parse().unwrap());
-        let caller = Caller::new(&headers);
+        let request = http::Request::get("/?uid=7&x=&uid=8").header(header::COOKIE, "theme=dark; uid=42");
+        let (head, ()) = request.header(header::COOKIE, "last=x=y").body(()).unwrap().into_parts();
+        let caller = Caller::new(&head);
+        assert_eq!((caller.query("uid"), caller.query("x"), caller.query("y")), (Some("7"), Some(""), None));
         assert_eq!(caller.cookie("uid"), Some("42"));
         assert_eq!(caller.cookie("last"), Some("x=y"));
         assert_eq!(caller.cookie("id"), None);

@@ -59,7 +59,7 @@ impl Path {
         record.generation = generation.number;
         let snapshot = &generation.snapshot;
         let models = self.directory.load();
-        let chosen = self.choose(snapshot, &models, target, &session.req_header().headers)?;
+        let chosen = self.choose(snapshot, &models, target, session.req_header())?;
         let (version, caller, assigned) = (chosen.number, chosen.caller, chosen.assigned);
         record.choose(target.model, chosen);
         let witness = |assigned: Option<Assignment>, sight: Option<Sight>, now| {
@@ -73,13 +73,13 @@ impl Path {
             witness(assigned, Some(Sight::Unanswered), record.started);
             return Err(Refusal::Busy { why: "more waits than can be answered in time".into(), retry_after });
         }
-        let head = Caller::new(&session.req_header().headers);
+        let head = Caller::new(session.req_header());
         limited(record, self.ledger.admit(snapshot, target.model, &head, record.started))?;
         let body = body::read(session, &self.body, &mut slot).await?;
         record.slot = Some(slot);
         let mut request = InferRequest::decode(&body, json_len(&session.req_header().headers)?)?;
         let now = Instant::now();
-        let (head, usage) = (Caller::new(&session.req_header().headers), usage(&request, body.len()));
+        let (head, usage) = (Caller::new(session.req_header()), usage(&request, body.len()));
         limited(record, self.ledger.charge(snapshot, target.model, &head, usage, now))?;
         let deadline = Deadline::of(most, &request, now);
         // Reading the body may have taken long.
@@ -134,11 +134,11 @@ impl Path {
         snapshot: &Snapshot,
         models: &Models,
         target: Target<'_>,
-        headers: &HeaderMap,
+        head: &http::request::Parts,
     ) -> Result<Chosen, Refusal> {
         let is_ready = |version: Version| models.is_ready(target.model, version.0);
         let draw = || rand::rng().random();
-        let picked = || self.ledger.pick(snapshot, target.model, &Caller::new(headers), draw(), is_ready);
+        let picked = || self.ledger.pick(snapshot, target.model, &Caller::new(head), draw(), is_ready);
         let unassigned = |number, reason| Chosen { number, label: None, reason, caller: 0, assigned: None };
         let chosen = match target.pinned {
             Some(number) => Some(unassigned(number, "pinned")),

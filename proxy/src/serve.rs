@@ -59,11 +59,12 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let tracer = config.traces.as_ref().map(Tracer::new).transpose().context("traces")?.map(Arc::new);
     let drain = Arc::new(Drain::default());
     let links = Arc::new(Links::new(config.socket.clone()));
+    let ledger = Arc::new(Ledger::new());
     let path = Arc::new(Path {
         live: Arc::new(Live::new(snapshot)),
-        ledger: Arc::new(Ledger::new()),
+        ledger: ledger.clone(),
         directory: Arc::new(Directory::default()),
-        shadows: Shadows::new(links.clone(), metrics.clone()),
+        shadows: Shadows::new(links.clone(), metrics.clone(), ledger),
         links,
         body: config.body,
         slots: Arc::new(Slots::new(config.in_flight_max, config.in_flight_bytes_max)),

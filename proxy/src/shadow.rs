@@ -6,7 +6,7 @@ use crate::directory::Models;
 use crate::link::Links;
 use crate::metrics::Metrics;
 use bytes::Bytes;
-use policies::{ShadowPolicy, Tolerance};
+use policies::{Ledger, ShadowPolicy, Tolerance, Version};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -26,6 +26,7 @@ const AT_ONCE_BYTES: usize = 64 << 10;
 pub struct Shadows {
     links: Arc<Links>,
     metrics: Arc<Metrics>,
+    ledger: Arc<Ledger>,
     under_way: Arc<Mutex<UnderWay>>,
 }
 
@@ -37,8 +38,8 @@ struct UnderWay {
 
 impl Shadows {
     /// None yet.
-    pub fn new(links: Arc<Links>, metrics: Arc<Metrics>) -> Self {
-        Self { links, metrics, under_way: Arc::default() }
+    pub fn new(links: Arc<Links>, metrics: Arc<Metrics>, ledger: Arc<Ledger>) -> Self {
+        Self { links, metrics, ledger, under_way: Arc::default() }
     }
 
     /// A copy of a request that `version` is going to answer, if the policy and the dice want one and there is room.
@@ -63,16 +64,26 @@ impl Shadows {
             return None;
         };
         let budget_us = deadline.as_micros() as u64;
+        let caller = (infer.caller != 0).then_some(infer.caller);
         let infer = Infer { version, budget_us, priority: LAST, trace: None, caller: 0, ..infer.clone() };
-        Some(Copy { policy: Arc::clone(policy), infer, payload: payload.clone(), deadline, place })
+        Some(Copy { policy: Arc::clone(policy), infer, payload: payload.clone(), deadline, caller, place })
     }
 
     /// Sends a copy, and compares its answer with the one that the client got; waits for nothing.
     pub(crate) fn send(&self, copy: Copy, reply: Reply, answer: Bytes) {
-        let (links, metrics) = (Arc::clone(&self.links), Arc::clone(&self.metrics));
+        let (links, metrics, ledger) =
+            (Arc::clone(&self.links), Arc::clone(&self.metrics), Arc::clone(&self.ledger));
         tokio::spawn(async move {
-            let (model, version) = (copy.infer.model.clone(), copy.infer.version);
+            let (model, version, caller) = (copy.infer.model.clone(), copy.infer.version, copy.caller);
             let outcome = copy.compare(&links, reply, answer).await;
+            let agrees = match outcome {
+                "agreed" => Some(true),
+                "disagreed" => Some(false),
+                _ => None,
+            };
+            if let Some(agrees) = agrees {
+                ledger.compared(&model, Version(version), caller, agrees, Instant::now());
+            }
             metrics.count_shadow(&model, version, outcome);
         });
     }
@@ -99,13 +110,15 @@ pub(crate) struct Copy {
     infer: Infer,
     payload: Bytes,
     deadline: Duration,
+    /// Who asked.
+    caller: Option<u64>,
     place: Place,
 }
 
 impl Copy {
     /// What became of it, in the word of the metric.
     async fn compare(self, links: &Links, reply: Reply, answer: Bytes) -> &'static str {
-        let Self { policy, infer, payload, deadline, place } = self;
+        let Self { policy, infer, payload, deadline, place, .. } = self;
         let asked = async {
             let pending = links.worker().await?.send(&infer, payload);
             pending?.answer().await

@@ -110,6 +110,20 @@ fn a_version_that_is_not_there_yet_harms_nobody() {
 }
 
 #[test]
+fn a_version_that_answers_otherwise_is_rolled_back_though_nobody_has_met_it() {
+    let engine = versions();
+    let policy = policy(2, "1h").replace("steps: [20, 60]", "steps: [0.0001]").replace(
+        "gates: {errors: {at_most: 50}}",
+        "gates: {disagreement: {at_most: 5}}\n    shadow: {version: 2}",
+    );
+    let stack = stack(&engine, &policy);
+    let answered = until(&stack, "rolled_back");
+    assert!(answered.iter().all(|version| version == "1"), "{answered:?}");
+    let verdict = status(&stack)["verdicts"].as_array().unwrap().last().unwrap()["why"].to_string();
+    assert!(verdict.contains("version 2 disagrees with version 1 more often than 5 %"), "{verdict}");
+}
+
+#[test]
 fn a_version_that_hangs_is_rolled_back_like_one_that_fails() {
     let engine = versions();
     engine.set("m", 2, Behaviour::Hang);

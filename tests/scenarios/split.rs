@@ -2,7 +2,7 @@
 
 use harness::{Behaviour, ScriptedEngine, Stack, infer_body};
 
-const POLICY: &str = "models:\n  m:\n    labels: {stable: 1, canary: 2}\n    split:\n      weights: {stable: 90, canary: 10}\n      sticky: {header: x-user-id}\n    rules:\n      - {when: {header: x-cohort, equals: beta}, use: canary}\n      - {when: {cookie: staff, present: true}, use: canary}\n";
+const POLICY: &str = "models:\n  m:\n    labels: {stable: 1, canary: 2}\n    split:\n      weights: {stable: 90, canary: 10}\n      sticky: {header: x-user-id}\n    rules:\n      - {when: {header: x-cohort, equals: beta}, use: canary}\n      - {when: {cookie: staff, present: true}, use: canary}\n      - {when: {query: tenant, equals: acme}, use: canary}\n";
 
 fn two_versions() -> (ScriptedEngine, Stack) {
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer)]);
@@ -52,6 +52,9 @@ fn rules_come_before_the_split_and_a_pinned_version_before_both() {
     for _ in 0..20 {
         assert_eq!(version(&client, &[("x-cohort", "beta")]), "2");
         assert_eq!(version(&client, &[("cookie", "a=b; staff=1")]), "2");
+        let body = infer_body("x", [1, 1], &[0.0]);
+        let of_acme = client.post("/v2/models/m/infer?debug=1&tenant=acme", &[], &body);
+        assert_eq!(of_acme.header("x-penstock-version"), "2");
         let pinned = client.post(
             "/v2/models/m/versions/1/infer",
             &[("x-cohort", "beta")],
