@@ -13,6 +13,7 @@ use garde::error::Path;
 use crate::attribute::Attribute;
 use crate::breaker::BreakerPolicy;
 use crate::canary::{CanaryPolicy, Millionths, SlowPolicy};
+use crate::ledger::CrowdPolicy;
 use crate::limiter::{Cost, LimitPolicy};
 use crate::pick::{Rule, Split, Stickiness, Target, Test, WithoutKey};
 use crate::schema;
@@ -82,6 +83,10 @@ pub(crate) enum Fault {
     Tolerance,
     #[error("expected more than the step before, which is {before}, got {got}")]
     NotRising { before: f64, got: f64 },
+    #[error("expected exactly one of `rate` and `in_flight_max`")]
+    OneLimit,
+    #[error("only a limit with a `rate` has this")]
+    OfRates,
     #[error("a limit called `{0}` exists already")]
     DuplicateLimit(String),
     #[error("a burst of {burst} at {rate} takes more than a year to refill")]
@@ -123,8 +128,8 @@ pub(crate) fn compile(file: &schema::File) -> Result<Snapshot, Vec<(Path, Fault)
             models.insert(Arc::from(name.as_str()), policy);
         }
     }
-    let limits = limit_policies(file.limits.as_deref().unwrap_or_default(), &mut faults);
-    if faults.0.is_empty() { Ok(Snapshot::new(models, limits)) } else { Err(faults.0) }
+    let (limits, crowds) = limit_policies(file.limits.as_deref().unwrap_or_default(), &mut faults);
+    if faults.0.is_empty() { Ok(Snapshot::new(models, limits, crowds)) } else { Err(faults.0) }
 }
 
 fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Faults) -> Option<ModelPolicy> {
@@ -490,10 +495,14 @@ fn slow_policy(
     over.zip(at_most).map(|(over, at_most)| SlowPolicy { over, at_most })
 }
 
-fn limit_policies(written: &[schema::Limit], faults: &mut Faults) -> Vec<Arc<LimitPolicy>> {
+/// Limits of rates, and of requests under way.
+fn limit_policies(
+    written: &[schema::Limit],
+    faults: &mut Faults,
+) -> (Vec<Arc<LimitPolicy>>, Vec<Arc<CrowdPolicy>>) {
     faults.note_above(MOST_LIMITS, written.len() as u64, &Path::new("limits"));
     let mut names = BTreeSet::new();
-    let mut limits = Vec::new();
+    let (mut limits, mut crowds) = (Vec::new(), Vec::new());
     for (at, limit) in written.iter().enumerate() {
         let path = Path::new("limits").join(at);
         if limit.name.is_empty() {
@@ -502,13 +511,38 @@ fn limit_policies(written: &[schema::Limit], faults: &mut Faults) -> Vec<Arc<Lim
         if !names.insert(limit.name.as_str()) {
             faults.note(path.join("name"), Fault::DuplicateLimit(limit.name.clone()));
         }
-        limits.extend(limit_policy(limit, &path, faults).map(Arc::new));
+        match (&limit.rate, limit.in_flight_max) {
+            (Some(rate), None) => limits.extend(limit_policy(limit, rate, &path, faults).map(Arc::new)),
+            (None, Some(most)) => crowds.extend(crowd_policy(limit, most, &path, faults).map(Arc::new)),
+            (Some(_), Some(_)) | (None, None) => faults.note(path, Fault::OneLimit),
+        }
     }
     limits.sort_by(|a, b| a.name.cmp(&b.name));
-    limits
+    crowds.sort_by(|a, b| a.name.cmp(&b.name));
+    (limits, crowds)
 }
 
-fn limit_policy(written: &schema::Limit, path: &Path, faults: &mut Faults) -> Option<LimitPolicy> {
+fn crowd_policy(written: &schema::Limit, most: u32, path: &Path, faults: &mut Faults) -> Option<CrowdPolicy> {
+    let of_rates = [
+        ("cost", written.cost.is_some()),
+        ("burst", written.burst.is_some()),
+        ("max_keys", written.max_keys.is_some()),
+    ];
+    for (name, _) in of_rates.into_iter().filter(|(_, is_written)| *is_written) {
+        faults.note(path.join(name), Fault::OfRates);
+    }
+    let (key, models) = key_and_models(written, path, faults);
+    let most = faults.keep(&path.join("in_flight_max"), units::count(most));
+    Some(CrowdPolicy { name: written.name.as_str().into(), key: key?, models: models?, in_flight_max: most? })
+}
+
+/// What tells callers apart, and which models are meant.
+#[expect(clippy::type_complexity, reason = "two results of two optional fields")]
+fn key_and_models(
+    written: &schema::Limit,
+    path: &Path,
+    faults: &mut Faults,
+) -> (Option<Option<Attribute>>, Option<Option<BTreeSet<Arc<str>>>>) {
     let key = match &written.key {
         Some(key) => attribute(key, &path.join("key"), faults).map(Some),
         None => Some(None),
@@ -518,10 +552,20 @@ fn limit_policy(written: &schema::Limit, path: &Path, faults: &mut Faults) -> Op
         Some(names) => Some(Some(names.iter().map(|name| Arc::from(name.as_str())).collect())),
         None => Some(None),
     };
+    (key, models)
+}
+
+fn limit_policy(
+    written: &schema::Limit,
+    rate: &str,
+    path: &Path,
+    faults: &mut Faults,
+) -> Option<LimitPolicy> {
+    let (key, models) = key_and_models(written, path, faults);
     let max_keys = written.max_keys.unwrap_or(DEFAULT_KEYS);
     faults.note_above(MOST_KEYS, max_keys.into(), &path.join("max_keys"));
     let max_keys = faults.keep(&path.join("max_keys"), units::count(max_keys));
-    let rate: Option<Rate> = faults.keep(&path.join("rate"), written.rate.parse());
+    let rate: Option<Rate> = faults.keep(&path.join("rate"), rate.parse());
     let burst = match written.burst {
         Some(burst) => faults.keep(&path.join("burst"), units::count(burst)),
         None => rate.map(|rate| rate.count()),
@@ -535,9 +579,9 @@ fn limit_policy(written: &schema::Limit, path: &Path, faults: &mut Faults) -> Op
         key: key?,
         models: models?,
         cost: match written.cost {
-            schema::Cost::Requests => Cost::Requests,
-            schema::Cost::Rows => Cost::Rows,
-            schema::Cost::Bytes => Cost::Bytes,
+            None | Some(schema::Cost::Requests) => Cost::Requests,
+            Some(schema::Cost::Rows) => Cost::Rows,
+            Some(schema::Cost::Bytes) => Cost::Bytes,
         },
         rate,
         burst,

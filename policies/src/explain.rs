@@ -1,9 +1,12 @@
 //! A snapshot in plain words: what `penstock check` prints.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Write};
+use std::sync::Arc;
 
 use crate::breaker::BreakerPolicy;
 use crate::canary::CanaryPolicy;
+use crate::ledger::CrowdPolicy;
 use crate::limiter::{Cost, LimitPolicy};
 use crate::pick::{Rule, Split, Stickiness, Target, Test, WithoutKey};
 use crate::snapshot::{Fallback, ModelPolicy, Snapshot};
@@ -26,13 +29,18 @@ impl ModelPolicy {
     }
 }
 
-impl LimitPolicy {
-    /// The same of one limit, without its name.
-    pub(crate) fn line(&self) -> String {
-        let mut text = String::new();
-        write_limit(self, &mut text).expect("writing to a string does not fail");
-        let named = format!("limit {}: ", self.name);
-        text.trim_end().strip_prefix(&named).unwrap_or(&text).to_owned()
+impl Snapshot {
+    /// The same of each limit, by its name and without it.
+    pub(crate) fn limit_lines(&self) -> BTreeMap<String, String> {
+        let line = |name: &str, write: &dyn Fn(&mut String) -> fmt::Result| {
+            let mut text = String::new();
+            write(&mut text).expect("writing to a string does not fail");
+            let line = text.trim_end().strip_prefix(&format!("limit {name}: ")).unwrap_or(&text).to_owned();
+            (name.to_owned(), line)
+        };
+        let limits = self.limits.iter().map(|limit| line(&limit.name, &|out| write_limit(limit, out)));
+        let crowds = self.crowds().iter().map(|crowd| line(&crowd.name, &|out| write_crowd(crowd, out)));
+        limits.chain(crowds).collect()
     }
 }
 
@@ -45,6 +53,9 @@ fn write_snapshot(snapshot: &Snapshot, out: &mut String) -> fmt::Result {
     }
     for limit in &snapshot.limits {
         write_limit(limit, out)?;
+    }
+    for crowd in snapshot.crowds() {
+        write_crowd(crowd, out)?;
     }
     Ok(())
 }
@@ -180,7 +191,20 @@ fn write_limit(limit: &LimitPolicy, out: &mut String) -> fmt::Result {
         Some(key) => write!(out, " per {key}, for up to {} at a time", limit.max_keys)?,
         None => write!(out, " for everyone together")?,
     }
-    match &limit.models {
+    write_models(limit.models.as_ref(), out)
+}
+
+fn write_crowd(crowd: &CrowdPolicy, out: &mut String) -> fmt::Result {
+    write!(out, "limit {}: {} under way at once", crowd.name, crowd.in_flight_max)?;
+    match &crowd.key {
+        Some(key) => write!(out, " per {key}")?,
+        None => write!(out, " for everyone together")?,
+    }
+    write_models(crowd.models.as_ref(), out)
+}
+
+fn write_models(models: Option<&BTreeSet<Arc<str>>>, out: &mut String) -> fmt::Result {
+    match models {
         Some(models) => {
             writeln!(out, ", on {}", models.iter().map(|name| &**name).collect::<Vec<_>>().join(", "))
         }

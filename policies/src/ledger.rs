@@ -9,6 +9,7 @@
 //! request locks its limits one after the other, always in the order of their names.
 
 mod admit;
+mod occupy;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -19,6 +20,8 @@ use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
 
 pub use admit::Usage;
+use occupy::Crowd;
+pub use occupy::{CrowdPolicy, Crowded, Places};
 
 use crate::attribute::Attributes;
 use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Tripped};
@@ -38,12 +41,14 @@ pub struct Ledger {
     /// The first moment anyone asked; limits count from it.
     epoch: OnceLock<Instant>,
     limiters: ArcSwap<Limiters>,
+    crowds: ArcSwap<Crowds>,
     breakers: ArcSwap<Breakers>,
     rollouts: ArcSwap<Rollouts>,
 }
 
 // Their keys are names in the policy and in the repository: nobody outside chooses them so that they collide.
 type Limiters = HashMap<Arc<str>, Arc<Limiter>, RandomState>;
+type Crowds = HashMap<Arc<str>, Arc<Crowd>, RandomState>;
 type Breakers = HashMap<Arc<str>, BTreeMap<Version, Arc<Guard>>, RandomState>;
 
 type Rollouts = BTreeMap<Arc<str>, Arc<Rollout>>;
@@ -403,6 +408,17 @@ impl Ledger {
                 Some(_) | None => Arc::new(Limiter::new(Arc::clone(limit))),
             };
             snapshot.limits().iter().map(|limit| (Arc::clone(&limit.name), kept(limit))).collect::<Limiters>()
+        });
+        self.crowds.rcu(|crowds| {
+            let kept = |policy: &Arc<CrowdPolicy>| match crowds.get(&policy.name) {
+                Some(crowd) if crowd.policy == *policy => Arc::clone(crowd),
+                Some(_) | None => Arc::new(Crowd::new(Arc::clone(policy))),
+            };
+            snapshot
+                .crowds()
+                .iter()
+                .map(|policy| (Arc::clone(&policy.name), kept(policy)))
+                .collect::<Crowds>()
         });
         self.breakers.rcu(|breakers| {
             let mut breakers = Breakers::clone(breakers);

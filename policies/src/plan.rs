@@ -63,10 +63,7 @@ impl Ledger {
             state.extend(self.fate_of_rollout(name, before, after));
             Some(Change { of: format!("model {name}"), removed, added, moved_percent, state })
         });
-        let lines = |snapshot: &Snapshot| -> BTreeMap<String, String> {
-            snapshot.limits().iter().map(|limit| (limit.name.to_string(), limit.line())).collect()
-        };
-        let (before, after) = (lines(old), lines(new));
+        let (before, after) = (old.limit_lines(), new.limit_lines());
         let names: BTreeMap<&String, ()> = before.keys().chain(after.keys()).map(|name| (name, ())).collect();
         let limits = names.into_keys().filter(|name| before.get(*name) != after.get(*name)).map(|name| {
             let lines = |lines: &BTreeMap<String, String>| lines.get(name).cloned().into_iter().collect();

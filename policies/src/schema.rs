@@ -22,7 +22,7 @@ pub fn schema() -> String {
 pub(crate) struct File {
     /// Policies by model name. A model that is not named here is answered by its highest ready version.
     pub(crate) models: Option<BTreeMap<String, Model>>,
-    /// Rate limits. A request must pass every limit that covers its model; a refused request spends nothing at any.
+    /// Limits. A request must pass every one that covers its model; a refused request spends nothing at any.
     #[schemars(length(max = 256))]
     pub(crate) limits: Option<Vec<Limit>>,
 }
@@ -279,16 +279,15 @@ pub(crate) struct SlowCalls {
 }
 
 /// What a limit counts.
-#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Cost {
-    #[default]
     Requests,
     Rows,
     Bytes,
 }
 
-/// A rate limit: one bucket per value of its key.
+/// A limit, of the rate of requests or of those under way: one for each value of its key.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Limit {
@@ -301,11 +300,13 @@ pub(crate) struct Limit {
     #[schemars(length(min = 1))]
     pub(crate) models: Option<Vec<String>>,
     /// What is counted: requests (default), rows, which are the first dimension of the inputs, or bytes of bodies.
-    #[serde(default)]
-    pub(crate) cost: Cost,
+    pub(crate) cost: Option<Cost>,
     /// How many per second, minute or hour.
     #[schemars(extend("examples" = ["100/s", "6000/m", "10/h"]), regex(pattern = "^[0-9]+/(s|m|h)$"))]
-    pub(crate) rate: String,
+    pub(crate) rate: Option<String>,
+    /// In place of a rate: how many requests may be under way at once.
+    #[schemars(range(min = 1))]
+    pub(crate) in_flight_max: Option<u32>,
     /// How many may come at once after a pause. Default: the count of the rate, so 100 for `100/s`.
     #[schemars(range(min = 1))]
     pub(crate) burst: Option<u32>,

@@ -13,6 +13,7 @@ use foldhash::fast::RandomState;
 use crate::attribute::Attributes;
 use crate::breaker::BreakerPolicy;
 use crate::canary::{CanaryPolicy, Millionths};
+use crate::ledger::CrowdPolicy;
 use crate::limiter::LimitPolicy;
 use crate::pick::{Pick, Rule, Split, Target};
 use crate::shadow::ShadowPolicy;
@@ -29,14 +30,20 @@ pub struct Snapshot {
     by_name: HashMap<Arc<str>, Arc<ModelPolicy>, RandomState>,
     /// In the order of their names: the order in which the ledger locks them.
     pub(crate) limits: Vec<Arc<LimitPolicy>>,
+    /// Likewise: limits of requests under way.
+    crowds: Vec<Arc<CrowdPolicy>>,
 }
 
 impl Snapshot {
-    pub(crate) fn new(models: BTreeMap<Arc<str>, ModelPolicy>, limits: Vec<Arc<LimitPolicy>>) -> Self {
+    pub(crate) fn new(
+        models: BTreeMap<Arc<str>, ModelPolicy>,
+        limits: Vec<Arc<LimitPolicy>>,
+        crowds: Vec<Arc<CrowdPolicy>>,
+    ) -> Self {
         let models: BTreeMap<_, _> =
             models.into_iter().map(|(name, policy)| (name, Arc::new(policy))).collect();
         let by_name = models.iter().map(|(name, policy)| (Arc::clone(name), Arc::clone(policy))).collect();
-        Self { models, by_name, limits }
+        Self { models, by_name, limits, crowds }
     }
 
     /// The policy of the model called `name`. `None` means that its highest ready version answers, with the default
@@ -50,9 +57,14 @@ impl Snapshot {
         self.models.iter().map(|(name, policy)| (name.as_ref(), &**policy))
     }
 
-    /// The limits, in the order of their names.
+    /// The limits of rates, in the order of their names.
     pub fn limits(&self) -> &[Arc<LimitPolicy>] {
         &self.limits
+    }
+
+    /// The limits of requests under way, in the order of their names.
+    pub fn crowds(&self) -> &[Arc<CrowdPolicy>] {
+        &self.crowds
     }
 
     /// The deadline of requests to `model` that bring none.

@@ -74,6 +74,7 @@ impl Path {
             return Err(Refusal::Busy { why: "more waits than can be answered in time".into(), retry_after });
         }
         let head = Caller::new(session.req_header());
+        record.places = Some(self.ledger.occupy(snapshot, target.model, &head).map_err(Refusal::Crowded)?);
         limited(record, self.ledger.admit(snapshot, target.model, &head, record.started))?;
         let body = body::read(session, &self.body, &mut slot).await?;
         record.slot = Some(slot);
@@ -353,6 +354,7 @@ fn sight<T>(answer: &Result<T, Refusal>, took: Duration) -> Option<Sight> {
             | Refusal::Method { .. }
             | Refusal::TooLarge { .. }
             | Refusal::Oversized { .. }
+            | Refusal::Crowded(_)
             | Refusal::Encoding { .. }
             | Refusal::BodyTimeout { .. }
             | Refusal::Limited { .. },
@@ -380,6 +382,7 @@ fn outcome<T>(answer: &Result<T, Refusal>) -> Outcome {
             | Refusal::Method { .. }
             | Refusal::TooLarge { .. }
             | Refusal::Oversized { .. }
+            | Refusal::Crowded(_)
             | Refusal::Encoding { .. }
             | Refusal::BodyTimeout { .. }
             | Refusal::Limited { .. }

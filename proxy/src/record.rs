@@ -30,6 +30,8 @@ pub struct Record {
     pub label: Option<Arc<str>>,
     /// Its room among the requests in flight, until its answer is written.
     pub slot: Option<Slot>,
+    /// Its places among its caller's requests, likewise.
+    pub places: Option<policies::Places>,
     /// Kept for export.
     pub trace: Option<Trace>,
     /// Status sent, 0 if none was.
@@ -57,6 +59,7 @@ impl Record {
             pick: None,
             label: None,
             slot: None,
+            places: None,
             trace: None,
             status: 0,
             refusal: None,

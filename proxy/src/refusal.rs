@@ -48,6 +48,9 @@ pub enum Refusal {
         /// Exact time until this request would pass.
         retry_after: Duration,
     },
+    /// As many requests of this caller are under way as the policy lets.
+    #[error("{0}, and as many are")]
+    Crowded(policies::Crowded),
     /// More than a rate limit of the policy ever lets through at once.
     #[error("limit `{limit}` lets at most {most} through at once, this request has {got}")]
     Oversized {
@@ -121,7 +124,7 @@ impl Refusal {
             Self::TooLarge { .. } | Self::Oversized { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Encoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::Limited { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Limited { .. } | Self::Crowded(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::Overloaded(_)
             | Self::Busy { .. }
             | Self::Tripped { .. }
@@ -146,6 +149,7 @@ impl Refusal {
             Self::Encoding { .. } => "encoding",
             Self::BodyTimeout { .. } => "body_timeout",
             Self::Limited { .. } => "rate_limited",
+            Self::Crowded(_) => "crowded",
             Self::Overloaded(_) | Self::Busy { .. } => "overloaded",
             Self::Tripped { .. } => "breaker",
             Self::NotReady(_) => "not_ready",
@@ -163,7 +167,9 @@ impl Refusal {
             Self::Limited { retry_after, .. }
             | Self::Tripped { retry_after, .. }
             | Self::Busy { retry_after, .. } => Some(*retry_after),
-            Self::Overloaded(_) | Self::NotReady(_) | Self::EngineDown(_) => Some(Self::RETRY_SOON),
+            Self::Crowded(_) | Self::Overloaded(_) | Self::NotReady(_) | Self::EngineDown(_) => {
+                Some(Self::RETRY_SOON)
+            }
             Self::Invalid(_)
             | Self::NotFound(_)
             | Self::Forbidden(_)

@@ -226,6 +226,7 @@ impl Answer {
             | Refusal::BodyTimeout { .. }
             | Refusal::Limited { .. }
             | Refusal::Oversized { .. }
+            | Refusal::Crowded(_)
             | Refusal::Overloaded(_)
             | Refusal::Busy { .. }
             | Refusal::Tripped { .. }
