@@ -22,6 +22,7 @@ mod parse;
 
 // Intent.
 mod attribute;
+mod ring;
 mod pick;
 mod snapshot;
 mod explain;
@@ -54,5 +55,5 @@ pub use pick::{Pick, PickReason};
 pub use plan::{Change, Plan};
 pub use schema::schema;
 pub use shadow::{ShadowPolicy, Tolerance};
-pub use snapshot::{ModelPolicy, Snapshot};
+pub use snapshot::{ModelPolicy, Rings, Snapshot};
 pub use units::{Rate, UnitError, Version, duration as parse_duration};

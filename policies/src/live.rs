@@ -49,7 +49,8 @@ impl Live {
         self.current.load_full()
     }
 
-    /// Puts `snapshot` in force, unless it decides exactly like the current one. Call [`Ledger::retain`] afterwards.
+    /// Puts `snapshot` in force, unless it decides exactly like the current one; it follows the rings of that, so that no
+    /// user moves who need not. Call [`Ledger::retain`] afterwards.
     ///
     /// [`Ledger::retain`]: crate::Ledger::retain
     pub fn publish(&self, snapshot: Snapshot) -> Published {
@@ -58,6 +59,7 @@ impl Live {
         if current.snapshot == snapshot {
             return Published { generation: current.number, changed: false };
         }
+        let snapshot = snapshot.follow(&current.snapshot.rings());
         let number = current.number + 1;
         self.current.store(Arc::new(Generation { number, snapshot }));
         Published { generation: number, changed: true }

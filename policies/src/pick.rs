@@ -1,7 +1,8 @@
 //! Which version answers a request: the first rule that holds, else the split.
 //!
-//! A split is a ring of all 64-bit numbers, cut into one interval per arm in the order of their versions. A sticky
-//! user is a fixed point on the ring (the hash of its key), any other request a random one (the draw):
+//! A split is a ring of all 64-bit numbers, cut into one interval per arm in the order of their versions, or into more
+//! where it has followed another one (`ring.rs`). A sticky user is a fixed point on the ring (the hash of its key), any
+//! other request a random one (the draw):
 //!
 //! ```text
 //!   0                                                     0.9 · 2^64      2^64
@@ -9,18 +10,20 @@
 //!                            ▲ user `ana`, always
 //! ```
 //!
-//! Weights enter only as exact ratios, so 90:10 and 900:100 are the same split, a share is right to 2^-64, and between
-//! two arms a change of weights moves exactly the users it must. The order is that of the version numbers, not of the
+//! Weights enter only as exact ratios, so 90:10 and 900:100 are the same split, a share is right to 2^-64, and a change of
+//! weights moves exactly the users it must. The order is that of the version numbers, not of the
 //! file: reordering lines or renaming labels moves nobody. The hash is XXH3 (64 bits) of the key's bytes, seeded with
 //! the XXH3 of the model's name: the same after a restart, on every replica and architecture, and different for each
 //! model, so that the same users are not the canaries of everything.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::attribute::{Attribute, Attributes};
 use crate::canary::Assignment;
+use crate::ring::{self, Parts};
 use crate::units::{Version, Weight};
 
 /// The version that answers a request, and why.
@@ -105,11 +108,22 @@ impl Rule {
 }
 
 /// How requests are divided between versions.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Split {
     arms: Box<[Arm]>,
     stickiness: Option<Stickiness>,
+    /// Which arm answers from where on. Not what the policy says, but what has come of it.
+    ring: Box<[(u64, usize)]>,
 }
+
+/// Two splits are equal if the policies say the same, whatever was before them.
+impl PartialEq for Split {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.arms, &self.stickiness) == (&other.arms, &other.stickiness)
+    }
+}
+
+impl Eq for Split {}
 
 /// The interval of the ring from `start` to the next arm's start.
 #[derive(Debug, PartialEq, Eq)]
@@ -171,7 +185,47 @@ impl Split {
                 Arm { start: u64::try_from(start).expect("every arm starts on the ring"), target }
             })
             .collect();
-        Some(Self { arms, stickiness })
+        let mut split = Self { arms, stickiness, ring: Box::default() };
+        split.ring = split.ring_of(&ring::in_order(&split.lengths()));
+        Some(split)
+    }
+
+    /// Leaves as many users as can be with the versions that they have on another ring.
+    pub(crate) fn follow(&mut self, old: &Parts) {
+        if ring::is_sound(old) {
+            self.ring = self.ring_of(&ring::follow(old, &self.lengths()));
+        }
+    }
+
+    /// Points of each version.
+    fn lengths(&self) -> BTreeMap<Version, u128> {
+        let mut lengths = BTreeMap::new();
+        for (at, arm) in self.arms.iter().enumerate() {
+            *lengths.entry(arm.target.version).or_default() += self.length(at);
+        }
+        lengths
+    }
+
+    fn length(&self, at: usize) -> u128 {
+        let end = self.arms.get(at + 1).map_or(ring::POINTS, |next| next.start.into());
+        end - u128::from(self.arms[at].start)
+    }
+
+    /// Divides the parts of each version between its arms, which are one unless it has several labels.
+    fn ring_of(&self, parts: &Parts) -> Box<[(u64, usize)]> {
+        let mut left: Vec<u128> = (0..self.arms.len()).map(|at| self.length(at)).collect();
+        let mut ring = Vec::new();
+        for ((mut length, version), (start, _)) in ring::with_lengths(parts).zip(parts) {
+            let mut start = u128::from(*start);
+            for at in (0..self.arms.len()).filter(|at| self.arms[*at].target.version == version) {
+                let gets = length.min(left[at]);
+                if gets > 0 {
+                    ring.push((u64::try_from(start).expect("every part begins on the ring"), at));
+                    (start, length, left[at]) = (start + gets, length - gets, left[at] - gets);
+                }
+            }
+        }
+        ring.into()
     }
 
     pub(crate) fn pick(&self, caller: &impl Attributes, draw: u64) -> Pick {
@@ -189,8 +243,8 @@ impl Split {
     }
 
     fn at(&self, point: u64) -> &Target {
-        let next = self.arms.partition_point(|arm| arm.start <= point);
-        &self.arms[next - 1].target // The first arm starts at 0, so `next` is at least 1.
+        let next = self.ring.partition_point(|(start, _)| *start <= point);
+        &self.arms[self.ring[next - 1].1].target // The first part starts at 0, so `next` is at least 1.
     }
 
     /// Each arm that owns a part of the ring, with its share of 1.
@@ -202,9 +256,9 @@ impl Split {
         })
     }
 
-    /// Where the part of each arm begins, in order.
-    pub(crate) fn cuts(&self) -> impl Iterator<Item = (u128, Version)> {
-        self.arms.iter().map(|arm| (u128::from(arm.start), arm.target.version))
+    /// Who answers from where on.
+    pub(crate) fn parts(&self) -> Parts {
+        self.ring.iter().map(|(start, at)| (*start, self.arms[*at].target.version)).collect()
     }
 
     /// Every version that may be picked.

@@ -39,7 +39,7 @@ pub struct Change {
 }
 
 impl Ledger {
-    /// What would change if `new` took the place of `old`, which is in force.
+    /// What would change if `new`, which follows it, took the place of `old`, which is in force.
     pub fn plan(&self, old: &Snapshot, new: &Snapshot) -> Plan {
         let names: BTreeMap<&str, ()> =
             old.models().chain(new.models()).map(|(name, _)| (name, ())).collect();
@@ -115,7 +115,10 @@ impl Ledger {
         }
         let split = policy.split.as_ref()?;
         let key = split.stickiness().map(|sticky| sticky.key.clone());
-        Some(Ring { key, cuts: split.cuts().collect() })
+        Some(Ring {
+            key,
+            cuts: split.parts().into_iter().map(|(start, version)| (start.into(), version)).collect(),
+        })
     }
 }
 
@@ -224,7 +227,9 @@ mod tests {
 
     fn plan(before: &str, after: &str) -> Plan {
         let policy = |text| parse(text, "p").unwrap_or_else(|errors| panic!("{errors}"));
-        Ledger::new().plan(&policy(before), &policy(after))
+        let before = policy(before);
+        let after = policy(after).follow(&before.rings());
+        Ledger::new().plan(&before, &after)
     }
 
     fn moved(before: &str, after: &str) -> f64 {
@@ -241,6 +246,7 @@ mod tests {
             moved("split: {weights: {1: 90, 2: 10}}", "split: {weights: {1: 80, 2: 10, 3: 10}}"),
             10.0
         );
+        assert_eq!(moved(&by_user("{1: 90, 2: 10}"), &by_user("{1: 80, 2: 10, 3: 10}")), 10.0);
         let other = "split: {weights: {1: 50, 2: 50}, sticky: {cookie: u}}";
         assert_eq!(moved(&by_user("{1: 50, 2: 50}"), other), 50.0, "who stays does so by chance");
         let canary = "canary: {baseline: 1, candidate: 2, steps: [10], sticky: {header: u}}";

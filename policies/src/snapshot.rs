@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
+use serde::{Deserialize, Serialize};
 
 use crate::attribute::Attributes;
 use crate::breaker::BreakerPolicy;
@@ -16,11 +17,16 @@ use crate::canary::{CanaryPolicy, Millionths};
 use crate::ledger::CrowdPolicy;
 use crate::limiter::LimitPolicy;
 use crate::pick::{Pick, Rule, Split, Target};
+use crate::ring::Parts;
 use crate::shadow::ShadowPolicy;
 use crate::units::Version;
 
 /// Time for a request that brings no deadline, to a model whose policy names none.
 pub(crate) const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Rings by the names of their models: what the next policy, process or replica follows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rings(BTreeMap<String, Parts>);
 
 /// All policies at one moment. The default is no policy at all.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -44,6 +50,29 @@ impl Snapshot {
             models.into_iter().map(|(name, policy)| (name, Arc::new(policy))).collect();
         let by_name = models.iter().map(|(name, policy)| (Arc::clone(name), Arc::clone(policy))).collect();
         Self { models, by_name, limits, crowds }
+    }
+
+    /// Leaves as many users as can be with the versions that they have on these rings.
+    #[must_use]
+    pub fn follow(self, rings: &Rings) -> Self {
+        let Self { models, by_name, limits, crowds } = self;
+        drop(by_name);
+        let followed = |(name, policy): (Arc<str>, Arc<ModelPolicy>)| {
+            let mut policy = Arc::into_inner(policy).expect("nobody else has it yet");
+            if let (Some(split), Some(ring)) = (&mut policy.split, rings.0.get(&*name)) {
+                split.follow(ring);
+            }
+            (name, policy)
+        };
+        Self::new(models.into_iter().map(followed).collect(), limits, crowds)
+    }
+
+    /// Who answers at which point, of every model that has a split.
+    pub fn rings(&self) -> Rings {
+        let split = |(name, policy): (&Arc<str>, &Arc<ModelPolicy>)| {
+            Some((name.to_string(), policy.split.as_ref()?.parts()))
+        };
+        Rings(self.models.iter().filter_map(split).collect())
     }
 
     /// The policy of the model called `name`. `None` means that its highest ready version answers, with the default

@@ -175,7 +175,8 @@ impl Reload {
     }
 
     fn compiled(&self, text: &str) -> Result<Snapshot, Denied> {
-        compile(text.as_bytes(), Path::new("policy")).map_err(Denied::Faulty)
+        let snapshot = compile(text.as_bytes(), Path::new("policy")).map_err(Denied::Faulty)?;
+        Ok(snapshot.follow(&self.live.load().snapshot.rings()))
     }
 
     /// The file, once it has stopped changing: whoever writes it needs a moment between truncating and finishing, and

@@ -1,11 +1,12 @@
 //! Looks after canaries: asks a few times a second for their verdicts, tells them, and keeps how far they are in a
-//! file, so that a restart goes on where it was. Decides nothing: verdicts are the core's. A disk that is slow holds up
+//! file, so that a restart goes on where it was; and with them the rings of splits, so that it moves no user. Decides nothing: verdicts are the core's. A disk that is slow holds up
 //! nobody else.
 
 use crate::files;
 use crate::metrics::Metrics;
 use anyhow::Context;
-use policies::{Ledger, Progress, Record, Verdict};
+use policies::{Ledger, Live, Progress, Record, Rings, Verdict};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,10 +22,22 @@ const SAVE_EVERY: Duration = Duration::from_secs(10);
 pub struct Rollouts {
     /// Where they are.
     pub ledger: Arc<Ledger>,
+    /// Where splits are.
+    pub live: Arc<Live>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Where progress is kept; `None` forgets it with the process.
     pub file: Option<PathBuf>,
+}
+
+/// What a restart goes on with.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Kept {
+    /// How far canaries are, by model.
+    pub canaries: BTreeMap<String, Progress>,
+    /// Whom splits have given to which version.
+    #[serde(default)]
+    pub rings: Rings,
 }
 
 impl Rollouts {
@@ -32,7 +45,7 @@ impl Rollouts {
     pub async fn run(self) {
         let mut ticks = tokio::time::interval(JUDGE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut saved, mut kept) = (Instant::now(), BTreeMap::new());
+        let (mut saved, mut kept, mut generation) = (Instant::now(), Kept::default(), 0);
         loop {
             ticks.tick().await;
             let now = Instant::now();
@@ -41,17 +54,18 @@ impl Rollouts {
                 tell(model, record);
                 self.metrics.count_verdict(model, record.verdict);
             }
-            if !news.is_empty() || now.duration_since(saved) >= SAVE_EVERY {
+            let in_force = self.live.load().number;
+            if !news.is_empty() || in_force != generation || now.duration_since(saved) >= SAVE_EVERY {
                 kept = self.save(kept, now).await;
-                saved = now;
+                (saved, generation) = (now, in_force);
             }
         }
     }
 
     /// Writes what has changed; what the file then holds.
-    async fn save(&self, kept: BTreeMap<String, Progress>, now: Instant) -> BTreeMap<String, Progress> {
+    async fn save(&self, kept: Kept, now: Instant) -> Kept {
         let Some(file) = self.file.clone() else { return kept };
-        let progress = self.ledger.progress(now);
+        let progress = Kept { canaries: self.ledger.progress(now), rings: self.live.load().snapshot.rings() };
         if progress == kept {
             return kept;
         }
@@ -61,7 +75,7 @@ impl Rollouts {
         })
         .await;
         written.map_err(anyhow::Error::from).flatten().unwrap_or_else(|error| {
-            tracing::error!("progress of canaries is not saved: {error:#}");
+            tracing::error!("the state is not saved: {error:#}");
             kept
         })
     }
@@ -69,12 +83,12 @@ impl Rollouts {
 
 /// What an earlier process has kept. A file that cannot be read is an error: beginning anew would give a candidate
 /// that was rolled back its share again.
-pub fn read(file: &Path) -> anyhow::Result<BTreeMap<String, Progress>> {
+pub fn read(file: &Path) -> anyhow::Result<Kept> {
     match std::fs::read(file) {
         Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| {
             format!("{} is not what was written there; remove it to begin all canaries anew", file.display())
         }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Kept::default()),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
     }
 }
@@ -100,11 +114,12 @@ mod tests {
     fn progress_comes_back_as_it_was_written_and_nonsense_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("state.json");
-        assert!(read(&file).unwrap().is_empty());
+        assert_eq!(read(&file).unwrap(), Kept::default());
         let text = "models: {digits: {canary: {baseline: 1, candidate: 2, steps: [10]}}}";
         let (ledger, now) = (Ledger::new(), Instant::now());
         ledger.roll_out(&policies::parse(text, "p").unwrap(), now);
-        let progress = ledger.progress(now + Duration::from_secs(3));
+        let rings = policies::parse("models: {m: {split: {weights: {1: 2, 2: 1}}}}", "p").unwrap().rings();
+        let progress = Kept { canaries: ledger.progress(now + Duration::from_secs(3)), rings };
         files::replace(&file, &serde_json::to_vec(&progress).unwrap()).unwrap();
         assert_eq!(read(&file).unwrap(), progress);
         std::fs::write(&file, "{\"digits\": {").unwrap();

@@ -48,7 +48,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     if let Some(admin) = config.admin {
         must_be_free(admin, "listen.admin")?;
     }
-    let progress = config.state.as_deref().map(rollouts::read).transpose()?.unwrap_or_default();
+    let kept = config.state.as_deref().map(rollouts::read).transpose()?.unwrap_or_default();
     let last_good = config.state.as_ref().map(|state| state.with_extension("policy.yaml"));
     let (snapshot, text, seen) = match &config.policies {
         Some(file) => reload::first(file, last_good.as_deref())?,
@@ -61,7 +61,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let links = Arc::new(Links::new(config.socket.clone()));
     let ledger = Arc::new(Ledger::new());
     let path = Arc::new(Path {
-        live: Arc::new(Live::new(snapshot)),
+        live: Arc::new(Live::new(snapshot.follow(&kept.rings))),
         ledger: ledger.clone(),
         directory: Arc::new(Directory::default()),
         shadows: Shadows::new(links.clone(), metrics.clone(), ledger),
@@ -71,7 +71,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     });
     metrics.policy_generation.set(path.live.load().number);
     path.ledger.roll_out(&path.live.load().snapshot, Instant::now());
-    path.ledger.restore(&progress, Instant::now());
+    path.ledger.restore(&kept.canaries, Instant::now());
     let readiness = Readiness {
         drain: drain.clone(),
         directory: path.directory.clone(),
@@ -119,8 +119,12 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         admin.threads = Some(1);
         admin
     });
-    let rollouts =
-        Rollouts { ledger: path.ledger.clone(), metrics: metrics.clone(), file: config.state.clone() };
+    let rollouts = Rollouts {
+        ledger: path.ledger.clone(),
+        live: path.live.clone(),
+        metrics: metrics.clone(),
+        file: config.state.clone(),
+    };
     let reload = config.policies.clone().map(|file| Reload {
         file,
         live: path.live.clone(),

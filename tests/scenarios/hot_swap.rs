@@ -137,3 +137,42 @@ fn a_file_that_vanishes_or_is_emptied_changes_nothing() {
     std::fs::write(&stack.policies, all_to(2)).expect("the file can be written");
     wait_for(&stack, "2");
 }
+
+/// A third version takes a tenth from the first: nobody else moves, and a restart moves nobody at all.
+#[test]
+fn users_move_only_if_they_must_and_not_for_a_restart() {
+    let versions = [("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer), ("m", 3, Behaviour::Answer)];
+    let engine = ScriptedEngine::start(&versions);
+    let policy = |weights: &str| {
+        format!("models: {{m: {{split: {{weights: {weights}, sticky: {{header: x-user-id}}}}}}}}\n")
+    };
+    let mut stack = Stack::builder()
+        .policies(&policy("{1: 90, 2: 10}"))
+        .external_engine(engine.socket())
+        .config("state: state.json")
+        .start();
+    let of = |stack: &Stack| -> Vec<String> {
+        let client = stack.client();
+        let ask = |user: usize| {
+            let user = format!("user-{user}");
+            let answer = client.infer("m", &[("x-user-id", &user)], &infer_body("x", [1, 1], &[0.0]));
+            answer.header("x-penstock-version").to_owned()
+        };
+        (0..500).map(ask).collect()
+    };
+    let before = of(&stack);
+    std::fs::write(&stack.policies, policy("{1: 80, 2: 10, 3: 10}")).unwrap();
+    stack.wait_for_metric("penstock_policy_generation", 2.0);
+    let after = of(&stack);
+    let moved: Vec<_> = before.iter().zip(&after).filter(|(before, after)| before != after).collect();
+    assert!(moved.iter().all(|(before, after)| (before.as_str(), after.as_str()) == ("1", "3")), "{moved:?}");
+    assert!((20..=85).contains(&moved.len()), "{} of 500 have moved", moved.len());
+    eventually("the rings to be saved", || {
+        let saved = std::fs::read_to_string(stack.folder().join("state.json")).ok()?;
+        let saved: serde_json::Value = serde_json::from_str(&saved).ok()?;
+        let parts = saved["rings"]["m"].as_array()?.clone();
+        parts.iter().any(|part| part[1] == 3).then_some(())
+    });
+    stack.restart();
+    assert_eq!(of(&stack), after);
+}

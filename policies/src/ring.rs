@@ -1,0 +1,194 @@
+//! Which version answers at which point of the ring of all 64-bit numbers, and how that changes with the shares.
+//!
+//! ```text
+//!   before   ├──── version 1, 80 % ────┼─ version 2, 15 % ─┼ version 3, 5 % ┤
+//!   after    ├── 1, 70 % ──┼ 3, 10 % ──┼─ 2, 15 % ─────────┼ 3, 5 % ────────┤     a tenth has moved, which is the least
+//! ```
+//!
+//! A ring that follows another one keeps at every point the version that was there, as far as that version's new share
+//! reaches, and gives away only what is left: the part of all users that moves is half the sum of all differences of
+//! shares, which is the least that can be. So a ring has a history, which travels with the state of the process; without
+//! one it is cut in the order of versions.
+
+use std::collections::BTreeMap;
+
+use crate::units::Version;
+
+/// The number of points.
+pub(crate) const POINTS: u128 = 1 << 64;
+
+/// Parts of one ring; a ring that has been cut into more is cut anew, which moves more users once.
+const PARTS_MAX: usize = 1024;
+
+/// Where the part of each version begins, in order; the first begins at 0.
+pub(crate) type Parts = Vec<(u64, Version)>;
+
+/// Points for each version, which add up to [`POINTS`], in the order of `old` as far as that can be.
+pub(crate) fn follow(old: &Parts, lengths: &BTreeMap<Version, u128>) -> Parts {
+    debug_assert_eq!(lengths.values().sum::<u128>(), POINTS, "the shares are of everything");
+    let before = of_parts(old);
+    let grows = |version: &Version| lengths.get(version) > before.get(version);
+    let mut left = lengths.clone();
+    // What stays, and what is free.
+    let mut pieces: Vec<(u128, Option<Version>)> = Vec::new();
+    for (length, version) in with_lengths(old) {
+        let has = left.get_mut(&version);
+        let stays = has.map_or(0, |left| {
+            let stays = length.min(*left);
+            *left -= stays;
+            stays
+        });
+        // What is given away lies beside whoever gets it, where that can be.
+        let neighbour = pieces.last().and_then(|(_, version)| *version);
+        let mut parts = [(stays, Some(version)), (length - stays, None)];
+        if neighbour.is_some_and(|neighbour| grows(&neighbour)) {
+            parts.reverse();
+        }
+        pieces.extend(parts.into_iter().filter(|(length, _)| *length > 0));
+    }
+    let mut filled: Vec<(u128, Version)> = Vec::new();
+    for at in 0..pieces.len() {
+        let (mut length, version) = pieces[at];
+        if let Some(version) = version {
+            filled.push((length, version));
+            continue;
+        }
+        let beside = [filled.last().map(|last| last.1), pieces.get(at + 1).and_then(|next| next.1)];
+        let anybody: Vec<Version> = left.keys().copied().collect();
+        for version in beside.into_iter().flatten().chain(anybody) {
+            let Some(wants) = left.get_mut(&version) else { continue };
+            let gets = length.min(*wants);
+            if gets > 0 {
+                *wants -= gets;
+                length -= gets;
+                filled.push((gets, version));
+            }
+        }
+        debug_assert_eq!(length, 0, "what is free is wanted by somebody");
+    }
+    let parts = joined(filled);
+    if parts.len() > PARTS_MAX { in_order(lengths) } else { parts }
+}
+
+/// A ring without a history.
+pub(crate) fn in_order(lengths: &BTreeMap<Version, u128>) -> Parts {
+    joined(lengths.iter().map(|(version, length)| (*length, *version)).collect())
+}
+
+/// Each part with its length.
+pub(crate) fn with_lengths(parts: &Parts) -> impl Iterator<Item = (u128, Version)> {
+    let ends = parts.iter().skip(1).map(|(start, _)| u128::from(*start)).chain([POINTS]);
+    parts.iter().zip(ends).map(|((start, version), end)| (end.saturating_sub(u128::from(*start)), *version))
+}
+
+/// Whether somebody has written these parts down rightly.
+pub(crate) fn is_sound(parts: &Parts) -> bool {
+    parts.first().is_some_and(|first| first.0 == 0)
+        && parts.len() <= PARTS_MAX
+        && parts.windows(2).all(|pair| pair[0].0 < pair[1].0)
+}
+
+fn of_parts(parts: &Parts) -> BTreeMap<Version, u128> {
+    let mut lengths = BTreeMap::new();
+    for (length, version) in with_lengths(parts) {
+        *lengths.entry(version).or_default() += length;
+    }
+    lengths
+}
+
+/// From lengths to starts; neighbours of one version become one part.
+fn joined(pieces: Vec<(u128, Version)>) -> Parts {
+    let mut parts = Parts::new();
+    let mut start = 0u128;
+    for (length, version) in pieces.into_iter().filter(|(length, _)| *length > 0) {
+        if parts.last().is_none_or(|last| last.1 != version) {
+            parts.push((u64::try_from(start).expect("every part begins on the ring"), version));
+        }
+        start += length;
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn lengths(weights: &[u32]) -> BTreeMap<Version, u128> {
+        let sum: u128 = weights.iter().map(|weight| u128::from(*weight)).sum();
+        let mut before = 0u128;
+        let mut lengths = BTreeMap::new();
+        for (weight, version) in weights.iter().zip(1..) {
+            let after = before + u128::from(*weight);
+            let length = (after << 64) / sum - (before << 64) / sum;
+            if length > 0 {
+                lengths.insert(Version(version), length);
+            }
+            before = after;
+        }
+        lengths
+    }
+
+    fn at(parts: &Parts, point: u64) -> Version {
+        parts[parts.partition_point(|(start, _)| *start <= point) - 1].1
+    }
+
+    fn moved(before: &Parts, after: &Parts) -> u128 {
+        let mut points: Vec<u128> = before.iter().chain(after).map(|(start, _)| u128::from(*start)).collect();
+        points.push(POINTS);
+        points.sort_unstable();
+        let differs =
+            |part: &&[u128]| part[0] < POINTS && at(before, part[0] as u64) != at(after, part[0] as u64);
+        points.windows(2).filter(differs).map(|part| part[1] - part[0]).sum()
+    }
+
+    #[test]
+    fn two_versions_meet_at_one_cut_whichever_grows() {
+        let start = in_order(&lengths(&[90, 10]));
+        let more = follow(&start, &lengths(&[80, 20]));
+        assert_eq!(more, in_order(&lengths(&[80, 20])));
+        assert_eq!(follow(&more, &lengths(&[95, 5])), in_order(&lengths(&[95, 5])));
+        assert_eq!(follow(&more, &lengths(&[0, 7])), in_order(&lengths(&[0, 7])));
+    }
+
+    #[test]
+    fn a_third_version_takes_only_from_the_one_that_gives() {
+        let before = in_order(&lengths(&[90, 10]));
+        let after = follow(&before, &lengths(&[80, 10, 10]));
+        let tenth = moved(&before, &after) as f64 / POINTS as f64;
+        assert!((tenth - 0.1).abs() < 1e-15, "{tenth}; a cut in order would move twice as many");
+    }
+
+    #[test]
+    fn what_was_written_down_wrongly_is_found_out() {
+        let sound = in_order(&lengths(&[1, 2]));
+        assert!(is_sound(&sound));
+        assert!(!is_sound(&Vec::new()) && !is_sound(&vec![(5, Version(1))]));
+        assert!(!is_sound(&vec![(0, Version(1)), (9, Version(2)), (9, Version(1))]));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+        /// 2,000 rings of up to eight versions, changed five times each.
+        #[test]
+        fn every_change_moves_exactly_the_least_and_every_share_is_exact(
+            changes in prop::collection::vec(prop::collection::vec(0..1000u32, 1..8), 2..7),
+        ) {
+            let mut ring: Option<Parts> = None;
+            for weights in changes.iter().filter(|weights| weights.iter().any(|weight| *weight > 0)) {
+                let wanted = lengths(weights);
+                let next = ring.as_ref().map_or_else(|| in_order(&wanted), |ring| follow(ring, &wanted));
+                prop_assert!(is_sound(&next));
+                prop_assert_eq!(&of_parts(&next), &wanted);
+                if let Some(ring) = &ring {
+                    let before = of_parts(ring);
+                    let lost = |(version, had): (&Version, &u128)| had.saturating_sub(wanted.get(version).copied().unwrap_or(0));
+                    let least: u128 = before.iter().map(lost).sum();
+                    prop_assert_eq!(moved(ring, &next), least);
+                }
+                ring = Some(next);
+            }
+        }
+    }
+}
