@@ -169,6 +169,18 @@ pub enum Verdict {
     InsufficientData,
 }
 
+impl Verdict {
+    /// The word for it in metrics and spans.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Advance => "advance",
+            Self::Hold => "hold",
+            Self::RollBack => "roll_back",
+            Self::InsufficientData => "insufficient_data",
+        }
+    }
+}
+
 /// A verdict with its numbers.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Record {

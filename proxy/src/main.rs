@@ -31,6 +31,9 @@ enum Command {
     Check {
         /// The policy file.
         file: PathBuf,
+        /// Answer in JSON: whether it is valid, and what it does or what is wrong with it, line by line.
+        #[arg(long)]
+        json: bool,
     },
     /// Show what a policy file would change in a running penstock: who moves, and what is forgotten.
     Plan {
@@ -119,7 +122,7 @@ impl Action {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve { config } => serve(config),
-        Command::Check { file } => check(file),
+        Command::Check { file, json } => check(&file, json),
         Command::Plan { file, remote } => {
             read(&file).and_then(|text| remote.ask(|remote, json| remote.plan(&text, json)))
         }
@@ -162,10 +165,18 @@ fn read(file: &Path) -> anyhow::Result<String> {
     String::from_utf8(bytes).with_context(|| format!("{}", file.display()))
 }
 
-fn check(file: PathBuf) -> anyhow::Result<()> {
-    let (snapshot, _) = proxy::reload::read(&file)?;
-    print!("{}", snapshot.explain());
-    Ok(())
+fn check(file: &Path, json: bool) -> anyhow::Result<()> {
+    let checked = proxy::reload::read(file).map(|(snapshot, _)| snapshot.explain());
+    if !json {
+        return checked.map(|text| print!("{text}"));
+    }
+    let says = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
+    let (valid, lines) = match &checked {
+        Ok(text) => (true, says(text)),
+        Err(error) => (false, says(&format!("{error:#}"))),
+    };
+    println!("{:#}", serde_json::json!({"valid": valid, "lines": lines}));
+    if valid { Ok(()) } else { anyhow::bail!("{} is not valid", file.display()) }
 }
 
 /// One line for each event, without times: whoever collects the lines adds them. Level from `PENSTOCK_LOG`, such as

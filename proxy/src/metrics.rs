@@ -290,12 +290,7 @@ impl Metrics {
 
     /// Counts a verdict on a rollout.
     pub fn count_verdict(&self, model: &str, verdict: Verdict) {
-        let verdict = match verdict {
-            Verdict::Advance => "advance",
-            Verdict::Hold => "hold",
-            Verdict::RollBack => "roll_back",
-            Verdict::InsufficientData => "insufficient_data",
-        };
+        let verdict = verdict.as_str();
         self.canary_verdicts.get_or_create_owned(&VerdictLabels { model: model.to_owned(), verdict }).inc();
     }
 

@@ -4,6 +4,7 @@
 
 use crate::files;
 use crate::metrics::Metrics;
+use crate::trace::Tracer;
 use anyhow::Context;
 use policies::{Ledger, Live, Progress, Record, Rings, Verdict};
 use serde::{Deserialize, Serialize};
@@ -26,6 +27,8 @@ pub struct Rollouts {
     pub live: Arc<Live>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Where verdicts go as spans, if traces are on.
+    pub tracer: Option<Arc<Tracer>>,
     /// Where progress is kept; `None` forgets it with the process.
     pub file: Option<PathBuf>,
 }
@@ -53,6 +56,9 @@ impl Rollouts {
             for (model, record) in &news {
                 tell(model, record);
                 self.metrics.count_verdict(model, record.verdict);
+                if let Some(tracer) = &self.tracer {
+                    tracer.verdict(model, record);
+                }
             }
             let in_force = self.live.load().number;
             if !news.is_empty() || in_force != generation || now.duration_since(saved) >= SAVE_EVERY {

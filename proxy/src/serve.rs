@@ -123,6 +123,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         ledger: path.ledger.clone(),
         live: path.live.clone(),
         metrics: metrics.clone(),
+        tracer: tracer.clone(),
         file: config.state.clone(),
     };
     let reload = config.policies.clone().map(|file| Reload {

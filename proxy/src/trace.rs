@@ -5,6 +5,7 @@
 //! client's span ─▶ POST /v2/models/{model}/infer   (server)
 //!                    ├─ engine queue               links to the batch that it waited for
 //!                    └─ batch                      once per batch, under its first traced member; links to all of them
+//! canary verdict                                    on its own, as long as the step has lasted
 //! ```
 //!
 //! The exporter's trouble never reaches a request: a full queue drops spans, an absent collector is retried
@@ -183,6 +184,40 @@ impl Tracer {
         if let Some(timing) = facts.timing {
             self.finish_engine(trace, facts.model.unwrap_or_default(), timing);
         }
+    }
+
+    /// Hands over a verdict about a canary, with its numbers.
+    pub fn verdict(&self, model: &str, verdict: &policies::Record) {
+        let mut dice = rand::rng();
+        let (trace_id, span_id) = (TraceId::from_bytes(dice.random()), SpanId::from_bytes(dice.random()));
+        let to = SystemTime::now();
+        let mut attributes = vec![
+            KeyValue::new("penstock.model", model.to_owned()),
+            KeyValue::new("penstock.canary.verdict", verdict.verdict.as_str()),
+            KeyValue::new("penstock.canary.why", verdict.why.clone()),
+            KeyValue::new("penstock.canary.step", verdict.step as i64),
+            KeyValue::new("penstock.canary.percent", verdict.percent),
+        ];
+        for gate in &verdict.gates {
+            let name = |what: &str| format!("penstock.canary.{}.{what}", gate.gate);
+            attributes.extend([
+                KeyValue::new(name("requests"), gate.requests as i64),
+                KeyValue::new(name("events"), gate.events as i64),
+                KeyValue::new(name("worse"), gate.worse),
+                KeyValue::new(name("rare"), gate.rare),
+            ]);
+        }
+        self.export(SpanParts {
+            context: SpanContext::new(trace_id, span_id, TraceFlags::SAMPLED, false, TraceState::NONE),
+            parent: SpanId::INVALID,
+            kind: SpanKind::Internal,
+            name: "canary verdict".into(),
+            from: to.checked_sub(verdict.after).unwrap_or(to),
+            to,
+            attributes,
+            links: Vec::new(),
+            status: Status::Unset,
+        });
     }
 
     fn finish_engine(&self, trace: &Trace, model: &str, timing: &Timing) {

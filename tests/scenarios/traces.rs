@@ -123,3 +123,25 @@ fn a_collector_that_is_away_costs_nothing() {
     stack.signal(rustix::process::Signal::TERM);
     assert!(stack.wait().success());
 }
+
+#[test]
+fn a_verdict_about_a_canary_is_a_span_with_its_numbers() {
+    let collector = Collector::start();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Fail)]);
+    let stack = Stack::builder()
+        .policies("models: {m: {canary: {baseline: 1, candidate: 2, steps: [50]}}}\n")
+        .external_engine(engine.socket())
+        .config(&config(&collector, 0.0))
+        .start();
+    let verdict = eventually("a verdict", || {
+        stack.client().infer("m", &[], &infer_body("x", [1, 1], &[0.0]));
+        named(&collector.spans(), "canary verdict").first().map(|span| Span::clone(span))
+    });
+    assert_eq!(number(&verdict, "penstock.canary.step"), 1);
+    assert!(number(&verdict, "penstock.canary.errors.events") >= 4, "{verdict:?}");
+    let said = verdict.attributes.iter().any(|attribute| {
+        let value = attribute.value.as_ref().and_then(|value| value.value.as_ref());
+        attribute.key == "penstock.canary.verdict" && value == Some(&Value::StringValue("roll_back".into()))
+    });
+    assert!(said, "{verdict:?}");
+}
