@@ -1,0 +1,423 @@
+//! Rollouts by the thousand, in simulated time.
+
+use super::*;
+use crate::evidence::tests::Dice;
+use crate::{Snapshot, parse};
+
+const FAST: Sight = Sight::Answered(Duration::from_millis(10));
+const SLOW: Sight = Sight::Answered(Duration::from_millis(300));
+
+fn snapshot(canary: &str) -> Snapshot {
+    let text = format!(
+        "models: {{digits: {{labels: {{old: 1, new: 2}}, canary: {{baseline: old, candidate: new, {canary}}}}}}}"
+    );
+    parse(&text, "p.yaml").unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn policy(canary: &str) -> CanaryPolicy {
+    snapshot(canary).model("digits").unwrap().canary.clone().unwrap()
+}
+
+/// A rollout, a clock and dice.
+struct World {
+    canary: Canary,
+    now: Instant,
+    dice: Dice,
+}
+
+impl World {
+    fn new(canary: &str, seed: u64) -> Self {
+        let now = Instant::now();
+        Self { canary: Canary::new(policy(canary), now), now, dice: Dice(seed) }
+    }
+
+    fn assigned(&self, is_candidate: bool) -> Assignment {
+        let share = self.canary.share();
+        Assignment { baseline: Version(1), candidate: Version(2), is_candidate, share, slow_over: None }
+    }
+
+    fn tell(&mut self, is_candidate: bool, sight: Sight) {
+        self.canary.witness(self.assigned(is_candidate), None, sight, self.now);
+    }
+
+    /// A request of somebody new; the chances are those of a failure.
+    fn request(&mut self, of_baseline: f64, of_candidate: f64) {
+        let is_candidate = self.dice.falls(percent(self.canary.share()) / 100.0);
+        let fails = self.dice.falls(if is_candidate { of_candidate } else { of_baseline });
+        self.tell(is_candidate, if fails { Sight::Failed } else { FAST });
+    }
+
+    /// Time passes, in which the candidate answers somebody, and the rollout is looked at.
+    fn work(&mut self, seconds: u64) -> Option<Verdict> {
+        self.now += Duration::from_secs(seconds);
+        self.tell(true, FAST);
+        self.wait(0)
+    }
+
+    fn wait(&mut self, seconds: u64) -> Option<Verdict> {
+        self.now += Duration::from_secs(seconds);
+        self.canary.judge(self.now);
+        self.canary.news().pop().map(|record| record.verdict)
+    }
+}
+
+#[test]
+fn a_candidate_that_does_well_gets_more_step_by_step_and_then_all() {
+    let mut world = World::new("steps: [10, 50], dwell: 1m", 1);
+    assert_eq!(percent(world.canary.share()), 10.0);
+    assert_eq!(world.wait(59), None);
+    (0..600).for_each(|_| world.tell(true, FAST));
+    assert_eq!(world.wait(1), Some(Verdict::Advance));
+    assert_eq!(percent(world.canary.share()), 50.0);
+    assert_eq!(world.wait(60), Some(Verdict::InsufficientData), "each step has to be earned");
+    (0..600).for_each(|_| world.tell(true, FAST));
+    assert_eq!(world.wait(1), Some(Verdict::Advance));
+    assert_eq!((world.canary.phase.clone(), world.canary.share()), (Phase::Promoted, ALL));
+}
+
+#[test]
+fn without_data_nothing_ever_advances() {
+    let mut world = World::new("steps: [50], dwell: 1s", 1);
+    assert_eq!(world.wait(1), Some(Verdict::InsufficientData));
+    for _ in 0..10_000 {
+        world.tell(false, FAST);
+        assert_eq!(world.wait(60), None, "and that is told once");
+    }
+    assert_eq!((world.canary.step, world.canary.phase.clone()), (0, Phase::Running));
+}
+
+#[test]
+fn a_candidate_that_fails_more_is_rolled_back_at_once_and_gets_nothing() {
+    let mut world = World::new("steps: [10, 50], dwell: 1h", 1);
+    for _ in 0..1000 {
+        world.request(0.0, 1.0);
+    }
+    assert_eq!((world.canary.phase.clone(), world.canary.share()), (Phase::RolledBack, 0));
+    let record = world.canary.news().pop().unwrap();
+    assert_eq!(record.verdict, Verdict::RollBack);
+    assert!(record.why.starts_with("version 2 fails more often than version 1: "), "{}", record.why);
+    assert!(record.gates[0].worse >= 20.0 && record.gates[0].requests < 10, "{record:?}");
+    let snapshot = snapshot("sticky: {header: user}");
+    let pick = |share| snapshot.model("digits").unwrap().pick(&[("user", "ana")], 0, |_| share).unwrap();
+    assert_eq!((pick(ALL).version, pick(0).version), (Version(2), Version(1)), "sticky users as well");
+}
+
+#[test]
+fn what_fails_everywhere_is_not_the_candidates_fault_and_no_reason_to_advance() {
+    let mut world = World::new("steps: [50], dwell: 1s", 3);
+    for _ in 0..20_000 {
+        world.request(0.5, 0.5);
+    }
+    assert_eq!(world.wait(1), Some(Verdict::Hold));
+    assert_eq!(world.canary.phase, Phase::Running);
+}
+
+#[test]
+fn a_candidate_that_was_well_for_long_is_still_rolled_back_soon() {
+    let mut world = World::new("steps: [10, 50], dwell: 1s", 5);
+    for _ in 0..200_000 {
+        world.request(0.002, 0.002);
+    }
+    assert_eq!(world.wait(1), Some(Verdict::Advance));
+    let mut needed = 0;
+    while world.canary.phase == Phase::Running {
+        world.request(0.002, 0.05);
+        needed += 1;
+    }
+    assert!(needed < 2_000, "{needed}");
+}
+
+#[test]
+fn slow_answers_and_late_ones_are_judged_like_failures() {
+    let gates = "steps: [50], dwell: 1s, gates: {latency: {over: 200ms, at_most: 5}}";
+    let mut world = World::new(gates, 1);
+    for _ in 0..40 {
+        world.tell(false, FAST);
+        world.tell(true, SLOW);
+    }
+    assert_eq!(world.canary.phase, Phase::RolledBack);
+    assert!(world.canary.news()[0].why.starts_with("version 2 is slow more often"));
+    let mut world = World::new("steps: [50], dwell: 1s", 1);
+    for _ in 0..20 {
+        world.now += Duration::from_millis(100);
+        world.tell(true, Sight::Late(Duration::from_secs(1)));
+    }
+    assert_eq!(world.canary.phase, Phase::RolledBack, "without a gate for latency, late is failed");
+}
+
+#[test]
+fn users_who_always_fail_are_one_witness_each_however_long_it_takes() {
+    let mut world = World::new("steps: [10], dwell: 1h", 1);
+    for _ in 0..1_000 {
+        world.now += Duration::from_secs(59);
+        for user in [0, 1, 0, 1] {
+            let assigned = world.assigned(true);
+            world.canary.witness(assigned, Some(user), Sight::Failed, world.now);
+        }
+    }
+    assert_eq!(world.canary.phase, Phase::Running);
+    assert_eq!(world.canary.gates[0].rare.requests(), 2_000, "each says once in ten seconds how it fares");
+    for user in 2..6 {
+        let assigned = world.assigned(true);
+        world.canary.witness(assigned, Some(user), Sight::Failed, world.now);
+    }
+    assert_eq!(world.canary.phase, Phase::RolledBack, "six are no coincidence");
+}
+
+#[test]
+fn one_stall_is_one_witness() {
+    let mut world = World::new("steps: [10], dwell: 1h", 1);
+    (0..1_000).for_each(|_| world.tell(true, Sight::Late(Duration::from_secs(1))));
+    assert_eq!(world.canary.phase, Phase::Running);
+    for _ in 0..5 {
+        world.now += Duration::from_millis(100);
+        world.tell(true, Sight::Unanswered);
+    }
+    assert_eq!(world.canary.phase, Phase::RolledBack, "a candidate that answers nobody is soon found out");
+}
+
+#[test]
+fn what_turns_everybody_away_is_nobodys_fault_and_what_turns_the_candidates_away_is() {
+    for (of_baseline, expected) in [(0.1, Phase::Running), (0.0, Phase::RolledBack)] {
+        let mut world = World::new("steps: [10], dwell: 1h", 4);
+        for _ in 0..20_000 {
+            let is_candidate = world.dice.falls(0.1);
+            let is_lost = world.dice.falls(if is_candidate { 0.1 } else { of_baseline });
+            world.now += Duration::from_millis(20);
+            world.tell(is_candidate, if is_lost { Sight::Unanswered } else { FAST });
+        }
+        assert_eq!(world.canary.phase, expected);
+    }
+}
+
+#[test]
+fn a_candidate_that_answers_otherwise_is_rolled_back_and_one_that_agrees_is_not_held_up() {
+    let text = "models: {digits: {canary: {baseline: 1, candidate: 2, steps: [50], dwell: 1s, gates: {disagreement: {at_most: 2}}},
+        shadow: {version: 2}}}";
+    let policy = parse(text, "p").unwrap().model("digits").unwrap().canary.clone().unwrap();
+    let run = |every: u32| {
+        let now = Instant::now();
+        let mut world = World { canary: Canary::new(policy.clone(), now), now, dice: Dice(1) };
+        (0..600).for_each(|_| world.tell(true, FAST));
+        for at in 0..400 {
+            world.canary.compared(Version(2), None, at % every != 1, world.now);
+        }
+        let verdict = world.work(1);
+        (world.canary.phase.clone(), verdict)
+    };
+    assert_eq!(run(1_000), (Phase::Promoted, Some(Verdict::Advance)));
+    assert_eq!(run(10).0, Phase::RolledBack);
+    let (phase, verdict) = run(50);
+    assert_eq!(
+        (phase, verdict),
+        (Phase::Running, Some(Verdict::Hold)),
+        "as many as are allowed show nothing"
+    );
+}
+
+#[test]
+fn a_candidate_that_takes_less_than_the_baseline_is_found_out_and_invalid_input_holds_nobody_up() {
+    let mut world = World::new("steps: [50], dwell: 1s", 1);
+    (0..20).for_each(|_| world.tell(true, Sight::Refused));
+    assert_eq!(world.canary.phase, Phase::RolledBack);
+    let mut world = World::new("steps: [50], dwell: 1s", 1);
+    for _ in 0..600 {
+        world.tell(true, FAST);
+        world.tell(false, Sight::Refused);
+    }
+    assert_eq!(world.wait(1), Some(Verdict::Advance));
+}
+
+#[test]
+fn a_candidate_that_has_fallen_silent_does_not_advance_on_what_it_did_before() {
+    let mut world = World::new("steps: [10, 50], dwell: 10m", 1);
+    (0..600).for_each(|_| world.tell(true, FAST));
+    assert_eq!(world.wait(600), Some(Verdict::InsufficientData));
+    assert!(world.canary.history[0].why.starts_with("version 2 has answered nobody for 60s"));
+    world.tell(true, FAST);
+    assert_eq!(world.wait(1), Some(Verdict::Advance));
+}
+
+#[test]
+fn a_version_that_turns_bad_after_a_long_time_in_one_step_is_found_out_soon() {
+    let mut world = World::new("steps: [10], dwell: 24h", 5);
+    for _ in 0..1_000_000 {
+        world.now += Duration::from_millis(10);
+        world.request(0.002, 0.002);
+    }
+    let mut needed = 0;
+    while world.canary.phase == Phase::Running {
+        world.now += Duration::from_millis(10);
+        world.request(0.002, 0.05);
+        needed += 1;
+    }
+    assert!(needed < 4_000, "{needed}");
+}
+
+#[test]
+fn a_person_may_pause_resume_promote_abort_and_begin_again() {
+    let mut world = World::new("steps: [10, 50], dwell: 1m", 1);
+    let now = world.now;
+    let mut say = |command| world.canary.command(command, "why not", now);
+    assert_eq!(say(Command::Resume), Err("the rollout is running".into()));
+    assert_eq!(say(Command::Pause), Ok(()));
+    assert_eq!(say(Command::Pause), Err("the rollout is paused".into()));
+    (0..600).for_each(|_| world.tell(true, FAST));
+    world.canary.news();
+    assert_eq!(world.wait(3600), None, "paused");
+    let now = world.now;
+    assert_eq!(world.canary.command(Command::Resume, "", now), Ok(()));
+    world.canary.news();
+    assert_eq!(world.work(59), None, "the step begins again");
+    assert_eq!(world.work(1), Some(Verdict::Advance));
+    assert_eq!(world.canary.command(Command::Promote, "", now), Ok(()));
+    assert_eq!(world.canary.share(), ALL);
+    assert_eq!(world.canary.command(Command::Abort, "it smells", now), Ok(()));
+    assert_eq!(world.canary.share(), 0);
+    assert_eq!(world.canary.news().pop().unwrap().why, "aborted by a person: it smells");
+    assert_eq!(world.canary.command(Command::Resume, "", now), Ok(()));
+    assert_eq!((percent(world.canary.share()), world.canary.gates[0].rare.requests()), (10.0, 0));
+}
+
+#[test]
+fn progress_survives_a_reload_and_a_restart_of_the_same_rollout_only() {
+    let mut world = World::new("steps: [10, 50], dwell: 1m", 1);
+    (0..600).for_each(|_| world.tell(true, FAST));
+    world.work(60);
+    world.canary.follow(&policy("steps: [1, 5, 50, 80], dwell: 2m"), world.now);
+    assert_eq!((percent(world.canary.share()), world.canary.step), (50.0, 2));
+    let progress = world.canary.progress(world.now + Duration::from_secs(30));
+
+    let later = world.now + Duration::from_secs(3600);
+    let mut next = Canary::new(policy("steps: [1, 5, 50, 80], dwell: 2m"), later);
+    next.restore(&progress, later);
+    let restored = next.progress(later);
+    assert_eq!((percent(next.share()), restored.dwelt), (50.0, Duration::from_secs(30)));
+    // Another process begins to rise where the step is not the same.
+    let mut next = Canary::new(policy("steps: [5, 60, 90], dwell: 2m"), later);
+    next.restore(&progress, later);
+    assert_eq!((percent(next.share()), next.progress(later).dwelt), (5.0, Duration::ZERO));
+
+    let other =
+        CanaryPolicy { candidate: Target { version: Version(3), label: None }, ..policy("steps: [10]") };
+    let mut next = Canary::new(other, later);
+    next.restore(&progress, later);
+    assert_eq!(percent(next.share()), 10.0, "another candidate begins at the beginning");
+    let stale = world.assigned(true);
+    (0..100).for_each(|_| next.witness(stale, None, Sight::Failed, later));
+    assert_eq!(next.phase, Phase::Running, "what another candidate did is not this one's fault");
+}
+
+#[test]
+fn evidence_survives_restarts_even_if_they_come_more_often_than_a_verdict_takes() {
+    let mut world = World::new("steps: [10], dwell: 1h", 3);
+    for _ in 0..200 {
+        for _ in 0..100 {
+            world.now += Duration::from_millis(100);
+            world.request(0.01, 0.05);
+        }
+        let progress = world.canary.progress(world.now);
+        let (requests, phase) = (world.canary.gates[0].rare.requests(), world.canary.phase.clone());
+        world.canary = Canary::new(policy("steps: [10], dwell: 1h"), world.now);
+        world.canary.restore(&progress, world.now);
+        assert_eq!(world.canary.phase, phase);
+        assert_eq!(world.canary.gates[0].rare.requests(), requests);
+    }
+    assert_eq!(world.canary.phase, Phase::RolledBack);
+}
+
+/// 1 % of the baseline's requests fail and 3 % of the candidate's, which has a tenth of all.
+#[test]
+fn a_candidate_that_fails_three_times_as_often_is_rolled_back_within_3500_requests() {
+    let mut needed: Vec<u32> = (0..1_000)
+        .map(|seed| {
+            let mut world = World::new("steps: [10, 50], dwell: 24h", seed);
+            let is_open = |world: &World| world.canary.phase == Phase::Running;
+            (0..100_000).find(|_| {
+                world.request(0.01, 0.03);
+                !is_open(&world)
+            })
+        })
+        .map(|needed| needed.unwrap_or(u32::MAX))
+        .collect();
+    needed.sort_unstable();
+    assert!(needed[500] <= 3_500, "median {}", needed[500]);
+}
+
+/// Of users who always fail, whichever version answers them, through three steps and half an hour.
+#[test]
+fn users_who_fail_everywhere_roll_back_at_most_one_rollout_in_twenty() {
+    for users in [1, 3, 10] {
+        let mut dice = Dice(users);
+        let mut rolled_back = 0;
+        for seed in 0..2_000 {
+            let mut world = World::new("steps: [10, 25, 50], dwell: 1m", seed);
+            // Where each stands on the ring.
+            let places: Vec<f64> = (0..users)
+                .map(|_| (0..20).map(|bit| if dice.falls(0.5) { 0.5f64.powi(bit + 1) } else { 0.0 }).sum())
+                .collect();
+            for minute in 0..30 {
+                for (user, place) in (0..users).zip(&places) {
+                    let is_candidate = *place < percent(world.canary.share()) / 100.0;
+                    let assigned = world.assigned(is_candidate);
+                    world.canary.witness(assigned, Some(user), Sight::Failed, world.now);
+                }
+                world.now += Duration::from_secs(60);
+                if minute % 10 == 9 && world.canary.phase == Phase::Running && world.canary.step < 2 {
+                    world.canary.decide(Verdict::Advance, "the ramp of this test".into(), world.now);
+                }
+            }
+            rolled_back += u32::from(world.canary.phase == Phase::RolledBack);
+        }
+        assert!(rolled_back <= 100, "{rolled_back} of 2,000 with {users} users");
+    }
+}
+
+/// 10,000 rollouts of a candidate that is as good, under a base rate that drifts, with users who fail in fits.
+#[test]
+fn a_candidate_that_is_no_worse_is_rolled_back_at_most_once_in_twenty() {
+    let mut dice = Dice(17);
+    let mut rolled_back = 0;
+    for seed in 0..10_000u64 {
+        let mut world = World::new("steps: [1, 10, 50], dwell: 1m", seed);
+        for step in 0..3 {
+            for at in 0..100u64 {
+                let rate = 0.02 + 0.1 * at as f64 / 100.0;
+                // One user with ten requests: all of them fail, or none.
+                let key = seed << 20 | step << 10 | at;
+                let assigned = world.assigned(dice.falls(percent(world.canary.share()) / 100.0));
+                if dice.falls(rate) {
+                    (0..10).for_each(|_| world.canary.witness(assigned, Some(key), Sight::Failed, world.now));
+                }
+            }
+            world.now += Duration::from_secs(60);
+            if world.canary.phase == Phase::Running && world.canary.step < 2 {
+                world.canary.decide(Verdict::Advance, "the ramp of this test".into(), world.now);
+            }
+        }
+        rolled_back += u32::from(world.canary.phase == Phase::RolledBack);
+    }
+    assert!(rolled_back <= 500, "{rolled_back} of 10,000");
+}
+
+#[test]
+fn a_share_is_exact_and_those_who_have_the_candidate_keep_it() {
+    let policy = policy("sticky: {header: user}");
+    let on_candidate = |share: Millionths| -> Vec<bool> {
+        let picks = (0..20_000).map(|user| policy.pick(&[("user", user.to_string().as_str())], 0, share));
+        picks.map(|pick| pick.version == Version(2)).collect()
+    };
+    let mut before = on_candidate(0);
+    assert!(before.iter().all(|on| !on));
+    for share in [10_000, 100_000, 500_000, 999_999, ALL] {
+        let now = on_candidate(share);
+        assert!(before.iter().zip(&now).all(|(before, now)| !before || *now));
+        let got = now.iter().filter(|on| **on).count() as f64 / 20_000.0;
+        assert!((got - f64::from(share) / 1e6).abs() < 0.015, "{got} at {share}");
+        before = now;
+    }
+    assert!(before.iter().all(|on| *on));
+    let drawn = super::tests::policy("steps: [10]");
+    assert_eq!(drawn.pick(&[("user", "ana")], u64::MAX, 1).version, Version(2));
+    assert_eq!(drawn.pick(&[("user", "ana")], u64::MAX, 0).version, Version(1));
+}
