@@ -55,7 +55,7 @@ impl Server {
         collector: SocketAddr,
     ) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let (address, monitor) = (harness::free_address(), harness::free_address());
+        let [address, monitor] = harness::free_addresses();
         let models = folder.path().join("models");
         for (number, source) in [(1, 1), (2, if versions == Versions::Linear { 1 } else { 2 })] {
             let version = models.join(format!("digits/{number}"));

@@ -143,12 +143,15 @@ impl Gate {
     pub(crate) fn hear(&mut self, witness: Witness, now: Instant) -> bool {
         let Witness { is_candidate, share, key, sight } = witness;
         let Some(happened) = self.event.happened(sight) else { return false };
-        if is_candidate && self.event.is_the_versions(sight) && self.is_news(key, now) {
+        let is_news = is_candidate && self.event.is_the_versions(sight) && self.is_news(key, now);
+        if is_news {
             self.rare.observe(happened);
-            self.often.observe(happened, share_of_all(self.at_most));
         }
         if self.event == Event::Disagreement {
-            return happened;
+            if is_news {
+                self.often.observe(happened, share_of_all(self.at_most));
+            }
+            return is_news && happened;
         }
         if !happened || (sight.comes_in_bursts() && self.is_in_a_burst(now)) {
             return false;

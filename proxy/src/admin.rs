@@ -133,7 +133,7 @@ impl Admin {
 fn status_of(denied: &Denied) -> StatusCode {
     match denied {
         Denied::Faulty(_) => StatusCode::UNPROCESSABLE_ENTITY,
-        Denied::Changed { .. } => StatusCode::PRECONDITION_FAILED,
+        Denied::Changed { .. } | Denied::FileChanged => StatusCode::PRECONDITION_FAILED,
         Denied::NoSuchRevision => StatusCode::CONFLICT,
         Denied::NotWritten(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }

@@ -72,11 +72,11 @@ impl Reload {
             }
         };
         let mut hangup = signal(SignalKind::hangup()).expect("signal handlers can be installed at start");
-        self.keep_last_good();
+        self.keep_last_good().await;
         loop {
             tokio::select! {
                 Some(Asked { ask, answer }) = self.asked.recv() => {
-                    let _ = answer.send(self.answer(ask)); // who asked may have left
+                    let _ = answer.send(self.answer(ask).await); // who asked may have left
                     continue;
                 }
                 Some(()) = changes.recv() => {}
@@ -106,7 +106,7 @@ impl Reload {
             return;
         }
         match compile(&bytes, &self.file) {
-            Ok(snapshot) => self.publish(snapshot, &bytes, Source::File),
+            Ok(snapshot) => self.publish(snapshot, &bytes, Source::File).await,
             Err(error) => {
                 tracing::error!("policy stays as it is:\n{error}");
                 self.metrics.policy_rejected.inc();
@@ -115,7 +115,7 @@ impl Reload {
         self.seen = Seen::Text(bytes);
     }
 
-    fn publish(&mut self, snapshot: Snapshot, text: &[u8], source: Source) {
+    async fn publish(&mut self, snapshot: Snapshot, text: &[u8], source: Source) {
         let published = self.live.publish(snapshot);
         let text = String::from_utf8_lossy(text).into_owned();
         self.revisions.note(published.generation, text, source, SystemTime::now());
@@ -131,17 +131,17 @@ impl Reload {
         if let Err(reason) = self.readiness.server() {
             tracing::warn!("not ready under this policy: {reason}");
         }
-        self.keep_last_good();
+        self.keep_last_good().await;
     }
 
-    fn keep_last_good(&self) {
+    async fn keep_last_good(&self) {
         let Some(file) = &self.last_good else { return };
-        if let Err(error) = files::replace(file, self.revisions.current().text.as_bytes()) {
+        if let Err(error) = replace(file, &self.revisions.current().text).await {
             tracing::error!("the policy in force is not kept for the next start: {error:#}");
         }
     }
 
-    fn answer(&mut self, ask: Ask) -> Result<Edit, Denied> {
+    async fn answer(&mut self, ask: Ask) -> Result<Edit, Denied> {
         let current = self.revisions.current();
         match ask {
             Ask::Show => Ok(Edit::Shown(current.clone())),
@@ -154,22 +154,28 @@ impl Reload {
                 if tag != current.tag() {
                     return Err(Denied::Changed { tag: current.tag() });
                 }
-                self.put(text, Source::Admin)
+                self.put(text, Source::Admin).await
             }
             Ask::RollBack { to } => {
                 let text = self.revisions.earlier(to).ok_or(Denied::NoSuchRevision)?.text.clone();
-                self.put(text, Source::RollBack)
+                self.put(text, Source::RollBack).await
             }
         }
     }
 
     /// Into the file first: it is what the next start reads.
-    fn put(&mut self, text: String, source: Source) -> Result<Edit, Denied> {
+    async fn put(&mut self, text: String, source: Source) -> Result<Edit, Denied> {
+        let is_as_seen = match tokio::fs::read(&self.file).await {
+            Ok(bytes) => matches!(&self.seen, Seen::Text(seen) if *seen == bytes),
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        };
+        if !is_as_seen {
+            return Err(Denied::FileChanged);
+        }
         let snapshot = self.compiled(&text)?;
         let plan = self.ledger.plan(&self.live.load().snapshot, &snapshot);
-        files::replace(&self.file, text.as_bytes())
-            .map_err(|error| Denied::NotWritten(format!("{error:#}")))?;
-        self.publish(snapshot, text.as_bytes(), source);
+        replace(&self.file, &text).await.map_err(|error| Denied::NotWritten(format!("{error:#}")))?;
+        self.publish(snapshot, text.as_bytes(), source).await;
         self.seen = Seen::Text(text.into_bytes());
         Ok(Edit::Applied { plan, revision: self.revisions.current().clone() })
     }
@@ -198,6 +204,12 @@ impl Reload {
         }
         before
     }
+}
+
+/// A disk that is slow must not hold up whoever shares this thread: the supervisor of the engine does.
+async fn replace(file: &Path, text: &str) -> anyhow::Result<()> {
+    let (file, text) = (file.to_owned(), text.to_owned());
+    tokio::task::spawn_blocking(move || files::replace(&file, text.as_bytes())).await?
 }
 
 /// The policy to start with, and the text that it was compiled from: that of the file, or the last that was in force if

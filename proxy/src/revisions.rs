@@ -133,6 +133,8 @@ pub(crate) enum Denied {
     Faulty(String),
     #[error("somebody has changed the policy meanwhile: it is {tag} now; look at it and try again")]
     Changed { tag: String },
+    #[error("somebody is changing the policy file: look at it and try again")]
+    FileChanged,
     #[error("there is no such revision any more; `penstock history` shows those that there are")]
     NoSuchRevision,
     #[error("{0}; nothing has changed")]

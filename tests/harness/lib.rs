@@ -12,7 +12,7 @@ mod stack;
 pub use client::{Client, Response, infer_body, raw_exchange};
 pub use collector::Collector;
 pub use engine::{Behaviour, ScriptedEngine};
-pub use stack::{Stack, StackBuilder, binary, free_address, repository};
+pub use stack::{Stack, StackBuilder, binary, free_address, free_addresses, repository};
 
 use std::time::{Duration, Instant};
 

@@ -25,8 +25,15 @@ pub fn binary(name: &str) -> PathBuf {
 
 /// An address on which nobody listens at this moment.
 pub fn free_address() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
-    listener.local_addr().expect("it is bound")
+    let [address] = free_addresses();
+    address
+}
+
+/// Several, no two the same.
+pub fn free_addresses<const N: usize>() -> [SocketAddr; N] {
+    // Held until all are known: a port that is free again may be the next.
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("loopback has free ports"));
+    listeners.each_ref().map(|listener| listener.local_addr().expect("it is bound"))
 }
 
 /// A stack to be.
@@ -96,9 +103,7 @@ impl StackBuilder {
 
     /// Starts it and waits until it answers at all.
     pub fn start_unready(self) -> Stack {
-        let http = free_address();
-        let monitor = free_address();
-        let admin = free_address();
+        let [http, monitor, admin] = free_addresses();
         let policies = self.policy_file.unwrap_or_else(|| {
             let file = self.folder.path().join("policies.yaml");
             std::fs::write(&file, &self.policies).expect("the temporary folder takes files");

@@ -110,8 +110,14 @@ fn two_people_do_not_undo_each_others_work() {
     let answer = admin.put("/policy", &[("if-match", &tag)], AFTER.as_bytes());
     assert_eq!(answer.status, 412, "{}", answer.text());
     let tag = admin.get("/policy").header("etag").to_owned();
+    std::fs::write(&stack.policies, "models: {m: {dead").unwrap();
+    eventually("the mistake to be seen", || stack.log().contains("policy stays as it is").then_some(()));
     let answer = admin.put("/policy", &[("if-match", &tag)], AFTER.as_bytes());
-    assert_eq!((answer.status, &answer.json()["generation"]), (200, &3.into()));
+    assert_eq!(
+        (answer.status, &answer.json()["generation"]),
+        (200, &3.into()),
+        "once it is told, it may be mended"
+    );
     let from_a_page = admin.put("/policy", &[("if-match", &tag), ("origin", "http://evil.example")], b"");
     assert_eq!(from_a_page.status, 403);
 }

@@ -1,6 +1,6 @@
 //! What cannot start says why in one line and ends; what can start in part does.
 
-use harness::{Stack, binary, eventually, free_address, repository};
+use harness::{Stack, binary, eventually, free_address, free_addresses, repository};
 use std::process::{Command, Output};
 
 fn penstock(arguments: &[&str]) -> Output {
@@ -10,7 +10,8 @@ fn penstock(arguments: &[&str]) -> Output {
 fn serve(config: &str) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("penstock.yaml");
-    let listen = format!("listen: {{http: '{}', monitor: '{}'}}\n", free_address(), free_address());
+    let [http, monitor] = free_addresses();
+    let listen = format!("listen: {{http: '{http}', monitor: '{monitor}'}}\n");
     let config = if config.contains("listen:") { config.to_owned() } else { listen + config };
     std::fs::write(&file, config).expect("a file");
     let output = penstock(&["serve", "--config", file.to_str().expect("a path")]);

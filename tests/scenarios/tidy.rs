@@ -22,8 +22,12 @@ fn sources() -> Vec<PathBuf> {
 }
 
 /// Code before the unit tests of a file.
+/// What is not tests.
 fn code(path: &Path) -> String {
     let text = std::fs::read_to_string(path).expect("a file");
+    if path.file_name().is_some_and(|name| name == "tests.rs") {
+        return text.lines().take_while(|line| line.starts_with("//!")).collect();
+    }
     text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default().to_owned()
 }
 
