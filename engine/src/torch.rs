@@ -396,12 +396,13 @@ fn is_out_of_memory(detail: &str) -> bool {
 /// What a traceback comes down to: its last line that says something; or its first, where advice follows the reason, or
 /// code that does not compile.
 fn last_line(text: &str) -> String {
+    const CUDA: &str = "CUDA error: ";
+    let of_cuda = text.lines().find_map(|line| line.find(CUDA).map(|at| line[at..].trim_end()));
     let says_something = |line: &&str| {
         !line.is_empty() && !line.starts_with("frame #") && !line.starts_with("Exception raised from")
     };
     let mut lines = text.lines().map(str::trim).filter(says_something);
-    let line = match lines.next_back() {
-        Some(_) if text.starts_with("CUDA error: ") => text.lines().next().unwrap_or(text),
+    let line = match of_cuda.or_else(|| lines.next_back()) {
         Some(quoted) if quoted.ends_with("<--- HERE") => lines.next().unwrap_or(quoted),
         Some(line) => line,
         None => "no reason given",
@@ -679,6 +680,8 @@ mod tests {
         assert_eq!(last_line(text), "Unknown builtin op: aten::nothing.");
         let text = "CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in the manual.\nCompile with `TORCH_USE_CUDA_DSA`.\n";
         assert_eq!(last_line(text), "CUDA error: device-side assert triggered");
+        let wrapped = format!("The following operation failed.\nTraceback:\nRuntimeError: {text}");
+        assert_eq!(last_line(&wrapped), "CUDA error: device-side assert triggered");
         assert_eq!(last_line(""), "no reason given");
     }
 

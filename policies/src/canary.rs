@@ -36,6 +36,11 @@ pub(crate) fn share_of_all(share: Millionths) -> f64 {
     f64::from(share) / f64::from(ALL)
 }
 
+/// On which of other steps a candidate goes on that has this share: never on one of a larger share, unless all are.
+pub(crate) fn step_of(share: Millionths, steps: &[Millionths]) -> usize {
+    steps.iter().rposition(|step| *step <= share).unwrap_or(0)
+}
+
 /// Before it gets more, the candidate has to have answered somebody within this part of the step's least length, or
 /// within a second.
 const LATELY: u32 = 10;
@@ -352,7 +357,7 @@ impl Canary {
 
     /// To the last step of no larger share, or to the first; whether it is of that share.
     fn go_to(&mut self, share: Millionths) -> bool {
-        self.step = self.policy.steps.iter().rposition(|step| *step <= share).unwrap_or(0);
+        self.step = step_of(share, &self.policy.steps);
         self.policy.steps[self.step] == share
     }
 

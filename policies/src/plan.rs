@@ -10,10 +10,10 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::attribute::Attribute;
-use crate::canary::{ALL, Millionths, percent};
+use crate::canary::{ALL, Millionths, percent, step_of};
 use crate::ledger::Ledger;
+use crate::ring::{self, Parts};
 use crate::snapshot::{ModelPolicy, Snapshot};
-use crate::units::Version;
 
 /// The differences between two policies.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -110,15 +110,11 @@ impl Ledger {
             // As CanaryPolicy::pick has it: the candidate's part ends where the ring ends.
             let cut = (u128::from(ALL - share) << 64).div_ceil(u128::from(ALL));
             let (baseline, candidate) = canary.versions_of_arms();
-            let cuts = vec![(0, baseline), (cut, candidate)];
-            return Some(Ring { key: canary.stickiness.as_ref().map(|sticky| sticky.key.clone()), cuts });
+            let parts = ring::joined(vec![(cut, baseline), (ring::POINTS - cut, candidate)]);
+            return Some(Ring { key: canary.stickiness.as_ref().map(|sticky| sticky.key.clone()), parts });
         }
         let split = policy.split.as_ref()?;
-        let key = split.stickiness().map(|sticky| sticky.key.clone());
-        Some(Ring {
-            key,
-            cuts: split.parts().into_iter().map(|(start, version)| (start.into(), version)).collect(),
-        })
+        Some(Ring { key: split.stickiness().map(|sticky| sticky.key.clone()), parts: split.parts() })
     }
 }
 
@@ -127,54 +123,23 @@ impl Ledger {
 struct Ring {
     /// What identifies a user; `None` where each request draws anew.
     key: Option<Attribute>,
-    /// Where each version's part begins, in order; the first begins at 0.
-    cuts: Vec<(u128, Version)>,
+    parts: Parts,
 }
-
-const END: u128 = 1 << 64;
 
 impl Ring {
     /// The part of all users, or requests, that get another version.
     fn moved(&self, other: &Self) -> f64 {
+        let share = |points: u128| points as f64 / ring::POINTS as f64;
+        let (before, after) = (ring::lengths_of(&self.parts), ring::lengths_of(&other.parts));
+        let then = |version| after.get(version).copied().unwrap_or(0);
         match (&self.key, &other.key) {
-            (Some(one), Some(other_key)) if one == other_key => self.apart(other) as f64 / END as f64,
+            (Some(one), Some(other_key)) if one == other_key => share(ring::moved(&self.parts, &other.parts)),
             (None, None) => {
-                let (before, after) = (self.shares(), other.shares());
-                let lost = |(version, share): (&Version, &f64)| {
-                    (share - after.get(version).unwrap_or(&0.0)).max(0.0)
-                };
-                before.iter().map(lost).sum()
+                share(before.iter().map(|(version, had)| had.saturating_sub(then(version))).sum())
             }
             // Users find other points: who stays does so by chance.
-            _ => {
-                let (before, after) = (self.shares(), other.shares());
-                let stays = |(version, share): (&Version, &f64)| share * after.get(version).unwrap_or(&0.0);
-                1.0 - before.iter().map(stays).sum::<f64>()
-            }
+            _ => 1.0 - before.iter().map(|(version, had)| share(*had) * share(then(version))).sum::<f64>(),
         }
-    }
-
-    /// Points at which the versions differ.
-    fn apart(&self, other: &Self) -> u128 {
-        let mut points: Vec<u128> = self.cuts.iter().chain(&other.cuts).map(|(start, _)| *start).collect();
-        points.extend([END]);
-        points.sort_unstable();
-        let differs = |part: &&[u128]| self.at(part[0]) != other.at(part[0]);
-        points.windows(2).filter(differs).map(|part| part[1] - part[0]).sum()
-    }
-
-    fn at(&self, point: u128) -> Version {
-        let next = self.cuts.partition_point(|(start, _)| *start <= point);
-        self.cuts[next - 1].1 // the first begins at 0
-    }
-
-    fn shares(&self) -> BTreeMap<Version, f64> {
-        let mut shares = BTreeMap::new();
-        let ends = self.cuts.iter().skip(1).map(|(start, _)| *start).chain([END]);
-        for ((start, version), end) in self.cuts.iter().zip(ends) {
-            *shares.entry(*version).or_default() += (end - start) as f64 / END as f64;
-        }
-        shares
     }
 }
 
@@ -213,7 +178,7 @@ pub(crate) fn share_after(now: Option<Millionths>, steps: &[Millionths]) -> Mill
     match now {
         // Decided: nobody, or everybody.
         Some(share @ (0 | ALL)) => share,
-        Some(share) => steps.iter().copied().rfind(|step| *step <= share).unwrap_or(steps[0]),
+        Some(share) => steps[step_of(share, steps)],
         None => steps[0],
     }
 }

@@ -26,7 +26,7 @@ pub(crate) type Parts = Vec<(u64, Version)>;
 /// Points for each version, which add up to [`POINTS`], in the order of `old` as far as that can be.
 pub(crate) fn follow(old: &Parts, lengths: &BTreeMap<Version, u128>) -> Parts {
     debug_assert_eq!(lengths.values().sum::<u128>(), POINTS, "the shares are of everything");
-    let before = of_parts(old);
+    let before = lengths_of(old);
     let grows = |version: &Version| lengths.get(version) > before.get(version);
     let mut left = lengths.clone();
     // What stays, and what is free.
@@ -88,7 +88,8 @@ pub(crate) fn is_sound(parts: &Parts) -> bool {
         && parts.windows(2).all(|pair| pair[0].0 < pair[1].0)
 }
 
-fn of_parts(parts: &Parts) -> BTreeMap<Version, u128> {
+/// Points of each version.
+pub(crate) fn lengths_of(parts: &Parts) -> BTreeMap<Version, u128> {
     let mut lengths = BTreeMap::new();
     for (length, version) in with_lengths(parts) {
         *lengths.entry(version).or_default() += length;
@@ -96,8 +97,21 @@ fn of_parts(parts: &Parts) -> BTreeMap<Version, u128> {
     lengths
 }
 
+/// Points at which two rings differ.
+pub(crate) fn moved(before: &Parts, after: &Parts) -> u128 {
+    let at = |parts: &Parts, point: u64| parts[parts.partition_point(|(start, _)| *start <= point) - 1].1;
+    let mut points: Vec<u64> = before.iter().chain(after).map(|(start, _)| *start).collect();
+    points.sort_unstable();
+    let ends = points.iter().skip(1).map(|end| u128::from(*end)).chain([POINTS]);
+    let parts = points.iter().zip(ends);
+    parts
+        .filter(|(start, _)| at(before, **start) != at(after, **start))
+        .map(|(start, end)| end - u128::from(*start))
+        .sum()
+}
+
 /// From lengths to starts; neighbours of one version become one part.
-fn joined(pieces: Vec<(u128, Version)>) -> Parts {
+pub(crate) fn joined(pieces: Vec<(u128, Version)>) -> Parts {
     let mut parts = Parts::new();
     let mut start = 0u128;
     for (length, version) in pieces.into_iter().filter(|(length, _)| *length > 0) {
@@ -129,19 +143,6 @@ mod tests {
         lengths
     }
 
-    fn at(parts: &Parts, point: u64) -> Version {
-        parts[parts.partition_point(|(start, _)| *start <= point) - 1].1
-    }
-
-    fn moved(before: &Parts, after: &Parts) -> u128 {
-        let mut points: Vec<u128> = before.iter().chain(after).map(|(start, _)| u128::from(*start)).collect();
-        points.push(POINTS);
-        points.sort_unstable();
-        let differs =
-            |part: &&[u128]| part[0] < POINTS && at(before, part[0] as u64) != at(after, part[0] as u64);
-        points.windows(2).filter(differs).map(|part| part[1] - part[0]).sum()
-    }
-
     #[test]
     fn two_versions_meet_at_one_cut_whichever_grows() {
         let start = in_order(&lengths(&[90, 10]));
@@ -157,6 +158,14 @@ mod tests {
         let after = follow(&before, &lengths(&[80, 10, 10]));
         let tenth = moved(&before, &after) as f64 / POINTS as f64;
         assert!((tenth - 0.1).abs() < 1e-15, "{tenth}; a cut in order would move twice as many");
+    }
+
+    #[test]
+    fn who_moves_is_counted_to_the_point() {
+        let (one, other) = (vec![(0, Version(1))], vec![(0, Version(1)), (u64::MAX, Version(2))]);
+        assert_eq!((moved(&one, &one), moved(&one, &other), moved(&other, &one)), (0, 1, 1));
+        assert_eq!(moved(&one, &vec![(0, Version(2))]), POINTS);
+        assert_eq!(moved(&vec![(0, Version(1)), (1 << 63, Version(2))], &other), (1 << 63) - 1);
     }
 
     #[test]
@@ -180,9 +189,9 @@ mod tests {
                 let wanted = lengths(weights);
                 let next = ring.as_ref().map_or_else(|| in_order(&wanted), |ring| follow(ring, &wanted));
                 prop_assert!(is_sound(&next));
-                prop_assert_eq!(&of_parts(&next), &wanted);
+                prop_assert_eq!(&lengths_of(&next), &wanted);
                 if let Some(ring) = &ring {
-                    let before = of_parts(ring);
+                    let before = lengths_of(ring);
                     let lost = |(version, had): (&Version, &u128)| had.saturating_sub(wanted.get(version).copied().unwrap_or(0));
                     let least: u128 = before.iter().map(lost).sum();
                     prop_assert_eq!(moved(ring, &next), least);
