@@ -51,14 +51,13 @@ fn rows_are_counted_where_the_policy_counts_rows() {
 
 #[test]
 fn a_caller_with_as_many_requests_under_way_as_may_be_gets_a_429_until_one_ends() {
-    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Hang)]);
-    let policy =
-        "models: {m: {deadline: 30s}}\nlimits: [{name: each, key: {header: x-user-id}, in_flight_max: 1}]\n";
+    let engine = ScriptedEngine::start(&[("hangs", 1, Behaviour::Hang), ("m", 1, Behaviour::Answer)]);
+    let policy = "limits: [{name: each, key: {header: x-user-id}, in_flight_max: 1}]\n";
     let stack = Stack::builder().policies(policy).external_engine(engine.socket()).start();
     let (client, ana) = (stack.client(), [("x-user-id", "ana")]);
     let waits = std::thread::scope(|scope| {
-        let hangs =
-            scope.spawn(|| client.infer("m", &[ana[0], ("x-request-timeout-ms", "2000")], &body()).status);
+        let hangs = scope
+            .spawn(|| client.infer("hangs", &[ana[0], ("x-request-timeout-ms", "2000")], &body()).status);
         stack.wait_for_metric("penstock_requests_in_flight", 1.0);
         let crowded = client.infer("m", &ana, &body());
         assert_eq!(crowded.status, 429);
@@ -67,7 +66,6 @@ fn a_caller_with_as_many_requests_under_way_as_may_be_gets_a_429_until_one_ends(
             "limit `each` lets 1 of a caller's requests be under way at once, and as many are"
         );
         assert_eq!(crowded.header("retry-after"), "1");
-        engine.set("m", 1, Behaviour::Answer);
         assert_eq!(client.infer("m", &[("x-user-id", "ben")], &body()).status, 200, "others are not touched");
         hangs.join().expect("an answer")
     });
