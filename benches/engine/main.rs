@@ -12,6 +12,7 @@ use clap::Parser;
 use driver::{Driver, Workload};
 use engine::manifest::Manifest;
 use engine::model::{Gathered, Model, Rows};
+use engine::pace::Pace;
 use engine::{Config, Device, Library, Listener, optimise, torch};
 use hdrhistogram::Histogram;
 use std::path::{Path, PathBuf};
@@ -118,7 +119,7 @@ fn measure(models: &Path, workload: &Workload, device: Device, takes: Duration) 
     let load = || torch::load(&file, Some(Manifest::parse(&manifest)?), device).map_err(anyhow::Error::msg);
     let model = load()?;
     let Rows::UpTo(most) = model.spec().rows else { anyhow::bail!("its model.yaml declares no rows") };
-    let (form, report) = optimise::optimise(&*model, most);
+    let (form, report) = optimise::optimise(&*model, most, &Pace::alone());
     let best = form.unwrap_or(load()?);
     let (served, lanes) = serve(models, workload.model, device)?;
     let mut driver = Driver::connect(&served, workload)?;

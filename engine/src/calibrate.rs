@@ -1,14 +1,16 @@
 //! Measures a model once it has passed its trial: how long runs of each size take, which seeds its [`Curve`], and
 //! whether the cores do more of its rows as many lanes of one thread or as fewer lanes of several. Decides by
-//! measurement alone; takes a fraction of a second, and gives up on a size rather than take longer.
+//! measurement alone; takes a fraction of a second, and gives up on a size rather than take longer. Ways to use all cores
+//! are tried by using all cores, which those feel who are answered meanwhile, and who falsify the result: beside them a
+//! version that takes as long as one of the same model keeps that one's way.
 //!
 //! [`Curve`]: crate::curve::Curve
 
 use crate::batcher::Grouping;
-use crate::model::Model;
+use crate::model::{Model, Version};
+use crate::pace::Pace;
 use crate::trial::{MadeUp, MadeUpBatch};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Sizes are measured for about so long, all rounds together.
@@ -19,10 +21,13 @@ const WAY_ROUNDS: usize = 3;
 
 /// A round takes so long, and [`WAY_RUNS`] of each lane at least.
 const WAY_TAKES: Duration = Duration::from_millis(50);
-const WAY_RUNS: u64 = 3;
+const WAY_RUNS: u32 = 3;
 
 /// Ways are compared at one row if a run of more takes longer than this.
 const SLOW: Duration = Duration::from_millis(20);
+
+/// A run of one that takes as long as another takes at most so many times as long, or as short.
+const ALIKE: f64 = 2.0;
 
 /// Of each size.
 const RUNS: usize = 5;
@@ -36,14 +41,34 @@ const AS_GOOD: f64 = 0.95;
 /// What was measured and decided.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Calibration {
-    /// Threads of each run.
-    pub(crate) threads: usize,
-    /// Runs at the same time.
-    pub(crate) at_once: usize,
+    pub(crate) way: Way,
     /// Rows and how long they took, run after run.
     pub(crate) runs: Vec<(u32, Duration)>,
     /// What the free dimensions were meanwhile.
     pub(crate) free: Vec<u64>,
+}
+
+/// How a model uses the cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Way {
+    /// Threads of each run.
+    pub(crate) threads: usize,
+    /// Runs at the same time, at most.
+    pub(crate) at_once: usize,
+}
+
+/// A version that has been measured, when it was loaded.
+pub(crate) struct Precedent {
+    grouping: Grouping,
+    way: Way,
+    curve: Vec<(u32, Duration)>,
+}
+
+impl Precedent {
+    pub(crate) fn of(version: &Version) -> Self {
+        let Version { grouping, way, ref curve, .. } = *version;
+        Self { grouping, way, curve: curve.clone() }
+    }
 }
 
 /// How a model may use the cores.
@@ -55,39 +80,64 @@ pub(crate) struct Cores {
     pub(crate) threads: Option<usize>,
 }
 
-/// Measures a model that runs as `grouping` says.
-pub(crate) fn calibrate(model: &dyn Model, grouping: Grouping, cores: Cores) -> Calibration {
+/// Measures a model that runs as `grouping` says; `beside` is a version of it that answers meanwhile.
+pub(crate) fn calibrate(
+    model: &dyn Model,
+    grouping: Grouping,
+    cores: Cores,
+    beside: Option<&Precedent>,
+    pace: &Pace,
+) -> Calibration {
     let most = match grouping {
         Grouping::Together { max_rows } => max_rows,
         Grouping::Alone | Grouping::Serial => 1,
     };
-    let Some(made_up) = MadeUp::new(model) else {
-        let (threads, at_once) = (cores.threads.unwrap_or(1), cores.lanes);
-        return Calibration { threads, at_once, runs: Vec::new(), free: Vec::new() };
+    let every_lane = |threads| Way { threads, at_once: cores.lanes };
+    let Some(made_up) = MadeUp::new(model, pace) else {
+        return Calibration {
+            way: every_lane(cores.threads.unwrap_or(1)),
+            runs: Vec::new(),
+            free: Vec::new(),
+        };
     };
-    let (threads, at_once) = match cores.threads {
-        Some(threads) => (threads, cores.lanes),
-        None => best_way(model, &made_up, grouping, typical_rows(model, &made_up, most), cores.lanes),
+    let timed = |way: Way| {
+        model.use_threads(way.threads);
+        Calibration { way, runs: time(model, &made_up, most, pace), free: made_up.free() }
     };
-    model.use_threads(threads);
-    Calibration { threads, at_once, runs: time(model, &made_up, most), free: made_up.free() }
+    if let Some(threads) = cores.threads {
+        return timed(every_lane(threads));
+    }
+    let beside = beside.filter(|beside| beside.grouping == grouping && pace.others_are_answered());
+    if let Some(beside) = beside {
+        let kept = timed(beside.way);
+        if is_alike(&kept.runs, &beside.curve) {
+            return kept;
+        }
+    }
+    let rows = typical_rows(model, &made_up, most, pace);
+    timed(best_way(model, &made_up, grouping, rows, cores.lanes, pace))
+}
+
+/// Whether one row takes about as long.
+fn is_alike(runs: &[(u32, Duration)], others: &[(u32, Duration)]) -> bool {
+    let (Some((1, one)), Some((1, other))) = (runs.first(), others.first()) else { return false };
+    let ratio = one.as_secs_f64() / other.as_secs_f64();
+    (1.0 / ALIKE..=ALIKE).contains(&ratio)
 }
 
 /// Times runs of each size, in rounds, so that a busy moment of the machine does not hit all runs of one size; the fastest
 /// counts as often as it was tried, because other versions may be answering meanwhile. Sizes for which the first
 /// round's time does not suffice are left out.
-fn time(model: &dyn Model, made_up: &MadeUp<'_>, most: u32) -> Vec<(u32, Duration)> {
+fn time(model: &dyn Model, made_up: &MadeUp<'_>, most: u32, pace: &Pace) -> Vec<(u32, Duration)> {
     let until = Instant::now() + SIZES_TAKE / RUNS as u32;
     let sizes = std::iter::successors(Some(1u32), |rows| rows.checked_mul(2)).take_while(|rows| *rows < most);
     let mut fastest: BTreeMap<u32, Duration> = BTreeMap::new();
     let mut run = |rows: u32, batch: &MadeUpBatch<'_>| {
-        let began = Instant::now();
-        let ran = model.run(&batch.gathered()).is_ok();
-        if ran {
-            let took = began.elapsed();
+        let (outputs, took) = pace.run(model, &batch.gathered());
+        if outputs.is_ok() {
             fastest.entry(rows).and_modify(|least| *least = took.min(*least)).or_insert(took);
         }
-        ran
+        outputs.is_ok()
     };
     let mut batches = Vec::new();
     for rows in sizes.chain([most]) {
@@ -103,73 +153,71 @@ fn time(model: &dyn Model, made_up: &MadeUp<'_>, most: u32) -> Vec<(u32, Duratio
     fastest.into_iter().flat_map(|run| [run; RUNS]).collect()
 }
 
-fn typical_rows(model: &dyn Model, made_up: &MadeUp<'_>, most: u32) -> u32 {
+fn typical_rows(model: &dyn Model, made_up: &MadeUp<'_>, most: u32, pace: &Pace) -> u32 {
     let rows = most.min(TYPICAL_ROWS);
-    let began = Instant::now();
-    let ran = made_up.batch(rows).is_some_and(|batch| model.run(&batch.gathered()).is_ok());
-    if ran && began.elapsed() < SLOW { rows } else { 1 }
+    let is_fast = made_up.batch(rows).is_some_and(|batch| {
+        let (outputs, took) = pace.run(model, &batch.gathered());
+        outputs.is_ok() && took < SLOW
+    });
+    if is_fast { rows } else { 1 }
 }
 
-/// Threads of each run, and runs at the same time, that do the most rows per second.
+/// The way that does the most rows per second.
 fn best_way(
     model: &dyn Model,
     made_up: &MadeUp<'_>,
     grouping: Grouping,
     rows: u32,
     lanes: usize,
-) -> (usize, usize) {
+    pace: &Pace,
+) -> Way {
     let threads =
         std::iter::successors(Some(1), |threads| Some(threads * 2)).take_while(|threads| *threads <= lanes);
     let at_once = |threads| if grouping == Grouping::Serial { 1 } else { lanes / threads };
-    let mut ways: Vec<(usize, usize, f64)> =
-        threads.map(|threads| (threads, at_once(threads), 0.0)).collect();
+    let mut ways: Vec<(Way, f64)> =
+        threads.map(|threads| (Way { threads, at_once: at_once(threads) }, 0.0)).collect();
     for _ in 0..WAY_ROUNDS {
-        for (threads, at_once, best) in &mut ways {
-            model.use_threads(*threads);
-            *best = best.max(speed(model, made_up, rows, *at_once));
+        for (way, best) in &mut ways {
+            model.use_threads(way.threads);
+            *best = best.max(speed(model, made_up, rows, way.at_once, pace));
         }
     }
-    tracing::debug!(rows, ?ways, "threads, runs at once, runs per second");
-    let best = ways.iter().map(|way| way.2).fold(0.0, f64::max);
+    tracing::debug!(rows, ?ways, "ways and runs per second");
+    let best = ways.iter().map(|way| way.1).fold(0.0, f64::max);
     // The last of those that are as good: it has the most threads.
-    let way = ways.iter().rfind(|way| way.2 >= AS_GOOD * best).expect("the best is as good as itself");
-    (way.0, way.1)
+    ways.iter().rfind(|way| way.1 >= AS_GOOD * best).expect("the best is as good as itself").0
 }
 
 /// Runs per second of so many at the same time.
-fn speed(model: &dyn Model, made_up: &MadeUp<'_>, rows: u32, at_once: usize) -> f64 {
+fn speed(model: &dyn Model, made_up: &MadeUp<'_>, rows: u32, at_once: usize, pace: &Pace) -> f64 {
     let Some(batch) = made_up.batch(rows) else { return 0.0 };
-    let done = AtomicU64::new(0);
     let inputs = batch.gathered();
-    // The first runs of a thread set up its pool.
-    let warm = || model.run(&inputs).is_ok();
-    let began = std::thread::scope(|scope| {
-        let runners: Vec<_> = (0..at_once)
-            .map(|_| {
-                scope.spawn(|| {
-                    let is_warm = warm() && warm();
-                    let began = Instant::now();
-                    let mut own = 0;
-                    while is_warm
-                        && (own < WAY_RUNS || began.elapsed() < WAY_TAKES)
-                        && model.run(&inputs).is_ok()
-                    {
-                        own += 1;
-                    }
-                    done.fetch_add(own, Ordering::Relaxed);
-                    began
-                })
-            })
-            .collect();
-        runners.into_iter().filter_map(|runner| runner.join().ok()).min()
-    });
-    began.map_or(0.0, |began| done.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64())
+    let run = || {
+        let (outputs, took) = pace.run(model, &inputs);
+        outputs.ok().map(|_| took)
+    };
+    let one = || {
+        // The first runs of a thread set up its pool.
+        let (Some(_), Some(_)) = (run(), run()) else { return 0.0 };
+        let (mut runs, mut taken) = (0, Duration::ZERO);
+        while runs < WAY_RUNS || taken < WAY_TAKES {
+            let Some(took) = run() else { return 0.0 };
+            runs += 1;
+            taken += took;
+        }
+        f64::from(runs) / taken.as_secs_f64()
+    };
+    std::thread::scope(|scope| {
+        let runners: Vec<_> = (0..at_once).map(|_| scope.spawn(one)).collect();
+        runners.into_iter().filter_map(|runner| runner.join().ok()).sum()
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::scripted::{Scripted, fp32, output_fp32, rows_spec};
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     fn model(took: fn(u64) -> Duration) -> Scripted {
         Scripted::new(rows_spec(&[("x", 4)], &[("y", 4)], 8), move |inputs| {
@@ -182,10 +230,10 @@ mod tests {
     fn every_size_is_timed_and_the_curve_follows() {
         let model = model(|rows| Duration::from_micros(200 * rows));
         let cores = Cores { lanes: 2, threads: Some(1) };
-        let calibration = calibrate(&model, Grouping::Together { max_rows: 6 }, cores);
+        let calibration = calibrate(&model, Grouping::Together { max_rows: 6 }, cores, None, &Pace::alone());
         let sizes: Vec<u32> = calibration.runs.iter().map(|run| run.0).collect();
         assert_eq!(sizes, [1, 2, 4, 6].map(|rows| [rows; RUNS]).concat());
-        assert_eq!((calibration.at_once, calibration.threads), (2, 1));
+        assert_eq!(calibration.way, Way { threads: 1, at_once: 2 });
         assert!(
             calibration.runs.iter().all(|(rows, took)| *took >= Duration::from_micros(u64::from(200 * rows)))
         );
@@ -195,10 +243,29 @@ mod tests {
     fn what_gains_nothing_from_more_threads_per_run_still_keeps_every_lane_busy() {
         // Sleeping scales with lanes and not with threads.
         let model = model(|_| Duration::from_millis(1));
-        let calibration =
-            calibrate(&model, Grouping::Together { max_rows: 8 }, Cores { lanes: 4, threads: None });
-        assert_eq!((calibration.threads, calibration.at_once), (1, 4));
-        let serial = calibrate(&model, Grouping::Serial, Cores { lanes: 4, threads: None });
-        assert_eq!(serial.at_once, 1);
+        let cores = Cores { lanes: 4, threads: None };
+        let way = |grouping| calibrate(&model, grouping, cores, None, &Pace::alone()).way;
+        assert_eq!(way(Grouping::Together { max_rows: 8 }), Way { threads: 1, at_once: 4 });
+        assert_eq!(way(Grouping::Serial).at_once, 1);
+    }
+
+    #[test]
+    fn beside_others_what_takes_as_long_keeps_the_way_of_its_precedent() {
+        let model = model(|_| Duration::from_millis(2));
+        let grouping = Grouping::Together { max_rows: 8 };
+        let way = |answered: bool, one_row: Duration| {
+            let before = Precedent {
+                grouping,
+                way: Way { threads: 2, at_once: 1 },
+                curve: vec![(1, one_row), (8, Duration::from_secs(1))],
+            };
+            let begun = AtomicU64::new(0);
+            let pace = Pace::beside(move || begun.fetch_add(u64::from(answered), Ordering::Relaxed));
+            calibrate(&model, grouping, Cores { lanes: 2, threads: None }, Some(&before), &pace).way
+        };
+        let measured = Way { threads: 1, at_once: 2 };
+        assert_eq!(way(true, Duration::from_millis(2)), Way { threads: 2, at_once: 1 });
+        assert_eq!(way(false, Duration::from_millis(2)), measured, "nobody is disturbed");
+        assert_eq!(way(true, Duration::from_millis(30)), measured, "it is another kind of model");
     }
 }

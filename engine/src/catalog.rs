@@ -106,8 +106,8 @@ impl State {
                 ModelEntry {
                     state: ModelState::Ready as i32,
                     reason: version.why_alone.clone(),
-                    threads: version.threads as u32,
-                    at_once: version.at_once as u32,
+                    threads: version.way.threads as u32,
+                    at_once: version.way.at_once as u32,
                     form: version.form.clone(),
                     curve: version.curve.iter().map(|(rows, took)| CurvePoint::new(*rows, *took)).collect(),
                     inputs: spec.inputs.iter().map(|slot| slot.to_wire()).collect(),

@@ -14,7 +14,7 @@ use wire::DeviceMemory;
 /// Batches in flight on a GPU.
 const LANES_OF_A_GPU: NonZeroUsize = NonZeroUsize::new(2).expect("2 is not 0");
 
-/// Large models are read from slow disks, and then tried; what takes longer than this hangs.
+/// Large models are read from slow disks, and run first when others leave the cores to them; what takes longer than this hangs.
 const LOAD_MAX: Duration = Duration::from_secs(600);
 
 /// Runs models for penstock, over one Unix socket.

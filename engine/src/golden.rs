@@ -11,6 +11,7 @@
 
 use crate::job::{Given, check_inputs, with_masks};
 use crate::model::{Gathered, Model, Output, Rows, Spec, Tolerance};
+use crate::pace::Pace;
 use crate::values::apart;
 use bytes::Bytes;
 use half::{bf16, f16};
@@ -79,10 +80,10 @@ impl Golden {
     }
 
     /// Runs every case; the error names the first that is not answered as it should be.
-    pub(crate) fn check(&self, model: &dyn Model) -> Result<(), String> {
+    pub(crate) fn check(&self, model: &dyn Model, pace: &Pace) -> Result<(), String> {
         let tolerance = self.tolerance.map_or(model.spec().tolerance, Tolerance::Of);
         (1..).zip(&self.cases).try_for_each(|(number, case)| {
-            case.check(model, tolerance).map_err(|error| format!("golden.json, case {number}: {error}"))
+            case.check(model, pace, tolerance).map_err(|error| format!("golden.json, case {number}: {error}"))
         })
     }
 }
@@ -107,7 +108,7 @@ impl Case {
         Ok(Self { inputs, payload: payload.into(), outputs: outputs.collect::<Result<_, String>>()? })
     }
 
-    fn check(&self, model: &dyn Model, tolerance: Tolerance) -> Result<(), String> {
+    fn check(&self, model: &dyn Model, pace: &Pace, tolerance: Tolerance) -> Result<(), String> {
         let spec = model.spec();
         let given =
             check_inputs(spec, self.inputs.clone(), &self.payload).map_err(|refusal| refusal.to_string())?;
@@ -120,7 +121,7 @@ impl Case {
             shape: given.shape,
             parts: vec![&payload[given.bytes]],
         });
-        let outputs = model.run(&inputs.collect::<Vec<_>>()).map_err(|error| error.message)?;
+        let outputs = pace.run(model, &inputs.collect::<Vec<_>>()).0.map_err(|error| error.message)?;
         spec.check_outputs(rows, &outputs).map_err(|wrong| wrong.to_string())?;
         self.outputs.iter().try_for_each(|expected| expected.compare(&outputs, tolerance))
     }
@@ -221,7 +222,7 @@ mod tests {
             let sums: Vec<f32> = fp32(&inputs[0]).chunks(2).map(|row| row.iter().sum()).collect();
             Ok(vec![output_fp32("y", &[sums.len() as u64, 1], &sums)])
         });
-        golden(tolerance, y)?.check(&model)
+        golden(tolerance, y)?.check(&model, &Pace::alone())
     }
 
     #[test]
@@ -246,10 +247,10 @@ mod tests {
     #[test]
     fn a_case_must_fit_the_model() {
         let other = Scripted::new(rows_spec(&[("x", 3)], &[("y", 1)], 4), |_| unreachable!("never asked"));
-        let error = golden("", "[3, 7]").unwrap().check(&other).unwrap_err();
+        let error = golden("", "[3, 7]").unwrap().check(&other, &Pace::alone()).unwrap_err();
         assert_eq!(error, "golden.json, case 1: input `x`: shape [2, 2] does not match [-1, 3]");
         let small = Scripted::new(rows_spec(&[("x", 2)], &[("y", 1)], 1), |_| unreachable!("never asked"));
-        let error = golden("", "[3, 7]").unwrap().check(&small).unwrap_err();
+        let error = golden("", "[3, 7]").unwrap().check(&small, &Pace::alone()).unwrap_err();
         assert_eq!(error, "golden.json, case 1: it has 2 rows, at most 1 run together");
     }
 }

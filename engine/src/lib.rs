@@ -31,6 +31,7 @@ pub mod batcher;
 pub mod curve;
 mod watchdog;
 mod schedule;
+pub mod pace;
 mod lane;
 pub mod model;
 #[cfg(feature = "torch")]

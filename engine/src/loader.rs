@@ -10,7 +10,7 @@
 //! good. Nothing is ever unloaded because it is old: it is what one rolls back to.
 
 use crate::batcher::{Bucket, Grouping};
-use crate::calibrate::{Calibration, Cores, calibrate};
+use crate::calibrate::{Calibration, Cores, Precedent, Way, calibrate};
 use crate::catalog::{Catalog, State};
 use crate::config::DeviceProbe;
 use crate::connection::Mailbox;
@@ -22,6 +22,7 @@ use crate::library::{Candidate, Library, Loaded, Stamp};
 use crate::memory::{self, Memory};
 use crate::model::{Model, Optimisation, Version};
 use crate::optimise::{Report, optimise};
+use crate::pace::Pace;
 use crate::queue::Queue;
 use crate::schedule;
 use crate::split;
@@ -337,7 +338,7 @@ impl Shelf {
             Ok(version) => {
                 self.stamps.insert((name, number), stamp);
                 self.announce();
-                let Version { name: model, form, threads, at_once, .. } = &*version;
+                let Version { name: model, form, way: Way { threads, at_once }, .. } = &*version;
                 tracing::info!(model, version = number, form, threads, at_once, "ready, {}", how(&version));
                 Ok(())
             }
@@ -377,14 +378,21 @@ impl Shelf {
 
     /// Everything that has to be known about a version before it answers.
     fn prepare(&mut self, name: &str, number: u64, load: crate::library::Load) -> Result<Version, String> {
-        let tried = try_out(load, self.setup.cores, self.setup.load_max)?;
+        let queue = Arc::clone(&self.setup.queue);
+        let attempt = Attempt {
+            load,
+            cores: self.setup.cores,
+            beside: self.beside(name, number).map(Precedent::of),
+            pace: Pace::beside(move || queue.begun()),
+        };
+        let tried = attempt.within(self.setup.load_max)?;
         let Tried { model, verdict: Verdict { grouping, mut why_alone }, report, calibration, padding } =
             tried;
         if let Err(why) = &padding {
             let separator = if why_alone.is_empty() { "" } else { "; " };
             why_alone = format!("{why_alone}{separator}not padded: {why}");
         }
-        let Calibration { threads, at_once, runs, free } = calibration;
+        let Calibration { way, runs, free } = calibration;
         let key = self.keys.next().expect("four thousand million models are not loaded in one life");
         self.setup.queue.learn(&Bucket { version: key, free, suspect: false }, &runs);
         let mut curve = Curve::default();
@@ -398,14 +406,23 @@ impl Shelf {
             number,
             model,
             grouping,
-            at_once,
+            way,
             why_alone,
             pads: padding.is_ok(),
-            threads,
             form: report.to_string(),
             curve: curve.points().collect(),
             _retirement: Retirement(Some((key, self.told.clone()))),
         })
+    }
+
+    /// The version that this one replaces; else the newest of its model that answers.
+    fn beside(&self, name: &str, number: u64) -> Option<&Version> {
+        let ready = |number| match self.catalog.state(name, number) {
+            Some(State::Ready(version)) => Some(&**version),
+            _ => None,
+        };
+        let newest = || self.catalog.versions(Some(name)).filter_map(|(_, number)| ready(number)).last();
+        ready(number).or_else(newest)
     }
 
     /// What does not answer yet is going to.
@@ -435,31 +452,59 @@ struct Tried {
     padding: Result<(), String>,
 }
 
-/// Loads a model and finds out about it, on a thread of its own: one that hangs holds nobody up but itself.
-fn try_out(load: crate::library::Load, cores: Cores, takes_max: Duration) -> Result<Tried, String> {
-    let (done, result) = mpsc::channel();
-    let work = move || {
-        schedule::in_the_background();
-        let tried = catch_unwind(AssertUnwindSafe(|| {
-            let Loaded { model, golden } = load()?;
-            let verdict = trial::run(&*model)?;
-            golden.as_ref().map_or(Ok(()), |golden| golden.check(&*model))?;
-            let (model, report) = in_best_form(model, &verdict, golden.as_ref());
-            let calibration = calibrate(&*model, verdict.grouping, cores);
-            let padding = trial::padding(&*model);
-            Ok(Tried { model, verdict, report, calibration, padding })
-        }));
-        let tried = tried.unwrap_or_else(|panic| Err(format!("panic while loading: {}", text_of(&*panic))));
-        let _ = done.send(tried); // nobody waits any more: it was given up
-    };
-    let started = std::thread::Builder::new().name("trial".into()).spawn(work);
-    started.map_err(|error| format!("cannot start a thread: {error}"))?;
-    result.recv_timeout(takes_max).unwrap_or_else(|_| {
-        let seconds = takes_max.as_secs();
-        Err(format!(
-            "it has not come back from its trial within {seconds} s; its thread runs on until the engine ends"
-        ))
-    })
+/// What it takes to load a model and to find out about it.
+struct Attempt {
+    load: crate::library::Load,
+    cores: Cores,
+    beside: Option<Precedent>,
+    pace: Pace,
+}
+
+impl Attempt {
+    /// Makes it on a thread of its own: a model that hangs holds nobody up but itself. It has, where no run of it ends
+    /// for so long.
+    fn within(self, run_max: Duration) -> Result<Tried, String> {
+        let (done, result) = mpsc::channel();
+        let this = Arc::new(self.pace);
+        let (load, cores, beside, pace) = (self.load, self.cores, self.beside, Arc::clone(&this));
+        let work = move || {
+            schedule::in_the_background();
+            let tried = catch_unwind(AssertUnwindSafe(|| try_out(load, cores, beside.as_ref(), &pace)));
+            let tried =
+                tried.unwrap_or_else(|panic| Err(format!("panic while loading: {}", text_of(&*panic))));
+            let _ = done.send(tried); // nobody waits any more: it was given up
+        };
+        let started = std::thread::Builder::new().name("trial".into()).spawn(work);
+        started.map_err(|error| format!("cannot start a thread: {error}"))?;
+        loop {
+            let runs = this.runs();
+            match result.recv_timeout(run_max) {
+                Ok(tried) => return tried,
+                Err(_) if this.runs() != runs => {}
+                Err(_) => {
+                    let seconds = run_max.as_secs();
+                    return Err(format!(
+                        "no run of its trial has ended within {seconds} s; its thread runs on until the engine ends"
+                    ));
+                }
+            }
+        }
+    }
+}
+
+fn try_out(
+    load: crate::library::Load,
+    cores: Cores,
+    beside: Option<&Precedent>,
+    pace: &Pace,
+) -> Result<Tried, String> {
+    let Loaded { model, golden } = load()?;
+    let verdict = trial::run(&*model, pace)?;
+    golden.as_ref().map_or(Ok(()), |golden| golden.check(&*model, pace))?;
+    let (model, report) = in_best_form(model, &verdict, golden.as_ref(), pace);
+    let calibration = calibrate(&*model, verdict.grouping, cores, beside, pace);
+    let padding = trial::padding(&*model, pace);
+    Ok(Tried { model, verdict, report, calibration, padding })
 }
 
 /// How a version's requests are run.
@@ -478,6 +523,7 @@ fn in_best_form(
     model: Box<dyn Model>,
     verdict: &Verdict,
     golden: Option<&Golden>,
+    pace: &Pace,
 ) -> (Box<dyn Model>, Report) {
     let most = match verdict.grouping {
         Grouping::Together { max_rows } => max_rows,
@@ -486,12 +532,13 @@ fn in_best_form(
     };
     let passes = |form: &dyn Model, report: &Report| {
         let again = match report.kept {
-            Some(Optimisation::Bfloat16) => trial::run_tolerantly(form),
-            _ => trial::run(form),
+            Some(Optimisation::Bfloat16) => trial::run_tolerantly(form, pace),
+            _ => trial::run(form, pace),
         };
-        again.is_ok_and(|again| again == *verdict) && golden.is_none_or(|golden| golden.check(form).is_ok())
+        again.is_ok_and(|again| again == *verdict)
+            && golden.is_none_or(|golden| golden.check(form, pace).is_ok())
     };
-    match optimise(&*model, most) {
+    match optimise(&*model, most, pace) {
         (Some(form), report) if passes(&*form, &report) => (form, report),
         _ => (model, Report::default()),
     }
@@ -509,7 +556,9 @@ mod tests {
             let _ = held.recv();
             Err("it came back".into())
         });
-        let why = try_out(hangs, Cores { lanes: 1, threads: None }, Duration::from_millis(1)).err().unwrap();
-        assert!(why.starts_with("it has not come back from its trial within"), "{why}");
+        let cores = Cores { lanes: 1, threads: None };
+        let attempt = Attempt { load: hangs, cores, beside: None, pace: Pace::alone() };
+        let why = attempt.within(Duration::from_millis(1)).err().unwrap();
+        assert!(why.starts_with("no run of its trial has ended within"), "{why}");
     }
 }

@@ -7,6 +7,7 @@
 //! ```
 
 use crate::batcher::Grouping;
+use crate::calibrate::Way;
 use crate::loader::Retirement;
 pub use crate::values::Tolerance;
 use bytes::Bytes;
@@ -213,14 +214,12 @@ pub(crate) struct Version {
     pub(crate) number: u64,
     pub(crate) model: Arc<dyn Model>,
     pub(crate) grouping: Grouping,
-    /// Runs at the same time, at most.
-    pub(crate) at_once: usize,
+    /// How it uses the cores.
+    pub(crate) way: Way,
     /// Why it is not batched, or not padded; empty when it is.
     pub(crate) why_alone: String,
     /// Whether requests are padded as declared.
     pub(crate) pads: bool,
-    /// Threads of each run.
-    pub(crate) threads: usize,
     /// Which form of the model runs, and what that gains.
     pub(crate) form: String,
     /// How long runs took when it was loaded, by rows.

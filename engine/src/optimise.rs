@@ -3,10 +3,11 @@
 //! nothing is dropped, and the model serves as it was loaded.
 
 use crate::model::{Model, Optimisation, Output, Tolerance};
+use crate::pace::Pace;
 use crate::trial::MadeUp;
 use crate::values::apart;
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Of each form at each size, taken in turns, so that a busy moment of the machine hits all of them. The shortest
 /// counts: it is the one that was disturbed least.
@@ -36,15 +37,15 @@ pub struct Report {
 }
 
 /// The best form of `model`, if that is not the model itself; it runs batches of at most `most` rows.
-pub fn optimise(model: &dyn Model, most: u32) -> (Option<Box<dyn Model>>, Report) {
-    let Some(made_up) = MadeUp::new(model) else { return Default::default() };
-    let sizes = sizes(model, &made_up, most);
+pub fn optimise(model: &dyn Model, most: u32, pace: &Pace) -> (Option<Box<dyn Model>>, Report) {
+    let Some(made_up) = MadeUp::new(model, pace) else { return Default::default() };
+    let sizes = sizes(model, &made_up, most, pace);
     let mut best: (Option<Box<dyn Model>>, Report, f64) = (None, Report::default(), GAIN_MIN);
     let may = |optimisation: &Optimisation| *optimisation != Optimisation::Bfloat16 || model.spec().bfloat16;
     for optimisation in Optimisation::ALL.into_iter().filter(may) {
         let tried = model.optimised(optimisation).and_then(|other| {
-            let error_max = compare(model, &*other, &made_up, &sizes)?;
-            Ok((measure(model, &*other, &made_up, &sizes), other, error_max))
+            let error_max = compare([model, &*other], &made_up, &sizes, pace)?;
+            Ok((measure([model, &*other], &made_up, &sizes, pace), other, error_max))
         });
         match tried {
             Ok((per_row, other, error_max)) => {
@@ -62,13 +63,13 @@ pub fn optimise(model: &dyn Model, most: u32) -> (Option<Box<dyn Model>>, Report
 }
 
 /// Batch sizes at which forms are compared.
-fn sizes(model: &dyn Model, made_up: &MadeUp<'_>, most: u32) -> Vec<u32> {
+fn sizes(model: &dyn Model, made_up: &MadeUp<'_>, most: u32, pace: &Pace) -> Vec<u32> {
     let mut sizes = Vec::new();
     for rows in [1, 8, 32].into_iter().filter(|rows| *rows == 1 || *rows <= most) {
         let Some(batch) = made_up.batch(rows) else { break };
         let takes = || {
-            let began = Instant::now();
-            model.run(&batch.gathered()).ok().map(|_| began.elapsed())
+            let (outputs, took) = pace.run(model, &batch.gathered());
+            outputs.ok().map(|_| took)
         };
         // The first run of a size may be spent on choosing kernels for it.
         let is_fast = |took: Duration| rows == 1 || took <= SLOW;
@@ -81,13 +82,18 @@ fn sizes(model: &dyn Model, made_up: &MadeUp<'_>, most: u32) -> Vec<u32> {
 }
 
 /// The largest difference between answers to the same rows, if it is tolerable.
-fn compare(model: &dyn Model, other: &dyn Model, made_up: &MadeUp<'_>, sizes: &[u32]) -> Result<f64, String> {
+fn compare(
+    [model, other]: [&dyn Model; 2],
+    made_up: &MadeUp<'_>,
+    sizes: &[u32],
+    pace: &Pace,
+) -> Result<f64, String> {
     let tolerance = model.spec().tolerance;
     let mut largest = 0f64;
     for batch in sizes.iter().filter_map(|rows| made_up.batch(*rows)) {
-        let expected = model.run(&batch.gathered()).map_err(|error| error.message)?;
+        let expected = pace.run(model, &batch.gathered()).0.map_err(|error| error.message)?;
         for _ in 0..WARM_UPS {
-            let got = other.run(&batch.gathered()).map_err(|error| error.message)?;
+            let got = pace.run(other, &batch.gathered()).0.map_err(|error| error.message)?;
             if got.len() != expected.len() {
                 return Err("another number of outputs".into());
             }
@@ -109,18 +115,18 @@ fn distance(expected: &Output, got: &Output, tolerance: Tolerance) -> Result<f64
 
 /// Microseconds per row of both, by batch size.
 fn measure(
-    model: &dyn Model,
-    other: &dyn Model,
+    [model, other]: [&dyn Model; 2],
     made_up: &MadeUp<'_>,
     sizes: &[u32],
+    pace: &Pace,
 ) -> Vec<(u32, f64, f64)> {
     let mut per_row = Vec::new();
     for rows in sizes.iter().copied() {
         let Some(batch) = made_up.batch(rows) else { break };
         let inputs = batch.gathered();
         let time = |model: &dyn Model| {
-            let began = Instant::now();
-            model.run(&inputs).is_ok().then(|| began.elapsed().as_secs_f64() * 1e6 / f64::from(rows))
+            let (outputs, took) = pace.run(model, &inputs);
+            outputs.is_ok().then(|| took.as_secs_f64() * 1e6 / f64::from(rows))
         };
         let (mut before, mut after) = (f64::INFINITY, f64::INFINITY);
         for _ in 0..ROUNDS {
@@ -158,7 +164,7 @@ mod tests {
     }
 
     fn kept(plain: Scripted) -> Option<Optimisation> {
-        optimise(&plain, 8).1.kept
+        optimise(&plain, 8, &Pace::alone()).1.kept
     }
 
     #[test]
@@ -168,7 +174,7 @@ mod tests {
             .with_form(Freeze, || Ok(model(2000, 0.0)))
             .with_form(Inference, || Ok(model(1000, 0.00001)))
             .with_form(ChannelsLast, || Ok(model(10, 1.0)));
-        let (form, report) = optimise(&plain, 8);
+        let (form, report) = optimise(&plain, 8, &Pace::alone());
         assert!(form.is_some());
         assert_eq!((report.kept, report.per_row.len()), (Some(Inference), 2));
         assert!(report.error_max > 0.0 && report.error_max < 1e-4, "{report}");
@@ -184,7 +190,7 @@ mod tests {
                 Ok(vec![output_fp32("y", &inputs[0].shape, &fp32(&inputs[0]))])
             });
             let plain = plain.with_form(Optimisation::Bfloat16, || Ok(model(1000, 0.01)));
-            optimise(&plain, 8).1.kept
+            optimise(&plain, 8, &Pace::alone()).1.kept
         };
         assert_eq!((forms(true), forms(false)), (Some(Optimisation::Bfloat16), None));
     }

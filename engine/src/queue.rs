@@ -4,6 +4,7 @@
 use crate::batcher::{Batch, Batcher, Bucket, Claim, Ended, Grouping, Limits, Next, Refused, Ticket};
 use crate::job::{Job, Refusal};
 use crate::suspects::Suspects;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,8 @@ pub(crate) struct Queue {
     state: Mutex<State>,
     /// One for each lane.
     wakes: Vec<Condvar>,
+    /// Batches that lanes have taken.
+    begun: AtomicU64,
 }
 
 struct State {
@@ -39,7 +42,8 @@ impl Queue {
             idle: Vec::new(),
             stopping: false,
         };
-        Self { state: Mutex::new(state), wakes: (0..lanes).map(|_| Condvar::new()).collect() }
+        let wakes = (0..lanes).map(|_| Condvar::new()).collect();
+        Self { state: Mutex::new(state), wakes, begun: AtomicU64::new(0) }
     }
 
     /// Carries out `orders`, in order, and empties them. Adds the jobs that may not wait to `refused`.
@@ -75,6 +79,7 @@ impl Queue {
                 Next::Run(batch) => {
                     // One wake-up leads to the next while there is work, so that none is made for nothing.
                     self.wake_one(state);
+                    self.begun.fetch_add(1, Ordering::Relaxed);
                     return Some(batch);
                 }
                 Next::Idle if state.stopping && state.batcher.is_empty() => return None,
@@ -119,6 +124,11 @@ impl Queue {
     pub(crate) fn forget(&self, job: &Job) {
         let rest = self.lock().batcher.cancel(job.mailbox.connection, job.id);
         drop(rest);
+    }
+
+    /// Batches that lanes have taken since the start.
+    pub(crate) fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// Jobs that wait, and runs that have not ended.
@@ -179,7 +189,7 @@ fn ticket(job: Arc<Job>, suspect: bool) -> Ticket<Arc<Job>> {
         id: job.id,
         bucket: Bucket { version: version.key, free, suspect },
         grouping: if suspect { Grouping::Alone } else { version.grouping },
-        at_once: version.at_once,
+        at_once: version.way.at_once,
         rows: job.request.rows,
         bytes: job.bytes,
         deadline: job.deadline,

@@ -1,6 +1,7 @@
 //! A model for tests whose answers are a closure's.
 
 use crate::batcher::Grouping;
+use crate::calibrate::Way;
 use crate::catalog::{Catalog, State};
 use crate::loader::Retirement;
 use crate::model::{
@@ -108,10 +109,9 @@ pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
         number,
         model,
         grouping,
-        at_once: usize::MAX,
+        way: Way { threads: 1, at_once: usize::MAX },
         why_alone,
         pads: true,
-        threads: 1,
         form: String::new(),
         curve: Vec::new(),
         _retirement: Retirement::of_nobody(),

@@ -10,10 +10,11 @@ use crate::job::{Given, pad};
 use crate::model::{
     Dimension, Form, Gathered, Model, ModelError, Named, Output, Rows, Slot, Tolerance, WrongOutput,
 };
+use crate::pace::Pace;
 use crate::padding::crop;
 use crate::values::{difference, element};
 use half::{bf16, f16};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use wire::Datatype;
 
 /// What stands in for free dimensions other than rows: two sizes, because one could be right by chance, and a
@@ -51,16 +52,21 @@ enum Finding {
 }
 
 /// Runs the trial; an error is why the model cannot be served.
-pub(crate) fn run(model: &dyn Model) -> Result<Verdict, String> {
-    run_within(model, BYTES_MAX, model.spec().rounding)
+pub(crate) fn run(model: &dyn Model, pace: &Pace) -> Result<Verdict, String> {
+    run_within(model, pace, BYTES_MAX, model.spec().rounding)
 }
 
 /// The trial of a form that computes less exactly: by how much rows may change when they run together is declared.
-pub(crate) fn run_tolerantly(model: &dyn Model) -> Result<Verdict, String> {
-    run_within(model, BYTES_MAX, model.spec().tolerance)
+pub(crate) fn run_tolerantly(model: &dyn Model, pace: &Pace) -> Result<Verdict, String> {
+    run_within(model, pace, BYTES_MAX, model.spec().tolerance)
 }
 
-fn run_within(model: &dyn Model, bytes_max: u64, tolerance: Tolerance) -> Result<Verdict, String> {
+fn run_within(
+    model: &dyn Model,
+    pace: &Pace,
+    bytes_max: u64,
+    tolerance: Tolerance,
+) -> Result<Verdict, String> {
     let spec = model.spec();
     let serial =
         |why: String| Verdict { grouping: Grouping::Serial, why_alone: format!("not batched: {why}") };
@@ -83,7 +89,7 @@ fn run_within(model: &dyn Model, bytes_max: u64, tolerance: Tolerance) -> Result
             break;
         }
         let (named, max_rows) = (Vec::new(), max_rows.map(u64::from));
-        match (Trial { model, free: *free, named, max_rows, bytes_max, tolerance }).run() {
+        match (Trial { model, pace, free: *free, named, max_rows, bytes_max, tolerance }).run() {
             Ok(()) => passed = true,
             Err(Finding::Undeclared(wrong)) => return Err(wrong.to_string()),
             Err(Finding::Fails(error)) => failure = Some(error),
@@ -101,7 +107,7 @@ fn run_within(model: &dyn Model, bytes_max: u64, tolerance: Tolerance) -> Result
 }
 
 /// Whether requests may be padded as declared: rows that are padded give the same answers. An error says why not.
-pub(crate) fn padding(model: &dyn Model) -> Result<(), String> {
+pub(crate) fn padding(model: &dyn Model, pace: &Pace) -> Result<(), String> {
     let spec = model.spec();
     // The most padding that is allowed, at the smallest and at the largest size.
     let most = |to: fn(&Named) -> Option<&u64>| -> Vec<(u64, u64)> {
@@ -114,21 +120,28 @@ pub(crate) fn padding(model: &dyn Model) -> Result<(), String> {
     for sizes in [most(|named| named.pad_to.first()), most(|named| named.pad_to.last())] {
         let (real, to): (Vec<u64>, Vec<u64>) = sizes.into_iter().unzip();
         if real != to {
-            padding_to(model, &real, &to)?;
+            padding_to(model, pace, &real, &to)?;
         }
     }
     Ok(())
 }
 
-fn padding_to(model: &dyn Model, real: &[u64], to: &[u64]) -> Result<(), String> {
+fn padding_to(model: &dyn Model, pace: &Pace, real: &[u64], to: &[u64]) -> Result<(), String> {
     let spec = model.spec();
     let max_rows = match spec.rows {
         Rows::UpTo(rows) => Some(u64::from(rows)),
         Rows::None { .. } => None,
     };
     let named = real.to_vec();
-    let trial =
-        Trial { model, free: FREE_SIZES[0], named, max_rows, bytes_max: BYTES_MAX, tolerance: spec.rounding };
+    let trial = Trial {
+        model,
+        pace,
+        free: FREE_SIZES[0],
+        named,
+        max_rows,
+        bytes_max: BYTES_MAX,
+        tolerance: spec.rounding,
+    };
     let fails = |finding| match finding {
         Finding::Fails(error) => format!("it fails at sizes {real:?}: {error}"),
         Finding::Undeclared(wrong) => wrong.to_string(),
@@ -149,8 +162,10 @@ fn padding_to(model: &dyn Model, real: &[u64], to: &[u64]) -> Result<(), String>
         shape: given.shape.clone(),
         parts: vec![&payload[given.bytes.clone()]],
     });
-    let padded =
-        model.run(&gathered.collect::<Vec<_>>()).map_err(|error| format!("padded, it fails: {error}"))?;
+    let padded = pace
+        .run(model, &gathered.collect::<Vec<_>>())
+        .0
+        .map_err(|error| format!("padded, it fails: {error}"))?;
     for (expected, got) in outputs.iter().zip(&padded) {
         let mut shape = got.shape.clone();
         spec.unpad(&got.name, real, &mut shape);
@@ -171,6 +186,7 @@ fn padding_to(model: &dyn Model, real: &[u64], to: &[u64]) -> Result<(), String>
 /// A trial with one size for all free dimensions.
 struct Trial<'a> {
     model: &'a dyn Model,
+    pace: &'a Pace,
     free: u64,
     /// Sizes of the dimensions that have a name, where they are others.
     named: Vec<u64>,
@@ -199,10 +215,9 @@ impl Trial<'_> {
         turned.rotate_left(rows.len() / 2);
         for order in [rows, turned, vec![0, 1], (0..rows_max).collect()] {
             for _ in 0..WARM_UPS {
-                let began = Instant::now();
-                let together = self.compute(&order).map_err(as_unlike)?;
+                let (together, took) = self.timed(&order).map_err(as_unlike)?;
                 compare_rows(&order, &together, &alone, self.tolerance)?;
-                if began.elapsed() > SLOW {
+                if took > SLOW {
                     break;
                 }
             }
@@ -239,6 +254,11 @@ impl Trial<'_> {
 
     /// Runs the given rows of made-up input together.
     fn compute(&self, rows: &[u64]) -> Result<Vec<Output>, Finding> {
+        self.timed(rows).map(|(outputs, _)| outputs)
+    }
+
+    /// And how long that took.
+    fn timed(&self, rows: &[u64]) -> Result<(Vec<Output>, Duration), Finding> {
         let slots = &self.model.spec().inputs;
         let made_up: Vec<Vec<Vec<u8>>> =
             (0..).zip(slots).map(|(at, slot)| self.make_up(at, slot, rows)).collect();
@@ -248,9 +268,10 @@ impl Trial<'_> {
             shape: self.shape(slot, rows.len() as u64),
             parts: parts.iter().map(Vec::as_slice).collect(),
         });
-        let outputs = self.model.run(&gathered.collect::<Vec<_>>()).map_err(Finding::Fails)?;
+        let (outputs, took) = self.pace.run(self.model, &gathered.collect::<Vec<_>>());
+        let outputs = outputs.map_err(Finding::Fails)?;
         self.model.spec().check_outputs(rows.len() as u64, &outputs).map_err(Finding::Undeclared)?;
-        Ok(outputs)
+        Ok((outputs, took))
     }
 
     fn shape(&self, slot: &Slot, rows: u64) -> Vec<u64> {
@@ -296,7 +317,7 @@ pub(crate) struct MadeUpBatch<'a> {
 
 impl<'a> MadeUp<'a> {
     /// `None` for a model of which nothing is declared.
-    pub(crate) fn new(model: &'a dyn Model) -> Option<Self> {
+    pub(crate) fn new(model: &'a dyn Model, pace: &'a Pace) -> Option<Self> {
         let spec = model.spec();
         let max_rows = match spec.rows {
             Rows::UpTo(rows) => Some(u64::from(rows)),
@@ -307,6 +328,7 @@ impl<'a> MadeUp<'a> {
         declared.then_some(Self {
             trial: Trial {
                 model,
+                pace,
                 free: FREE_SIZES[0],
                 named,
                 max_rows,
@@ -448,10 +470,11 @@ mod tests {
         script: impl Fn(&[f32], u64) -> Result<(Vec<u64>, Vec<f32>), ModelError> + Send + Sync + 'static,
     ) -> Result<Verdict, String> {
         let spec = rows_spec(&[("x", 4)], &[("y", 4)], 8);
-        run(&Scripted::new(spec, move |inputs| {
+        let model = Scripted::new(spec, move |inputs| {
             let (shape, values) = script(&fp32(&inputs[0]), inputs[0].shape[0])?;
             Ok(vec![output_fp32("y", &shape, &values)])
-        }))
+        });
+        run(&model, &Pace::alone())
     }
 
     fn why(verdict: Result<Verdict, String>) -> String {
@@ -541,7 +564,7 @@ mod tests {
             }
             Ok(vec![output_fp32("y", &inputs[0].shape, &fp32(&inputs[0]))])
         });
-        assert_eq!(run(&model).unwrap().grouping, Grouping::Together { max_rows: 8 });
+        assert_eq!(run(&model, &Pace::alone()).unwrap().grouping, Grouping::Together { max_rows: 8 });
     }
 
     #[test]
@@ -555,7 +578,7 @@ mod tests {
                 assert!(inputs[0].parts.iter().map(|part| part.len() as u64).sum::<u64>() <= most);
                 Ok(vec![output_fp32("y", &[rows, 4], &vec![0.0; 4 * rows as usize])])
             });
-            run_within(&model, most, Tolerance::Summation)
+            run_within(&model, &Pace::alone(), most, Tolerance::Summation)
         };
         let small = tried(vec![Dimension::Free, Dimension::Fixed(4)]);
         assert_eq!(small.unwrap().grouping, Grouping::Together { max_rows: 65_536 });
@@ -575,7 +598,7 @@ mod tests {
         };
         let model =
             Scripted::new(spec, |inputs| Ok(vec![output_fp32("y", &inputs[0].shape, &fp32(&inputs[0]))]));
-        let verdict = run(&model).unwrap();
+        let verdict = run(&model, &Pace::alone()).unwrap();
         assert_eq!(verdict.grouping, Grouping::Alone);
         assert_eq!(verdict.why_alone, "not batched: output `y` does not start with -1");
     }
