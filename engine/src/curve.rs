@@ -27,6 +27,9 @@ const SLOWNESS_MAX: f32 = 4.0;
 /// A batch does as many rows per second as the best one if it does so much of its.
 const AS_EFFICIENT: f32 = 0.97;
 
+/// A size that has run less often says nothing: its median would be that of an accident.
+const RUNS_SETTLED: usize = 3;
+
 /// A size has to have run so often before a larger batch is left for it.
 const RUNS_TRUSTED: usize = 5;
 
@@ -85,6 +88,11 @@ impl Curve {
         if self.runs.is_multiple_of(RATIOS_MIN as u64) {
             self.slowness = slowness(&self.ratios);
         }
+    }
+
+    /// Runs that were learned from.
+    pub fn runs(&self) -> u64 {
+        self.runs
     }
 
     /// What a run of so many rows takes as a rule. `None` as long as too little is known.
@@ -199,7 +207,7 @@ impl Recent {
         if moved {
             self.median = *median;
         }
-        moved || self.runs == RUNS_TRUSTED
+        moved || self.runs == RUNS_SETTLED || self.runs == RUNS_TRUSTED
     }
 }
 
@@ -222,24 +230,45 @@ fn put(ring: &mut Vec<f32>, at: usize, value: f32) {
     }
 }
 
-/// The medians with every fall pooled away.
+/// The medians with every fall pooled away; a size that has hardly run counts only where no other has run more.
 fn rising(sizes: &BTreeMap<u32, Recent>) -> Vec<Point> {
-    // Pools of (sum of medians, how many sizes).
-    let mut pools: Vec<(f32, usize)> = Vec::with_capacity(sizes.len());
-    for recent in sizes.values() {
-        let mut pool = (recent.median, 1);
-        while let Some(before) = pools.pop_if(|before| mean(*before) >= mean(pool)) {
-            pool = (pool.0 + before.0, pool.1 + before.1);
+    let any_settled = sizes.values().any(|recent| recent.runs >= RUNS_SETTLED);
+    let counts = |recent: &Recent| !any_settled || recent.runs >= RUNS_SETTLED;
+    let counting = || sizes.iter().filter(|(_, recent)| counts(recent));
+    let mut pools: Vec<Pool> = Vec::with_capacity(sizes.len());
+    for (_, recent) in counting() {
+        let runs = recent.runs.min(RECENT) as f32;
+        let mut pool = Pool { micros: recent.median * runs, runs, sizes: 1 };
+        while let Some(before) = pools.pop_if(|before| before.mean() >= pool.mean()) {
+            pool = Pool {
+                micros: pool.micros + before.micros,
+                runs: pool.runs + before.runs,
+                sizes: pool.sizes + before.sizes,
+            };
         }
         pools.push(pool);
     }
-    let medians = pools.into_iter().flat_map(|pool| std::iter::repeat_n(mean(pool), pool.1));
+    let medians = pools.into_iter().flat_map(|pool| std::iter::repeat_n(pool.mean(), pool.sizes));
     let point = |((rows, recent), micros): ((&u32, &Recent), f32)| Point {
         rows: *rows as f32,
         micros,
         is_trusted: recent.runs >= RUNS_TRUSTED,
     };
-    sizes.iter().zip(medians).map(point).collect()
+    counting().zip(medians).map(point).collect()
+}
+
+/// Neighbouring sizes that take the same, as far as is known.
+struct Pool {
+    /// Of all their runs.
+    micros: f32,
+    runs: f32,
+    sizes: usize,
+}
+
+impl Pool {
+    fn mean(&self) -> f32 {
+        self.micros / self.runs
+    }
 }
 
 impl Point {
@@ -248,18 +277,14 @@ impl Point {
     }
 }
 
-fn mean((sum, count): (f32, usize)) -> f32 {
-    sum / count as f32
-}
-
 fn slowness(ratios: &[f32]) -> f32 {
     if ratios.len() < RATIOS_MIN {
         return 0.0;
     }
     let mut sorted = ratios.to_vec();
-    let at = sorted.len() * 99 / 100;
+    // Among few runs that would be the slowest, which may have been an accident.
+    let at = (sorted.len() * 99 / 100).min(sorted.len() - 2);
     let (_, slow, _) = sorted.select_nth_unstable_by(at, f32::total_cmp);
-    // Among few runs the slow one is the slowest, and may have been an accident.
     slow.clamp(1.0, SLOWNESS_MAX)
 }
 
@@ -318,6 +343,24 @@ mod tests {
             curve.observe(1, us(200));
         }
         assert_eq!(micros(curve.typical(1)), 200);
+    }
+
+    #[test]
+    fn a_new_size_that_is_slow_once_moves_nothing_either() {
+        let mut curve = learned(&[1, 2, 4, 8, 16, 32], |rows| 400 + 100 * u64::from(rows));
+        curve.observe(3, us(20_000));
+        assert_eq!([micros(curve.typical(3)), micros(curve.typical(16))], [700, 2000]);
+        for _ in 0..2 {
+            curve.observe(3, us(20_000));
+        }
+        assert!(micros(curve.typical(3)) > 700, "three are no accident");
+    }
+
+    #[test]
+    fn one_accident_among_few_runs_is_not_how_slow_runs_are() {
+        let mut curve = learned(&[1], |_| 100);
+        (0..70).for_each(|run| curve.observe(1, us(if run == 7 { 9000 } else { 100 })));
+        assert_eq!(micros(curve.slow(1)), 100);
     }
 
     #[test]
