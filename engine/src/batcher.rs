@@ -40,6 +40,9 @@ pub const HEAD_START: Duration = Duration::from_millis(250);
 /// Buckets whose curves are kept; beyond it the one that was not used for longest is forgotten.
 const PROFILES_MAX: usize = 1024;
 
+/// Shapes that may wait at the same time: each costs time in every decision.
+const QUEUES_MAX: usize = 1024;
+
 /// Of runs shorter than this, one in so many is learned from: learning would cost as much as they do.
 const SHORT: Duration = Duration::from_millis(1);
 const SHORT_SAMPLE: u64 = 8;
@@ -105,6 +108,8 @@ pub struct Ticket<T> {
     pub bucket: Bucket,
     /// How that bucket runs.
     pub grouping: Grouping,
+    /// How many lanes' share of the cores one run of its version takes; at least 1.
+    pub lanes: usize,
     /// Runs of its version at the same time, at most; at least 1.
     pub at_once: usize,
     /// Rows it adds to a batch, at least 1.
@@ -205,8 +210,8 @@ pub struct Batcher<T> {
     lanes: usize,
     origin: Instant,
     queues: HashMap<Bucket, Queue<T>, RandomState>,
-    /// First place of each queue.
-    heads: BTreeMap<Place, Bucket>,
+    /// First place of each queue, by version: queues of a version that is busy are not looked at one by one.
+    heads: BTreeMap<u32, BTreeMap<Place, Bucket>>,
     /// Where each job stands, for cancellation.
     places: HashMap<(u64, u64), (Bucket, Place), RandomState>,
     profiles: HashMap<Bucket, Profile, RandomState>,
@@ -231,6 +236,7 @@ struct Place {
 #[derive(Debug)]
 struct Queue<T> {
     grouping: Grouping,
+    lanes: usize,
     at_once: usize,
     waiting: BTreeMap<Place, Waiting<T>>,
     rows: u64,
@@ -244,6 +250,7 @@ struct Queue<T> {
 struct Running {
     number: u64,
     version: u32,
+    lanes: usize,
     back: Instant,
 }
 
@@ -260,6 +267,8 @@ struct Profile {
     curve: Curve,
     efficient: Option<u32>,
     arrivals: Arrivals,
+    /// Rows that memory has room for, if a run has failed for want of it.
+    cap: Option<u32>,
     used: u64,
     /// Runs that have ended, and those that were learned from.
     ended: u64,
@@ -277,8 +286,6 @@ struct Arrivals {
 #[derive(Debug, Default)]
 struct Version {
     running: usize,
-    /// Rows that memory has room for, if a run has failed for want of it.
-    cap: Option<u32>,
 }
 
 impl<T: Clone> Batcher<T> {
@@ -307,7 +314,8 @@ impl<T: Clone> Batcher<T> {
         if u64::from(ticket.rows) > self.limits.rows || ticket.bytes > self.limits.bytes {
             return Err(Refused::TooLarge(ticket.payload));
         }
-        let is_full = self.rows + u64::from(ticket.rows) > self.limits.rows;
+        let is_full = self.rows + u64::from(ticket.rows) > self.limits.rows
+            || self.queues.len() >= QUEUES_MAX && !self.queues.contains_key(&ticket.bucket);
         if is_full || ticket.bytes > self.limits.bytes - self.bytes {
             return Err(Refused::Overloaded { wait: self.backlog(now), job: ticket.payload });
         }
@@ -335,10 +343,11 @@ impl<T: Clone> Batcher<T> {
         debug_assert_eq!(queue.grouping, ticket.grouping, "a bucket runs in one way");
         let head = queue.waiting.first_key_value().map(|(head, _)| *head);
         if head.is_none_or(|head| place < head) {
+            let heads = self.heads.entry(ticket.bucket.version).or_default();
             if let Some(head) = head {
-                self.heads.remove(&head);
+                heads.remove(&head);
             }
-            self.heads.insert(place, ticket.bucket.clone());
+            heads.insert(place, ticket.bucket.clone());
         }
         queue.rows += u64::from(ticket.rows);
         *queue.slots.entry(slot).or_default() += u64::from(ticket.rows);
@@ -349,9 +358,7 @@ impl<T: Clone> Batcher<T> {
     /// What a lane that is idle at `now` is to do: run the most urgent job, and with it others of its bucket, in
     /// their order.
     pub fn next(&mut self, now: Instant) -> Next<T> {
-        let Some(bucket) = self.heads.values().find(|bucket| self.may_run(bucket)).cloned() else {
-            return Next::Idle;
-        };
+        let Some(bucket) = self.first().cloned() else { return Next::Idle };
         if let Some(until) = self.worth_waiting(&bucket, now) {
             return Next::Wait(until);
         }
@@ -361,9 +368,9 @@ impl<T: Clone> Batcher<T> {
     /// Takes back the claim of a batch, and learns from it.
     pub fn finish(&mut self, claim: Claim, ended: Ended, now: Instant) {
         self.running.retain(|running| running.number != claim.number);
-        let version = self.versions.entry(claim.bucket.version).or_default();
-        version.running -= 1;
-        match (ended, &mut version.cap) {
+        self.versions.get_mut(&claim.bucket.version).expect("it ran").running -= 1;
+        let profile = self.profile(&claim.bucket);
+        match (ended, &mut profile.cap) {
             // A single row says nothing about how many fit.
             (Ended::OutOfMemory, cap) if claim.rows > 1 => {
                 *cap = Some((claim.rows / 2).min(cap.unwrap_or(u32::MAX)));
@@ -376,18 +383,27 @@ impl<T: Clone> Batcher<T> {
         if ended != Ended::Ran || claim.rows == 0 {
             return;
         }
-        let profile = self.profile(&claim.bucket);
         profile.ended += 1;
-        // There are many short runs, and they are much alike.
-        if took >= SHORT || profile.ended.is_multiple_of(SHORT_SAMPLE) {
+        // There are many short runs, and they are much alike. Decided by what was expected: of those that only happened
+        // to be long, no more may be learned from than of the others.
+        let is_short = profile.curve.typical(claim.rows).unwrap_or(took) < SHORT;
+        if !is_short || profile.ended.is_multiple_of(SHORT_SAMPLE) {
             profile.ran.insert(size_of(claim.rows), now);
-            self.learn(claim.bucket, claim.rows, took);
+            self.learn(&claim.bucket, claim.rows, took);
         }
     }
 
-    /// Learns from a run that was no batch of its own: a warm-up.
-    pub fn learn(&mut self, bucket: Bucket, rows: u32, took: Duration) {
-        let profile = self.profile(&bucket);
+    /// Takes over what was learned from runs that were no batches: those of a calibration.
+    pub fn seed(&mut self, bucket: &Bucket, curve: Curve) {
+        let profile = self.profile(bucket);
+        profile.runs = curve.runs();
+        profile.efficient = curve.efficient(u32::MAX);
+        profile.curve = curve;
+    }
+
+    /// Learns from one run.
+    pub(crate) fn learn(&mut self, bucket: &Bucket, rows: u32, took: Duration) {
+        let profile = self.profile(bucket);
         profile.curve.observe(rows, took);
         profile.runs += 1;
         if profile.runs < 16 || profile.runs.is_multiple_of(16) {
@@ -395,10 +411,10 @@ impl<T: Clone> Batcher<T> {
         }
     }
 
-    /// Forgets what was learned about a version of which nothing waits or runs.
-    pub fn forget(&mut self, version: u32) {
-        self.profiles.retain(|bucket, _| bucket.version != version);
+    /// Forgets a version of which nothing waits or runs; gives what was learned of it to whoever has the time to free it.
+    pub fn forget(&mut self, version: u32) -> impl Sized + use<T> {
         self.versions.remove(&version);
+        self.profiles.extract_if(|bucket, _| bucket.version == version).collect::<Vec<_>>()
     }
 
     /// Removes a waiting job.
@@ -414,7 +430,7 @@ impl<T: Clone> Batcher<T> {
         queue.leave(slot, rows);
         self.rows -= rows;
         self.bytes -= ticket.bytes;
-        if self.heads.remove(&place).is_some() {
+        if self.behead(bucket.version, place) {
             self.reopen(bucket);
         }
         Some(ticket.payload)
@@ -443,14 +459,39 @@ impl<T: Clone> Batcher<T> {
 
     /// Whether [`Batcher::next`] would give something, now or soon.
     pub fn has_next(&self) -> bool {
-        self.heads.values().any(|bucket| self.may_run(bucket))
+        self.first().is_some()
+    }
+
+    /// The queue of the most urgent job whose version may have another run. There is none while the cores do not suffice
+    /// for it: if smaller runs went first, it would wait for ever.
+    fn first(&self) -> Option<&Bucket> {
+        let heads = self.heads.iter().filter_map(|(version, heads)| {
+            let running = self.versions.get(version).map_or(0, |version| version.running);
+            let (place, bucket) = heads.first_key_value()?;
+            (running < self.queues[bucket].at_once).then_some((place, bucket))
+        });
+        let (_, bucket) = heads.min_by_key(|(place, _)| *place)?;
+        let shares = || self.running.iter().map(|running| running.lanes).chain([self.queues[bucket].lanes]);
+        // The lane that asks is free, and so is its own share unless a larger run has taken it.
+        let has_room = shares().all(|share| share == 1) || shares().sum::<usize>() <= self.lanes;
+        (has_room || self.running.is_empty()).then_some(bucket)
+    }
+
+    /// Takes a queue out of the heads, if its head stands there.
+    fn behead(&mut self, version: u32, head: Place) -> bool {
+        let TreeEntry::Occupied(mut heads) = self.heads.entry(version) else { return false };
+        let was_there = heads.get_mut().remove(&head).is_some();
+        if heads.get().is_empty() {
+            heads.remove();
+        }
+        was_there
     }
 
     /// Puts a queue back among the heads; forgets it when nothing waits in it.
     fn reopen(&mut self, bucket: Bucket) {
         match self.queues[&bucket].waiting.first_key_value() {
             Some((head, _)) => {
-                self.heads.insert(*head, bucket);
+                self.heads.entry(bucket.version).or_default().insert(*head, bucket);
             }
             None => {
                 self.queues.remove(&bucket);
@@ -458,16 +499,13 @@ impl<T: Clone> Batcher<T> {
         }
     }
 
-    fn may_run(&self, bucket: &Bucket) -> bool {
-        let running = self.versions.get(&bucket.version).map_or(0, |version| version.running);
-        running < self.queues[bucket].at_once
-    }
-
     /// Forms a batch.
     fn take(&mut self, bucket: Bucket, now: Instant) -> Batch<T> {
         let Plan { pieces, late } = self.plan(&bucket, now);
-        let (head, _) = self.queues[&bucket].waiting.first_key_value().expect("a head stands in a queue");
-        self.heads.remove(head);
+        let queue = &self.queues[&bucket];
+        let (head, _) = queue.waiting.first_key_value().expect("a head stands in a queue");
+        let (head, lanes) = (*head, queue.lanes);
+        self.behead(bucket.version, head);
         let mut rows = 0;
         let take = |this: &mut Self, place: Place, most: u32| {
             let slot = this.slot(place.urgency);
@@ -504,7 +542,7 @@ impl<T: Clone> Batcher<T> {
         self.versions.entry(bucket.version).or_default().running += 1;
         let curve = self.known(&bucket).map(|profile| &profile.curve);
         let takes = curve.and_then(|curve| curve.typical(rows)).unwrap_or_default();
-        self.running.push(Running { number, version: bucket.version, back: now + takes });
+        self.running.push(Running { number, version: bucket.version, lanes, back: now + takes });
         let backlog = self.backlog(now);
         self.calm = (self.rows, backlog);
         Batch { pieces, late, backlog, claim: Claim { bucket, number, rows, began: now } }
@@ -566,6 +604,7 @@ impl<T> Queue<T> {
     fn new(first: &Ticket<T>) -> Self {
         Self {
             grouping: first.grouping,
+            lanes: first.lanes,
             at_once: first.grouping.at_once(first.at_once),
             waiting: BTreeMap::new(),
             rows: 0,
@@ -597,6 +636,7 @@ impl Profile {
             curve: Curve::default(),
             efficient: None,
             arrivals: Arrivals::default(),
+            cap: None,
             used: 0,
             ended: 0,
             runs: 0,

@@ -11,7 +11,7 @@ use crate::model::{Model, Version};
 use crate::pace::Pace;
 use crate::trial::{MadeUp, MadeUpBatch};
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Sizes are measured for about so long, all rounds together.
 const SIZES_TAKE: Duration = Duration::from_millis(400);
@@ -53,6 +53,8 @@ pub(crate) struct Calibration {
 pub(crate) struct Way {
     /// Threads of each run.
     pub(crate) threads: usize,
+    /// How many lanes' share of the cores that is.
+    pub(crate) lanes: usize,
     /// Runs at the same time, at most.
     pub(crate) at_once: usize,
 }
@@ -92,7 +94,7 @@ pub(crate) fn calibrate(
         Grouping::Together { max_rows } => max_rows,
         Grouping::Alone | Grouping::Serial => 1,
     };
-    let every_lane = |threads| Way { threads, at_once: cores.lanes };
+    let every_lane = |threads| Way { threads, lanes: 1, at_once: cores.lanes };
     let Some(made_up) = MadeUp::new(model, pace) else {
         return Calibration {
             way: every_lane(cores.threads.unwrap_or(1)),
@@ -129,24 +131,28 @@ fn is_alike(runs: &[(u32, Duration)], others: &[(u32, Duration)]) -> bool {
 /// counts as often as it was tried, because other versions may be answering meanwhile. Sizes for which the first
 /// round's time does not suffice are left out.
 fn time(model: &dyn Model, made_up: &MadeUp<'_>, most: u32, pace: &Pace) -> Vec<(u32, Duration)> {
-    let until = Instant::now() + SIZES_TAKE / RUNS as u32;
+    let mut taken = Duration::ZERO;
     let sizes = std::iter::successors(Some(1u32), |rows| rows.checked_mul(2)).take_while(|rows| *rows < most);
     let mut fastest: BTreeMap<u32, Duration> = BTreeMap::new();
     let mut run = |rows: u32, batch: &MadeUpBatch<'_>| {
         let (outputs, took) = pace.run(model, &batch.gathered());
+        taken += took;
         if outputs.is_ok() {
             fastest.entry(rows).and_modify(|least| *least = took.min(*least)).or_insert(took);
         }
-        outputs.is_ok()
+        outputs.is_ok().then_some(taken)
     };
     let mut batches = Vec::new();
     for rows in sizes.chain([most]) {
-        let batch = if Instant::now() < until || batches.is_empty() { made_up.batch(rows) } else { None };
-        let Some(batch) = batch.filter(|batch| run(rows, batch)) else { break };
+        let Some(batch) = made_up.batch(rows) else { break };
+        let Some(taken) = run(rows, &batch) else { break };
         batches.push((rows, batch));
+        if taken > SIZES_TAKE / RUNS as u32 {
+            break;
+        }
     }
     for _ in 1..RUNS {
-        if !batches.iter().all(|(rows, batch)| run(*rows, batch)) {
+        if !batches.iter().all(|(rows, batch)| run(*rows, batch).is_some()) {
             break;
         }
     }
@@ -175,7 +181,7 @@ fn best_way(
         std::iter::successors(Some(1), |threads| Some(threads * 2)).take_while(|threads| *threads <= lanes);
     let at_once = |threads| if grouping == Grouping::Serial { 1 } else { lanes / threads };
     let mut ways: Vec<(Way, f64)> =
-        threads.map(|threads| (Way { threads, at_once: at_once(threads) }, 0.0)).collect();
+        threads.map(|threads| (Way { threads, lanes: threads, at_once: at_once(threads) }, 0.0)).collect();
     for _ in 0..WAY_ROUNDS {
         for (way, best) in &mut ways {
             model.use_threads(way.threads);
@@ -233,7 +239,7 @@ mod tests {
         let calibration = calibrate(&model, Grouping::Together { max_rows: 6 }, cores, None, &Pace::alone());
         let sizes: Vec<u32> = calibration.runs.iter().map(|run| run.0).collect();
         assert_eq!(sizes, [1, 2, 4, 6].map(|rows| [rows; RUNS]).concat());
-        assert_eq!(calibration.way, Way { threads: 1, at_once: 2 });
+        assert_eq!(calibration.way, Way { threads: 1, lanes: 1, at_once: 2 });
         assert!(
             calibration.runs.iter().all(|(rows, took)| *took >= Duration::from_micros(u64::from(200 * rows)))
         );
@@ -245,7 +251,7 @@ mod tests {
         let model = model(|_| Duration::from_millis(1));
         let cores = Cores { lanes: 4, threads: None };
         let way = |grouping| calibrate(&model, grouping, cores, None, &Pace::alone()).way;
-        assert_eq!(way(Grouping::Together { max_rows: 8 }), Way { threads: 1, at_once: 4 });
+        assert_eq!(way(Grouping::Together { max_rows: 8 }), Way { threads: 1, lanes: 1, at_once: 4 });
         assert_eq!(way(Grouping::Serial).at_once, 1);
     }
 
@@ -256,15 +262,15 @@ mod tests {
         let way = |answered: bool, one_row: Duration| {
             let before = Precedent {
                 grouping,
-                way: Way { threads: 2, at_once: 1 },
+                way: Way { threads: 2, lanes: 2, at_once: 1 },
                 curve: vec![(1, one_row), (8, Duration::from_secs(1))],
             };
             let begun = AtomicU64::new(0);
             let pace = Pace::beside(move || begun.fetch_add(u64::from(answered), Ordering::Relaxed));
             calibrate(&model, grouping, Cores { lanes: 2, threads: None }, Some(&before), &pace).way
         };
-        let measured = Way { threads: 1, at_once: 2 };
-        assert_eq!(way(true, Duration::from_millis(2)), Way { threads: 2, at_once: 1 });
+        let measured = Way { threads: 1, lanes: 1, at_once: 2 };
+        assert_eq!(way(true, Duration::from_millis(2)), Way { threads: 2, lanes: 2, at_once: 1 });
         assert_eq!(way(false, Duration::from_millis(2)), measured, "nobody is disturbed");
         assert_eq!(way(true, Duration::from_millis(30)), measured, "it is another kind of model");
     }

@@ -12,10 +12,9 @@
 
 use crate::batcher::Priority;
 use crate::catalog::Catalog;
-use crate::config::DeviceProbe;
 use crate::job::{Job, Refusal, Request, Traced};
 use crate::loader::Orders;
-use crate::memory::Memory;
+use crate::memory::{DeviceGauge, Memory};
 use crate::queue::{Order, Queue};
 use crate::split;
 use bytes::{Buf, Bytes};
@@ -172,7 +171,7 @@ pub(crate) struct Shared {
     pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
     pub(crate) loader: Orders,
     pub(crate) memory: Memory,
-    pub(crate) device_memory: Option<DeviceProbe>,
+    pub(crate) device_memory: Option<Arc<DeviceGauge>>,
     pub(crate) hello: Hello,
     pub(crate) frames: Limits,
     pub(crate) unread_bytes_max: usize,
@@ -225,7 +224,7 @@ struct Reader {
     catalog: watch::Receiver<Arc<Catalog>>,
     loader: Orders,
     memory: Memory,
-    device_memory: Option<DeviceProbe>,
+    device_memory: Option<Arc<DeviceGauge>>,
     decoder: Decoder,
     /// Emptied after each read; kept for its memory.
     orders: Vec<Order>,
@@ -261,15 +260,11 @@ impl Reader {
         }
     }
 
-    /// Lives, and says how much it holds. A GPU may take its time to tell, which must not hold up others.
+    /// Lives, and says how much it holds.
     fn pong(&self, id: u64) {
-        let health = Health { under_way: self.queue.under_way(), ..self.memory.health() };
-        let send = move |mailbox: &Mailbox, health: &Health| {
-            mailbox.post(|outbox| outbox.push(Kind::Pong, id, health, Bytes::new()));
-        };
-        let Some(probe) = self.device_memory.clone() else { return send(&self.mailbox, &health) };
-        let mailbox = Arc::clone(&self.mailbox);
-        tokio::task::spawn_blocking(move || send(&mailbox, &Health { device: probe(), ..health }));
+        let device = self.device_memory.as_ref().and_then(DeviceGauge::read);
+        let health = Health { under_way: self.queue.under_way(), device, ..self.memory.health() };
+        self.mailbox.post(|outbox| outbox.push(Kind::Pong, id, &health, Bytes::new()));
     }
 
     fn take_in(&mut self, frame: Frame, now: Instant, catalog: &Catalog) -> Result<(), Ended> {
@@ -326,13 +321,14 @@ async fn write(socket: &OwnedWriteHalf, mailbox: &Mailbox, shared: &Shared) -> R
     let (mut catalog, mut drained) = (shared.catalog.clone(), shared.drained.clone());
     mailbox.post(|outbox| outbox.push(Kind::Hello, 0, &shared.hello, Bytes::new()));
     catalog.mark_changed();
+    let mut may_change = true;
     loop {
         tokio::select! {
             () = mailbox.left_over.notified() => write_rest(socket, mailbox).await?,
-            changed = catalog.changed() => {
+            changed = catalog.changed(), if may_change => {
                 if changed.is_err() {
-                    // The loader is gone, and nothing will change any more.
-                    std::future::pending::<()>().await;
+                    may_change = false; // the loader is gone
+                    continue;
                 }
                 let index = catalog.borrow_and_update().index();
                 mailbox.post(|outbox| outbox.push(Kind::Index, 0, &index, Bytes::new()));

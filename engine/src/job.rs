@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use wire::{Datatype, Infer, Layout, Status, TensorError, TensorMeta, TraceContext};
+use wire::{Datatype, Infer, Layout, Limits, Status, TensorError, TensorMeta, TraceContext};
 
 /// A request on its way through the engine.
 pub(crate) struct Job {
@@ -136,6 +136,8 @@ pub(crate) enum Refusal {
     TooLate { wait: Duration },
     #[error("the deadline passed while the request was queued")]
     Expired,
+    #[error("too little is left of the deadline for a run, which takes longer")]
+    Hopeless,
     #[error("the engine is stopping")]
     Stopping,
 }
@@ -165,7 +167,7 @@ impl Refusal {
             | Self::Tensor(_)
             | Self::Duplicate { .. } => Status::InvalidArgument,
             Self::Overloaded { .. } | Self::TooLate { .. } => Status::Overloaded,
-            Self::Expired => Status::DeadlineExceeded,
+            Self::Expired | Self::Hopeless => Status::DeadlineExceeded,
             Self::Stopping => Status::Unavailable,
         }
     }
@@ -206,7 +208,7 @@ impl Request {
                 |(size, named): (&u64, &Named)| if version.pads { named.padded(*size) } else { *size };
             let to: Box<[u64]> = sizes.iter().zip(&spec.dimensions).map(padded).collect();
             if to != sizes || inputs.len() < spec.inputs.len() {
-                (inputs, payload) = pad(spec, inputs, &payload, &sizes, &to);
+                (inputs, payload) = pad(spec, inputs, &payload, &sizes, &to)?;
                 real = (to != sizes).then_some(sizes);
             }
         }
@@ -222,14 +224,15 @@ impl Request {
 
     /// The dimensions that must agree with those of others to run with them.
     pub(crate) fn free_dimensions(&self) -> Vec<u64> {
-        let slots = &self.version.model.spec().inputs;
+        let spec = self.version.model.spec();
+        let (slots, rows) = (&spec.inputs, usize::from(matches!(spec.rows, Rows::UpTo(_))));
         let mut free = Vec::new();
         for given in &self.inputs {
             let Some(form) = &slots[given.slot].form else {
                 free.extend(&given.shape);
                 continue;
             };
-            for (declared, got) in form.shape.iter().zip(&given.shape).skip(1) {
+            for (declared, got) in form.shape.iter().zip(&given.shape).skip(rows) {
                 match declared {
                     Dimension::Free | Dimension::Named(_) => free.push(*got),
                     Dimension::Fixed(_) => {}
@@ -320,7 +323,7 @@ pub(crate) fn with_masks(
         return Ok((inputs, payload.clone()));
     }
     let sizes = sizes(spec, &inputs)?;
-    Ok(pad(spec, inputs, payload, &sizes, &sizes))
+    pad(spec, inputs, payload, &sizes, &sizes)
 }
 
 /// How large the dimensions are that have a name.
@@ -346,30 +349,69 @@ fn sizes(spec: &Spec, inputs: &[Given]) -> Result<Box<[u64]>, Refusal> {
     Ok(sizes.into_iter().map(|size| size.map_or(1, |(size, _)| size)).collect())
 }
 
-/// The inputs with their named dimensions made as large as `to`, and with the masks that were not sent.
+/// The inputs with their named dimensions made as large as `to`, and with the masks that were not sent; refused before
+/// anything is made where that would be too much.
 pub(crate) fn pad(
     spec: &Spec,
     inputs: Vec<Given>,
     payload: &Bytes,
     sizes: &[u64],
     to: &[u64],
-) -> (Vec<Given>, Bytes) {
-    let (mut padded, mut layout) = (Vec::new(), Layout::default());
+) -> Result<(Vec<Given>, Bytes), Refusal> {
     let rows = inputs.first().and_then(|given| given.shape.first()).copied().unwrap_or(1);
-    let slots = spec.inputs.iter().enumerate();
-    let one = |(at, slot): (usize, &Slot)| {
-        let given = inputs.iter().find(|given| given.slot == at);
-        let form = slot.form.as_ref();
-        let shape_of = |sizes: &[u64], otherwise: &[u64]| -> Vec<u64> {
-            let dimensions = form.iter().flat_map(|form| &form.shape).zip(otherwise);
-            let size = |(dimension, other): (&Dimension, &u64)| match dimension {
-                Dimension::Named(at) => sizes[*at],
-                Dimension::Free | Dimension::Fixed(_) => *other,
-            };
-            if form.is_none() { otherwise.to_vec() } else { dimensions.map(size).collect() }
-        };
-        let (datatype, shape, ones) = match (given, form) {
-            (Some(given), _) => (given.datatype, given.shape.clone(), None),
+    let tensors: Vec<Padded<'_>> = (0..)
+        .zip(&spec.inputs)
+        .filter_map(|(at, slot)| {
+            let given = inputs.iter().find(|given| given.slot == at);
+            Padded::of(at, slot, given, rows, sizes, to)
+        })
+        .collect();
+    let bytes = tensors.iter().try_fold(0usize, |sum, tensor| sum.checked_add(tensor.bytes()?));
+    if bytes.is_none_or(|bytes| bytes > Limits::default().payload_bytes) {
+        let rows = u32::try_from(rows).unwrap_or(u32::MAX);
+        return Err(Refusal::TooLarge { rows, bytes: bytes.unwrap_or(usize::MAX) });
+    }
+    let (mut padded, mut layout) = (Vec::new(), Layout::default());
+    let one = |Padded { at, datatype, shape, to, given }: Padded<'_>| {
+        let slot = &spec.inputs[at];
+        let start = layout.place(to.iter().product::<u64>() as usize * datatype.size());
+        padded.resize(start, 0);
+        let filling = element(datatype, if slot.mask { 0.0 } else { slot.pad });
+        match given {
+            Some(given) => padding::pad(&payload[given.bytes.clone()], &shape, &to, &filling, &mut padded),
+            None => {
+                let ones = element(datatype, 1.0).repeat(shape.iter().product::<u64>() as usize);
+                padding::pad(&ones, &shape, &to, &filling, &mut padded);
+            }
+        }
+        Given { slot: at, datatype, shape: to, bytes: start..padded.len() }
+    };
+    let inputs = tensors.into_iter().map(one).collect();
+    Ok((inputs, padded.into()))
+}
+
+/// An input, and what is to become of it.
+struct Padded<'a> {
+    at: usize,
+    datatype: Datatype,
+    shape: Vec<u64>,
+    to: Vec<u64>,
+    /// Nothing for a mask that was not sent.
+    given: Option<&'a Given>,
+}
+
+impl<'a> Padded<'a> {
+    /// `None` for what was left out and is no mask.
+    fn of(
+        at: usize,
+        slot: &Slot,
+        given: Option<&'a Given>,
+        rows: u64,
+        sizes: &[u64],
+        to: &[u64],
+    ) -> Option<Self> {
+        let (datatype, shape) = match (given, &slot.form) {
+            (Some(given), _) => (given.datatype, given.shape.clone()),
             (None, Some(form)) if slot.mask => {
                 let size = |dimension: &Dimension| match dimension {
                     Dimension::Fixed(size) => *size,
@@ -377,26 +419,24 @@ pub(crate) fn pad(
                     Dimension::Free => rows,
                     Dimension::Named(at) => sizes[*at],
                 };
-                let shape: Vec<u64> = form.shape.iter().map(size).collect();
-                let elements = shape.iter().product::<u64>() as usize;
-                (form.datatype, shape, Some(element(form.datatype, 1.0).repeat(elements)))
+                (form.datatype, form.shape.iter().map(size).collect())
             }
             (None, _) => return None,
         };
-        let whole = match (&ones, given) {
-            (Some(ones), _) => &ones[..],
-            (None, Some(given)) => &payload[given.bytes.clone()],
-            (None, None) => unreachable!("it was given, or made"),
+        let size = |(dimension, size): (&Dimension, &u64)| match dimension {
+            Dimension::Named(at) => to[*at],
+            Dimension::Free | Dimension::Fixed(_) => *size,
         };
-        let to = shape_of(to, &shape);
-        let start = layout.place(to.iter().product::<u64>() as usize * datatype.size());
-        padded.resize(start, 0);
-        let filling = if slot.mask { 0.0 } else { slot.pad };
-        padding::pad(whole, &shape, &to, &element(datatype, filling), &mut padded);
-        Some(Given { slot: at, datatype, shape: to, bytes: start..padded.len() })
-    };
-    let inputs = slots.filter_map(one).collect();
-    (inputs, padded.into())
+        let to = match &slot.form {
+            Some(form) => form.shape.iter().zip(&shape).map(size).collect(),
+            None => shape.clone(),
+        };
+        Some(Self { at, datatype, shape, to, given })
+    }
+
+    fn bytes(&self) -> Option<usize> {
+        wire::element_count(&self.to)?.checked_mul(self.datatype.size())
+    }
 }
 
 fn check_rows(slots: &[Slot], inputs: &[Given]) -> Result<(), Refusal> {

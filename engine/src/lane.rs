@@ -65,7 +65,7 @@ struct Bisection {
 impl Lane {
     fn run(&mut self) {
         while let Some(Batch { mut pieces, late, backlog, claim }) = self.queue.next(self.number) {
-            late.iter().for_each(|job| expire(job));
+            turn_away(&late);
             let ended = if pieces.is_empty() {
                 Ended::Failed
             } else {
@@ -82,6 +82,11 @@ impl Lane {
             Ok(()) => return Ended::Ran,
             Err(failure) => failure,
         };
+        if failure.error.device_lost {
+            // Nothing will run here again, and that is no fault of this model.
+            pieces.iter().for_each(|piece| self.give_up(&piece.job, Status::Unavailable, &failure));
+            return Ended::Failed;
+        }
         let mut bisection = Bisection::default();
         self.bisect(pieces, &failure, backlog, &mut bisection);
         // Where all fail, the model is to blame.
@@ -92,7 +97,7 @@ impl Lane {
     }
 
     /// Runs the halves of what failed, gathered again from the original bytes, until those that the model cannot take
-    /// are alone: at most twice as many runs as there are pieces.
+    /// are alone: at most twice as many runs as there are pieces, or as there are rows where memory does not suffice.
     fn bisect(
         &mut self,
         pieces: &[Piece<Arc<Job>>],
@@ -102,9 +107,11 @@ impl Lane {
     ) {
         let Some(halves) = halves(pieces, failure) else {
             let job = &pieces[0].job;
-            split::fail(job, failure.status, &failure.error.message);
-            self.queue.forget(job);
-            into.failed.push(Arc::clone(job));
+            self.give_up(job, failure.status, failure);
+            // What there was no memory for alone is no worse than others.
+            if !failure.error.out_of_memory {
+                into.failed.push(Arc::clone(job));
+            }
             return;
         };
         for half in halves {
@@ -117,6 +124,11 @@ impl Lane {
                 Err(failure) => self.bisect(&half, &failure, backlog, into),
             }
         }
+    }
+
+    fn give_up(&self, job: &Job, status: Status, failure: &Failure) {
+        split::fail(job, status, &failure.error.message);
+        self.queue.forget(job);
     }
 
     /// Runs pieces of one bucket together and answers them. A panic is a failure like any other.
@@ -182,7 +194,7 @@ fn still_wanted(pieces: Vec<Piece<Arc<Job>>>) -> Vec<Piece<Arc<Job>>> {
     let now = Instant::now();
     let (expired, rest): (Vec<_>, Vec<_>) =
         pieces.into_iter().partition(|piece| piece.job.deadline.is_some_and(|deadline| deadline <= now));
-    expired.iter().for_each(|piece| expire(&piece.job));
+    expired.iter().for_each(|piece| split::turn_away(&piece.job, &Refusal::Expired));
     rest.into_iter().filter(|piece| piece.job.is_wanted()).collect()
 }
 
@@ -203,8 +215,13 @@ fn run(pieces: &[Piece<Arc<Job>>]) -> Result<Vec<Output>, Failure> {
     Ok(outputs)
 }
 
-fn expire(job: &Job) {
-    split::fail(job, Refusal::Expired.status(), &Refusal::Expired.to_string());
+/// Tells those that are late, or are going to be.
+fn turn_away(late: &[Arc<Job>]) {
+    let now = Instant::now();
+    for job in late {
+        let is_over = job.deadline.is_some_and(|deadline| deadline <= now);
+        split::turn_away(job, if is_over { &Refusal::Expired } else { &Refusal::Hopeless });
+    }
 }
 
 /// What a panic said.

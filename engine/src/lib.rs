@@ -42,6 +42,7 @@ pub mod manifest;
 pub mod golden;
 pub mod memory;
 mod catalog;
+mod interrupted;
 mod loader;
 mod trial;
 pub mod optimise;

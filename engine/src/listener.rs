@@ -9,9 +9,11 @@ use crate::calibrate::Cores;
 use crate::catalog::Catalog;
 use crate::config::Settings;
 use crate::connection::{self, Shared};
+use crate::interrupted::{self, Interrupted};
 use crate::lane;
 use crate::library::{Library, ScanError};
 use crate::loader::{self, Setup};
+use crate::memory::DeviceGauge;
 use crate::queue::Queue;
 use crate::watchdog::Watchdog;
 use std::future::Future;
@@ -128,6 +130,7 @@ impl Listener {
                 load_max: self.settings.load_max,
                 memory: self.settings.memory,
                 device_memory: self.settings.device_memory.clone(),
+                interrupted: Interrupted::beside(&self.path),
             },
             candidates,
         )
@@ -138,7 +141,7 @@ impl Listener {
             catalog: watching,
             loader: orders,
             memory: self.settings.memory,
-            device_memory: self.settings.device_memory.clone(),
+            device_memory: self.settings.device_memory.clone().map(DeviceGauge::new),
             hello: Hello { pid: std::process::id(), release, device: self.settings.device.clone() },
             frames: Limits {
                 payload_bytes: Limits::default().payload_bytes.min(self.settings.queue.bytes),
@@ -167,8 +170,9 @@ impl Listener {
         }
 
         let Self { socket, path, .. } = self;
-        drop(socket);
+        // In this order: by the time that nobody listens, somebody else may have made a socket of that name.
         let _ = std::fs::remove_file(&path);
+        drop(socket);
         tracing::info!("stopping");
         let until = Instant::now() + DRAIN;
         queue.stop();
@@ -177,6 +181,7 @@ impl Listener {
         }
         drained.send_replace(true);
         let _ = timeout_at(until, async { while connections.join_next().await.is_some() {} }).await;
+        interrupted::excuse(&path);
         Ok(())
     }
 

@@ -16,6 +16,7 @@ use crate::config::DeviceProbe;
 use crate::connection::Mailbox;
 use crate::curve::Curve;
 use crate::golden::Golden;
+use crate::interrupted::Interrupted;
 use crate::job::{shortened, shortened_to};
 use crate::lane::text_of;
 use crate::library::{Candidate, Library, Loaded, Stamp};
@@ -29,7 +30,7 @@ use crate::split;
 use crate::trial::{self, Verdict};
 use crate::watchdog::Watchdog;
 use prost::Message;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -158,25 +159,29 @@ pub(crate) struct Setup {
     pub(crate) load_max: Duration,
     pub(crate) memory: Memory,
     pub(crate) device_memory: Option<DeviceProbe>,
+    pub(crate) interrupted: Interrupted,
 }
 
 /// Loads `candidates`, all that the library has, and then whatever is ordered.
 pub(crate) fn start(setup: Setup, candidates: Vec<Candidate>) -> io::Result<(Loader, Orders)> {
-    let (told, orders) = mpsc::channel();
+    let (told, inbox) = mpsc::channel();
     let mut shelf = Shelf {
         setup,
         catalog: Catalog::default(),
         stamps: BTreeMap::new(),
         held: HashMap::new(),
         keys: 0..,
+        hung: HashMap::new(),
         told: told.clone(),
+        inbox,
+        later: VecDeque::new(),
+        is_stopping: false,
     };
     shelf.announce_loading(&candidates);
     std::thread::Builder::new().name("loader".into()).spawn(move || {
         schedule::in_the_background();
-        if shelf.load_all(candidates, &orders) {
-            shelf.carry_out(&orders);
-        }
+        shelf.load_all(candidates);
+        shelf.carry_out();
     })?;
     Ok((Loader { told: told.clone() }, Orders { told, waiting: Arc::default() }))
 }
@@ -190,7 +195,13 @@ struct Shelf {
     /// By key, until no request needs it: models are freed here, not on a lane.
     held: HashMap<u32, Held>,
     keys: std::ops::RangeFrom<u32>,
+    /// Trials that were given up: what they send when they end after all.
+    hung: HashMap<(String, u64), mpsc::Receiver<Result<Tried, String>>>,
     told: mpsc::Sender<Told>,
+    inbox: mpsc::Receiver<Told>,
+    /// Orders that came while another was carried out.
+    later: VecDeque<Told>,
+    is_stopping: bool,
 }
 
 struct Held {
@@ -205,51 +216,64 @@ struct Held {
 type Failure = (Status, String);
 
 impl Shelf {
-    /// Loads them one after the other; `false` when told to stop meanwhile.
-    fn load_all(&mut self, candidates: Vec<Candidate>, orders: &mpsc::Receiver<Told>) -> bool {
-        let mut later = Vec::new();
+    /// Loads them one after the other.
+    fn load_all(&mut self, candidates: Vec<Candidate>) {
         for candidate in candidates {
             let _ = self.bring_up(candidate);
-            for told in orders.try_iter() {
-                match told {
-                    Told::Stop => return false,
-                    told => later.push(told),
-                }
-            }
-        }
-        later.into_iter().for_each(|told| self.obey(told));
-        true
-    }
-
-    fn carry_out(&mut self, orders: &mpsc::Receiver<Told>) {
-        while let Ok(told) = orders.recv() {
-            if matches!(told, Told::Stop) {
+            self.look_in();
+            if self.is_stopping {
                 return;
             }
-            self.obey(told);
         }
     }
 
-    fn obey(&mut self, told: Told) {
-        match told {
-            Told::Order { control, answer, .. } => {
-                let done = match control.action() {
-                    Action::Load => self.load(&control),
-                    Action::Unload => self.unload(&control, &answer),
-                    Action::Unspecified => Err((Status::InvalidArgument, "an order of no known kind".into())),
-                };
-                let failure = done.err();
-                if let Some((_, why)) = &failure {
-                    tracing::warn!(model = control.model, "{why}");
-                }
-                answer.set(failure, self.catalog.revision());
+    fn carry_out(&mut self) {
+        loop {
+            self.look_in();
+            if self.is_stopping {
+                return;
             }
+            match self.later.pop_front() {
+                Some(Told::Order { control, answer, .. }) => self.obey(&control, &answer),
+                Some(Told::Retired(_) | Told::Stop) => unreachable!("look_in keeps orders only"),
+                None => match self.inbox.recv() {
+                    Ok(told) => self.hear(told),
+                    Err(_) => return,
+                },
+            }
+        }
+    }
+
+    /// Hears what has been told meanwhile. What nobody needs any more is freed at once: what is loaded next may need its
+    /// memory.
+    fn look_in(&mut self) {
+        while let Ok(told) = self.inbox.try_recv() {
+            self.hear(told);
+        }
+    }
+
+    fn hear(&mut self, told: Told) {
+        match told {
+            Told::Order { .. } => self.later.push_back(told),
             Told::Retired(key) => {
                 drop(self.held.remove(&key));
                 self.setup.queue.forget_version(key);
             }
-            Told::Stop => {}
+            Told::Stop => self.is_stopping = true,
         }
+    }
+
+    fn obey(&mut self, control: &Control, answer: &Arc<Answer>) {
+        let done = match control.action() {
+            Action::Load => self.load(control),
+            Action::Unload => self.unload(control, answer),
+            Action::Unspecified => Err((Status::InvalidArgument, "an order of no known kind".into())),
+        };
+        let failure = done.err();
+        if let Some((_, why)) = &failure {
+            tracing::warn!(model = control.model, "{why}");
+        }
+        answer.set(failure, self.catalog.revision());
     }
 
     /// Makes a model what its folder says: loads what is new or has changed, takes out what is gone.
@@ -278,10 +302,12 @@ impl Shelf {
             let stamp = self.stamps.get(&(candidate.name.clone(), candidate.version));
             !is_ready || stamp != Some(&candidate.stamp)
         });
+        self.setup.interrupted.forgive(&control.model);
         self.announce_loading(&found);
         let failed: Vec<String> = found
             .into_iter()
             .filter_map(|candidate| {
+                self.look_in();
                 let number = candidate.version;
                 self.bring_up(candidate).err().map(|why| format!("version {number}: {why}"))
             })
@@ -333,12 +359,13 @@ impl Shelf {
         let Candidate { name, version: number, stamp, bytes, load } = candidate;
         let was_ready = matches!(self.catalog.state(&name, number), Some(State::Ready(_)));
         let room = self.setup.memory.has_room(bytes, memory::resident());
-        let prepared = room.and_then(|()| self.prepare(&name, number, load));
+        let begun = room.and_then(|()| self.setup.interrupted.begin(&name, number, &stamp));
+        let prepared = begun.and_then(|()| self.prepare(&name, number, load));
         match prepared.and_then(|version| self.put_in_place(version)) {
             Ok(version) => {
                 self.stamps.insert((name, number), stamp);
                 self.announce();
-                let Version { name: model, form, way: Way { threads, at_once }, .. } = &*version;
+                let Version { name: model, form, way: Way { threads, at_once, .. }, .. } = &*version;
                 tracing::info!(model, version = number, form, threads, at_once, "ready, {}", how(&version));
                 Ok(())
             }
@@ -378,6 +405,13 @@ impl Shelf {
 
     /// Everything that has to be known about a version before it answers.
     fn prepare(&mut self, name: &str, number: u64, load: crate::library::Load) -> Result<Version, String> {
+        let which = (name.to_owned(), number);
+        if let Some(hung) = self.hung.remove(&which)
+            && let Err(mpsc::TryRecvError::Empty) = hung.try_recv()
+        {
+            self.hung.insert(which, hung);
+            return Err("its last trial has not ended, and still runs".into());
+        }
         let queue = Arc::clone(&self.setup.queue);
         let attempt = Attempt {
             load,
@@ -385,7 +419,17 @@ impl Shelf {
             beside: self.beside(name, number).map(Precedent::of),
             pace: Pace::beside(move || queue.begun()),
         };
-        let tried = attempt.within(self.setup.load_max)?;
+        let tried = attempt.within(self.setup.load_max);
+        if !self.device_is_lost() {
+            self.setup.interrupted.end();
+        }
+        let tried = tried.map_err(|given_up| match given_up {
+            GivenUp::Failed(why) => why,
+            GivenUp::Hangs { why, trial } => {
+                self.hung.insert(which, trial);
+                why
+            }
+        })?;
         let Tried { model, verdict: Verdict { grouping, mut why_alone }, report, calibration, padding } =
             tried;
         if let Err(why) = &padding {
@@ -394,9 +438,10 @@ impl Shelf {
         }
         let Calibration { way, runs, free } = calibration;
         let key = self.keys.next().expect("four thousand million models are not loaded in one life");
-        self.setup.queue.learn(&Bucket { version: key, free, suspect: false }, &runs);
         let mut curve = Curve::default();
         runs.iter().for_each(|(rows, took)| curve.observe(*rows, *took));
+        let points = curve.points().collect();
+        self.setup.queue.seed(&Bucket { version: key, free, suspect: false }, curve);
         let model: Arc<dyn Model> = model.into();
         let held = Held { name: name.to_owned(), number, _model: Arc::clone(&model), unloading: Vec::new() };
         self.held.insert(key, held);
@@ -410,7 +455,7 @@ impl Shelf {
             why_alone,
             pads: padding.is_ok(),
             form: report.to_string(),
-            curve: curve.points().collect(),
+            curve: points,
             _retirement: Retirement(Some((key, self.told.clone()))),
         })
     }
@@ -463,33 +508,47 @@ struct Attempt {
 impl Attempt {
     /// Makes it on a thread of its own: a model that hangs holds nobody up but itself. It has, where no run of it ends
     /// for so long.
-    fn within(self, run_max: Duration) -> Result<Tried, String> {
-        let (done, result) = mpsc::channel();
-        let this = Arc::new(self.pace);
-        let (load, cores, beside, pace) = (self.load, self.cores, self.beside, Arc::clone(&this));
+    fn within(self, run_max: Duration) -> Result<Tried, GivenUp> {
+        let Self { load, cores, beside, pace } = self;
+        let pace = Arc::new(pace);
+        let (done, trial) = mpsc::channel();
+        let own = Arc::clone(&pace);
         let work = move || {
             schedule::in_the_background();
-            let tried = catch_unwind(AssertUnwindSafe(|| try_out(load, cores, beside.as_ref(), &pace)));
+            let tried = catch_unwind(AssertUnwindSafe(|| try_out(load, cores, beside.as_ref(), &own)));
             let tried =
                 tried.unwrap_or_else(|panic| Err(format!("panic while loading: {}", text_of(&*panic))));
             let _ = done.send(tried); // nobody waits any more: it was given up
         };
-        let started = std::thread::Builder::new().name("trial".into()).spawn(work);
-        started.map_err(|error| format!("cannot start a thread: {error}"))?;
+        std::thread::Builder::new()
+            .name("trial".into())
+            .spawn(work)
+            .map_err(|error| GivenUp::Failed(format!("cannot start a thread: {error}")))?;
         loop {
-            let runs = this.runs();
-            match result.recv_timeout(run_max) {
-                Ok(tried) => return tried,
-                Err(_) if this.runs() != runs => {}
+            let runs = pace.runs();
+            match trial.recv_timeout(run_max) {
+                Ok(tried) => return tried.map_err(GivenUp::Failed),
+                Err(_) if pace.runs() != runs => {}
                 Err(_) => {
                     let seconds = run_max.as_secs();
-                    return Err(format!(
+                    let why = format!(
                         "no run of its trial has ended within {seconds} s; its thread runs on until the engine ends"
-                    ));
+                    );
+                    return Err(GivenUp::Hangs { why, trial });
                 }
             }
         }
     }
+}
+
+/// Why an attempt came to nothing.
+enum GivenUp {
+    Failed(String),
+    /// What it sends, should it end after all.
+    Hangs {
+        why: String,
+        trial: mpsc::Receiver<Result<Tried, String>>,
+    },
 }
 
 fn try_out(
@@ -558,7 +617,10 @@ mod tests {
         });
         let cores = Cores { lanes: 1, threads: None };
         let attempt = Attempt { load: hangs, cores, beside: None, pace: Pace::alone() };
-        let why = attempt.within(Duration::from_millis(1)).err().unwrap();
+        let Err(GivenUp::Hangs { why, trial }) = attempt.within(Duration::from_millis(1)) else {
+            panic!("it must be given up");
+        };
         assert!(why.starts_with("no run of its trial has ended within"), "{why}");
+        assert!(matches!(trial.try_recv(), Err(mpsc::TryRecvError::Empty)), "it still runs");
     }
 }

@@ -42,8 +42,10 @@ fn run(config: &Config) -> anyhow::Result<()> {
     let library = Library::folder(models, move |path, manifest| torch::load(path, manifest, device));
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
+    let settings = config.settings(device, torch::device_memory);
+    torch::prepare(settings.lanes);
     runtime.block_on(async {
-        let listener = Listener::bind(config.settings(device, torch::device_memory))?;
+        let listener = Listener::bind(settings)?;
         listener.serve(library, stop(config.supervised)?).await?;
         Ok(())
     })

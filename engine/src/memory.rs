@@ -1,8 +1,11 @@
 //! How much memory the process holds and may hold. Decides whether a model still fits; frees nothing.
 
+use crate::config::DeviceProbe;
 use std::fs;
 use std::path::Path;
-use wire::Health;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use wire::{DeviceMemory, Health};
 
 /// Of what the control group or the machine has, this much is ours unless somebody says otherwise: the rest is for
 /// what a run needs beside what is loaded.
@@ -51,6 +54,33 @@ impl Memory {
             resident >> 20,
             self.limit >> 20
         ))
+    }
+}
+
+/// What a GPU said last of its memory. It may take its time to tell, behind what it computes, so it is asked on a thread
+/// for such things, one question at a time, and nobody waits for the answer.
+pub(crate) struct DeviceGauge {
+    probe: DeviceProbe,
+    last: Mutex<Option<DeviceMemory>>,
+    is_asked: AtomicBool,
+}
+
+impl DeviceGauge {
+    pub(crate) fn new(probe: DeviceProbe) -> Arc<Self> {
+        Arc::new(Self { probe, last: Mutex::default(), is_asked: AtomicBool::new(false) })
+    }
+
+    /// As it was when it was last read.
+    pub(crate) fn read(self: &Arc<Self>) -> Option<DeviceMemory> {
+        if !self.is_asked.swap(true, Ordering::AcqRel) {
+            let this = Arc::clone(self);
+            tokio::task::spawn_blocking(move || {
+                let said = (this.probe)();
+                *this.last.lock().expect("no panic under this lock") = said;
+                this.is_asked.store(false, Ordering::Release);
+            });
+        }
+        *self.last.lock().expect("no panic under this lock")
     }
 }
 

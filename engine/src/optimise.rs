@@ -65,7 +65,9 @@ pub fn optimise(model: &dyn Model, most: u32, pace: &Pace) -> (Option<Box<dyn Mo
 /// Batch sizes at which forms are compared.
 fn sizes(model: &dyn Model, made_up: &MadeUp<'_>, most: u32, pace: &Pace) -> Vec<u32> {
     let mut sizes = Vec::new();
-    for rows in [1, 8, 32].into_iter().filter(|rows| *rows == 1 || *rows <= most) {
+    for rows in
+        [1, 8, 32].into_iter().filter(|rows| *rows == 1 || *rows < most).chain((most > 1).then_some(most))
+    {
         let Some(batch) = made_up.batch(rows) else { break };
         let takes = || {
             let (outputs, took) = pace.run(model, &batch.gathered());

@@ -16,7 +16,7 @@ pub(crate) fn pad(bytes: &[u8], shape: &[u64], to: &[u64], element: &[u8], into:
         pad(part, &shape[1..], &to[1..], element, into);
     }
     let new = (to[0] - shape[0]) * to[1..].iter().product::<u64>();
-    (0..new).for_each(|_| into.extend_from_slice(element));
+    into.extend(element.repeat(new as usize));
 }
 
 /// Appends the first elements of each dimension of `bytes`, a tensor of this shape, as one of the smaller shape `to`.

@@ -2,11 +2,12 @@
 //! is held for the batcher's own work only, never while a model runs or a socket is written.
 
 use crate::batcher::{Batch, Batcher, Bucket, Claim, Ended, Grouping, Limits, Next, Refused, Ticket};
+use crate::curve::Curve;
 use crate::job::{Job, Refusal};
 use crate::suspects::Suspects;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// What a connection asks of the queue.
 pub(crate) enum Order {
@@ -112,12 +113,9 @@ impl Queue {
         }
     }
 
-    /// Learns from runs that were no batches: those of a calibration.
-    pub(crate) fn learn(&self, bucket: &Bucket, runs: &[(u32, Duration)]) {
-        let mut state = self.lock();
-        for (rows, took) in runs {
-            state.batcher.learn(bucket.clone(), *rows, *took);
-        }
+    /// Takes over what a calibration has learned. Made by the caller, who may be slow: lanes wait for the lock.
+    pub(crate) fn seed(&self, bucket: &Bucket, curve: Curve) {
+        self.lock().batcher.seed(bucket, curve);
     }
 
     /// Removes what is left of a job whose answer is known.
@@ -139,7 +137,9 @@ impl Queue {
 
     /// Forgets what was learned about a version that no job needs any more.
     pub(crate) fn forget_version(&self, version: u32) {
-        self.lock().batcher.forget(version);
+        // Named, so that it is freed after the lock is.
+        let forgotten = self.lock().batcher.forget(version);
+        drop(forgotten);
     }
 
     /// Notes that a job made a batch fail that ran without it.
@@ -189,6 +189,7 @@ fn ticket(job: Arc<Job>, suspect: bool) -> Ticket<Arc<Job>> {
         id: job.id,
         bucket: Bucket { version: version.key, free, suspect },
         grouping: if suspect { Grouping::Alone } else { version.grouping },
+        lanes: version.way.lanes,
         at_once: version.way.at_once,
         rows: job.request.rows,
         bytes: job.bytes,

@@ -7,7 +7,7 @@ use crate::config::Settings;
 use crate::library::{Candidate, Library, Load, Loaded, Stamp};
 use crate::listener::{Listener, StartError};
 use crate::memory::Memory;
-use crate::model::{Dimension, Gathered, ModelError, Named, Output, Slot};
+use crate::model::{Dimension, Gathered, ModelError, Named, Output, Rows, Slot};
 use crate::scripted::{Scripted, fp32, output_fp32, rows_spec};
 use bytes::Bytes;
 use prost::Message;
@@ -609,8 +609,11 @@ fn the_memory_of_a_gpu_is_told() {
     loop {
         let frame = client.frame().expect("the engine lives");
         if frame.kind == Kind::Pong {
-            assert_eq!(Health::decode(frame.metadata).unwrap().device, Some(memory));
-            return;
+            match Health::decode(frame.metadata).unwrap().device {
+                // It has been asked, and the engine waits for nobody.
+                None => client.send(Kind::Ping, 7, &Hello::default(), Bytes::new()),
+                told => return assert_eq!(told, Some(memory)),
+            }
         }
     }
 }
@@ -975,6 +978,59 @@ fn requests_of_many_sizes_are_padded_to_few_and_run_together() {
     let ran_with = |at: usize| answers[at].reply.timing.as_ref().unwrap().batch_requests;
     assert_eq!([1, 2, 3, 5].map(ran_with), [4; 4]);
     assert_eq!(ran_with(4), 1, "larger than any size that is padded to");
+}
+
+/// A model `x: [1, n] → y: [n, 2], sum: [1]`, which has no rows, padded to 4.
+#[test]
+fn outputs_of_a_padded_model_without_rows_are_cut_back_in_all_dimensions() {
+    let load: Load = Box::new(|| {
+        let mut spec = rows_spec(&[("x", 4)], &[("y", 2), ("sum", 1)], 16);
+        spec.rows = Rows::None { why: "output `y` does not start with -1".into() };
+        spec.dimensions.push(Named { name: "n".into(), pad_to: vec![4], waste_max: 0.9 });
+        let shapes = [
+            vec![Dimension::Fixed(1), Dimension::Named(0)],
+            vec![Dimension::Named(0), Dimension::Fixed(2)],
+            vec![Dimension::Fixed(1)],
+        ];
+        for (slot, shape) in spec.inputs.iter_mut().chain(&mut spec.outputs).zip(shapes) {
+            slot.form.as_mut().unwrap().shape = shape;
+        }
+        let model = Scripted::new(spec, |inputs| {
+            let x = fp32(&inputs[0]);
+            let y: Vec<f32> = x.iter().flat_map(|x| [*x, 2.0 * x]).collect();
+            let sum = x.iter().sum();
+            Ok(vec![output_fp32("y", &[x.len() as u64, 2], &y), output_fp32("sum", &[1], &[sum])])
+        });
+        Ok(Loaded { model: Box::new(model), golden: None })
+    });
+    let engine = Engine::start(vec![to_load("spread", 1, load)]);
+    let mut client = engine.connect();
+    client.index();
+    client.infer(1, Asked::of("spread").fp32("x", &[1, 3], &[1.0, 2.0, 3.0]));
+    let answer = client.reply().unwrap();
+    assert_eq!((answer.output("y").0.shape.clone(), answer.fp32("sum")), (vec![3, 2], vec![6.0]));
+    assert_eq!(answer.fp32("y"), [1.0, 2.0, 2.0, 4.0, 3.0, 6.0]);
+}
+
+#[test]
+fn what_would_be_too_large_once_padded_is_refused_before_it_is_made() {
+    let load: Load = Box::new(|| {
+        let mut spec = rows_spec(&[("x", 1), ("seen", 1)], &[("y", 1)], 16);
+        spec.dimensions.push(Named { name: "n".into(), pad_to: vec![1 << 40], waste_max: 0.999_999_999_999 });
+        for slot in spec.inputs.iter_mut().chain(&mut spec.outputs) {
+            slot.form.as_mut().unwrap().shape[1] = Dimension::Named(0);
+        }
+        spec.inputs[1].mask = true;
+        let model =
+            Scripted::new(spec, |inputs| Ok(vec![output_fp32("y", &inputs[0].shape, &fp32(&inputs[0]))]));
+        Ok(Loaded { model: Box::new(model), golden: None })
+    });
+    let engine = Engine::start(vec![to_load("wide", 1, load)]);
+    let mut client = engine.connect();
+    let reason = client.index().remove(0).reason;
+    assert!(reason.contains("not padded: "), "{reason}");
+    client.infer(1, Asked::of("wide").fp32("x", &[1, 3], &[1.0, 2.0, 3.0]));
+    assert_eq!(client.reply().unwrap().fp32("y"), [1.0, 2.0, 3.0]);
 }
 
 #[test]

@@ -109,7 +109,7 @@ pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
         number,
         model,
         grouping,
-        way: Way { threads: 1, at_once: usize::MAX },
+        way: Way { threads: 1, lanes: 1, at_once: usize::MAX },
         why_alone,
         pads: true,
         form: String::new(),

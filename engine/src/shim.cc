@@ -11,6 +11,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/DeviceAccelerator.h>
+#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ones.h>
 #include <c10/core/InferenceMode.h>
@@ -322,7 +323,11 @@ DeviceMemory device_memory(size_t number) {
   return DeviceMemory{static_cast<uint64_t>(held), free, total};
 }
 
-void prepare() noexcept { std::set_terminate(give_up); }
+void prepare(int32_t forked) {
+  std::set_terminate(give_up);
+  at::set_num_interop_threads(forked);
+  at::launch([] {});
+}
 
 void leave(int32_t code) noexcept { std::_Exit(code); }
 

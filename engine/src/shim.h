@@ -107,7 +107,7 @@ size_t cuda_devices();
 DeviceMemory device_memory(size_t number);
 
 // From now on an exception that nobody can catch is told in one line.
-void prepare() noexcept;
+void prepare(int32_t forked);
 
 // Ends the process without destructors or exit handlers.
 [[noreturn]] void leave(int32_t code) noexcept;

@@ -118,6 +118,7 @@ mod schedules {
                 id: job.key.1,
                 bucket: job.bucket.clone(),
                 grouping,
+                lanes: rng.random_range(1..4),
                 at_once: rng.random_range(1..4),
                 rows: job.rows,
                 bytes: rng.random_range(0..40),
@@ -285,6 +286,7 @@ mod traces {
                 id: job as u64,
                 bucket: Bucket { version: 0, free: vec![], suspect: false },
                 grouping: Grouping::Together { max_rows: MAX_ROWS },
+                lanes: 1,
                 at_once: 1,
                 rows: 1,
                 bytes: 1,
@@ -425,7 +427,7 @@ mod traces {
         let mut policy = Ours { batcher: Batcher::new(limits, 1, Instant::now()), claims: VecDeque::new() };
         for rows in (1..=MAX_ROWS).chain(1..=MAX_ROWS) {
             let bucket = Bucket { version: 0, free: vec![], suspect: false };
-            policy.batcher.learn(bucket, rows, us(service(rows)));
+            policy.batcher.learn(&bucket, rows, us(service(rows)));
         }
         simulate(&mut policy, service, rate, slo)
     }

@@ -46,7 +46,9 @@ impl Part<'_> {
             return Cow::Borrowed(bytes);
         }
         let mut padded = output.shape.clone();
-        padded[0] = shape[0];
+        if !alone {
+            padded[0] = u64::from(request.rows);
+        }
         let mut cropped = Vec::with_capacity(elements(&shape) * output.datatype.size());
         crop(bytes, &padded, &shape, &mut cropped);
         Cow::Owned(cropped)
@@ -168,6 +170,13 @@ fn reply_parts(parts: &[Part<'_>], outputs: &[Output], ran: Ran, requests: u32, 
     }
 }
 
+/// Tells a caller why its request was not run, unless it knows already how that ended.
+pub(crate) fn turn_away(job: &Job, refusal: &Refusal) {
+    if job.may_answer() {
+        job.mailbox.post(|outbox| outbox.push(Kind::Reply, job.id, &no_run(refusal), Bytes::new()));
+    }
+}
+
 /// Tells a connection which of its requests were not run, and empties the list.
 pub(crate) fn refuse(mailbox: &Mailbox, refused: &mut Vec<(u64, Refusal)>) {
     if refused.is_empty() {
@@ -175,9 +184,7 @@ pub(crate) fn refuse(mailbox: &Mailbox, refused: &mut Vec<(u64, Refusal)>) {
     }
     mailbox.post(|outbox| {
         for (id, refusal) in refused.drain(..) {
-            let retry_after_us = micros(refusal.retry_after());
-            let reply = Reply { retry_after_us, ..failure(refusal.status(), refusal.to_string()) };
-            outbox.push(Kind::Reply, id, &reply, Bytes::new());
+            outbox.push(Kind::Reply, id, &no_run(&refusal), Bytes::new());
         }
     });
 }
@@ -190,12 +197,20 @@ pub(crate) fn fail(job: &Job, status: Status, message: &str) {
     }
 }
 
+fn no_run(refusal: &Refusal) -> Reply {
+    let retry_after_us = micros(refusal.retry_after());
+    Reply { retry_after_us, ..failure(refusal.status(), refusal.to_string()) }
+}
+
 fn failure(status: Status, message: String) -> Reply {
     Reply { status: status as i32, message, ..Reply::default() }
 }
 
 /// The payload of each reply: the request's rows of the outputs it wants, each at its place.
 fn cut(parts: &[Part<'_>], outputs: &[Output], alone: bool) -> Vec<Bytes> {
+    if parts.is_empty() {
+        return Vec::new();
+    }
     let bytes: usize = outputs.iter().map(|output| output.bytes.len()).sum();
     let padding = parts.len() * outputs.len() * wire::frame::ALIGNMENT;
     let mut buffer = BytesMut::with_capacity(bytes + padding);

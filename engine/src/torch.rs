@@ -59,7 +59,8 @@ mod ffi {
         fn staging(self: &Module, like: &Tensor, shape: &[i64]) -> Result<*mut Tensor>;
         fn probe(self: &Module) -> Result<()>;
         fn device_memory(number: usize) -> Result<DeviceMemory>;
-        fn prepare();
+        /// With so many threads for what models fork.
+        fn prepare(forked: i32) -> Result<()>;
         fn leave(code: i32);
         /// Each tensor must live.
         unsafe fn forward(self: &Module, inputs: &[Given]) -> Result<UniquePtr<Outputs>>;
@@ -101,7 +102,7 @@ pub fn resolve(device: Device) -> Result<Device, String> {
 
 /// Loads a `model.pt`.
 pub fn load(path: &Path, manifest: Option<Manifest>, device: Device) -> Result<Box<dyn Model>, String> {
-    prepare_process();
+    prepare(1);
     prepare_thread(1);
     if !path.exists() {
         return Err("there is no model.pt".into());
@@ -305,13 +306,15 @@ impl TorchModel {
     }
 }
 
-/// Once per process, before anything runs: libtorch may not be asked later. No lane waits for another thread's
-/// part of its model, so one helper is enough.
-fn prepare_process() {
+/// Once per process, before anything runs and on a thread that is no less urgent than lanes: libtorch may not be asked
+/// later, and those that run what a model forks are started here, and go on as urgent as this thread is.
+pub fn prepare(lanes: usize) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        ffi::prepare();
-        tch::set_num_interop_threads(1);
+        let forked = i32::try_from(lanes).unwrap_or(i32::MAX);
+        if let Err(error) = ffi::prepare(forked) {
+            tracing::warn!("threads for what models fork: {}", last_line(error.what()));
+        }
     });
 }
 
@@ -350,8 +353,9 @@ impl AsRef<[u8]> for TensorBytes {
         if self.length == 0 {
             return &[];
         }
-        // SAFETY: the shim made the tensor contiguous on the CPU, `length` is its elements times their size, and
-        // nothing runs that could write to it before the last reader is gone: split copies at once.
+        // SAFETY: the shim made the tensor contiguous on the CPU, and `length` is its elements times their size. It may
+        // be a buffer that the model writes to: such a model is found out in its trial, which copies what it keeps,
+        // and is run by one thread at a time, which has split copy everything before it runs the model again.
         unsafe { std::slice::from_raw_parts(self.tensor.data_ptr().cast(), self.length) }
     }
 }
@@ -455,6 +459,17 @@ mod tests {
         let reason = refusal("stateful").reason;
         assert!(
             reason.contains("gives another answer the next time (output `y`, largest difference 1"),
+            "{reason}"
+        );
+    }
+
+    #[test]
+    fn a_model_that_gives_out_the_memory_it_writes_to_is_found_out_though_it_runs_alone_anyway() {
+        let reason = refusal("buffer").reason;
+        assert!(
+            reason.starts_with(
+                "not batched: the same input gives another answer the next time (output `sum`, "
+            ),
             "{reason}"
         );
     }

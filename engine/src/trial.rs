@@ -13,6 +13,7 @@ use crate::model::{
 use crate::pace::Pace;
 use crate::padding::crop;
 use crate::values::{difference, element};
+use bytes::Bytes;
 use half::{bf16, f16};
 use std::time::Duration;
 use wire::Datatype;
@@ -92,6 +93,10 @@ fn run_within(
         match (Trial { model, pace, free: *free, named, max_rows, bytes_max, tolerance }).run() {
             Ok(()) => passed = true,
             Err(Finding::Undeclared(wrong)) => return Err(wrong.to_string()),
+            // That says nothing about the model, and may be over the next time.
+            Err(Finding::Fails(error)) if error.device_lost || error.out_of_memory => {
+                return Err(error.message);
+            }
             Err(Finding::Fails(error)) => failure = Some(error),
             Err(Finding::Unlike(why)) => return Ok(serial(why)),
         }
@@ -155,7 +160,8 @@ fn padding_to(model: &dyn Model, pace: &Pace, real: &[u64], to: &[u64]) -> Resul
         let (shape, bytes) = (trial.shape(slot, 1), start..payload.len());
         inputs.push(Given { slot: at, datatype: datatype_of(slot), shape, bytes });
     }
-    let (inputs, payload) = pad(spec, inputs, &payload.into(), real, to);
+    let (inputs, payload) =
+        pad(spec, inputs, &payload.into(), real, to).map_err(|refusal| refusal.to_string())?;
     let gathered = inputs.iter().map(|given| Gathered {
         slot: given.slot,
         datatype: given.datatype,
@@ -206,7 +212,9 @@ impl Trial<'_> {
             self.compare_again(&first)?;
         }
         if rows_max == 1 {
-            return Ok(());
+            // A model that remembers may show it only after it has seen something else.
+            self.compute(&[1])?;
+            return self.compare_again(&first);
         }
         let rows: Vec<u64> = (0..ROWS.min(rows_max)).collect();
         let alone: Vec<Vec<Output>> =
@@ -215,7 +223,11 @@ impl Trial<'_> {
         turned.rotate_left(rows.len() / 2);
         for order in [rows, turned, vec![0, 1], (0..rows_max).collect()] {
             for _ in 0..WARM_UPS {
-                let (together, took) = self.timed(&order).map_err(as_unlike)?;
+                let (together, took) = match self.timed(&order) {
+                    // Lanes find out how many there is memory for.
+                    Err(Finding::Fails(error)) if error.out_of_memory && order.len() as u64 > ROWS => break,
+                    ran => ran.map_err(as_unlike)?,
+                };
                 compare_rows(&order, &together, &alone, self.tolerance)?;
                 if took > SLOW {
                     break;
@@ -269,8 +281,12 @@ impl Trial<'_> {
             parts: parts.iter().map(Vec::as_slice).collect(),
         });
         let (outputs, took) = self.pace.run(self.model, &gathered.collect::<Vec<_>>());
-        let outputs = outputs.map_err(Finding::Fails)?;
+        let mut outputs = outputs.map_err(Finding::Fails)?;
         self.model.spec().check_outputs(rows.len() as u64, &outputs).map_err(Finding::Undeclared)?;
+        for output in &mut outputs {
+            // It may be memory that the model writes to in its next run.
+            output.bytes = Bytes::copy_from_slice(&output.bytes);
+        }
         Ok((outputs, took))
     }
 
@@ -341,8 +357,9 @@ impl<'a> MadeUp<'a> {
     /// What stands for the dimensions that are free.
     pub(crate) fn free(&self) -> Vec<u64> {
         let slots = &self.trial.model.spec().inputs;
+        let rows = usize::from(self.trial.max_rows.is_some());
         let free = slots.iter().flat_map(|slot| {
-            form_of(slot).shape.iter().skip(1).filter_map(|dimension| match dimension {
+            form_of(slot).shape.iter().skip(rows).filter_map(|dimension| match dimension {
                 Dimension::Free => Some(self.trial.free),
                 Dimension::Named(at) => Some(self.trial.named[*at]),
                 Dimension::Fixed(_) => None,
@@ -391,6 +408,7 @@ fn datatype_of(slot: &Slot) -> Datatype {
 fn as_unlike(finding: Finding) -> Finding {
     match finding {
         Finding::Undeclared(wrong) => Finding::Unlike(wrong.to_string()),
+        Finding::Fails(error) if error.device_lost || error.out_of_memory => Finding::Fails(error),
         Finding::Fails(error) => Finding::Unlike(format!("several rows together fail: {error}")),
         Finding::Unlike(why) => Finding::Unlike(why),
     }
@@ -527,6 +545,37 @@ mod tests {
             Ok((vec![rows, 4], x.iter().map(|v| v + call).collect()))
         });
         assert!(why(stateful).contains("gives another answer the next time (output `y`"));
+    }
+
+    #[test]
+    fn what_runs_one_row_at_a_time_may_remember_the_row_before() {
+        let before = AtomicU32::new(0);
+        let model = Scripted::new(rows_spec(&[("x", 4)], &[("y", 4)], 1), move |inputs| {
+            let x = fp32(&inputs[0]);
+            let last = f32::from_bits(before.swap(x[0].to_bits(), Ordering::Relaxed));
+            let y: Vec<f32> = x.iter().map(|v| v + if last == 0.0 { x[0] } else { last }).collect();
+            Ok(vec![output_fp32("y", &inputs[0].shape, &y)])
+        });
+        assert!(why(run(&model, &Pace::alone())).contains("gives another answer the next time"));
+    }
+
+    #[test]
+    fn what_is_no_fault_of_the_model_says_nothing_about_it() {
+        let failing = |rows_at_most: u64, error: fn() -> ModelError| {
+            verdict(
+                move |x, rows| {
+                    if rows > rows_at_most { Err(error()) } else { Ok((vec![rows, 4], x.to_vec())) }
+                },
+            )
+        };
+        let lost = || ModelError { device_lost: true, ..ModelError::new("cuda:0 works no more") };
+        let full = || ModelError { out_of_memory: true, ..ModelError::new("out of memory") };
+        for rows_at_most in [0, 1] {
+            assert_eq!(failing(rows_at_most, lost), Err("cuda:0 works no more".into()));
+            assert_eq!(failing(rows_at_most, full), Err("out of memory".into()));
+        }
+        let few = failing(ROWS, full).unwrap();
+        assert_eq!(few.grouping, Grouping::Together { max_rows: 8 }, "lanes find out how many fit");
     }
 
     #[test]

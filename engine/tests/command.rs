@@ -138,3 +138,34 @@ fn a_model_that_hangs_ends_the_engine_which_names_it() {
     log.read_to_string(&mut rest).expect("text");
     assert!(rest.contains("model `endless` version 1 has not come back for 1 s"), "{rest}");
 }
+
+#[test]
+fn a_version_whose_trial_kills_the_engine_twice_does_not_get_a_third_engine() {
+    let folder = tempfile::tempdir().unwrap();
+    let (models, socket) = (folder.path().join("models"), folder.path().join("engine.sock"));
+    let version = models.join("hangs/1");
+    std::fs::create_dir_all(&version).unwrap();
+    // Reading it never ends, so that the engine can be killed in the middle, as a crash of libtorch would.
+    assert!(Command::new("mkfifo").arg(version.join("model.pt")).status().unwrap().success());
+    for time in 1..=2 {
+        let mut child = engine(&socket, &models).spawn().expect("the binary is built");
+        let begun = format!("\"times\":{time}");
+        while !std::fs::read_to_string(folder.path().join("engine.sock.trial"))
+            .is_ok_and(|text| text.contains(&begun))
+        {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let mut child = engine(&socket, &models).spawn().expect("the binary is built");
+    let mut log = BufReader::new(child.stderr.take().expect("piped"));
+    let mut line = String::new();
+    while !line.contains("unavailable: ") {
+        line.clear();
+        assert!(log.read_line(&mut line).expect("text") > 0, "the engine must live");
+    }
+    assert!(line.contains("its trial has ended the engine 2 times"), "{line}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}

@@ -6,6 +6,7 @@ Never does: train anything, depend on chance, or stand for a useful model (those
 
     coupled   each row's answer depends on the other rows of the batch
     stateful  each call's answer depends on the calls before it
+    buffer    gives out the very memory in which it sums up the calls before it, one row at a time
     picky     raises "negative input" when any value of the batch is below zero
     two       two inputs and two outputs of different datatypes and widths
     kinds     one input per datatype, given back unchanged
@@ -50,6 +51,7 @@ def main() -> None:
     four = [-1, 4]
     write("coupled", Coupled(), [("pixels", "FP32", four)], [("out", "FP32", four)])
     write("stateful", Stateful(), [("x", "FP32", four)], [("y", "FP32", four)])
+    write("buffer", Buffer(), [("x", "FP32", four)], [("sum", "FP32", four)], max_batch=1)
     write("picky", Picky(), [("x", "FP32", four)], [("y", "FP32", four)])
     write(
         "two",
@@ -89,6 +91,17 @@ class Stateful(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.calls.add_(1.0)
         return x + self.calls
+
+
+class Buffer(nn.Module):
+    sum: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("sum", torch.zeros(1, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.sum.add_(x)
 
 
 class Picky(nn.Module):
@@ -158,18 +171,18 @@ class Leaky(nn.Module):
         return x * 2
 
 
-def write(name: str, model: nn.Module, inputs: list, outputs: list) -> None:
+def write(name: str, model: nn.Module, inputs: list, outputs: list, max_batch: int = 64) -> None:
     export(model, MODELS / name / "1/model.pt")
-    write_yaml(name, inputs, outputs)
+    write_yaml(name, inputs, outputs, max_batch)
 
 
-def write_yaml(name: str, inputs: list, outputs: list) -> None:
+def write_yaml(name: str, inputs: list, outputs: list, max_batch: int = 64) -> None:
     lines = ["# What this version takes and gives; -1 is the batch dimension."]
     for heading, tensors in (("inputs", inputs), ("outputs", outputs)):
         lines.append(f"{heading}:")
         # Quoted, because a bare `y` is a boolean to some YAML readers.
         lines += [f'  - {{name: "{tensor}", datatype: {datatype}, shape: {shape}}}' for tensor, datatype, shape in tensors]
-    lines.append("max_batch: 64")
+    lines.append(f"max_batch: {max_batch}")
     path = MODELS / name / "1/model.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
@@ -193,6 +206,10 @@ def check_answers(load: Callable[[str], torch.jit.ScriptModule]) -> None:
 
     stateful = load("stateful")
     assert [stateful(x)[0, 0].item() for _ in range(3)] == [1, 2, 3], "each call must count"
+
+    buffer = load("buffer")
+    first = buffer(x[1:2])
+    assert buffer(x[1:2]).data_ptr() == first.data_ptr() and first[0, 0].item() == 8, "it gives out its own memory"
 
     picky = load("picky")
     assert torch.equal(picky(x), x * 2)

@@ -41,7 +41,7 @@ impl<T: Clone> Batcher<T> {
         }
         let (full_batches, last) = match ticket.grouping {
             Grouping::Together { max_rows } => {
-                let full = own.efficient?.min(self.capped(ticket.bucket.version, max_rows)).max(1);
+                let full = own.efficient?.min(self.capped(&ticket.bucket, max_rows)).max(1);
                 let all = with + u64::from(ticket.rows);
                 let last = (all - 1) % u64::from(full) + 1;
                 (own.curve.typical(full)?.mul_f64((all - last) as f64 / f64::from(full)), last as u32)
@@ -70,10 +70,15 @@ impl<T: Clone> Batcher<T> {
 
     /// Lane time of so many rows of a queue; nothing where nothing is known.
     pub(super) fn work(&self, bucket: &Bucket, queue: &Queue<T>, rows: u64) -> Duration {
+        self.runs(bucket, queue, rows) * queue.lanes as u32
+    }
+
+    /// How long runs of so many rows of a queue take, one after the other.
+    fn runs(&self, bucket: &Bucket, queue: &Queue<T>, rows: u64) -> Duration {
         let Some(profile) = self.known(bucket) else { return Duration::ZERO };
         let batch = match queue.grouping {
             Grouping::Together { max_rows } => {
-                profile.efficient.map(|full| full.min(self.capped(bucket.version, max_rows)))
+                profile.efficient.map(|full| full.min(self.capped(bucket, max_rows)))
             }
             Grouping::Alone | Grouping::Serial => {
                 u32::try_from(queue.rows.div_ceil(queue.waiting.len().max(1) as u64)).ok()
@@ -88,7 +93,8 @@ impl<T: Clone> Batcher<T> {
 
     /// Lane time of what runs.
     pub(super) fn residual(&self, now: Instant) -> Duration {
-        self.running.iter().map(|running| running.back.saturating_duration_since(now)).sum()
+        let of = |running: &Running| running.back.saturating_duration_since(now) * running.lanes as u32;
+        self.running.iter().map(of).sum()
     }
 
     pub(super) fn per_lane(&self, work: Duration) -> Duration {

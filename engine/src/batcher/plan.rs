@@ -27,7 +27,7 @@ impl<T: Clone> Batcher<T> {
     pub(super) fn plan(&self, bucket: &Bucket, now: Instant) -> Plan {
         let queue = &self.queues[bucket];
         let most = match queue.grouping {
-            Grouping::Together { max_rows } => self.capped(bucket.version, max_rows),
+            Grouping::Together { max_rows } => self.capped(bucket, max_rows),
             Grouping::Alone | Grouping::Serial => u32::MAX,
         };
         let profile = self.known(bucket);
@@ -84,8 +84,8 @@ impl<T: Clone> Batcher<T> {
         ran.any(|ran| now.saturating_duration_since(*ran) < TRIED_WITHIN)
     }
 
-    pub(super) fn capped(&self, version: u32, max_rows: u32) -> u32 {
-        let cap = self.versions.get(&version).and_then(|version| version.cap);
+    pub(super) fn capped(&self, bucket: &Bucket, max_rows: u32) -> u32 {
+        let cap = self.known(bucket).and_then(|profile| profile.cap);
         cap.map_or(max_rows, |cap| cap.min(max_rows))
     }
 
@@ -109,7 +109,7 @@ impl<T: Clone> Batcher<T> {
         if !profile.curve.reaches_down_to(one) {
             return None;
         }
-        let joint = here.checked_add(one).filter(|rows| *rows <= self.capped(bucket.version, max_rows))?;
+        let joint = here.checked_add(one).filter(|rows| *rows <= self.capped(bucket, max_rows))?;
         let seconds = |rows| profile.curve.typical(rows).map(|typical| typical.as_secs_f64());
         let pays = ((jobs + 1.0) * (seconds(here)? - seconds(joint)?) + seconds(one)?) / jobs;
         let held = queue.held_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));

@@ -37,6 +37,7 @@ impl World {
             id,
             bucket: Bucket { version, free: vec![free], suspect: false },
             grouping,
+            lanes: 1,
             at_once: usize::MAX,
             rows: 1,
             bytes: 10,
@@ -260,7 +261,7 @@ impl World {
         for _ in 0..5 {
             for (rows, took) in took {
                 let bucket = Bucket { version, free: vec![free], suspect: false };
-                self.batcher.learn(bucket, *rows, ms(*took));
+                self.batcher.learn(&bucket, *rows, ms(*took));
             }
         }
         let bucket = Bucket { version, free: vec![free], suspect: false };
@@ -440,4 +441,46 @@ fn shapes_without_number_do_not_fill_memory() {
         world.finish_all();
     }
     assert_eq!(world.batcher.profiles.len(), PROFILES_MAX);
+}
+
+#[test]
+fn what_does_not_fit_in_one_shape_may_fit_in_another() {
+    let mut world = World::new(100, 10_000);
+    world.push_plain(&[1, 2, 3, 4], 0, 512);
+    let Next::Run(batch) = world.batcher.next(world.now) else { panic!("there is work") };
+    world.batcher.finish(batch.claim, Ended::OutOfMemory, world.now);
+    world.push_plain(&[5, 6, 7, 8], 0, 512);
+    world.push_plain(&[11, 12, 13, 14], 0, 16);
+    assert_eq!(world.step(), Step::Run(vec![5, 6]));
+    assert_eq!(world.step(), Step::Run(vec![7, 8]));
+    assert_eq!(world.step(), Step::Run(vec![11, 12, 13, 14]));
+}
+
+#[test]
+fn runs_of_several_threads_share_the_cores_with_others_and_do_not_starve_behind_them() {
+    let mut world = World::new(100, 10_000);
+    world.batcher = Batcher::new(world.batcher.limits, 2, world.now);
+    let wide = |world: &World, id| Ticket { lanes: 2, ..world.ticket(id, 1, 0) };
+    world.push_plain(&[1], 0, 0);
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    let ticket = wide(&world, 2);
+    world.push(ticket);
+    world.push_plain(&[3], 0, 0);
+    assert_eq!(world.step(), Step::Idle, "the wide one is next, and the cores do not suffice for it yet");
+    world.finish_all();
+    assert_eq!(world.step(), Step::Run(vec![2]));
+    assert_eq!(world.step(), Step::Idle, "it has both cores");
+    world.finish_all();
+    assert_eq!(world.step(), Step::Run(vec![3]));
+}
+
+#[test]
+fn more_shapes_than_may_wait_are_refused() {
+    let mut world = World::new(10_000, 1_000_000);
+    for free in 0..QUEUES_MAX as u64 {
+        world.push_plain(&[free], 2, free);
+    }
+    let (another, known) = (world.ticket(9000, 2, 9000), world.ticket(9001, 2, 0));
+    assert!(matches!(world.batcher.push(another, world.now), Err(Refused::Overloaded { job: 9000, .. })));
+    assert!(world.push(known), "of a shape that waits already there may be more");
 }
