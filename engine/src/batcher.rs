@@ -21,10 +21,12 @@
 
 mod forecast;
 mod plan;
+mod shed;
 
 use crate::curve::{Curve, size_of};
 use foldhash::fast::RandomState;
 use plan::Plan;
+use shed::{Lack, Parties};
 use std::borrow::Cow;
 use std::collections::btree_map::Entry as TreeEntry;
 use std::collections::hash_map::Entry;
@@ -97,6 +99,18 @@ pub enum Priority {
     Low,
 }
 
+/// Who goes when there is not enough for all: the last first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Criticality {
+    /// After the others.
+    Critical,
+    /// Unless somebody says otherwise.
+    #[default]
+    Normal,
+    /// Before the others.
+    Sheddable,
+}
+
 /// A job and what the batcher must know about it.
 #[derive(Debug)]
 pub struct Ticket<T> {
@@ -120,6 +134,10 @@ pub struct Ticket<T> {
     pub deadline: Option<Instant>,
     /// Who goes first.
     pub priority: Priority,
+    /// Who has to make room for whom.
+    pub criticality: Criticality,
+    /// With whom it shares what it is given room for; 0 for all of whom nobody says.
+    pub tenant: u64,
     /// The job itself.
     pub payload: T,
 }
@@ -214,6 +232,7 @@ pub struct Batcher<T> {
     heads: BTreeMap<u32, BTreeMap<Place, Bucket>>,
     /// Where each job stands, for cancellation.
     places: HashMap<(u64, u64), (Bucket, Place), RandomState>,
+    parties: Parties,
     profiles: HashMap<Bucket, Profile, RandomState>,
     versions: HashMap<u32, Version>,
     /// Claims that are out, and when they are expected back.
@@ -298,6 +317,7 @@ impl<T: Clone> Batcher<T> {
             queues: HashMap::default(),
             heads: BTreeMap::new(),
             places: HashMap::default(),
+            parties: Parties::default(),
             profiles: HashMap::default(),
             versions: HashMap::new(),
             running: Vec::new(),
@@ -309,19 +329,22 @@ impl<T: Clone> Batcher<T> {
         }
     }
 
-    /// Lets a job wait.
-    pub fn push(&mut self, ticket: Ticket<T>, now: Instant) -> Result<(), Refused<T>> {
+    /// Lets a job wait; adds those to `shed` that have to go for it.
+    pub fn push(&mut self, ticket: Ticket<T>, shed: &mut Vec<T>, now: Instant) -> Result<(), Refused<T>> {
         if u64::from(ticket.rows) > self.limits.rows || ticket.bytes > self.limits.bytes {
             return Err(Refused::TooLarge(ticket.payload));
-        }
-        let is_full = self.rows + u64::from(ticket.rows) > self.limits.rows
-            || self.queues.len() >= QUEUES_MAX && !self.queues.contains_key(&ticket.bucket);
-        if is_full || ticket.bytes > self.limits.bytes - self.bytes {
-            return Err(Refused::Overloaded { wait: self.backlog(now), job: ticket.payload });
         }
         if self.places.contains_key(&(ticket.connection, ticket.id)) {
             return Err(Refused::Duplicate(ticket.payload));
         }
+        let room = Lack::Room {
+            rows: (self.rows + u64::from(ticket.rows)).saturating_sub(self.limits.rows),
+            bytes: (self.bytes + ticket.bytes).saturating_sub(self.limits.bytes),
+        };
+        let is_one_too_many = self.queues.len() >= QUEUES_MAX && !self.queues.contains_key(&ticket.bucket);
+        let Some(mut victims) = self.victims(&ticket, room).filter(|_| !is_one_too_many) else {
+            return Err(Refused::Overloaded { wait: self.backlog(now), job: ticket.payload });
+        };
         self.profile(&ticket.bucket).arrivals.observe(now);
         let soonest = ticket.deadline.map_or(now + PATIENCE, |deadline| deadline.min(now + PATIENCE));
         let urgency = soonest + HEAD_START * ticket.priority as u32;
@@ -331,10 +354,17 @@ impl<T: Clone> Batcher<T> {
             && let Some(forecast) = self.forecast(&ticket, urgency, now)
             && now + forecast.answered > deadline
         {
-            return Err(Refused::TooLate { job: ticket.payload, wait: forecast.waits });
+            let late = (now + forecast.answered).saturating_duration_since(deadline);
+            let before = Place { urgency, arrival: self.pushed };
+            match self.victims(&ticket, Lack::Time { lane: late * self.lanes as u32, before }) {
+                Some(those) => victims.extend(those),
+                None => return Err(Refused::TooLate { job: ticket.payload, wait: forecast.waits }),
+            }
         }
+        shed.extend(victims.into_iter().filter_map(|(connection, id)| self.cancel(connection, id)));
         let place = Place { urgency, arrival: self.pushed };
         self.pushed += 1;
+        self.parties.join(&ticket, place);
         self.bytes += ticket.bytes;
         self.rows += u64::from(ticket.rows);
         self.places.insert((ticket.connection, ticket.id), (ticket.bucket.clone(), place));
@@ -426,6 +456,7 @@ impl<T: Clone> Batcher<T> {
             unreachable!("a waiting job stands at its place");
         };
         let Waiting { ticket, gone } = found.remove();
+        self.parties.leave(&ticket, place);
         let rows = u64::from(ticket.rows - gone);
         queue.leave(slot, rows);
         self.rows -= rows;
@@ -517,6 +548,7 @@ impl<T: Clone> Batcher<T> {
             let first = waiting.gone;
             let piece = most.min(waiting.ticket.rows - first);
             waiting.gone += piece;
+            this.parties.leave(&waiting.ticket, place);
             let job = waiting.ticket.payload.clone();
             if waiting.gone == waiting.ticket.rows {
                 let Waiting { ticket, .. } = found.remove();

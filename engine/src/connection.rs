@@ -10,7 +10,7 @@
 //! When either half ends, both do: what the connection had waiting is cancelled and what is running for it is
 //! dropped when it is done.
 
-use crate::batcher::Priority;
+use crate::batcher::{Criticality, Priority};
 use crate::catalog::Catalog;
 use crate::job::{Job, Refusal, Request, Traced};
 use crate::loader::Orders;
@@ -273,7 +273,12 @@ impl Reader {
         let mut infer = Infer::decode(metadata)?;
         let deadline = (infer.budget_us > 0).then(|| now + Duration::from_micros(infer.budget_us));
         let trace = infer.trace.take().map(traced);
-        let caller = infer.caller;
+        let (caller, tenant) = (infer.caller, infer.tenant);
+        let criticality = match infer.criticality {
+            1 => Criticality::Critical,
+            0 | 2 => Criticality::Normal,
+            _ => Criticality::Sheddable,
+        };
         let priority = match infer.priority {
             1 => Priority::High,
             0 | 2 => Priority::Normal,
@@ -294,6 +299,8 @@ impl Reader {
                     received: now,
                     deadline,
                     priority,
+                    criticality,
+                    tenant,
                     caller,
                     trace,
                     bytes,

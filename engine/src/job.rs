@@ -2,7 +2,7 @@
 //! byte lengths that fit its model, so that nothing below ever has to doubt them: libtorch reads memory by the
 //! shape it is given. Every refusal is one line that names the input, what was expected and what came.
 
-use crate::batcher::{Grouping, Priority};
+use crate::batcher::{Criticality, Grouping, Priority};
 use crate::catalog::Catalog;
 use crate::connection::Mailbox;
 use crate::model::{Dimension, Named, Output, RANK_MAX, Rows, Slot, Spec, Version};
@@ -26,6 +26,9 @@ pub(crate) struct Job {
     pub(crate) received: Instant,
     pub(crate) deadline: Option<Instant>,
     pub(crate) priority: Priority,
+    pub(crate) criticality: Criticality,
+    /// Whose it is, as a hash; 0 if nobody says.
+    pub(crate) tenant: u64,
     /// Who asks, as a hash; 0 if nobody says.
     pub(crate) caller: u64,
     pub(crate) trace: Option<Traced>,
@@ -134,6 +137,8 @@ pub(crate) enum Refusal {
     TooLarge { rows: u32, bytes: usize },
     #[error("it would be late: about {} ms of work stand before it", wait.as_millis())]
     TooLate { wait: Duration },
+    #[error("it made way for somebody who matters more or asks less; what waits takes about {} ms", wait.as_millis())]
+    Shed { wait: Duration },
     #[error("the deadline passed while the request was queued")]
     Expired,
     #[error("too little is left of the deadline for a run, which takes longer")]
@@ -166,7 +171,7 @@ impl Refusal {
             | Self::OutputTwice { .. }
             | Self::Tensor(_)
             | Self::Duplicate { .. } => Status::InvalidArgument,
-            Self::Overloaded { .. } | Self::TooLate { .. } => Status::Overloaded,
+            Self::Overloaded { .. } | Self::TooLate { .. } | Self::Shed { .. } => Status::Overloaded,
             Self::Expired | Self::Hopeless => Status::DeadlineExceeded,
             Self::Stopping => Status::Unavailable,
         }
@@ -177,7 +182,7 @@ impl Refusal {
     /// When it makes sense to ask again, where that is known.
     pub(crate) fn retry_after(&self) -> Duration {
         match self {
-            Self::Overloaded { wait } | Self::TooLate { wait } => *wait,
+            Self::Overloaded { wait } | Self::TooLate { wait } | Self::Shed { wait } => *wait,
             _ => Duration::ZERO,
         }
     }

@@ -4,10 +4,11 @@
 use crate::batcher::{Batch, Batcher, Bucket, Claim, Ended, Grouping, Limits, Next, Refused, Ticket};
 use crate::curve::Curve;
 use crate::job::{Job, Refusal};
+use crate::split;
 use crate::suspects::Suspects;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a connection asks of the queue.
 pub(crate) enum Order {
@@ -47,13 +48,14 @@ impl Queue {
         Self { state: Mutex::new(state), wakes, begun: AtomicU64::new(0) }
     }
 
-    /// Carries out `orders`, in order, and empties them. Adds the jobs that may not wait to `refused`.
+    /// Carries out `orders`, in order, and empties them. Adds the jobs that may not wait to `refused`, and tells those
+    /// that have to go for others.
     pub(crate) fn submit(&self, orders: &mut Vec<Order>, refused: &mut Vec<(u64, Refusal)>, now: Instant) {
         if orders.is_empty() {
             return;
         }
         // Freed after the lock is.
-        let mut cancelled = Vec::new();
+        let (mut cancelled, mut shed) = (Vec::new(), Vec::new());
         let mut state = self.lock();
         for order in orders.drain(..) {
             match order {
@@ -61,14 +63,16 @@ impl Queue {
                 Order::Run(job) => {
                     let id = job.id;
                     let suspect = state.suspects.is_suspect(&job, now);
-                    if let Err(refusal) = state.batcher.push(ticket(job, suspect), now) {
+                    if let Err(refusal) = state.batcher.push(ticket(job, suspect), &mut shed, now) {
                         refused.push((id, into_refusal(id, refusal)));
                     }
                 }
                 Order::Cancel { connection, id } => cancelled.push(state.batcher.cancel(connection, id)),
             }
         }
+        let wait = if shed.is_empty() { Duration::ZERO } else { state.batcher.backlog(now) };
         self.wake_one(state);
+        shed.iter().for_each(|job: &Arc<Job>| split::turn_away(job, &Refusal::Shed { wait }));
     }
 
     /// The next batch for a lane, as soon as there is one; `None` when the engine stops and nothing is left.
@@ -195,6 +199,8 @@ fn ticket(job: Arc<Job>, suspect: bool) -> Ticket<Arc<Job>> {
         bytes: job.bytes,
         deadline: job.deadline,
         priority: job.priority,
+        criticality: job.criticality,
+        tenant: job.tenant,
         payload: job,
     }
 }

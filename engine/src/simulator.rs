@@ -3,7 +3,9 @@
 //! that compare the batcher with the best fixed pair of batch limit and delay. No thread, no clock; a failure names
 //! its seed.
 
-use crate::batcher::{Batcher, Bucket, Ended, Grouping, Limits, Next, Piece, Priority, Refused, Ticket};
+use crate::batcher::{
+    Batcher, Bucket, Criticality, Ended, Grouping, Limits, Next, Piece, Priority, Refused, Ticket,
+};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, VecDeque};
@@ -31,6 +33,7 @@ mod schedules {
         grouping: Grouping,
         rows: u32,
         deadline: Option<Instant>,
+        party: (Criticality, u64),
     }
 
     #[derive(Default)]
@@ -111,6 +114,11 @@ mod schedules {
                 grouping,
                 rows: if version == 0 { rng.random_range(1..10) } else { 1 },
                 deadline: rng.random_bool(0.6).then(|| self.now + us(f64::from(rng.random_range(0..30_000)))),
+                party: (
+                    [Criticality::Critical, Criticality::Normal, Criticality::Sheddable]
+                        [rng.random_range(0..3)],
+                    rng.random_range(0..3),
+                ),
             };
             let payload = self.jobs.len() as u64;
             let ticket = Ticket {
@@ -124,13 +132,37 @@ mod schedules {
                 bytes: rng.random_range(0..40),
                 deadline: job.deadline,
                 priority: [Priority::High, Priority::Normal, Priority::Low][rng.random_range(0..3)],
+                criticality: job.party.0,
+                tenant: job.party.1,
                 payload,
             };
             let waits_already = self
                 .inside
                 .keys()
                 .any(|other| self.jobs[*other as usize].key == job.key && self.waits(*other));
-            match self.batcher.push(ticket, self.now) {
+            let mut shed = Vec::new();
+            let pushed = self.batcher.push(ticket, &mut shed, self.now);
+            must!(pushed.is_ok() || shed.is_empty(), "somebody has gone for nothing");
+            for victim in shed {
+                let other = &self.jobs[victim as usize];
+                must!(self.inside.get(&victim).is_some_and(|fate| fate.rows_run == 0), "it has begun to run");
+                must!(other.party.0 >= job.party.0, "somebody more critical has gone");
+                must!(other.party != job.party, "one of its own has gone");
+                let equal = other.party.0 == job.party.0;
+                let other = other.clone();
+                self.end(victim)?;
+                let rows = |party| -> u64 {
+                    let waits = self.inside.iter().filter(|(_, fate)| fate.rows_run == 0);
+                    let jobs = waits.map(|(at, _)| &self.jobs[*at as usize]);
+                    jobs.filter(|job| job.party == party).map(|job| u64::from(job.rows)).sum()
+                };
+                let share = rows(job.party) + u64::from(job.rows);
+                must!(
+                    !equal || rows(other.party) >= share,
+                    "an equal is left with less than who it goes for"
+                );
+            }
+            match pushed {
                 Ok(()) => {
                     must!(!waits_already, "job {payload} has the key of one that waits");
                     self.inside.insert(payload, Fate::default());
@@ -274,6 +306,9 @@ mod traces {
         Idle,
     }
 
+    /// One job in so many is of a tenant who asks little.
+    const MODEST: usize = 16;
+
     struct Ours {
         batcher: Batcher<usize>,
         claims: VecDeque<crate::batcher::Claim>,
@@ -292,9 +327,11 @@ mod traces {
                 bytes: 1,
                 deadline: Some(deadline),
                 priority: Priority::Normal,
+                criticality: Criticality::Normal,
+                tenant: u64::from(job.is_multiple_of(MODEST)),
                 payload: job,
             };
-            self.batcher.push(ticket, now).is_ok()
+            self.batcher.push(ticket, &mut Vec::new(), now).is_ok()
         }
 
         fn next(&mut self, now: Instant) -> Asked {
@@ -349,6 +386,8 @@ mod traces {
         goodput: f64,
         /// Jobs that were run after their deadline.
         ran_expired: usize,
+        /// Which part of its jobs the modest tenant has answered in time.
+        modest: f64,
     }
 
     /// One lane, arrivals at a rate per second that may change over time.
@@ -370,6 +409,7 @@ mod traces {
         let mut busy: Option<(Instant, Vec<usize>)> = None;
         let mut wake: Option<Instant> = None;
         let (mut latencies, mut batches, mut in_time, mut ran_expired) = (Vec::new(), Vec::new(), 0, 0);
+        let mut modest_in_time = 0;
         let counts =
             |job: usize, arrivals: &[Instant]| arrivals[job] > origin + Duration::from_secs_f64(WARM);
         while now < end {
@@ -384,6 +424,7 @@ mod traces {
                 for job in jobs.into_iter().filter(|job| counts(*job, &arrivals)) {
                     let latency = now - arrivals[job];
                     in_time += usize::from(latency <= slo);
+                    modest_in_time += usize::from(latency <= slo && job.is_multiple_of(MODEST));
                     latencies.push(latency);
                 }
             }
@@ -407,6 +448,7 @@ mod traces {
             now =
                 [Some(next_arrival), due, wake].into_iter().flatten().min().expect("arrivals go on").max(now);
         }
+        let modest = (0..arrivals.len()).step_by(MODEST).filter(|job| counts(*job, &arrivals)).count();
         latencies.sort_unstable();
         if latencies.is_empty() {
             // The queue has grown so long that nobody who came after the first seconds was answered.
@@ -419,6 +461,7 @@ mod traces {
             mean_batch: batches.iter().sum::<f64>() / batches.len() as f64,
             goodput: in_time as f64 / (SECONDS - WARM),
             ran_expired,
+            modest: modest_in_time as f64 / modest as f64,
         }
     }
 
@@ -492,6 +535,18 @@ mod traces {
                 "{name}: {ours:?} of {:.0}/s",
                 capacity(service)
             );
+        }
+    }
+
+    #[test]
+    fn a_tenant_who_asks_for_less_than_its_share_hardly_notices_one_who_floods() {
+        for (name, service) in CURVES {
+            // A fifth of the capacity, beside three times as much as there is.
+            let rate = 0.2 * MODEST as f64 * capacity(service);
+            let ours = ours(service, |_| rate, Duration::from_millis(200));
+            println!("{name}: {ours:?} of {:.0}/s", capacity(service));
+            assert!(ours.modest >= 0.95, "{name}: {ours:?}");
+            assert!(ours.goodput >= 0.9 * capacity(service), "{name}: {ours:?}");
         }
     }
 

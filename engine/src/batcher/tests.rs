@@ -10,6 +10,8 @@ struct World {
     batcher: Batcher<u64>,
     now: Instant,
     claims: Vec<Claim>,
+    /// Who had to go.
+    shed: Vec<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +29,12 @@ fn ms(ms: u64) -> Duration {
 impl World {
     fn new(rows: u64, bytes: usize) -> Self {
         let now = Instant::now();
-        Self { batcher: Batcher::new(Limits { rows, bytes }, 1, now), now, claims: Vec::new() }
+        Self {
+            batcher: Batcher::new(Limits { rows, bytes }, 1, now),
+            now,
+            claims: Vec::new(),
+            shed: Vec::new(),
+        }
     }
 
     fn ticket(&self, id: u64, version: u32, free: u64) -> Ticket<u64> {
@@ -43,12 +50,14 @@ impl World {
             bytes: 10,
             deadline: None,
             priority: Priority::Normal,
+            criticality: Criticality::Normal,
+            tenant: 0,
             payload: id,
         }
     }
 
     fn push(&mut self, ticket: Ticket<u64>) -> bool {
-        self.batcher.push(ticket, self.now).is_ok()
+        self.batcher.push(ticket, &mut self.shed, self.now).is_ok()
     }
 
     fn push_plain(&mut self, ids: &[u64], version: u32, free: u64) {
@@ -169,12 +178,18 @@ fn a_full_queue_refuses_by_rows_and_by_bytes() {
     let mut world = World::new(2, 1000);
     world.push_plain(&[1, 2], 0, 0);
     let third = world.ticket(3, 0, 0);
-    assert!(matches!(world.batcher.push(third, world.now), Err(Refused::Overloaded { job: 3, .. })));
+    assert!(matches!(
+        world.batcher.push(third, &mut world.shed, world.now),
+        Err(Refused::Overloaded { job: 3, .. })
+    ));
 
     let mut world = World::new(10, 25);
     world.push_plain(&[1, 2], 0, 0);
     let third = world.ticket(3, 0, 0);
-    assert!(matches!(world.batcher.push(third, world.now), Err(Refused::Overloaded { job: 3, .. })));
+    assert!(matches!(
+        world.batcher.push(third, &mut world.shed, world.now),
+        Err(Refused::Overloaded { job: 3, .. })
+    ));
     assert_eq!(world.batcher.cancel(1, 2), Some(2));
     world.push_plain(&[3], 0, 0);
 }
@@ -184,7 +199,7 @@ fn an_id_that_waits_already_is_refused() {
     let mut world = World::new(10, 1000);
     world.push_plain(&[1], 0, 0);
     let again = world.ticket(1, 0, 9);
-    assert!(matches!(world.batcher.push(again, world.now), Err(Refused::Duplicate(1))));
+    assert!(matches!(world.batcher.push(again, &mut world.shed, world.now), Err(Refused::Duplicate(1))));
     assert_eq!(world.batcher.len(), 1);
 }
 
@@ -284,7 +299,7 @@ fn a_job_that_would_be_late_is_refused_at_once_with_its_wait() {
     let late = Ticket { deadline: Some(world.now + ms(501)), ..world.ticket(51, 0, 0) };
     assert!(world.push(late));
     let late = Ticket { deadline: Some(world.now + ms(9)), ..world.ticket(52, 0, 0) };
-    let Err(Refused::TooLate { job: 52, wait }) = world.batcher.push(late, world.now) else {
+    let Err(Refused::TooLate { job: 52, wait }) = world.batcher.push(late, &mut world.shed, world.now) else {
         panic!("10 ms of work do not fit into 9")
     };
     assert_eq!(wait, Duration::ZERO, "nothing stands before it");
@@ -481,6 +496,79 @@ fn more_shapes_than_may_wait_are_refused() {
         world.push_plain(&[free], 2, free);
     }
     let (another, known) = (world.ticket(9000, 2, 9000), world.ticket(9001, 2, 0));
-    assert!(matches!(world.batcher.push(another, world.now), Err(Refused::Overloaded { job: 9000, .. })));
+    assert!(matches!(
+        world.batcher.push(another, &mut world.shed, world.now),
+        Err(Refused::Overloaded { job: 9000, .. })
+    ));
     assert!(world.push(known), "of a shape that waits already there may be more");
+}
+
+#[test]
+fn who_matters_less_makes_way_and_nobody_goes_for_nothing() {
+    let mut world = World::new(4, 1000);
+    let of = |world: &World, id, criticality, rows| Ticket { criticality, rows, ..world.ticket(id, 0, 0) };
+    for (id, criticality) in
+        [(1, Criticality::Sheddable), (2, Criticality::Normal), (3, Criticality::Sheddable)]
+    {
+        let ticket = of(&world, id, criticality, 1);
+        assert!(world.push(ticket));
+    }
+    let ticket = of(&world, 4, Criticality::Critical, 4);
+    assert!(world.push(ticket), "all three are less critical");
+    assert_eq!(world.shed, [3, 1, 2], "the least critical first, and of those the newest");
+    world.shed.clear();
+    for criticality in [Criticality::Normal, Criticality::Sheddable, Criticality::Critical] {
+        let ticket = of(&world, 5, criticality, 1);
+        assert!(!world.push(ticket), "{criticality:?}");
+    }
+    assert!(world.shed.is_empty());
+}
+
+#[test]
+fn a_tenant_who_asks_for_less_than_its_share_gets_it_whatever_others_ask_for() {
+    let mut world = World::new(12, 1000);
+    let of = |world: &World, id, tenant| Ticket { tenant, ..world.ticket(id, 0, 0) };
+    for id in 0..12 {
+        let ticket = of(&world, id, 1);
+        assert!(world.push(ticket));
+    }
+    for id in 100..106 {
+        let ticket = of(&world, id, 2);
+        assert!(world.push(ticket), "{id}");
+    }
+    assert_eq!(world.shed, [11, 10, 9, 8, 7, 6], "the newest of who has most");
+    for tenant in [1, 2] {
+        let ticket = of(&world, 200, tenant);
+        assert!(!world.push(ticket), "both have their half");
+    }
+    let ticket = of(&world, 300, 3);
+    assert!(world.push(ticket), "a third one has room for a third");
+    assert_eq!(world.shed.len(), 7);
+}
+
+#[test]
+fn time_is_made_like_room() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 10), (4, 10)]);
+    let now = world.now;
+    let due = |world: &World, id, tenant| Ticket {
+        tenant,
+        rows: 4,
+        deadline: Some(now + ms(75)),
+        ..world.ticket(id, 0, 0)
+    };
+    let mut taken = 0;
+    while taken < 100 {
+        let ticket = due(&world, taken, 1);
+        if !world.push(ticket) {
+            break;
+        }
+        taken += 1;
+    }
+    assert!(taken >= 3, "{taken} batches of 10 ms fit into 75");
+    let ticket = due(&world, 200, 1);
+    assert!(!world.push(ticket));
+    let ticket = due(&world, 201, 2);
+    assert!(world.push(ticket), "another tenant has nothing waiting yet");
+    assert_eq!(world.shed, [taken - 1]);
 }

@@ -214,6 +214,13 @@ pub struct Infer {
     /// Who asks, as a hash: callers whose requests make batches fail are kept from the others. 0 if nobody says.
     #[prost(fixed64, tag = "8")]
     pub caller: u64,
+    /// Who goes when there is not enough for all: 1 after others, 2 (or 0) as usual, 3 and above before others.
+    #[prost(uint32, tag = "9")]
+    pub criticality: u32,
+    /// With whom it shares what there is, as a hash: among equally critical ones, those of the tenant go who has most
+    /// waiting. 0 if nobody says.
+    #[prost(fixed64, tag = "10")]
+    pub tenant: u64,
 }
 
 /// W3C identity of the span that a request belongs to.

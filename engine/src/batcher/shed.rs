@@ -1,0 +1,155 @@
+//! Who goes when there is too little room, or too little time: of those that wait the least critical first; among equals
+//! those of the tenant who has most waiting, for somebody who would still have less. Decides who; never for the sake of
+//! somebody less critical, and never for nothing: if all of them together would not be enough, nobody goes.
+//!
+//! Among equals that is the longest queue drop of Suter, Lakshman, Stiliadis and Choudhury (1998): whoever asks for less
+//! than an equal share of what there is gets it, whatever the others ask for.
+
+use super::{Batcher, Criticality, Place, Ticket};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Values;
+use std::iter::{Peekable, Rev};
+use std::time::Duration;
+
+/// So many go for one at most.
+const VICTIMS_MAX: usize = 256;
+
+/// Who waits and has not begun to run, by how critical they are and whose.
+#[derive(Debug, Default)]
+pub(super) struct Parties(BTreeMap<(Criticality, u64), Party>);
+
+#[derive(Debug, Default)]
+struct Party {
+    rows: u64,
+    /// By arrival.
+    jobs: BTreeMap<u64, Waits>,
+}
+
+/// One of a party.
+#[derive(Clone, Copy, Debug)]
+struct Waits {
+    key: (u64, u64),
+    place: Place,
+    rows: u32,
+    bytes: usize,
+}
+
+/// What is missing.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Lack {
+    Room {
+        rows: u64,
+        bytes: usize,
+    },
+    /// Lane time, of those that stand before this place.
+    Time {
+        lane: Duration,
+        before: Place,
+    },
+}
+
+impl Parties {
+    pub(super) fn join<T>(&mut self, ticket: &Ticket<T>, place: Place) {
+        let party = self.0.entry((ticket.criticality, ticket.tenant)).or_default();
+        party.rows += u64::from(ticket.rows);
+        let key = (ticket.connection, ticket.id);
+        party.jobs.insert(place.arrival, Waits { key, place, rows: ticket.rows, bytes: ticket.bytes });
+    }
+
+    /// One that has gone, or has begun to run; only the first time counts.
+    pub(super) fn leave<T>(&mut self, ticket: &Ticket<T>, place: Place) {
+        let key = (ticket.criticality, ticket.tenant);
+        let Some(party) = self.0.get_mut(&key) else { return };
+        if party.jobs.remove(&place.arrival).is_some() {
+            party.rows -= u64::from(ticket.rows);
+        }
+        if party.jobs.is_empty() {
+            self.0.remove(&key);
+        }
+    }
+}
+
+/// A party, as far as it has lost somebody.
+struct Losing<'a> {
+    criticality: Criticality,
+    /// What it is left with.
+    rows: u64,
+    /// The newest goes first.
+    jobs: Peekable<Rev<Values<'a, u64, Waits>>>,
+}
+
+impl<T: Clone> Batcher<T> {
+    /// Those that go so that `ticket` has what it lacks, if there are enough of them.
+    pub(super) fn victims(&self, ticket: &Ticket<T>, mut lack: Lack) -> Option<Vec<(u64, u64)>> {
+        if lack.is_nothing() {
+            return Some(Vec::new());
+        }
+        let Self { parties: Parties(parties), .. } = self;
+        let own = (ticket.criticality, ticket.tenant);
+        // What the ticket's own party is going to have: of equals, nobody is left with less.
+        let share = parties.get(&own).map_or(0, |party| party.rows) + u64::from(ticket.rows);
+        // Who is less critical comes later in order.
+        let others = parties.range((ticket.criticality, 0)..).filter(|(whose, _)| **whose != own);
+        let mut others: Vec<Losing<'_>> = others
+            .map(|((criticality, _), party)| Losing {
+                criticality: *criticality,
+                rows: party.rows,
+                jobs: party.jobs.values().rev().peekable(),
+            })
+            .collect();
+        let mut victims = Vec::new();
+        while !lack.is_nothing() {
+            let can_lose = |party: &mut &mut Losing<'_>| {
+                while party.jobs.next_if(|waits| !lack.is_met_by(waits)).is_some() {}
+                let is_less_critical = party.criticality > ticket.criticality;
+                let left = |waits: &&Waits| party.rows.saturating_sub(u64::from(waits.rows));
+                party.jobs.peek().is_some_and(|waits| is_less_critical || left(waits) >= share)
+            };
+            let losing = others.iter_mut().filter_map(|mut party| can_lose(&mut party).then_some(party));
+            let party = losing.max_by_key(|party| (party.criticality, party.rows))?;
+            let gone = party.jobs.next().expect("it can lose somebody");
+            party.rows -= u64::from(gone.rows);
+            victims.push(gone.key);
+            if victims.len() > VICTIMS_MAX {
+                return None;
+            }
+            lack = lack.without(gone, || self.lane_time(gone));
+        }
+        Some(victims)
+    }
+
+    /// What one of them would take, at the pace of full batches.
+    fn lane_time(&self, waits: &Waits) -> Duration {
+        let Some((bucket, _)) = self.places.get(&waits.key) else { return Duration::ZERO };
+        let queue = &self.queues[bucket];
+        let all = self.work(bucket, queue, queue.rows);
+        all.mul_f64(f64::from(waits.rows) / queue.rows.max(1) as f64)
+    }
+}
+
+impl Lack {
+    fn is_nothing(self) -> bool {
+        match self {
+            Self::Room { rows, bytes } => rows == 0 && bytes == 0,
+            Self::Time { lane, .. } => lane.is_zero(),
+        }
+    }
+
+    /// Whether it would be any less if this one went.
+    fn is_met_by(self, waits: &Waits) -> bool {
+        match self {
+            Self::Room { .. } => true,
+            Self::Time { before, .. } => waits.place < before,
+        }
+    }
+
+    fn without(self, gone: &Waits, time: impl FnOnce() -> Duration) -> Self {
+        match self {
+            Self::Room { rows, bytes } => Self::Room {
+                rows: rows.saturating_sub(u64::from(gone.rows)),
+                bytes: bytes.saturating_sub(gone.bytes),
+            },
+            Self::Time { lane, before } => Self::Time { lane: lane.saturating_sub(time()), before },
+        }
+    }
+}
