@@ -126,6 +126,11 @@ impl Assignment {
         let Sight::Answered(took) = sight else { return false };
         !self.is_candidate && self.slow_over.is_none_or(|over| took <= over)
     }
+
+    /// Whether a copy that `version` has answered shows how the candidate's answers compare with the baseline's.
+    pub(crate) fn is_compared_by(&self, version: Version) -> bool {
+        !self.is_candidate && version == self.candidate
+    }
 }
 
 /// What became of a request, as far as it says something about its version.
@@ -398,14 +403,10 @@ impl Canary {
         }
     }
 
-    /// What became of a copy that the candidate has answered.
-    pub(crate) fn compared(&mut self, candidate: Version, key: Option<u64>, agrees: bool, now: Instant) {
-        let (baseline, of) = self.policy.versions_of_arms();
-        if of == candidate {
-            let (share, slow_over) = (self.share(), None);
-            let assigned = Assignment { baseline, candidate, is_candidate: true, share, slow_over };
-            self.witness(assigned, key, Sight::Compared { agrees }, now);
-        }
+    /// What became of a copy that the candidate has answered, of a request that was assigned to the baseline.
+    pub(crate) fn compared(&mut self, assigned: Assignment, key: Option<u64>, agrees: bool, now: Instant) {
+        let of_candidate = Assignment { is_candidate: true, ..assigned };
+        self.witness(of_candidate, key, Sight::Compared { agrees }, now);
     }
 
     /// Looks whether the step is over. Call it every now and then.

@@ -163,10 +163,22 @@ impl Ledger {
         }
     }
 
-    /// Tells whether a version has answered a copy as the client was answered.
-    pub fn compared(&self, model: &str, version: Version, key: Option<u64>, agrees: bool, now: Instant) {
+    /// Tells whether a version has answered a copy as the client was answered, of a request that a rollout had assigned.
+    /// Who was answered by the candidate itself, or by somebody's choice, says nothing about it.
+    pub fn compared(
+        &self,
+        model: &str,
+        assigned: Assignment,
+        version: Version,
+        key: Option<u64>,
+        agrees: bool,
+        now: Instant,
+    ) {
+        if !assigned.is_compared_by(version) {
+            return;
+        }
         if let Some(rollout) = self.rollouts.load().get(model) {
-            rollout.change(|canary| canary.compared(version, key, agrees, now));
+            rollout.change(|canary| canary.compared(assigned, key, agrees, now));
         }
     }
 
@@ -647,6 +659,24 @@ mod tests {
         third.settle(Outcome::Failed, now);
         assert!(fall_back(2).is_none(), "it has tripped as well");
         assert!(ledger.fall_back(&snapshot, "other", Version(2), |_| true, now).is_none());
+    }
+
+    #[test]
+    fn only_what_chance_has_given_to_the_baseline_is_compared_with_the_candidate() {
+        let snapshot = policies(
+            "models: {m: {canary: {baseline: 1, candidate: 2, steps: [50], gates: {disagreement: {at_most: 2}}}, \
+             shadow: {version: 2}}}",
+        );
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        ledger.roll_out(&snapshot, now);
+        let assigned = |draw| ledger.pick(&snapshot, "m", &ANA, draw, |_| true).unwrap().assigned.unwrap();
+        let compared = || ledger.rollouts()["m"].gates[1].requests;
+        ledger.compared("m", assigned(u64::MAX), Version(2), None, false, now);
+        assert_eq!(compared(), 0, "the client got the candidate's answer");
+        ledger.compared("m", assigned(0), Version(3), None, false, now);
+        assert_eq!(compared(), 0, "another version's answer");
+        ledger.compared("m", assigned(0), Version(2), None, false, now);
+        assert_eq!(compared(), 1);
     }
 
     #[test]

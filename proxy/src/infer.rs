@@ -104,7 +104,7 @@ impl Path {
         infer.caller = caller;
         let shadow = snapshot.model(target.model).and_then(ModelPolicy::shadow);
         let copy = shadow.and_then(|policy| {
-            self.shadows.copy(policy, &models, (&infer, &request.payload), rand::rng().random())
+            self.shadows.copy(policy, &models, (&infer, &request.payload), assigned, rand::rng().random())
         });
         let answer = match self.ask(session, &infer, &mut request, &deadline, record).await {
             Ok((reply, frame)) => {

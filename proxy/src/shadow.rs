@@ -6,7 +6,7 @@ use crate::directory::Models;
 use crate::link::Links;
 use crate::metrics::Metrics;
 use bytes::Bytes;
-use policies::{Ledger, ShadowPolicy, Tolerance, Version};
+use policies::{Assignment, Ledger, ShadowPolicy, Tolerance, Version};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -42,12 +42,14 @@ impl Shadows {
         Self { links, metrics, ledger, under_way: Arc::default() }
     }
 
-    /// A copy of a request that `version` is going to answer, if the policy and the dice want one and there is room.
+    /// A copy of a request that is about to be sent, if the policy and the dice want one and there is room. `assigned` is
+    /// the side of a rollout whose answer its client gets.
     pub(crate) fn copy(
         &self,
         policy: &Arc<ShadowPolicy>,
         models: &Models,
         (infer, payload): (&Infer, &Bytes),
+        assigned: Option<Assignment>,
         draw: u64,
     ) -> Option<Copy> {
         let version = policy.version().0;
@@ -66,7 +68,8 @@ impl Shadows {
         let budget_us = deadline.as_micros() as u64;
         let caller = (infer.caller != 0).then_some(infer.caller);
         let infer = Infer { version, budget_us, priority: LAST, trace: None, caller: 0, ..infer.clone() };
-        Some(Copy { policy: Arc::clone(policy), infer, payload: payload.clone(), deadline, caller, place })
+        let (policy, payload) = (Arc::clone(policy), payload.clone());
+        Some(Copy { policy, infer, payload, deadline, caller, assigned, place })
     }
 
     /// Sends a copy, and compares its answer with the one that the client got; waits for nothing.
@@ -74,15 +77,16 @@ impl Shadows {
         let (links, metrics, ledger) =
             (Arc::clone(&self.links), Arc::clone(&self.metrics), Arc::clone(&self.ledger));
         tokio::spawn(async move {
-            let (model, version, caller) = (copy.infer.model.clone(), copy.infer.version, copy.caller);
+            let (model, version) = (copy.infer.model.clone(), copy.infer.version);
+            let (caller, assigned) = (copy.caller, copy.assigned);
             let outcome = copy.compare(&links, reply, answer).await;
             let agrees = match outcome {
                 "agreed" => Some(true),
                 "disagreed" => Some(false),
                 _ => None,
             };
-            if let Some(agrees) = agrees {
-                ledger.compared(&model, Version(version), caller, agrees, Instant::now());
+            if let Some((agrees, assigned)) = agrees.zip(assigned) {
+                ledger.compared(&model, assigned, Version(version), caller, agrees, Instant::now());
             }
             metrics.count_shadow(&model, version, outcome);
         });
@@ -112,6 +116,7 @@ pub(crate) struct Copy {
     deadline: Duration,
     /// Who asked.
     caller: Option<u64>,
+    assigned: Option<Assignment>,
     place: Place,
 }
 

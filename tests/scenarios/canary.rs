@@ -124,6 +124,24 @@ fn a_version_that_answers_otherwise_is_rolled_back_though_nobody_has_met_it() {
 }
 
 #[test]
+fn who_has_asked_for_a_version_is_copied_and_is_no_evidence() {
+    let engine = versions();
+    let policy = policy(2, "1h").replace("steps: [20, 60]", "steps: [0.0001]").replace(
+        "gates: {errors: {at_most: 50}}",
+        "gates: {disagreement: {at_most: 5}}\n    shadow: {version: 2, in_flight_max: 1000}",
+    );
+    let stack = stack(&engine, &policy);
+    let body = infer_body("x", [1, 1], &[0.0]);
+    for _ in 0..50 {
+        assert_eq!(stack.client().post("/v2/models/m/versions/1/infer", &[], &body).status, 200);
+    }
+    let series = "penstock_shadows_total{model=\"m\",version=\"2\",outcome=\"disagreed\"}";
+    stack.wait_for_metric(series, 50.0);
+    let status = status(&stack);
+    assert_eq!((&status["phase"], &status["gates"][1]["requests"]), (&"running".into(), &0.into()));
+}
+
+#[test]
 fn a_version_that_hangs_is_rolled_back_like_one_that_fails() {
     let engine = versions();
     engine.set("m", 2, Behaviour::Hang);

@@ -200,7 +200,7 @@ fn a_candidate_that_answers_otherwise_is_rolled_back_and_one_that_agrees_is_not_
         let mut world = World { canary: Canary::new(policy.clone(), now), now, dice: Dice(1) };
         (0..600).for_each(|_| world.tell(true, FAST));
         for at in 0..400 {
-            world.canary.compared(Version(2), None, at % every != 1, world.now);
+            world.canary.compared(world.assigned(false), None, at % every != 1, world.now);
         }
         let verdict = world.work(1);
         (world.canary.phase.clone(), verdict)
