@@ -1,22 +1,23 @@
 //! Two questions about an event, such as a failure, that can be asked after every request without being fooled by
-//! asking often: does it happen to the candidate more than to the baseline, and is it rare enough?
+//! asking often: does it happen to the candidate more than to the baseline, or than it may; and is it rare enough?
 //!
 //! Both are e-processes: products of fair bets whose value has expectation 1 as long as the answer is no, so that it
 //! ever reaches `1/α` with probability at most `α`, however often one looks and whenever one stops.
 //!
 //! [`Worse`] bets on labels: of events in requests that were assigned at random, the candidate has its share, whatever
 //! the base rate is and however it drifts. It needs no variance and no minimum of traffic (Lindon and Malek, 2022).
-//! [`Rare`] bets on the candidate's requests alone, against a rate that somebody has declared to be too much.
+//! Where the event cannot happen to the baseline, it bets on the candidate's requests alone, against a rate that somebody
+//! has declared to be too much; and so does [`Rare`], the other way round.
 
 use serde::{Deserialize, Serialize};
 
-/// How many times as often as to the baseline the event might happen to the candidate.
+/// How many times as often as to the baseline, or as it may, the event might happen to the candidate.
 const RATIOS: [f64; 6] = [1.25, 1.5, 2.0, 3.0, 5.0, 10.0];
 
 /// Where the rate might lie, as parts of the declared one.
 const PARTS: [f64; 4] = [0.0, 0.1, 0.25, 0.5];
 
-/// Evidence that an event happens to the candidate more often than to the baseline.
+/// Evidence that an event happens to the candidate more often than to the baseline, or than it may: one of both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Worse {
     /// Natural logarithms of what each bet has made of 1.
@@ -29,6 +30,16 @@ impl Worse {
         for (bet, ratio) in self.bets.iter_mut().zip(RATIOS) {
             let won = if to_candidate { ratio.ln() } else { 0.0 };
             *bet += won - (share * ratio + 1.0 - share).ln();
+        }
+    }
+
+    /// The event happened to a request of the candidate, or not; `too_much` is a share of requests, above 0 and below 1.
+    /// Each bet is on a rate that is so many times as high, and loses in the long run at every rate that is not above
+    /// `too_much`.
+    pub(crate) fn observe_rate(&mut self, happened: bool, too_much: f64) {
+        for (bet, ratio) in self.bets.iter_mut().zip(RATIOS) {
+            let rate = (too_much * ratio).min((1.0 + too_much) / 2.0);
+            *bet += if happened { rate / too_much } else { (1.0 - rate) / (1.0 - too_much) }.ln();
         }
     }
 
@@ -101,32 +112,6 @@ impl Rare {
 
     pub(crate) fn events(&self) -> u64 {
         self.events
-    }
-}
-
-/// Evidence that an event happens to more of the candidate's requests than is declared to be too much.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(crate) struct Often {
-    bets: [f64; RATIOS.len()],
-}
-
-impl Often {
-    pub(crate) fn new() -> Self {
-        Self { bets: [0.0; RATIOS.len()] }
-    }
-
-    /// The event happened or not; `too_much` is a share of requests, above 0 and below 1. Each bet is on a rate that is so
-    /// many times as high, and loses in the long run at every rate that is not above `too_much`.
-    pub(crate) fn observe(&mut self, happened: bool, too_much: f64) {
-        for (bet, ratio) in self.bets.iter_mut().zip(RATIOS) {
-            let rate = (too_much * ratio).min((1.0 + too_much) / 2.0);
-            *bet += if happened { rate / too_much } else { (1.0 - rate) / (1.0 - too_much) }.ln();
-        }
-    }
-
-    /// At least `1/α` means: with a confidence of `1 − α`, yes.
-    pub(crate) fn value(&self) -> f64 {
-        mean(&self.bets)
     }
 }
 
@@ -217,10 +202,10 @@ pub(crate) mod tests {
     fn what_is_allowed_is_called_often_at_most_once_in_twenty_and_twice_as_much_soon() {
         let mut dice = Dice(13);
         let mut called = |rate: f64| {
-            let mut often = Often::new();
+            let mut worse = Worse::default();
             (0..5_000).find(|_| {
-                often.observe(dice.falls(rate), 0.02);
-                often.value() >= 20.0
+                worse.observe_rate(dice.falls(rate), 0.02);
+                worse.value() >= 20.0
             })
         };
         let fooled = (0..10_000).filter(|_| called(0.02).is_some()).count();

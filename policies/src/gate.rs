@@ -3,7 +3,8 @@
 //! each, whether it is rare enough. Decides what counts as the event, and what counts as a witness of it.
 //!
 //! The tests of [`evidence`](crate::evidence) hold for witnesses that know nothing of each other, so:
-//! - A sticky key is one witness. It is on the same side every time, and what fails for it may always fail for it.
+//! - A sticky key is one witness. It is on the same side every time, and what fails for it may always fail for it, as
+//!   what is answered otherwise may always be.
 //! - What goes unanswered together is one witness: one stalled run makes many requests late, and one full queue turns
 //!   many away. The first of a burst counts, whichever side it is on.
 //!
@@ -15,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::canary::{Millionths, Sight, share_of_all};
-use crate::evidence::{Often, Rare, Worse};
+use crate::canary::{ALL, Millionths, Sight, share_of_all};
+use crate::evidence::{Rare, Worse};
 
 /// The chance that a candidate that is no worse is rolled back, in all gates and steps together; and the chance that
 /// one that fails too often passes a gate of one step.
@@ -28,6 +29,10 @@ const BURST: Duration = Duration::from_millis(100);
 /// The question is asked anew so often, and after so many witnesses.
 const ASKED_EVERY: Duration = Duration::from_secs(600);
 const WITNESSES: u32 = 50;
+
+/// Of disagreement those who agree are witnesses as well: after as many as bring so many events where just as many are
+/// allowed.
+const DISAGREEMENTS: u32 = 10;
 
 /// Askings that go on; the least promising of more ends with what it has come to.
 const ASKINGS_MAX: usize = 6;
@@ -55,6 +60,15 @@ impl Event {
             Self::Error => "errors",
             Self::Slow(_) => "latency",
             Self::Disagreement => "disagreement",
+        }
+    }
+
+    /// Whether what counts is that it happens to the candidate more often than to the baseline; else more often than the
+    /// policy allows, because to the baseline it cannot happen.
+    fn is_compared_with_the_baseline(self) -> bool {
+        match self {
+            Self::Error | Self::Slow(_) => true,
+            Self::Disagreement => false,
         }
     }
 
@@ -101,7 +115,6 @@ pub(crate) struct Gate {
     pub(crate) event: Event,
     at_most: Millionths,
     worse: Worsening,
-    often: Often,
     asked: Instant,
     pub(crate) rare: Rare,
     /// Keys that have said something of the candidate in this window.
@@ -115,7 +128,6 @@ pub(crate) struct Gate {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Kept {
     worse: Worsening,
-    often: Often,
     requests: u64,
     events: u64,
 }
@@ -125,8 +137,7 @@ impl Gate {
         let rare = Rare::new(share_of_all(at_most));
         let mut worse = Worsening::default();
         worse.ask_anew();
-        let (often, heard) = (Often::new(), HashSet::new());
-        Self { event, at_most, worse, often, asked: now, rare, heard, window: now, burst: None }
+        Self { event, at_most, worse, asked: now, rare, heard: HashSet::new(), window: now, burst: None }
     }
 
     /// Goes on as another gate of the same name: what was found out about the candidate stays, what was found about
@@ -135,7 +146,10 @@ impl Gate {
         if self.event != other.event {
             *self = other;
         } else if self.at_most != other.at_most {
-            (self.at_most, self.rare, self.often) = (other.at_most, other.rare, other.often);
+            (self.at_most, self.rare) = (other.at_most, other.rare);
+            if !self.event.is_compared_with_the_baseline() {
+                (self.worse, self.asked) = (other.worse, other.asked);
+            }
         }
     }
 
@@ -147,20 +161,26 @@ impl Gate {
         if is_news {
             self.rare.observe(happened);
         }
-        if self.event == Event::Disagreement {
-            if is_news {
-                self.often.observe(happened, share_of_all(self.at_most));
-            }
-            return is_news && happened;
-        }
-        if !happened || (sight.comes_in_bursts() && self.is_in_a_burst(now)) {
+        let is_evidence = if self.event.is_compared_with_the_baseline() {
+            happened && !(sight.comes_in_bursts() && self.is_in_a_burst(now))
+        } else {
+            is_news
+        };
+        if !is_evidence {
             return false;
         }
-        if self.worse.is_stale() || now.saturating_duration_since(self.asked) >= ASKED_EVERY {
+        if self.worse.is_stale(self.witnesses_max())
+            || now.saturating_duration_since(self.asked) >= ASKED_EVERY
+        {
             self.ask_anew(now);
         }
-        self.worse.observe(is_candidate, share_of_all(share), key);
-        true
+        if self.event.is_compared_with_the_baseline() {
+            self.worse.hear(key, happened, |worse| worse.observe(is_candidate, share_of_all(share)));
+        } else {
+            let at_most = share_of_all(self.at_most);
+            self.worse.hear(key, happened, |worse| worse.observe_rate(happened, at_most));
+        }
+        happened
     }
 
     /// The next step begins.
@@ -175,12 +195,18 @@ impl Gate {
         self.asked = now;
     }
 
+    /// Of one asking, before the next begins.
+    fn witnesses_max(&self) -> u32 {
+        if self.event.is_compared_with_the_baseline() {
+            WITNESSES
+        } else {
+            DISAGREEMENTS * ALL / self.at_most
+        }
+    }
+
     /// Evidence that the candidate is worse: at least `1/α` means so with a confidence of `1 − α`.
     pub(crate) fn worse(&self) -> f64 {
-        match self.event {
-            Event::Error | Event::Slow(_) => self.worse.value(),
-            Event::Disagreement => self.often.value(),
-        }
+        self.worse.value()
     }
 
     pub(crate) fn has_passed(&self) -> bool {
@@ -194,12 +220,12 @@ impl Gate {
 
     pub(crate) fn kept(&self) -> Kept {
         let (requests, events) = (self.rare.requests(), self.rare.events());
-        Kept { worse: self.worse.clone(), often: self.often, requests, events }
+        Kept { worse: self.worse.clone(), requests, events }
     }
 
     /// Goes on where an earlier process has stopped; `same_step` where its step, too, goes on.
     pub(crate) fn restore(&mut self, kept: &Kept, same_step: bool) {
-        (self.worse, self.often) = (kept.worse.clone(), kept.often);
+        self.worse = kept.worse.clone();
         if same_step {
             self.rare = Rare::seen(share_of_all(self.at_most), kept.requests, kept.events);
         }
@@ -238,6 +264,7 @@ struct Asking {
     stake: f64,
     witnesses: u32,
     worse: Worse,
+    /// To which the event has happened.
     keys: BTreeSet<u64>,
 }
 
@@ -260,14 +287,20 @@ impl Worsening {
         self.askings.push(Asking { stake, witnesses: 0, worse: Worse::default(), keys: BTreeSet::new() });
     }
 
-    fn is_stale(&self) -> bool {
-        self.askings.last().is_none_or(|newest| newest.witnesses >= WITNESSES)
+    fn is_stale(&self, witnesses_max: u32) -> bool {
+        self.askings.last().is_none_or(|newest| newest.witnesses >= witnesses_max)
     }
 
-    fn observe(&mut self, to_candidate: bool, share: f64, key: Option<u64>) {
+    /// Has every asking observe a witness. A key to which the event has happened says nothing more to the same asking.
+    fn hear(&mut self, key: Option<u64>, happened: bool, observe: impl Fn(&mut Worse)) {
         for asking in &mut self.askings {
-            if key.is_none_or(|key| asking.keys.len() < KEYS_MAX && asking.keys.insert(key)) {
-                asking.worse.observe(to_candidate, share);
+            let is_new = match key {
+                None => true,
+                Some(key) if happened => asking.keys.len() < KEYS_MAX && asking.keys.insert(key),
+                Some(key) => !asking.keys.contains(&key),
+            };
+            if is_new {
+                observe(&mut asking.worse);
                 asking.witnesses += 1;
             }
         }

@@ -40,6 +40,11 @@ impl World {
         self.canary.witness(self.assigned(is_candidate), None, sight, self.now);
     }
 
+    /// The baseline has answered somebody, and the candidate a copy.
+    fn compare(&mut self, key: Option<u64>, agrees: bool) {
+        self.canary.compared(self.assigned(false), key, agrees, self.now);
+    }
+
     /// A request of somebody new; the chances are those of a failure.
     fn request(&mut self, of_baseline: f64, of_candidate: f64) {
         let is_candidate = self.dice.falls(percent(self.canary.share()) / 100.0);
@@ -190,22 +195,29 @@ fn what_turns_everybody_away_is_nobodys_fault_and_what_turns_the_candidates_away
     }
 }
 
+/// A rollout whose answers a shadow compares.
+fn compared(at_most: f64, seed: u64) -> World {
+    let text = format!(
+        "models: {{digits: {{canary: {{baseline: 1, candidate: 2, steps: [10, 50], dwell: 1s,
+           gates: {{disagreement: {{at_most: {at_most}}}}}}}, shadow: {{version: 2}}}}}}"
+    );
+    let policy = parse(&text, "p").unwrap().model("digits").unwrap().canary.clone().unwrap();
+    let now = Instant::now();
+    World { canary: Canary::new(policy, now), now, dice: Dice(seed) }
+}
+
 #[test]
 fn a_candidate_that_answers_otherwise_is_rolled_back_and_one_that_agrees_is_not_held_up() {
-    let text = "models: {digits: {canary: {baseline: 1, candidate: 2, steps: [50], dwell: 1s, gates: {disagreement: {at_most: 2}}},
-        shadow: {version: 2}}}";
-    let policy = parse(text, "p").unwrap().model("digits").unwrap().canary.clone().unwrap();
     let run = |every: u32| {
-        let now = Instant::now();
-        let mut world = World { canary: Canary::new(policy.clone(), now), now, dice: Dice(1) };
+        let mut world = compared(2.0, 1);
         (0..600).for_each(|_| world.tell(true, FAST));
         for at in 0..400 {
-            world.canary.compared(world.assigned(false), None, at % every != 1, world.now);
+            world.compare(None, at % every != 1);
         }
         let verdict = world.work(1);
         (world.canary.phase.clone(), verdict)
     };
-    assert_eq!(run(1_000), (Phase::Promoted, Some(Verdict::Advance)));
+    assert_eq!(run(1_000), (Phase::Running, Some(Verdict::Advance)));
     assert_eq!(run(10).0, Phase::RolledBack);
     let (phase, verdict) = run(50);
     assert_eq!(
@@ -213,6 +225,59 @@ fn a_candidate_that_answers_otherwise_is_rolled_back_and_one_that_agrees_is_not_
         (Phase::Running, Some(Verdict::Hold)),
         "as many as are allowed show nothing"
     );
+}
+
+#[test]
+fn a_user_who_is_always_answered_otherwise_is_one_witness_however_long_it_takes() {
+    let mut world = compared(2.0, 1);
+    for _ in 0..1_000 {
+        world.now += Duration::from_secs(10);
+        world.compare(Some(7), false);
+    }
+    assert_eq!(world.canary.phase, Phase::Running);
+    (0..5).for_each(|user| world.compare(Some(user), false));
+    assert_eq!(world.canary.phase, Phase::RolledBack, "six are no coincidence");
+}
+
+#[test]
+fn a_candidate_that_agreed_for_long_and_does_no_more_is_found_out_soon() {
+    for agreed in [0, 10_000, 10_499] {
+        let mut world = compared(2.0, 1);
+        (0..agreed).for_each(|_| world.compare(None, true));
+        let needed = (1..).find(|_| {
+            world.compare(None, false);
+            world.canary.phase == Phase::RolledBack
+        });
+        assert!(needed <= Some(30), "{needed:?} after {agreed} that agreed");
+    }
+}
+
+/// As many disagree as may, through two steps: half of them drawn anew, half users who ask again and again, of whom
+/// some are answered otherwise now and then and some always.
+#[test]
+fn a_candidate_that_disagrees_as_often_as_it_may_is_rolled_back_at_most_once_in_twenty() {
+    let mut rolled_back = 0;
+    for seed in 0..1_000 {
+        let mut world = compared(2.0, seed);
+        let always: Vec<bool> = (0..200).map(|_| world.dice.falls(0.02)).collect();
+        for round in 0..10 {
+            for (user, always) in (0..).zip(&always) {
+                let disagrees = if user % 2 == 0 { *always } else { world.dice.falls(0.02) };
+                world.compare(Some(user), !disagrees);
+            }
+            for _ in 0..100 {
+                let disagrees = world.dice.falls(0.02);
+                world.compare(None, !disagrees);
+            }
+            world.now += Duration::from_secs(60);
+            if round == 5 && world.canary.phase == Phase::Running {
+                world.canary.decide(Verdict::Advance, "the ramp of this test".into(), world.now);
+            }
+        }
+        rolled_back += u32::from(world.canary.phase == Phase::RolledBack);
+    }
+    // Two gates share the chance.
+    assert!(rolled_back <= 25, "{rolled_back} of 1,000");
 }
 
 #[test]
