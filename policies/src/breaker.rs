@@ -14,8 +14,8 @@
 //! It cannot wedge. A probe slot is a lease: it comes back when the probe is settled, dropped or cancelled, and a
 //! probe that is silent for `probe_timeout` has failed. So a request that is refused while probing is refused for a
 //! bounded time, whatever becomes of the probes. And probing itself fails when a probe comes back without an answer
-//! after as long: callers who give up early would else be let in, one after the other, for ever. Time is an argument;
-//! nothing happens between calls.
+//! after as long, not counting the time in which none was out: callers who give up early would else be let in, one after
+//! the other, for ever. Time is an argument; nothing happens between calls.
 
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
@@ -126,7 +126,9 @@ enum State {
 /// The slots of one probing: each is vacant, leased or served.
 #[derive(Clone, Debug, Default)]
 struct Probes {
-    /// Since the first, or since one was served.
+    /// How long one was out, since the first or since one was served: until the last time that all were back,
+    tried: Duration,
+    /// and since when one is again.
     since: Option<Instant>,
     /// Oldest first; never longer than `policy.probes`.
     leases: Vec<Lease>,
@@ -182,15 +184,14 @@ impl Breaker {
                 }
             }
             (State::Probing(probes), Kind::Probe { ticket }) => {
-                probes.give_back(ticket);
+                probes.give_back(ticket, now);
                 let took = now.saturating_duration_since(permit.entered);
                 let is_slow = self.policy.slow.is_some_and(|slow| took > slow.over);
                 match outcome {
                     // It would trip again over the next ones.
                     Outcome::Served if is_slow => self.trip(now),
                     Outcome::Served => {
-                        probes.since = Some(now);
-                        probes.served += 1;
+                        probes.serve(now);
                         if probes.served >= self.policy.probes.get() {
                             self.trips = 0;
                             self.become_state(passing(&self.policy));
@@ -209,12 +210,13 @@ impl Breaker {
         }
     }
 
-    /// The permit was dropped: nobody will say how the request ended. Needs no time, because it changes no state.
+    /// The permit was dropped: nobody will say how the request ended. Needs no time, because it changes no state; nor does
+    /// it say how long the version was tried.
     pub(crate) fn abandon(&mut self, permit: Permit) {
         if let (State::Probing(probes), Kind::Probe { ticket }) = (&mut self.state, permit.kind)
             && permit.generation == self.generation
         {
-            probes.give_back(ticket);
+            probes.forget(ticket);
         }
     }
 
@@ -309,12 +311,33 @@ impl Probes {
 
     /// Whether it has been tried for so long.
     fn last(&self, long: Duration, now: Instant) -> bool {
-        self.since.is_some_and(|since| now.saturating_duration_since(since) >= long)
+        self.tried + since(self.since, now) >= long
     }
 
-    fn give_back(&mut self, ticket: u64) {
-        self.leases.retain(|lease| lease.ticket != ticket);
+    fn give_back(&mut self, ticket: u64, now: Instant) {
+        let tried = self.tried + since(self.since, now);
+        self.forget(ticket);
+        if self.leases.is_empty() {
+            self.tried = tried;
+        }
     }
+
+    fn forget(&mut self, ticket: u64) {
+        self.leases.retain(|lease| lease.ticket != ticket);
+        if self.leases.is_empty() {
+            self.since = None;
+        }
+    }
+
+    fn serve(&mut self, now: Instant) {
+        self.served += 1;
+        self.tried = Duration::ZERO;
+        self.since = self.since.map(|_| now);
+    }
+}
+
+fn since(began: Option<Instant>, now: Instant) -> Duration {
+    began.map_or(Duration::ZERO, |began| now.saturating_duration_since(began))
 }
 
 #[cfg(test)]
@@ -531,6 +554,32 @@ mod tests {
     }
 
     #[test]
+    fn callers_faults_do_not_trip_it_however_far_apart_they_are() {
+        let mut world = World::small();
+        world.trip();
+        world.advance(1000);
+        for _ in 0..10 {
+            world.request(Outcome::Refused);
+            world.advance(60_000);
+        }
+        assert_eq!(world.state(), BreakerState::Probing, "without a probe the version is not tried");
+        let (first, second) = (world.enter().unwrap(), world.enter().unwrap());
+        world.advance(300);
+        world.settle(first, Outcome::Served);
+        world.advance(199);
+        world.settle(second, Outcome::Refused);
+        world.advance(60_000);
+        let third = world.enter().unwrap();
+        world.advance(300);
+        world.settle(third, Outcome::Refused);
+        assert_eq!(world.state(), BreakerState::Probing, "499 ms since one was served");
+        let fourth = world.enter().unwrap();
+        world.advance(1);
+        world.settle(fourth, Outcome::Abandoned);
+        assert_eq!(world.enter(), Err(2000));
+    }
+
+    #[test]
     fn a_slow_probe_has_failed_where_slow_answers_trip() {
         let slow = Some(SlowPolicy { over: Duration::from_millis(100), at_most: 800_000 });
         let mut world = World::new(BreakerPolicy { slow, ..BreakerPolicy::default() });
@@ -546,7 +595,8 @@ mod tests {
     }
 
     /// Every state that a small breaker can come to with up to four requests out, in steps of a tick, until nothing new
-    /// is found: none has more probes out than slots, and from each a version that is healthy from then on passes again.
+    /// is found: none has more probes out than slots, from each a version that is healthy from then on passes again, and
+    /// callers' faults trip none that was not tried for as long as a probe is given.
     #[test]
     fn every_state_is_explored_and_none_is_a_wedge() {
         const TICK: Duration = Duration::from_secs(1);
@@ -561,22 +611,31 @@ mod tests {
         let copy = |permit: &Permit| Permit { ..*permit };
         let start = Instant::now();
         let mut seen = std::collections::HashSet::new();
-        let mut found = vec![(Breaker::new(policy), Vec::<Permit>::new(), start)];
-        while let Some((breaker, out, now)) = found.pop() {
-            if !seen.insert(seen_from(&breaker, &out, now, TICK)) {
+        // With each state goes for how many ticks a probe was out, since probing began or one was served.
+        let mut found = vec![(Breaker::new(policy), Vec::<Permit>::new(), start, 0)];
+        while let Some((breaker, out, now, tried)) = found.pop() {
+            let leased = match &breaker.state {
+                State::Probing(probes) => {
+                    assert!(probes.leases.len() + probes.served as usize <= 2, "{breaker:?}");
+                    probes.leases.len()
+                }
+                State::Passing { .. } | State::Tripped { .. } => 0,
+            };
+            let mut is_new = seen_from(&breaker, &out, now, TICK);
+            is_new.push(tried);
+            if !seen.insert(is_new) {
                 continue;
-            }
-            if let State::Probing(probes) = &breaker.state {
-                assert!(probes.leases.len() + probes.served as usize <= 2, "{breaker:?}");
             }
             passes_again(breaker.clone(), now, TICK);
             let mut later = breaker.clone();
             later.catch_up(now + TICK);
-            found.push((later, out.iter().map(copy).collect(), now + TICK));
+            let ticks = (tried + u64::from(leased > 0)).min(2);
+            let ticks = if later.generation == breaker.generation { ticks } else { 0 };
+            found.push((later, out.iter().map(copy).collect(), now + TICK, ticks));
             if out.len() < 4 {
                 let (mut breaker, mut out) = (breaker.clone(), out.iter().map(copy).collect::<Vec<_>>());
                 out.extend(breaker.enter(now).ok());
-                found.push((breaker, out, now));
+                found.push((breaker, out, now, tried));
             }
             for at in 0..out.len() {
                 let taken = || {
@@ -584,16 +643,22 @@ mod tests {
                     (breaker.clone(), rest.remove(at), rest)
                 };
                 for outcome in [Outcome::Served, Outcome::Refused, Outcome::Failed, Outcome::Abandoned] {
-                    let (mut breaker, permit, rest) = taken();
-                    breaker.settle(permit, outcome, now);
-                    found.push((breaker, rest, now));
+                    let (mut after, permit, rest) = taken();
+                    let is_counted = permit.is_probe() && permit.generation == breaker.generation;
+                    after.settle(permit, outcome, now);
+                    let has_changed = after.generation != breaker.generation;
+                    if is_counted && has_changed && matches!(outcome, Outcome::Refused | Outcome::Abandoned) {
+                        assert_eq!(tried, 2, "{breaker:?} was not tried for long");
+                    }
+                    let begins_anew = has_changed || (is_counted && outcome == Outcome::Served);
+                    found.push((after, rest, now, if begins_anew { 0 } else { tried }));
                 }
                 let (mut breaker, permit, rest) = taken();
                 breaker.abandon(permit);
-                found.push((breaker, rest, now));
+                found.push((breaker, rest, now, tried));
                 // Nobody ever hears of it again.
                 let (breaker, _, rest) = taken();
-                found.push((breaker, rest, now));
+                found.push((breaker, rest, now, tried));
             }
         }
         assert!(seen.len() > 500, "{} states", seen.len());
@@ -609,7 +674,8 @@ mod tests {
             State::Passing { failures, .. } => all.extend([0, u64::from(*failures)]),
             State::Tripped { until } => all.extend([1, ticks(*until)]),
             State::Probing(probes) => {
-                all.extend([2, u64::from(probes.served), probes.since.map_or(9, age)]);
+                let tried = (probes.tried.as_nanos() / tick.as_nanos()).min(3) as u64;
+                all.extend([2, u64::from(probes.served), tried, probes.since.map_or(9, age)]);
                 leased.extend(probes.leases.iter().map(|lease| (lease.ticket, ticks(lease.due))));
                 all.extend(leased.iter().map(|(_, due)| 10 + due));
             }
