@@ -63,6 +63,14 @@ impl Event {
         }
     }
 
+    /// What is slow, where that is what is watched.
+    fn over(self) -> Option<Duration> {
+        match self {
+            Self::Slow(over) => Some(over),
+            Self::Error | Self::Disagreement => None,
+        }
+    }
+
     /// Whether what counts is that it happens to the candidate more often than to the baseline; else more often than the
     /// policy allows, because to the baseline it cannot happen.
     fn is_compared_with_the_baseline(self) -> bool {
@@ -127,6 +135,11 @@ pub(crate) struct Gate {
 /// What is kept of the evidence over a restart.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Kept {
+    /// What was watched, and how much of it was allowed: evidence is about nothing else.
+    #[serde(default)]
+    over: Option<Duration>,
+    #[serde(default)]
+    at_most: Millionths,
     worse: Worsening,
     requests: u64,
     events: u64,
@@ -220,13 +233,19 @@ impl Gate {
 
     pub(crate) fn kept(&self) -> Kept {
         let (requests, events) = (self.rare.requests(), self.rare.events());
-        Kept { worse: self.worse.clone(), requests, events }
+        Kept { over: self.event.over(), at_most: self.at_most, worse: self.worse.clone(), requests, events }
     }
 
-    /// Goes on where an earlier process has stopped; `same_step` where its step, too, goes on.
+    /// Goes on where an earlier process has stopped, as after a reload; `same_step` where its step, too, goes on.
     pub(crate) fn restore(&mut self, kept: &Kept, same_step: bool) {
-        self.worse = kept.worse.clone();
-        if same_step {
+        if kept.over != self.event.over() {
+            return;
+        }
+        let is_same_limit = kept.at_most == self.at_most;
+        if is_same_limit || self.event.is_compared_with_the_baseline() {
+            self.worse = kept.worse.clone();
+        }
+        if is_same_limit && same_step {
             self.rare = Rare::seen(share_of_all(self.at_most), kept.requests, kept.events);
         }
     }

@@ -374,6 +374,39 @@ fn progress_survives_a_reload_and_a_restart_of_the_same_rollout_only() {
 }
 
 #[test]
+fn a_restart_keeps_no_evidence_about_another_limit() {
+    let gates = |errors: u32, over: u32| {
+        format!(
+            "steps: [10], dwell: 1h, gates: {{errors: {{at_most: {errors}}}, latency: {{over: {over}ms, at_most: 5}}}}"
+        )
+    };
+    let mut world = World::new(&gates(1, 200), 1);
+    (0..100).for_each(|_| world.tell(true, FAST));
+    (0..2).for_each(|_| world.tell(true, Sight::Failed));
+    (0..2).for_each(|_| world.tell(true, SLOW));
+    let progress = world.canary.progress(world.now);
+    let restarted = |gates: &str| {
+        let mut next = Canary::new(policy(gates), world.now);
+        next.restore(&progress, world.now);
+        next.numbers().iter().map(|gate| (gate.worse > 1.0, gate.requests)).collect::<Vec<_>>()
+    };
+    assert_eq!(restarted(&gates(1, 200)), [(true, 104), (true, 102)]);
+    assert_eq!(
+        restarted(&gates(3, 200)),
+        [(true, 0), (true, 102)],
+        "that it is worse does not depend on the limit"
+    );
+    assert_eq!(restarted(&gates(1, 400)), [(true, 104), (false, 0)], "another slowness is another event");
+
+    let mut world = compared(2.0, 1);
+    (0..3).for_each(|_| world.compare(None, false));
+    let progress = world.canary.progress(world.now);
+    let mut next = compared(50.0, 1).canary;
+    next.restore(&progress, world.now);
+    assert_eq!((next.gates[1].worse(), next.gates[1].rare.requests()), (1.0, 0), "more may disagree now");
+}
+
+#[test]
 fn evidence_survives_restarts_even_if_they_come_more_often_than_a_verdict_takes() {
     let mut world = World::new("steps: [10], dwell: 1h", 3);
     for _ in 0..200 {
