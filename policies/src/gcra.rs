@@ -25,12 +25,15 @@ pub(crate) type Moment = Nanos;
 
 /// The rule of one limit: one arrival per interval, and a burst of them after a pause.
 #[derive(Debug)]
-pub(crate) struct Gcra(RateLimiter<Level, Nowhere, Told, NoOpMiddleware<Moment>>);
+pub(crate) struct Gcra {
+    limiter: RateLimiter<Level, Nowhere, Told, NoOpMiddleware<Moment>>,
+    burst: NonZeroU32,
+}
 
 impl Gcra {
     pub(crate) fn new(rate: Rate, burst: NonZeroU32) -> Self {
         let quota = Quota::with_period(rate.interval()).expect("the interval of a rate is at least 1 ns");
-        Self(RateLimiter::new(quota.allow_burst(burst), Nowhere, Told(AtomicU64::new(0))))
+        Self { limiter: RateLimiter::new(quota.allow_burst(burst), Nowhere, Told(AtomicU64::new(0))), burst }
     }
 
     /// What an arrival of so many units at `now` makes of a bucket at `level`; `None` is a bucket that nothing has arrived
@@ -41,9 +44,13 @@ impl Gcra {
         units: NonZeroU32,
         now: Moment,
     ) -> Result<Moment, Refusal> {
-        self.0.clock().0.fetch_max(now.as_u64(), Ordering::Relaxed);
+        // governor multiplies before it looks, and what a client may send is enough for an overflow.
+        if units > self.burst {
+            return Err(Refusal::TooMuch);
+        }
+        self.limiter.clock().0.fetch_max(now.as_u64(), Ordering::Relaxed);
         let level = Level(Cell::new(level.map_or(0, Nanos::as_u64)));
-        match self.0.check_key_n(&level, units) {
+        match self.limiter.check_key_n(&level, units) {
             Ok(Ok(())) => Ok(Nanos::new(level.0.get())),
             Ok(Err(until)) => Err(Refusal::TooSoon(until.wait_time_from(now))),
             Err(_) => Err(Refusal::TooMuch),
@@ -122,6 +129,15 @@ mod tests {
         assert_eq!(gcra.arrive(Some(twice), ONE, ms(1099)), Err(Refusal::TooSoon(Duration::from_millis(1))));
         let third = gcra.arrive(Some(twice), ONE, ms(1100)).unwrap();
         assert_eq!(third, ms(1300), "three intervals are spent from the first arrival on");
+    }
+
+    #[test]
+    fn more_than_a_burst_is_too_much_however_much_it_is() {
+        let gcra = Gcra::new("10/m".parse().unwrap(), NonZeroU32::new(10).unwrap());
+        for units in [11, u32::MAX] {
+            assert_eq!(gcra.arrive(None, NonZeroU32::new(units).unwrap(), ms(0)), Err(Refusal::TooMuch));
+        }
+        assert_eq!(gcra.arrive(None, NonZeroU32::new(10).unwrap(), ms(0)), Ok(ms(60_000)));
     }
 
     #[test]
