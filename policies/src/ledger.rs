@@ -19,7 +19,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
 
-pub use admit::Usage;
+pub use admit::{Admitted, Usage};
 use occupy::Crowd;
 pub use occupy::{CrowdPolicy, Crowded, Places};
 
@@ -553,7 +553,7 @@ mod tests {
     }
 
     /// What matters of an answer.
-    fn short(answer: Result<Option<Quota>, Limited>) -> Result<(), (String, Duration)> {
+    fn short<T>(answer: Result<T, Limited>) -> Result<(), (String, Duration)> {
         answer.map(drop).map_err(|limited| (limited.limit.to_string(), limited.retry_after))
     }
 
@@ -593,8 +593,8 @@ mod tests {
         );
         let (ledger, now) = (Ledger::new(), Instant::now());
         let ask = |rows, now| {
-            ledger.admit(&snapshot, "m", &ANA, now)?;
-            ledger.charge(&snapshot, "m", &ANA, Usage { rows, bytes: 1 }, now)
+            let admitted = ledger.admit(&snapshot, "m", &ANA, now)?;
+            ledger.charge(&snapshot, "m", &ANA, admitted, Usage { rows, bytes: 1 }, now)
         };
         let left = ask(7, now).unwrap().unwrap();
         assert_eq!((&*left.limit.name, left.remaining, left.reset), ("rows", 3, ms(700)));
@@ -608,26 +608,74 @@ mod tests {
                 "more than may ever come at once"
             );
         }
-        let other = ledger.admit(&snapshot, "m", &BEN, now).unwrap().unwrap();
+        let other = ledger.admit(&snapshot, "m", &BEN, now).unwrap().quota.unwrap();
         assert_eq!((&*other.limit.name, other.remaining), ("asks", 0), "the second of two");
         assert_eq!(short(ask(1, now)), limited("asks", 3_600_000));
-        assert_eq!(ask(4, now + ms(3_600_000)).unwrap().unwrap().remaining, 6, "the rows have come back");
+        let left = ask(4, now + ms(7_200_000)).unwrap().unwrap();
+        assert_eq!(
+            (&*left.limit.name, left.remaining),
+            ("asks", 1),
+            "half of them, and six in ten of the rows"
+        );
+    }
+
+    #[test]
+    fn what_time_has_paid_for_is_not_given_back() {
+        let snapshot =
+            policies("limits: [{name: asks, rate: 1/s, burst: 1}, {name: rows, cost: rows, rate: 10/s}]");
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        let at = |milliseconds| now + ms(milliseconds);
+        let admit = |now| ledger.admit(&snapshot, "m", &ANA, now);
+        let too_many = |admitted, now| {
+            let usage = Usage { rows: 11, bytes: 1 };
+            ledger.charge(&snapshot, "m", &ANA, admitted, usage, now).unwrap_err();
+        };
+        let slow = admit(at(0)).unwrap();
+        let _other = admit(at(20_000)).unwrap();
+        too_many(slow, at(20_100));
+        assert_eq!(short(admit(at(20_100))), limited("asks", 900), "the other one's second is not over");
+        let third = admit(at(21_000)).unwrap();
+        too_many(third, at(21_400));
+        assert_eq!(short(admit(at(21_400))), Ok(()), "the rest of its second");
+        let fourth = admit(at(22_400)).unwrap();
+        let afresh =
+            policies("limits: [{name: asks, rate: 1/h, burst: 1}, {name: rows, cost: rows, rate: 10/s}]");
+        ledger.retain(&afresh, EVERYTHING);
+        let _first = admit(at(22_500)).unwrap();
+        too_many(fourth, at(22_500));
+        assert_eq!(short(admit(at(22_500))), limited("asks", 3_600_000), "it was not spent at the new limit");
+    }
+
+    #[test]
+    fn of_several_limits_the_one_is_told_of_which_the_smallest_part_is_left() {
+        let snapshot =
+            policies("limits: [{name: asks, rate: 1/h, burst: 4}, {name: bytes, cost: bytes, rate: 1000/s}]");
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        let ask = |bytes| {
+            let admitted = ledger.admit(&snapshot, "m", &ANA, now).unwrap();
+            ledger.charge(&snapshot, "m", &ANA, admitted, Usage { rows: 1, bytes }, now).unwrap().unwrap()
+        };
+        let told = |quota: Quota| (quota.limit.name.to_string(), quota.remaining);
+        assert_eq!(told(ask(100)), ("asks".into(), 3), "what the body costs does not hide what its head did");
+        assert_eq!(told(ask(700)), ("bytes".into(), 200));
+        assert_eq!(told(ask(10)), ("bytes".into(), 190));
+        assert_eq!(told(ask(1)), ("asks".into(), 0));
     }
 
     #[test]
     fn what_is_left_is_told_for_the_limit_with_the_least() {
         let snapshot = policies("limits: [{name: a, rate: 10/s}, {name: b, rate: 60/m, burst: 3}]");
         let (ledger, now) = (Ledger::new(), Instant::now());
-        let left = ledger.admit(&snapshot, "m", &ANA, now).unwrap().unwrap();
+        let left = ledger.admit(&snapshot, "m", &ANA, now).unwrap().quota.unwrap();
         assert_eq!((&*left.limit.name, left.remaining, left.reset), ("b", 2, ms(1000)));
         assert_eq!(left.limit.field(), "\"b\";q=3;w=3");
         assert_eq!(left.field(), "\"b\";r=2;t=1");
         ledger.admit(&snapshot, "m", &ANA, now).unwrap();
-        let left = ledger.admit(&snapshot, "m", &ANA, now + ms(500)).unwrap().unwrap();
+        let left = ledger.admit(&snapshot, "m", &ANA, now + ms(500)).unwrap().quota.unwrap();
         assert_eq!((left.remaining, left.field().as_str()), (0, "\"b\";r=0;t=3"), "half of one is none");
         let refused = ledger.admit(&snapshot, "m", &ANA, now + ms(500)).unwrap_err();
         assert_eq!((refused.quota.field().as_str(), refused.retry_after), ("\"b\";r=0;t=3", ms(500)));
-        assert_eq!(ledger.admit(&policies("models: {}"), "m", &ANA, now), Ok(None));
+        assert_eq!(ledger.admit(&policies("models: {}"), "m", &ANA, now).unwrap().quota, None);
     }
 
     #[test]

@@ -67,6 +67,12 @@ pub struct Quota {
 }
 
 impl Quota {
+    /// Whether no larger a part of it is left than of the other one; units of several limits are not alike.
+    pub(crate) fn is_as_near_as(&self, other: &Self) -> bool {
+        let part = |one: &Self, of: &Self| u64::from(one.remaining) * u64::from(of.limit.burst.get());
+        part(self, other) <= part(other, self)
+    }
+
     /// As the field `RateLimit` has it (draft-ietf-httpapi-ratelimit-headers-10); seconds are rounded up.
     pub fn field(&self) -> String {
         format!("{};r={};t={}", quoted(&self.limit.name), self.remaining, seconds(self.reset))
@@ -239,11 +245,12 @@ impl Bucket<'_> {
         self.level
     }
 
-    /// Takes one unit back, and unlocks. What has been paid for meanwhile stays so.
-    pub(crate) fn give_back(self) {
-        let interval = self.interval;
+    /// Takes back what is not yet paid of the unit that has made `spent` the level, and unlocks. What time has paid for
+    /// meanwhile stays so: others have had no less because of it.
+    pub(crate) fn give_back(self, spent: Moment) {
+        let unpaid = spent.as_u64().saturating_sub(self.now.as_u64()).min(self.interval);
         let Some(level) = self.level else { return };
-        let level = Moment::new(level.as_u64().saturating_sub(interval));
+        let level = Moment::new(level.as_u64().saturating_sub(unpaid));
         self.spend(level);
     }
 

@@ -20,7 +20,7 @@ use crate::slots::Slots;
 use http::HeaderMap;
 use pingora::protocols::http::ServerSession;
 use policies::{
-    Assignment, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Quota, Sight, Snapshot, Usage, Version,
+    Assignment, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Sight, Snapshot, Usage, Version,
 };
 use rand::Rng;
 use std::sync::Arc;
@@ -75,13 +75,16 @@ impl Path {
         }
         let head = Caller::new(session.req_header());
         record.places = Some(self.ledger.occupy(snapshot, target.model, &head).map_err(Refusal::Crowded)?);
-        limited(record, self.ledger.admit(snapshot, target.model, &head, record.started))?;
+        let admitted = self.ledger.admit(snapshot, target.model, &head, record.started);
+        let admitted = admitted.map_err(|refused| limited(record, refused))?;
+        record.quota.clone_from(&admitted.quota);
         let body = body::read(session, &self.body, &mut slot).await?;
         record.slot = Some(slot);
         let mut request = InferRequest::decode(&body, json_len(&session.req_header().headers)?)?;
         let now = Instant::now();
         let (head, usage) = (Caller::new(session.req_header()), usage(&request, body.len()));
-        limited(record, self.ledger.charge(snapshot, target.model, &head, usage, now))?;
+        let charged = self.ledger.charge(snapshot, target.model, &head, admitted, usage, now);
+        record.quota = charged.map_err(|refused| limited(record, refused))?;
         let deadline = Deadline::of(most, &request, now);
         // Reading the body may have taken long.
         let (confirmed, assigned) = self.ledger.confirm(target.model, Version(version), assigned);
@@ -232,22 +235,14 @@ pub(crate) struct Chosen {
     pub(crate) assigned: Option<Assignment>,
 }
 
-/// Notes what is left to the caller, who is told so whatever comes of the request.
-fn limited(record: &mut Record, answer: Result<Option<Quota>, Limited>) -> Result<(), Refusal> {
-    match answer {
-        Ok(None) => Ok(()),
-        Ok(quota) => {
-            record.quota = quota;
-            Ok(())
-        }
-        Err(Limited { limit, retry_after, never, quota }) => {
-            let most = quota.limit.burst.get();
-            record.quota = Some(quota);
-            Err(match never {
-                Some(got) => Refusal::Oversized { limit, most, got: got.get() },
-                None => Refusal::Limited { limit, retry_after },
-            })
-        }
+/// Why a limit lets nothing through; the caller is told what is left there.
+fn limited(record: &mut Record, refused: Limited) -> Refusal {
+    let Limited { limit, retry_after, never, quota } = refused;
+    let most = quota.limit.burst.get();
+    record.quota = Some(quota);
+    match never {
+        Some(got) => Refusal::Oversized { limit, most, got: got.get() },
+        None => Refusal::Limited { limit, retry_after },
     }
 }
 

@@ -42,7 +42,7 @@ pub struct Record {
     pub outcome: Option<policies::Outcome>,
     /// The engine's report.
     pub timing: Option<Timing>,
-    /// What is left to the caller at the limit that has the least.
+    /// What is left to the caller at the limit that is nearest to being used up.
     pub quota: Option<policies::Quota>,
     _in_flight: InFlight,
 }

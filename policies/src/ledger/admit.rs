@@ -2,7 +2,7 @@
 //!
 //! What a request costs is known in two steps. When its head has come it is one request, which is asked and spent at the
 //! limits that count those; where rows or bytes count, it is only asked whether any are left. When its body has been
-//! read, [`Ledger::charge`] spends those, or gives back what the head has spent.
+//! read, [`Ledger::charge`] spends those, or gives back what the head has spent and time has not paid for.
 //!
 //! All limits are locked one after the other, in the order of their names, and the spending happens on the way back: no
 //! other request sees a state in between.
@@ -31,8 +31,6 @@ pub struct Usage {
 enum Step {
     Head,
     Body(Usage),
-    /// Gives back what the head has spent.
-    Refund,
 }
 
 enum Ask {
@@ -40,7 +38,6 @@ enum Ask {
     /// Whether one would be let through.
     Look,
     Spend(NonZeroU32),
-    GiveBack,
 }
 
 impl Step {
@@ -51,15 +48,40 @@ impl Step {
             (Self::Head, Cost::Rows | Cost::Bytes) => Ask::Look,
             (Self::Body(usage), Cost::Rows) => Ask::Spend(units(usage.rows)),
             (Self::Body(usage), Cost::Bytes) => Ask::Spend(units(usage.bytes)),
-            (Self::Refund, Cost::Requests) => Ask::GiveBack,
-            (Self::Body(_), Cost::Requests) | (Self::Refund, Cost::Rows | Cost::Bytes) => Ask::Nothing,
+            (Self::Body(_), Cost::Requests) => Ask::Nothing,
         }
     }
 }
 
+/// A request that all limits have let through.
+#[derive(Debug, Default)]
+pub struct Admitted {
+    /// What is left at the limit that is nearest to being used up, if there is one.
+    pub quota: Option<Quota>,
+    /// What may have to be given back when its body is known.
+    spent: Vec<Spent>,
+}
+
+/// A unit that was spent at one limit.
+#[derive(Debug)]
+struct Spent {
+    limiter: Arc<Limiter>,
+    /// What it made of the level.
+    level: Moment,
+}
+
+/// One step of one request.
+struct Arrival<'a, C> {
+    model: &'a str,
+    caller: &'a C,
+    step: Step,
+    now: Moment,
+    /// Whether a later step may give back what this one spends.
+    is_refundable: bool,
+}
+
 impl Ledger {
-    /// Asks every limit that covers `model`, and spends at all of them or at none. What is left at the one with the least,
-    /// if there is one.
+    /// Asks every limit that covers `model`, and spends at all of them or at none.
     ///
     /// # Errors
     /// [`Limited`] names the limit with the longest wait: a caller who waits that long is not refused again by
@@ -70,84 +92,81 @@ impl Ledger {
         model: &str,
         caller: &impl Attributes,
         now: Instant,
-    ) -> Result<Option<Quota>, Limited> {
-        self.settle_at_all(snapshot, model, caller, Step::Head, now)
+    ) -> Result<Admitted, Limited> {
+        let (now, is_refundable) = (self.moment(now), counts_bodies(snapshot, model));
+        let head = Arrival { model, caller, step: Step::Head, now, is_refundable };
+        let mut spent = Vec::new();
+        let quota = self.settle(snapshot.limits(), &head, &mut spent, None)?;
+        Ok(Admitted { quota, spent })
     }
 
-    /// Spends what a request costs that was admitted, now that its body is known.
+    /// Spends what a request costs that was admitted, now that its body is known. What is left at the limit that is nearest
+    /// to being used up, of all that it has met.
     ///
     /// # Errors
-    /// As of [`Ledger::admit`]; what was spent there has then been given back.
+    /// As of [`Ledger::admit`]; what was spent there has then been given back, as far as time has not paid for it.
     pub fn charge(
         &self,
         snapshot: &Snapshot,
         model: &str,
         caller: &impl Attributes,
+        admitted: Admitted,
         usage: Usage,
         now: Instant,
     ) -> Result<Option<Quota>, Limited> {
-        if !snapshot.limits().iter().any(|limit| limit.cost != Cost::Requests && limit.covers(model)) {
-            return Ok(None);
+        let Admitted { quota, spent } = admitted;
+        if !counts_bodies(snapshot, model) {
+            return Ok(quota);
         }
-        self.settle_at_all(snapshot, model, caller, Step::Body(usage), now).inspect_err(|_| {
-            let refunded = self.settle_at_all(snapshot, model, caller, Step::Refund, now);
-            debug_assert!(refunded.is_ok(), "nobody refuses what is given back");
-        })
+        let now = self.moment(now);
+        let body = Arrival { model, caller, step: Step::Body(usage), now, is_refundable: false };
+        match self.settle(snapshot.limits(), &body, &mut Vec::new(), None) {
+            Ok(charged) => Ok(nearer(quota, charged)),
+            Err(limited) => {
+                // A limit that has started afresh meanwhile has not seen it: what is given back is the old one's.
+                for Spent { limiter, level } in spent {
+                    limiter.open(caller, now).give_back(level);
+                }
+                Err(limited)
+            }
+        }
     }
 
-    fn settle_at_all(
-        &self,
-        snapshot: &Snapshot,
-        model: &str,
-        caller: &impl Attributes,
-        step: Step,
-        now: Instant,
-    ) -> Result<Option<Quota>, Limited> {
-        if snapshot.limits().is_empty() {
-            return Ok(None);
-        }
-        let elapsed = now.saturating_duration_since(*self.epoch.get_or_init(|| now));
-        self.settle(snapshot.limits(), model, caller, step, elapsed.into(), None)
+    fn moment(&self, now: Instant) -> Moment {
+        now.saturating_duration_since(*self.epoch.get_or_init(|| now)).into()
     }
 
     /// Locks and asks the first limit, then the others, then spends on the way back.
     fn settle(
         &self,
         limits: &[Arc<LimitPolicy>],
-        model: &str,
-        caller: &impl Attributes,
-        step: Step,
-        now: Moment,
+        arrival: &Arrival<'_, impl Attributes>,
+        spent: &mut Vec<Spent>,
         refusal: Option<Limited>,
     ) -> Result<Option<Quota>, Limited> {
         let Some((limit, others)) = limits.split_first() else {
             return refusal.map_or(Ok(None), Err);
         };
-        let ask = if limit.covers(model) { step.ask(limit.cost) } else { Ask::Nothing };
-        let units = match ask {
-            Ask::Nothing => return self.settle(others, model, caller, step, now, refusal),
-            Ask::Look | Ask::GiveBack => NonZeroU32::MIN,
-            Ask::Spend(units) => units,
+        let ask = if limit.covers(arrival.model) { arrival.step.ask(limit.cost) } else { Ask::Nothing };
+        let (units, spends) = match ask {
+            Ask::Nothing => return self.settle(others, arrival, spent, refusal),
+            Ask::Look => (NonZeroU32::MIN, false),
+            Ask::Spend(units) => (units, true),
         };
-        let limiter = self.limiter(limit);
-        let bucket = limiter.open(caller, now);
-        if matches!(ask, Ask::GiveBack) {
-            bucket.give_back();
-            return self.settle(others, model, caller, step, now, refusal);
-        }
+        let (limiter, now) = (self.limiter(limit), arrival.now);
+        let bucket = limiter.open(arrival.caller, now);
         let limit = &limiter.policy;
         match bucket.arrive(units) {
             Ok(level) => {
-                let others = self.settle(others, model, caller, step, now, refusal)?;
-                let (level, spends) = match ask {
-                    Ask::Spend(_) => (Some(level), true),
-                    _ => (bucket.level(), false),
-                };
-                let quota = quota_at(&limiter, level, now);
-                if let (Some(level), true) = (level, spends) {
+                let others = self.settle(others, arrival, spent, refusal)?;
+                let quota = quota_at(&limiter, if spends { Some(level) } else { bucket.level() }, now);
+                if spends {
                     bucket.spend(level);
                 }
-                Ok(Some(others.filter(|other| other.remaining <= quota.remaining).unwrap_or(quota)))
+                if spends && arrival.is_refundable {
+                    spent.push(Spent { limiter: Arc::clone(&limiter), level });
+                }
+                Ok(nearer(Some(quota), others))
             }
             Err(refused) => {
                 let (retry_after, never) = match refused {
@@ -159,9 +178,21 @@ impl Ledger {
                     Some(longer) if longer.retry_after >= retry_after => longer,
                     Some(_) | None => Limited { limit: Arc::clone(&limit.name), retry_after, never, quota },
                 };
-                self.settle(others, model, caller, step, now, Some(refusal))
+                self.settle(others, arrival, spent, Some(refusal))
             }
         }
+    }
+}
+
+/// Whether a request's body costs something.
+fn counts_bodies(snapshot: &Snapshot, model: &str) -> bool {
+    snapshot.limits().iter().any(|limit| limit.cost != Cost::Requests && limit.covers(model))
+}
+
+fn nearer(quota: Option<Quota>, other: Option<Quota>) -> Option<Quota> {
+    match (quota, other) {
+        (Some(quota), Some(other)) => Some(if other.is_as_near_as(&quota) { other } else { quota }),
+        (quota, other) => quota.or(other),
     }
 }
 
