@@ -95,10 +95,9 @@ impl CanaryPolicy {
         }
     }
 
-    /// Every version without which somebody would not be answered. A candidate that is not there gets nothing.
-    pub(crate) fn versions(&self) -> impl Iterator<Item = Version> {
-        let fallback = self.stickiness.as_ref().and_then(Stickiness::fallback);
-        std::iter::once(self.baseline.version).chain(fallback)
+    /// The version that answers when the key is missing, if the policy names one.
+    pub(crate) fn without_key(&self) -> Option<Version> {
+        self.stickiness.as_ref().and_then(Stickiness::fallback)
     }
 
     /// Baseline and candidate: progress is theirs, whatever else changes.

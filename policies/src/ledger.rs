@@ -265,19 +265,23 @@ impl Ledger {
         }
     }
 
-    /// Every version without which somebody would not be answered; none if the policy names none.
-    pub fn needed(&self, snapshot: &Snapshot, model: &str) -> Vec<Version> {
+    /// Every version without which somebody would not be answered; none if the policy names none. Of a rollout this is the
+    /// baseline, or the candidate once it has everything and is ready: until then the baseline answers in its place.
+    pub fn needed(
+        &self,
+        snapshot: &Snapshot,
+        model: &str,
+        is_ready: impl FnOnce(Version) -> bool,
+    ) -> Vec<Version> {
         let Some(policy) = snapshot.model(model) else { return Vec::new() };
-        let rollouts = self.rollouts.load();
-        let promoted = policy.canary.as_ref().and_then(|canary| {
-            let rollout = rollouts.get(model).filter(|rollout| rollout.is_of(canary))?;
-            (rollout.share.load(Ordering::Relaxed) == ALL).then_some(rollout.versions)
+        let arm = policy.canary.as_ref().map(|canary| {
+            let (baseline, candidate) = canary.versions_of_arms();
+            let rollouts = self.rollouts.load();
+            let rollout = rollouts.get(model).filter(|rollout| rollout.is_of(canary));
+            let has_all = rollout.is_some_and(|rollout| rollout.share.load(Ordering::Relaxed) == ALL);
+            if has_all && is_ready(candidate) { candidate } else { baseline }
         });
-        let instead = |version| match promoted {
-            Some((baseline, candidate)) if version == baseline => candidate,
-            Some(_) | None => version,
-        };
-        policy.versions().map(instead).collect()
+        policy.fixed_versions().chain(arm).collect()
     }
 
     /// The candidate's share once `policy` is in force, if `before` is now.

@@ -152,11 +152,11 @@ impl ModelPolicy {
         }
     }
 
-    /// Every version without which somebody would not be answered, perhaps more than once.
-    pub fn versions(&self) -> impl Iterator<Item = Version> {
+    /// Every version to which somebody is sent, however far a rollout is; perhaps more than once.
+    pub(crate) fn fixed_versions(&self) -> impl Iterator<Item = Version> {
         let rules = self.rules.iter().map(|rule| rule.target.version);
         let split = self.split.iter().flat_map(Split::versions);
-        rules.chain(split).chain(self.canary.iter().flat_map(CanaryPolicy::versions))
+        rules.chain(split).chain(self.canary.as_ref().and_then(CanaryPolicy::without_key))
     }
 
     /// The deadline of requests that bring none.

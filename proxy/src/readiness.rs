@@ -5,7 +5,7 @@ use crate::directory::{Directory, Models};
 use crate::drain::Drain;
 use crate::refusal::Refusal;
 use crate::route::Target;
-use policies::{Ledger, Live, Snapshot};
+use policies::{Ledger, Live, Snapshot, Version};
 use std::sync::Arc;
 
 /// Asked by both ports.
@@ -52,7 +52,8 @@ impl Readiness {
     /// A model is ready when every version to which its policy sends somebody answers, and the highest ready one where it
     /// names none.
     fn model(&self, models: &Models, snapshot: &Snapshot, name: &str) -> Result<(), String> {
-        let needed = self.ledger.needed(snapshot, name);
+        let is_ready = |number: Version| models.is_ready(name, number.0);
+        let needed = self.ledger.needed(snapshot, name, is_ready);
         if !needed.is_empty() {
             return needed.into_iter().try_for_each(|number| version(models, name, number.0));
         }
@@ -129,6 +130,21 @@ mod tests {
             readiness.ledger.command("m", policies::Command::Promote, "", std::time::Instant::now()).unwrap();
         }
         assert_eq!(new.server(), Ok(()));
+        assert_eq!(old.server(), Ok(()), "while the candidate is not there the old one answers");
+    }
+
+    #[test]
+    fn a_promotion_changes_nothing_for_those_whom_the_policy_sends_to_the_old_version() {
+        for fixed in [
+            "rules: [{when: {header: old, present: true}, use: 1}], canary: {baseline: 1, candidate: 2}",
+            "canary: {baseline: 1, candidate: 2, sticky: {header: u}, without_key: '1'}",
+        ] {
+            let readiness = readiness(&format!("models: {{m: {{{fixed}}}}}"), &[(2, ModelState::Ready)]);
+            let now = std::time::Instant::now();
+            readiness.ledger.roll_out(&readiness.live.load().snapshot, now);
+            readiness.ledger.command("m", policies::Command::Promote, "", now).unwrap();
+            assert!(readiness.server().is_err(), "{fixed}");
+        }
     }
 
     #[test]
