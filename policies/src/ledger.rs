@@ -209,9 +209,12 @@ impl Ledger {
     ) -> Result<CanaryStatus, CommandError> {
         let rollouts = self.rollouts.load();
         let rollout = rollouts.get(model).ok_or_else(|| CommandError::NoCanary(model.to_owned()))?;
-        let obey = |canary: &mut Canary| canary.command(command, reason, now).map(|()| canary.status());
-        let status = rollout.change(obey).map_err(CommandError::NotNow)?;
-        if command == Command::Resume {
+        let obey = |canary: &mut Canary| {
+            let begins_again = command == Command::Resume && canary.share() == 0;
+            canary.command(command, reason, now).map(|()| (canary.status(), begins_again))
+        };
+        let (status, begins_again) = rollout.change(obey).map_err(CommandError::NotNow)?;
+        if begins_again {
             self.forgive(model, rollout.versions.1);
         }
         Ok(status)
@@ -871,6 +874,21 @@ mod tests {
                 for (limit, (interval, _)) in limits.iter().enumerate() {
                     self.0.entry((limit, user)).and_modify(|(owed, _)| *owed += interval);
                 }
+    #[test]
+    fn a_breaker_is_forgiven_when_a_rollout_begins_again_and_not_when_it_goes_on() {
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        let snapshot = policies("models: {digits: {canary: {baseline: 1, candidate: 2}}}");
+        ledger.roll_out(&snapshot, now);
+        trip(&ledger, &snapshot, Version(2), now);
+        let say = |command| ledger.command("digits", command, "", now).unwrap();
+        say(Command::Pause);
+        say(Command::Resume);
+        assert_eq!(ledger.enter(&snapshot, "digits", Version(2), now).err(), tripped(10_000));
+        say(Command::Abort);
+        say(Command::Resume);
+        assert!(ledger.enter(&snapshot, "digits", Version(2), now).is_ok());
+    }
+
             }
             refusal
         }
