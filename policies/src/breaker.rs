@@ -231,8 +231,13 @@ impl Breaker {
         }
     }
 
-    pub(crate) fn policy(&self) -> &BreakerPolicy {
-        &self.policy
+    /// Goes on under other settings, if what it has seen says as much under them; whether it does.
+    pub(crate) fn follow(&mut self, policy: BreakerPolicy) -> bool {
+        let goes_on = self.policy.counts_like(&policy);
+        if goes_on {
+            self.policy = policy;
+        }
+        goes_on
     }
 
     /// Whether forgetting this breaker would change nothing.
@@ -266,6 +271,12 @@ impl Breaker {
 }
 
 impl BreakerPolicy {
+    /// Whether both come to the same from the same requests. How long a probe may take, which is the model's deadline
+    /// unless the policy says otherwise, concerns only probes to come.
+    pub(crate) fn counts_like(&self, other: &Self) -> bool {
+        Self { probe_timeout: other.probe_timeout, ..*self } == *other
+    }
+
     /// Counts how a request ended; whether too many fail or are slow.
     fn is_too_much(&self, window: &mut Window, outcome: Outcome, took: Duration, now: Instant) -> bool {
         let is_slow = self.slow.is_some_and(|slow| took > slow.over);

@@ -49,9 +49,15 @@ pub struct Ledger {
 // Their keys are names in the policy and in the repository: nobody outside chooses them so that they collide.
 type Limiters = HashMap<Arc<str>, Arc<Limiter>, RandomState>;
 type Crowds = HashMap<Arc<str>, Arc<Crowd>, RandomState>;
-type Breakers = HashMap<Arc<str>, BTreeMap<Version, Arc<Guard>>, RandomState>;
-
 type Rollouts = BTreeMap<Arc<str>, Arc<Rollout>>;
+
+#[derive(Clone, Debug, Default)]
+struct Breakers {
+    guards: HashMap<Arc<str>, BTreeMap<Version, Arc<Guard>>, RandomState>,
+    /// As of the last swap of policies, by model; `None` before the first. A request that still holds an older generation
+    /// may be the first to enter a version, and must not bring back what has changed since.
+    policies: Option<Arc<HashMap<Arc<str>, BreakerPolicy, RandomState>>>,
+}
 
 /// A rollout that requests share.
 #[derive(Debug)]
@@ -320,7 +326,7 @@ impl Ledger {
     fn forgive(&self, model: &str, version: Version) {
         self.breakers.rcu(|breakers| {
             let mut breakers = Breakers::clone(breakers);
-            if let Some(versions) = breakers.get_mut(model) {
+            if let Some(versions) = breakers.guards.get_mut(model) {
                 versions.remove(&version);
             }
             breakers
@@ -395,26 +401,27 @@ impl Ledger {
     }
 
     fn guard(&self, snapshot: &Snapshot, model: &str, version: Version) -> Arc<Guard> {
-        if let Some(guard) = self.breakers.load().get(model).and_then(|versions| versions.get(&version)) {
-            return Arc::clone(guard);
+        if let Some(guard) = self.breakers.load().guard(model, version) {
+            return guard;
         }
-        let new = Arc::new(Guard::new(snapshot.breaker(model)));
         self.breakers.rcu(|breakers| {
             let mut breakers = Breakers::clone(breakers);
-            if remembered(&breakers) >= Self::MOST_BREAKERS {
-                breakers.retain(|_, versions| {
+            if breakers.remembered() >= Self::MOST_BREAKERS {
+                breakers.guards.retain(|_, versions| {
                     versions.retain(|_, guard| !guard.lock().is_fresh());
                     !versions.is_empty()
                 });
             }
-            if remembered(&breakers) < Self::MOST_BREAKERS {
-                let versions = breakers.entry(Arc::from(model)).or_default();
-                versions.entry(version).or_insert_with(|| Arc::clone(&new));
+            if breakers.remembered() < Self::MOST_BREAKERS {
+                let policy = breakers.policy(snapshot, model);
+                let versions = breakers.guards.entry(Arc::from(model)).or_default();
+                versions.entry(version).or_insert_with(|| Arc::new(Guard::new(policy)));
             }
             breakers
         });
         let breakers = self.breakers.load();
-        breakers.get(model).and_then(|versions| versions.get(&version)).map_or(new, Arc::clone)
+        let unguarded = || Arc::new(Guard::new(breakers.policy(snapshot, model)));
+        breakers.guard(model, version).unwrap_or_else(unguarded)
     }
 
     /// Follows a swap of policies; call it after each [`Live::publish`](crate::Live::publish), and when versions come
@@ -439,14 +446,18 @@ impl Ledger {
                 .map(|policy| (Arc::clone(&policy.name), kept(policy)))
                 .collect::<Crowds>()
         });
+        let policies = snapshot.models().map(|(model, policy)| (Arc::from(model), *policy.breaker()));
+        let policies = Arc::new(policies.collect::<HashMap<_, _, _>>());
         self.breakers.rcu(|breakers| {
-            let mut breakers = Breakers::clone(breakers);
-            breakers.retain(|model, versions| {
+            let mut breakers =
+                Breakers { policies: Some(Arc::clone(&policies)), ..Breakers::clone(breakers) };
+            breakers.guards.retain(|model, versions| {
                 versions.retain(|version, _| serves(model, *version));
                 let policy = snapshot.breaker(model);
                 for guard in versions.values_mut() {
+                    let goes_on = guard.lock().follow(policy);
                     // Passes into the old one settle into the void.
-                    if *guard.lock().policy() != policy {
+                    if !goes_on {
                         *guard = Arc::new(Guard::new(policy));
                     }
                 }
@@ -460,7 +471,7 @@ impl Ledger {
     pub fn breakers(&self, now: Instant) -> Vec<BreakerStatus> {
         let breakers = self.breakers.load_full();
         let mut all = Vec::new();
-        for (model, versions) in breakers.iter() {
+        for (model, versions) in &breakers.guards {
             for (version, guard) in versions {
                 all.push(BreakerStatus {
                     model: Arc::clone(model),
@@ -474,8 +485,22 @@ impl Ledger {
     }
 }
 
-fn remembered(breakers: &Breakers) -> usize {
-    breakers.values().map(BTreeMap::len).sum()
+impl Breakers {
+    fn guard(&self, model: &str, version: Version) -> Option<Arc<Guard>> {
+        self.guards.get(model)?.get(&version).map(Arc::clone)
+    }
+
+    /// Of a version that nobody has entered yet, for a request that holds `snapshot`.
+    fn policy(&self, snapshot: &Snapshot, model: &str) -> BreakerPolicy {
+        match &self.policies {
+            Some(policies) => policies.get(model).copied().unwrap_or_default(),
+            None => snapshot.breaker(model),
+        }
+    }
+
+    fn remembered(&self) -> usize {
+        self.guards.values().map(BTreeMap::len).sum()
+    }
 }
 
 /// The right to enter a version once. Settle it with the outcome; dropping it means [`Outcome::Abandoned`].
@@ -808,11 +833,34 @@ mod tests {
         ledger.retain(&other_split, EVERYTHING);
         assert_eq!(ledger.enter(&other_split, "digits", Version(2), now).err(), tripped(1000));
 
+        let other_deadline =
+            policies("models: {digits: {deadline: 3s, breaker: {failures: 2, open_for: 1s}}}");
+        ledger.retain(&other_deadline, EVERYTHING);
+        assert_eq!(ledger.enter(&other_deadline, "digits", Version(2), now).err(), tripped(1000));
+        let later = now + ms(1000);
+        let _probe = ledger.enter(&other_deadline, "digits", Version(2), later).unwrap();
+        assert_eq!(
+            ledger.enter(&other_deadline, "digits", Version(2), later).err(),
+            tripped(3000),
+            "a probe has the new deadline's time"
+        );
+
         let other_breaker = policies("models: {digits: {breaker: {failures: 3, open_for: 1s}}}");
         ledger.retain(&other_breaker, EVERYTHING);
         assert!(ledger.enter(&before, "digits", Version(2), now).is_ok());
         trip(&ledger, &other_breaker, Version(2), now);
         assert_eq!(ledger.enter(&other_breaker, "digits", Version(2), now).err(), tripped(1000));
+    }
+
+    #[test]
+    fn a_late_request_that_is_the_first_to_enter_a_version_meets_its_newest_settings() {
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        let before = policies("models: {digits: {breaker: {failures: 1, open_for: 1s}}}");
+        let after = policies("models: {digits: {breaker: {failures: 2, open_for: 3s}}}");
+        ledger.retain(&after, EVERYTHING);
+        ledger.enter(&before, "digits", Version(1), now).unwrap().settle(Outcome::Failed, now);
+        ledger.enter(&after, "digits", Version(1), now).unwrap().settle(Outcome::Failed, now);
+        assert_eq!(ledger.enter(&after, "digits", Version(1), now).err(), tripped(3000));
     }
 
     #[test]
@@ -824,6 +872,21 @@ mod tests {
         assert_eq!(ledger.breakers(now).len(), 1);
         pass.settle(Outcome::Failed, now); // Into the void, harmlessly.
         assert_eq!(ledger.breakers(now).len(), 1);
+    }
+
+    #[test]
+    fn a_breaker_is_forgiven_when_a_rollout_begins_again_and_not_when_it_goes_on() {
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        let snapshot = policies("models: {digits: {canary: {baseline: 1, candidate: 2}}}");
+        ledger.roll_out(&snapshot, now);
+        trip(&ledger, &snapshot, Version(2), now);
+        let say = |command| ledger.command("digits", command, "", now).unwrap();
+        say(Command::Pause);
+        say(Command::Resume);
+        assert_eq!(ledger.enter(&snapshot, "digits", Version(2), now).err(), tripped(10_000));
+        say(Command::Abort);
+        say(Command::Resume);
+        assert!(ledger.enter(&snapshot, "digits", Version(2), now).is_ok());
     }
 
     #[test]
@@ -843,7 +906,7 @@ mod tests {
         let (ledger, snapshot, now) = (Ledger::new(), Snapshot::default(), Instant::now());
         trip(&ledger, &snapshot, Version(1), now);
         let mut full = Breakers::clone(&ledger.breakers.load());
-        let versions = full.get_mut("digits").unwrap();
+        let versions = full.guards.get_mut("digits").unwrap();
         versions.extend(
             (2..=10_000).map(|version| (Version(version), Arc::new(Guard::new(BreakerPolicy::default())))),
         );
@@ -874,21 +937,6 @@ mod tests {
                 for (limit, (interval, _)) in limits.iter().enumerate() {
                     self.0.entry((limit, user)).and_modify(|(owed, _)| *owed += interval);
                 }
-    #[test]
-    fn a_breaker_is_forgiven_when_a_rollout_begins_again_and_not_when_it_goes_on() {
-        let (ledger, now) = (Ledger::new(), Instant::now());
-        let snapshot = policies("models: {digits: {canary: {baseline: 1, candidate: 2}}}");
-        ledger.roll_out(&snapshot, now);
-        trip(&ledger, &snapshot, Version(2), now);
-        let say = |command| ledger.command("digits", command, "", now).unwrap();
-        say(Command::Pause);
-        say(Command::Resume);
-        assert_eq!(ledger.enter(&snapshot, "digits", Version(2), now).err(), tripped(10_000));
-        say(Command::Abort);
-        say(Command::Resume);
-        assert!(ledger.enter(&snapshot, "digits", Version(2), now).is_ok());
-    }
-
             }
             refusal
         }

@@ -57,7 +57,7 @@ impl Ledger {
                 _ => None,
             };
             let mut state = Vec::new();
-            if old.breaker(name) != new.breaker(name) {
+            if !old.breaker(name).counts_like(&new.breaker(name)) {
                 state.push("its breakers start afresh".into());
             }
             state.extend(self.fate_of_rollout(name, before, after));
