@@ -297,6 +297,16 @@ pub struct CanaryStatus {
     pub verdicts: Vec<Record>,
 }
 
+/// What came out when a rollout was judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Finding {
+    /// The candidate's, which is the step's.
+    share: Millionths,
+    verdict: Verdict,
+    /// Which gate was the reason.
+    gate: Option<&'static str>,
+}
+
 /// The progress of one rollout.
 #[derive(Debug)]
 pub(crate) struct Canary {
@@ -307,6 +317,8 @@ pub(crate) struct Canary {
     gates: Vec<Gate>,
     /// When the candidate last answered.
     answered: Option<Instant>,
+    /// What was last found when it was judged, so that it is told once; nothing since a person has stepped in.
+    judged: Option<Finding>,
     history: VecDeque<Record>,
     /// Of `history`, those that nobody has been told of.
     untold: usize,
@@ -322,6 +334,7 @@ impl Canary {
             entered: now,
             gates,
             answered: None,
+            judged: None,
             history: VecDeque::new(),
             untold: 0,
         }
@@ -413,9 +426,10 @@ impl Canary {
         if self.phase != Phase::Running || now.saturating_duration_since(self.entered) < self.policy.dwell {
             return;
         }
-        let (verdict, why) = self.verdict(now);
-        // What stays as it is is told once.
-        if verdict == Verdict::Advance || self.last().is_none_or(|last| last != (self.step + 1, verdict)) {
+        let (verdict, gate, why) = self.verdict(now);
+        let found = Some(Finding { share: self.share(), verdict, gate });
+        if verdict == Verdict::Advance || self.judged != found {
+            self.judged = found;
             self.decide(verdict, why, now);
         }
     }
@@ -450,6 +464,7 @@ impl Canary {
             }
             (_, phase) => return Err(format!("the rollout is {phase}")),
         }
+        self.judged = None;
         Ok(())
     }
 
@@ -512,27 +527,29 @@ impl Canary {
         self.gates.len() as f64 / ALPHA
     }
 
-    fn verdict(&self, now: Instant) -> (Verdict, String) {
+    /// What is to be done, the gate that keeps it from more if one does, and why. Whether it has answered lately is asked
+    /// last: it changes with each answer where those are few, and is worth telling only when nothing else is missing.
+    fn verdict(&self, now: Instant) -> (Verdict, Option<&'static str>, String) {
         for gate in &self.gates {
             let (requests, needs) = (gate.rare.requests(), gate.rare.needs(ALPHA));
             if requests < needs {
-                let why = format!("{}: {requests} requests, at least {needs} are needed", gate.event.gate());
-                return (Verdict::InsufficientData, why);
+                let name = gate.event.gate();
+                let why = format!("{name}: {requests} requests, at least {needs} are needed");
+                return (Verdict::InsufficientData, Some(name), why);
             }
+        }
+        if let Some(gate) = self.gates.iter().find(|gate| !gate.has_passed()) {
+            let (events, requests) = (gate.rare.events(), gate.rare.requests());
+            let (name, most) = (gate.event.gate(), gate.percent_at_most());
+            let why = format!("{name}: {events} of {requests} is not shown to be below {most} %");
+            return (Verdict::Hold, Some(name), why);
         }
         let lately = (self.policy.dwell / LATELY).max(Duration::from_secs(1));
         if self.answered.is_none_or(|answered| now.saturating_duration_since(answered) > lately) {
             let why = format!("version {} has answered nobody for {lately:?}", self.candidate());
-            return (Verdict::InsufficientData, why);
+            return (Verdict::InsufficientData, None, why);
         }
-        match self.gates.iter().find(|gate| !gate.has_passed()) {
-            Some(gate) => {
-                let (events, requests) = (gate.rare.events(), gate.rare.requests());
-                let (name, most) = (gate.event.gate(), gate.percent_at_most());
-                (Verdict::Hold, format!("{name}: {events} of {requests} is not shown to be below {most} %"))
-            }
-            None => (Verdict::Advance, "every gate has passed".into()),
-        }
+        (Verdict::Advance, None, "every gate has passed".into())
     }
 
     fn decide(&mut self, verdict: Verdict, why: String, now: Instant) {
@@ -562,10 +579,6 @@ impl Canary {
             gates: self.numbers(),
         });
         self.untold += 1;
-    }
-
-    fn last(&self) -> Option<(usize, Verdict)> {
-        self.history.back().map(|record| (record.step, record.verdict))
     }
 
     fn numbers(&self) -> Vec<GateStatus> {

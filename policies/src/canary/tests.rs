@@ -304,6 +304,41 @@ fn a_candidate_that_has_fallen_silent_does_not_advance_on_what_it_did_before() {
 }
 
 #[test]
+fn what_is_found_is_told_once_however_rarely_anybody_asks_and_anew_after_a_person_stepped_in() {
+    let mut world = World::new("steps: [50], dwell: 1m", 3);
+    (0..2_000).for_each(|_| world.request(0.5, 0.5));
+    assert_eq!(world.work(60), Some(Verdict::Hold));
+    for _ in 0..100 {
+        assert_eq!(world.wait(600), None, "that nobody asked for a while changes nothing");
+        assert_eq!(world.work(1), None);
+    }
+    for command in [Command::Pause, Command::Resume] {
+        world.canary.command(command, "", world.now).unwrap();
+    }
+    world.canary.news();
+    assert_eq!(world.work(60), Some(Verdict::Hold), "a person's word hides nothing");
+    for command in [Command::Abort, Command::Resume] {
+        world.canary.command(command, "", world.now).unwrap();
+    }
+    (0..2_000).for_each(|_| world.request(0.5, 0.5));
+    world.canary.news();
+    assert_eq!(world.work(60), Some(Verdict::Hold));
+}
+
+#[test]
+fn another_gate_is_another_reason() {
+    let mut world = World::new("steps: [50], dwell: 1s, gates: {latency: {over: 200ms, at_most: 5}}", 1);
+    (0..50).for_each(|_| [false, true].into_iter().for_each(|arm| world.tell(arm, Sight::Failed)));
+    (0..400).for_each(|_| world.tell(true, FAST));
+    assert_eq!(world.wait(1), Some(Verdict::Hold));
+    assert!(world.canary.history[0].why.starts_with("errors: "));
+    (0..20_000).for_each(|_| world.tell(true, FAST));
+    (0..2_000).for_each(|_| [false, true].into_iter().for_each(|arm| world.tell(arm, SLOW)));
+    assert_eq!(world.wait(1), Some(Verdict::Hold));
+    assert!(world.canary.history[1].why.starts_with("latency: "), "{:?}", world.canary.history[1]);
+}
+
+#[test]
 fn a_version_that_turns_bad_after_a_long_time_in_one_step_is_found_out_soon() {
     let mut world = World::new("steps: [10], dwell: 24h", 5);
     for _ in 0..1_000_000 {
