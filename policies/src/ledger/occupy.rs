@@ -102,9 +102,11 @@ impl Ledger {
             if policy.models.as_ref().is_some_and(|models| !models.contains(model)) {
                 continue;
             }
-            let place = self.crowd(policy).enter(caller);
-            let crowded = || Crowded { limit: Arc::clone(&policy.name), most: policy.in_flight_max };
-            places.push(place.ok_or_else(crowded)?);
+            // Its settings are the newest, whichever this request holds.
+            let crowd = self.crowd(policy);
+            let crowded =
+                || Crowded { limit: Arc::clone(&crowd.policy.name), most: crowd.policy.in_flight_max };
+            places.push(crowd.enter(caller).ok_or_else(crowded)?);
         }
         Ok(Places(places))
     }
@@ -159,6 +161,10 @@ mod tests {
         let two = policy(2);
         ledger.retain(&two, |_, _| true);
         let _fresh = ledger.occupy(&two, "m", &ANA).unwrap();
+        let late = ledger.occupy(&one, "m", &ANA).unwrap();
+        let crowded = ledger.occupy(&one, "m", &ANA).unwrap_err();
+        assert_eq!(crowded.most.get(), 2, "a late request is told of the limit that it has met");
+        drop(late);
         drop(place);
         assert_eq!(ledger.crowds.load()["a"].lock()[""], 1, "an old place is given back where it was taken");
         assert!(ledger.occupy(&policy(9), "m", &ANA).is_ok());
