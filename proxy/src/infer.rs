@@ -89,7 +89,7 @@ impl Path {
         // Reading the body may have taken long.
         let (confirmed, assigned) = self.ledger.confirm(target.model, Version(version), assigned);
         if confirmed.0 != version {
-            record.divert(confirmed.0, "rolled back");
+            record.divert(confirmed.0, "rolled_back");
         }
         let version = confirmed.0;
         let (version, assigned, pass) = match self.enter(snapshot, target.model, version, now) {
