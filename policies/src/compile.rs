@@ -77,6 +77,8 @@ pub(crate) enum Fault {
     SameVersion(Version),
     #[error("expected a percentage from 0.0001 to 99.9999, got {0}")]
     Percent(f64),
+    #[error("expected a percentage with at most four decimals, got {0}")]
+    PercentPrecision(f64),
     #[error("expected a `shadow` of the candidate beside it, which compares answers")]
     NothingCompared,
     #[error("expected tolerances that are 0 or more")]
@@ -289,11 +291,14 @@ fn rising(written: &[f64], path: &Path, faults: &mut Faults) -> Option<Vec<Milli
 /// A percentage above 0 and below 100, with four decimals.
 fn millionths(percent: f64) -> Result<Millionths, Fault> {
     let millionths = (percent * 10_000.0).round();
-    if (1.0..=999_999.0).contains(&millionths) {
-        Ok(millionths as Millionths)
-    } else {
-        Err(Fault::Percent(percent))
+    if !(1.0..=999_999.0).contains(&millionths) {
+        return Err(Fault::Percent(percent));
     }
+    // As of weights: the round trip holds for exactly the numbers that are written so.
+    if millionths / 10_000.0 != percent {
+        return Err(Fault::PercentPrecision(percent));
+    }
+    Ok(millionths as Millionths)
 }
 
 fn labels(written: &BTreeMap<String, u64>, path: &Path, faults: &mut Faults) -> BTreeMap<Arc<str>, Version> {

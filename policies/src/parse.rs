@@ -202,6 +202,8 @@ models:
       gates: {errors: {at_most: 0}, latency: {over: 200, at_most: .nan}}
   letters:
     canary: {baseline: 1, candidate: new, steps: []}
+  words:
+    breaker: {failing: 33.33333}
 ",
             "
 p.yaml:7:7: models.digits.canary: expected either `split` or `canary`, got both: a canary is a split that changes by itself
@@ -215,6 +217,7 @@ p.yaml:12:53: models.digits.canary.gates.latency.over: expected a duration such 
 p.yaml:12:67: models.digits.canary.gates.latency.at_most: expected a percentage from 0.0001 to 99.9999, got NaN
 p.yaml:14:38: models.letters.canary.candidate: expected a version number, got `new`
 p.yaml:14:50: models.letters.canary.steps: must not be empty
+p.yaml:16:24: models.words.breaker.failing: expected a percentage with at most four decimals, got 33.33333
 ",
         );
     }
