@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 
 const JUDGE_EVERY: Duration = Duration::from_millis(100);
 
@@ -44,13 +45,17 @@ pub struct Kept {
 }
 
 impl Rollouts {
-    /// Judges for ever.
-    pub async fn run(self) {
+    /// Judges until `stop` turns true, and then once more: what the last requests have shown is kept as well.
+    pub async fn run(self, mut stop: watch::Receiver<bool>) {
         let mut ticks = tokio::time::interval(JUDGE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut saved, mut kept, mut generation) = (Instant::now(), Kept::default(), 0);
         loop {
-            ticks.tick().await;
+            let is_last = tokio::select! {
+                _ = ticks.tick() => false,
+                // An error means that whoever would say so is gone.
+                _ = stop.wait_for(|stop| *stop) => true,
+            };
             let now = Instant::now();
             let news = self.ledger.judge(now);
             for (model, record) in &news {
@@ -61,9 +66,14 @@ impl Rollouts {
                 }
             }
             let in_force = self.live.load().number;
-            if !news.is_empty() || in_force != generation || now.duration_since(saved) >= SAVE_EVERY {
+            let is_due =
+                !news.is_empty() || in_force != generation || now.duration_since(saved) >= SAVE_EVERY;
+            if is_due || is_last {
                 kept = self.save(kept, now).await;
                 (saved, generation) = (now, in_force);
+            }
+            if is_last {
+                return;
             }
         }
     }

@@ -207,14 +207,17 @@ impl BackgroundService for Control {
         if let Some(reload) = reload {
             tokio::spawn(reload.run());
         }
-        tokio::spawn(rollouts.run());
         let (stop, stopped) = watch::channel(false);
+        let rollouts = tokio::spawn(rollouts.run(stopped.clone()));
         let engine = tokio::spawn(async move { supervisor.run(stopped).await });
         // An error means that the server is gone, which is a reason to stop as well.
         let _ = listeners_close.changed().await;
         drain::idle(&self.metrics, self.drain_timeout).await;
         tracing::info!("nothing is in flight any more: stopping the engine");
         stop.send_replace(true);
+        if rollouts.await.is_err() {
+            tracing::error!("whoever looks after canaries panicked: their last progress is not saved");
+        }
         if engine.await.is_err() {
             tracing::error!("the supervisor panicked");
         }

@@ -1,6 +1,7 @@
 //! A version is rolled out step by step, or rolled back, by what its requests show; a person can step in.
 
 use harness::{Behaviour, Client, ScriptedEngine, Stack, binary, eventually, infer_body};
+use rustix::process::Signal;
 use serde_json::Value;
 use std::process::{Command, Output};
 
@@ -96,6 +97,24 @@ fn a_version_that_fails_is_rolled_back_and_stays_so_over_a_restart_and_a_reload(
     std::fs::write(&stack.policies, policy(3, "1h")).unwrap();
     eventually("the next candidate to begin", || (status(&stack)["candidate"] == 3).then_some(()));
     assert_eq!((&status(&stack)["phase"], &status(&stack)["percent"]), (&"running".into(), &20.0.into()));
+}
+
+#[test]
+fn a_stop_loses_nothing_that_the_last_requests_have_shown() {
+    let engine = versions();
+    let mut stack = stack(&engine, &policy(2, "1h"));
+    for user in 0..100 {
+        ask(&stack.client(), user);
+    }
+    let seen = |stack: &Stack| status(stack)["gates"][0]["requests"].as_u64();
+    let before = eventually("requests of the candidate to be seen", || {
+        let before = seen(&stack);
+        (before > Some(5)).then_some(before)
+    });
+    stack.signal(Signal::TERM);
+    assert!(stack.wait().success());
+    stack.restart();
+    assert!(seen(&stack) >= before);
 }
 
 #[test]
