@@ -106,6 +106,7 @@ impl State {
                 ModelEntry {
                     state: ModelState::Ready as i32,
                     reason: version.why_alone.clone(),
+                    load: u64::from(version.key) + 1,
                     threads: version.way.threads as u32,
                     at_once: version.way.at_once as u32,
                     form: version.form.clone(),
@@ -141,6 +142,7 @@ mod tests {
             (1, ModelState::Unavailable, "torn")
         );
         assert_eq!((index[1].version, index[1].max_batch), (2, 4));
+        assert_eq!((index[0].load, index[1].load), (0, 1));
         assert_eq!(
             (&index[1].inputs[0].shape[..], &index[1].outputs[0].labels[..]),
             (&[-1, 4][..], &["no".into(), "yes".into()][..])

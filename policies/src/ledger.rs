@@ -426,7 +426,7 @@ impl Ledger {
 
     /// Follows a swap of policies; call it after each [`Live::publish`](crate::Live::publish), and when versions come
     /// and go. Limits and breakers whose settings changed start afresh, those that are gone are dropped, the others
-    /// keep their state. `serves` tells which versions of which models still exist.
+    /// keep their state. `serves` tells which versions of which models are still what their breakers have seen.
     pub fn retain(&self, snapshot: &Snapshot, serves: impl Fn(&str, Version) -> bool) {
         self.limiters.rcu(|limiters| {
             let kept = |limit: &Arc<LimitPolicy>| match limiters.get(&limit.name) {

@@ -141,6 +141,8 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         socket: config.socket.clone(),
         command: config.engine.clone(),
         directory: path.directory.clone(),
+        live: path.live.clone(),
+        ledger: path.ledger.clone(),
         links: path.links.clone(),
         metrics: metrics.clone(),
     };

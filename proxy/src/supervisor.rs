@@ -16,6 +16,8 @@ use crate::directory::Directory;
 use crate::link::{Event, Link, Links};
 use crate::metrics::Metrics;
 use anyhow::Context;
+use policies::{Ledger, Live};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
@@ -43,6 +45,10 @@ pub struct Supervisor {
     pub command: Option<EngineCommand>,
     /// Where its index goes.
     pub directory: Arc<Directory>,
+    /// Says how breakers are set.
+    pub live: Arc<Live>,
+    /// Told which versions are gone, and which are others now.
+    pub ledger: Arc<Ledger>,
     /// Where requests go.
     pub links: Arc<Links>,
     /// What is counted.
@@ -145,14 +151,26 @@ impl Supervisor {
             events,
             born: Instant::now(),
             growth: Growth::default(),
+            loads: Loads::default(),
             patience: REPLACE_EVERY,
         })
+    }
+
+    /// Tells requests what the engine has. What a breaker has seen of other files says nothing about these.
+    fn publish(&self, index: Index, loads: &mut Loads) {
+        let others = loads.follow(&index);
+        self.directory.publish(index);
+        let models = self.directory.load();
+        self.ledger.retain(&self.live.load().snapshot, |model, version| {
+            models.entry(model, version.0).is_some() && !others.contains(&(model.to_owned(), version.0))
+        });
     }
 
     /// Publishes what the engine says for as long as it answers and holds no more memory than it may.
     async fn follow(&self, engine: &mut Engine, stop: &mut watch::Receiver<bool>) -> Ended {
         let Engine { link, process, events, pid, socket, .. } = engine;
-        let (born, patience, growth) = (engine.born, engine.patience, &mut engine.growth);
+        let (born, patience) = (engine.born, engine.patience);
+        let (growth, loads) = (&mut engine.growth, &mut engine.loads);
         let mut pings = tokio::time::interval(PING_EVERY);
         let mut heard = Instant::now();
         loop {
@@ -180,7 +198,7 @@ impl Supervisor {
                     growth.models_changed(&index);
                     link.ping(); // what it holds now is what its models need
                     self.metrics.engine_up.set(1);
-                    self.directory.publish(index);
+                    self.publish(index, loads);
                 }
                 Some(Event::Pong(health)) => {
                     self.metrics.engine_resident_bytes.set(health.resident_bytes);
@@ -229,7 +247,7 @@ impl Supervisor {
         };
         (successor.born, successor.patience) = (Instant::now(), patience);
         self.links.succeed(successor.socket.clone());
-        self.directory.publish(index);
+        self.publish(index, &mut successor.loads);
         Ok(Some(successor))
     }
 
@@ -325,6 +343,7 @@ struct Engine {
     /// It is not replaced before it has served for so long.
     patience: Duration,
     growth: Growth,
+    loads: Loads,
 }
 
 fn is_ours(pid: Option<u32>, hello: &Hello, socket: &Path) -> Result<(), String> {
@@ -453,6 +472,28 @@ impl Growth {
     }
 }
 
+/// Which load of each version answers, in the life of one engine. Another engine counts its loads anew, and most likely has
+/// the same files: a breaker outlives the engine that its version has failed in, and finds out by its own probes.
+#[derive(Debug, Default)]
+struct Loads(BTreeMap<(String, u64), u64>);
+
+impl Loads {
+    /// Versions that are not what they were: loaded anew, or unloaded.
+    fn follow(&mut self, index: &Index) -> BTreeSet<(String, u64)> {
+        let known: BTreeMap<_, _> = index
+            .models
+            .iter()
+            .filter(|entry| entry.state() != ModelState::Loading) // nothing has become of it yet
+            .map(|entry| ((entry.name.clone(), entry.version), entry.load))
+            .collect();
+        let others =
+            known.iter().filter(|(version, load)| self.0.get(*version).is_some_and(|was| was != *load));
+        let others = others.map(|(version, _)| version.clone()).collect();
+        self.0.extend(known);
+        others
+    }
+}
+
 /// Lets an engine finish what it has, once nothing new comes to it.
 fn retire(mut engine: Engine) {
     tokio::spawn(async move {
@@ -574,6 +615,61 @@ mod tests {
         assert!(growth.observe(health(2700, 1000, 9000)).is_some(), "and by what had leaked before");
     }
 
+    fn index(entries: &[(u64, ModelState, u64)]) -> Index {
+        let entry = |(version, state, load): &(u64, ModelState, u64)| ModelEntry {
+            name: "m".into(),
+            version: *version,
+            state: *state as i32,
+            load: *load,
+            ..ModelEntry::default()
+        };
+        Index { models: entries.iter().map(entry).collect(), revision: 1 }
+    }
+
+    #[test]
+    fn a_breaker_outlives_its_engine_but_not_the_files_that_it_has_judged() {
+        use ModelState::{Loading, Ready, Unavailable};
+        use policies::{Outcome, Snapshot, Version};
+        let socket = PathBuf::from("engine.sock");
+        let supervisor = Supervisor {
+            links: Arc::new(Links::new(socket.clone())),
+            socket,
+            command: None,
+            directory: Arc::default(),
+            live: Arc::new(Live::new(Snapshot::default())),
+            ledger: Arc::default(),
+            metrics: Arc::new(Metrics::new()),
+        };
+        let (ledger, now) = (&supervisor.ledger, Instant::now());
+        let trip = |version| {
+            for _ in 0..5 {
+                let pass = ledger.enter(&Snapshot::default(), "m", Version(version), now).unwrap();
+                pass.settle(Outcome::Failed, now);
+            }
+        };
+        let remembered = || ledger.breakers(now).iter().map(|status| status.version.0).collect::<Vec<_>>();
+        let mut first = Loads::default();
+        supervisor.publish(index(&[(1, Ready, 1), (2, Loading, 0)]), &mut first);
+        supervisor.publish(index(&[(1, Ready, 1), (2, Ready, 2)]), &mut first);
+        trip(1);
+        trip(2);
+        supervisor.publish(index(&[(1, Ready, 1), (2, Ready, 2), (3, Ready, 3)]), &mut first);
+        assert_eq!(remembered(), [1, 2], "another version is no news of these");
+        supervisor.publish(index(&[(1, Ready, 1), (2, Ready, 4), (3, Ready, 3)]), &mut first);
+        assert_eq!(remembered(), [1], "its files were mended");
+        trip(2);
+
+        let mut second = Loads::default();
+        supervisor.directory.disconnect();
+        supervisor.publish(index(&[(1, Loading, 0), (2, Loading, 0)]), &mut second);
+        supervisor.publish(index(&[(1, Ready, 1), (2, Ready, 2)]), &mut second);
+        assert_eq!(remembered(), [1, 2], "another engine has the same files");
+        supervisor.publish(index(&[(1, Unavailable, 0), (2, Ready, 2)]), &mut second);
+        assert_eq!(remembered(), [2], "it was unloaded");
+        supervisor.publish(index(&[]), &mut second);
+        assert!(remembered().is_empty(), "its folder is gone");
+    }
+
     /// Stands for an engine that has work for as long as it is asked only twice.
     #[tokio::test(start_paused = true)]
     async fn a_retiring_engine_is_left_alone_until_it_has_answered_everything() {
@@ -595,9 +691,17 @@ mod tests {
         });
         let (told, events) = mpsc::channel(4);
         let link = Link::connect(&socket, move |event| drop(told.try_send(event))).await.unwrap();
-        let (born, growth) = (Instant::now(), Growth::default());
-        let mut engine =
-            Engine { socket, process: None, pid: None, link, events, born, growth, patience: REPLACE_EVERY };
+        let mut engine = Engine {
+            socket,
+            process: None,
+            pid: None,
+            link,
+            events,
+            born: Instant::now(),
+            growth: Growth::default(),
+            loads: Loads::default(),
+            patience: REPLACE_EVERY,
+        };
         engine.at_rest().await;
         working.await.unwrap();
     }

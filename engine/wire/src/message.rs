@@ -101,6 +101,10 @@ pub struct ModelEntry {
     /// How long runs took when it was loaded, by rows.
     #[prost(message, repeated, tag = "11")]
     pub curve: Vec<CurvePoint>,
+    /// Which load of its files answers: another number whenever they were loaded anew, and 0 unless ready. Numbers of two
+    /// engine processes have nothing to do with each other.
+    #[prost(uint64, tag = "12")]
+    pub load: u64,
 }
 
 /// How long a run of so many rows takes.
