@@ -4,7 +4,7 @@
 use crate::body::{self, BodyLimits};
 use crate::monitor::respond;
 use crate::refusal::Refusal;
-use crate::revisions::{Ask, Asked, Denied, Edit};
+use crate::revisions::{Ask, Asked, Denied, Edit, Revision};
 use crate::slots::Slots;
 use async_trait::async_trait;
 use http::{HeaderValue, Method, Response, StatusCode, header};
@@ -64,11 +64,7 @@ impl ServeHttp for Admin {
                 Err(refusal) => refuse(refusal.status(), &refusal.to_string()),
             },
             (&Method::PUT, ["policy"]) => self.put(session).await,
-            (&Method::POST, ["policy", "rollback"]) => match parameter(query, "to").map(|to| to.parse()) {
-                None => self.ask(Ask::RollBack { to: None }).await,
-                Some(Ok(to)) => self.ask(Ask::RollBack { to: Some(to) }).await,
-                Some(Err(_)) => refuse(StatusCode::BAD_REQUEST, "`to` is the number of a generation"),
-            },
+            (&Method::POST, ["policy", "rollback"]) => self.roll_back(session, query).await,
             _ => refuse(StatusCode::NOT_FOUND, HELP),
         }
     }
@@ -97,16 +93,19 @@ impl Admin {
         }
     }
 
-    /// Without the tag of what it is to replace, two people would undo each other's work.
     async fn put(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
-        let tag = session.req_header().headers.get(header::IF_MATCH).and_then(|tag| tag.to_str().ok());
-        let Some(tag) = tag.map(str::to_owned) else {
-            let why = "If-Match is missing: it is the ETag of what this replaces, as GET /policy shows it";
-            return refuse(StatusCode::PRECONDITION_REQUIRED, why);
-        };
+        let Some(tag) = tag_of(session) else { return untagged() };
         match self.text(session).await {
             Ok(text) => self.ask(Ask::Put { text, tag }).await,
             Err(refusal) => refuse(refusal.status(), &refusal.to_string()),
+        }
+    }
+
+    async fn roll_back(&self, session: &mut ServerSession, query: &str) -> Response<Vec<u8>> {
+        let Some(tag) = tag_of(session) else { return untagged() };
+        match parameter(query, "to").map(|to| to.parse()).transpose() {
+            Ok(to) => self.ask(Ask::RollBack { to, tag }).await,
+            Err(_) => refuse(StatusCode::BAD_REQUEST, "`to` is the number of a generation"),
         }
     }
 
@@ -130,6 +129,17 @@ impl Admin {
     }
 }
 
+/// Of what is to be replaced.
+fn tag_of(session: &ServerSession) -> Option<String> {
+    session.req_header().headers.get(header::IF_MATCH)?.to_str().ok().map(str::to_owned)
+}
+
+/// Without a tag, two people would undo each other's work.
+fn untagged() -> Response<Vec<u8>> {
+    let why = "If-Match is missing: it is the ETag of what this replaces, as GET /policy shows it";
+    refuse(StatusCode::PRECONDITION_REQUIRED, why)
+}
+
 fn status_of(denied: &Denied) -> StatusCode {
     match denied {
         Denied::Faulty(_) => StatusCode::UNPROCESSABLE_ENTITY,
@@ -148,8 +158,17 @@ fn show(edit: Edit) -> Response<Vec<u8>> {
             response.headers_mut().insert("x-penstock-generation", revision.generation.into());
             response
         }
-        Edit::History(revisions) => json_of(&json!(revisions)),
-        Edit::Planned(plan) => json_of(&json!({"changes": plan.changes, "text": plan.to_string()})),
+        Edit::History(revisions) => {
+            let tagged = |revision: &Revision| {
+                let mut shown = json!(revision);
+                shown["tag"] = revision.tag().into();
+                shown
+            };
+            json_of(&revisions.iter().map(tagged).collect())
+        }
+        Edit::Planned { plan, tag } => {
+            json_of(&json!({"tag": tag, "changes": plan.changes, "text": plan.to_string()}))
+        }
         Edit::Applied { plan, revision } => {
             let text = plan.to_string();
             let (generation, tag) = (revision.generation, revision.tag());

@@ -26,25 +26,40 @@ impl Remote {
         Ok(if json { format!("{canary:#}\n") } else { one_in_words(model, &canary) })
     }
 
-    /// What a policy would change.
+    /// What a policy would change, and the tag of the one that it was compared with.
     pub fn plan(&self, text: &str, json: bool) -> anyhow::Result<String> {
         let plan = self.ask(http::Request::post(self.url("/policy/plan")).body(text.to_owned())?)?;
-        shown(&body_of(plan)?, json)
+        let plan = body_of(plan)?;
+        let shown = shown(&plan, json)?;
+        Ok(if json {
+            shown
+        } else {
+            format!("{shown}compared with {}, see `apply --if`\n", bare(&plan["tag"]))
+        })
     }
 
-    /// Puts a policy in the place of the one that is in force, unless somebody else does so at the same time.
-    pub fn apply(&self, text: &str, json: bool) -> anyhow::Result<String> {
-        let now = self.ask(http::Request::get(self.url("/policy")).body(String::new())?)?;
-        let tag = now.headers().get(http::header::ETAG).context("no ETag in the answer")?;
-        let put = http::Request::put(self.url("/policy")).header(http::header::IF_MATCH, tag);
+    /// Puts a policy in the place of the one that has this tag. Without one, that is the policy in force: nobody can
+    /// change it at the same time, but whatever has come since anybody looked is replaced.
+    pub fn apply(&self, text: &str, tag: Option<&str>, json: bool) -> anyhow::Result<String> {
+        let put = http::Request::put(self.url("/policy")).header(http::header::IF_MATCH, self.tag(tag)?);
         applied(&body_of(self.ask(put.body(text.to_owned())?)?)?, json)
     }
 
-    /// Goes back to the policy before, or to that of a generation.
-    pub fn roll_back(&self, to: Option<u64>, json: bool) -> anyhow::Result<String> {
+    /// Goes back to the policy before, or to that of a generation, from the one that has this tag or is in force.
+    pub fn roll_back(&self, to: Option<u64>, tag: Option<&str>, json: bool) -> anyhow::Result<String> {
         let to = to.map(|to| format!("?to={to}")).unwrap_or_default();
         let url = self.url(&format!("/policy/rollback{to}"));
-        applied(&body_of(self.ask(http::Request::post(url).body(String::new())?)?)?, json)
+        let post = http::Request::post(url).header(http::header::IF_MATCH, self.tag(tag)?);
+        applied(&body_of(self.ask(post.body(String::new())?)?)?, json)
+    }
+
+    /// As the header has it: what a person gives, or that of the policy in force.
+    fn tag(&self, given: Option<&str>) -> anyhow::Result<http::HeaderValue> {
+        if let Some(given) = given {
+            return Ok(http::HeaderValue::from_str(&format!("\"{}\"", given.trim_matches('"')))?);
+        }
+        let now = self.ask(http::Request::get(self.url("/policy")).body(String::new())?)?;
+        now.headers().get(http::header::ETAG).cloned().context("no ETag in the answer")
     }
 
     /// The policies that were in force.
@@ -58,7 +73,9 @@ impl Remote {
         let line = |revision: &Value| {
             let (number, since) = (&revision["generation"], revision["since_unix_s"].as_u64().unwrap_or(now));
             let source = revision["source"].as_str().unwrap_or("?").replace('_', " ");
-            format!("generation {number}: {} s ago, {source}\n", now.saturating_sub(since))
+            let restores = revision["restores"].as_u64().map(|first| format!(" to {first}"));
+            let (ago, tag) = (now.saturating_sub(since), bare(&revision["tag"]));
+            format!("generation {number}: {tag}, {ago} s ago, {source}{}\n", restores.unwrap_or_default())
         };
         Ok(history.as_array().into_iter().flatten().map(line).collect())
     }
@@ -105,7 +122,13 @@ fn shown(plan: &Value, json: bool) -> anyhow::Result<String> {
 
 fn applied(answer: &Value, json: bool) -> anyhow::Result<String> {
     let shown = shown(answer, json)?;
-    Ok(if json { shown } else { format!("{shown}generation {} is in force\n", answer["generation"]) })
+    let (generation, tag) = (&answer["generation"], bare(&answer["tag"]));
+    Ok(if json { shown } else { format!("{shown}generation {generation} is in force: {tag}\n") })
+}
+
+/// A tag without the quotes that HTTP wants and a shell takes away.
+fn bare(tag: &Value) -> &str {
+    tag.as_str().unwrap_or("?").trim_matches('"')
 }
 
 /// Evidence grows without bound; beyond enough nobody reads its digits.

@@ -46,6 +46,9 @@ enum Command {
     Apply {
         /// The policy file.
         file: PathBuf,
+        /// Only in the place of the policy that has this tag, as `plan` has shown it.
+        #[arg(long = "if", value_name = "TAG")]
+        tag: Option<String>,
         #[command(flatten)]
         remote: Running,
     },
@@ -54,6 +57,9 @@ enum Command {
         /// Or to that of this generation, see `history`.
         #[arg(long, value_name = "GENERATION")]
         to: Option<u64>,
+        /// Only from the policy that has this tag, see `history`.
+        #[arg(long = "if", value_name = "TAG")]
+        tag: Option<String>,
         #[command(flatten)]
         remote: Running,
     },
@@ -126,10 +132,12 @@ fn main() -> ExitCode {
         Command::Plan { file, remote } => {
             read(&file).and_then(|text| remote.ask(|remote, json| remote.plan(&text, json)))
         }
-        Command::Apply { file, remote } => {
-            read(&file).and_then(|text| remote.ask(|remote, json| remote.apply(&text, json)))
+        Command::Apply { file, tag, remote } => {
+            read(&file).and_then(|text| remote.ask(|remote, json| remote.apply(&text, tag.as_deref(), json)))
         }
-        Command::Rollback { to, remote } => remote.ask(|remote, json| remote.roll_back(to, json)),
+        Command::Rollback { to, tag, remote } => {
+            remote.ask(|remote, json| remote.roll_back(to, tag.as_deref(), json))
+        }
         Command::History { remote } => remote.ask(|remote, json| remote.history(json)),
         Command::Status { remote } => remote.ask(|remote, json| remote.status(json)),
         Command::Canary { action, model, reason, remote } => {

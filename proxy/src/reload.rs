@@ -106,7 +106,7 @@ impl Reload {
             return;
         }
         match compile(&bytes, &self.file) {
-            Ok(snapshot) => self.publish(snapshot, &bytes, Source::File).await,
+            Ok(snapshot) => self.publish(snapshot, &bytes, Source::File, None).await,
             Err(error) => {
                 tracing::error!("policy stays as it is:\n{error}");
                 self.metrics.policy_rejected.inc();
@@ -115,10 +115,10 @@ impl Reload {
         self.seen = Seen::Text(bytes);
     }
 
-    async fn publish(&mut self, snapshot: Snapshot, text: &[u8], source: Source) {
+    async fn publish(&mut self, snapshot: Snapshot, text: &[u8], source: Source, restores: Option<u64>) {
         let published = self.live.publish(snapshot);
         let text = String::from_utf8_lossy(text).into_owned();
-        self.revisions.note(published.generation, text, source, SystemTime::now());
+        self.revisions.note(published.generation, text, source, restores, SystemTime::now());
         if !published.changed {
             return;
         }
@@ -148,23 +148,23 @@ impl Reload {
             Ask::History => Ok(Edit::History(self.revisions.all().cloned().collect())),
             Ask::Plan { text } => {
                 let snapshot = self.compiled(&text)?;
-                Ok(Edit::Planned(self.ledger.plan(&self.live.load().snapshot, &snapshot)))
+                let plan = self.ledger.plan(&self.live.load().snapshot, &snapshot);
+                Ok(Edit::Planned { plan, tag: current.tag() })
             }
-            Ask::Put { text, tag } => {
-                if tag != current.tag() {
-                    return Err(Denied::Changed { tag: current.tag() });
-                }
-                self.put(text, Source::Admin).await
+            Ask::Put { tag, .. } | Ask::RollBack { tag, .. } if tag != current.tag() => {
+                Err(Denied::Changed { tag: current.tag() })
             }
-            Ask::RollBack { to } => {
-                let text = self.revisions.earlier(to).ok_or(Denied::NoSuchRevision)?.text.clone();
-                self.put(text, Source::RollBack).await
+            Ask::Put { text, .. } => self.put(text, Source::Admin, None).await,
+            Ask::RollBack { to, .. } => {
+                let earlier = self.revisions.earlier(to).ok_or(Denied::NoSuchRevision)?;
+                let (text, first) = (earlier.text.clone(), earlier.first());
+                self.put(text, Source::RollBack, Some(first)).await
             }
         }
     }
 
     /// Into the file first: it is what the next start reads.
-    async fn put(&mut self, text: String, source: Source) -> Result<Edit, Denied> {
+    async fn put(&mut self, text: String, source: Source, restores: Option<u64>) -> Result<Edit, Denied> {
         let is_as_seen = match tokio::fs::read(&self.file).await {
             Ok(bytes) => matches!(&self.seen, Seen::Text(seen) if *seen == bytes),
             Err(error) => error.kind() == std::io::ErrorKind::NotFound,
@@ -175,7 +175,7 @@ impl Reload {
         let snapshot = self.compiled(&text)?;
         let plan = self.ledger.plan(&self.live.load().snapshot, &snapshot);
         replace(&self.file, &text).await.map_err(|error| Denied::NotWritten(format!("{error:#}")))?;
-        self.publish(snapshot, text.as_bytes(), source).await;
+        self.publish(snapshot, text.as_bytes(), source, restores).await;
         self.seen = Seen::Text(text.into_bytes());
         Ok(Edit::Applied { plan, revision: self.revisions.current().clone() })
     }

@@ -20,6 +20,9 @@ pub struct Revision {
     pub since_unix_s: u64,
     /// Where it came from.
     pub source: Source,
+    /// Of one that somebody has gone back to: the generation that it was first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restores: Option<u64>,
     /// The text.
     #[serde(skip)]
     pub text: String,
@@ -29,6 +32,11 @@ impl Revision {
     /// The same for the same text, for `ETag` and `If-Match`.
     pub fn tag(&self) -> String {
         format!("\"{:016x}\"", xxh3_64(self.text.as_bytes()))
+    }
+
+    /// The generation that it was before anybody went back to it.
+    pub(crate) fn first(&self) -> u64 {
+        self.restores.unwrap_or(self.generation)
     }
 }
 
@@ -54,18 +62,25 @@ impl Revisions {
     /// Begins with what is in force at the start.
     pub fn new(text: String, now: SystemTime) -> Self {
         let mut revisions = Self(VecDeque::new());
-        revisions.note(1, text, Source::Start, now);
+        revisions.note(1, text, Source::Start, None, now);
         revisions
     }
 
-    /// Another text is in force.
-    pub(crate) fn note(&mut self, generation: u64, text: String, source: Source, now: SystemTime) {
-        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let revision = Revision { generation, since_unix_s: since.as_secs(), source, text };
+    /// Another text is in force, that of generation `restores` if somebody has gone back to it.
+    pub(crate) fn note(
+        &mut self,
+        generation: u64,
+        text: String,
+        source: Source,
+        mut restores: Option<u64>,
+        now: SystemTime,
+    ) {
         // Another text that decides alike is the same revision, written otherwise.
-        if self.0.back().is_some_and(|last| last.generation == generation) {
-            self.0.pop_back();
+        if let Some(same) = self.0.pop_back_if(|last| last.generation == generation) {
+            restores = restores.or(same.restores);
         }
+        let since_unix_s = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let revision = Revision { generation, since_unix_s, source, restores, text };
         if self.0.len() == REVISIONS_MAX {
             self.0.pop_front();
         }
@@ -76,12 +91,14 @@ impl Revisions {
         self.0.back().expect("it begins with one")
     }
 
-    /// The one of this generation, or the one before the current.
+    /// The one of this generation, or the one before the current. Who goes back and back again goes further back: before
+    /// a revision that was gone back to comes what came before it when it was new, not what was just left.
     pub(crate) fn earlier(&self, generation: Option<u64>) -> Option<&Revision> {
         let mut earlier = self.0.iter().rev().skip(1);
+        let first = self.current().first();
         match generation {
             Some(generation) => earlier.find(|revision| revision.generation == generation),
-            None => earlier.next(),
+            None => earlier.find(|revision| revision.generation < first),
         }
     }
 
@@ -111,9 +128,10 @@ pub(crate) enum Ask {
         text: String,
         tag: String,
     },
-    /// Go back to the revision before, or to that of a generation.
+    /// Go back to the revision before, or to that of a generation, if what has this tag is still in force.
     RollBack {
         to: Option<u64>,
+        tag: String,
     },
 }
 
@@ -122,8 +140,15 @@ pub(crate) enum Ask {
 pub(crate) enum Edit {
     Shown(Revision),
     History(Vec<Revision>),
-    Planned(Plan),
-    Applied { plan: Plan, revision: Revision },
+    Planned {
+        plan: Plan,
+        /// Of what it was compared with.
+        tag: String,
+    },
+    Applied {
+        plan: Plan,
+        revision: Revision,
+    },
 }
 
 /// Why nothing came of it.
@@ -135,7 +160,7 @@ pub(crate) enum Denied {
     Changed { tag: String },
     #[error("somebody is changing the policy file: look at it and try again")]
     FileChanged,
-    #[error("there is no such revision any more; `penstock history` shows those that there are")]
+    #[error("there is no such revision, or not any more; `penstock history` shows those that there are")]
     NoSuchRevision,
     #[error("{0}; nothing has changed")]
     NotWritten(String),
@@ -145,20 +170,41 @@ pub(crate) enum Denied {
 mod tests {
     use super::*;
 
+    const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
     #[test]
     fn the_last_few_are_remembered_and_those_that_decide_alike_are_one() {
-        let now = SystemTime::UNIX_EPOCH;
-        let mut revisions = Revisions::new("one".into(), now);
+        let mut revisions = Revisions::new("one".into(), NOW);
         assert!(revisions.earlier(None).is_none());
-        revisions.note(1, "# one\none".into(), Source::File, now);
+        revisions.note(1, "# one\none".into(), Source::File, None, NOW);
         assert!(revisions.earlier(None).is_none());
         for generation in 2..40 {
-            revisions.note(generation, format!("text {generation}"), Source::Admin, now);
+            revisions.note(generation, format!("text {generation}"), Source::Admin, None, NOW);
         }
         assert_eq!(revisions.all().count(), REVISIONS_MAX);
         assert_eq!(revisions.earlier(None).unwrap().text, "text 38");
         assert_eq!(revisions.earlier(Some(30)).unwrap().text, "text 30");
         assert!(revisions.earlier(Some(2)).is_none(), "forgotten");
         assert_ne!(revisions.current().tag(), revisions.earlier(None).unwrap().tag());
+    }
+
+    #[test]
+    fn who_goes_back_twice_does_not_come_to_what_was_left() {
+        let mut revisions = Revisions::new("old".into(), NOW);
+        revisions.note(2, "good".into(), Source::Admin, None, NOW);
+        revisions.note(3, "bad".into(), Source::Admin, None, NOW);
+        let mut generation = 3;
+        let mut go_back = |revisions: &mut Revisions, to| {
+            let Revision { text, restores, generation: was, .. } = revisions.earlier(to)?.clone();
+            generation += 1;
+            revisions.note(generation, text.clone(), Source::RollBack, restores.or(Some(was)), NOW);
+            Some(text)
+        };
+        assert_eq!(go_back(&mut revisions, None).as_deref(), Some("good"));
+        revisions.note(4, "# good\ngood".into(), Source::File, None, NOW);
+        assert_eq!(go_back(&mut revisions, None).as_deref(), Some("old"), "and not what is bad");
+        assert_eq!(go_back(&mut revisions, None), None);
+        assert_eq!(go_back(&mut revisions, Some(3)).as_deref(), Some("bad"), "who wants that may say so");
+        assert_eq!(go_back(&mut revisions, None).as_deref(), Some("good"));
     }
 }

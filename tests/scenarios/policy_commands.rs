@@ -50,7 +50,8 @@ fn a_policy_is_planned_applied_and_taken_back() {
     let file = draft(&stack, AFTER);
     let file = file.to_str().unwrap();
 
-    let plan = says(&penstock(&stack, &["plan", file]));
+    let compared = says(&penstock(&stack, &["plan", file]));
+    let (plan, _) = compared.split_once("compared with ").unwrap();
     assert_eq!(
         plan,
         "model m\n  - 90 % go to version 1\n  - 10 % go to version 2\n  + 60 % go to version 1\n  + 40 % go to version 2\n  \
@@ -60,20 +61,21 @@ fn a_policy_is_planned_applied_and_taken_back() {
 
     let before = of_version_2(&stack);
     let applied = says(&penstock(&stack, &["apply", file]));
-    assert_eq!(applied, format!("{plan}generation 2 is in force\n"));
+    assert!(applied.starts_with(&format!("{plan}generation 2 is in force: ")), "{applied}");
     assert!(of_version_2(&stack) > before + 10);
     assert_eq!(std::fs::read_to_string(&stack.policies).unwrap(), AFTER, "it is in the file as well");
-    assert_eq!(says(&penstock(&stack, &["apply", file])), "nothing changes\ngeneration 2 is in force\n");
+    let again = says(&penstock(&stack, &["apply", file]));
+    assert!(again.starts_with("nothing changes\ngeneration 2 is in force: "), "{again}");
 
     let back = says(&penstock(&stack, &["rollback"]));
-    assert!(back.ends_with("generation 3 is in force\n"), "{back}");
+    assert!(back.contains("generation 3 is in force: "), "{back}");
     assert_eq!(of_version_2(&stack), before);
     assert_eq!(std::fs::read_to_string(&stack.policies).unwrap(), BEFORE);
     let history = says(&penstock(&stack, &["history"]));
     let sources: Vec<&str> = history.lines().map(|line| line.rsplit(", ").next().unwrap()).collect();
-    assert_eq!(sources, ["start", "admin", "roll back"], "{history}");
+    assert_eq!(sources, ["start", "admin", "roll back to 1"], "{history}");
     let forth = says(&penstock(&stack, &["rollback", "--to", "2"]));
-    assert!(forth.ends_with("generation 4 is in force\n"), "{forth}");
+    assert!(forth.contains("generation 4 is in force: "), "{forth}");
     let nowhere = penstock(&stack, &["rollback", "--to", "77"]);
     assert!(!nowhere.status.success());
 }
@@ -120,6 +122,53 @@ fn two_people_do_not_undo_each_others_work() {
     );
     let from_a_page = admin.put("/policy", &[("if-match", &tag), ("origin", "http://evil.example")], b"");
     assert_eq!(from_a_page.status, 403);
+}
+
+/// The word after this one.
+fn word_after(text: &str, before: &str) -> String {
+    let after = text.split(before).nth(1).unwrap_or_else(|| panic!("no `{before}` in {text}"));
+    after.chars().take_while(char::is_ascii_alphanumeric).collect()
+}
+
+#[test]
+fn what_was_looked_at_is_what_is_replaced() {
+    let engine = engine();
+    let stack = stack(&engine);
+    let file = draft(&stack, AFTER);
+    let file = file.to_str().unwrap();
+    let tag = word_after(&says(&penstock(&stack, &["plan", file])), "compared with ");
+    std::fs::write(&stack.policies, "models: {m: {deadline: 3s}}\n").unwrap();
+    stack.wait_for_metric("penstock_policy_generation", 2.0);
+    let refused = penstock(&stack, &["apply", "--if", &tag, file]);
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && why.contains("somebody has changed the policy"), "{why}");
+    assert_eq!(stack.metric("penstock_policy_generation"), 2.0);
+    let tag = word_after(&says(&penstock(&stack, &["plan", file])), "compared with ");
+    assert!(
+        says(&penstock(&stack, &["apply", "--if", &tag, file])).contains("generation 3 is in force"),
+        "nobody has been there since"
+    );
+}
+
+/// Two people see the same bad policy and take it back, or one does so twice.
+#[test]
+fn a_bad_policy_does_not_come_back_by_taking_it_back_twice() {
+    let engine = engine();
+    let stack = stack(&engine);
+    let bad = word_after(
+        &says(&penstock(&stack, &["apply", draft(&stack, AFTER).to_str().unwrap()])),
+        "generation 2 is in force: ",
+    );
+    let back = says(&penstock(&stack, &["rollback", "--if", &bad]));
+    assert!(back.contains("generation 3 is in force: "), "{back}");
+    let again = penstock(&stack, &["rollback", "--if", &bad]);
+    let why = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(!again.status.success() && why.contains("somebody has changed the policy"), "{why}");
+    let further = penstock(&stack, &["rollback"]);
+    let why = String::from_utf8_lossy(&further.stderr).into_owned();
+    assert!(!further.status.success() && why.contains("there is no such revision"), "{why}");
+    assert_eq!(Client::new(stack.admin).post("/policy/rollback", &[], b"").status, 428);
+    assert_eq!(std::fs::read_to_string(&stack.policies).unwrap(), BEFORE);
 }
 
 #[test]
