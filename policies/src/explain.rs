@@ -9,6 +9,7 @@ use crate::canary::CanaryPolicy;
 use crate::ledger::CrowdPolicy;
 use crate::limiter::{Cost, LimitPolicy};
 use crate::pick::{Rule, Split, Stickiness, Target, Test, WithoutKey};
+use crate::shadow::ShadowPolicy;
 use crate::snapshot::{Fallback, ModelPolicy, Snapshot};
 
 impl Snapshot {
@@ -75,13 +76,26 @@ fn write_model(name: &str, model: &ModelPolicy, out: &mut String) -> fmt::Result
     if let Some(Fallback { version, in_flight_max }) = model.fallback {
         writeln!(out, "  version {version} then answers in its place, up to {in_flight_max} at a time")?;
     }
-    if let Some(shadow) = &model.shadow {
-        let (share, version) = (percent(f64::from(shadow.share) / 1e6), shadow.version);
-        let most = shadow.in_flight_max;
-        writeln!(
-            out,
-            "  version {version} gets a copy of {share} % of the requests, up to {most} at a time, and is compared"
-        )?;
+    match &model.shadow {
+        Some(shadow) => write_shadow(shadow, out),
+        None => Ok(()),
+    }
+}
+
+fn write_shadow(shadow: &ShadowPolicy, out: &mut String) -> fmt::Result {
+    let (share, version) = (percent(f64::from(shadow.share) / 1e6), shadow.version);
+    let most = shadow.in_flight_max;
+    writeln!(
+        out,
+        "  version {version} gets a copy of {share} % of the requests, up to {most} at a time, and is compared"
+    )?;
+    if let Some(deadline) = shadow.deadline {
+        writeln!(out, "  a copy has {deadline:?}")?;
+    }
+    let (absolute, relative) = (shadow.tolerance.absolute(), shadow.tolerance.relative());
+    writeln!(out, "  its numbers may differ by {absolute} and by {relative} times the larger one")?;
+    for output in &shadow.argmax {
+        writeln!(out, "  of its output {output} only the place of the largest number counts")?;
     }
     Ok(())
 }
@@ -249,7 +263,7 @@ models:
       without_key: stable
     deadline: 500ms
     breaker: {failing: 50, slow: {over: 1s, percent: 80}, fallback: {version: stable}}
-    shadow: {version: 3, percent: 5}
+    shadow: {version: 3, percent: 5, deadline: 2s, compare: {relative: 0.01, argmax: [digit]}}
 limits:
   - {name: per-user, key: {header: x-user-id}, models: [digits], rate: 100/s, burst: 20}
 ";
@@ -265,6 +279,9 @@ model digits
   and one of which 80 % of 20 or more take longer than 1s, within 10s
   version 1 then answers in its place, up to 32 at a time
   version 3 gets a copy of 5 % of the requests, up to 8 at a time, and is compared
+  a copy has 2s
+  its numbers may differ by 0.0001 and by 0.01 times the larger one
+  of its output digit only the place of the largest number counts
 limit per-user: 100/s with bursts of 20 per header x-user-id, for up to 100000 at a time, on digits
 ";
         assert_eq!(parse(text, "policies.yaml").unwrap().explain(), expected);

@@ -2,9 +2,11 @@
 //!
 //! A model's answers are a ring of all 64-bit numbers cut between versions (see `pick.rs`). Two policies cut it in two
 //! ways, and a user moves if the versions at its point differ; how many do is the length of those parts, exactly. Where
-//! every request draws anew there are no users to move, and what counts is by how much the shares differ.
+//! every request draws anew there are no users to move, and what counts is by how much the shares differ. How many users
+//! rules decide about, and how many bring no key, the policies do not say: where these differ, the number is told to leave
+//! them out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::fmt;
 
 use serde::Serialize;
@@ -12,8 +14,10 @@ use serde::Serialize;
 use crate::attribute::Attribute;
 use crate::canary::{ALL, Millionths, percent, step_of};
 use crate::ledger::Ledger;
+use crate::pick::{Stickiness, Test};
 use crate::ring::{self, Parts};
 use crate::snapshot::{ModelPolicy, Snapshot};
+use crate::units::Version;
 
 /// The differences between two policies.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -34,13 +38,16 @@ pub struct Change {
     /// Percent of the users, or of the requests where each draws anew, that another version will answer; `None` where
     /// the policy leaves it open who answers.
     pub moved_percent: Option<f64>,
+    /// What has changed as well and is not in that number, by its name in the policy.
+    pub besides: Vec<&'static str>,
     /// What becomes of breakers, limits and rollouts.
     pub state: Vec<String>,
 }
 
 impl Ledger {
-    /// What would change if `new`, which follows it, took the place of `old`, which is in force.
-    pub fn plan(&self, old: &Snapshot, new: &Snapshot) -> Plan {
+    /// What would change if `new`, which follows it, took the place of `old`, which is in force. A candidate of a rollout
+    /// that is not ready gets nothing.
+    pub fn plan(&self, old: &Snapshot, new: &Snapshot, is_ready: impl Fn(&str, Version) -> bool) -> Plan {
         let names: BTreeMap<&str, ()> =
             old.models().chain(new.models()).map(|(name, _)| (name, ())).collect();
         let models = names.into_keys().filter_map(|name| {
@@ -51,17 +58,19 @@ impl Ledger {
             let lines =
                 |policy: Option<&ModelPolicy>| policy.map(|policy| policy.lines()).unwrap_or_default();
             let (removed, added) = apart(&lines(before), &lines(after));
-            let rings = (self.ring(name, before, None), self.ring(name, after, before));
-            let moved_percent = match rings {
-                (Some(before), Some(after)) => Some(before.moved(&after) * 100.0),
-                _ => None,
+            let is_ready = |version| is_ready(name, version);
+            let rings = (self.ring(name, before, None, is_ready), self.ring(name, after, before, is_ready));
+            let (moved_percent, besides) = match rings {
+                (Some(one), Some(other)) => (Some(one.moved(&other) * 100.0), besides(before, after)),
+                _ => (None, Vec::new()),
             };
             let mut state = Vec::new();
             if !old.breaker(name).counts_like(&new.breaker(name)) {
                 state.push("its breakers start afresh".into());
             }
             state.extend(self.fate_of_rollout(name, before, after));
-            Some(Change { of: format!("model {name}"), removed, added, moved_percent, state })
+            state.extend(after.and_then(|policy| who_is_missing(policy, is_ready)));
+            Some(Change { of: format!("model {name}"), removed, added, moved_percent, besides, state })
         });
         let (before, after) = (old.limit_lines(), new.limit_lines());
         let names: BTreeMap<&String, ()> = before.keys().chain(after.keys()).map(|name| (name, ())).collect();
@@ -74,6 +83,7 @@ impl Ledger {
                 removed: lines(&before),
                 added: lines(&after),
                 moved_percent: None,
+                besides: Vec::new(),
                 state: state.into_iter().collect(),
             }
         });
@@ -103,10 +113,20 @@ impl Ledger {
         }
     }
 
-    fn ring(&self, model: &str, policy: Option<&ModelPolicy>, before: Option<&ModelPolicy>) -> Option<Ring> {
+    fn ring(
+        &self,
+        model: &str,
+        policy: Option<&ModelPolicy>,
+        before: Option<&ModelPolicy>,
+        is_ready: impl Fn(Version) -> bool,
+    ) -> Option<Ring> {
         let policy = policy?;
         if let Some(canary) = &policy.canary {
-            let share = self.share(model, canary, before.and_then(|policy| policy.canary.as_ref()));
+            let share = if is_ready(canary.candidate.version) {
+                self.share(model, canary, before.and_then(|policy| policy.canary.as_ref()))
+            } else {
+                0
+            };
             // As CanaryPolicy::pick has it: the candidate's part ends where the ring ends.
             let cut = (u128::from(ALL - share) << 64).div_ceil(u128::from(ALL));
             let (baseline, candidate) = canary.versions_of_arms();
@@ -116,6 +136,35 @@ impl Ledger {
         let split = policy.split.as_ref()?;
         Some(Ring { key: split.stickiness().map(|sticky| sticky.key.clone()), parts: split.parts() })
     }
+}
+
+/// What decides about some users before the ring does, or in its place, and is not the same.
+fn besides(before: Option<&ModelPolicy>, after: Option<&ModelPolicy>) -> Vec<&'static str> {
+    // Under which label a version answers moves nobody.
+    fn rules(policy: Option<&ModelPolicy>) -> impl Iterator<Item = (&Attribute, &Test, Version)> {
+        let rules = policy.into_iter().flat_map(|policy| &policy.rules);
+        rules.map(|rule| (&rule.attribute, &rule.test, rule.target.version))
+    }
+    let without_key = |policy: Option<&ModelPolicy>| {
+        let canary = policy?.canary.as_ref().and_then(|canary| canary.stickiness.as_ref());
+        let split = || policy?.split.as_ref()?.stickiness();
+        canary.or_else(split).and_then(Stickiness::fallback)
+    };
+    let mut besides = Vec::new();
+    if rules(before).ne(rules(after)) {
+        besides.push("rules");
+    }
+    if without_key(before) != without_key(after) {
+        besides.push("without_key");
+    }
+    besides
+}
+
+/// That a rollout's candidate does not answer yet, if so.
+fn who_is_missing(policy: &ModelPolicy, is_ready: impl Fn(Version) -> bool) -> Option<String> {
+    let (baseline, candidate) = policy.canary.as_ref()?.versions_of_arms();
+    let says = || format!("version {candidate} is not ready: until it is, version {baseline} answers for it");
+    (!is_ready(candidate)).then(says)
 }
 
 /// Who answers at which point.
@@ -143,12 +192,41 @@ impl Ring {
     }
 }
 
-/// Lines that only the first has, and that only the second has.
+/// Lines that are to go and lines that come, so that the one becomes the other: where only the order is another, the fewest
+/// that must move.
 fn apart(before: &[String], after: &[String]) -> (Vec<String>, Vec<String>) {
-    let only = |these: &[String], those: &[String]| -> Vec<String> {
-        these.iter().filter(|line| !those.contains(line)).cloned().collect()
+    let mut places: HashMap<&str, VecDeque<usize>> = HashMap::new();
+    for (place, line) in after.iter().enumerate() {
+        places.entry(line).or_default().push_back(place);
+    }
+    // The first of equal lines is the first of them there, and so on.
+    let place_of = |line: &String| places.get_mut(line.as_str())?.pop_front();
+    let there: Vec<Option<usize>> = before.iter().map(place_of).collect();
+    let stay = longest_rising(&there);
+    let kept_there: BTreeSet<usize> = stay.iter().filter_map(|place| there[*place]).collect();
+    let but = |lines: &[String], stay: &BTreeSet<usize>| -> Vec<String> {
+        let others = lines.iter().enumerate().filter(|(place, _)| !stay.contains(place));
+        others.map(|(_, line)| line.clone()).collect()
     };
-    (only(before, after), only(after, before))
+    (but(before, &stay), but(after, &kept_there))
+}
+
+/// Places of the most numbers that rise from one to the next, by patience sorting.
+fn longest_rising(numbers: &[Option<usize>]) -> BTreeSet<usize> {
+    // Of each length, the place of the smallest number with which so many may end; and of each place the one before it.
+    let (mut ends, mut befores) = (Vec::<usize>::new(), vec![None; numbers.len()]);
+    for (place, number) in numbers.iter().enumerate() {
+        if number.is_none() {
+            continue;
+        }
+        let length = ends.partition_point(|end| numbers[*end] < *number);
+        befores[place] = length.checked_sub(1).map(|shorter| ends[shorter]);
+        match ends.get_mut(length) {
+            Some(end) => *end = place,
+            None => ends.push(place),
+        }
+    }
+    std::iter::successors(ends.last().copied(), |place| befores[*place]).collect()
 }
 
 impl fmt::Display for Plan {
@@ -156,12 +234,21 @@ impl fmt::Display for Plan {
         if self.changes.is_empty() {
             return writeln!(f, "nothing changes");
         }
-        for Change { of, removed, added, moved_percent, state } in &self.changes {
+        for Change { of, removed, added, moved_percent, besides, state } in &self.changes {
             writeln!(f, "{of}")?;
             removed.iter().try_for_each(|line| writeln!(f, "  - {line}"))?;
             added.iter().try_for_each(|line| writeln!(f, "  + {line}"))?;
             match moved_percent {
-                Some(moved) => writeln!(f, "  {:.4} % are answered by another version", moved)?,
+                Some(moved) if besides.is_empty() => {
+                    writeln!(f, "  {moved:.4} % are answered by another version")?
+                }
+                Some(moved) => {
+                    let besides = besides.join(" and ");
+                    writeln!(
+                        f,
+                        "  {moved:.4} % are answered by another version, besides {besides}, which changed"
+                    )?
+                }
                 None if of.starts_with("model") => {
                     writeln!(f, "  who answers depends on which versions are ready")?
                 }
@@ -194,7 +281,7 @@ mod tests {
         let policy = |text| parse(text, "p").unwrap_or_else(|errors| panic!("{errors}"));
         let before = policy(before);
         let after = policy(after).follow(&before.rings());
-        Ledger::new().plan(&before, &after)
+        Ledger::new().plan(&before, &after, |_, _| true)
     }
 
     fn moved(before: &str, after: &str) -> f64 {
@@ -253,11 +340,86 @@ limits: [{name: users, key: {header: u}, rate: 7/s}]";
         let (ledger, now) = (Ledger::new(), Instant::now());
         let running = policy(2, "[5, 50]");
         ledger.roll_out(&running, now);
-        let state = |new: &Snapshot| ledger.plan(&running, new).changes[0].state.join(", ");
+        let state = |new: &Snapshot| ledger.plan(&running, new, |_, _| true).changes[0].state.join(", ");
         assert_eq!(state(&policy(2, "[1, 4, 60]")), "the rollout of version 2 goes on at 4 %");
         assert_eq!(state(&policy(3, "[1, 4]")), "the rollout of version 3 begins at 1 %");
         assert_eq!(state(&Snapshot::default()), "the rollout of version 2 ends");
         ledger.command("m", Command::Promote, "", now).unwrap();
         assert_eq!(state(&policy(2, "[1, 4]")), "the rollout of version 2 goes on at 100 %");
+    }
+
+    #[test]
+    fn what_the_number_leaves_out_is_said() {
+        let policy = |rules: &str, without_key: &str| {
+            format!(
+                "models: {{m: {{labels: {{b: 2}}, rules: [{rules}], split: {{weights: {{1: 1, 2: 1}}, sticky: {{header: u}}, \
+                 without_key: {without_key}}}}}}}"
+            )
+        };
+        let (beta, staff) =
+            ("{when: {header: c, equals: beta}, use: 2}", "{when: {header: staff, present: true}, use: 1}");
+        let both = policy(&format!("{beta}, {staff}"), "1");
+        let text = plan(&policy(beta, "1"), &both).to_string();
+        assert!(
+            text.ends_with("  0.0000 % are answered by another version, besides rules, which changed\n"),
+            "{text}"
+        );
+        let swapped = plan(&both, &policy(&format!("{staff}, {beta}"), "2")).to_string();
+        let (beta, staff) = ("if header c is `beta`, version 2", "if header staff is present, version 1");
+        for part in [
+            &format!("model m\n  - {beta} answers\n"),
+            &format!("  + {beta} answers\n"),
+            "besides rules and without_key, which changed",
+        ] {
+            assert!(swapped.contains(part), "{part}\n{swapped}");
+        }
+        assert!(!swapped.contains(staff), "{swapped}");
+        let renamed = both.replace("b: 2", "c: 2");
+        assert!(plan(&both, &renamed).changes.iter().all(|change| change.besides.is_empty()));
+    }
+
+    #[test]
+    fn a_candidate_that_is_not_ready_gets_nothing_yet() {
+        let policy = |text: &str| parse(&format!("models: {{m: {{{text}}}}}"), "p").unwrap();
+        let split = policy("split: {weights: {1: 90, 2: 10}, sticky: {header: u}}");
+        let canary = policy("canary: {baseline: 1, candidate: 2, steps: [10], sticky: {header: u}}");
+        let plan = Ledger::new().plan(&split, &canary, |_, version| version == Version(1));
+        let moved = plan.changes[0].moved_percent.unwrap();
+        assert_eq!((moved * 1e6).round() / 1e6, 10.0, "until it is there");
+        assert_eq!(
+            plan.changes[0].state.last().unwrap(),
+            "version 2 is not ready: until it is, version 1 answers for it"
+        );
+    }
+
+    #[test]
+    fn what_a_shadow_compares_is_seen() {
+        let shadow = |more: &str| format!("models: {{m: {{shadow: {{version: 2{more}}}}}}}");
+        let text =
+            plan(&shadow(""), &shadow(", deadline: 1s, compare: {relative: 0.5, argmax: [y]}")).to_string();
+        let expected = "model m
+  - its numbers may differ by 0.0001 and by 0.0001 times the larger one
+  + a copy has 1s
+  + its numbers may differ by 0.0001 and by 0.5 times the larger one
+  + of its output y only the place of the largest number counts
+";
+        assert!(text.starts_with(expected), "{text}");
+    }
+
+    #[test]
+    fn of_lines_in_another_order_the_fewest_move() {
+        let lines = |text: &str| text.chars().map(String::from).collect::<Vec<_>>();
+        let check = |before: &str, after: &str, removed: &str, added: &str| {
+            assert_eq!(
+                apart(&lines(before), &lines(after)),
+                (lines(removed), lines(added)),
+                "{before} {after}"
+            );
+        };
+        check("abc", "abc", "", "");
+        check("abcd", "bcda", "a", "a");
+        check("abc", "axc", "b", "x");
+        check("aab", "ab", "a", "");
+        check("", "ab", "", "ab");
     }
 }

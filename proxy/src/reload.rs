@@ -13,7 +13,7 @@ use crate::readiness::Readiness;
 use crate::revisions::{Ask, Asked, Denied, Edit, Revisions, Source};
 use anyhow::Context;
 use notify::Watcher;
-use policies::{Ledger, Live, Snapshot};
+use policies::{Ledger, Live, Plan, Snapshot, Version};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -148,8 +148,7 @@ impl Reload {
             Ask::History => Ok(Edit::History(self.revisions.all().cloned().collect())),
             Ask::Plan { text } => {
                 let snapshot = self.compiled(&text)?;
-                let plan = self.ledger.plan(&self.live.load().snapshot, &snapshot);
-                Ok(Edit::Planned { plan, tag: current.tag() })
+                Ok(Edit::Planned { plan: self.plan(&snapshot), tag: current.tag() })
             }
             Ask::Put { tag, .. } | Ask::RollBack { tag, .. } if tag != current.tag() => {
                 Err(Denied::Changed { tag: current.tag() })
@@ -173,11 +172,17 @@ impl Reload {
             return Err(Denied::FileChanged);
         }
         let snapshot = self.compiled(&text)?;
-        let plan = self.ledger.plan(&self.live.load().snapshot, &snapshot);
+        let plan = self.plan(&snapshot);
         replace(&self.file, &text).await.map_err(|error| Denied::NotWritten(format!("{error:#}")))?;
         self.publish(snapshot, text.as_bytes(), source, restores).await;
         self.seen = Seen::Text(text.into_bytes());
         Ok(Edit::Applied { plan, revision: self.revisions.current().clone() })
+    }
+
+    fn plan(&self, snapshot: &Snapshot) -> Plan {
+        let models = self.readiness.directory.load();
+        let is_ready = |model: &str, version: Version| models.is_ready(model, version.0);
+        self.ledger.plan(&self.live.load().snapshot, snapshot, is_ready)
     }
 
     fn compiled(&self, text: &str) -> Result<Snapshot, Denied> {
