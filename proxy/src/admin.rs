@@ -24,9 +24,12 @@ pub struct Admin {
     pub ledger: Arc<Ledger>,
     /// Who owns the policy file; `None` if there is none.
     pub policy: Option<mpsc::Sender<Asked>>,
-    /// Room for bodies.
+    /// Room for bodies, see [`Admin::slots`].
     pub slots: Arc<Slots>,
 }
+
+/// People, and the programs that they start, who change something at the same time.
+const BODIES_MAX: usize = 16;
 
 /// Characters of a reason that are kept.
 const REASON_MAX: usize = 200;
@@ -71,6 +74,11 @@ impl ServeHttp for Admin {
 }
 
 impl Admin {
+    /// Not those of the requests: a person has something to change just when these are all taken.
+    pub fn slots() -> Arc<Slots> {
+        Arc::new(Slots::new(BODIES_MAX, BODIES_MAX * BODY.bytes_max))
+    }
+
     fn obey(&self, model: &str, word: &str, reason: &str) -> Response<Vec<u8>> {
         let command = match word {
             "pause" => Command::Pause,

@@ -113,7 +113,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let (asks, asked) = mpsc::channel(ASKS_MAX);
     let admin = config.admin.map(|address| {
         let policy = config.policies.is_some().then(|| asks.clone());
-        let admin = Admin { ledger: path.ledger.clone(), policy, slots: path.slots.clone() };
+        let admin = Admin { ledger: path.ledger.clone(), policy, slots: Admin::slots() };
         let mut admin = ListeningService::new("admin".into(), admin);
         admin.add_tcp(&address.to_string());
         admin.threads = Some(1);

@@ -172,6 +172,27 @@ fn a_bad_policy_does_not_come_back_by_taking_it_back_twice() {
 }
 
 #[test]
+fn a_policy_is_changed_while_as_much_is_in_flight_as_may_be() {
+    let engine = engine();
+    engine.set("m", 1, Behaviour::Hold);
+    let full = "requests: {in_flight_max: 1}";
+    let stack = Stack::builder().policies(BEFORE).external_engine(engine.socket()).config(full).start();
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| {
+            let path = "/v2/models/m/versions/1/infer";
+            stack.client().post(path, &[], &infer_body("x", [1, 1], &[0.0])).status
+        });
+        stack.wait_for_metric("penstock_requests_in_flight", 1.0);
+        let file = draft(&stack, AFTER);
+        for command in ["plan", "apply"] {
+            says(&penstock(&stack, &[command, file.to_str().unwrap()]));
+        }
+        engine.set("m", 1, Behaviour::Answer);
+        assert_eq!(asked.join().expect("no panic"), 200);
+    });
+}
+
+#[test]
 fn a_process_starts_from_the_last_good_policy_when_the_file_is_broken() {
     let engine = engine();
     let mut stack = stack(&engine);
