@@ -7,22 +7,35 @@ use std::path::Path;
 
 /// Writes through a symbolic link, not in its place.
 pub(crate) fn replace(file: &Path, content: &[u8]) -> anyhow::Result<()> {
+    replace_if(file, content, || true).map(drop)
+}
+
+/// The same, if `may` still says so at the last moment; whether it did. What somebody else writes between that and the
+/// rename is lost, but these are microseconds, and no writing to a disk.
+pub(crate) fn replace_if(file: &Path, content: &[u8], may: impl FnOnce() -> bool) -> anyhow::Result<bool> {
     let file = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut name = file.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = folder.join(name);
-    let written = || {
+    let replaced = || {
         let mut to = File::create(&new)?;
         if let Ok(old) = fs::metadata(&file) {
             to.set_permissions(old.permissions())?;
         }
         to.write_all(content)?;
         to.sync_all()?;
-        fs::rename(&new, &file)?;
-        File::open(folder)?.sync_all()
+        if !may() {
+            return fs::remove_file(&new).map(|()| false);
+        }
+        fs::rename(&new, &file).map(|()| true)
     };
-    written().with_context(|| format!("cannot write {}", file.display()))
+    let replaced = replaced().with_context(|| format!("cannot write {}", file.display()))?;
+    // From the rename on everybody reads the new content: that it may not outlive a power cut is no failure.
+    if replaced && let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
+        tracing::warn!("{} is written, but may be the old one after a power cut: {error}", file.display());
+    }
+    Ok(replaced)
 }
 
 #[cfg(test)]
@@ -43,5 +56,31 @@ mod tests {
         assert_eq!(fs::metadata(&real).unwrap().permissions().mode() & 0o777, 0o640);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
         assert!(replace(&folder.path().join("nowhere/file"), b"").is_err());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_synced_is_no_failure() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "old").unwrap();
+        // Enough to rename in it, and not to open it, unless one may do everything.
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o300)).unwrap();
+        replace(&file, b"new").unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "new");
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    }
+
+    #[test]
+    fn what_an_editor_has_saved_at_the_last_moment_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        fs::write(&file, "seen").unwrap();
+        let saved = || {
+            fs::write(&file, "saved").unwrap();
+            fs::read(&file).unwrap() == b"seen"
+        };
+        assert!(!replace_if(&file, b"new", saved).unwrap());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "saved");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

@@ -44,7 +44,7 @@ pub struct Reload {
 }
 
 /// What the last look at the file has shown.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Seen {
     /// Nobody has looked, or it is to be looked at anew.
     Nothing,
@@ -136,7 +136,7 @@ impl Reload {
 
     async fn keep_last_good(&self) {
         let Some(file) = &self.last_good else { return };
-        if let Err(error) = replace(file, &self.revisions.current().text).await {
+        if let Err(error) = replace(file, &self.revisions.current().text, |_| true).await {
             tracing::error!("the policy in force is not kept for the next start: {error:#}");
         }
     }
@@ -164,16 +164,13 @@ impl Reload {
 
     /// Into the file first: it is what the next start reads.
     async fn put(&mut self, text: String, source: Source, restores: Option<u64>) -> Result<Edit, Denied> {
-        let is_as_seen = match tokio::fs::read(&self.file).await {
-            Ok(bytes) => matches!(&self.seen, Seen::Text(seen) if *seen == bytes),
-            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
-        };
-        if !is_as_seen {
-            return Err(Denied::FileChanged);
-        }
         let snapshot = self.compiled(&text)?;
         let plan = self.plan(&snapshot);
-        replace(&self.file, &text).await.map_err(|error| Denied::NotWritten(format!("{error:#}")))?;
+        let seen = self.seen.clone();
+        let replaced = replace(&self.file, &text, move |file| seen.is_still(file)).await;
+        if !replaced.map_err(|error| Denied::NotWritten(format!("{error:#}")))? {
+            return Err(Denied::FileChanged);
+        }
         self.publish(snapshot, text.as_bytes(), source, restores).await;
         self.seen = Seen::Text(text.into_bytes());
         Ok(Edit::Applied { plan, revision: self.revisions.current().clone() })
@@ -211,10 +208,25 @@ impl Reload {
     }
 }
 
-/// A disk that is slow must not hold up whoever shares this thread: the supervisor of the engine does.
-async fn replace(file: &Path, text: &str) -> anyhow::Result<()> {
+impl Seen {
+    /// Whether that is what is there. A file that is gone may be written anew.
+    fn is_still(&self, file: &Path) -> bool {
+        match std::fs::read(file) {
+            Ok(bytes) => matches!(self, Self::Text(seen) if *seen == bytes),
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        }
+    }
+}
+
+/// Writes a file if `may` says so just before; whether it did. A disk that is slow must not hold up whoever shares this
+/// thread: the supervisor of the engine does.
+async fn replace(
+    file: &Path,
+    text: &str,
+    may: impl FnOnce(&Path) -> bool + Send + 'static,
+) -> anyhow::Result<bool> {
     let (file, text) = (file.to_owned(), text.to_owned());
-    tokio::task::spawn_blocking(move || files::replace(&file, text.as_bytes())).await?
+    tokio::task::spawn_blocking(move || files::replace_if(&file, text.as_bytes(), || may(&file))).await?
 }
 
 /// The policy to start with, and the text that it was compiled from: that of the file, or the last that was in force if
