@@ -90,6 +90,27 @@ impl Default for RawListen {
     }
 }
 
+impl RawListen {
+    /// Each must be free when the process starts, which the second of two is not.
+    fn must_differ(&self) -> anyhow::Result<()> {
+        let admin = self.admin.map(|admin| ("admin", admin));
+        let all: Vec<_> = [("http", self.http), ("monitor", self.monitor)].into_iter().chain(admin).collect();
+        // An address of all interfaces is one of each; that of IPv6 takes IPv4 as well.
+        let covers = |all: &SocketAddr, one: &SocketAddr| {
+            all.ip() == one.ip() || all.ip().is_unspecified() && (all.is_ipv6() || one.is_ipv4())
+        };
+        let collide = |one: &SocketAddr, other: &SocketAddr| {
+            one.port() == other.port() && one.port() != 0 && (covers(one, other) || covers(other, one))
+        };
+        for (at, (name, address)) in all.iter().enumerate() {
+            if let Some((other, _)) = all[..at].iter().find(|(_, other)| collide(address, other)) {
+                anyhow::bail!("listen.{other} and listen.{name} take the same address");
+            }
+        }
+        Ok(())
+    }
+}
+
 #[derive(Deserialize, Validate)]
 #[serde(deny_unknown_fields)]
 struct RawEngine {
@@ -177,10 +198,7 @@ impl Config {
     }
 
     fn check(raw: RawConfig, folder: &Path) -> anyhow::Result<Self> {
-        ensure!(
-            raw.listen.http != raw.listen.monitor || raw.listen.http.port() == 0,
-            "listen.http and listen.monitor are the same address"
-        );
+        raw.listen.must_differ()?;
         if let Some(admin) = raw.listen.admin {
             ensure!(
                 admin.ip().is_loopback(),
@@ -333,6 +351,18 @@ mod tests {
     }
 
     #[test]
+    fn ports_on_different_addresses_and_ports_that_the_system_gives_may_be_the_same() {
+        let engine = "engine: {models: models, binary: engine}\n";
+        for listen in [
+            "{http: '10.0.0.1:1', monitor: '127.0.0.1:1'}",
+            "{http: '127.0.0.1:0', monitor: '127.0.0.1:0', admin: '127.0.0.1:0'}",
+            "{http: '0.0.0.0:1', admin: '[::1]:1'}",
+        ] {
+            read(&format!("{engine}listen: {listen}")).unwrap();
+        }
+    }
+
+    #[test]
     fn durations_and_shares_are_read_and_bounded() {
         let config = read(
             "engine: {managed: false, socket: /run/e.sock}\ntraces: {endpoint: 'http://[::1]:4317', sample: 0.5}\ndrain: {delay: 0s, timeout: 5s}",
@@ -367,7 +397,18 @@ mod tests {
             (&format!("{engine}traces: {{endpoint: 'http://x:1', sample: 2}}"), "sample"),
             (&format!("{engine}drain: {{timeout: soon}}"), "got `soon`"),
             (&format!("{engine}lisen: {{}}"), "lisen"),
-            (&format!("{engine}listen: {{http: '127.0.0.1:1', monitor: '127.0.0.1:1'}}"), "same address"),
+            (
+                &format!("{engine}listen: {{http: '127.0.0.1:1', monitor: '127.0.0.1:1'}}"),
+                "listen.http and listen.monitor take the same address",
+            ),
+            (
+                &format!("{engine}listen: {{http: '0.0.0.0:1', admin: '127.0.0.1:1'}}"),
+                "listen.http and listen.admin take the same address",
+            ),
+            (
+                &format!("{engine}listen: {{monitor: '[::]:1', admin: '127.0.0.1:1'}}"),
+                "listen.monitor and listen.admin take the same address",
+            ),
         ] {
             let error = read(text).unwrap_err();
             assert!(error.contains(says), "{text}\n→ {error}");
