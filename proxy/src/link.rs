@@ -43,10 +43,20 @@ pub enum Event {
     Pong(Health),
 }
 
-/// One connection. Cloning shares it.
+/// One connection. Cloning shares it; it ends with the last clone.
 #[derive(Clone, Debug)]
 pub struct Link {
-    shared: Arc<Shared>,
+    open: Arc<Open>,
+}
+
+/// What those who use a link have of it; its own tasks do not, so that it can be told when nobody does.
+#[derive(Debug)]
+struct Open(Arc<Shared>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.close("nobody uses the link any more".into());
+    }
 }
 
 #[derive(Debug)]
@@ -89,7 +99,11 @@ impl Link {
         let beating = shared.clone();
         tokio::spawn(async move { beating.pulse.run(|| beating.lock().closed.is_some()).await });
         tokio::spawn(read_frames(read, shared.clone(), on_event));
-        Ok(Self { shared })
+        Ok(Self { open: Arc::new(Open(shared)) })
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.open.0
     }
 
     /// Sends a request. Dropping the returned [`Pending`] before it is answered cancels the request.
@@ -106,7 +120,7 @@ impl Link {
         fits("metadata", metadata.encoded_len(), LIMITS.metadata_bytes)?;
         fits("tensors", payload.len(), LIMITS.payload_bytes)?;
         let (answer, receiver) = oneshot::channel();
-        let mut state = self.shared.lock();
+        let mut state = self.shared().lock();
         if let Some(reason) = &state.closed {
             return Err(LinkError::Down(reason.clone()));
         }
@@ -120,48 +134,42 @@ impl Link {
         state.outbox.push(kind, id, metadata, payload);
         drop(state);
         if idle {
-            self.shared.wake.notify_one();
+            self.shared().wake.notify_one();
         }
         Ok(Pending { link: self.clone(), id, receiver })
     }
 
     /// Asks whether the engine is there; the answer comes as an [`Event::Pong`].
     pub fn ping(&self) {
-        let mut state = self.shared.lock();
+        let mut state = self.shared().lock();
         if state.closed.is_none() {
             state.outbox.push(Kind::Ping, 0, &(), Bytes::new());
             drop(state);
-            self.shared.wake.notify_one();
+            self.shared().wake.notify_one();
         }
     }
 
     /// Ends the connection from this side. Nothing that the engine says afterwards is heard.
     pub fn close(&self, reason: &str) {
-        self.shared.close(reason.to_owned());
+        self.shared().close(reason.to_owned());
     }
 
     /// Whether the connection has ended.
     pub fn is_closed(&self) -> bool {
-        self.shared.lock().closed.is_some()
+        self.shared().lock().closed.is_some()
     }
 
     /// Waits until the connection ends; says why.
     pub async fn closed(&self) -> String {
-        loop {
-            let woken = self.shared.ended.notified();
-            if let Some(reason) = &self.shared.lock().closed {
-                return reason.clone();
-            }
-            woken.await;
-        }
+        self.shared().closed().await
     }
 
     fn cancel(&self, id: u64) {
-        let mut state = self.shared.lock();
+        let mut state = self.shared().lock();
         if state.waiting.remove(&id).is_some() && state.closed.is_none() {
             state.outbox.push(Kind::Cancel, id, &(), Bytes::new());
             drop(state);
-            self.shared.wake.notify_one();
+            self.shared().wake.notify_one();
         }
     }
 }
@@ -205,6 +213,16 @@ impl Shared {
         self.wake.notify_one();
         self.pulse.wake();
     }
+
+    async fn closed(&self) -> String {
+        loop {
+            let woken = self.ended.notified();
+            if let Some(reason) = &self.lock().closed {
+                return reason.clone();
+            }
+            woken.await;
+        }
+    }
 }
 
 /// A request on its way.
@@ -222,7 +240,7 @@ impl Pending {
         match (&mut self.receiver).await {
             Ok(frame) => Ok(frame),
             Err(_) => {
-                let reason = self.link.shared.lock().closed.clone();
+                let reason = self.link.shared().lock().closed.clone();
                 Err(LinkError::Down(reason.unwrap_or_else(|| "the request was dropped".into())))
             }
         }
@@ -232,7 +250,7 @@ impl Pending {
 impl Pending {
     /// The reply frame, if it comes within [`SOON`](crate::pulse::SOON) or somewhat sooner, as most do.
     pub(crate) async fn answer_soon(&mut self) -> Option<Result<Frame, LinkError>> {
-        let shared = self.link.shared.clone();
+        let shared = self.link.shared().clone();
         tokio::select! {
             biased;
             answer = self.answer() => Some(answer),
@@ -250,6 +268,7 @@ impl Drop for Pending {
 /// Writes what waits until the link closes. Requests that are submitted while one write is on its way share
 /// the next.
 async fn write_frames(mut socket: OwnedWriteHalf, shared: Arc<Shared>) {
+    let mut closed = std::pin::pin!(shared.closed());
     loop {
         let mut segments = {
             let mut state = shared.lock();
@@ -260,8 +279,15 @@ async fn write_frames(mut socket: OwnedWriteHalf, shared: Arc<Shared>) {
         };
         if !segments.has_remaining() {
             shared.wake.notified().await;
-        } else if let Err(error) = socket.write_all_buf(&mut segments).await {
-            return shared.close(format!("writing to the engine failed: {error}"));
+            continue;
+        }
+        tokio::select! {
+            biased;
+            written = socket.write_all_buf(&mut segments) => if let Err(error) = written {
+                return shared.close(format!("writing to the engine failed: {error}"));
+            },
+            // Whoever does not read any more would keep us, the socket and the frames for ever.
+            _ = &mut closed => return,
         }
     }
 }
@@ -269,6 +295,7 @@ async fn write_frames(mut socket: OwnedWriteHalf, shared: Arc<Shared>) {
 /// Hands out answers until the link closes.
 async fn read_frames(mut socket: OwnedReadHalf, shared: Arc<Shared>, on_event: impl Fn(Event)) {
     let mut decoder = Decoder::new(LIMITS);
+    let mut closed = std::pin::pin!(shared.closed());
     let reason = loop {
         match decoder.decode() {
             Ok(Some(frame)) => {
@@ -276,11 +303,18 @@ async fn read_frames(mut socket: OwnedReadHalf, shared: Arc<Shared>, on_event: i
                     break error;
                 }
             }
-            Ok(None) => match socket.read_buf(decoder.buffer()).await {
-                Ok(0) => break "the engine closed the connection".to_owned(),
-                Ok(_) => {}
-                Err(error) => break format!("reading from the engine failed: {error}"),
-            },
+            Ok(None) => {
+                let read = tokio::select! {
+                    biased;
+                    read = socket.read_buf(decoder.buffer()) => read,
+                    _ = &mut closed => return,
+                };
+                match read {
+                    Ok(0) => break "the engine closed the connection".to_owned(),
+                    Ok(_) => {}
+                    Err(error) => break format!("reading from the engine failed: {error}"),
+                }
+            }
             Err(error) => break error.to_string(),
         }
     };
@@ -377,6 +411,7 @@ impl Links {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
     use tokio::net::UnixListener;
     use wire::Reply;
 
@@ -497,6 +532,32 @@ mod tests {
         link.close("not wanted");
         engine.reply(id, "late").await;
         assert_eq!(pending.answer().await.unwrap_err(), LinkError::Down("not wanted".into()));
+    }
+
+    #[tokio::test]
+    async fn a_link_that_is_closed_leaves_nothing_behind_though_the_engine_does_not_read() {
+        let (link, engine) = linked().await;
+        let _pending = link.send(&infer("a"), Bytes::from(vec![1; 8 << 20])).unwrap();
+        engine.socket.readable().await.unwrap(); // more is on its way than the socket holds
+        link.close("it has not answered");
+        let its_tasks_end = async {
+            while Arc::strong_count(link.shared()) > 1 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), its_tasks_end).await.expect("they end");
+    }
+
+    #[tokio::test]
+    async fn a_link_that_nobody_uses_ends() {
+        let (link, mut engine) = linked().await;
+        let other = link.clone();
+        drop(link);
+        assert!(!other.is_closed());
+        drop(other);
+        let mut rest = Vec::new();
+        let read = tokio::time::timeout(Duration::from_secs(10), engine.socket.read_to_end(&mut rest)).await;
+        read.expect("the socket is closed").unwrap();
     }
 
     #[tokio::test]
