@@ -135,18 +135,23 @@ impl Listener {
             candidates,
         )
         .map_err(failed)?;
-        let release = env!("CARGO_PKG_VERSION").into();
+        let frames = Limits {
+            payload_bytes: Limits::default().payload_bytes.min(self.settings.queue.bytes),
+            ..Limits::default()
+        };
         let shared = Shared {
             queue: Arc::clone(&queue),
             catalog: watching,
             loader: orders,
             memory: self.settings.memory,
             device_memory: self.settings.device_memory.clone().map(DeviceGauge::new),
-            hello: Hello { pid: std::process::id(), release, device: self.settings.device.clone() },
-            frames: Limits {
-                payload_bytes: Limits::default().payload_bytes.min(self.settings.queue.bytes),
-                ..Limits::default()
+            hello: Hello {
+                pid: std::process::id(),
+                release: env!("CARGO_PKG_VERSION").into(),
+                device: self.settings.device.clone(),
+                payload_bytes_max: frames.payload_bytes as u64,
             },
+            frames,
             unread_bytes_max: self.settings.unread_bytes_max,
             drained: watch_drained,
         };

@@ -30,7 +30,7 @@ pub async fn read(
     is_plain(session)?;
     let declared = header_number(&session.req_header().headers, header::CONTENT_LENGTH.as_str())?;
     if declared.is_some_and(|length| length > limits.bytes_max) {
-        return Err(Refusal::TooLarge { limit: limits.bytes_max });
+        return Err(Refusal::TooLarge { what: "the body", limit: limits.bytes_max });
     }
     slot.reserve(declared.unwrap_or(0))?;
     if expects_continue(session) {
@@ -53,7 +53,7 @@ async fn collect(
             return Ok(chunk); // most bodies come in one piece
         }
         if whole.len() + chunk.len() > limits.bytes_max {
-            return Err(Refusal::TooLarge { limit: limits.bytes_max });
+            return Err(Refusal::TooLarge { what: "the body", limit: limits.bytes_max });
         }
         match declared {
             Some(length) if whole.is_empty() => whole.reserve(length),

@@ -323,7 +323,7 @@ impl From<LinkError> for Refusal {
         match error {
             LinkError::Down(_) => Self::EngineDown(error.to_string()),
             LinkError::Backlog(_) => Self::Overloaded(error.to_string()),
-            LinkError::TooLong(_) => Self::Invalid(error.to_string()),
+            LinkError::TooLong { what, limit } => Self::TooLarge { what, limit },
         }
     }
 }

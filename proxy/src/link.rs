@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -28,8 +28,13 @@ pub enum LinkError {
     #[error("{0} bytes wait to be written to the engine")]
     Backlog(usize),
     /// The request does not fit into a frame; sending it would cost the connection.
-    #[error("{0}")]
-    TooLong(String),
+    #[error("{what} exceeds the limit of {limit} bytes")]
+    TooLong {
+        /// Which part of it.
+        what: &'static str,
+        /// Bytes that it may have.
+        limit: usize,
+    },
 }
 
 /// What the engine sends on its own account.
@@ -47,6 +52,8 @@ pub enum Event {
 #[derive(Clone, Debug)]
 pub struct Link {
     open: Arc<Open>,
+    /// Bytes of tensors that the engine takes with one request.
+    payload_bytes_max: usize,
 }
 
 /// What those who use a link have of it; its own tasks do not, so that it can be told when nobody does.
@@ -99,7 +106,7 @@ impl Link {
         let beating = shared.clone();
         tokio::spawn(async move { beating.pulse.run(|| beating.lock().closed.is_some()).await });
         tokio::spawn(read_frames(read, shared.clone(), on_event));
-        Ok(Self { open: Arc::new(Open(shared)) })
+        Ok(Self { open: Arc::new(Open(shared)), payload_bytes_max: LIMITS.payload_bytes })
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -117,8 +124,8 @@ impl Link {
     }
 
     fn ask(&self, kind: Kind, metadata: &impl prost::Message, payload: Bytes) -> Result<Pending, LinkError> {
-        fits("metadata", metadata.encoded_len(), LIMITS.metadata_bytes)?;
-        fits("tensors", payload.len(), LIMITS.payload_bytes)?;
+        fits("what describes the tensors", metadata.encoded_len(), LIMITS.metadata_bytes)?;
+        fits("the data of the tensors", payload.len(), self.payload_bytes_max)?;
         let (answer, receiver) = oneshot::channel();
         let mut state = self.shared().lock();
         if let Some(reason) = &state.closed {
@@ -174,14 +181,11 @@ impl Link {
     }
 }
 
-/// What the engine accepts; the same on both sides.
+/// What an engine may say, and what it may be told unless it takes less.
 const LIMITS: Limits = Limits { metadata_bytes: 1 << 20, payload_bytes: 256 << 20 };
 
-fn fits(part: &str, got: usize, limit: usize) -> Result<(), LinkError> {
-    if got <= limit {
-        return Ok(());
-    }
-    Err(LinkError::TooLong(format!("the {part} of this request take {got} bytes, a frame holds {limit}")))
+fn fits(what: &'static str, got: usize, limit: usize) -> Result<(), LinkError> {
+    if got <= limit { Ok(()) } else { Err(LinkError::TooLong { what, limit }) }
 }
 
 /// Tensors go to nobody but ourselves and root, whoever was first to bind the path.
@@ -355,6 +359,8 @@ fn deliver(frame: Frame, shared: &Shared, on_event: &impl Fn(Event)) -> Result<(
 pub struct Links {
     /// Where the engine listens.
     socket: ArcSwap<PathBuf>,
+    /// Bytes of tensors that the engine takes with one request.
+    payload_bytes_max: AtomicUsize,
     /// Engines that have taken over so far; a link is to the one of its time.
     successions: AtomicU64,
     /// Another engine is about to take over: what the present one is told now would be forgotten.
@@ -373,6 +379,7 @@ impl Links {
         let socket = ArcSwap::from_pointee(socket);
         Self {
             socket,
+            payload_bytes_max: AtomicUsize::new(LIMITS.payload_bytes),
             successions: AtomicU64::new(0),
             is_handing_over: AtomicBool::new(false),
             connecting: tokio::sync::Mutex::default(),
@@ -383,6 +390,13 @@ impl Links {
     pub fn succeed(&self, socket: PathBuf) {
         self.socket.store(Arc::new(socket));
         self.successions.fetch_add(1, Ordering::Release);
+    }
+
+    /// The engine has said what it takes; it does so before it says that it has a model that could be asked.
+    pub(crate) fn heed(&self, hello: &Hello) {
+        let most = usize::try_from(hello.payload_bytes_max).ok().filter(|most| *most > 0);
+        let most = most.unwrap_or(LIMITS.payload_bytes).min(LIMITS.payload_bytes);
+        self.payload_bytes_max.store(most, Ordering::Relaxed);
     }
 
     /// This worker's link.
@@ -401,8 +415,9 @@ impl Links {
         }
         // The supervisor's own link carries the events.
         let socket = self.socket.load_full();
-        let link =
+        let mut link =
             Link::connect(&socket, |_| {}).await.map_err(|error| LinkError::Down(error.to_string()))?;
+        link.payload_bytes_max = self.payload_bytes_max.load(Ordering::Relaxed);
         WORKER_LINK.set(Some((now, link.clone())));
         Ok(link)
     }
@@ -518,7 +533,7 @@ mod tests {
         let (link, mut engine) = linked().await;
         let mut mate = link.send(&infer("mate"), Bytes::new()).unwrap();
         let long = link.send(&infer(&"m".repeat(2 << 20)), Bytes::new());
-        assert!(matches!(long, Err(LinkError::TooLong(_))));
+        assert!(matches!(long, Err(LinkError::TooLong { limit: 1_048_576, .. })));
         let id = engine.next().await.id;
         engine.reply(id, "fine").await;
         assert_eq!(message(&mut mate).await, "fine");

@@ -22,9 +22,11 @@ pub enum Refusal {
         /// What the path answers to.
         allow: &'static str,
     },
-    /// The body exceeds the configured limit.
-    #[error("the body exceeds the limit of {limit} bytes")]
+    /// The body, or what it says, is larger than the configuration or the engine allows.
+    #[error("{what} exceeds the limit of {limit} bytes")]
     TooLarge {
+        /// Such as `the body`.
+        what: &'static str,
         /// Bytes allowed.
         limit: usize,
     },

@@ -149,6 +149,7 @@ impl Supervisor {
             pid,
             link,
             events,
+            hello: Hello::default(),
             born: Instant::now(),
             growth: Growth::default(),
             loads: Loads::default(),
@@ -193,6 +194,7 @@ impl Supervisor {
                     if let Err(reason) = is_ours(*pid, &hello, socket) {
                         return Ended::Lost(reason);
                     }
+                    self.links.heed(&hello);
                 }
                 Some(Event::Index(index)) => {
                     growth.models_changed(&index);
@@ -246,6 +248,7 @@ impl Supervisor {
             }
         };
         (successor.born, successor.patience) = (Instant::now(), patience);
+        self.links.heed(&successor.hello);
         self.links.succeed(successor.socket.clone());
         self.publish(index, &mut successor.loads);
         Ok(Some(successor))
@@ -339,6 +342,8 @@ struct Engine {
     pid: Option<u32>,
     link: Link,
     events: mpsc::Receiver<Event>,
+    /// What a successor has said of itself before it took over.
+    hello: Hello,
     born: Instant,
     /// It is not replaced before it has served for so long.
     patience: Duration,
@@ -365,6 +370,7 @@ impl Engine {
             match self.events.recv().await {
                 Some(Event::Hello(hello)) => {
                     is_ours(self.pid, &hello, &self.socket).map_err(anyhow::Error::msg)?;
+                    self.hello = hello;
                 }
                 Some(Event::Index(index)) if !is_loading(&index) => return Ok(index),
                 Some(_) => {}
@@ -697,6 +703,7 @@ mod tests {
             pid: None,
             link,
             events,
+            hello: Hello::default(),
             born: Instant::now(),
             growth: Growth::default(),
             loads: Loads::default(),

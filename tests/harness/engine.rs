@@ -62,6 +62,9 @@ pub struct ScriptedEngine {
 }
 
 impl ScriptedEngine {
+    /// Bytes of tensors that it takes with one request.
+    pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
+
     /// Starts listening with these versions, all ready.
     pub fn start(versions: &[(&str, u64, Behaviour)]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -101,9 +104,12 @@ impl ScriptedEngine {
 
 fn serve(mut stream: UnixStream, scripts: &Scripts, cancelled: &Sender<u64>) {
     let mut outbox = Outbox::new();
-    outbox.push(Kind::Hello, 0, &Hello { release: "scripted".into(), ..Hello::default() }, Bytes::new());
+    let frames = Limits { payload_bytes: ScriptedEngine::PAYLOAD_BYTES_MAX, ..Limits::default() };
+    let payload_bytes_max = frames.payload_bytes as u64;
+    let hello = Hello { release: "scripted".into(), payload_bytes_max, ..Hello::default() };
+    outbox.push(Kind::Hello, 0, &hello, Bytes::new());
     outbox.push(Kind::Index, 0, &index(scripts), Bytes::new());
-    let mut decoder = Decoder::new(Limits::default());
+    let mut decoder = Decoder::new(frames);
     loop {
         if stream.write_all(&outbox.take().concat()).is_err() {
             return;

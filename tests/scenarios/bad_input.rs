@@ -1,7 +1,7 @@
 //! Whatever a client sends, it gets one JSON error with the right status, and the process, the connection and the
 //! next request are as before.
 
-use harness::{Stack, infer_body, repository};
+use harness::{Behaviour, ScriptedEngine, Stack, infer_body, repository};
 use serde_json::json;
 
 const INFER: &str = "/v2/models/digits/infer";
@@ -152,8 +152,10 @@ fn a_request_too_long_for_a_frame_fails_alone() {
         }
         for body in [input(json!({"name": long})), input(json!({"shape": vec![1; 1_200_000], "data": [1]}))] {
             let answer = stack.client().infer("digits", &[], &body);
-            assert_eq!(answer.status, 400, "{}", &answer.text()[..200]);
-            assert!(answer.error().contains("a frame holds"), "{}", answer.error());
+            assert_eq!(
+                (answer.status, answer.error().as_str()),
+                (413, "what describes the tensors exceeds the limit of 1048576 bytes")
+            );
         }
     });
 }
@@ -164,4 +166,22 @@ fn a_compressed_body_is_refused_by_name() {
     let answer = stack.client().infer("digits", &[("Content-Encoding", "gzip")], b"\x1f\x8b");
     assert_eq!(answer.status, 415);
     assert!(answer.error().contains("gzip"), "{}", answer.error());
+}
+
+#[test]
+fn a_request_that_is_too_long_for_the_engine_costs_nobody_else() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Hold)]);
+    let stack = Stack::builder().external_engine(engine.socket()).start();
+    std::thread::scope(|scope| {
+        let mate = scope.spawn(|| stack.client().infer("m", &[], &infer_body("x", [1, 1], &[0.0])).status);
+        stack.wait_for_metric("penstock_requests_in_flight", 1.0);
+        let rows = ScriptedEngine::PAYLOAD_BYTES_MAX / size_of::<f32>() + 1;
+        let long = stack.client().infer("m", &[], &infer_body("x", [rows, 1], &vec![0.0; rows]));
+        assert_eq!(
+            (long.status, long.error()),
+            (413, "the data of the tensors exceeds the limit of 1048576 bytes".into())
+        );
+        engine.set("m", 1, Behaviour::Answer);
+        assert_eq!(mate.join().expect("no panic"), 200);
+    });
 }

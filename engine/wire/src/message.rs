@@ -18,6 +18,10 @@ pub struct Hello {
     /// Where models run: `cpu` or `cuda:0`.
     #[prost(string, tag = "3")]
     pub device: String,
+    /// Bytes of tensors that one request may have; a longer frame costs the connection. 0 is the most that
+    /// [`Limits`](crate::Limits) let.
+    #[prost(uint64, tag = "4")]
+    pub payload_bytes_max: u64,
 }
 
 /// How the engine is, asked by every `Ping`.
