@@ -34,6 +34,9 @@ pub struct Rollouts {
     pub file: Option<PathBuf>,
 }
 
+/// Of what is written here. Files from before there was a number have the form of the first.
+const FORMAT: u32 = 1;
+
 /// What a restart goes on with.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Kept {
@@ -85,11 +88,7 @@ impl Rollouts {
         if progress == kept {
             return kept;
         }
-        let written = tokio::task::spawn_blocking(move || {
-            let text = serde_json::to_vec_pretty(&progress)?;
-            files::replace(&file, &text).map(|()| progress)
-        })
-        .await;
+        let written = tokio::task::spawn_blocking(move || write(&file, &progress).map(|()| progress)).await;
         written.map_err(anyhow::Error::from).flatten().unwrap_or_else(|error| {
             tracing::error!("the state is not saved: {error:#}");
             kept
@@ -97,16 +96,48 @@ impl Rollouts {
     }
 }
 
+/// [`Kept`] as it stands in the file.
+#[derive(Serialize)]
+struct Written<'a> {
+    format: u32,
+    #[serde(flatten)]
+    kept: &'a Kept,
+}
+
+fn write(file: &Path, kept: &Kept) -> anyhow::Result<()> {
+    files::replace(file, &serde_json::to_vec_pretty(&Written { format: FORMAT, kept })?)
+}
+
 /// What an earlier process has kept. A file that cannot be read is an error: beginning anew would give a candidate
 /// that was rolled back its share again.
 pub fn read(file: &Path) -> anyhow::Result<Kept> {
-    match std::fs::read(file) {
-        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| {
-            format!("{} is not what was written there; remove it to begin all canaries anew", file.display())
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Kept::default()),
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", file.display())),
+    let bytes = match std::fs::read(file) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Kept::default()),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", file.display())),
+    };
+    kept_in(&bytes).with_context(|| {
+        format!(
+            "{} cannot be gone on with. Without it all canaries begin anew: a candidate that was rolled back or aborted gets \
+             its share of the requests again, one that was promoted goes back to its first step, and users of splits may change versions. \
+             Take such candidates out of the policy before you remove the file",
+            file.display()
+        )
+    })
+}
+
+fn kept_in(bytes: &[u8]) -> anyhow::Result<Kept> {
+    #[derive(Deserialize)]
+    struct Of {
+        format: Option<u32>,
     }
+    let Of { format } = serde_json::from_slice(bytes)?;
+    let format = format.unwrap_or(FORMAT);
+    anyhow::ensure!(
+        format == FORMAT,
+        "its format is {format}, this penstock reads and writes {FORMAT}: the one that has written it still reads it"
+    );
+    Ok(serde_json::from_slice(bytes)?)
 }
 
 fn tell(model: &str, record: &Record) {
@@ -134,11 +165,25 @@ mod tests {
         let text = "models: {digits: {canary: {baseline: 1, candidate: 2, steps: [10]}}}";
         let (ledger, now) = (Ledger::new(), Instant::now());
         ledger.roll_out(&policies::parse(text, "p").unwrap(), now);
-        let rings = policies::parse("models: {m: {split: {weights: {1: 2, 2: 1}}}}", "p").unwrap().rings();
+        let rings = policies::parse(
+            "models: {all: {split: {weights: {1: 1}}}, m: {split: {weights: {1: 2, 2: 1}}}}",
+            "p",
+        )
+        .unwrap()
+        .rings();
         let progress = Kept { canaries: ledger.progress(now + Duration::from_secs(3)), rings };
-        files::replace(&file, &serde_json::to_vec(&progress).unwrap()).unwrap();
+        write(&file, &progress).unwrap();
         assert_eq!(read(&file).unwrap(), progress);
-        std::fs::write(&file, "{\"digits\": {").unwrap();
-        assert!(read(&file).unwrap_err().to_string().contains("remove it to begin all canaries anew"));
+        let text = std::fs::read_to_string(&file).unwrap();
+        let refused = |text: &str| {
+            std::fs::write(&file, text).unwrap();
+            format!("{:#}", read(&file).unwrap_err())
+        };
+        assert!(refused(&text[..text.len() / 2]).contains("rolled back or aborted gets its share"));
+        let newer = refused(&text.replace("\"format\": 1", "\"format\": 2"));
+        assert!(newer.contains("rolled back or aborted gets its share"), "{newer}");
+        assert!(newer.contains("its format is 2, this penstock reads and writes 1"), "{newer}");
+        std::fs::write(&file, text.replace("\"format\": 1,", "")).unwrap();
+        assert_eq!(read(&file).unwrap(), progress, "from before there was a number");
     }
 }
