@@ -96,9 +96,8 @@ impl Remote {
         let config = ureq::Agent::config_builder();
         let config = config.timeout_global(Some(Duration::from_secs(5))).http_status_as_error(false).build();
         let agent = ureq::Agent::new_with_config(config);
-        let mut answer = agent.run(request).with_context(|| {
-            format!("no penstock answers at {}; is `listen: {{admin: …}}` in its configuration?", self.admin)
-        })?;
+        let changes = request.method() != http::Method::GET && request.uri().path() != "/policy/plan";
+        let mut answer = agent.run(request).map_err(|error| self.unanswered(error, changes))?;
         if !answer.status().is_success() {
             let text = answer.body_mut().read_to_string()?;
             let body: Value = serde_json::from_str(&text)
@@ -106,6 +105,27 @@ impl Remote {
             bail!("{}", body["error"].as_str().unwrap_or(&text));
         }
         Ok(answer)
+    }
+
+    /// Why there is no answer, and what that leaves open.
+    fn unanswered(&self, error: ureq::Error, changes: bool) -> anyhow::Error {
+        let admin = &self.admin;
+        let was_never_asked = match &error {
+            ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => true,
+            ureq::Error::Io(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+            _ => false,
+        };
+        let says = if was_never_asked {
+            format!("no penstock answers at {admin}; is `listen: {{admin: …}}` in its configuration?")
+        } else if changes {
+            format!(
+                "{admin} was asked and has not answered: it may have been done all the same; look at `penstock history` or \
+                 `penstock status` before you try again"
+            )
+        } else {
+            format!("{admin} was asked and has not answered")
+        };
+        anyhow::Error::new(error).context(says)
     }
 }
 
@@ -179,4 +199,34 @@ fn one_in_words(model: &str, canary: &Value) -> String {
         );
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::net::TcpListener;
+
+    #[test]
+    fn what_was_asked_and_not_answered_may_have_been_done() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let remote = Remote { admin: listener.local_addr().unwrap().to_string() };
+        // Stands for a process that takes an order and does not come to say so.
+        let silent = std::thread::spawn(move || {
+            for _ in 0..2 {
+                let (mut stream, _) = listener.accept().unwrap();
+                let _ = stream.read(&mut [0; 4096]).unwrap();
+            }
+        });
+        let done = remote.roll_back(None, Some("0123456789abcdef"), false).unwrap_err();
+        assert!(
+            done.to_string().contains("may have been done all the same; look at `penstock history`"),
+            "{done}"
+        );
+        let read = remote.history(false).unwrap_err();
+        assert!(read.to_string().ends_with("was asked and has not answered"), "{read}");
+        silent.join().unwrap();
+        let nobody = remote.roll_back(None, Some("0123456789abcdef"), false).unwrap_err();
+        assert!(nobody.to_string().starts_with("no penstock answers at"), "{nobody}");
+    }
 }
