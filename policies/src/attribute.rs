@@ -52,6 +52,43 @@ impl fmt::Display for Attribute {
     }
 }
 
+/// What a policy asks of a caller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Condition {
+    pub(crate) attribute: Attribute,
+    pub(crate) test: Test,
+}
+
+/// What a condition asks of its attribute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Test {
+    Equals(Box<str>),
+    Present,
+    Absent,
+}
+
+impl Condition {
+    pub(crate) fn holds(&self, caller: &impl Attributes) -> bool {
+        let value = self.attribute.of(caller);
+        match &self.test {
+            Test::Equals(wanted) => value == Some(wanted),
+            Test::Present => value.is_some(),
+            Test::Absent => value.is_none(),
+        }
+    }
+}
+
+impl fmt::Display for Condition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ", self.attribute)?;
+        match &self.test {
+            Test::Equals(text) => write!(f, "is `{text}`"),
+            Test::Present => f.write_str("is present"),
+            Test::Absent => f.write_str("is absent"),
+        }
+    }
+}
+
 /// A caller written down in a test: `("x-user-id", "ana")` is a header, `("cookie:uid", "ana")` a cookie and
 /// `("query:uid", "ana")` a parameter.
 #[cfg(test)]
@@ -84,5 +121,15 @@ mod tests {
         assert_eq!(Attribute::Cookie("uid".into()).of(&[("cookie:uid", "ana")]), Some("ana"));
         assert_eq!(Attribute::Query("uid".into()).of(&[("query:uid", "ana")]), Some("ana"));
         assert_eq!(Attribute::Query("uid".into()).of(&[("cookie:uid", "ana")]), None);
+    }
+
+    #[test]
+    fn a_condition_looks_at_the_value_or_at_its_presence() {
+        let when = |test| Condition { attribute: Attribute::Header("cohort".into()), test };
+        let (beta, nobody) = ([("cohort", "beta")], [("cohort", "")]);
+        assert!(when(Test::Equals("beta".into())).holds(&beta));
+        assert!(!when(Test::Equals("Beta".into())).holds(&beta));
+        assert!(when(Test::Present).holds(&beta) && !when(Test::Present).holds(&nobody));
+        assert!(when(Test::Absent).holds(&nobody));
     }
 }

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use garde::error::Path;
 
-use crate::attribute::Attribute;
+use crate::attribute::{Attribute, Condition, Test};
 use crate::breaker::BreakerPolicy;
 use crate::canary::{CanaryPolicy, Millionths, SlowPolicy};
 use crate::ledger::CrowdPolicy;
 use crate::limiter::{Cost, LimitPolicy};
-use crate::pick::{Rule, Split, Stickiness, Target, Test, WithoutKey};
+use crate::overload::{Criticality, OverloadPolicy};
+use crate::pick::{Rule, Split, Stickiness, Target, WithoutKey};
 use crate::schema;
 use crate::shadow::{ShadowPolicy, Tolerance};
 use crate::snapshot::{self, DEFAULT_DEADLINE, Fallback, ModelPolicy, Snapshot};
@@ -131,7 +132,8 @@ pub(crate) fn compile(file: &schema::File) -> Result<Snapshot, Vec<(Path, Fault)
         }
     }
     let (limits, crowds) = limit_policies(file.limits.as_deref().unwrap_or_default(), &mut faults);
-    if faults.0.is_empty() { Ok(Snapshot::new(models, limits, crowds)) } else { Err(faults.0) }
+    let overload = overload(file.overload.as_ref(), &mut faults);
+    if faults.0.is_empty() { Ok(Snapshot::new(models, limits, crowds, overload)) } else { Err(faults.0) }
 }
 
 fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Faults) -> Option<ModelPolicy> {
@@ -391,22 +393,48 @@ fn rule(
     path: &Path,
     faults: &mut Faults,
 ) -> Option<Rule> {
-    let when = path.join("when");
-    let attribute = match (&written.when.header, &written.when.cookie, &written.when.query) {
-        (Some(name), None, None) => faults.keep(&when.join("header"), header(name)),
-        (None, Some(name), None) => faults.keep(&when.join("cookie"), cookie(name)),
-        (None, None, Some(name)) => faults.keep(&when.join("query"), query(name)),
-        _ => faults.keep(&when, Err(Fault::OneAttribute)),
+    let when = condition(&written.when, &path.join("when"), faults);
+    let target = target(&written.choice, labels, &path.join("use"), faults);
+    Some(Rule { when: when?, target: target? })
+}
+
+fn condition(written: &schema::Condition, path: &Path, faults: &mut Faults) -> Option<Condition> {
+    let attribute = match (&written.header, &written.cookie, &written.query) {
+        (Some(name), None, None) => faults.keep(&path.join("header"), header(name)),
+        (None, Some(name), None) => faults.keep(&path.join("cookie"), cookie(name)),
+        (None, None, Some(name)) => faults.keep(&path.join("query"), query(name)),
+        _ => faults.keep(path, Err(Fault::OneAttribute)),
     };
-    let test = match (&written.when.equals, written.when.present) {
-        (Some(text), None) if text.is_empty() => faults.keep(&when.join("equals"), Err(Fault::Empty)),
+    let test = match (&written.equals, written.present) {
+        (Some(text), None) if text.is_empty() => faults.keep(&path.join("equals"), Err(Fault::Empty)),
         (Some(text), None) => Some(Test::Equals(text.as_str().into())),
         (None, Some(true)) => Some(Test::Present),
         (None, Some(false)) => Some(Test::Absent),
-        (Some(_), Some(_)) | (None, None) => faults.keep(&when, Err(Fault::OneTest)),
+        (Some(_), Some(_)) | (None, None) => faults.keep(path, Err(Fault::OneTest)),
     };
-    let target = target(&written.choice, labels, &path.join("use"), faults);
-    Some(Rule { attribute: attribute?, test: test?, target: target? })
+    Some(Condition { attribute: attribute?, test: test? })
+}
+
+fn overload(written: Option<&schema::Overload>, faults: &mut Faults) -> OverloadPolicy {
+    let Some(written) = written else { return OverloadPolicy::default() };
+    let path = Path::new("overload");
+    let tenant = written.tenant.as_ref().and_then(|tenant| attribute(tenant, &path.join("tenant"), faults));
+    let conditions = written.criticality.iter().enumerate();
+    let criticality = conditions.filter_map(|(at, class)| {
+        let when = condition(&class.when, &path.join("criticality").join(at).join("when"), faults)?;
+        Some((when, class.is.into()))
+    });
+    OverloadPolicy { criticality: criticality.collect(), tenant }
+}
+
+impl From<schema::Criticality> for Criticality {
+    fn from(written: schema::Criticality) -> Self {
+        match written {
+            schema::Criticality::Critical => Self::Critical,
+            schema::Criticality::Normal => Self::Normal,
+            schema::Criticality::Sheddable => Self::Sheddable,
+        }
+    }
 }
 
 fn attribute(written: &schema::Attribute, path: &Path, faults: &mut Faults) -> Option<Attribute> {

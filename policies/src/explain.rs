@@ -8,7 +8,7 @@ use crate::breaker::BreakerPolicy;
 use crate::canary::CanaryPolicy;
 use crate::ledger::CrowdPolicy;
 use crate::limiter::{Cost, LimitPolicy};
-use crate::pick::{Rule, Split, Stickiness, Target, Test, WithoutKey};
+use crate::pick::{Rule, Split, Stickiness, Target, WithoutKey};
 use crate::shadow::ShadowPolicy;
 use crate::snapshot::{Fallback, ModelPolicy, Snapshot};
 
@@ -43,6 +43,16 @@ impl Snapshot {
         let crowds = self.crowds().iter().map(|crowd| line(&crowd.name, &|out| write_crowd(crowd, out)));
         limits.chain(crowds).collect()
     }
+
+    /// The same of what holds when there is not enough for all.
+    pub(crate) fn overload_lines(&self) -> Vec<String> {
+        let conditions = self.overload.criticality.iter();
+        let lines = conditions.map(|(when, is)| format!("if {when}, a request is {}", is.as_str()));
+        let tenant = self.overload.tenant.as_ref();
+        let shares =
+            tenant.map(|tenant| format!("each {tenant} has an equal share, those without it one together"));
+        lines.chain(shares).collect()
+    }
 }
 
 fn write_snapshot(snapshot: &Snapshot, out: &mut String) -> fmt::Result {
@@ -58,7 +68,14 @@ fn write_snapshot(snapshot: &Snapshot, out: &mut String) -> fmt::Result {
     for crowd in snapshot.crowds() {
         write_crowd(crowd, out)?;
     }
-    Ok(())
+    let overload = snapshot.overload_lines();
+    if !overload.is_empty() {
+        writeln!(
+            out,
+            "when there is not enough for all, sheddable requests are turned away first, critical ones last"
+        )?;
+    }
+    overload.iter().try_for_each(|line| writeln!(out, "  {line}"))
 }
 
 fn write_model(name: &str, model: &ModelPolicy, out: &mut String) -> fmt::Result {
@@ -101,13 +118,7 @@ fn write_shadow(shadow: &ShadowPolicy, out: &mut String) -> fmt::Result {
 }
 
 fn write_rule(rule: &Rule, out: &mut String) -> fmt::Result {
-    write!(out, "  if {} ", rule.attribute)?;
-    match &rule.test {
-        Test::Equals(text) => write!(out, "is `{text}`")?,
-        Test::Present => write!(out, "is present")?,
-        Test::Absent => write!(out, "is absent")?,
-    }
-    writeln!(out, ", {} answers", Named(&rule.target))
+    writeln!(out, "  if {}, {} answers", rule.when, Named(&rule.target))
 }
 
 fn write_split(split: &Split, out: &mut String) -> fmt::Result {

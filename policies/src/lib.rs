@@ -24,6 +24,7 @@ mod parse;
 mod attribute;
 mod ring;
 mod pick;
+mod overload;
 mod snapshot;
 mod explain;
 mod live;
@@ -50,6 +51,7 @@ pub use ledger::{Admitted, BreakerStatus, CommandError, CrowdPolicy, Crowded, Le
 pub use limiter::{Cost, LimitPolicy, Limited, Quota};
 pub use live::{Generation, Live, Published};
 pub use outcome::Outcome;
+pub use overload::{Criticality, Standing};
 pub use parse::parse;
 pub use pick::{Pick, PickReason};
 pub use plan::{Change, Plan};

@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use crate::attribute::{Attribute, Attributes};
+use crate::attribute::{Attribute, Attributes, Condition};
 use crate::canary::Assignment;
 use crate::ring::{self, Parts};
 use crate::units::{Version, Weight};
@@ -82,28 +82,13 @@ impl Target {
 /// A decision taken before the split.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Rule {
-    pub(crate) attribute: Attribute,
-    pub(crate) test: Test,
+    pub(crate) when: Condition,
     pub(crate) target: Target,
-}
-
-/// What a rule asks of its attribute.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Test {
-    Equals(Box<str>),
-    Present,
-    Absent,
 }
 
 impl Rule {
     pub(crate) fn pick(&self, caller: &impl Attributes) -> Option<Pick> {
-        let value = self.attribute.of(caller);
-        let holds = match &self.test {
-            Test::Equals(wanted) => value == Some(wanted),
-            Test::Present => value.is_some(),
-            Test::Absent => value.is_none(),
-        };
-        holds.then(|| self.target.pick(PickReason::Rule))
+        self.when.holds(caller).then(|| self.target.pick(PickReason::Rule))
     }
 }
 
@@ -351,20 +336,6 @@ mod tests {
         let pick = fixed.pick(&[("user", "")], u64::MAX);
         assert_eq!((pick.version, pick.reason), (Version(7), PickReason::WithoutKey));
         assert_eq!(pick.label.as_deref(), Some("stable"));
-    }
-
-    #[test]
-    fn a_rule_looks_at_the_value_or_at_its_presence() {
-        let rule = |test| {
-            let target = Target { version: Version(2), label: None };
-            Rule { attribute: Attribute::Header("cohort".into()), test, target }
-        };
-        let beta = [("cohort", "beta")];
-        assert!(rule(Test::Equals("beta".into())).pick(&beta).is_some());
-        assert!(rule(Test::Equals("Beta".into())).pick(&beta).is_none());
-        assert!(rule(Test::Present).pick(&beta).is_some());
-        assert!(rule(Test::Present).pick(&NOBODY).is_none());
-        assert!(rule(Test::Absent).pick(&NOBODY).is_some());
     }
 
     /// A weight of up to six significant digits.

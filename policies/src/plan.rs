@@ -11,10 +11,10 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::attribute::Attribute;
+use crate::attribute::{Attribute, Condition};
 use crate::canary::{ALL, Millionths, percent, step_of};
 use crate::ledger::Ledger;
-use crate::pick::{Stickiness, Test};
+use crate::pick::Stickiness;
 use crate::ring::{self, Parts};
 use crate::snapshot::{ModelPolicy, Snapshot};
 use crate::units::Version;
@@ -22,14 +22,14 @@ use crate::units::Version;
 /// The differences between two policies.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Plan {
-    /// By name of the model or limit, in order: models first.
+    /// By name of the model or limit, in order: models first, what concerns all of them last.
     pub changes: Vec<Change>,
 }
 
 /// What is different about one model or limit.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Change {
-    /// `model digits` or `limit per-user`.
+    /// `model digits`, `limit per-user` or `overload`.
     pub of: String,
     /// What will not be so any more, in words.
     pub removed: Vec<String>,
@@ -87,7 +87,13 @@ impl Ledger {
                 state: state.into_iter().collect(),
             }
         });
-        Plan { changes: models.chain(limits).collect() }
+        let overload = || {
+            let (removed, added) = apart(&old.overload_lines(), &new.overload_lines());
+            let (moved_percent, besides, state) = (None, Vec::new(), Vec::new());
+            Change { of: "overload".into(), removed, added, moved_percent, besides, state }
+        };
+        let overload = (old.overload != new.overload).then(overload);
+        Plan { changes: models.chain(limits).chain(overload).collect() }
     }
 
     fn fate_of_rollout(
@@ -141,9 +147,9 @@ impl Ledger {
 /// What decides about some users before the ring does, or in its place, and is not the same.
 fn besides(before: Option<&ModelPolicy>, after: Option<&ModelPolicy>) -> Vec<&'static str> {
     // Under which label a version answers moves nobody.
-    fn rules(policy: Option<&ModelPolicy>) -> impl Iterator<Item = (&Attribute, &Test, Version)> {
+    fn rules(policy: Option<&ModelPolicy>) -> impl Iterator<Item = (&Condition, Version)> {
         let rules = policy.into_iter().flat_map(|policy| &policy.rules);
-        rules.map(|rule| (&rule.attribute, &rule.test, rule.target.version))
+        rules.map(|rule| (&rule.when, rule.target.version))
     }
     let without_key = |policy: Option<&ModelPolicy>| {
         let canary = policy?.canary.as_ref().and_then(|canary| canary.stickiness.as_ref());

@@ -25,6 +25,38 @@ pub(crate) struct File {
     /// Limits. A request must pass every one that covers its model; a refused request spends nothing at any.
     #[schemars(length(max = 256))]
     pub(crate) limits: Option<Vec<Limit>>,
+    /// Who is turned away first when there is not enough for all.
+    pub(crate) overload: Option<Overload>,
+}
+
+/// The least critical requests first; among equals those of the tenant who has most waiting.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Overload {
+    /// What tells tenants apart: who asks for less than an equal share gets it. Without it, nobody is told apart.
+    pub(crate) tenant: Option<Attribute>,
+    /// The first that holds decides; a request for which none does is `normal`.
+    #[schemars(length(max = 64))]
+    pub(crate) criticality: Vec<CriticalityRule>,
+}
+
+/// How critical some requests are.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CriticalityRule {
+    /// When it holds.
+    pub(crate) when: Condition,
+    /// How critical the request then is.
+    pub(crate) is: Criticality,
+}
+
+/// `critical` requests are turned away last, `sheddable` ones first.
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Criticality {
+    Critical,
+    Normal,
+    Sheddable,
 }
 
 /// The policy of one model.

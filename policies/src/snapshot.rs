@@ -16,6 +16,7 @@ use crate::breaker::BreakerPolicy;
 use crate::canary::{CanaryPolicy, Millionths};
 use crate::ledger::CrowdPolicy;
 use crate::limiter::LimitPolicy;
+use crate::overload::{OverloadPolicy, Standing};
 use crate::pick::{Pick, Rule, Split, Target};
 use crate::ring::Parts;
 use crate::shadow::ShadowPolicy;
@@ -38,6 +39,7 @@ pub struct Snapshot {
     pub(crate) limits: Vec<Arc<LimitPolicy>>,
     /// Likewise: limits of requests under way.
     crowds: Vec<Arc<CrowdPolicy>>,
+    pub(crate) overload: OverloadPolicy,
 }
 
 impl Snapshot {
@@ -45,17 +47,18 @@ impl Snapshot {
         models: BTreeMap<Arc<str>, ModelPolicy>,
         limits: Vec<Arc<LimitPolicy>>,
         crowds: Vec<Arc<CrowdPolicy>>,
+        overload: OverloadPolicy,
     ) -> Self {
         let models: BTreeMap<_, _> =
             models.into_iter().map(|(name, policy)| (name, Arc::new(policy))).collect();
         let by_name = models.iter().map(|(name, policy)| (Arc::clone(name), Arc::clone(policy))).collect();
-        Self { models, by_name, limits, crowds }
+        Self { models, by_name, limits, crowds, overload }
     }
 
     /// Leaves as many users as can be with the versions that they have on these rings.
     #[must_use]
     pub fn follow(self, rings: &Rings) -> Self {
-        let Self { models, by_name, limits, crowds } = self;
+        let Self { models, by_name, limits, crowds, overload } = self;
         drop(by_name);
         let followed = |(name, policy): (Arc<str>, Arc<ModelPolicy>)| {
             let mut policy = Arc::into_inner(policy).expect("nobody else has it yet");
@@ -64,7 +67,7 @@ impl Snapshot {
             }
             (name, policy)
         };
-        Self::new(models.into_iter().map(followed).collect(), limits, crowds)
+        Self::new(models.into_iter().map(followed).collect(), limits, crowds, overload)
     }
 
     /// Who answers at which point, of every model that has a split.
@@ -94,6 +97,11 @@ impl Snapshot {
     /// The limits of requests under way, in the order of their names.
     pub fn crowds(&self) -> &[Arc<CrowdPolicy>] {
         &self.crowds
+    }
+
+    /// A request's place when there is not enough for all.
+    pub fn standing(&self, caller: &impl Attributes) -> Standing {
+        self.overload.standing(caller)
     }
 
     /// The deadline of requests to `model` that bring none.

@@ -20,7 +20,8 @@ use crate::slots::Slots;
 use http::HeaderMap;
 use pingora::protocols::http::ServerSession;
 use policies::{
-    Assignment, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Sight, Snapshot, Usage, Version,
+    Assignment, Criticality, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Sight, Snapshot, Standing,
+    Usage, Version,
 };
 use rand::Rng;
 use std::sync::Arc;
@@ -67,7 +68,8 @@ impl Path {
                 self.ledger.witness(target.model, assigned, (caller != 0).then_some(caller), sight, now);
             }
         };
-        let gate = models.gate(target.model, version);
+        let standing = snapshot.standing(&Caller::new(session.req_header()));
+        let gate = models.gate(target.model, version).filter(|_| is_told_by_others(standing));
         let most = Deadline::at_most(snapshot, target.model, &session.req_header().headers)?;
         if let Some(retry_after) = gate.and_then(|gate| gate.check(most, record.started)) {
             witness(assigned, Some(Sight::Unanswered), record.started);
@@ -102,9 +104,10 @@ impl Path {
                 (instead, None, pass)
             }
         };
-        let gate = models.gate(target.model, version);
+        let gate = models.gate(target.model, version).filter(|_| is_told_by_others(standing));
         let mut infer = engine_request(target.model, version, &mut request, &deadline, record, now);
         infer.caller = caller;
+        stand(&mut infer, standing);
         let shadow = snapshot.model(target.model).and_then(ModelPolicy::shadow);
         let copy = shadow.and_then(|policy| {
             self.shadows.copy(policy, &models, (&infer, &request.payload), assigned, rand::rng().random())
@@ -119,8 +122,9 @@ impl Path {
             }
             Err(refusal) => Err(refusal),
         };
-        // What is too late for a request of low priority is not for others.
-        if let (Err(Refusal::Busy { retry_after, .. }), Some(gate), 0..=2) = (&answer, gate, request.priority)
+        // What is too late for a request that goes first or runs last is not for others.
+        if let (Err(Refusal::Busy { retry_after, .. }), Some(gate), 0..=2) =
+            (&answer, gate, infer.criticality)
         {
             gate.shut(deadline.left(now), deadline.left(now) + *retry_after, now);
         }
@@ -294,8 +298,24 @@ fn engine_request(
         outputs: request.outputs.iter().map(|output| output.name.clone()).collect(),
         trace: record.trace.as_ref().map(|trace| trace.to_wire()),
         priority: request.priority,
-        caller: 0,
+        ..Infer::default()
     }
+}
+
+/// Whether what is too late for others is for this request: not where it goes after them, or has a share of its own.
+fn is_told_by_others(standing: Standing) -> bool {
+    standing.tenant == 0 && standing.criticality >= Criticality::Normal
+}
+
+/// A caller can make its request less critical, as a low priority does, and never more.
+fn stand(infer: &mut Infer, standing: Standing) {
+    infer.tenant = standing.tenant;
+    infer.criticality = match standing.criticality {
+        _ if infer.priority > 2 => 3,
+        Criticality::Critical => 1,
+        Criticality::Normal => 2,
+        Criticality::Sheddable => 3,
+    };
 }
 
 async fn wait(
