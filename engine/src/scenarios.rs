@@ -642,6 +642,41 @@ fn memory_that_runs_out_divides_the_batch_until_it_fits() {
 }
 
 #[test]
+fn a_full_queue_has_room_for_who_matters_more_and_for_another_tenant() {
+    let gate = Arc::new(Gate::default());
+    let passing = Arc::clone(&gate);
+    let model = candidate("double", move |inputs| {
+        passing.pass();
+        double(inputs)
+    });
+    let engine = Engine::start_with(vec![model], |settings| settings.queue.rows = 4);
+    let (mut many, mut few) = (engine.connect(), engine.connect());
+    (many.index(), few.index());
+    let ask = |tenant, criticality| {
+        let mut asked = Asked::of("double").fp32("x", &[1, 2], &[1.0, 0.5]);
+        (asked.infer.tenant, asked.infer.criticality) = (tenant, criticality);
+        asked
+    };
+    gate.shut();
+    many.infer(1, ask(7, 0));
+    gate.await_held(1);
+    many.infer_all((2..=5).map(|id| (id, ask(7, 0))));
+    many.barrier();
+    few.infer(1, ask(8, 0));
+    few.infer(2, ask(9, 1));
+    let gone = [many.reply().unwrap(), many.reply().unwrap()];
+    for (answer, id) in gone.iter().zip([5, 4]) {
+        assert_eq!((answer.id, answer.status()), (id, Status::Overloaded));
+        assert!(answer.reply.message.starts_with("it made way for somebody"), "{}", answer.reply.message);
+    }
+    many.infer(6, ask(7, 3));
+    let refused = many.reply().unwrap();
+    assert_eq!((refused.id, refused.status()), (6, Status::Overloaded), "nobody matters less");
+    gate.open();
+    assert!(many.replies(3).iter().chain(&few.replies(2)).all(|answer| answer.status() == Status::Ok));
+}
+
+#[test]
 fn a_request_that_would_be_late_is_refused_at_once_and_told_how_long_it_would_wait() {
     let gate = Arc::new(Gate::default());
     let passing = Arc::clone(&gate);

@@ -411,6 +411,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_caller_can_make_its_request_less_critical_and_never_more() {
+        let stands = |criticality, priority| {
+            let mut infer = Infer { priority, ..Infer::default() };
+            stand(&mut infer, Standing { criticality, tenant: 7 });
+            (infer.criticality, infer.tenant)
+        };
+        let all = [Criticality::Critical, Criticality::Normal, Criticality::Sheddable];
+        assert_eq!(all.map(|criticality| stands(criticality, 1)), [(1, 7), (2, 7), (3, 7)]);
+        assert_eq!(all.map(|criticality| stands(criticality, 3)), [(3, 7), (3, 7), (3, 7)]);
+    }
+
+    #[test]
     fn only_the_versions_own_failures_count_against_it() {
         let judge = |refusal| outcome::<()>(&Err(refusal));
         assert_eq!(outcome(&Ok(())), Outcome::Served);
