@@ -651,7 +651,8 @@ fn a_full_queue_has_room_for_who_matters_more_and_for_another_tenant() {
     });
     let engine = Engine::start_with(vec![model], |settings| settings.queue.rows = 4);
     let (mut many, mut few) = (engine.connect(), engine.connect());
-    (many.index(), few.index());
+    many.index();
+    few.index();
     let ask = |tenant, criticality| {
         let mut asked = Asked::of("double").fp32("x", &[1, 2], &[1.0, 0.5]);
         (asked.infer.tenant, asked.infer.criticality) = (tenant, criticality);

@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::attribute::Attributes;
 use crate::gate::{ALPHA, Event, Gate, Kept, Witness};
 use crate::pick::{Pick, PickReason, Stickiness, Target, WithoutKey};
+use crate::ring::{self, Order, Parts};
 use crate::units::Version;
 
 /// Verdicts that are remembered.
@@ -59,6 +60,8 @@ pub(crate) struct CanaryPolicy {
     pub(crate) slow: Option<SlowPolicy>,
     /// Answers of the candidate that are not the baseline's and are too many, of all that a shadow compares.
     pub(crate) disagreeing_at_most: Option<Millionths>,
+    /// Who gets the candidate first.
+    pub(crate) order: Order,
 }
 
 /// What answers are slow, and how many may be.
@@ -69,11 +72,25 @@ pub(crate) struct SlowPolicy {
 }
 
 impl CanaryPolicy {
-    /// The version that answers this caller while the candidate has `share`. The candidate's part of the ring ends
-    /// where the ring ends, so that whoever has it keeps it as the share rises.
+    /// Leaves as many users as can be with the versions that they have on another ring.
+    pub(crate) fn follow(&mut self, old: &Parts) {
+        if ring::is_sound(old) {
+            self.order = Order::following(old, self.baseline.version, self.candidate.version);
+        }
+    }
+
+    /// Who answers at which point while the candidate has `share`.
+    pub(crate) fn parts(&self, share: Millionths) -> Parts {
+        // As it is picked: the first place that is not below.
+        let cut = (u128::from(ALL - share) << 64).div_ceil(u128::from(ALL));
+        self.order.parts(cut, self.baseline.version, self.candidate.version)
+    }
+
+    /// The version that answers this caller while the candidate has `share`.
     pub(crate) fn pick(&self, caller: &impl Attributes, draw: u64, share: Millionths) -> Pick {
         let at = |point: u64, reason, key| {
-            let is_candidate = (u128::from(point) * u128::from(ALL)) >> 64 >= u128::from(ALL - share);
+            let place = u128::from(self.order.place(point));
+            let is_candidate = (place * u128::from(ALL)) >> 64 >= u128::from(ALL - share);
             let target = if is_candidate { &self.candidate } else { &self.baseline };
             let assigned = Some(Assignment {
                 baseline: self.baseline.version,

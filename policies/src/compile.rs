@@ -17,6 +17,7 @@ use crate::ledger::CrowdPolicy;
 use crate::limiter::{Cost, LimitPolicy};
 use crate::overload::{Criticality, OverloadPolicy};
 use crate::pick::{Rule, Split, Stickiness, Target, WithoutKey};
+use crate::ring::Order;
 use crate::schema;
 use crate::shadow::{ShadowPolicy, Tolerance};
 use crate::snapshot::{self, DEFAULT_DEADLINE, Fallback, ModelPolicy, Snapshot};
@@ -271,6 +272,7 @@ fn canary(
         failing_at_most: failing_at_most?,
         slow: slow?,
         disagreeing_at_most: disagreeing_at_most?,
+        order: Order::default(),
     })
 }
 

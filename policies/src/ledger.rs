@@ -32,7 +32,7 @@ use crate::limiter::{LimitPolicy, Limiter};
 use crate::outcome::Outcome;
 use crate::pick::Pick;
 use crate::plan::share_after;
-use crate::snapshot::{Fallback, Snapshot};
+use crate::snapshot::{Fallback, ModelPolicy, Rings, Snapshot};
 use crate::units::Version;
 
 /// The state of all limits and breakers.
@@ -285,12 +285,30 @@ impl Ledger {
         let Some(policy) = snapshot.model(model) else { return Vec::new() };
         let arm = policy.canary.as_ref().map(|canary| {
             let (baseline, candidate) = canary.versions_of_arms();
-            let rollouts = self.rollouts.load();
-            let rollout = rollouts.get(model).filter(|rollout| rollout.is_of(canary));
-            let has_all = rollout.is_some_and(|rollout| rollout.share.load(Ordering::Relaxed) == ALL);
+            let has_all = self.share_now(model, canary) == Some(ALL);
             if has_all && is_ready(candidate) { candidate } else { baseline }
         });
         policy.fixed_versions().chain(arm).collect()
+    }
+
+    /// Who answers at which point by `snapshot`, of every model that has a split or a rollout.
+    pub fn rings(&self, snapshot: &Snapshot) -> Rings {
+        let ring = |(name, policy): (&str, &ModelPolicy)| {
+            let parts = match (&policy.canary, &policy.split) {
+                (Some(canary), _) => canary.parts(self.share_now(name, canary).unwrap_or(0)),
+                (None, Some(split)) => split.parts(),
+                (None, None) => return None,
+            };
+            Some((name.to_owned(), parts))
+        };
+        Rings(snapshot.models().filter_map(ring).collect())
+    }
+
+    /// The candidate's share in the rollout that has begun, if that is of these versions.
+    fn share_now(&self, model: &str, policy: &CanaryPolicy) -> Option<Millionths> {
+        let rollouts = self.rollouts.load();
+        let rollout = rollouts.get(model).filter(|rollout| rollout.is_of(policy))?;
+        Some(rollout.share.load(Ordering::Relaxed))
     }
 
     /// The candidate's share once `policy` is in force, if `before` is now.
@@ -300,10 +318,7 @@ impl Ledger {
         policy: &CanaryPolicy,
         before: Option<&CanaryPolicy>,
     ) -> Millionths {
-        let rollouts = self.rollouts.load();
-        let rollout = rollouts.get(model).filter(|rollout| rollout.is_of(policy));
-        let now = rollout.map(|rollout| rollout.share.load(Ordering::Relaxed));
-        match now {
+        match self.share_now(model, policy) {
             // As it is.
             Some(now) if before.is_none() => now,
             now => share_after(now, &policy.steps),
@@ -566,7 +581,7 @@ mod tests {
 
     use super::*;
     use crate::limiter::{Limited, Quota};
-    use crate::parse;
+    use crate::{Live, parse};
 
     const ANA: [(&str, &str); 1] = [("user", "ana")];
     const BEN: [(&str, &str); 1] = [("user", "ben")];
@@ -796,6 +811,55 @@ mod tests {
         let only_a = policies("limits: [{name: a, rate: 1/h, burst: 1000}]");
         let rest = (0..1000).filter(|_| ledger.admit(&only_a, "digits", &ANA, now).is_ok()).count();
         assert_eq!(rest, 500, "what `b` refused was not spent at `a`");
+    }
+
+    #[test]
+    fn between_splits_and_rollouts_nobody_moves_who_need_not_nor_does_a_restart_move_anybody() {
+        let model =
+            |policy: &str| policies(&format!("models: {{m: {{{policy}, sticky: {{header: user}}}}}}}}"));
+        let split = |weights: &str| model(&format!("split: {{weights: {weights}"));
+        let canary = |steps: &str| model(&format!("canary: {{baseline: 2, candidate: 1, steps: {steps}"));
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        let live = Live::new(split("{1: 10, 2: 90}"));
+        let on = |ledger: &Ledger, snapshot: &Snapshot| -> Vec<u64> {
+            let names = (0..10_000).map(|user| user.to_string());
+            names
+                .map(|name| {
+                    ledger.pick(snapshot, "m", &[("user", name.as_str())], 0, |_| true).unwrap().version.0
+                })
+                .collect()
+        };
+        let moved = |before: &[u64], after: &[u64]| {
+            let moved: Vec<_> = before.iter().zip(after).filter(|(before, after)| before != after).collect();
+            moved.len() as f64 / 100.0
+        };
+        let mut before = on(&ledger, &live.load().snapshot);
+        for (next, percent) in [
+            (canary("[10, 30]"), 0.0),
+            (canary("[30]"), 20.0),
+            (split("{1: 30, 2: 70}"), 0.0),
+            (split("{1: 20, 2: 70, 3: 10}"), 10.0),
+            (canary("[25]"), 10.0),
+            (split("{1: 25, 2: 65, 3: 10}"), 10.0),
+        ] {
+            live.publish(next, &ledger);
+            let generation = live.load();
+            ledger.roll_out(&generation.snapshot, now);
+            let after = on(&ledger, &generation.snapshot);
+            assert!(
+                (moved(&before, &after) - percent).abs() < 1.0,
+                "{} %, not {percent}",
+                moved(&before, &after)
+            );
+            before = after;
+        }
+        live.publish(canary("[40]"), &ledger);
+        ledger.roll_out(&live.load().snapshot, now);
+        let before = on(&ledger, &live.load().snapshot);
+        let restarted = Ledger::new();
+        let snapshot = canary("[40]").follow(&ledger.rings(&live.load().snapshot));
+        restarted.roll_out(&snapshot, now);
+        assert_eq!(moved(&before, &on(&restarted, &snapshot)), 0.0);
     }
 
     fn trip(ledger: &Ledger, snapshot: &Snapshot, version: Version, now: Instant) {

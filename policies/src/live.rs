@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
+use crate::ledger::Ledger;
 use crate::snapshot::Snapshot;
 
 /// A snapshot with the number under which it went live.
@@ -50,16 +51,14 @@ impl Live {
     }
 
     /// Puts `snapshot` in force, unless it decides exactly like the current one; it follows the rings of that, so that no
-    /// user moves who need not. Call [`Ledger::retain`] afterwards.
-    ///
-    /// [`Ledger::retain`]: crate::Ledger::retain
-    pub fn publish(&self, snapshot: Snapshot) -> Published {
+    /// user moves who need not. Call [`Ledger::roll_out`] and [`Ledger::retain`] afterwards.
+    pub fn publish(&self, snapshot: Snapshot, ledger: &Ledger) -> Published {
         let _publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.load();
         if current.snapshot == snapshot {
             return Published { generation: current.number, changed: false };
         }
-        let snapshot = snapshot.follow(&current.snapshot.rings());
+        let snapshot = snapshot.follow(&ledger.rings(&current.snapshot));
         let number = current.number + 1;
         self.current.store(Arc::new(Generation { number, snapshot }));
         Published { generation: number, changed: true }
@@ -78,7 +77,7 @@ mod tests {
         let same =
             parse("# scaled and reordered\nmodels: {digits: {split: {weights: {2: 100, 1: 900}}}}", "b")
                 .unwrap();
-        assert_eq!(live.publish(same), Published { generation: 1, changed: false });
+        assert_eq!(live.publish(same, &Ledger::new()), Published { generation: 1, changed: false });
         assert!(Arc::ptr_eq(&before, &live.load()));
     }
 
@@ -87,7 +86,7 @@ mod tests {
         let live = Live::new(Snapshot::default());
         let pinned = live.load();
         let next = parse("models: {digits: {deadline: 2s}}", "a").unwrap();
-        assert_eq!(live.publish(next), Published { generation: 2, changed: true });
+        assert_eq!(live.publish(next, &Ledger::new()), Published { generation: 2, changed: true });
         assert_eq!((pinned.number, live.load().number), (1, 2));
         assert!(pinned.snapshot.model("digits").is_none());
     }

@@ -133,11 +133,8 @@ impl Ledger {
             } else {
                 0
             };
-            // As CanaryPolicy::pick has it: the candidate's part ends where the ring ends.
-            let cut = (u128::from(ALL - share) << 64).div_ceil(u128::from(ALL));
-            let (baseline, candidate) = canary.versions_of_arms();
-            let parts = ring::joined(vec![(cut, baseline), (ring::POINTS - cut, candidate)]);
-            return Some(Ring { key: canary.stickiness.as_ref().map(|sticky| sticky.key.clone()), parts });
+            let key = canary.stickiness.as_ref().map(|sticky| sticky.key.clone());
+            return Some(Ring { key, parts: canary.parts(share) });
         }
         let split = policy.split.as_ref()?;
         Some(Ring { key: split.stickiness().map(|sticky| sticky.key.clone()), parts: split.parts() })
@@ -286,8 +283,9 @@ mod tests {
     fn plan(before: &str, after: &str) -> Plan {
         let policy = |text| parse(text, "p").unwrap_or_else(|errors| panic!("{errors}"));
         let before = policy(before);
-        let after = policy(after).follow(&before.rings());
-        Ledger::new().plan(&before, &after, |_, _| true)
+        let ledger = Ledger::new();
+        let after = policy(after).follow(&ledger.rings(&before));
+        ledger.plan(&before, &after, |_, _| true)
     }
 
     fn moved(before: &str, after: &str) -> f64 {
@@ -309,6 +307,8 @@ mod tests {
         assert_eq!(moved(&by_user("{1: 50, 2: 50}"), other), 50.0, "who stays does so by chance");
         let canary = "canary: {baseline: 1, candidate: 2, steps: [10], sticky: {header: u}}";
         assert_eq!(moved(&by_user("{1: 90, 2: 10}"), canary), 0.0, "the same tenth");
+        let other_way_round = "canary: {baseline: 2, candidate: 1, steps: [10], sticky: {header: u}}";
+        assert_eq!(moved(&by_user("{1: 10, 2: 90}"), other_way_round), 0.0, "wherever it lies");
     }
 
     #[test]

@@ -8,7 +8,8 @@
 //! A ring that follows another one keeps at every point the version that was there, as far as that version's new share
 //! reaches, and gives away only what is left: the part of all users that moves is half the sum of all differences of
 //! shares, which is the least that can be. So a ring has a history, which travels with the state of the process; without
-//! one it is cut in the order of versions.
+//! one it is cut in the order of versions. A rollout changes its shares by itself: instead of parts it has an [`Order`] in
+//! which its candidate takes the points of the ring.
 
 use std::collections::BTreeMap;
 
@@ -95,6 +96,71 @@ pub(crate) fn lengths_of(parts: &Parts) -> BTreeMap<Version, u128> {
         *lengths.entry(version).or_default() += length;
     }
     lengths
+}
+
+/// The points of a ring in the order in which a rollout's candidate gives them away: those from some place on are its
+/// own, so that whoever has it keeps it as its share rises.
+#[derive(Clone, Debug)]
+pub(crate) struct Order(
+    /// Where a part begins on the ring, and at which place of the order.
+    Box<[(u64, u64)]>,
+);
+
+/// That of a ring without a history: the candidate has the end of it.
+impl Default for Order {
+    fn default() -> Self {
+        Self([(0, 0)].into())
+    }
+}
+
+/// It is not what a policy says, but what has come of it: two policies that differ in nothing else are equal.
+impl PartialEq for Order {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Order {}
+
+impl Order {
+    /// The candidate takes first what it has, then what others have who get nothing any more, then the baseline's.
+    pub(crate) fn following(old: &Parts, baseline: Version, candidate: Version) -> Self {
+        let turn = |version: Version| match version {
+            version if version == baseline => 0,
+            version if version == candidate => 2,
+            _ => 1,
+        };
+        let with_starts = with_lengths(old).zip(old);
+        let mut parts: Vec<_> =
+            with_starts.map(|((length, version), (start, _))| (turn(version), *start, length)).collect();
+        parts.sort_unstable();
+        let mut next = 0u128;
+        let mut order: Vec<(u64, u64)> = Vec::new();
+        for (_, start, length) in parts {
+            order.push((start, u64::try_from(next).expect("every part has a place on the ring")));
+            next += length;
+        }
+        order.sort_unstable();
+        Self(order.into())
+    }
+
+    /// The place of a point.
+    pub(crate) fn place(&self, point: u64) -> u64 {
+        let next = self.0.partition_point(|(start, _)| *start <= point);
+        let (start, place) = self.0[next - 1]; // The first part starts at 0, so `next` is at least 1.
+        place + (point - start)
+    }
+
+    /// Who has which part where the candidate has the places from `cut` on.
+    pub(crate) fn parts(&self, cut: u128, baseline: Version, candidate: Version) -> Parts {
+        let ends = self.0.iter().skip(1).map(|(start, _)| u128::from(*start)).chain([POINTS]);
+        let halves = self.0.iter().zip(ends).flat_map(|((start, place), end)| {
+            let length = end - u128::from(*start);
+            let before = cut.saturating_sub(u128::from(*place)).min(length);
+            [(before, baseline), (length - before, candidate)]
+        });
+        joined(halves.collect())
+    }
 }
 
 /// Points at which two rings differ.
@@ -198,6 +264,26 @@ mod tests {
                 }
                 ring = Some(next);
             }
+        }
+
+        /// The rollout of version 2 in place of version 1, after rings of up to eight versions.
+        #[test]
+        fn a_rollout_moves_exactly_the_least_and_takes_nobody_back_while_its_share_rises(
+            weights in prop::collection::vec(1..1000u32, 1..8), cuts in prop::array::uniform2(0..=POINTS), point: u64,
+        ) {
+            // Its versions do not lie in their order.
+            let before = follow(&in_order(&lengths(&weights)), &lengths(&weights.iter().rev().copied().collect::<Vec<_>>()));
+            let (baseline, candidate) = (Version(1), Version(2));
+            let order = Order::following(&before, baseline, candidate);
+            let [parts, others] = cuts.map(|cut| order.parts(cut, baseline, candidate));
+            let wanted: BTreeMap<_, _> =
+                [(baseline, cuts[0]), (candidate, POINTS - cuts[0])].into_iter().filter(|(_, length)| *length > 0).collect();
+            prop_assert_eq!(lengths_of(&parts), wanted.clone());
+            let lost = |(version, had): (&Version, &u128)| had.saturating_sub(wanted.get(version).copied().unwrap_or(0));
+            prop_assert_eq!(moved(&before, &parts), lengths_of(&before).iter().map(lost).sum::<u128>());
+            prop_assert_eq!(moved(&parts, &others), cuts[0].abs_diff(cuts[1]));
+            let owner = parts[parts.partition_point(|(start, _)| *start <= point) - 1].1;
+            prop_assert_eq!(owner == candidate, u128::from(order.place(point)) >= cuts[0]);
         }
     }
 }

@@ -25,9 +25,10 @@ use crate::units::Version;
 /// Time for a request that brings no deadline, to a model whose policy names none.
 pub(crate) const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Rings by the names of their models: what the next policy, process or replica follows.
+/// Rings by the names of their models, see [`Ledger::rings`](crate::Ledger::rings): what the next policy, process or
+/// replica follows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Rings(BTreeMap<String, Parts>);
+pub struct Rings(pub(crate) BTreeMap<String, Parts>);
 
 /// All policies at one moment. The default is no policy at all.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -62,20 +63,13 @@ impl Snapshot {
         drop(by_name);
         let followed = |(name, policy): (Arc<str>, Arc<ModelPolicy>)| {
             let mut policy = Arc::into_inner(policy).expect("nobody else has it yet");
-            if let (Some(split), Some(ring)) = (&mut policy.split, rings.0.get(&*name)) {
-                split.follow(ring);
+            if let Some(ring) = rings.0.get(&*name) {
+                policy.split.iter_mut().for_each(|split| split.follow(ring));
+                policy.canary.iter_mut().for_each(|canary| canary.follow(ring));
             }
             (name, policy)
         };
         Self::new(models.into_iter().map(followed).collect(), limits, crowds, overload)
-    }
-
-    /// Who answers at which point, of every model that has a split.
-    pub fn rings(&self) -> Rings {
-        let split = |(name, policy): (&Arc<str>, &Arc<ModelPolicy>)| {
-            Some((name.to_string(), policy.split.as_ref()?.parts()))
-        };
-        Rings(self.models.iter().filter_map(split).collect())
     }
 
     /// The policy of the model called `name`. `None` means that its highest ready version answers, with the default

@@ -116,7 +116,7 @@ impl Reload {
     }
 
     async fn publish(&mut self, snapshot: Snapshot, text: &[u8], source: Source, restores: Option<u64>) {
-        let published = self.live.publish(snapshot);
+        let published = self.live.publish(snapshot, &self.ledger);
         let text = String::from_utf8_lossy(text).into_owned();
         self.revisions.note(published.generation, text, source, restores, SystemTime::now());
         if !published.changed {
@@ -184,7 +184,7 @@ impl Reload {
 
     fn compiled(&self, text: &str) -> Result<Snapshot, Denied> {
         let snapshot = compile(text.as_bytes(), Path::new("policy")).map_err(Denied::Faulty)?;
-        Ok(snapshot.follow(&self.live.load().snapshot.rings()))
+        Ok(snapshot.follow(&self.ledger.rings(&self.live.load().snapshot)))
     }
 
     /// The file, once it has stopped changing: whoever writes it needs a moment between truncating and finishing, and

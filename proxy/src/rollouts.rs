@@ -84,7 +84,8 @@ impl Rollouts {
     /// Writes what has changed; what the file then holds.
     async fn save(&self, kept: Kept, now: Instant) -> Kept {
         let Some(file) = self.file.clone() else { return kept };
-        let progress = Kept { canaries: self.ledger.progress(now), rings: self.live.load().snapshot.rings() };
+        let rings = self.ledger.rings(&self.live.load().snapshot);
+        let progress = Kept { canaries: self.ledger.progress(now), rings };
         if progress == kept {
             return kept;
         }
@@ -165,12 +166,11 @@ mod tests {
         let text = "models: {digits: {canary: {baseline: 1, candidate: 2, steps: [10]}}}";
         let (ledger, now) = (Ledger::new(), Instant::now());
         ledger.roll_out(&policies::parse(text, "p").unwrap(), now);
-        let rings = policies::parse(
+        let split = policies::parse(
             "models: {all: {split: {weights: {1: 1}}}, m: {split: {weights: {1: 2, 2: 1}}}}",
             "p",
-        )
-        .unwrap()
-        .rings();
+        );
+        let rings = ledger.rings(&split.unwrap());
         let progress = Kept { canaries: ledger.progress(now + Duration::from_secs(3)), rings };
         write(&file, &progress).unwrap();
         assert_eq!(read(&file).unwrap(), progress);
