@@ -17,6 +17,7 @@ use crate::ledger::CrowdPolicy;
 use crate::limiter::{Cost, LimitPolicy};
 use crate::overload::{Criticality, OverloadPolicy};
 use crate::pick::{Rule, Split, Stickiness, Target, WithoutKey};
+use crate::remote::Remote;
 use crate::ring::Order;
 use crate::schema;
 use crate::shadow::{ShadowPolicy, Tolerance};
@@ -81,6 +82,10 @@ pub(crate) enum Fault {
     Percent(f64),
     #[error("expected a percentage with at most four decimals, got {0}")]
     PercentPrecision(f64),
+    #[error("expected an http or https URL with a host and without a password, got `{0}`")]
+    Url(String),
+    #[error("a version that another server answers cannot be compared")]
+    RemoteShadow,
     #[error("expected a `shadow` of the candidate beside it, which compares answers")]
     NothingCompared,
     #[error("expected tolerances that are 0 or more")]
@@ -165,6 +170,12 @@ fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Fau
         Some(written) => shadow(written, &labels, &path.join("shadow"), faults).map(Some),
         None => Some(None),
     };
+    let remotes = remotes(&model.remote, &path.join("remote"), faults);
+    if let Some(Some(shadow)) = &shadow
+        && remotes.contains_key(&shadow.version)
+    {
+        faults.note(path.join("shadow").join("version"), Fault::RemoteShadow);
+    }
     if let Some(Some(canary)) = &canary
         && canary.disagreeing_at_most.is_some()
         && !matches!(&shadow, Some(Some(shadow)) if shadow.version == canary.candidate.version)
@@ -180,7 +191,22 @@ fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Fau
         breaker: breaker?,
         fallback: fallback?,
         shadow: shadow?,
+        remotes,
     })
+}
+
+fn remotes(
+    written: &BTreeMap<String, schema::Remote>,
+    path: &Path,
+    faults: &mut Faults,
+) -> BTreeMap<Version, Arc<Remote>> {
+    let remote = |(number, written): (&String, &schema::Remote)| {
+        let path = path.join(number.as_str());
+        let version = faults.keep(&path, number.parse::<Version>());
+        let url = Remote::parse(&written.url).ok_or_else(|| Fault::Url(written.url.clone()));
+        Some((version?, Arc::new(faults.keep(&path.join("url"), url)?)))
+    };
+    written.iter().filter_map(remote).collect()
 }
 
 fn shadow(

@@ -80,6 +80,9 @@ fn write_snapshot(snapshot: &Snapshot, out: &mut String) -> fmt::Result {
 
 fn write_model(name: &str, model: &ModelPolicy, out: &mut String) -> fmt::Result {
     writeln!(out, "model {name}")?;
+    for (version, remote) in &model.remotes {
+        writeln!(out, "  version {version} is at {remote}")?;
+    }
     for rule in &model.rules {
         write_rule(rule, out)?;
     }
@@ -265,6 +268,7 @@ mod tests {
 models:
   digits:
     labels: {stable: 1, canary: 2}
+    remote: {1: {url: \"http://triton:8000/v2/models/digits/infer\"}}
     rules:
       - when: {header: X-Cohort, equals: beta}
         use: canary
@@ -280,6 +284,7 @@ limits:
 ";
         let expected = "\
 model digits
+  version 1 is at http://triton:8000/v2/models/digits/infer
   if header x-cohort is `beta`, canary (version 2) answers
   66.666667 % go to stable (version 1)
   33.333333 % go to canary (version 2)

@@ -66,6 +66,9 @@ pub(crate) struct Model {
     /// Names for versions, such as `stable: 1`. A name starts with a letter.
     #[schemars(extend("additionalProperties" = {"type": "integer", "minimum": 1}))]
     pub(crate) labels: BTreeMap<String, u64>,
+    /// Versions, by number, that another server answers and not the engine beside this proxy: a Triton, say, from which
+    /// traffic is moved here step by step, or to which it is sent when all else fails.
+    pub(crate) remote: BTreeMap<String, Remote>,
     /// How requests are divided between versions. Without it, the highest ready version answers.
     pub(crate) split: Option<Split>,
     /// Rolls a version out step by step, in place of a split.
@@ -79,6 +82,15 @@ pub(crate) struct Model {
     pub(crate) deadline: Option<String>,
     /// When a version of this model counts as failing. Default: on, with the defaults of its fields.
     pub(crate) breaker: Breaker,
+}
+
+/// Where another server answers.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Remote {
+    /// An `http` or `https` URL, to which requests are sent as they came.
+    #[schemars(extend("examples" = ["http://triton:8000/v2/models/digits/infer"]))]
+    pub(crate) url: String,
 }
 
 /// How requests are divided between versions.

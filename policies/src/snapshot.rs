@@ -18,6 +18,7 @@ use crate::ledger::CrowdPolicy;
 use crate::limiter::LimitPolicy;
 use crate::overload::{OverloadPolicy, Standing};
 use crate::pick::{Pick, Rule, Split, Target};
+use crate::remote::Remote;
 use crate::ring::Parts;
 use crate::shadow::ShadowPolicy;
 use crate::units::Version;
@@ -98,6 +99,11 @@ impl Snapshot {
         self.overload.standing(caller)
     }
 
+    /// Where this version is, if another server answers it.
+    pub fn remote(&self, model: &str, version: Version) -> Option<&Arc<Remote>> {
+        self.model(model)?.remotes.get(&version)
+    }
+
     /// The deadline of requests to `model` that bring none.
     pub fn deadline(&self, model: &str) -> Duration {
         self.model(model).map_or(DEFAULT_DEADLINE, ModelPolicy::deadline)
@@ -121,6 +127,8 @@ pub struct ModelPolicy {
     pub(crate) breaker: BreakerPolicy,
     pub(crate) fallback: Option<Fallback>,
     pub(crate) shadow: Option<Arc<ShadowPolicy>>,
+    /// Versions that other servers answer.
+    pub(crate) remotes: BTreeMap<Version, Arc<Remote>>,
 }
 
 /// Who answers in place of a version that has tripped.
@@ -132,6 +140,11 @@ pub(crate) struct Fallback {
 }
 
 impl ModelPolicy {
+    /// Whether other servers answer some of its versions.
+    pub fn has_remotes(&self) -> bool {
+        !self.remotes.is_empty()
+    }
+
     /// The version that answers this caller: the first rule that holds, else its place in the split or rollout, of
     /// which the candidate has `share`. `draw` is any evenly distributed number; it decides only where the policy
     /// says that chance does.

@@ -1,7 +1,7 @@
 //! The third port, on loopback and only if it is configured: what a person may change while the process runs.
 //! Decides who may ask, and what is said; what is done is the ledger's and, for the policy, `reload.rs`'s.
 
-use crate::body::{self, BodyLimits};
+use crate::body::{self, BodyLimits, Encoding};
 use crate::monitor::respond;
 use crate::refusal::Refusal;
 use crate::revisions::{Ask, Asked, Denied, Edit, Revision};
@@ -118,7 +118,7 @@ impl Admin {
     }
 
     async fn text(&self, session: &mut ServerSession) -> Result<String, Refusal> {
-        let body = body::read(session, &BODY, &mut self.slots.enter()?).await?;
+        let body = body::read(session, &BODY, Encoding::None, &mut self.slots.enter()?).await?;
         String::from_utf8(body.into())
             .map_err(|error| Refusal::Invalid(format!("policy: not UTF-8: {error}")))
     }

@@ -21,13 +21,25 @@ pub struct BodyLimits {
     pub time_max: Duration,
 }
 
+/// Which Content-Encoding the reader of a body understands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// None.
+    None,
+    /// Whatever it is: somebody else reads it.
+    Any,
+}
+
 /// The whole body of the current request; `slot` makes room for it.
 pub async fn read(
     session: &mut ServerSession,
     limits: &BodyLimits,
+    encoding: Encoding,
     slot: &mut Slot,
 ) -> Result<Bytes, Refusal> {
-    is_plain(session)?;
+    if encoding == Encoding::None {
+        is_plain(session)?;
+    }
     let declared = header_number(&session.req_header().headers, header::CONTENT_LENGTH.as_str())?;
     if declared.is_some_and(|length| length > limits.bytes_max) {
         return Err(Refusal::TooLarge { what: "the body", limit: limits.bytes_max });

@@ -7,6 +7,9 @@ use http::HeaderMap;
 use policies::Snapshot;
 use std::time::{Duration, Instant};
 
+/// The header in which a caller says how long it waits, ms.
+pub(crate) const TIMEOUT: &str = "x-request-timeout-ms";
+
 /// When the caller stops waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Deadline {
@@ -16,9 +19,10 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// At most so much, or the request's own (parameter `timeout`) if that is sooner.
-    pub(crate) fn of(most: Duration, request: &InferRequest, now: Instant) -> Self {
-        let given = request.timeout.map_or(most, |own| own.min(most));
+    /// At most so much, or the request's own (parameter `timeout`) if that is sooner and was read.
+    pub(crate) fn of(most: Duration, request: Option<&InferRequest>, now: Instant) -> Self {
+        let own = request.and_then(|request| request.timeout);
+        let given = own.map_or(most, |own| own.min(most));
         Self { at: now + given, given }
     }
 
@@ -29,7 +33,7 @@ impl Deadline {
         model: &str,
         headers: &HeaderMap,
     ) -> Result<Duration, Refusal> {
-        let header = header_number(headers, "x-request-timeout-ms")?;
+        let header = header_number(headers, TIMEOUT)?;
         let most = snapshot.deadline(model);
         Ok(header.map_or(most, |ms| most.min(Duration::from_millis(ms as u64))))
     }
@@ -72,7 +76,7 @@ mod tests {
             );
             let request = InferRequest { timeout: parameter, ..InferRequest::default() };
             Deadline::at_most(&snapshot, "m", &headers)
-                .map(|most| Deadline::of(most, &request, now).left(now).as_millis())
+                .map(|most| Deadline::of(most, Some(&request), now).left(now).as_millis())
         };
         assert_eq!(given(None, None), Ok(2000));
         assert_eq!(given(Some("300"), None), Ok(300));

@@ -4,7 +4,7 @@
 //! Cheap refusals come first. A rate limit is spent before the body is read, because reading it is what the limit
 //! protects; a request that is refused later has spent it.
 
-use crate::body::{self, BodyLimits};
+use crate::body::{self, BodyLimits, Encoding};
 use crate::caller::Caller;
 use crate::deadline::{Deadline, header_number};
 use crate::decode::InferRequest;
@@ -14,14 +14,16 @@ use crate::link::{LinkError, Links, Pending};
 use crate::pulse::SOON;
 use crate::record::Record;
 use crate::refusal::Refusal;
+use crate::remote::{Passed, Remotes};
 use crate::route::Target;
 use crate::shadow::Shadows;
 use crate::slots::Slots;
+use bytes::Bytes;
 use http::HeaderMap;
 use pingora::protocols::http::ServerSession;
 use policies::{
-    Assignment, Criticality, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Sight, Snapshot, Standing,
-    Usage, Version,
+    Assignment, Criticality, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Remote, Sight, Snapshot,
+    Standing, Usage, Version,
 };
 use rand::Rng;
 use std::sync::Arc;
@@ -45,6 +47,17 @@ pub struct Path {
     pub body: BodyLimits,
     /// Room for requests.
     pub slots: Arc<Slots>,
+    /// The way to versions that other servers answer.
+    pub remotes: Remotes,
+}
+
+/// An answer, from whoever has given it.
+#[derive(Debug)]
+pub enum Answered {
+    /// The engine.
+    Here(Encoded),
+    /// Another server, in its own words, whatever they are.
+    Elsewhere(Passed),
 }
 
 impl Path {
@@ -54,7 +67,7 @@ impl Path {
         session: &mut ServerSession,
         target: Target<'_>,
         record: &mut Record,
-    ) -> Result<Encoded, Refusal> {
+    ) -> Result<Answered, Refusal> {
         let mut slot = self.slots.enter()?;
         let generation = self.live.load(); // pinned: one request, one generation
         record.generation = generation.number;
@@ -80,14 +93,19 @@ impl Path {
         let admitted = self.ledger.admit(snapshot, target.model, &head, record.started);
         let admitted = admitted.map_err(|refused| limited(record, refused))?;
         record.quota.clone_from(&admitted.quota);
-        let body = body::read(session, &self.body, &mut slot).await?;
+        let is_remote = |version| snapshot.remote(target.model, Version(version)).is_some();
+        let encoding = if is_remote(version) { Encoding::Any } else { Encoding::None };
+        let body = body::read(session, &self.body, encoding, &mut slot).await?;
         record.slot = Some(slot);
-        let mut request = InferRequest::decode(&body, json_len(&session.req_header().headers)?)?;
+        let decode =
+            |session: &ServerSession| InferRequest::decode(&body, json_len(&session.req_header().headers)?);
+        // What another server is asked may be in words that only it understands.
+        let request = if is_remote(version) { decode(session).ok() } else { Some(decode(session)?) };
         let now = Instant::now();
-        let (head, usage) = (Caller::new(session.req_header()), usage(&request, body.len()));
+        let (head, usage) = (Caller::new(session.req_header()), usage(request.as_ref(), body.len()));
         let charged = self.ledger.charge(snapshot, target.model, &head, admitted, usage, now);
         record.quota = charged.map_err(|refused| limited(record, refused))?;
-        let deadline = Deadline::of(most, &request, now);
+        let deadline = Deadline::of(most, request.as_ref(), now);
         // Reading the body may have taken long.
         let (confirmed, assigned) = self.ledger.confirm(target.model, Version(version), assigned);
         if confirmed.0 != version {
@@ -104,13 +122,46 @@ impl Path {
                 (instead, None, pass)
             }
         };
-        let gate = models.gate(target.model, version).filter(|_| is_told_by_others(standing));
+        let asking =
+            Asking { snapshot, models: &models, target, version, caller, assigned, standing, deadline, now };
+        let answer = match snapshot.remote(target.model, Version(version)) {
+            Some(remote) => {
+                self.elsewhere(session, remote, body, &asking, record).await.map(Answered::Elsewhere)
+            }
+            None => match request.map_or_else(|| decode(session), Ok) {
+                Ok(request) => self.here(session, request, &asking, record).await.map(Answered::Here),
+                Err(refusal) => Err(refusal),
+            },
+        };
+        let said = match &answer {
+            Ok(Answered::Elsewhere(passed)) => passed.refusal().map_or(Ok(()), Err),
+            Ok(Answered::Here(_)) => Ok(()),
+            Err(refusal) => Err(refusal.clone()),
+        };
+        let outcome = outcome(&said);
+        record.outcome = Some(outcome);
+        let ended = Instant::now();
+        witness(assigned, sight(&said, ended - now), ended);
+        pass.settle(outcome, ended);
+        answer
+    }
+
+    /// Has the engine answer.
+    async fn here(
+        &self,
+        session: &mut ServerSession,
+        mut request: InferRequest,
+        asking: &Asking<'_>,
+        record: &mut Record,
+    ) -> Result<Encoded, Refusal> {
+        let Asking { snapshot, models, target, version, deadline, now, .. } = *asking;
         let mut infer = engine_request(target.model, version, &mut request, &deadline, record, now);
-        infer.caller = caller;
-        stand(&mut infer, standing);
+        infer.caller = asking.caller;
+        stand(&mut infer, asking.standing);
         let shadow = snapshot.model(target.model).and_then(ModelPolicy::shadow);
         let copy = shadow.and_then(|policy| {
-            self.shadows.copy(policy, &models, (&infer, &request.payload), assigned, rand::rng().random())
+            let (assigned, coin) = (asking.assigned, rand::rng().random());
+            self.shadows.copy(policy, models, (&infer, &request.payload), assigned, coin)
         });
         let answer = match self.ask(session, &infer, &mut request, &deadline, record).await {
             Ok((reply, frame)) => {
@@ -122,18 +173,35 @@ impl Path {
             }
             Err(refusal) => Err(refusal),
         };
+        let gate = models.gate(target.model, version).filter(|_| is_told_by_others(asking.standing));
         // What is too late for a request that goes first or runs last is not for others.
         if let (Err(Refusal::Busy { retry_after, .. }), Some(gate), 0..=2) =
             (&answer, gate, infer.criticality)
         {
             gate.shut(deadline.left(now), deadline.left(now) + *retry_after, now);
         }
-        let outcome = outcome(&answer);
-        record.outcome = Some(outcome);
-        let ended = Instant::now();
-        witness(assigned, sight(&answer, ended - now), ended);
-        pass.settle(outcome, ended);
         answer
+    }
+
+    /// Has another server answer.
+    async fn elsewhere(
+        &self,
+        session: &mut ServerSession,
+        remote: &Remote,
+        body: Bytes,
+        asking: &Asking<'_>,
+        record: &Record,
+    ) -> Result<Passed, Refusal> {
+        let head = session.req_header();
+        let (method, headers) = (head.method.clone(), head.headers.clone());
+        let asked =
+            self.remotes.ask(remote, (&method, &headers), body, (&asking.deadline, record.trace.as_ref()));
+        tokio::select! {
+            biased;
+            answer = asked => answer,
+            // The body has been read: what can still come is the end of the connection.
+            _ = session.read_body_or_idle(true) => Err(Refusal::ClientGone),
+        }
     }
 
     /// The version that answers: pinned by the path, else picked by the policy, else the highest that is ready.
@@ -144,7 +212,7 @@ impl Path {
         target: Target<'_>,
         head: &http::request::Parts,
     ) -> Result<Chosen, Refusal> {
-        let is_ready = |version: Version| models.is_ready(target.model, version.0);
+        let is_ready = |version: Version| is_ready(snapshot, models, target.model, version.0);
         let draw = || rand::rng().random();
         let picked = || self.ledger.pick(snapshot, target.model, &Caller::new(head), draw(), is_ready);
         let unassigned = |number, reason| Chosen { number, label: None, reason, caller: 0, assigned: None };
@@ -162,7 +230,7 @@ impl Path {
             },
         };
         match chosen {
-            Some(chosen) if models.is_ready(target.model, chosen.number) => Ok(chosen),
+            Some(chosen) if is_ready(Version(chosen.number)) => Ok(chosen),
             other => Err(unavailable(models, target, other.map(|chosen| chosen.number))),
         }
     }
@@ -187,7 +255,7 @@ impl Path {
         if target.pinned.is_some() {
             return None;
         }
-        let is_ready = |version: Version| models.is_ready(target.model, version.0);
+        let is_ready = |version: Version| is_ready(snapshot, models, target.model, version.0);
         let (version, pass) = self.ledger.fall_back(snapshot, target.model, Version(from), is_ready, now)?;
         Some((version.0, pass))
     }
@@ -227,6 +295,19 @@ impl Path {
     }
 }
 
+/// What has been decided about a request that is answered.
+struct Asking<'a> {
+    snapshot: &'a Snapshot,
+    models: &'a Models,
+    target: Target<'a>,
+    version: u64,
+    caller: u64,
+    assigned: Option<Assignment>,
+    standing: Standing,
+    deadline: Deadline,
+    now: Instant,
+}
+
 /// The version that was chosen, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Chosen {
@@ -250,9 +331,16 @@ fn limited(record: &mut Record, refused: Limited) -> Refusal {
     }
 }
 
-fn usage(request: &InferRequest, bytes: usize) -> Usage {
-    let rows = request.inputs.iter().filter_map(|input| input.shape.first()).max();
+/// What could not be read counts as one row.
+fn usage(request: Option<&InferRequest>, bytes: usize) -> Usage {
+    let inputs = request.into_iter().flat_map(|request| &request.inputs);
+    let rows = inputs.filter_map(|input| input.shape.first()).max();
     Usage { rows: rows.copied().unwrap_or(1).max(1), bytes: bytes as u64 }
+}
+
+/// Whether another server is well, its breaker finds out.
+fn is_ready(snapshot: &Snapshot, models: &Models, model: &str, version: u64) -> bool {
+    models.is_ready(model, version) || snapshot.remote(model, Version(version)).is_some()
 }
 
 /// Why nothing answers: unknown (404) or not now (503).
@@ -352,7 +440,7 @@ impl From<LinkError> for Refusal {
 fn sight<T>(answer: &Result<T, Refusal>, took: Duration) -> Option<Sight> {
     match answer {
         Ok(_) => Some(Sight::Answered(took)),
-        Err(Refusal::ModelFailed(_) | Refusal::Internal(_)) => Some(Sight::Failed),
+        Err(Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::Internal(_)) => Some(Sight::Failed),
         Err(Refusal::DeadlineExceeded { .. }) => Some(Sight::Late(took)),
         Err(Refusal::ClientGone) => Some(Sight::Gone(took)),
         Err(Refusal::Invalid(_)) => Some(Sight::Refused),
@@ -381,7 +469,7 @@ fn sight<T>(answer: &Result<T, Refusal>, took: Duration) -> Option<Sight> {
 fn outcome<T>(answer: &Result<T, Refusal>) -> Outcome {
     match answer {
         Ok(_) => Outcome::Served,
-        Err(Refusal::ModelFailed(_) | Refusal::Internal(_)) => Outcome::Failed,
+        Err(Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::Internal(_)) => Outcome::Failed,
         Err(Refusal::ClientGone) => Outcome::Abandoned,
         // A missed deadline may be another model's doing, on the lanes that they share, or its caller's impatience.
         // A lost engine takes all versions with it and says nothing about any of them.

@@ -33,6 +33,7 @@ pub mod metrics;
 pub mod trace;
 
 mod gate;
+pub mod remote;
 pub mod directory;
 pub mod supervisor;
 pub mod reload;

@@ -42,20 +42,31 @@ impl Readiness {
             Ok(models) => models,
             Err(reason) => return Ok(Err(reason)),
         };
-        models.find(target)?;
+        let generation = self.live.load();
+        let snapshot = &generation.snapshot;
+        if target.pinned.is_some_and(|number| snapshot.remote(target.model, Version(number)).is_some()) {
+            return Ok(Ok(()));
+        }
+        if snapshot.model(target.model).is_none_or(|policy| !policy.has_remotes()) || target.pinned.is_some()
+        {
+            models.find(target)?;
+        }
         Ok(match target.pinned {
             Some(number) => version(&models, target.model, number),
-            None => self.model(&models, &self.live.load().snapshot, target.model),
+            None => self.model(&models, snapshot, target.model),
         })
     }
 
     /// A model is ready when every version to which its policy sends somebody answers, and the highest ready one where it
     /// names none.
     fn model(&self, models: &Models, snapshot: &Snapshot, name: &str) -> Result<(), String> {
-        let is_ready = |number: Version| models.is_ready(name, number.0);
+        // Whether another server is well, its breaker finds out.
+        let is_remote = |number: Version| snapshot.remote(name, number).is_some();
+        let is_ready = |number: Version| is_remote(number) || models.is_ready(name, number.0);
         let needed = self.ledger.needed(snapshot, name, is_ready);
         if !needed.is_empty() {
-            return needed.into_iter().try_for_each(|number| version(models, name, number.0));
+            let mut here = needed.into_iter().filter(|number| !is_remote(*number));
+            return here.try_for_each(|number| version(models, name, number.0));
         }
         models.highest_ready(name).map(|_| ()).ok_or_else(|| format!("no version of model `{name}` is ready"))
     }

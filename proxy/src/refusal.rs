@@ -99,6 +99,9 @@ pub enum Refusal {
     /// The model failed on this input.
     #[error("the model failed: {0}")]
     ModelFailed(String),
+    /// The server that answers this version is not there, or fails.
+    #[error("the server of this version: {0}")]
+    RemoteFailed(String),
     /// The engine or this process broke a promise.
     #[error("internal error: {0}")]
     Internal(String),
@@ -134,6 +137,7 @@ impl Refusal {
             | Self::EngineDown(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::DeadlineExceeded { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::ModelFailed(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::RemoteFailed(_) => StatusCode::BAD_GATEWAY,
             // Nobody reads it; nginx's number keeps metrics telling.
             Self::ClientGone => StatusCode::from_u16(499).expect("499 is a three-digit status"),
         }
@@ -158,6 +162,7 @@ impl Refusal {
             Self::EngineDown(_) => "engine_down",
             Self::DeadlineExceeded { .. } => "deadline",
             Self::ModelFailed(_) => "model_failed",
+            Self::RemoteFailed(_) => "remote",
             Self::Internal(_) => "internal",
             Self::ClientGone => "client_gone",
         }
@@ -182,6 +187,7 @@ impl Refusal {
             | Self::BodyTimeout { .. }
             | Self::DeadlineExceeded { .. }
             | Self::ModelFailed(_)
+            | Self::RemoteFailed(_)
             | Self::Internal(_)
             | Self::ClientGone => None,
         }

@@ -18,6 +18,7 @@ use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 use crate::readiness::Readiness;
 use crate::reload::{self, Reload, Seen};
+use crate::remote::Remotes;
 use crate::repository::Repository;
 use crate::revisions::Revisions;
 use crate::rollouts::{self, Rollouts};
@@ -61,6 +62,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let links = Arc::new(Links::new(config.socket.clone()));
     let ledger = Arc::new(Ledger::new());
     let path = Arc::new(Path {
+        remotes: Remotes::default(),
         live: Arc::new(Live::new(snapshot.follow(&kept.rings))),
         ledger: ledger.clone(),
         directory: Arc::new(Directory::default()),

@@ -1,23 +1,23 @@
 //! Pingora's hooks, in the order in which it calls them, and how an answer is written. Decides nothing about
 //! inference: that is [`crate::infer`]'s.
 //!
-//! Every request is answered in `request_filter`, because the engine is reached over our own link; pingora's
-//! native proxying is not entered.
+//! Every request is answered in `request_filter`, because the engine is reached over our own link, and what another
+//! server answers takes the same path; pingora's own proxying is not entered.
 
 use crate::body;
 use crate::describe;
-use crate::encode::Encoded;
-use crate::infer::Path;
+use crate::infer::{Answered, Path};
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::record::Record;
 use crate::refusal::Refusal;
+use crate::remote::Passed;
 use crate::repository::Repository;
 use crate::route::Route;
 use crate::trace::Tracer;
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use pingora::http::ResponseHeader;
 use pingora::modules::http::HttpModules;
@@ -172,6 +172,8 @@ struct ReadyBody<'a> {
 struct Answer {
     status: StatusCode,
     content_type: &'static str,
+    /// Those of another server's answer, in place of ours.
+    passed: Option<HeaderMap>,
     body: Bytes,
     json_len: Option<usize>,
     retry_after: Option<Duration>,
@@ -184,6 +186,7 @@ impl Answer {
         Self {
             status,
             content_type: "application/json",
+            passed: None,
             body,
             json_len: None,
             retry_after: None,
@@ -195,17 +198,16 @@ impl Answer {
         Self { body: Bytes::new(), ..Self::json(StatusCode::OK, &()) }
     }
 
-    fn inferred(encoded: Encoded) -> Self {
+    fn inferred(answered: Answered) -> Self {
+        let encoded = match answered {
+            Answered::Here(encoded) => encoded,
+            Answered::Elsewhere(Passed { status, headers, body }) => {
+                return Self { status, passed: Some(headers), body, ..Self::empty() };
+            }
+        };
         let content_type =
             if encoded.json_len.is_some() { "application/octet-stream" } else { "application/json" };
-        Self {
-            status: StatusCode::OK,
-            content_type,
-            body: encoded.body,
-            json_len: encoded.json_len,
-            retry_after: None,
-            allow: None,
-        }
+        Self { content_type, body: encoded.body, json_len: encoded.json_len, ..Self::empty() }
     }
 
     /// 503 rather than Triton's 400: every prober takes both for "not ready", and only this says "not now".
@@ -234,6 +236,7 @@ impl Answer {
             | Refusal::EngineDown(_)
             | Refusal::DeadlineExceeded { .. }
             | Refusal::ModelFailed(_)
+            | Refusal::RemoteFailed(_)
             | Refusal::Internal(_)
             | Refusal::ClientGone => None,
         };
@@ -243,7 +246,14 @@ impl Answer {
 
 async fn write(session: &mut ServerSession, answer: Answer, record: &Record) -> pingora::Result<()> {
     let mut head = ResponseHeader::build_no_case(answer.status, Some(8))?;
-    head.insert_header(header::CONTENT_TYPE, answer.content_type)?;
+    match &answer.passed {
+        None => head.insert_header(header::CONTENT_TYPE, answer.content_type)?,
+        Some(headers) => {
+            for (name, value) in headers {
+                head.append_header(name.clone(), value.clone())?;
+            }
+        }
+    }
     head.set_content_length(answer.body.len())?;
     if let Some((_, version)) = &record.version {
         head.insert_header(VERSION, *version)?;

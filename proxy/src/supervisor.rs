@@ -16,7 +16,7 @@ use crate::directory::Directory;
 use crate::link::{Event, Link, Links};
 use crate::metrics::Metrics;
 use anyhow::Context;
-use policies::{Ledger, Live};
+use policies::{Ledger, Live, Version};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -157,14 +157,13 @@ impl Supervisor {
         })
     }
 
-    /// Tells requests what the engine has. What a breaker has seen of other files says nothing about these.
+    /// Tells requests what the engine has, and before that the breakers: what one has seen of other files says nothing about
+    /// these.
     fn publish(&self, index: Index, loads: &mut Loads) {
-        let others = loads.follow(&index);
+        let same = loads.follow(&index);
+        let serves = |model: &str, version: Version| same.contains(&(model.to_owned(), version.0));
+        self.ledger.retain(&self.live.load().snapshot, serves);
         self.directory.publish(index);
-        let models = self.directory.load();
-        self.ledger.retain(&self.live.load().snapshot, |model, version| {
-            models.entry(model, version.0).is_some() && !others.contains(&(model.to_owned(), version.0))
-        });
     }
 
     /// Publishes what the engine says for as long as it answers and holds no more memory than it may.
@@ -484,19 +483,20 @@ impl Growth {
 struct Loads(BTreeMap<(String, u64), u64>);
 
 impl Loads {
-    /// Versions that are not what they were: loaded anew, or unloaded.
+    /// Versions that are there and as they were: neither loaded anew nor unloaded.
     fn follow(&mut self, index: &Index) -> BTreeSet<(String, u64)> {
-        let known: BTreeMap<_, _> = index
-            .models
-            .iter()
-            .filter(|entry| entry.state() != ModelState::Loading) // nothing has become of it yet
-            .map(|entry| ((entry.name.clone(), entry.version), entry.load))
-            .collect();
-        let others =
-            known.iter().filter(|(version, load)| self.0.get(*version).is_some_and(|was| was != *load));
-        let others = others.map(|(version, _)| version.clone()).collect();
-        self.0.extend(known);
-        others
+        let mut same = BTreeSet::new();
+        for entry in &index.models {
+            let version = (entry.name.clone(), entry.version);
+            let was = match entry.state() {
+                ModelState::Loading => None, // nothing has become of it yet
+                ModelState::Ready | ModelState::Unavailable => self.0.insert(version.clone(), entry.load),
+            };
+            if was.is_none_or(|was| was == entry.load) {
+                same.insert(version);
+            }
+        }
+        same
     }
 }
 
@@ -635,7 +635,7 @@ mod tests {
     #[test]
     fn a_breaker_outlives_its_engine_but_not_the_files_that_it_has_judged() {
         use ModelState::{Loading, Ready, Unavailable};
-        use policies::{Outcome, Snapshot, Version};
+        use policies::{Outcome, Snapshot};
         let socket = PathBuf::from("engine.sock");
         let supervisor = Supervisor {
             links: Arc::new(Links::new(socket.clone())),

@@ -84,6 +84,11 @@ pub struct Facts<'a> {
 const KNOWN_METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"];
 
 impl Trace {
+    /// The same as other servers are told it (W3C Trace Context).
+    pub(crate) fn to_header(&self) -> String {
+        format!("00-{}-{}-01", self.context.trace_id(), self.context.span_id())
+    }
+
     /// The identity that travels to the engine.
     pub fn to_wire(&self) -> TraceContext {
         TraceContext {

@@ -1,6 +1,6 @@
 //! Limits and breakers as a client meets them.
 
-use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body};
+use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body, repository};
 
 const ROW: [f32; 1] = [0.0];
 
@@ -218,4 +218,30 @@ fn impatient_callers_and_slow_uploads_trip_no_breaker() {
     let mut answer = [0; 12];
     slow.read_exact(&mut answer).expect("an answer");
     assert_eq!(&answer, b"HTTP/1.1 200", "the deadline is the model's, not the network's");
+}
+
+/// Nobody waits for the breaker of files that are not there any more.
+#[test]
+fn a_version_that_is_mended_and_loaded_again_answers_at_once() {
+    let models = tempfile::tempdir().expect("a temporary folder");
+    let version = models.path().join("m/1");
+    std::fs::create_dir_all(&version).expect("a folder");
+    let put = |model: &str| {
+        for file in ["model.pt", "model.yaml"] {
+            let from = repository("tests/data/models").join(model).join("1").join(file);
+            std::fs::copy(from, version.join(file)).expect("a file to copy");
+        }
+    };
+    put("picky");
+    let policy = "models: {m: {breaker: {failures: 2, open_for: 60s}}}\n";
+    let stack = Stack::builder().policies(policy).models(models.path()).start();
+    let (client, negative) = (stack.client(), infer_body("x", [1, 4], &[-1.0; 4]));
+    let ask = || client.infer("m", &[], &negative).status;
+    assert_eq!([ask(), ask(), ask()], [500, 500, 503]);
+    let state = "penstock_breaker_state{model=\"m\",version=\"1\"}";
+    assert_eq!(stack.metric(state), 2.0, "it has tripped");
+    put("leaky");
+    assert_eq!(client.post("/v2/repository/models/m/load", &[], b"").status, 200);
+    assert_eq!(ask(), 200);
+    assert_eq!(stack.metric(state), 0.0);
 }

@@ -1,0 +1,241 @@
+//! Versions that another server answers: sends a request there as it came, and brings the answer back as it is. Decides
+//! which headers pass, and how long to go on; never which version that is, nor what its answer says about it.
+//!
+//! Connections are kept and used again (pingora's connector, HTTP/1.1). One that turns out to be closed before anything of
+//! an answer has come is replaced once; nothing else is sent twice.
+
+use crate::deadline::{Deadline, TIMEOUT};
+use crate::refusal::Refusal;
+use crate::trace::Trace;
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use pingora::connectors::http::Connector;
+use pingora::http::RequestHeader;
+use pingora::upstreams::peer::HttpPeer;
+use policies::Remote;
+use std::collections::HashMap;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+/// A server that does not even accept a connection within this is not there.
+const CONNECT_MAX: Duration = Duration::from_secs(1);
+
+/// An idle connection is kept for so long.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// A name is looked up again after this.
+const RESOLVED_FOR: Duration = Duration::from_secs(5);
+
+/// More names than this are not remembered: policies that change come and go.
+const NAMES_MAX: usize = 1024;
+
+/// Longer answers are refused.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
+
+/// They concern one connection (RFC 9110, 7.6.1), and pass in neither direction.
+const HOP_BY_HOP: [HeaderName; 8] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The way to other servers; shared by all requests.
+#[derive(Default)]
+pub struct Remotes {
+    /// Made when it is first needed: it reads all certificates of the system.
+    connector: OnceLock<Connector>,
+    resolved: Mutex<HashMap<(String, u16), (SocketAddr, Instant)>>,
+}
+
+impl fmt::Debug for Remotes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Remotes").finish_non_exhaustive()
+    }
+}
+
+/// What another server has answered.
+#[derive(Debug)]
+pub struct Passed {
+    /// Whatever it was.
+    pub status: StatusCode,
+    /// Those that concern the answer and not the connection.
+    pub headers: HeaderMap,
+    /// All of it.
+    pub body: Bytes,
+}
+
+impl Passed {
+    /// What it says about the version, in our own words; `None` if it is an answer.
+    pub fn refusal(&self) -> Option<Refusal> {
+        match self.status.as_u16() {
+            200..=399 => None,
+            429 => Some(Refusal::Overloaded("the other server says so".into())),
+            400..=499 => Some(Refusal::Invalid("the other server says so".into())),
+            status => Some(Refusal::RemoteFailed(format!("it answered {status}"))),
+        }
+    }
+}
+
+impl Remotes {
+    /// Sends a request as it came, and waits for all of the answer.
+    pub(crate) async fn ask(
+        &self,
+        remote: &Remote,
+        (method, headers): (&Method, &HeaderMap),
+        body: Bytes,
+        (deadline, trace): (&Deadline, Option<&Trace>),
+    ) -> Result<Passed, Refusal> {
+        let exchange = async {
+            let peer = self.peer(remote).await?;
+            let mut head =
+                RequestHeader::build(method.clone(), remote.path().as_bytes(), Some(headers.len()))
+                    .map_err(|error| failed(&error))?;
+            for (name, value) in headers.iter().filter(|(name, _)| passes(name, headers)) {
+                head.append_header(name.clone(), value.clone()).map_err(|error| failed(&error))?;
+            }
+            head.insert_header(header::HOST, remote.authority()).map_err(|error| failed(&error))?;
+            head.insert_header(header::CONTENT_LENGTH, body.len()).map_err(|error| failed(&error))?;
+            let left = deadline.left(Instant::now()).as_millis().max(1) as u64;
+            head.insert_header(TIMEOUT, left).map_err(|error| failed(&error))?;
+            if let Some(trace) = trace {
+                head.insert_header(TRACEPARENT, trace.to_header()).map_err(|error| failed(&error))?;
+            }
+            match self.exchange(&peer, head.clone(), body.clone()).await {
+                Err(error) if error.retry() => self.exchange(&peer, head, body).await,
+                answer => answer,
+            }
+            .map_err(|error| failed(&error))
+        };
+        tokio::time::timeout_at(deadline.at.into(), exchange).await.map_err(|_| deadline.exceeded())?
+    }
+
+    async fn exchange(
+        &self,
+        peer: &HttpPeer,
+        head: RequestHeader,
+        body: Bytes,
+    ) -> Result<Passed, Box<pingora::Error>> {
+        let connector = self.connector.get_or_init(|| Connector::new(None));
+        let (mut session, is_reused) = connector.get_http_session(peer).await?;
+        let stale = |mut error: Box<pingora::Error>| {
+            error.retry.decide_reuse(is_reused);
+            error
+        };
+        session.write_request_header(Box::new(head)).await.map_err(stale)?;
+        session.write_request_body(body, true).await.map_err(stale)?;
+        session.finish_request_body().await.map_err(stale)?;
+        // What comes before it, such as `103 Early Hints`, is for who wants it.
+        let head = loop {
+            session.read_response_header().await.map_err(stale)?;
+            let head = session.response_header().expect("it was just read");
+            if !head.status.is_informational() {
+                break head.clone();
+            }
+        };
+        let mut whole = BytesMut::new();
+        while let Some(chunk) = session.read_response_body().await? {
+            if whole.len() + chunk.len() > ANSWER_BYTES_MAX {
+                return pingora::Error::e_explain(
+                    pingora::ErrorType::InvalidHTTPHeader,
+                    format!("its answer is longer than {ANSWER_BYTES_MAX} bytes"),
+                );
+            }
+            whole.extend_from_slice(&chunk);
+        }
+        let mut headers = HeaderMap::new();
+        for (name, value) in head.headers.iter().filter(|(name, _)| passes(name, &head.headers)) {
+            headers.append(name.clone(), value.clone());
+        }
+        connector.release_http_session(session, peer, Some(IDLE_MAX)).await;
+        Ok(Passed { status: head.status, headers, body: whole.freeze() })
+    }
+
+    async fn peer(&self, remote: &Remote) -> Result<HttpPeer, Refusal> {
+        let name = (remote.host().to_owned(), remote.port());
+        let known = self.resolved.lock().expect("no panic under this lock").get(&name).copied();
+        let address = match known.filter(|(_, at)| at.elapsed() < RESOLVED_FOR) {
+            Some((address, _)) => address,
+            None => {
+                let unknown = |why: String| Refusal::RemoteFailed(format!("`{}`: {why}", name.0));
+                let mut found =
+                    tokio::net::lookup_host(&name).await.map_err(|error| unknown(error.to_string()))?;
+                let address = found.next().ok_or_else(|| unknown("it has no address".into()))?;
+                let mut resolved = self.resolved.lock().expect("no panic under this lock");
+                if resolved.len() >= NAMES_MAX {
+                    resolved.clear();
+                }
+                resolved.insert(name.clone(), (address, Instant::now()));
+                address
+            }
+        };
+        let mut peer = HttpPeer::new(address, remote.is_tls(), name.0);
+        peer.options.connection_timeout = Some(CONNECT_MAX);
+        peer.options.total_connection_timeout = Some(2 * CONNECT_MAX);
+        peer.options.idle_timeout = Some(IDLE_MAX);
+        Ok(peer)
+    }
+}
+
+/// Whether a header is for the other end, and not for the connection or told anew.
+fn passes(name: &HeaderName, all: &HeaderMap) -> bool {
+    const TOLD_ANEW: [HeaderName; 3] = [header::HOST, header::CONTENT_LENGTH, header::EXPECT];
+    let is_named = || {
+        let named = all.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+        let mut named = named.flat_map(|value| value.split(','));
+        named.any(|named| named.trim().eq_ignore_ascii_case(name.as_str()))
+    };
+    !HOP_BY_HOP.contains(name) && !TOLD_ANEW.contains(name) && !is_named()
+}
+
+fn failed(error: &pingora::Error) -> Refusal {
+    // What it says of itself begins with the chain of its causes; people want the last one.
+    let cause = error.root_etype().as_str().to_owned();
+    let why =
+        error.context.as_ref().map_or(cause.clone(), |context| format!("{cause}: {}", context.as_str()));
+    Refusal::RemoteFailed(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_concerns_one_connection_does_not_pass() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONNECTION, "close, X-Hop".parse().unwrap());
+        for (name, does) in [
+            ("content-type", true),
+            ("inference-header-content-length", true),
+            ("x-hop", false),
+            ("connection", false),
+            ("transfer-encoding", false),
+            ("host", false),
+            ("content-length", false),
+            ("expect", false),
+        ] {
+            assert_eq!(passes(&HeaderName::from_static(name), &headers), does, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_the_other_server_says_counts_as_ours_would() {
+        let said = |status| {
+            let status = StatusCode::from_u16(status).unwrap();
+            let passed = Passed { status, headers: HeaderMap::new(), body: Bytes::new() };
+            passed.refusal().map(|refusal| refusal.reason())
+        };
+        assert_eq!(
+            [200, 400, 404, 429, 500, 503].map(said),
+            [None, Some("invalid"), Some("invalid"), Some("overloaded"), Some("remote"), Some("remote")]
+        );
+    }
+}
