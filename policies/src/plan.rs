@@ -333,6 +333,12 @@ limits: [{name: users, key: {header: u}, rate: 7/s}]";
             assert!(text.contains(part), "{part}\n{text}");
         }
         assert!(!text.contains("same"), "{text}");
+        let deadline = super::tests::plan("models: {m: {deadline: 1s}}", "models: {m: {deadline: 2s}}");
+        assert_eq!(
+            deadline.changes[0].state,
+            Vec::<String>::new(),
+            "breakers go on, and probes get its time"
+        );
         assert_eq!(super::tests::plan(before, before).to_string(), "nothing changes\n");
     }
 
