@@ -10,6 +10,7 @@ mod hot_swap;
 mod policy_commands;
 mod http_edges;
 mod readme;
+mod remote;
 mod request_path;
 mod shadow;
 mod split;

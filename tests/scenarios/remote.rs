@@ -1,0 +1,91 @@
+//! Versions that another server answers. That is a second penstock here, in the place of a Triton: it speaks the same
+//! protocol, and can be restarted and killed.
+
+use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body};
+
+fn body() -> Vec<u8> {
+    infer_body("x", [1, 1], &[0.0])
+}
+
+/// A policy in which version 2 is at `there`.
+fn policy(there: &Stack, more: &str) -> String {
+    format!("models: {{m: {{remote: {{2: {{url: 'http://{}/v2/models/m/infer'}}}}, {more}}}}}\n", there.http)
+}
+
+#[test]
+fn requests_pass_as_they_came_and_answers_as_they_are() {
+    let there_engine = ScriptedEngine::start(&[("m", 7, Behaviour::Answer)]);
+    let there = Stack::builder().external_engine(there_engine.socket()).start();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let weights = policy(&there, "split: {weights: {1: 1, 2: 1}, sticky: {header: x-user-id}}");
+    let stack = Stack::builder().policies(&weights).external_engine(engine.socket()).start();
+    let client = stack.client();
+    let mut seen = [0; 2];
+    for user in 0..40 {
+        let user = user.to_string();
+        let answer = client.infer("m", &[("x-user-id", &user)], &body());
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        assert_eq!(answer.header("content-type"), "application/json");
+        let version: usize = answer.header("x-penstock-version").parse().expect("a version");
+        // The other server calls its version 7, and has no policy of ours.
+        let named = ["\"model_version\":\"1\"", "\"model_version\":\"7\""][version - 1];
+        assert!(answer.text().contains(named), "{}", answer.text());
+        seen[version - 1] += 1;
+    }
+    assert!(seen.iter().all(|count| *count >= 8), "{seen:?}");
+    let pinned = "/v2/models/m/versions/2/infer";
+    let wrong = client.post(pinned, &[], b"{");
+    assert_eq!((wrong.status, wrong.header("x-penstock-version")), (400, "2"), "whoever answers says so");
+    // What only the other server may understand is its own business: ours takes no compressed bodies.
+    let compressed = client.post(pinned, &[("content-encoding", "zstd")], &body());
+    assert_eq!((compressed.status, compressed.error().contains("zstd")), (415, true));
+    stack.wait_for_metric(
+        "penstock_requests_total{model=\"m\",version=\"2\",outcome=\"served\"}",
+        f64::from(seen[1]),
+    );
+    assert_eq!(client.get("/v2/models/m/versions/2/ready").status, 200);
+}
+
+#[test]
+fn a_server_that_is_gone_trips_its_breaker_and_another_version_answers() {
+    let there_engine = ScriptedEngine::start(&[("m", 7, Behaviour::Answer)]);
+    let mut there = Stack::builder().external_engine(there_engine.socket()).start();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let breaker = "breaker: {failures: 2, open_for: 1s, max_open_for: 1s, fallback: {version: 1}}";
+    let all = policy(&there, &format!("split: {{weights: {{2: 1}}}}, {breaker}"));
+    let stack = Stack::builder().policies(&all).external_engine(engine.socket()).start();
+    let client = stack.client();
+    let answered_by = |client: &harness::Client| {
+        let answer = client.infer("m", &[], &body());
+        (answer.status, answer.header("x-penstock-version").to_owned())
+    };
+    assert_eq!(answered_by(&client), (200, "2".into()));
+    there.restart();
+    assert_eq!(answered_by(&client), (200, "2".into()), "a connection that was kept too long is replaced");
+    there.signal(rustix::process::Signal::KILL);
+    there.wait();
+    for _ in 0..2 {
+        let answer = client.infer("m", &[], &body());
+        assert_eq!(answer.status, 502, "{}", answer.text());
+        assert!(answer.error().starts_with("the server of this version: "), "{}", answer.error());
+    }
+    assert_eq!(answered_by(&client), (200, "1".into()));
+    assert_eq!(stack.metric("penstock_breaker_state{model=\"m\",version=\"2\"}"), 2.0);
+    there.restart();
+    eventually("a probe to succeed", || (answered_by(&client).1 == "2").then_some(()));
+}
+
+#[test]
+fn a_server_that_does_not_answer_costs_its_deadline_and_no_more() {
+    let there_engine = ScriptedEngine::start(&[("m", 7, Behaviour::Hang)]);
+    let there = Stack::builder().external_engine(there_engine.socket()).start();
+    let engine = ScriptedEngine::start(&[("other", 1, Behaviour::Answer)]);
+    let all = policy(&there, "deadline: 300ms, split: {weights: {2: 1}}");
+    let stack = Stack::builder().policies(&all).external_engine(engine.socket()).start();
+    let answer = stack.client().infer("m", &[], &body());
+    assert_eq!(answer.status, 504, "{}", answer.text());
+    assert_eq!(stack.client().get("/v2/models/m/ready").status, 200, "the engine here need not know it");
+    // It is told how much time there is, so it gives up as well.
+    there_engine.next_cancel().expect("a cancelled request");
+    stack.wait_for_metric("penstock_requests_in_flight", 0.0);
+}
