@@ -100,9 +100,9 @@ impl Curve {
         self.micros(rows).map(from_micros)
     }
 
-    /// Whether so few rows have run, or fewer; else a prediction only says what they do not exceed.
+    /// Whether so few rows have run, or fewer, and often enough to count; else a prediction only says what they do not exceed.
     pub fn reaches_down_to(&self, rows: u32) -> bool {
-        self.sizes.range(..=rows).next().is_some()
+        self.points.first().is_some_and(|point| point.rows <= rows as f32)
     }
 
     /// What 99 of 100 runs of so many rows take at most.
@@ -354,6 +354,9 @@ mod tests {
             curve.observe(3, us(20_000));
         }
         assert!(micros(curve.typical(3)) > 700, "three are no accident");
+        let mut large = learned(&[8], |_| 9000);
+        large.observe(1, us(100));
+        assert!(!large.reaches_down_to(1), "what ones take is not known from one of them");
     }
 
     #[test]

@@ -30,7 +30,7 @@ mod queue;
 pub mod batcher;
 pub mod curve;
 mod watchdog;
-mod schedule;
+pub mod schedule;
 pub mod pace;
 mod lane;
 pub mod model;

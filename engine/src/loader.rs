@@ -258,6 +258,7 @@ impl Shelf {
             Told::Retired(key) => {
                 drop(self.held.remove(&key));
                 self.setup.queue.forget_version(key);
+                memory::give_back();
             }
             Told::Stop => self.is_stopping = true,
         }
@@ -420,6 +421,7 @@ impl Shelf {
             pace: Pace::beside(move || queue.begun()),
         };
         let tried = attempt.within(self.setup.load_max);
+        memory::give_back();
         if !self.device_is_lost() {
             self.setup.interrupted.end();
         }

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::Parser;
-use engine::{Config, Library, Listener, torch};
+use engine::{Config, Library, Listener, schedule, torch};
 use std::io::{IsTerminal, Read};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -44,6 +44,7 @@ fn run(config: &Config) -> anyhow::Result<()> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
     let settings = config.settings(device, torch::device_memory);
     torch::prepare(settings.lanes);
+    schedule::at_once();
     runtime.block_on(async {
         let listener = Listener::bind(settings)?;
         listener.serve(library, stop(config.supervised)?).await?;

@@ -6,6 +6,7 @@
 
 use crate::config::Device;
 use crate::manifest::{Argument, Bound, Manifest, Signature, output_name, undeclared};
+use crate::memory;
 use crate::model::{Gathered, Model, ModelError, Optimisation, Output, Spec, Tolerance};
 use bytes::Bytes;
 use cxx::UniquePtr;
@@ -311,6 +312,7 @@ impl TorchModel {
 pub fn prepare(lanes: usize) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        memory::keep();
         let forked = i32::try_from(lanes).unwrap_or(i32::MAX);
         if let Err(error) = ffi::prepare(forked) {
             tracing::warn!("threads for what models fork: {}", last_line(error.what()));

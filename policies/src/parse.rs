@@ -228,7 +228,7 @@ p.yaml:16:24: models.words.breaker.failing: expected a percentage with at most f
             (
                 "models: {digits: {brekaer: 1}}",
                 "p.yaml:1:19: models.digits.brekaer: unknown field `brekaer`, \
-                 expected one of labels, split, canary, shadow, rules, deadline, breaker",
+                 expected one of labels, remote, split, canary, shadow, rules, deadline, breaker",
             ),
             (
                 "models: {digits: {labels: {stable: one}}}",
