@@ -1,0 +1,465 @@
+//! The breaker by hand, and all states of a small one.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// A breaker and a clock that moves only when told. Times are milliseconds.
+struct World {
+    breaker: Breaker,
+    now: Instant,
+}
+
+impl World {
+    fn new(policy: BreakerPolicy) -> Self {
+        Self { breaker: Breaker::new(policy), now: Instant::now() }
+    }
+
+    /// Trips on the third failure; refuses for 1 s, then 2 s, then 3 s; two probes with 500 ms each.
+    fn small() -> Self {
+        Self::new(BreakerPolicy {
+            failures: NonZeroU32::new(3).unwrap(),
+            open_for: Duration::from_millis(1000),
+            max_open_for: Duration::from_millis(3000),
+            probes: NonZeroU32::new(2).unwrap(),
+            probe_timeout: Duration::from_millis(500),
+            ..BreakerPolicy::default()
+        })
+    }
+
+    fn advance(&mut self, ms: u64) {
+        self.now += Duration::from_millis(ms);
+    }
+
+    fn enter(&mut self) -> Result<Permit, u64> {
+        self.breaker.enter(self.now).map_err(|tripped| tripped.retry_after.as_millis() as u64)
+    }
+
+    fn settle(&mut self, permit: Permit, outcome: Outcome) {
+        self.breaker.settle(permit, outcome, self.now);
+    }
+
+    /// A request that enters and ends at once.
+    fn request(&mut self, outcome: Outcome) {
+        let permit = self.enter().expect("the breaker lets the request in");
+        self.settle(permit, outcome);
+    }
+
+    fn state(&mut self) -> BreakerState {
+        self.breaker.state(self.now)
+    }
+
+    fn trip(&mut self) {
+        for _ in 0..self.breaker.policy.failures.get() {
+            self.request(Outcome::Failed);
+        }
+    }
+}
+
+#[test]
+fn failures_in_a_row_trip_and_the_wait_is_exact() {
+    let mut world = World::small();
+    world.request(Outcome::Failed);
+    world.request(Outcome::Failed);
+    assert_eq!(world.state(), BreakerState::Passing);
+    world.request(Outcome::Failed);
+    assert_eq!(world.enter(), Err(1000));
+    world.advance(999);
+    assert_eq!(world.enter(), Err(1));
+    world.advance(1);
+    assert!(world.enter().is_ok_and(|permit| permit.is_probe()));
+}
+
+#[test]
+fn a_share_of_failures_trips_what_never_fails_often_in_a_row() {
+    let failing = Some(500_000);
+    let mut world = World::new(BreakerPolicy { failing, ..BreakerPolicy::default() });
+    for _ in 0..9 {
+        world.request(Outcome::Failed);
+        world.request(Outcome::Served);
+    }
+    assert_eq!(world.state(), BreakerState::Passing, "19 requests are too few to say");
+    world.advance(11_000);
+    for _ in 0..10 {
+        assert_eq!(world.state(), BreakerState::Passing, "what is long ago does not count");
+        world.request(Outcome::Served);
+        world.request(Outcome::Failed);
+    }
+    assert!(matches!(world.state(), BreakerState::Tripped { .. }));
+}
+
+#[test]
+fn slow_answers_and_missed_deadlines_trip_it_where_that_is_asked_for() {
+    let slow = Some(SlowPolicy { over: Duration::from_millis(100), at_most: 800_000 });
+    for (outcome, ms, trips) in [
+        (Outcome::Served, 101, true),
+        (Outcome::Refused, 101, true),
+        (Outcome::Served, 100, false),
+        (Outcome::Abandoned, 500, false),
+    ] {
+        let mut world = World::new(BreakerPolicy { slow, ..BreakerPolicy::default() });
+        for _ in 0..20 {
+            let permit = world.enter().unwrap();
+            world.advance(ms);
+            world.settle(permit, outcome);
+        }
+        assert_eq!(matches!(world.state(), BreakerState::Tripped { .. }), trips, "{outcome:?} {ms}");
+    }
+}
+
+#[test]
+fn an_answer_ends_the_row_but_a_refusal_does_not() {
+    let mut world = World::small();
+    for outcome in [Outcome::Failed, Outcome::Failed, Outcome::Served, Outcome::Failed, Outcome::Failed] {
+        world.request(outcome);
+    }
+    assert_eq!(world.state(), BreakerState::Passing);
+    world.request(Outcome::Refused);
+    world.request(Outcome::Abandoned);
+    world.request(Outcome::Failed);
+    assert_eq!(world.enter(), Err(1000));
+}
+
+#[test]
+fn all_probes_must_be_served_before_everyone_may_enter() {
+    let mut world = World::small();
+    world.trip();
+    world.advance(1000);
+    world.request(Outcome::Served);
+    assert_eq!(world.state(), BreakerState::Probing);
+    world.request(Outcome::Served);
+    assert_eq!(world.state(), BreakerState::Passing);
+}
+
+#[test]
+fn probes_may_come_slowly() {
+    let mut world = World::small();
+    world.trip();
+    world.advance(1000);
+    world.request(Outcome::Served);
+    world.advance(3_600_000);
+    world.request(Outcome::Served);
+    assert_eq!(world.state(), BreakerState::Passing, "an hour without requests is not a failed probe");
+}
+
+#[test]
+fn the_wait_doubles_up_to_its_limit_and_starts_over_after_recovery() {
+    let mut world = World::small();
+    world.trip();
+    for wait in [1000, 2000, 3000, 3000] {
+        assert_eq!(world.enter(), Err(wait));
+        world.advance(wait);
+        world.request(Outcome::Failed);
+    }
+    world.advance(3000);
+    world.request(Outcome::Served);
+    world.request(Outcome::Served);
+    world.trip();
+    assert_eq!(world.enter(), Err(1000));
+}
+
+#[test]
+fn no_more_probes_than_slots() {
+    let mut world = World::small();
+    world.trip();
+    world.advance(1000);
+    let _first = world.enter().unwrap();
+    world.advance(100);
+    let _second = world.enter().unwrap();
+    assert_eq!(world.enter(), Err(400), "until the first probe is due");
+}
+
+#[test]
+fn a_dropped_cancelled_or_refused_probe_gives_its_slot_back() {
+    let mut world = World::small();
+    world.trip();
+    world.advance(1000);
+    let (first, second) = (world.enter().unwrap(), world.enter().unwrap());
+    world.breaker.abandon(first);
+    world.settle(second, Outcome::Refused);
+    let _third = world.enter().expect("a slot is free");
+    let _fourth = world.enter().expect("so is the other");
+    assert_eq!(world.state(), BreakerState::Probing);
+}
+
+#[test]
+fn a_silent_probe_has_failed_when_it_is_due_whoever_looks() {
+    let mut world = World::small();
+    world.trip();
+    world.advance(1000);
+    let silent = world.enter().unwrap();
+    world.advance(600);
+    assert_eq!(world.enter(), Err(1900), "two seconds from when it was due, 100 ms ago");
+    world.settle(silent, Outcome::Served);
+    assert_eq!(world.state(), BreakerState::Tripped { retry_after: Duration::from_millis(1900) });
+}
+
+#[test]
+fn callers_who_give_up_early_do_not_keep_it_probing() {
+    let mut world = World::small();
+    world.trip();
+    world.advance(1000);
+    for _ in 0..4 {
+        let probe = world.enter().unwrap();
+        world.advance(100);
+        world.settle(probe, Outcome::Refused);
+    }
+    assert_eq!(world.state(), BreakerState::Probing);
+    let probe = world.enter().unwrap();
+    world.advance(100);
+    world.settle(probe, Outcome::Abandoned);
+    assert_eq!(world.enter(), Err(2000), "as long as one silent probe is given");
+}
+
+#[test]
+fn callers_faults_do_not_trip_it_however_far_apart_they_are() {
+    let mut world = World::small();
+    world.trip();
+    world.advance(1000);
+    for _ in 0..10 {
+        world.request(Outcome::Refused);
+        world.advance(60_000);
+    }
+    assert_eq!(world.state(), BreakerState::Probing, "without a probe the version is not tried");
+    let (first, second) = (world.enter().unwrap(), world.enter().unwrap());
+    world.advance(300);
+    world.settle(first, Outcome::Served);
+    world.advance(199);
+    world.settle(second, Outcome::Refused);
+    world.advance(60_000);
+    let third = world.enter().unwrap();
+    world.advance(300);
+    world.settle(third, Outcome::Refused);
+    assert_eq!(world.state(), BreakerState::Probing, "499 ms since one was served");
+    let fourth = world.enter().unwrap();
+    world.advance(1);
+    world.settle(fourth, Outcome::Abandoned);
+    assert_eq!(world.enter(), Err(2000));
+}
+
+#[test]
+fn a_slow_probe_has_failed_where_slow_answers_trip() {
+    let slow = Some(SlowPolicy { over: Duration::from_millis(100), at_most: 800_000 });
+    let mut world = World::new(BreakerPolicy { slow, ..BreakerPolicy::default() });
+    world.trip();
+    world.advance(10_000);
+    let probe = world.enter().unwrap();
+    world.advance(101);
+    world.settle(probe, Outcome::Served);
+    assert_eq!(world.enter(), Err(20_000));
+    world.advance(20_000);
+    world.request(Outcome::Served);
+    assert_eq!(world.state(), BreakerState::Passing);
+}
+
+/// Every state that a small breaker can come to with up to four requests out, in steps of a tick, until nothing new
+/// is found: none has more probes out than slots, from each a version that is healthy from then on passes again, and
+/// callers' faults trip none that was not tried for as long as a probe is given.
+#[test]
+fn every_state_is_explored_and_none_is_a_wedge() {
+    const TICK: Duration = Duration::from_secs(1);
+    let policy = BreakerPolicy {
+        failures: NonZeroU32::new(2).unwrap(),
+        open_for: 2 * TICK,
+        max_open_for: 4 * TICK,
+        probes: NonZeroU32::new(2).unwrap(),
+        probe_timeout: 2 * TICK,
+        ..BreakerPolicy::default()
+    };
+    let copy = |permit: &Permit| Permit { ..*permit };
+    let start = Instant::now();
+    let mut seen = std::collections::HashSet::new();
+    // With each state goes for how many ticks a probe was out, since probing began or one was served.
+    let mut found = vec![(Breaker::new(policy), Vec::<Permit>::new(), start, 0)];
+    while let Some((breaker, out, now, tried)) = found.pop() {
+        let leased = match &breaker.state {
+            State::Probing(probes) => {
+                assert!(probes.leases.len() + probes.served as usize <= 2, "{breaker:?}");
+                probes.leases.len()
+            }
+            State::Passing { .. } | State::Tripped { .. } => 0,
+        };
+        let mut is_new = seen_from(&breaker, &out, now, TICK);
+        is_new.push(tried);
+        if !seen.insert(is_new) {
+            continue;
+        }
+        passes_again(breaker.clone(), now, TICK);
+        let mut later = breaker.clone();
+        later.catch_up(now + TICK);
+        let ticks = (tried + u64::from(leased > 0)).min(2);
+        let ticks = if later.generation == breaker.generation { ticks } else { 0 };
+        found.push((later, out.iter().map(copy).collect(), now + TICK, ticks));
+        if out.len() < 4 {
+            let (mut breaker, mut out) = (breaker.clone(), out.iter().map(copy).collect::<Vec<_>>());
+            out.extend(breaker.enter(now).ok());
+            found.push((breaker, out, now, tried));
+        }
+        for at in 0..out.len() {
+            let taken = || {
+                let mut rest: Vec<Permit> = out.iter().map(copy).collect();
+                (breaker.clone(), rest.remove(at), rest)
+            };
+            for outcome in [Outcome::Served, Outcome::Refused, Outcome::Failed, Outcome::Abandoned] {
+                let (mut after, permit, rest) = taken();
+                let is_counted = permit.is_probe() && permit.generation == breaker.generation;
+                after.settle(permit, outcome, now);
+                let has_changed = after.generation != breaker.generation;
+                if is_counted && has_changed && matches!(outcome, Outcome::Refused | Outcome::Abandoned) {
+                    assert_eq!(tried, 2, "{breaker:?} was not tried for long");
+                }
+                let begins_anew = has_changed || (is_counted && outcome == Outcome::Served);
+                found.push((after, rest, now, if begins_anew { 0 } else { tried }));
+            }
+            let (mut breaker, permit, rest) = taken();
+            breaker.abandon(permit);
+            found.push((breaker, rest, now, tried));
+            // Nobody ever hears of it again.
+            let (breaker, _, rest) = taken();
+            found.push((breaker, rest, now, tried));
+        }
+    }
+    assert!(seen.len() > 500, "{} states", seen.len());
+}
+
+/// What matters of a state: times from now on, permits by whether they still count.
+fn seen_from(breaker: &Breaker, out: &[Permit], now: Instant, tick: Duration) -> Vec<u64> {
+    let ticks = |at: Instant| (at.saturating_duration_since(now).as_nanos() / tick.as_nanos()) as u64;
+    let age = |at: Instant| ((now - at).as_nanos() / tick.as_nanos()).min(3) as u64;
+    let mut all = vec![u64::from(breaker.trips.min(3))];
+    let mut leased = Vec::new();
+    match &breaker.state {
+        State::Passing { failures, .. } => all.extend([0, u64::from(*failures)]),
+        State::Tripped { until } => all.extend([1, ticks(*until)]),
+        State::Probing(probes) => {
+            let tried = (probes.tried.as_nanos() / tick.as_nanos()).min(3) as u64;
+            all.extend([2, u64::from(probes.served), tried, probes.since.map_or(9, age)]);
+            leased.extend(probes.leases.iter().map(|lease| (lease.ticket, ticks(lease.due))));
+            all.extend(leased.iter().map(|(_, due)| 10 + due));
+        }
+    }
+    let mut permits: Vec<u64> = out
+        .iter()
+        .map(|permit| match permit.kind {
+            _ if permit.generation != breaker.generation => 100,
+            Kind::Ordinary => 101,
+            Kind::Probe { ticket } => {
+                102 + leased.iter().position(|(of, _)| *of == ticket).map_or(50, |at| at as u64)
+            }
+        })
+        .collect();
+    permits.sort_unstable();
+    all.extend(permits);
+    all
+}
+
+fn passes_again(mut breaker: Breaker, mut now: Instant, tick: Duration) {
+    for _ in 0..20 {
+        if breaker.state(now) == BreakerState::Passing {
+            return;
+        }
+        match breaker.enter(now) {
+            Ok(permit) => breaker.settle(permit, Outcome::Served, now),
+            Err(_) => now += tick,
+        }
+    }
+    panic!("{breaker:?} does not pass again");
+}
+
+#[test]
+fn answers_from_before_the_trip_decide_nothing() {
+    let mut world = World::small();
+    let (good, bad) = (world.enter().unwrap(), world.enter().unwrap());
+    world.trip();
+    world.advance(1000);
+    let _probe = world.enter().unwrap();
+    world.settle(good, Outcome::Served);
+    world.settle(bad, Outcome::Failed);
+    assert_eq!(world.state(), BreakerState::Probing);
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Advance { ms: u64 },
+    Enter,
+    Settle { index: usize, outcome: Outcome },
+    Drop { index: usize },
+    Forget { index: usize },
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let outcome = prop::sample::select(vec![
+        Outcome::Served,
+        Outcome::Refused,
+        Outcome::Failed,
+        Outcome::Failed,
+        Outcome::Abandoned,
+    ]);
+    prop_oneof![
+        (0..800_u64).prop_map(|ms| Event::Advance { ms }),
+        Just(Event::Enter),
+        (0..8_usize, outcome).prop_map(|(index, outcome)| Event::Settle { index, outcome }),
+        (0..8_usize).prop_map(|index| Event::Drop { index }),
+        (0..8_usize).prop_map(|index| Event::Forget { index }),
+    ]
+}
+
+proptest! {
+    /// Whatever happens, no more than `probes` are out at a time; and a version that is healthy from then on is
+    /// passing again after one full wait, one silent probe and as many requests as it takes.
+    #[test]
+    fn it_cannot_wedge(events in prop::collection::vec(event(), 0..200)) {
+        let mut world = World::small();
+        let probes = world.breaker.policy.probes.get() as usize;
+        let mut out: Vec<(Permit, Instant)> = Vec::new();
+        for event in events {
+            match event {
+                Event::Advance { ms } => world.advance(ms),
+                Event::Enter => {
+                    if let Ok(permit) = world.enter() {
+                        out.push((permit, world.now));
+                    }
+                }
+                Event::Settle { index, outcome } if index < out.len() => {
+                    let (permit, _) = out.remove(index);
+                    world.settle(permit, outcome);
+                }
+                Event::Drop { index } if index < out.len() => world.breaker.abandon(out.remove(index).0),
+                // A pass that leaks: nobody ever hears of it again.
+                Event::Forget { index } if index < out.len() => drop(out.remove(index)),
+                Event::Settle { .. } | Event::Drop { .. } | Event::Forget { .. } => {}
+            }
+            let timeout = world.breaker.policy.probe_timeout;
+            let waiting = out.iter().filter(|(permit, since)| permit.is_probe() && world.now < *since + timeout);
+            prop_assert!(waiting.count() <= probes);
+        }
+
+        let mut waited = 0;
+        while world.state() != BreakerState::Passing {
+            match world.enter() {
+                Ok(permit) => world.settle(permit, Outcome::Served),
+                Err(wait) => {
+                    waited += wait;
+                    world.advance(wait);
+                }
+            }
+            prop_assert!(waited <= 3000 + 500 + 3000, "a silent probe's time and a wait, at most after another wait");
+        }
+    }
+
+    #[test]
+    fn a_refused_request_that_waits_as_told_is_a_probe(advance in 0..5000_u64, trips in 1..6_u32) {
+        let mut world = World::small();
+        world.trip();
+        for _ in 1..trips {
+            let wait = world.enter().unwrap_err();
+            world.advance(wait);
+            world.request(Outcome::Failed);
+        }
+        world.advance(advance);
+        if let Err(wait) = world.enter() {
+            world.advance(wait);
+            prop_assert!(world.enter().is_ok_and(|permit| permit.is_probe()));
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! The ledger by hand: limits, breakers and rollouts as requests meet them.
+
+use std::num::NonZeroU32;
+use std::thread;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::limiter::{Limited, Quota};
+use crate::{Live, parse};
+
+const ANA: [(&str, &str); 1] = [("user", "ana")];
+const BEN: [(&str, &str); 1] = [("user", "ben")];
+const EVERYTHING: fn(&str, Version) -> bool = |_, _| true;
+
+fn policies(text: &str) -> Snapshot {
+    parse(text, "policies.yaml").unwrap()
+}
+
+fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+fn limited(limit: &str, milliseconds: u64) -> Result<(), (String, Duration)> {
+    Err((limit.into(), ms(milliseconds)))
+}
+
+/// What matters of an answer.
+fn short<T>(answer: Result<T, Limited>) -> Result<(), (String, Duration)> {
+    answer.map(drop).map_err(|limited| (limited.limit.to_string(), limited.retry_after))
+}
+
+#[test]
+fn a_refused_request_spends_nothing_at_any_limit() {
+    let snapshot = policies(
+        "limits: [{name: all, rate: 10/s, burst: 3}, {name: user, key: {header: user}, rate: 1/s, burst: 1}]",
+    );
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now)), Ok(()));
+    for _ in 0..100 {
+        assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now)), limited("user", 1000));
+    }
+    assert_eq!(
+        short(ledger.admit(&snapshot, "digits", &BEN, now)),
+        Ok(()),
+        "ana's refusals did not drain the total"
+    );
+    assert_eq!(short(ledger.admit(&snapshot, "digits", &[("user", "cy")], now)), Ok(()));
+    assert_eq!(short(ledger.admit(&snapshot, "digits", &[("user", "di")], now)), limited("all", 100));
+    assert_eq!(short(ledger.admit(&snapshot, "digits", &[("user", "di")], now + ms(100))), Ok(()));
+}
+
+#[test]
+fn the_longest_wait_is_the_one_that_is_told() {
+    let snapshot = policies("limits: [{name: a, rate: 10/s, burst: 1}, {name: b, rate: 1/s, burst: 1}]");
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now)), Ok(()));
+    assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now)), limited("b", 1000));
+    assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now + ms(1000))), Ok(()));
+}
+
+#[test]
+fn rows_are_spent_once_they_are_known_and_a_refusal_then_gives_the_request_back() {
+    let snapshot = policies(
+        "limits: [{name: asks, rate: 1/h, burst: 2}, {name: rows, key: {header: user}, cost: rows, rate: 10/s}]",
+    );
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let ask = |rows, now| {
+        let admitted = ledger.admit(&snapshot, "m", &ANA, now)?;
+        ledger.charge(&snapshot, "m", &ANA, admitted, Usage { rows, bytes: 1 }, now)
+    };
+    let left = ask(7, now).unwrap().unwrap();
+    assert_eq!((&*left.limit.name, left.remaining, left.reset), ("rows", 3, ms(700)));
+    let refused = ask(4, now).unwrap_err();
+    assert_eq!((&*refused.limit, refused.retry_after, refused.quota.remaining), ("rows", ms(100), 3));
+    for _ in 0..10 {
+        let never = ask(11, now).unwrap_err();
+        assert_eq!(
+            (never.never, never.quota.remaining),
+            (NonZeroU32::new(11), 3),
+            "more than may ever come at once"
+        );
+    }
+    let other = ledger.admit(&snapshot, "m", &BEN, now).unwrap().quota.unwrap();
+    assert_eq!((&*other.limit.name, other.remaining), ("asks", 0), "the second of two");
+    assert_eq!(short(ask(1, now)), limited("asks", 3_600_000));
+    let left = ask(4, now + ms(7_200_000)).unwrap().unwrap();
+    assert_eq!((&*left.limit.name, left.remaining), ("asks", 1), "half of them, and six in ten of the rows");
+}
+
+#[test]
+fn what_time_has_paid_for_is_not_given_back() {
+    let snapshot =
+        policies("limits: [{name: asks, rate: 1/s, burst: 1}, {name: rows, cost: rows, rate: 10/s}]");
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let at = |milliseconds| now + ms(milliseconds);
+    let admit = |now| ledger.admit(&snapshot, "m", &ANA, now);
+    let too_many = |admitted, now| {
+        let usage = Usage { rows: 11, bytes: 1 };
+        ledger.charge(&snapshot, "m", &ANA, admitted, usage, now).unwrap_err();
+    };
+    let slow = admit(at(0)).unwrap();
+    let _other = admit(at(20_000)).unwrap();
+    too_many(slow, at(20_100));
+    assert_eq!(short(admit(at(20_100))), limited("asks", 900), "the other one's second is not over");
+    let third = admit(at(21_000)).unwrap();
+    too_many(third, at(21_400));
+    assert_eq!(short(admit(at(21_400))), Ok(()), "the rest of its second");
+    let fourth = admit(at(22_400)).unwrap();
+    let afresh =
+        policies("limits: [{name: asks, rate: 1/h, burst: 1}, {name: rows, cost: rows, rate: 10/s}]");
+    ledger.retain(&afresh, EVERYTHING);
+    let _first = admit(at(22_500)).unwrap();
+    too_many(fourth, at(22_500));
+    assert_eq!(short(admit(at(22_500))), limited("asks", 3_600_000), "it was not spent at the new limit");
+}
+
+#[test]
+fn of_several_limits_the_one_is_told_of_which_the_smallest_part_is_left() {
+    let snapshot =
+        policies("limits: [{name: asks, rate: 1/h, burst: 4}, {name: bytes, cost: bytes, rate: 1000/s}]");
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let ask = |bytes| {
+        let admitted = ledger.admit(&snapshot, "m", &ANA, now).unwrap();
+        ledger.charge(&snapshot, "m", &ANA, admitted, Usage { rows: 1, bytes }, now).unwrap().unwrap()
+    };
+    let told = |quota: Quota| (quota.limit.name.to_string(), quota.remaining);
+    assert_eq!(told(ask(100)), ("asks".into(), 3), "what the body costs does not hide what its head did");
+    assert_eq!(told(ask(700)), ("bytes".into(), 200));
+    assert_eq!(told(ask(10)), ("bytes".into(), 190));
+    assert_eq!(told(ask(1)), ("asks".into(), 0));
+}
+
+#[test]
+fn what_is_left_is_told_for_the_limit_with_the_least() {
+    let snapshot = policies("limits: [{name: a, rate: 10/s}, {name: b, rate: 60/m, burst: 3}]");
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let left = ledger.admit(&snapshot, "m", &ANA, now).unwrap().quota.unwrap();
+    assert_eq!((&*left.limit.name, left.remaining, left.reset), ("b", 2, ms(1000)));
+    assert_eq!(left.limit.field(), "\"b\";q=3;w=3");
+    assert_eq!(left.field(), "\"b\";r=2;t=1");
+    ledger.admit(&snapshot, "m", &ANA, now).unwrap();
+    let left = ledger.admit(&snapshot, "m", &ANA, now + ms(500)).unwrap().quota.unwrap();
+    assert_eq!((left.remaining, left.field().as_str()), (0, "\"b\";r=0;t=3"), "half of one is none");
+    let refused = ledger.admit(&snapshot, "m", &ANA, now + ms(500)).unwrap_err();
+    assert_eq!((refused.quota.field().as_str(), refused.retry_after), ("\"b\";r=0;t=3", ms(500)));
+    assert_eq!(ledger.admit(&policies("models: {}"), "m", &ANA, now).unwrap().quota, None);
+}
+
+#[test]
+fn a_limit_leaves_other_models_alone() {
+    let snapshot = policies("limits: [{name: a, models: [digits], rate: 1/h, burst: 1}]");
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now)), Ok(()));
+    assert!(ledger.admit(&snapshot, "digits", &ANA, now).is_err());
+    assert_eq!(short(ledger.admit(&snapshot, "letters", &ANA, now)), Ok(()));
+}
+
+#[test]
+fn another_version_answers_for_one_that_fails_as_long_as_it_can() {
+    let snapshot =
+        policies("models: {m: {breaker: {failures: 1, fallback: {version: 1, in_flight_max: 2}}}}");
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    ledger.enter(&snapshot, "m", Version(2), now).unwrap().settle(Outcome::Failed, now);
+    assert!(ledger.enter(&snapshot, "m", Version(2), now).is_err());
+    let fall_back = |from| ledger.fall_back(&snapshot, "m", Version(from), |_| true, now);
+    let (version, first) = fall_back(2).unwrap();
+    assert_eq!(version, Version(1));
+    let second = fall_back(2).unwrap();
+    assert!(fall_back(2).is_none(), "no more than two at a time");
+    drop(second);
+    first.settle(Outcome::Served, now);
+    assert!(fall_back(1).is_none(), "nobody falls back to who has just refused");
+    assert!(ledger.fall_back(&snapshot, "m", Version(2), |_| false, now).is_none(), "not ready");
+    let (_, third) = fall_back(2).unwrap();
+    third.settle(Outcome::Failed, now);
+    assert!(fall_back(2).is_none(), "it has tripped as well");
+    assert!(ledger.fall_back(&snapshot, "other", Version(2), |_| true, now).is_none());
+}
+
+#[test]
+fn only_what_chance_has_given_to_the_baseline_is_compared_with_the_candidate() {
+    let snapshot = policies(
+        "models: {m: {canary: {baseline: 1, candidate: 2, steps: [50], gates: {disagreement: {at_most: 2}}}, \
+         shadow: {version: 2}}}",
+    );
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    ledger.roll_out(&snapshot, now);
+    let assigned = |draw| ledger.pick(&snapshot, "m", &ANA, draw, |_| true).unwrap().assigned.unwrap();
+    let compared = || ledger.rollouts()["m"].gates[1].requests;
+    ledger.compared("m", assigned(u64::MAX), Version(2), None, false, now);
+    assert_eq!(compared(), 0, "the client got the candidate's answer");
+    ledger.compared("m", assigned(0), Version(3), None, false, now);
+    assert_eq!(compared(), 0, "another version's answer");
+    ledger.compared("m", assigned(0), Version(2), None, false, now);
+    assert_eq!(compared(), 1);
+}
+
+#[test]
+fn a_reload_keeps_the_limits_that_did_not_change() {
+    let ledger = Ledger::new();
+    let now = Instant::now();
+    let before = policies(
+        "limits: [{name: same, rate: 1/h, burst: 1, models: [a]}, {name: new, rate: 1/h, burst: 1, models: [b]}]",
+    );
+    assert_eq!(short(ledger.admit(&before, "a", &ANA, now)), Ok(()));
+    assert_eq!(short(ledger.admit(&before, "b", &ANA, now)), Ok(()));
+
+    let after = policies(
+        "limits: [{name: new, rate: 2/h, burst: 1, models: [b]}, {name: same, rate: 1/h, burst: 1, models: [a]}]",
+    );
+    ledger.retain(&after, EVERYTHING);
+    assert_eq!(short(ledger.admit(&after, "a", &ANA, now)), limited("same", 3_600_000));
+    assert_eq!(short(ledger.admit(&after, "b", &ANA, now)), Ok(()));
+    assert_eq!(
+        short(ledger.admit(&before, "b", &ANA, now)),
+        limited("new", 1_800_000),
+        "a late request meets the new rate"
+    );
+}
+
+#[test]
+fn threads_share_a_burst_exactly() {
+    let snapshot = policies("limits: [{name: a, rate: 1/h, burst: 1000}, {name: b, rate: 1/h, burst: 500}]");
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let admitted: usize = thread::scope(|scope| {
+        let ask = || (0..400).filter(|_| ledger.admit(&snapshot, "digits", &ANA, now).is_ok()).count();
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!(admitted, 500);
+    let only_a = policies("limits: [{name: a, rate: 1/h, burst: 1000}]");
+    let rest = (0..1000).filter(|_| ledger.admit(&only_a, "digits", &ANA, now).is_ok()).count();
+    assert_eq!(rest, 500, "what `b` refused was not spent at `a`");
+}
+
+#[test]
+fn between_splits_and_rollouts_nobody_moves_who_need_not_nor_does_a_restart_move_anybody() {
+    let model = |policy: &str| policies(&format!("models: {{m: {{{policy}, sticky: {{header: user}}}}}}}}"));
+    let split = |weights: &str| model(&format!("split: {{weights: {weights}"));
+    let canary = |steps: &str| model(&format!("canary: {{baseline: 2, candidate: 1, steps: {steps}"));
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let live = Live::new(split("{1: 10, 2: 90}"));
+    let on = |ledger: &Ledger, snapshot: &Snapshot| -> Vec<u64> {
+        let names = (0..10_000).map(|user| user.to_string());
+        names
+            .map(|name| {
+                ledger.pick(snapshot, "m", &[("user", name.as_str())], 0, |_| true).unwrap().version.0
+            })
+            .collect()
+    };
+    let moved = |before: &[u64], after: &[u64]| {
+        let moved: Vec<_> = before.iter().zip(after).filter(|(before, after)| before != after).collect();
+        moved.len() as f64 / 100.0
+    };
+    let mut before = on(&ledger, &live.load().snapshot);
+    for (next, percent) in [
+        (canary("[10, 30]"), 0.0),
+        (canary("[30]"), 20.0),
+        (split("{1: 30, 2: 70}"), 0.0),
+        (split("{1: 20, 2: 70, 3: 10}"), 10.0),
+        (canary("[25]"), 10.0),
+        (split("{1: 25, 2: 65, 3: 10}"), 10.0),
+    ] {
+        live.publish(next, &ledger);
+        let generation = live.load();
+        ledger.roll_out(&generation.snapshot, now);
+        let after = on(&ledger, &generation.snapshot);
+        assert!(
+            (moved(&before, &after) - percent).abs() < 1.0,
+            "{} %, not {percent}",
+            moved(&before, &after)
+        );
+        before = after;
+    }
+    live.publish(canary("[40]"), &ledger);
+    ledger.roll_out(&live.load().snapshot, now);
+    let before = on(&ledger, &live.load().snapshot);
+    let restarted = Ledger::new();
+    let snapshot = canary("[40]").follow(&ledger.rings(&live.load().snapshot));
+    restarted.roll_out(&snapshot, now);
+    assert_eq!(moved(&before, &on(&restarted, &snapshot)), 0.0);
+}
+
+fn trip(ledger: &Ledger, snapshot: &Snapshot, version: Version, now: Instant) {
+    for _ in 0..snapshot.breaker("digits").failures.get() {
+        ledger.enter(snapshot, "digits", version, now).unwrap().settle(Outcome::Failed, now);
+    }
+}
+
+fn tripped(milliseconds: u64) -> Option<Tripped> {
+    Some(Tripped { retry_after: ms(milliseconds) })
+}
+
+#[test]
+fn each_version_has_its_own_breaker() {
+    let (ledger, snapshot, now) = (Ledger::new(), Snapshot::default(), Instant::now());
+    trip(&ledger, &snapshot, Version(2), now);
+    assert_eq!(ledger.enter(&snapshot, "digits", Version(2), now).err(), tripped(10_000));
+    assert!(ledger.enter(&snapshot, "digits", Version(1), now).is_ok());
+    let states: Vec<_> =
+        ledger.breakers(now).into_iter().map(|status| (status.version.0, status.state)).collect();
+    assert_eq!(
+        states,
+        [(1, BreakerState::Passing), (2, BreakerState::Tripped { retry_after: Duration::from_secs(10) })]
+    );
+}
+
+#[test]
+fn a_reload_keeps_a_breaker_tripped_unless_its_own_settings_changed() {
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let before = policies("models: {digits: {breaker: {failures: 2, open_for: 1s}}}");
+    trip(&ledger, &before, Version(2), now);
+
+    let other_split =
+        policies("models: {digits: {split: {weights: {2: 1}}, breaker: {failures: 2, open_for: 1s}}}");
+    ledger.retain(&other_split, EVERYTHING);
+    assert_eq!(ledger.enter(&other_split, "digits", Version(2), now).err(), tripped(1000));
+
+    let other_deadline = policies("models: {digits: {deadline: 3s, breaker: {failures: 2, open_for: 1s}}}");
+    ledger.retain(&other_deadline, EVERYTHING);
+    assert_eq!(ledger.enter(&other_deadline, "digits", Version(2), now).err(), tripped(1000));
+    let later = now + ms(1000);
+    let _probe = ledger.enter(&other_deadline, "digits", Version(2), later).unwrap();
+    assert_eq!(
+        ledger.enter(&other_deadline, "digits", Version(2), later).err(),
+        tripped(3000),
+        "a probe has the new deadline's time"
+    );
+
+    let other_breaker = policies("models: {digits: {breaker: {failures: 3, open_for: 1s}}}");
+    ledger.retain(&other_breaker, EVERYTHING);
+    assert!(ledger.enter(&before, "digits", Version(2), now).is_ok());
+    trip(&ledger, &other_breaker, Version(2), now);
+    assert_eq!(ledger.enter(&other_breaker, "digits", Version(2), now).err(), tripped(1000));
+}
+
+#[test]
+fn a_late_request_that_is_the_first_to_enter_a_version_meets_its_newest_settings() {
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let before = policies("models: {digits: {breaker: {failures: 1, open_for: 1s}}}");
+    let after = policies("models: {digits: {breaker: {failures: 2, open_for: 3s}}}");
+    ledger.retain(&after, EVERYTHING);
+    ledger.enter(&before, "digits", Version(1), now).unwrap().settle(Outcome::Failed, now);
+    ledger.enter(&after, "digits", Version(1), now).unwrap().settle(Outcome::Failed, now);
+    assert_eq!(ledger.enter(&after, "digits", Version(1), now).err(), tripped(3000));
+}
+
+#[test]
+fn a_version_that_is_gone_is_forgotten() {
+    let (ledger, snapshot, now) = (Ledger::new(), Snapshot::default(), Instant::now());
+    let pass = ledger.enter(&snapshot, "digits", Version(1), now).unwrap();
+    let _ = ledger.enter(&snapshot, "digits", Version(2), now);
+    ledger.retain(&snapshot, |_, version| version == Version(2));
+    assert_eq!(ledger.breakers(now).len(), 1);
+    pass.settle(Outcome::Failed, now); // Into the void, harmlessly.
+    assert_eq!(ledger.breakers(now).len(), 1);
+}
+
+#[test]
+fn a_breaker_is_forgiven_when_a_rollout_begins_again_and_not_when_it_goes_on() {
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let snapshot = policies("models: {digits: {canary: {baseline: 1, candidate: 2}}}");
+    ledger.roll_out(&snapshot, now);
+    trip(&ledger, &snapshot, Version(2), now);
+    let say = |command| ledger.command("digits", command, "", now).unwrap();
+    say(Command::Pause);
+    say(Command::Resume);
+    assert_eq!(ledger.enter(&snapshot, "digits", Version(2), now).err(), tripped(10_000));
+    say(Command::Abort);
+    say(Command::Resume);
+    assert!(ledger.enter(&snapshot, "digits", Version(2), now).is_ok());
+}
+
+#[test]
+fn a_dropped_pass_gives_its_probe_back() {
+    let (ledger, snapshot, now) = (Ledger::new(), Snapshot::default(), Instant::now());
+    trip(&ledger, &snapshot, Version(1), now);
+    let later = now + Duration::from_secs(10);
+    let probe = ledger.enter(&snapshot, "digits", Version(1), later).unwrap();
+    assert!(probe.is_probe());
+    assert_eq!(ledger.enter(&snapshot, "digits", Version(1), later).err(), tripped(10_000));
+    drop(probe);
+    assert!(ledger.enter(&snapshot, "digits", Version(1), later).is_ok_and(|pass| pass.is_probe()));
+}
+
+#[test]
+fn the_number_of_breakers_is_bounded() {
+    let (ledger, snapshot, now) = (Ledger::new(), Snapshot::default(), Instant::now());
+    trip(&ledger, &snapshot, Version(1), now);
+    let mut full = Breakers::clone(&ledger.breakers.load());
+    let versions = full.guards.get_mut("digits").unwrap();
+    versions.extend(
+        (2..=10_000).map(|version| (Version(version), Arc::new(Guard::new(BreakerPolicy::default())))),
+    );
+    ledger.breakers.store(Arc::new(full));
+    assert!(ledger.enter(&snapshot, "digits", Version(10_001), now).is_ok());
+    let remembered: Vec<_> = ledger.breakers(now).into_iter().map(|status| status.version.0).collect();
+    assert_eq!(remembered, [1, 10_001], "those that had nothing to remember made room");
+}
+
+/// The same limits as a leaky bucket: what a caller owes drains with time, and one more fits if what is owed
+/// leaves room for it. Written without GCRA, so that the two can disagree.
+#[derive(Default)]
+struct Oracle(HashMap<(usize, usize), (u64, u64)>);
+
+impl Oracle {
+    /// `limits` are interval and burst; the answer is the index of the limit with the longest wait, and the wait.
+    fn admit(&mut self, limits: &[(u64, u64)], user: usize, now: u64) -> Option<(usize, u64)> {
+        let mut refusal: Option<(usize, u64)> = None;
+        for (limit, (interval, burst)) in limits.iter().enumerate() {
+            let (owed, at) = self.0.entry((limit, user)).or_insert((0, now));
+            (*owed, *at) = (owed.saturating_sub(now - *at), now);
+            let wait = owed.saturating_sub((burst - 1) * interval);
+            if wait > refusal.map_or(0, |(_, longest)| longest) {
+                refusal = Some((limit, wait));
+            }
+        }
+        if refusal.is_none() {
+            for (limit, (interval, _)) in limits.iter().enumerate() {
+                self.0.entry((limit, user)).and_modify(|(owed, _)| *owed += interval);
+            }
+        }
+        refusal
+    }
+}
+
+proptest! {
+    #[test]
+    fn limits_agree_with_a_leaky_bucket_to_the_nanosecond(
+        limits in prop::collection::vec((1..500_u64, 1..5_u64), 1..4),
+        arrivals in prop::collection::vec((0..40_000_000_u64, 0..3_usize), 0..200),
+    ) {
+        let mut text = "limits:".to_owned();
+        for (at, (per_second, burst)) in limits.iter().enumerate() {
+            text += &format!("\n  - {{name: l{at}, key: {{header: user}}, rate: {per_second}/s, burst: {burst}}}");
+        }
+        let snapshot = policies(&text);
+        let limits: Vec<_> =
+            limits.iter().map(|(per_second, burst)| (1_000_000_000_u64.div_ceil(*per_second), *burst)).collect();
+        let (ledger, mut oracle, start) = (Ledger::new(), Oracle::default(), Instant::now());
+        let mut now = 0;
+        for (pause, user) in arrivals {
+            now += pause;
+            let caller = [("user", ["ana", "ben", "cy"][user])];
+            let got = short(ledger.admit(&snapshot, "digits", &caller, start + Duration::from_nanos(now)));
+            let expected = match oracle.admit(&limits, user, now) {
+                None => Ok(()),
+                Some((limit, wait)) => {
+                    Err((format!("l{limit}"), Duration::from_nanos(wait)))
+                }
+            };
+            prop_assert_eq!(got, expected);
+        }
+    }
+}
