@@ -360,7 +360,9 @@ impl Shelf {
         let Candidate { name, version: number, stamp, bytes, load } = candidate;
         let was_ready = matches!(self.catalog.state(&name, number), Some(State::Ready(_)));
         let room = self.setup.memory.has_room(bytes, memory::resident());
-        let begun = room.and_then(|()| self.setup.interrupted.begin(&name, number, &stamp));
+        let begun = room
+            .and_then(|()| self.does_not_hang(&name, number))
+            .and_then(|()| self.setup.interrupted.begin(&name, number, &stamp));
         let prepared = begun.and_then(|()| self.prepare(&name, number, load));
         match prepared.and_then(|version| self.put_in_place(version)) {
             Ok(version) => {
@@ -404,8 +406,8 @@ impl Shelf {
         Ok(version)
     }
 
-    /// Everything that has to be known about a version before it answers.
-    fn prepare(&mut self, name: &str, number: u64, load: crate::library::Load) -> Result<Version, String> {
+    /// A trial that was given up and still runs holds memory: another one of the same version would do the same.
+    fn does_not_hang(&mut self, name: &str, number: u64) -> Result<(), String> {
         let which = (name.to_owned(), number);
         if let Some(hung) = self.hung.remove(&which)
             && let Err(mpsc::TryRecvError::Empty) = hung.try_recv()
@@ -413,6 +415,11 @@ impl Shelf {
             self.hung.insert(which, hung);
             return Err("its last trial has not ended, and still runs".into());
         }
+        Ok(())
+    }
+
+    /// Everything that has to be known about a version before it answers.
+    fn prepare(&mut self, name: &str, number: u64, load: crate::library::Load) -> Result<Version, String> {
         let queue = Arc::clone(&self.setup.queue);
         let attempt = Attempt {
             load,
@@ -428,7 +435,7 @@ impl Shelf {
         let tried = tried.map_err(|given_up| match given_up {
             GivenUp::Failed(why) => why,
             GivenUp::Hangs { why, trial } => {
-                self.hung.insert(which, trial);
+                self.hung.insert((name.to_owned(), number), trial);
                 why
             }
         })?;

@@ -1,7 +1,7 @@
 //! Holds a load back while others are answered: after each of its runs it sleeps for a multiple of what the run took, so
-//! that it has a quarter of a core at most, in pieces of one run. A kernel's low priority alone does not do that: cores
-//! that are never idle make everybody who wakes up wait. Decides by whether lanes have begun anything since it last looked;
-//! a load that nobody is answered beside is never delayed.
+//! that its runs have about a quarter of a core, in pieces of one run; what happens between runs, such as compiling, is not
+//! held back. A kernel's low priority alone does not do that: cores that are never idle make everybody who wakes up wait.
+//! Decides by whether lanes have begun anything since it last looked; a load that nobody is answered beside is never delayed.
 
 use crate::model::{Gathered, Model, ModelError, Output};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,6 +18,7 @@ const REST_MAX: Duration = Duration::from_millis(100);
 pub struct Pace {
     /// Batches that lanes have begun.
     begun: Box<dyn Fn() -> u64 + Send + Sync>,
+    at_first: u64,
     seen: AtomicU64,
     runs: AtomicU64,
 }
@@ -25,8 +26,8 @@ pub struct Pace {
 impl Pace {
     /// Beside lanes that have begun so many batches.
     pub(crate) fn beside(begun: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
-        let seen = AtomicU64::new(begun());
-        Self { begun: Box::new(begun), seen, runs: AtomicU64::new(0) }
+        let at_first = begun();
+        Self { begun: Box::new(begun), at_first, seen: AtomicU64::new(at_first), runs: AtomicU64::new(0) }
     }
 
     /// Beside nobody.
@@ -44,16 +45,16 @@ impl Pace {
         let outputs = model.run(inputs);
         let took = began.elapsed();
         self.runs.fetch_add(1, Ordering::Relaxed);
-        if self.others_are_answered() {
+        let begun = (self.begun)();
+        if self.seen.swap(begun, Ordering::Relaxed) != begun {
             thread::sleep((REST * took).min(REST_MAX));
         }
         (outputs, took)
     }
 
-    /// Whether lanes have begun anything since this was last asked.
+    /// Whether lanes have begun anything since the load began.
     pub(crate) fn others_are_answered(&self) -> bool {
-        let begun = (self.begun)();
-        self.seen.swap(begun, Ordering::Relaxed) != begun
+        (self.begun)() != self.at_first
     }
 
     /// Runs that have ended: a load of which this stands still has hung.
@@ -69,27 +70,25 @@ mod tests {
     use std::sync::Arc;
 
     #[test]
-    fn a_load_rests_only_beside_others() {
+    fn a_load_rests_only_beside_others_and_a_rest_is_not_part_of_what_a_run_took() {
         let begun = Arc::new(AtomicU64::new(7));
         let lanes = Arc::clone(&begun);
         let pace = Pace::beside(move || lanes.load(Ordering::Relaxed));
-        assert!(!pace.others_are_answered());
-        begun.store(9, Ordering::Relaxed);
-        assert!(pace.others_are_answered());
-        assert!(!pace.others_are_answered(), "nothing has begun since");
-    }
-
-    #[test]
-    fn a_rest_is_not_part_of_what_a_run_took() {
-        let begun = AtomicU64::new(0);
-        let pace = Pace::beside(move || begun.fetch_add(1, Ordering::Relaxed));
         let model = Scripted::new(rows_spec(&[], &[("y", 1)], 8), |_| {
             thread::sleep(Duration::from_millis(20));
             Ok(vec![output_fp32("y", &[1, 1], &[0.0])])
         });
-        let began = Instant::now();
-        let (outputs, took) = pace.run(&model, &[]);
-        assert!(outputs.is_ok() && pace.runs() == 1);
-        assert!(began.elapsed() >= (1 + REST) * took, "{took:?}");
+        let rests = || {
+            let began = Instant::now();
+            let (outputs, took) = pace.run(&model, &[]);
+            assert!(outputs.is_ok());
+            began.elapsed() >= (1 + REST) * took
+        };
+        assert!(!rests() && !pace.others_are_answered());
+        begun.store(9, Ordering::Relaxed);
+        assert!(rests() && pace.others_are_answered());
+        assert!(!rests(), "nothing has begun since");
+        assert!(pace.others_are_answered(), "since the load began something has");
+        assert_eq!(pace.runs(), 3);
     }
 }

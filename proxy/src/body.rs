@@ -115,7 +115,8 @@ pub async fn linger(session: &mut ServerSession) {
     }
 }
 
-fn is_plain(session: &ServerSession) -> Result<(), Refusal> {
+/// Whether it is sent as it is.
+pub(crate) fn is_plain(session: &ServerSession) -> Result<(), Refusal> {
     match session.get_header(header::CONTENT_ENCODING) {
         None => Ok(()),
         Some(encoding) if encoding.as_bytes().eq_ignore_ascii_case(b"identity") => Ok(()),

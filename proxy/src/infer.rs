@@ -93,14 +93,16 @@ impl Path {
         let admitted = self.ledger.admit(snapshot, target.model, &head, record.started);
         let admitted = admitted.map_err(|refused| limited(record, refused))?;
         record.quota.clone_from(&admitted.quota);
-        let is_remote = |version| snapshot.remote(target.model, Version(version)).is_some();
-        let encoding = if is_remote(version) { Encoding::Any } else { Encoding::None };
+        let is_remote = snapshot.remote(target.model, Version(version)).is_some();
+        let encoding = if is_remote { Encoding::Any } else { Encoding::None };
         let body = body::read(session, &self.body, encoding, &mut slot).await?;
         record.slot = Some(slot);
-        let decode =
-            |session: &ServerSession| InferRequest::decode(&body, json_len(&session.req_header().headers)?);
+        let decode = |session: &ServerSession| {
+            body::is_plain(session)?;
+            InferRequest::decode(&body, json_len(&session.req_header().headers)?)
+        };
         // What another server is asked may be in words that only it understands.
-        let request = if is_remote(version) { decode(session).ok() } else { Some(decode(session)?) };
+        let request = if is_remote { decode(session).ok() } else { Some(decode(session)?) };
         let now = Instant::now();
         let (head, usage) = (Caller::new(session.req_header()), usage(request.as_ref(), body.len()));
         let charged = self.ledger.charge(snapshot, target.model, &head, admitted, usage, now);

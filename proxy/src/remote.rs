@@ -96,24 +96,25 @@ impl Remotes {
     ) -> Result<Passed, Refusal> {
         let exchange = async {
             let peer = self.peer(remote).await?;
-            let mut head =
-                RequestHeader::build(method.clone(), remote.path().as_bytes(), Some(headers.len()))
-                    .map_err(|error| failed(&error))?;
-            for (name, value) in headers.iter().filter(|(name, _)| passes(name, headers)) {
-                head.append_header(name.clone(), value.clone()).map_err(|error| failed(&error))?;
-            }
-            head.insert_header(header::HOST, remote.authority()).map_err(|error| failed(&error))?;
-            head.insert_header(header::CONTENT_LENGTH, body.len()).map_err(|error| failed(&error))?;
-            let left = deadline.left(Instant::now()).as_millis().max(1) as u64;
-            head.insert_header(TIMEOUT, left).map_err(|error| failed(&error))?;
-            if let Some(trace) = trace {
-                head.insert_header(TRACEPARENT, trace.to_header()).map_err(|error| failed(&error))?;
-            }
-            match self.exchange(&peer, head.clone(), body.clone()).await {
-                Err(error) if error.retry() => self.exchange(&peer, head, body).await,
-                answer => answer,
-            }
-            .map_err(|error| failed(&error))
+            let exchanged = async {
+                let mut head =
+                    RequestHeader::build(method.clone(), remote.path().as_bytes(), Some(headers.len()))?;
+                for (name, value) in headers.iter().filter(|(name, _)| passes(name, headers)) {
+                    head.append_header(name.clone(), value.clone())?;
+                }
+                head.insert_header(header::HOST, remote.authority())?;
+                head.insert_header(header::CONTENT_LENGTH, body.len())?;
+                let left = deadline.left(Instant::now()).as_millis().max(1) as u64;
+                head.insert_header(TIMEOUT, left)?;
+                if let Some(trace) = trace {
+                    head.insert_header(TRACEPARENT, trace.to_header())?;
+                }
+                match self.exchange(&peer, head.clone(), body.clone()).await {
+                    Err(error) if error.retry() => self.exchange(&peer, head, body).await,
+                    answer => answer,
+                }
+            };
+            exchanged.await.map_err(|error: Box<pingora::Error>| failed(&error))
         };
         tokio::time::timeout_at(deadline.at.into(), exchange).await.map_err(|_| deadline.exceeded())?
     }

@@ -70,6 +70,12 @@ fn a_server_that_is_gone_trips_its_breaker_and_another_version_answers() {
         assert!(answer.error().starts_with("the server of this version: "), "{}", answer.error());
     }
     assert_eq!(answered_by(&client), (200, "1".into()));
+    let compressed = client.infer("m", &[("content-encoding", "zstd")], &body());
+    assert_eq!(
+        (compressed.status, compressed.error().contains("zstd")),
+        (415, true),
+        "the engine here reads none"
+    );
     assert_eq!(stack.metric("penstock_breaker_state{model=\"m\",version=\"2\"}"), 2.0);
     there.restart();
     eventually("a probe to succeed", || (answered_by(&client).1 == "2").then_some(()));
