@@ -4,7 +4,6 @@
 use crate::decode::InferRequest;
 use crate::refusal::Refusal;
 use http::HeaderMap;
-use policies::Snapshot;
 use std::time::{Duration, Instant};
 
 /// The header in which a caller says how long it waits, ms.
@@ -26,16 +25,9 @@ impl Deadline {
         Self { at: now + given, given }
     }
 
-    /// The policy's, or the caller's own (header `x-request-timeout-ms`) if that is sooner: all that can be told
-    /// without the body.
-    pub(crate) fn at_most(
-        snapshot: &Snapshot,
-        model: &str,
-        headers: &HeaderMap,
-    ) -> Result<Duration, Refusal> {
-        let header = header_number(headers, TIMEOUT)?;
-        let most = snapshot.deadline(model);
-        Ok(header.map_or(most, |ms| most.min(Duration::from_millis(ms as u64))))
+    /// The policy's, or the caller's own if that is sooner: all that can be told without the body.
+    pub(crate) fn at_most(policy: Duration, callers: Option<Duration>) -> Duration {
+        callers.map_or(policy, |callers| callers.min(policy))
     }
 
     /// What is left of it.
@@ -67,32 +59,29 @@ mod tests {
 
     #[test]
     fn the_soonest_of_policy_header_and_parameter_counts() {
-        let snapshot = policies::parse("models: {m: {deadline: 2s}}", "p").unwrap();
         let now = Instant::now();
-        let given = |header: Option<&str>, parameter: Option<Duration>| {
-            let mut headers = HeaderMap::new();
-            headers.extend(
-                header.map(|ms| (http::HeaderName::from_static("x-request-timeout-ms"), ms.parse().unwrap())),
-            );
-            let request = InferRequest { timeout: parameter, ..InferRequest::default() };
-            Deadline::at_most(&snapshot, "m", &headers)
-                .map(|most| Deadline::of(most, Some(&request), now).left(now).as_millis())
+        let given = |header: Option<u64>, parameter: Option<u64>| {
+            let most = Deadline::at_most(Duration::from_secs(2), header.map(Duration::from_millis));
+            let timeout = parameter.map(Duration::from_millis);
+            let request = InferRequest { timeout, ..InferRequest::default() };
+            Deadline::of(most, Some(&request), now).left(now).as_millis()
         };
-        assert_eq!(given(None, None), Ok(2000));
-        assert_eq!(given(Some("300"), None), Ok(300));
-        assert_eq!(given(Some("300"), Some(Duration::from_millis(200))), Ok(200));
-        assert_eq!(given(Some("60000"), None), Ok(2000), "a caller cannot outstay the policy");
-        for nonsense in ["-1", "+5", "1.5", "soon", ""] {
-            assert!(given(Some(nonsense), None).is_err(), "{nonsense}");
-        }
+        assert_eq!(given(None, None), 2000);
+        assert_eq!(given(Some(300), None), 300);
+        assert_eq!(given(Some(300), Some(200)), 200);
+        assert_eq!(given(Some(60_000), None), 2000, "a caller cannot outstay the policy");
     }
 
     #[test]
-    fn a_number_given_twice_is_refused() {
+    fn a_number_given_twice_is_refused_as_is_what_is_no_number() {
         let mut headers = HeaderMap::new();
         headers.append("content-length", "5".parse().unwrap());
         assert_eq!(header_number(&headers, "content-length"), Ok(Some(5)));
         headers.append("content-length", "5".parse().unwrap());
         assert!(header_number(&headers, "content-length").is_err());
+        for nonsense in ["-1", "+5", "1.5", "soon", ""] {
+            headers.insert("content-length", nonsense.parse().unwrap());
+            assert!(header_number(&headers, "content-length").is_err(), "{nonsense}");
+        }
     }
 }

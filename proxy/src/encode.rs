@@ -1,11 +1,12 @@
 //! The engine's reply as the body of an infer response: JSON, or JSON followed by binary tensors where the
 //! client asked for them. Trusts nothing it was sent: a tensor outside the payload is an internal error.
 
+use crate::call::Inferred;
 use crate::decode::InferRequest;
 use crate::refusal::Refusal;
 use crate::tensor_json::write_values;
 use bytes::Bytes;
-use wire::{Datatype, Reply};
+use wire::Datatype;
 
 /// A response body and what its headers must say of it.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,14 +17,9 @@ pub struct Encoded {
     pub json_len: Option<usize>,
 }
 
-/// Encodes an ok reply of `version` of `model`.
-pub fn encode(
-    request: &InferRequest,
-    model: &str,
-    version: u64,
-    reply: &Reply,
-    payload: &[u8],
-) -> Result<Encoded, Refusal> {
+/// Encodes an ok reply.
+pub fn encode(request: &InferRequest, inferred: Inferred<'_>) -> Result<Encoded, Refusal> {
+    let Inferred { model, version, reply, payload, entry: _ } = inferred;
     let mut json = Vec::with_capacity(256 + 4 * payload.len().min(1 << 20));
     let mut binary: Vec<&[u8]> = Vec::new();
     json.extend_from_slice(b"{");
@@ -90,9 +86,9 @@ fn string(json: &mut Vec<u8>, text: &str) {
 mod tests {
     use super::*;
     use crate::decode::RequestedOutput;
-    use wire::TensorMeta;
+    use wire::{Reply, TensorMeta};
 
-    fn reply() -> (Reply, Vec<u8>) {
+    fn reply() -> (Reply, Bytes) {
         let outputs = vec![
             TensorMeta { name: "digit".into(), datatype: Datatype::Int64 as u32, shape: vec![1], offset: 0 },
             TensorMeta { name: "p".into(), datatype: Datatype::Fp32 as u32, shape: vec![1, 2], offset: 64 },
@@ -101,14 +97,18 @@ mod tests {
         payload.resize(64, 0);
         payload.extend(0.25_f32.to_le_bytes());
         payload.extend(f32::NAN.to_le_bytes());
-        (Reply { outputs, ..Reply::default() }, payload)
+        (Reply { outputs, ..Reply::default() }, payload.into())
+    }
+
+    fn of_digits<'a>(reply: &'a Reply, payload: &'a Bytes) -> Inferred<'a> {
+        Inferred { model: "digits", version: 2, entry: None, reply, payload }
     }
 
     #[test]
     fn json_by_default_with_the_request_id() {
         let (reply, payload) = reply();
         let request = InferRequest { id: Some("a\"b".into()), ..InferRequest::default() };
-        let encoded = encode(&request, "digits", 2, &reply, &payload).unwrap();
+        let encoded = encode(&request, of_digits(&reply, &payload)).unwrap();
         assert_eq!(
             std::str::from_utf8(&encoded.body).unwrap(),
             r#"{"id":"a\"b","model_name":"digits","model_version":"2","outputs":[{"name":"digit","datatype":"INT64","shape":[1],"data":[7]},{"name":"p","datatype":"FP32","shape":[1,2],"data":[0.25,NaN]}]}"#
@@ -124,7 +124,7 @@ mod tests {
             outputs: vec![RequestedOutput { name: "digit".into(), binary: Some(false) }],
             ..InferRequest::default()
         };
-        let encoded = encode(&request, "digits", 2, &reply, &payload).unwrap();
+        let encoded = encode(&request, of_digits(&reply, &payload)).unwrap();
         let json_len = encoded.json_len.unwrap();
         let json: serde_json::Value = serde_json::from_slice(&encoded.body[..json_len]).unwrap();
         assert_eq!(json["outputs"][0]["data"][0], 7);
@@ -135,7 +135,8 @@ mod tests {
     #[test]
     fn a_reply_that_lies_about_its_payload_is_an_internal_error() {
         let (reply, payload) = reply();
-        let refusal = encode(&InferRequest::default(), "digits", 2, &reply, &payload[..70]).unwrap_err();
+        let cut = payload.slice(..70);
+        let refusal = encode(&InferRequest::default(), of_digits(&reply, &cut)).unwrap_err();
         assert!(matches!(refusal, Refusal::Internal(_)));
     }
 }

@@ -4,23 +4,21 @@
 //! Cheap refusals come first. A rate limit is spent before the body is read, because reading it is what the limit
 //! protects; a request that is refused later has spent it.
 
-use crate::body::{self, BodyLimits, Encoding};
+use crate::body::{BodyLimits, Encoding};
+use crate::call::{Call, Inferred};
 use crate::caller::Caller;
-use crate::deadline::{Deadline, header_number};
+use crate::deadline::Deadline;
 use crate::decode::InferRequest;
 use crate::directory::{Directory, Models};
-use crate::encode::{Encoded, encode};
 use crate::link::{LinkError, Links, Pending};
 use crate::pulse::SOON;
 use crate::record::Record;
 use crate::refusal::Refusal;
-use crate::remote::{Passed, Remotes};
+use crate::remote::Remotes;
 use crate::route::Target;
 use crate::shadow::Shadows;
 use crate::slots::Slots;
 use bytes::Bytes;
-use http::HeaderMap;
-use pingora::protocols::http::ServerSession;
 use policies::{
     Assignment, Criticality, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Remote, Sight, Snapshot,
     Standing, Usage, Version,
@@ -51,29 +49,20 @@ pub struct Path {
     pub remotes: Remotes,
 }
 
-/// An answer, from whoever has given it.
-#[derive(Debug)]
-pub enum Answered {
-    /// The engine.
-    Here(Encoded),
-    /// Another server, in its own words, whatever they are.
-    Elsewhere(Passed),
-}
-
 impl Path {
     /// Answers one infer request.
-    pub async fn infer(
+    pub async fn infer<C: Call>(
         &self,
-        session: &mut ServerSession,
+        call: &mut C,
         target: Target<'_>,
         record: &mut Record,
-    ) -> Result<Answered, Refusal> {
+    ) -> Result<C::Answer, Refusal> {
         let mut slot = self.slots.enter()?;
         let generation = self.live.load(); // pinned: one request, one generation
         record.generation = generation.number;
         let snapshot = &generation.snapshot;
         let models = self.directory.load();
-        let chosen = self.choose(snapshot, &models, target, session.req_header())?;
+        let chosen = self.choose(snapshot, &models, target, call.head())?;
         let (version, caller, assigned) = (chosen.number, chosen.caller, chosen.assigned);
         record.choose(target.model, chosen);
         let witness = |assigned: Option<Assignment>, sight: Option<Sight>, now| {
@@ -81,30 +70,27 @@ impl Path {
                 self.ledger.witness(target.model, assigned, (caller != 0).then_some(caller), sight, now);
             }
         };
-        let standing = snapshot.standing(&Caller::new(session.req_header()));
+        let standing = snapshot.standing(&Caller::new(call.head()));
         let gate = models.gate(target.model, version).filter(|_| is_told_by_others(standing));
-        let most = Deadline::at_most(snapshot, target.model, &session.req_header().headers)?;
+        let most = Deadline::at_most(snapshot.deadline(target.model), call.timeout()?);
         if let Some(retry_after) = gate.and_then(|gate| gate.check(most, record.started)) {
             witness(assigned, Some(Sight::Unanswered), record.started);
             return Err(Refusal::Busy { why: "more waits than can be answered in time".into(), retry_after });
         }
-        let head = Caller::new(session.req_header());
+        let head = Caller::new(call.head());
         record.places = Some(self.ledger.occupy(snapshot, target.model, &head).map_err(Refusal::Crowded)?);
         let admitted = self.ledger.admit(snapshot, target.model, &head, record.started);
         let admitted = admitted.map_err(|refused| limited(record, refused))?;
         record.quota.clone_from(&admitted.quota);
         let is_remote = snapshot.remote(target.model, Version(version)).is_some();
         let encoding = if is_remote { Encoding::Any } else { Encoding::None };
-        let body = body::read(session, &self.body, encoding, &mut slot).await?;
+        let body = call.read(&self.body, encoding, &mut slot).await?;
         record.slot = Some(slot);
-        let decode = |session: &ServerSession| {
-            body::is_plain(session)?;
-            InferRequest::decode(&body, json_len(&session.req_header().headers)?)
-        };
+        let decode = |call: &mut C| call.decode(&body, models.entry(target.model, version));
         // What another server is asked may be in words that only it understands.
-        let request = if is_remote { decode(session).ok() } else { Some(decode(session)?) };
+        let request = if is_remote { decode(call).ok() } else { Some(decode(call)?) };
         let now = Instant::now();
-        let (head, usage) = (Caller::new(session.req_header()), usage(request.as_ref(), body.len()));
+        let (head, usage) = (Caller::new(call.head()), usage(request.as_ref(), body.len()));
         let charged = self.ledger.charge(snapshot, target.model, &head, admitted, usage, now);
         record.quota = charged.map_err(|refused| limited(record, refused))?;
         let deadline = Deadline::of(most, request.as_ref(), now);
@@ -127,18 +113,16 @@ impl Path {
         let asking =
             Asking { snapshot, models: &models, target, version, caller, assigned, standing, deadline, now };
         let answer = match snapshot.remote(target.model, Version(version)) {
-            Some(remote) => {
-                self.elsewhere(session, remote, body, &asking, record).await.map(Answered::Elsewhere)
-            }
-            None => match request.map_or_else(|| decode(session), Ok) {
-                Ok(request) => self.here(session, request, &asking, record).await.map(Answered::Here),
+            Some(remote) => self.elsewhere(call, remote, body, &asking, record).await,
+            None => match request.map_or_else(|| decode(call), Ok) {
+                Ok(request) => self.here(call, request, &asking, record).await.map(|answer| (answer, Ok(()))),
                 Err(refusal) => Err(refusal),
             },
         };
-        let said = match &answer {
-            Ok(Answered::Elsewhere(passed)) => passed.refusal().map_or(Ok(()), Err),
-            Ok(Answered::Here(_)) => Ok(()),
-            Err(refusal) => Err(refusal.clone()),
+        // What is passed on as it is may be a refusal, in another server's words.
+        let (answer, said) = match answer {
+            Ok((answer, said)) => (Ok(answer), said),
+            Err(refusal) => (Err(refusal.clone()), Err(refusal)),
         };
         let outcome = outcome(&said);
         record.outcome = Some(outcome);
@@ -149,13 +133,13 @@ impl Path {
     }
 
     /// Has the engine answer.
-    async fn here(
+    async fn here<C: Call>(
         &self,
-        session: &mut ServerSession,
+        call: &mut C,
         mut request: InferRequest,
         asking: &Asking<'_>,
         record: &mut Record,
-    ) -> Result<Encoded, Refusal> {
+    ) -> Result<C::Answer, Refusal> {
         let Asking { snapshot, models, target, version, deadline, now, .. } = *asking;
         let mut infer = engine_request(target.model, version, &mut request, &deadline, record, now);
         infer.caller = asking.caller;
@@ -165,9 +149,11 @@ impl Path {
             let (assigned, coin) = (asking.assigned, rand::rng().random());
             self.shadows.copy(policy, models, (&infer, &request.payload), assigned, coin)
         });
-        let answer = match self.ask(session, &infer, &mut request, &deadline, record).await {
+        let answer = match self.ask(call, &infer, &mut request, &deadline, record).await {
             Ok((reply, frame)) => {
-                let answer = encode(&request, target.model, version, &reply, &frame.payload);
+                let (model, entry) = (target.model, models.entry(target.model, version));
+                let inferred = Inferred { model, version, entry, reply: &reply, payload: &frame.payload };
+                let answer = call.encode(&request, inferred);
                 if let Some(copy) = copy {
                     self.shadows.send(copy, reply, frame.payload);
                 }
@@ -185,25 +171,25 @@ impl Path {
         answer
     }
 
-    /// Has another server answer.
-    async fn elsewhere(
+    /// Has another server answer; and what that answer says about the version.
+    async fn elsewhere<C: Call>(
         &self,
-        session: &mut ServerSession,
+        call: &mut C,
         remote: &Remote,
         body: Bytes,
         asking: &Asking<'_>,
         record: &Record,
-    ) -> Result<Passed, Refusal> {
-        let head = session.req_header();
-        let (method, headers) = (head.method.clone(), head.headers.clone());
+    ) -> Result<(C::Answer, Result<(), Refusal>), Refusal> {
+        let (method, headers) = call.forward()?;
         let asked =
             self.remotes.ask(remote, (&method, &headers), body, (&asking.deadline, record.trace.as_ref()));
-        tokio::select! {
+        let passed = tokio::select! {
             biased;
-            answer = asked => answer,
-            // The body has been read: what can still come is the end of the connection.
-            _ = session.read_body_or_idle(true) => Err(Refusal::ClientGone),
-        }
+            answer = asked => answer?,
+            () = call.gone() => return Err(Refusal::ClientGone),
+        };
+        let said = passed.refusal().map_or(Ok(()), Err);
+        Ok((call.pass(passed), said))
     }
 
     /// The version that answers: pinned by the path, else picked by the policy, else the highest that is ready.
@@ -263,9 +249,9 @@ impl Path {
     }
 
     /// Sends the request and waits for its reply, its deadline, or its client's departure.
-    async fn ask(
+    async fn ask<C: Call>(
         &self,
-        session: &mut ServerSession,
+        call: &mut C,
         infer: &Infer,
         request: &mut InferRequest,
         deadline: &Deadline,
@@ -273,7 +259,7 @@ impl Path {
     ) -> Result<(Reply, Frame), Refusal> {
         let link = self.links.worker().await?;
         let mut pending = link.send(infer, std::mem::take(&mut request.payload))?;
-        let frame = wait(session, &mut pending, deadline).await?;
+        let frame = wait(call, &mut pending, deadline).await?;
         let mut reply: Reply = prost::Message::decode(frame.metadata.clone())
             .map_err(|error| Refusal::Internal(format!("the engine's reply does not decode: {error}")))?;
         record.timing = reply.timing.take();
@@ -368,10 +354,6 @@ fn unavailable(models: &Models, target: Target<'_>, version: Option<u64>) -> Ref
     }
 }
 
-fn json_len(headers: &HeaderMap) -> Result<Option<usize>, Refusal> {
-    header_number(headers, "inference-header-content-length")
-}
-
 fn engine_request(
     model: &str,
     version: u64,
@@ -408,11 +390,7 @@ fn stand(infer: &mut Infer, standing: Standing) {
     };
 }
 
-async fn wait(
-    session: &mut ServerSession,
-    pending: &mut Pending,
-    deadline: &Deadline,
-) -> Result<Frame, Refusal> {
+async fn wait<C: Call>(call: &mut C, pending: &mut Pending, deadline: &Deadline) -> Result<Frame, Refusal> {
     // Most answers come before it is worth watching for anything else.
     if deadline.left(Instant::now()) > 2 * SOON
         && let Some(answer) = pending.answer_soon().await
@@ -422,8 +400,7 @@ async fn wait(
     tokio::select! {
         biased;
         answer = pending.answer() => Ok(answer?),
-        // The body has been read: what can still come is the end of the connection.
-        _ = session.read_body_or_idle(true) => Err(Refusal::ClientGone),
+        () = call.gone() => Err(Refusal::ClientGone),
         () = tokio::time::sleep_until(deadline.at.into()) => Err(deadline.exceeded()),
     }
 }

@@ -5,8 +5,9 @@
 //! server answers takes the same path; pingora's own proxying is not entered.
 
 use crate::body;
+use crate::call::{HttpAnswer, HttpCall};
 use crate::describe;
-use crate::infer::{Answered, Path};
+use crate::infer::Path;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
 use crate::record::Record;
@@ -127,7 +128,10 @@ impl Service {
         let route = Route::parse(&record.method, &path)?;
         record.route = route.name();
         match route {
-            Route::Infer(target) => Ok(Answer::inferred(self.path.infer(session, target, record).await?)),
+            Route::Infer(target) => {
+                let answer = self.path.infer(&mut HttpCall::new(session), target, record).await?;
+                Ok(Answer::inferred(answer))
+            }
             Route::Server => Ok(Answer::json(StatusCode::OK, &describe::server(self.repository.control))),
             Route::Live => Ok(Answer::json(StatusCode::OK, &serde_json::json!({"live": true}))),
             Route::Ready => Ok(Answer::readiness(None, self.readiness.server())),
@@ -198,10 +202,10 @@ impl Answer {
         Self { body: Bytes::new(), ..Self::json(StatusCode::OK, &()) }
     }
 
-    fn inferred(answered: Answered) -> Self {
-        let encoded = match answered {
-            Answered::Here(encoded) => encoded,
-            Answered::Elsewhere(Passed { status, headers, body }) => {
+    fn inferred(answer: HttpAnswer) -> Self {
+        let encoded = match answer {
+            HttpAnswer::Here(encoded) => encoded,
+            HttpAnswer::Elsewhere(Passed { status, headers, body }) => {
                 return Self { status, passed: Some(headers), body, ..Self::empty() };
             }
         };

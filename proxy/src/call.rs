@@ -1,0 +1,140 @@
+//! One inference request in the protocol in which it came: what the request path asks of it. Decides how a request is
+//! read and how its answer is written; never whether it is let in, nor who answers.
+//!
+//! The path is the same for all protocols. What differs between them stands in the implementations of [`Call`].
+
+use crate::body::{self, BodyLimits, Encoding};
+use crate::deadline::{TIMEOUT, header_number};
+use crate::decode::InferRequest;
+use crate::encode::{Encoded, encode};
+use crate::refusal::Refusal;
+use crate::remote::Passed;
+use crate::slots::Slot;
+use bytes::Bytes;
+use http::{HeaderMap, Method, request};
+use pingora::protocols::http::ServerSession;
+use std::fmt;
+use std::time::Duration;
+use wire::{ModelEntry, Reply};
+
+/// A request that is under way.
+pub trait Call: Send {
+    /// An answer in the protocol's own form.
+    type Answer: Send;
+
+    /// What the policy may know of who asks.
+    fn head(&self) -> &request::Parts;
+
+    /// How long the caller waits, if that is said outside of the body.
+    fn timeout(&self) -> Result<Option<Duration>, Refusal>;
+
+    /// The whole body, within `limits`; `slot` makes room for it.
+    fn read(
+        &mut self,
+        limits: &BodyLimits,
+        encoding: Encoding,
+        slot: &mut Slot,
+    ) -> impl Future<Output = Result<Bytes, Refusal>> + Send;
+
+    /// The tensors of a body for a model that takes what `entry` says, if the engine has it.
+    fn decode(&mut self, body: &Bytes, entry: Option<&ModelEntry>) -> Result<InferRequest, Refusal>;
+
+    /// What another server is to be asked, beside the body as it came; an error where it does not speak this protocol.
+    fn forward(&self) -> Result<(Method, HeaderMap), Refusal>;
+
+    /// The engine's answer to `request`.
+    fn encode(&self, request: &InferRequest, inferred: Inferred<'_>) -> Result<Self::Answer, Refusal>;
+
+    /// The answer of another server to what [`Call::forward`] gave.
+    fn pass(&self, passed: Passed) -> Self::Answer;
+
+    /// Returns once nobody waits for the answer any more. The body has been read.
+    fn gone(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// What the engine has computed. Its tensors are not to be trusted to lie inside the payload.
+#[derive(Clone, Copy, Debug)]
+pub struct Inferred<'a> {
+    /// The model that has answered.
+    pub model: &'a str,
+    /// Its version.
+    pub version: u64,
+    /// What the engine says of that version.
+    pub entry: Option<&'a ModelEntry>,
+    /// Where each output lies in `payload`.
+    pub reply: &'a Reply,
+    /// The outputs' bytes.
+    pub payload: &'a Bytes,
+}
+
+/// A request of the Open Inference Protocol over HTTP.
+pub struct HttpCall<'s> {
+    session: &'s mut ServerSession,
+}
+
+/// An answer over HTTP.
+#[derive(Debug)]
+pub enum HttpAnswer {
+    /// The engine's.
+    Here(Encoded),
+    /// Another server's, in its own words, whatever they are.
+    Elsewhere(Passed),
+}
+
+impl fmt::Debug for HttpCall<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HttpCall").finish_non_exhaustive()
+    }
+}
+
+impl<'s> HttpCall<'s> {
+    /// A request whose head has been read.
+    pub fn new(session: &'s mut ServerSession) -> Self {
+        Self { session }
+    }
+}
+
+impl Call for HttpCall<'_> {
+    type Answer = HttpAnswer;
+
+    fn head(&self) -> &request::Parts {
+        self.session.req_header()
+    }
+
+    fn timeout(&self) -> Result<Option<Duration>, Refusal> {
+        let ms = header_number(&self.head().headers, TIMEOUT)?;
+        Ok(ms.map(|ms| Duration::from_millis(ms as u64)))
+    }
+
+    async fn read(
+        &mut self,
+        limits: &BodyLimits,
+        encoding: Encoding,
+        slot: &mut Slot,
+    ) -> Result<Bytes, Refusal> {
+        body::read(self.session, limits, encoding, slot).await
+    }
+
+    fn decode(&mut self, body: &Bytes, _entry: Option<&ModelEntry>) -> Result<InferRequest, Refusal> {
+        body::is_plain(self.session)?;
+        let json_len = header_number(&self.head().headers, "inference-header-content-length")?;
+        InferRequest::decode(body, json_len)
+    }
+
+    fn forward(&self) -> Result<(Method, HeaderMap), Refusal> {
+        Ok((self.head().method.clone(), self.head().headers.clone()))
+    }
+
+    fn encode(&self, request: &InferRequest, inferred: Inferred<'_>) -> Result<HttpAnswer, Refusal> {
+        encode(request, inferred).map(HttpAnswer::Here)
+    }
+
+    fn pass(&self, passed: Passed) -> HttpAnswer {
+        HttpAnswer::Elsewhere(passed)
+    }
+
+    async fn gone(&mut self) {
+        // What can still come is the end of the connection.
+        let _ = self.session.read_body_or_idle(true).await;
+    }
+}
