@@ -1,5 +1,5 @@
 //! What a decision costs: with a thousand models of three versions and a hundred thousand callers who are remembered, the
-//! snapshot is loaded, a version picked, the limits asked, the breaker entered and settled. Then what it takes to swap that
+//! snapshot is loaded, a version picked, the limits asked, the breaker entered and settled, the answer counted. Then what it takes to swap that
 //! policy, and what a caller's bucket takes of memory.
 //!
 //! `decision` measures times. `decision N` only decides N times: under `valgrind --tool=callgrind`, the difference between
@@ -80,7 +80,9 @@ impl World {
     fn new(snapshot: Snapshot) -> Self {
         let models = (0..MODELS).map(|at| format!("model-{at}")).collect();
         let callers = (0..CALLERS).map(|at| format!("user-{at}")).collect();
-        Self { live: Live::new(snapshot), ledger: Ledger::new(), models, callers, start: Instant::now() }
+        let (ledger, start) = (Ledger::new(), Instant::now());
+        ledger.roll_out(&snapshot, start);
+        Self { live: Live::new(snapshot), ledger, models, callers, start }
     }
 
     /// As the proxy does for each request.
@@ -92,6 +94,13 @@ impl World {
         self.ledger.admit(snapshot, model, &caller, now).expect("they have enough");
         let pass = self.ledger.enter(snapshot, model, pick.version, now).expect("nothing fails");
         pass.settle(Outcome::Served, now);
+        self.ledger.count(
+            model,
+            pick.drawn.expect("the split has decided"),
+            pick.key,
+            Some(pick.version),
+            None,
+        );
     }
 }
 

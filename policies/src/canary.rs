@@ -24,6 +24,7 @@ use crate::attribute::Attributes;
 use crate::gate::{ALPHA, Event, Gate, Kept, Witness};
 use crate::pick::{Pick, PickReason, Stickiness, Target, WithoutKey};
 use crate::ring::{self, Order, Parts};
+use crate::tally::{self, Declared, Drawn, Instead};
 use crate::units::Version;
 
 /// Verdicts that are remembered.
@@ -86,20 +87,27 @@ impl CanaryPolicy {
         self.order.parts(cut, self.baseline.version, self.candidate.version)
     }
 
-    /// The version that answers this caller while the candidate has `share`.
-    pub(crate) fn pick(&self, caller: &impl Attributes, draw: u64, share: Millionths) -> Pick {
+    /// The version that answers this caller at this stage.
+    pub(crate) fn pick(&self, caller: &impl Attributes, draw: u64, stage: Stage) -> Pick {
+        let (baseline, candidate) = self.versions_of_arms();
         let at = |point: u64, reason, key| {
             let place = u128::from(self.order.place(point));
-            let is_candidate = (place * u128::from(ALL)) >> 64 >= u128::from(ALL - share);
+            let is_drawn = (place * u128::from(ALL)) >> 64 >= u128::from(ALL - stage.share);
+            let is_candidate = is_drawn && stage.is_ready;
             let target = if is_candidate { &self.candidate } else { &self.baseline };
             let assigned = Some(Assignment {
-                baseline: self.baseline.version,
-                candidate: self.candidate.version,
+                baseline,
+                candidate,
                 is_candidate,
-                share,
+                share: if stage.is_ready { stage.share } else { 0 },
                 slow_over: self.slow.map(|slow| slow.over),
             });
-            Pick { version: target.version, label: target.label.clone(), reason, key, assigned }
+            let drawn = Some(Drawn {
+                version: if is_drawn { candidate } else { baseline },
+                mark: tally::mark(&parts_of(baseline, candidate, stage.share)),
+            });
+            let instead = (is_drawn && !is_candidate).then_some(Instead::NotReady);
+            Pick { key, assigned, drawn, instead, ..target.pick(reason) }
         };
         let Some(sticky) = &self.stickiness else { return at(draw, PickReason::Random, None) };
         match (sticky.key.of(caller), &sticky.without_key) {
@@ -112,6 +120,16 @@ impl CanaryPolicy {
         }
     }
 
+    /// Shares of baseline and candidate while the latter has `share`.
+    pub(crate) fn declared(&self, share: Millionths) -> Declared {
+        let (baseline, candidate) = self.versions_of_arms();
+        Self::declared_of(baseline, candidate, share)
+    }
+
+    pub(crate) fn declared_of(baseline: Version, candidate: Version, share: Millionths) -> Declared {
+        Declared::new(&parts_of(baseline, candidate, share))
+    }
+
     /// The version that answers when the key is missing, if the policy names one.
     pub(crate) fn without_key(&self) -> Option<Version> {
         self.stickiness.as_ref().and_then(Stickiness::fallback)
@@ -121,6 +139,24 @@ impl CanaryPolicy {
     pub(crate) fn versions_of_arms(&self) -> (Version, Version) {
         (self.baseline.version, self.candidate.version)
     }
+}
+
+fn parts_of(baseline: Version, candidate: Version, share: Millionths) -> [(Version, u64); 2] {
+    [(baseline, (ALL - share).into()), (candidate, share.into())]
+}
+
+/// What picks know of a rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stage {
+    /// The candidate's.
+    pub(crate) share: Millionths,
+    /// A candidate that is not ready gets nothing.
+    pub(crate) is_ready: bool,
+}
+
+impl Stage {
+    /// Of a rollout that nobody has begun yet.
+    pub(crate) const NOT_BEGUN: Self = Self { share: 0, is_ready: true };
 }
 
 /// On which side of a rollout a request was put by chance.

@@ -9,6 +9,7 @@
 //! request locks its limits one after the other, always in the order of their names.
 
 mod admit;
+mod count;
 mod occupy;
 
 use std::collections::{BTreeMap, HashMap};
@@ -20,13 +21,14 @@ use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
 
 pub use admit::{Admitted, Usage};
+use count::Tallies;
 use occupy::Crowd;
 pub use occupy::{CrowdPolicy, Crowded, Places};
 
 use crate::attribute::Attributes;
 use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Tripped};
 use crate::canary::{
-    ALL, Assignment, Canary, CanaryPolicy, CanaryStatus, Command, Millionths, Progress, Record, Sight,
+    ALL, Assignment, Canary, CanaryPolicy, CanaryStatus, Command, Millionths, Progress, Record, Sight, Stage,
 };
 use crate::limiter::{LimitPolicy, Limiter};
 use crate::outcome::Outcome;
@@ -44,6 +46,7 @@ pub struct Ledger {
     crowds: ArcSwap<Crowds>,
     breakers: ArcSwap<Breakers>,
     rollouts: ArcSwap<Rollouts>,
+    tallies: ArcSwap<Tallies>,
 }
 
 // Their keys are names in the policy and in the repository: nobody outside chooses them so that they collide.
@@ -78,6 +81,10 @@ impl Rollout {
 
     fn is_of(&self, policy: &CanaryPolicy) -> bool {
         self.versions == policy.versions_of_arms()
+    }
+
+    fn stage(&self) -> Stage {
+        Stage { share: self.share.load(Ordering::Relaxed), is_ready: true }
     }
 
     /// Changes it, and what is picked from now on.
@@ -154,8 +161,9 @@ impl Ledger {
             // A rollout that nobody has begun yet gives nothing, whatever another one has come to.
             let rollouts = self.rollouts.load();
             let rollout = rollouts.get(model).filter(|rollout| rollout.is_of(policy));
-            let rollout = rollout.filter(|rollout| is_ready(rollout.versions.1));
-            rollout.map_or(0, |rollout| rollout.share.load(Ordering::Relaxed))
+            let now =
+                |rollout: &Arc<Rollout>| Stage { is_ready: is_ready(rollout.versions.1), ..rollout.stage() };
+            rollout.map_or(Stage::NOT_BEGUN, now)
         })
     }
 
@@ -264,9 +272,11 @@ impl Ledger {
         let is_over = |assigned: &Assignment| {
             let arms = (assigned.baseline, assigned.candidate);
             assigned.is_candidate
-                && self.rollouts.load().get(model).is_some_and(|rollout| {
-                    rollout.versions == arms && rollout.share.load(Ordering::Relaxed) == 0
-                })
+                && self
+                    .rollouts
+                    .load()
+                    .get(model)
+                    .is_some_and(|rollout| rollout.versions == arms && rollout.stage().share == 0)
         };
         match assigned {
             Some(assigned) if is_over(&assigned) => (assigned.baseline, None),
@@ -308,7 +318,7 @@ impl Ledger {
     fn share_now(&self, model: &str, policy: &CanaryPolicy) -> Option<Millionths> {
         let rollouts = self.rollouts.load();
         let rollout = rollouts.get(model).filter(|rollout| rollout.is_of(policy))?;
-        Some(rollout.share.load(Ordering::Relaxed))
+        Some(rollout.stage().share)
     }
 
     /// The candidate's share once `policy` is in force, if `before` is now.
@@ -329,6 +339,7 @@ impl Ledger {
     pub fn roll_out(&self, snapshot: &Snapshot, now: Instant) {
         let before = self.rollouts.load_full();
         self.begin_and_end(snapshot, now);
+        self.tally(snapshot, now);
         for (model, rollout) in self.rollouts.load().iter() {
             let is_new = before.get(model).is_none_or(|before| !Arc::ptr_eq(before, rollout));
             if is_new {

@@ -32,6 +32,7 @@ mod live;
 
 // Progress.
 mod evidence;
+mod ratio;
 mod canary;
 mod shadow;
 
@@ -41,6 +42,7 @@ mod gcra;
 mod limiter;
 mod window;
 mod breaker;
+mod tally;
 mod ledger;
 mod plan;
 
@@ -60,4 +62,5 @@ pub use remote::Remote;
 pub use schema::schema;
 pub use shadow::{ShadowPolicy, Tolerance};
 pub use snapshot::{ModelPolicy, Rings, Snapshot};
+pub use tally::{Drawn, Instead, Mismatch, SplitStatus, VersionShare};
 pub use units::{Rate, UnitError, Version, duration as parse_duration};

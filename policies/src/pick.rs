@@ -24,6 +24,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use crate::attribute::{Attribute, Attributes, Condition};
 use crate::canary::Assignment;
 use crate::ring::{self, Parts};
+use crate::tally::{Declared, Drawn, Instead};
 use crate::units::{Version, Weight};
 
 /// The version that answers a request, and why.
@@ -39,6 +40,10 @@ pub struct Pick {
     pub key: Option<u64>,
     /// On which side of a rollout chance has put it.
     pub assigned: Option<Assignment>,
+    /// What chance or the sticky key has decided, if they have.
+    pub drawn: Option<Drawn>,
+    /// Why it is another version than that.
+    pub instead: Option<Instead>,
 }
 
 /// What decided which version answers.
@@ -75,7 +80,15 @@ pub(crate) struct Target {
 
 impl Target {
     pub(crate) fn pick(&self, reason: PickReason) -> Pick {
-        Pick { version: self.version, label: self.label.clone(), reason, key: None, assigned: None }
+        Pick {
+            version: self.version,
+            label: self.label.clone(),
+            reason,
+            key: None,
+            assigned: None,
+            drawn: None,
+            instead: None,
+        }
     }
 }
 
@@ -97,6 +110,8 @@ impl Rule {
 pub(crate) struct Split {
     arms: Box<[Arm]>,
     stickiness: Option<Stickiness>,
+    /// Of its shares.
+    mark: u64,
     /// Which arm answers from where on. Not what the policy says, but what has come of it.
     ring: Box<[(u64, usize)]>,
 }
@@ -170,7 +185,8 @@ impl Split {
                 Arm { start: u64::try_from(start).expect("every arm starts on the ring"), target }
             })
             .collect();
-        let mut split = Self { arms, stickiness, ring: Box::default() };
+        let mut split = Self { arms, stickiness, mark: 0, ring: Box::default() };
+        split.mark = split.declared().mark;
         split.ring = split.ring_of(&ring::in_order(&split.lengths()));
         Some(split)
     }
@@ -180,6 +196,13 @@ impl Split {
         if ring::is_sound(old) {
             self.ring = self.ring_of(&ring::follow(old, &self.lengths()));
         }
+    }
+
+    /// Shares of its versions.
+    pub(crate) fn declared(&self) -> Declared {
+        // Half of all points, or more, would not fit otherwise.
+        let half = |(version, length): (Version, u128)| (version, (length / 2) as u64);
+        Declared::new(&self.lengths().into_iter().map(half).collect::<Vec<_>>())
     }
 
     /// Points of each version.
@@ -214,15 +237,18 @@ impl Split {
     }
 
     pub(crate) fn pick(&self, caller: &impl Attributes, draw: u64) -> Pick {
-        let Some(sticky) = &self.stickiness else {
-            return self.at(draw).pick(PickReason::Random);
+        let drawn = |point: u64, reason, key| {
+            let target = self.at(point);
+            let drawn = Some(Drawn { version: target.version, mark: self.mark });
+            Pick { key, drawn, ..target.pick(reason) }
         };
+        let Some(sticky) = &self.stickiness else { return drawn(draw, PickReason::Random, None) };
         match (sticky.key.of(caller), &sticky.without_key) {
             (Some(key), _) => {
                 let point = sticky.point(key);
-                Pick { key: Some(point), ..self.at(point).pick(PickReason::Sticky) }
+                drawn(point, PickReason::Sticky, Some(point))
             }
-            (None, WithoutKey::Random) => self.at(draw).pick(PickReason::Random),
+            (None, WithoutKey::Random) => drawn(draw, PickReason::Random, None),
             (None, WithoutKey::Use(target)) => target.pick(PickReason::WithoutKey),
         }
     }

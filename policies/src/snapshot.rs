@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attribute::Attributes;
 use crate::breaker::BreakerPolicy;
-use crate::canary::{CanaryPolicy, Millionths};
+use crate::canary::{CanaryPolicy, Stage};
 use crate::ledger::CrowdPolicy;
 use crate::limiter::LimitPolicy;
 use crate::overload::{OverloadPolicy, Standing};
@@ -145,8 +145,8 @@ impl ModelPolicy {
         !self.remotes.is_empty()
     }
 
-    /// The version that answers this caller: the first rule that holds, else its place in the split or rollout, of
-    /// which the candidate has `share`. `draw` is any evenly distributed number; it decides only where the policy
+    /// The version that answers this caller: the first rule that holds, else its place in the split or rollout, which is
+    /// at this stage. `draw` is any evenly distributed number; it decides only where the policy
     /// says that chance does.
     ///
     /// `None` if no rule holds and there is neither: the highest ready version answers.
@@ -154,7 +154,7 @@ impl ModelPolicy {
         &self,
         caller: &impl Attributes,
         draw: u64,
-        share: impl FnOnce(&CanaryPolicy) -> Millionths,
+        stage: impl FnOnce(&CanaryPolicy) -> Stage,
     ) -> Option<Pick> {
         for rule in &self.rules {
             if let Some(pick) = rule.pick(caller) {
@@ -162,7 +162,7 @@ impl ModelPolicy {
             }
         }
         match &self.canary {
-            Some(canary) => Some(canary.pick(caller, draw, share(canary))),
+            Some(canary) => Some(canary.pick(caller, draw, stage(canary))),
             None => self.split.as_ref().map(|split| split.pick(caller, draw)),
         }
     }
@@ -225,8 +225,9 @@ models:
     #[test]
     fn the_first_rule_that_holds_decides_and_the_split_is_last() {
         let snapshot = digits();
-        let pick =
-            |caller: &[(&str, &str); 1]| snapshot.model("digits").unwrap().pick(caller, 0, |_| 0).unwrap();
+        let pick = |caller: &[(&str, &str); 1]| {
+            snapshot.model("digits").unwrap().pick(caller, 0, |_| Stage::NOT_BEGUN).unwrap()
+        };
         let canary = pick(&[("x-cohort", "beta")]);
         assert_eq!((canary.version, canary.reason), (Version(2), PickReason::Rule));
         assert_eq!(canary.label.as_deref(), Some("canary"));
@@ -238,7 +239,10 @@ models:
     #[test]
     fn without_a_split_the_policy_leaves_the_choice_open() {
         let snapshot = digits();
-        assert_eq!(snapshot.model("letters").unwrap().pick(&[("x-cohort", "beta")], 0, |_| 0), None);
+        assert_eq!(
+            snapshot.model("letters").unwrap().pick(&[("x-cohort", "beta")], 0, |_| Stage::NOT_BEGUN),
+            None
+        );
         assert!(snapshot.model("words").is_none());
     }
 

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
-/// Serves `/canaries` and `/policy`.
+/// Serves `/canaries`, `/splits` and `/policy`.
 #[derive(Debug)]
 pub struct Admin {
     /// Where canaries are.
@@ -37,7 +37,7 @@ const REASON_MAX: usize = 200;
 /// A policy has less, see policies' own limit.
 const BODY: BodyLimits = BodyLimits { bytes_max: 1 << 20, time_max: Duration::from_secs(10) };
 
-const HELP: &str = "here are GET /canaries, POST /canaries/{model}/{pause|resume|promote|abort}?reason=..., GET and PUT /policy, \
+const HELP: &str = "here are GET /canaries, GET /splits, POST /canaries/{model}/{pause|resume|promote|abort}?reason=..., GET and PUT /policy, \
      GET /policy/history, POST /policy/plan and POST /policy/rollback?to=GENERATION";
 
 #[async_trait]
@@ -54,6 +54,9 @@ impl ServeHttp for Admin {
         match (&method, &path[..]) {
             (&Method::GET, ["canaries"]) => {
                 json_of(&serde_json::to_value(self.ledger.rollouts()).expect("names and numbers"))
+            }
+            (&Method::GET, ["splits"]) => {
+                json_of(&serde_json::to_value(self.ledger.splits(Instant::now())).expect("names and numbers"))
             }
             (&Method::POST, ["canaries", model, word]) => {
                 let model = percent_decode_str(model).decode_utf8_lossy();

@@ -1,5 +1,6 @@
 //! The commands that talk to a running `penstock` through its admin port, and how its answers are shown to people.
 
+use crate::shares;
 use anyhow::{Context, bail};
 use serde_json::Value;
 use std::fmt::Write;
@@ -13,10 +14,14 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// How far every canary is, as JSON or in words.
+    /// How far every canary is and how every split is seen, as JSON or in words.
     pub fn status(&self, json: bool) -> anyhow::Result<String> {
-        let canaries = self.call("GET", "/canaries", "")?;
-        Ok(if json { format!("{canaries:#}\n") } else { in_words(&canaries) })
+        let (canaries, splits) = (self.call("GET", "/canaries", "")?, self.call("GET", "/splits", "")?);
+        if json {
+            return Ok(format!("{:#}\n", serde_json::json!({"canaries": canaries, "splits": splits})));
+        }
+        let text = in_words(&canaries) + &shares::in_words(&splits);
+        Ok(if text.is_empty() { "no model has a canary or a split\n".into() } else { text })
     }
 
     /// Pauses, resumes, promotes or aborts; how far it then is.
@@ -152,15 +157,17 @@ fn bare(tag: &Value) -> &str {
 }
 
 /// Evidence grows without bound; beyond enough nobody reads its digits.
-fn rounded(evidence: f64) -> String {
-    if evidence < 1000.0 { format!("{evidence:.1}") } else { "over 1000".into() }
+pub(crate) fn rounded(evidence: f64) -> String {
+    match evidence {
+        ..1_000.0 => format!("{evidence:.1}"),
+        ..100_000.0 => format!("{evidence:.0}"),
+        _ => "over 100000".into(),
+    }
 }
 
 fn in_words(canaries: &Value) -> String {
-    let Some(canaries) = canaries.as_object().filter(|canaries| !canaries.is_empty()) else {
-        return "no model has a canary\n".into();
-    };
-    canaries.iter().map(|(model, canary)| one_in_words(model, canary)).collect()
+    let canaries = canaries.as_object();
+    canaries.into_iter().flatten().map(|(model, canary)| one_in_words(model, canary)).collect()
 }
 
 fn one_in_words(model: &str, canary: &Value) -> String {

@@ -20,8 +20,8 @@ use crate::shadow::Shadows;
 use crate::slots::Slots;
 use bytes::Bytes;
 use policies::{
-    Assignment, Criticality, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Remote, Sight, Snapshot,
-    Standing, Usage, Version,
+    Assignment, Criticality, Drawn, Instead, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Remote,
+    Sight, Snapshot, Standing, Usage, Version,
 };
 use rand::Rng;
 use std::sync::Arc;
@@ -97,7 +97,7 @@ impl Path {
         // Reading the body may have taken long.
         let (confirmed, assigned) = self.ledger.confirm(target.model, Version(version), assigned);
         if confirmed.0 != version {
-            record.divert(confirmed.0, "rolled_back");
+            record.divert(confirmed.0, Instead::RolledBack);
         }
         let version = confirmed.0;
         let (version, assigned, pass) = match self.enter(snapshot, target.model, version, now) {
@@ -106,7 +106,7 @@ impl Path {
                 witness(assigned, Some(Sight::Unanswered), now);
                 let (instead, pass) =
                     self.fall_back(snapshot, &models, target, version, now).ok_or(tripped)?;
-                record.divert(instead, "fallback");
+                record.divert(instead, Instead::Fallback);
                 (instead, None, pass)
             }
         };
@@ -203,7 +203,7 @@ impl Path {
         let is_ready = |version: Version| is_ready(snapshot, models, target.model, version.0);
         let draw = || rand::rng().random();
         let picked = || self.ledger.pick(snapshot, target.model, &Caller::new(head), draw(), is_ready);
-        let unassigned = |number, reason| Chosen { number, label: None, reason, caller: 0, assigned: None };
+        let unassigned = |number, reason| Chosen { number, reason, ..Chosen::default() };
         let chosen = match target.pinned {
             Some(number) => Some(unassigned(number, "pinned")),
             None => match picked() {
@@ -213,13 +213,20 @@ impl Path {
                     reason: pick.reason.as_str(),
                     caller: pick.key.unwrap_or(0),
                     assigned: pick.assigned,
+                    drawn: pick.drawn.map(|drawn| (drawn, pick.key)),
+                    instead: pick.instead,
                 }),
                 None => models.highest_ready(target.model).map(|number| unassigned(number, "highest")),
             },
         };
         match chosen {
             Some(chosen) if is_ready(Version(chosen.number)) => Ok(chosen),
-            other => Err(unavailable(models, target, other.map(|chosen| chosen.number))),
+            other => {
+                if let Some((drawn, key)) = other.as_ref().and_then(|chosen| chosen.drawn) {
+                    self.ledger.count(target.model, drawn, key, None, Some(Instead::NotReady));
+                }
+                Err(unavailable(models, target, other.map(|chosen| chosen.number)))
+            }
         }
     }
 
@@ -297,7 +304,7 @@ struct Asking<'a> {
 }
 
 /// The version that was chosen, and why.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Chosen {
     pub(crate) number: u64,
     pub(crate) label: Option<Arc<str>>,
@@ -306,6 +313,10 @@ pub(crate) struct Chosen {
     pub(crate) caller: u64,
     /// On which side of a rollout chance has put it.
     pub(crate) assigned: Option<Assignment>,
+    /// What chance or the sticky key has decided, and where that key lies.
+    pub(crate) drawn: Option<(Drawn, Option<u64>)>,
+    /// Why it is another version than that.
+    pub(crate) instead: Option<Instead>,
 }
 
 /// Why a limit lets nothing through; the caller is told what is left there.

@@ -45,3 +45,4 @@ pub mod monitor;
 pub mod admin;
 pub mod rollouts;
 pub mod command;
+mod shares;

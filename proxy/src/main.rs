@@ -70,7 +70,7 @@ enum Command {
     },
     /// Print the JSON schema of policy files, for editors.
     Schema,
-    /// Show how far the canaries of a running penstock are.
+    /// Show how far the canaries of a running penstock are, and how its splits are seen.
     Status {
         #[command(flatten)]
         remote: Running,

@@ -4,7 +4,7 @@
 //! Label values come from the policy, the engine's index and closed lists, never from what a client sent, so
 //! that no client can make the number of series grow.
 
-use policies::{BreakerState, BreakerStatus, CanaryStatus, Verdict};
+use policies::{BreakerState, BreakerStatus, CanaryStatus, SplitStatus, Verdict};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -30,6 +30,17 @@ struct RefusalLabels {
 struct EvidenceLabels {
     model: String,
     gate: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ModelLabels {
+    model: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct MismatchLabels {
+    model: String,
+    cause: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -80,6 +91,8 @@ pub struct Metrics {
     canary_step: Family<VersionLabels, Gauge>,
     canary_evidence: Family<EvidenceLabels, Gauge<f64, AtomicU64>>,
     canary_verdicts: Family<VerdictLabels, Counter>,
+    split_evidence: Family<ModelLabels, Gauge<f64, AtomicU64>>,
+    split_mismatch: Family<MismatchLabels, Gauge>,
     shadows: Family<OutcomeLabels, Counter>,
     versions: RwLock<VersionMap>,
     /// Requests being worked on.
@@ -135,6 +148,8 @@ impl Metrics {
             canary_step: Family::default(),
             canary_evidence: Family::default(),
             canary_verdicts: Family::default(),
+            split_evidence: Family::default(),
+            split_mismatch: Family::default(),
             shadows: Family::default(),
             versions: RwLock::default(),
             in_flight: Gauge::default(),
@@ -185,6 +200,16 @@ impl Metrics {
             metrics.canary_evidence.clone(),
         );
         registry.register("canary_verdicts", "Verdicts on rollouts", metrics.canary_verdicts.clone());
+        registry.register(
+            "split_evidence",
+            "Evidence that the shares which are seen are not those that were declared, as a share of what it takes to say so",
+            metrics.split_evidence.clone(),
+        );
+        registry.register(
+            "split_mismatch",
+            "1 where the shares which are seen are not those that were declared, by the most likely cause",
+            metrics.split_mismatch.clone(),
+        );
         registry.register(
             "shadows",
             "Copies of requests for a shadow, by whether it said the same",
@@ -279,6 +304,21 @@ impl Metrics {
                 let labels = EvidenceLabels { model: model.clone(), gate: gate.gate };
                 self.canary_evidence.get_or_create_owned(&labels).set(gate.worse / gate.roll_back_at);
             }
+        }
+    }
+
+    /// Shows these splits and no others.
+    pub fn set_splits(&self, splits: &BTreeMap<String, SplitStatus>) {
+        self.split_evidence.clear();
+        self.split_mismatch.clear();
+        for (model, split) in splits {
+            let model = model.clone();
+            if let Some(mismatch) = &split.mismatch {
+                let labels = MismatchLabels { model: model.clone(), cause: mismatch.cause };
+                self.split_mismatch.get_or_create_owned(&labels).set(1);
+            }
+            let evidence = self.split_evidence.get_or_create_owned(&ModelLabels { model });
+            evidence.set(split.evidence / split.mismatch_at);
         }
     }
 

@@ -72,12 +72,14 @@ impl Monitor {
             },
             "versions": models.described(),
             "canaries": self.ledger.rollouts(),
+            "splits": self.ledger.splits(Instant::now()),
         })
     }
 
     fn show_metrics(&self) -> Response<Vec<u8>> {
         self.metrics.set_breakers(&self.ledger.breakers(Instant::now()));
         self.metrics.set_rollouts(&self.ledger.rollouts());
+        self.metrics.set_splits(&self.ledger.splits(Instant::now()));
         respond(
             StatusCode::OK,
             "application/openmetrics-text; version=1.0.0; charset=utf-8",

@@ -6,6 +6,7 @@ use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::slots::Slot;
 use crate::trace::{Facts, Trace, Tracer};
+use policies::{Drawn, Instead, Ledger};
 use prometheus_client::metrics::gauge::Gauge;
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,6 +29,10 @@ pub struct Record {
     pub pick: Option<&'static str>,
     /// Under which label the policy knows it.
     pub label: Option<Arc<str>>,
+    /// What chance or its sticky key has decided, and where that key lies.
+    pub drawn: Option<(Drawn, Option<u64>)>,
+    /// Why another version is asked than that.
+    pub instead: Option<Instead>,
     /// Its room among the requests in flight, until its answer is written.
     pub slot: Option<Slot>,
     /// Its places among its caller's requests, likewise.
@@ -58,6 +63,8 @@ impl Record {
             version: None,
             pick: None,
             label: None,
+            drawn: None,
+            instead: None,
             slot: None,
             places: None,
             trace: None,
@@ -75,14 +82,15 @@ impl Record {
         self.version = Some((model.to_owned(), chosen.number));
         self.pick = Some(chosen.reason);
         self.label = chosen.label;
+        (self.drawn, self.instead) = (chosen.drawn, chosen.instead);
     }
 
     /// Notes that another version answers than the chosen one, and why.
-    pub(crate) fn divert(&mut self, instead: u64, why: &'static str) {
-        if let Some((_, version)) = &mut self.version {
-            *version = instead;
+    pub(crate) fn divert(&mut self, version: u64, why: Instead) {
+        if let Some((_, asked)) = &mut self.version {
+            *asked = version;
         }
-        (self.pick, self.label) = (Some(why), None);
+        (self.pick, self.label, self.instead) = (Some(why.as_str()), None, Some(why));
     }
 
     /// Notes a refusal.
@@ -91,9 +99,14 @@ impl Record {
     }
 
     /// Counts it.
-    pub fn close(&self, metrics: &Metrics, tracer: Option<&Tracer>) {
+    pub fn close(&self, metrics: &Metrics, ledger: &Ledger, tracer: Option<&Tracer>) {
         if let Some(reason) = self.refusal {
             metrics.refuse(reason);
+        }
+        if let (Some((model, version)), Some((drawn, key))) = (&self.version, self.drawn) {
+            let is_answered = self.outcome == Some(policies::Outcome::Served);
+            let answered = is_answered.then_some(policies::Version(*version));
+            ledger.count(model, drawn, key, answered, self.instead);
         }
         if let (Some((model, version)), Some(outcome)) = (&self.version, self.outcome) {
             let version = metrics.version(model, *version);

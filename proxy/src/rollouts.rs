@@ -1,12 +1,13 @@
-//! Looks after canaries: asks a few times a second for their verdicts, tells them, and keeps how far they are in a
-//! file, so that a restart goes on where it was; and with them the rings of splits, so that it moves no user. Decides nothing: verdicts are the core's. A disk that is slow holds up
-//! nobody else.
+//! Looks after canaries and splits: asks a few times a second for verdicts on the ones, and whether what is seen of both is
+//! what was declared; tells that, and keeps how far canaries are in a file, so that a restart goes on where it was, and with
+//! them the rings of splits, so that it moves no user. Decides nothing: verdicts are the core's. A disk that is slow holds
+//! up nobody else.
 
 use crate::files;
 use crate::metrics::Metrics;
 use crate::trace::Tracer;
 use anyhow::Context;
-use policies::{Ledger, Live, Progress, Record, Rings, Verdict};
+use policies::{Ledger, Live, Mismatch, Progress, Record, Rings, Verdict};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -67,6 +68,10 @@ impl Rollouts {
                 if let Some(tracer) = &self.tracer {
                     tracer.verdict(model, record);
                 }
+            }
+            for (model, mismatch) in self.ledger.mismatches(now) {
+                let Mismatch { cause, why, evidence } = mismatch;
+                tracing::warn!(%model, cause, evidence, "the shares are not as declared: {why}");
             }
             let in_force = self.live.load().number;
             let is_due =

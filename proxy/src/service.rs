@@ -109,7 +109,7 @@ impl ProxyHttp for Service {
         if error.is_some() && record.refusal.is_none() {
             record.refuse(&Refusal::ClientGone); // the answer could not be written
         }
-        record.close(&self.metrics, self.tracer.as_deref());
+        record.close(&self.metrics, &self.path.ledger, self.tracer.as_deref());
     }
 
     fn suppress_error_log(&self, _session: &Session, _record: &Record, _error: &pingora::Error) -> bool {

@@ -1,6 +1,7 @@
 //! The policy's shares are the shares that users see.
 
-use harness::{Behaviour, ScriptedEngine, Stack, infer_body};
+use harness::{Behaviour, ScriptedEngine, Stack, binary, infer_body};
+use std::process::Command;
 
 const POLICY: &str = "models:\n  m:\n    labels: {stable: 1, canary: 2}\n    split:\n      weights: {stable: 90, canary: 10}\n      sticky: {header: x-user-id}\n    rules:\n      - {when: {header: x-cohort, equals: beta}, use: canary}\n      - {when: {cookie: staff, present: true}, use: canary}\n      - {when: {query: tenant, equals: acme}, use: canary}\n";
 
@@ -62,4 +63,55 @@ fn rules_come_before_the_split_and_a_pinned_version_before_both() {
         );
         assert_eq!(pinned.header("x-penstock-version"), "1");
     }
+}
+
+fn status(stack: &Stack) -> String {
+    let admin = stack.admin.to_string();
+    let output = Command::new(binary("penstock")).args(["status", "--admin", &admin]).output();
+    String::from_utf8(output.expect("it runs").stdout).expect("text")
+}
+
+#[test]
+fn a_split_whose_users_are_all_the_same_one_is_told_to_be_so_and_one_with_many_users_is_not() {
+    let (_engine, stack) = two_versions();
+    let client = stack.client();
+    for user in 0..500 {
+        version(&client, &[("x-user-id", &format!("user-{user}"))]);
+        version(&client, &[("x-cohort", "beta")]);
+    }
+    // A request is counted after its answer has gone.
+    let shown = harness::eventually("500 users", || {
+        let shown = status(&stack);
+        (shown.starts_with("m: of 49") || shown.starts_with("m: of 500 users, version 1 has "))
+            .then_some(shown)
+    });
+    assert!(!shown.contains("not as declared"), "rules are no part of it: {shown}");
+    for _ in 0..2_500 {
+        version(&client, &[("x-user-id", "null")]);
+    }
+    stack.wait_for_metric("penstock_split_mismatch{model=\"m\",cause=\"one_key\"}", 1.0);
+    let shown = status(&stack);
+    assert!(shown.contains("\n  not as declared: one value of header x-user-id has made "), "{shown}");
+    let log = stack.log();
+    assert_eq!(log.matches("the shares are not as declared: one value of").count(), 1, "{log}");
+    let page = harness::Client::new(stack.monitor).get("/status").json();
+    assert_eq!(page["splits"]["m"]["mismatch"]["cause"], "one_key", "{page:#}");
+}
+
+#[test]
+fn a_version_of_a_split_that_is_not_there_is_told_to_be_missing() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let policy = "models: {m: {split: {weights: {1: 1, 2: 1}}}}\n";
+    let stack = Stack::builder().policies(policy).external_engine(engine.socket()).start_unready();
+    let client = stack.client();
+    let body = infer_body("x", [1, 1], &[0.0]);
+    harness::eventually("version 1 to answer", || {
+        (client.infer("m", &[], &body).status == 200).then_some(())
+    });
+    (0..100).for_each(|_| drop(client.infer("m", &[], &body)));
+    stack.wait_for_metric("penstock_split_mismatch{model=\"m\",cause=\"unanswered\"}", 1.0);
+    assert!(stack.metric("penstock_split_evidence{model=\"m\"}") >= 1.0);
+    let shown = status(&stack);
+    assert!(shown.contains("version 2 has answered 0 % of "), "{shown}");
+    assert!(shown.contains("100 % of its requests were not answered, because it was not ready\n"), "{shown}");
 }

@@ -103,7 +103,10 @@ fn a_candidate_that_fails_more_is_rolled_back_at_once_and_gets_nothing() {
     assert!(record.why.starts_with("version 2 fails more often than version 1: "), "{}", record.why);
     assert!(record.gates[0].worse >= 20.0 && record.gates[0].requests < 10, "{record:?}");
     let snapshot = snapshot("sticky: {header: user}");
-    let pick = |share| snapshot.model("digits").unwrap().pick(&[("user", "ana")], 0, |_| share).unwrap();
+    let pick = |share| {
+        let stage = Stage { share, is_ready: true };
+        snapshot.model("digits").unwrap().pick(&[("user", "ana")], 0, |_| stage).unwrap()
+    };
     assert_eq!((pick(ALL).version, pick(0).version), (Version(2), Version(1)), "sticky users as well");
 }
 
@@ -537,7 +540,9 @@ fn a_candidate_that_is_no_worse_is_rolled_back_at_most_once_in_twenty() {
 fn a_share_is_exact_and_those_who_have_the_candidate_keep_it() {
     let policy = policy("sticky: {header: user}");
     let on_candidate = |share: Millionths| -> Vec<bool> {
-        let picks = (0..20_000).map(|user| policy.pick(&[("user", user.to_string().as_str())], 0, share));
+        let picks = (0..20_000).map(|user| {
+            policy.pick(&[("user", user.to_string().as_str())], 0, Stage { share, is_ready: true })
+        });
         picks.map(|pick| pick.version == Version(2)).collect()
     };
     let mut before = on_candidate(0);
@@ -551,6 +556,12 @@ fn a_share_is_exact_and_those_who_have_the_candidate_keep_it() {
     }
     assert!(before.iter().all(|on| *on));
     let drawn = super::tests::policy("steps: [10]");
-    assert_eq!(drawn.pick(&[("user", "ana")], u64::MAX, 1).version, Version(2));
-    assert_eq!(drawn.pick(&[("user", "ana")], u64::MAX, 0).version, Version(1));
+    assert_eq!(
+        drawn.pick(&[("user", "ana")], u64::MAX, Stage { share: 1, is_ready: true }).version,
+        Version(2)
+    );
+    assert_eq!(
+        drawn.pick(&[("user", "ana")], u64::MAX, Stage { share: 0, is_ready: true }).version,
+        Version(1)
+    );
 }

@@ -455,3 +455,73 @@ proptest! {
         }
     }
 }
+
+/// Requests of new users, each answered by the version that it is given to; how many were counted so far.
+fn answer(ledger: &Ledger, snapshot: &Snapshot, users: std::ops::Range<u32>, now: Instant) -> u64 {
+    for user in users {
+        let user = user.to_string();
+        let pick = ledger.pick(snapshot, "m", &[("user", user.as_str())], 0, |_| true).unwrap();
+        ledger.count("m", pick.drawn.unwrap(), pick.key, Some(pick.version), None);
+    }
+    ledger.mismatches(now);
+    ledger.splits(now).get("m").map_or(0, |split| split.units)
+}
+
+#[test]
+fn what_is_seen_of_a_split_is_counted_anew_when_its_shares_change_and_after_a_day() {
+    let split = |more: &str| policies(&format!("models: {{m: {{split: {{weights: {more}}}, {REST}"));
+    const REST: &str = "deadline: 1s}}";
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let first = split("{1: 9, 2: 1}, sticky: {header: user}");
+    ledger.roll_out(&first, now);
+    assert_eq!(answer(&ledger, &first, 0..100, now), 100);
+    let same = split("{1: 90, 2: 10}, sticky: {header: user}");
+    ledger.roll_out(&same, now);
+    assert_eq!(answer(&ledger, &same, 100..200, now), 200, "another scale is no other share");
+    let other = split("{1: 80, 2: 20}, sticky: {header: user}");
+    ledger.roll_out(&other, now);
+    assert_eq!(answer(&ledger, &first, 200..300, now), 0, "late ones were drawn under other shares");
+    assert_eq!(answer(&ledger, &other, 200..300, now), 100);
+    let other_key = split("{1: 80, 2: 20}, sticky: {cookie: user}");
+    ledger.roll_out(&other_key, now);
+    assert_eq!(answer(&ledger, &other_key, 0..10, now), 10, "users are others");
+    let day = Duration::from_secs(24 * 60 * 60);
+    assert_eq!(answer(&ledger, &other_key, 0..10, now + day - ms(1)), 20);
+    ledger.mismatches(now + day);
+    assert_eq!(answer(&ledger, &other_key, 0..10, now + day), 10);
+    ledger.roll_out(&Snapshot::default(), now);
+    assert!(ledger.splits(now).is_empty());
+}
+
+#[test]
+fn what_is_seen_of_a_rollout_is_counted_anew_in_every_step_and_not_where_one_has_all() {
+    let snapshot =
+        policies("models: {m: {canary: {baseline: 1, candidate: 2, steps: [50], sticky: {header: user}}}}");
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    ledger.roll_out(&snapshot, now);
+    assert_eq!(answer(&ledger, &snapshot, 0..100, now), 100);
+    ledger.command("m", Command::Abort, "", now).unwrap();
+    ledger.mismatches(now);
+    assert_eq!(answer(&ledger, &snapshot, 100..200, now), 0);
+    ledger.command("m", Command::Resume, "", now).unwrap();
+    ledger.mismatches(now);
+    assert_eq!(answer(&ledger, &snapshot, 200..300, now), 100);
+}
+
+#[test]
+fn a_candidate_that_is_not_ready_is_a_mismatch_and_no_evidence_against_it() {
+    let snapshot = policies("models: {m: {canary: {baseline: 1, candidate: 2, steps: [10]}}}");
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    ledger.roll_out(&snapshot, now);
+    for draw in 0..1_000_u64 {
+        let draw = draw.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let pick = ledger.pick(&snapshot, "m", &ANA, draw, |_| false).unwrap();
+        assert_eq!(pick.version, Version(1));
+        ledger.count("m", pick.drawn.unwrap(), pick.key, Some(pick.version), pick.instead);
+        ledger.witness("m", pick.assigned.unwrap(), pick.key, Sight::Failed, now);
+    }
+    let (model, mismatch) = ledger.mismatches(now).pop().unwrap();
+    assert_eq!((&*model, mismatch.cause), ("m", "not_ready"));
+    assert!(ledger.mismatches(now).is_empty(), "it is told once");
+    assert_eq!(ledger.rollouts()["m"].percent, 10.0, "it goes on");
+}
