@@ -100,6 +100,7 @@ impl CanaryPolicy {
                 candidate,
                 is_candidate,
                 share: if stage.is_ready { stage.share } else { 0 },
+                begun: stage.begun,
                 slow_over: self.slow.map(|slow| slow.over),
             });
             let drawn = Some(Drawn {
@@ -150,13 +151,15 @@ fn parts_of(baseline: Version, candidate: Version, share: Millionths) -> [(Versi
 pub(crate) struct Stage {
     /// The candidate's.
     pub(crate) share: Millionths,
+    /// How often the candidate was judged from the beginning: what was assigned before says nothing any more.
+    pub(crate) begun: u32,
     /// A candidate that is not ready gets nothing.
     pub(crate) is_ready: bool,
 }
 
 impl Stage {
     /// Of a rollout that nobody has begun yet.
-    pub(crate) const NOT_BEGUN: Self = Self { share: 0, is_ready: true };
+    pub(crate) const NOT_BEGUN: Self = Self { share: 0, begun: 0, is_ready: true };
 }
 
 /// On which side of a rollout a request was put by chance.
@@ -168,6 +171,8 @@ pub struct Assignment {
     pub(crate) is_candidate: bool,
     /// The candidate's share at that moment.
     pub(crate) share: Millionths,
+    /// See [`Stage`].
+    pub(crate) begun: u32,
     /// An answer that takes longer is slow.
     pub(crate) slow_over: Option<Duration>,
 }
@@ -364,6 +369,8 @@ struct Finding {
 #[derive(Debug)]
 pub(crate) struct Canary {
     policy: CanaryPolicy,
+    /// See [`Stage`].
+    begun: u32,
     phase: Phase,
     step: usize,
     entered: Instant,
@@ -382,6 +389,7 @@ impl Canary {
         let gates = gates(&policy, now);
         Self {
             policy,
+            begun: 0,
             phase: Phase::Running,
             step: 0,
             entered: now,
@@ -391,6 +399,11 @@ impl Canary {
             history: VecDeque::new(),
             untold: 0,
         }
+    }
+
+    /// For picks; whether the candidate is ready, others know.
+    pub(crate) fn stage(&self) -> Stage {
+        Stage { share: self.share(), begun: self.begun, is_ready: true }
     }
 
     /// The candidate's share of the requests.
@@ -437,7 +450,10 @@ impl Canary {
         if !is_open || (assigned.baseline, assigned.candidate) != self.policy.versions_of_arms() {
             return;
         }
-        let Assignment { is_candidate, share, .. } = assigned;
+        let Assignment { is_candidate, share, begun, .. } = assigned;
+        if begun != self.begun {
+            return;
+        }
         if is_candidate && matches!(sight, Sight::Answered(_)) {
             self.answered = Some(now);
         }
@@ -472,6 +488,20 @@ impl Canary {
     pub(crate) fn compared(&mut self, assigned: Assignment, key: Option<u64>, agrees: bool, now: Instant) {
         let of_candidate = Assignment { is_candidate: true, ..assigned };
         self.witness(of_candidate, key, Sight::Compared { agrees }, now);
+    }
+
+    /// Other files of one of its versions answer now: what was found out about those before says nothing about them. What
+    /// is decided stays decided.
+    pub(crate) fn begin_step_anew(&mut self, version: Version, now: Instant) {
+        match self.phase {
+            Phase::Running | Phase::Paused => {}
+            Phase::RolledBack | Phase::Promoted => return,
+        }
+        let why = format!("the files of version {version} were replaced: the step begins anew");
+        self.note(Verdict::Hold, why, now);
+        self.begun = self.begun.wrapping_add(1);
+        self.gates = gates(&self.policy, now);
+        (self.entered, self.answered, self.judged) = (now, None, None);
     }
 
     /// Looks whether the step is over. Call it every now and then.

@@ -13,7 +13,7 @@ mod count;
 mod occupy;
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -67,16 +67,21 @@ struct Breakers {
 struct Rollout {
     /// Baseline and candidate.
     versions: (Version, Version),
-    /// The candidate's, so that a pick takes no lock.
-    share: AtomicU32,
+    /// As [`packed`], so that a pick takes no lock.
+    stage: AtomicU64,
     canary: Mutex<Canary>,
+}
+
+/// What may change of a stage, in one word.
+fn packed(stage: Stage) -> u64 {
+    u64::from(stage.begun) << 32 | u64::from(stage.share)
 }
 
 impl Rollout {
     fn new(policy: &CanaryPolicy, now: Instant) -> Self {
         let canary = Canary::new(policy.clone(), now);
-        let share = AtomicU32::new(canary.share());
-        Self { versions: policy.versions_of_arms(), share, canary: Mutex::new(canary) }
+        let stage = AtomicU64::new(packed(canary.stage()));
+        Self { versions: policy.versions_of_arms(), stage, canary: Mutex::new(canary) }
     }
 
     fn is_of(&self, policy: &CanaryPolicy) -> bool {
@@ -84,14 +89,15 @@ impl Rollout {
     }
 
     fn stage(&self) -> Stage {
-        Stage { share: self.share.load(Ordering::Relaxed), is_ready: true }
+        let packed = self.stage.load(Ordering::Relaxed);
+        Stage { share: packed as u32, begun: (packed >> 32) as u32, is_ready: true }
     }
 
     /// Changes it, and what is picked from now on.
     fn change<T>(&self, change: impl FnOnce(&mut Canary) -> T) -> T {
         let mut canary = self.canary.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = change(&mut canary);
-        self.share.store(canary.share(), Ordering::Relaxed);
+        self.stage.store(packed(canary.stage()), Ordering::Relaxed);
         changed
     }
 }
@@ -208,6 +214,18 @@ impl Ledger {
             news.extend(records.into_iter().map(|record| (Arc::clone(model), record)));
         }
         news
+    }
+
+    /// Other files of a version answer now than before: a rollout of it, or against it, begins its step anew.
+    pub fn replaced(&self, model: &str, version: Version, now: Instant) {
+        let rollouts = self.rollouts.load();
+        let is_in = |rollout: &&Arc<Rollout>| {
+            let (baseline, candidate) = rollout.versions;
+            version == baseline || version == candidate
+        };
+        if let Some(rollout) = rollouts.get(model).filter(is_in) {
+            rollout.change(|canary| canary.begin_step_anew(version, now));
+        }
     }
 
     /// Does with a rollout what a person says; how far it is then.

@@ -157,10 +157,13 @@ impl Supervisor {
         })
     }
 
-    /// Tells requests what the engine has, and before that the breakers: what one has seen of other files says nothing about
-    /// these.
+    /// Tells requests what the engine has, and before that breakers and rollouts: what they have seen of other files says
+    /// nothing about these.
     fn publish(&self, index: Index, loads: &mut Loads) {
-        let same = loads.follow(&index);
+        let News { same, replaced } = loads.follow(&index);
+        for (model, version) in &replaced {
+            self.ledger.replaced(model, Version(*version), Instant::now());
+        }
         let serves = |model: &str, version: Version| same.contains(&(model.to_owned(), version.0));
         self.ledger.retain(&self.live.load().snapshot, serves);
         self.directory.publish(index);
@@ -480,23 +483,48 @@ impl Growth {
 /// Which load of each version answers, in the life of one engine. Another engine counts its loads anew, and most likely has
 /// the same files: a breaker outlives the engine that its version has failed in, and finds out by its own probes.
 #[derive(Debug, Default)]
-struct Loads(BTreeMap<(String, u64), u64>);
+struct Loads(BTreeMap<(String, u64), Load>);
+
+/// Of one version; 0 is none.
+#[derive(Clone, Copy, Debug)]
+struct Load {
+    now: u64,
+    /// The last that has answered.
+    last: u64,
+}
+
+/// What an index says about the versions of the one before.
+#[derive(Debug, Default)]
+struct News {
+    /// They are there and as they were: neither loaded anew nor unloaded.
+    same: BTreeSet<(String, u64)>,
+    /// They answer by another load than the last that has answered.
+    replaced: Vec<(String, u64)>,
+}
 
 impl Loads {
-    /// Versions that are there and as they were: neither loaded anew nor unloaded.
-    fn follow(&mut self, index: &Index) -> BTreeSet<(String, u64)> {
-        let mut same = BTreeSet::new();
+    fn follow(&mut self, index: &Index) -> News {
+        let mut news = News::default();
         for entry in &index.models {
             let version = (entry.name.clone(), entry.version);
-            let was = match entry.state() {
-                ModelState::Loading => None, // nothing has become of it yet
-                ModelState::Ready | ModelState::Unavailable => self.0.insert(version.clone(), entry.load),
+            let is_settled = match entry.state() {
+                ModelState::Loading => false, // nothing has become of it yet
+                ModelState::Ready | ModelState::Unavailable => true,
             };
-            if was.is_none_or(|was| was == entry.load) {
-                same.insert(version);
+            let was = self.0.get(&version).copied().filter(|_| is_settled);
+            let last = was.map_or(0, |was| was.last);
+            if entry.load != 0 && last != 0 && entry.load != last {
+                news.replaced.push(version.clone());
+            }
+            if is_settled {
+                let last = if entry.load != 0 { entry.load } else { last };
+                self.0.insert(version.clone(), Load { now: entry.load, last });
+            }
+            if was.is_none_or(|was| was.now == entry.load) {
+                news.same.insert(version);
             }
         }
-        same
+        news
     }
 }
 
@@ -632,20 +660,25 @@ mod tests {
         Index { models: entries.iter().map(entry).collect(), revision: 1 }
     }
 
-    #[test]
-    fn a_breaker_outlives_its_engine_but_not_the_files_that_it_has_judged() {
-        use ModelState::{Loading, Ready, Unavailable};
-        use policies::{Outcome, Snapshot};
+    /// One that is told of an engine by hand.
+    fn supervisor() -> Supervisor {
         let socket = PathBuf::from("engine.sock");
-        let supervisor = Supervisor {
+        Supervisor {
             links: Arc::new(Links::new(socket.clone())),
             socket,
             command: None,
             directory: Arc::default(),
-            live: Arc::new(Live::new(Snapshot::default())),
+            live: Arc::new(Live::new(policies::Snapshot::default())),
             ledger: Arc::default(),
             metrics: Arc::new(Metrics::new()),
-        };
+        }
+    }
+
+    #[test]
+    fn a_breaker_outlives_its_engine_but_not_the_files_that_it_has_judged() {
+        use ModelState::{Loading, Ready, Unavailable};
+        use policies::{Outcome, Snapshot};
+        let supervisor = supervisor();
         let (ledger, now) = (&supervisor.ledger, Instant::now());
         let trip = |version| {
             for _ in 0..5 {
@@ -674,6 +707,41 @@ mod tests {
         assert_eq!(remembered(), [2], "it was unloaded");
         supervisor.publish(index(&[]), &mut second);
         assert!(remembered().is_empty(), "its folder is gone");
+    }
+
+    #[test]
+    fn a_rollout_begins_its_step_anew_when_files_are_replaced_and_for_no_other_news() {
+        use ModelState::{Loading, Ready, Unavailable};
+        use policies::Sight;
+        let supervisor = supervisor();
+        let (ledger, now) = (&supervisor.ledger, Instant::now());
+        let text = "models: {m: {canary: {baseline: 1, candidate: 2, steps: [50]}}}";
+        let policy = policies::parse(text, "p").unwrap();
+        ledger.roll_out(&policy, now);
+        let (head, ()) = http::Request::new(()).into_parts();
+        let caller = crate::caller::Caller::new(&head);
+        let answer = || {
+            let pick = ledger.pick(&policy, "m", &caller, u64::MAX, |_| true).unwrap();
+            let answered = Sight::Answered(Duration::from_millis(1));
+            ledger.witness("m", pick.assigned.unwrap(), None, answered, now);
+            ledger.rollouts()["m"].gates[0].requests
+        };
+        let mut loads = Loads::default();
+        supervisor.publish(index(&[(1, Ready, 1), (2, Loading, 0)]), &mut loads);
+        supervisor.publish(index(&[(1, Ready, 1), (2, Ready, 2)]), &mut loads);
+        assert_eq!((answer(), answer()), (1, 2));
+        supervisor.publish(index(&[(1, Ready, 1), (2, Ready, 2), (3, Ready, 3)]), &mut loads);
+        assert_eq!(answer(), 3, "another version is no news of these");
+        supervisor.publish(index(&[(1, Ready, 1), (2, Ready, 4), (3, Ready, 3)]), &mut loads);
+        assert_eq!(answer(), 1, "its files were replaced");
+        supervisor.publish(index(&[(1, Ready, 1), (2, Unavailable, 0)]), &mut loads);
+        assert_eq!(answer(), 2, "who was sent to it before still tells");
+        supervisor.publish(index(&[(1, Ready, 1), (2, Ready, 5)]), &mut loads);
+        assert_eq!(answer(), 1, "it was unloaded and loaded: whether its files are the same, nobody says");
+        supervisor.publish(index(&[(1, Ready, 6), (2, Ready, 5)]), &mut loads);
+        assert_eq!(answer(), 1, "those that it is compared with were replaced");
+        supervisor.publish(index(&[(1, Ready, 1), (2, Ready, 2)]), &mut Loads::default());
+        assert_eq!(answer(), 2, "another engine has the same files");
     }
 
     /// Stands for an engine that has work for as long as it is asked only twice.

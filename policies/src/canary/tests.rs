@@ -33,7 +33,8 @@ impl World {
 
     fn assigned(&self, is_candidate: bool) -> Assignment {
         let share = self.canary.share();
-        Assignment { baseline: Version(1), candidate: Version(2), is_candidate, share, slow_over: None }
+        let (baseline, candidate, begun) = (Version(1), Version(2), self.canary.begun);
+        Assignment { baseline, candidate, is_candidate, share, begun, slow_over: None }
     }
 
     fn tell(&mut self, is_candidate: bool, sight: Sight) {
@@ -104,7 +105,7 @@ fn a_candidate_that_fails_more_is_rolled_back_at_once_and_gets_nothing() {
     assert!(record.gates[0].worse >= 20.0 && record.gates[0].requests < 10, "{record:?}");
     let snapshot = snapshot("sticky: {header: user}");
     let pick = |share| {
-        let stage = Stage { share, is_ready: true };
+        let stage = Stage { share, ..Stage::NOT_BEGUN };
         snapshot.model("digits").unwrap().pick(&[("user", "ana")], 0, |_| stage).unwrap()
     };
     assert_eq!((pick(ALL).version, pick(0).version), (Version(2), Version(1)), "sticky users as well");
@@ -541,7 +542,7 @@ fn a_share_is_exact_and_those_who_have_the_candidate_keep_it() {
     let policy = policy("sticky: {header: user}");
     let on_candidate = |share: Millionths| -> Vec<bool> {
         let picks = (0..20_000).map(|user| {
-            policy.pick(&[("user", user.to_string().as_str())], 0, Stage { share, is_ready: true })
+            policy.pick(&[("user", user.to_string().as_str())], 0, Stage { share, ..Stage::NOT_BEGUN })
         });
         picks.map(|pick| pick.version == Version(2)).collect()
     };
@@ -557,11 +558,39 @@ fn a_share_is_exact_and_those_who_have_the_candidate_keep_it() {
     assert!(before.iter().all(|on| *on));
     let drawn = super::tests::policy("steps: [10]");
     assert_eq!(
-        drawn.pick(&[("user", "ana")], u64::MAX, Stage { share: 1, is_ready: true }).version,
+        drawn.pick(&[("user", "ana")], u64::MAX, Stage { share: 1, ..Stage::NOT_BEGUN }).version,
         Version(2)
     );
     assert_eq!(
-        drawn.pick(&[("user", "ana")], u64::MAX, Stage { share: 0, is_ready: true }).version,
+        drawn.pick(&[("user", "ana")], u64::MAX, Stage { share: 0, ..Stage::NOT_BEGUN }).version,
         Version(1)
     );
+}
+
+#[test]
+fn files_that_are_replaced_have_to_show_everything_anew() {
+    let mut world = World::new("steps: [10, 50], dwell: 1m", 1);
+    (0..600).for_each(|_| world.tell(true, FAST));
+    world.tell(true, Sight::Failed);
+    world.wait(59);
+    let (late, worse) = (world.assigned(true), world.canary.gates[0].worse());
+    assert!(worse > 1.0);
+    world.canary.begin_step_anew(Version(2), world.now);
+    assert_eq!(world.canary.news()[0].why, "the files of version 2 were replaced: the step begins anew");
+    assert_eq!(world.canary.gates[0].worse(), 1.0);
+    (0..600).for_each(|_| world.canary.witness(late, None, FAST, world.now));
+    assert_eq!(world.canary.gates[0].rare.requests(), 0, "these were for the files before");
+    (0..600).for_each(|_| world.tell(true, FAST));
+    assert_eq!(world.wait(59), None, "nor has it lasted long enough");
+    assert_eq!(world.work(1), Some(Verdict::Advance));
+    world.canary.begin_step_anew(Version(1), world.now);
+    assert_eq!(
+        (percent(world.canary.share()), world.canary.gates[0].rare.requests()),
+        (50.0, 0),
+        "it keeps its step"
+    );
+    world.canary.command(Command::Abort, "", world.now).unwrap();
+    world.canary.news();
+    world.canary.begin_step_anew(Version(2), world.now);
+    assert_eq!((world.canary.phase.clone(), world.canary.news().len()), (Phase::RolledBack, 0));
 }
