@@ -54,7 +54,7 @@ pub use ledger::{Admitted, BreakerStatus, CommandError, CrowdPolicy, Crowded, Le
 pub use limiter::{Cost, LimitPolicy, Limited, Quota};
 pub use live::{Generation, Live, Published};
 pub use outcome::Outcome;
-pub use overload::{Criticality, Standing};
+pub use overload::{Criticality, Room, Standing};
 pub use parse::parse;
 pub use pick::{Pick, PickReason};
 pub use plan::{Change, Plan};

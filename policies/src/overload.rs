@@ -1,5 +1,6 @@
-//! Who is turned away first when there is not enough for all: how critical a request is, and whose it is. Decides neither
-//! when that is nor who in particular: the engine, which has the queue, does.
+//! Who is turned away first when there is not enough for all: how critical a request is, whose it is, and which part of a
+//! room that all share is kept from it. Decides neither when that is nor who in particular: the engine, which has the queue,
+//! does.
 
 use crate::attribute::{Attribute, Attributes, Condition};
 use xxhash_rust::xxh3::xxh3_64;
@@ -25,6 +26,26 @@ pub struct Standing {
     pub tenant: u64,
 }
 
+/// Of a room that all requests share, how much may be taken when one comes in; the rest is for more critical ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    percent: usize,
+}
+
+impl Room {
+    /// Nothing is kept for others.
+    pub const ALL: Self = Self { percent: 100 };
+    /// The last tenth is for critical requests.
+    const NORMAL: Self = Self { percent: 90 };
+    /// The last quarter is not for sheddable ones.
+    const SHEDDABLE: Self = Self { percent: 75 };
+
+    /// How much that is of `whole`; something of everything that is not 0.
+    pub fn of(self, whole: usize) -> usize {
+        (whole as u128 * self.percent as u128).div_ceil(100) as usize
+    }
+}
+
 /// What the policy says of that.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OverloadPolicy {
@@ -42,6 +63,18 @@ impl OverloadPolicy {
             criticality: criticality.map_or_else(Criticality::default, |(_, is)| *is),
             // A hash of 0 is as good as any other.
             tenant: tenant.map_or(0, |tenant| xxh3_64(tenant.as_bytes()).max(1)),
+        }
+    }
+}
+
+impl OverloadPolicy {
+    /// How much of a room that all share is open to such a request. Nothing is kept where nobody is critical.
+    pub(crate) fn room(&self, criticality: Criticality) -> Room {
+        let some_are_critical = || self.criticality.iter().any(|(_, is)| *is == Criticality::Critical);
+        match criticality {
+            Criticality::Normal if some_are_critical() => Room::NORMAL,
+            Criticality::Critical | Criticality::Normal => Room::ALL,
+            Criticality::Sheddable => Room::SHEDDABLE,
         }
     }
 }
@@ -81,5 +114,22 @@ overload:
         assert_eq!((tenant("a"), tenant("")), (tenant("a"), 0));
         assert!(tenant("a") != tenant("b") && tenant("a") != 0);
         assert_eq!(parse("", "policies.yaml").unwrap().standing(&[("x-tenant", "a")]), Standing::default());
+    }
+
+    #[test]
+    fn less_critical_requests_are_kept_out_of_the_last_of_a_room() {
+        let snapshot =
+            |criticality: &str| parse(&format!("overload: {{criticality: [{criticality}]}}"), "p").unwrap();
+        let rooms = |snapshot: &crate::Snapshot, whole| {
+            [Criticality::Critical, Criticality::Normal, Criticality::Sheddable]
+                .map(|criticality| snapshot.room(criticality).of(whole))
+        };
+        let checkout = snapshot("{when: {header: x-traffic, equals: checkout}, is: critical}");
+        assert_eq!(rooms(&checkout, 1024), [1024, 922, 768]);
+        assert_eq!(rooms(&checkout, 1), [1, 1, 1], "nobody is kept out for good");
+        assert_eq!(rooms(&checkout, usize::MAX)[0], usize::MAX);
+        let batch = snapshot("{when: {header: x-traffic, equals: batch}, is: sheddable}");
+        assert_eq!(rooms(&batch, 1024), [1024, 1024, 768], "nothing is kept for nobody");
+        assert_eq!(rooms(&parse("", "p").unwrap(), 1024)[1], 1024);
     }
 }

@@ -16,7 +16,7 @@ use crate::breaker::BreakerPolicy;
 use crate::canary::{CanaryPolicy, Stage};
 use crate::ledger::CrowdPolicy;
 use crate::limiter::LimitPolicy;
-use crate::overload::{OverloadPolicy, Standing};
+use crate::overload::{Criticality, OverloadPolicy, Room, Standing};
 use crate::pick::{Pick, Rule, Split, Target};
 use crate::remote::Remote;
 use crate::ring::Parts;
@@ -97,6 +97,11 @@ impl Snapshot {
     /// A request's place when there is not enough for all.
     pub fn standing(&self, caller: &impl Attributes) -> Standing {
         self.overload.standing(caller)
+    }
+
+    /// How much of a room that all requests share is open to such a one.
+    pub fn room(&self, criticality: Criticality) -> Room {
+        self.overload.room(criticality)
     }
 
     /// Where this version is, if another server answers it.

@@ -11,7 +11,7 @@ use http::{HeaderValue, Method, Response, StatusCode, header};
 use percent_encoding::percent_decode_str;
 use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
-use policies::{Command, CommandError, Ledger};
+use policies::{Command, CommandError, Ledger, Room};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -121,7 +121,7 @@ impl Admin {
     }
 
     async fn text(&self, session: &mut ServerSession) -> Result<String, Refusal> {
-        let body = body::read(session, &BODY, Encoding::None, &mut self.slots.enter()?).await?;
+        let body = body::read(session, &BODY, Encoding::None, &mut self.slots.enter(Room::ALL)?).await?;
         String::from_utf8(body.into())
             .map_err(|error| Refusal::Invalid(format!("policy: not UTF-8: {error}")))
     }

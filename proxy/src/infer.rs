@@ -57,10 +57,11 @@ impl Path {
         target: Target<'_>,
         record: &mut Record,
     ) -> Result<C::Answer, Refusal> {
-        let mut slot = self.slots.enter()?;
         let generation = self.live.load(); // pinned: one request, one generation
         record.generation = generation.number;
         let snapshot = &generation.snapshot;
+        let standing = snapshot.standing(&Caller::new(call.head()));
+        let mut slot = self.slots.enter(snapshot.room(standing.criticality))?;
         let models = self.directory.load();
         let chosen = self.choose(snapshot, &models, target, call.head())?;
         let (version, caller, assigned) = (chosen.number, chosen.caller, chosen.assigned);
@@ -70,7 +71,6 @@ impl Path {
                 self.ledger.witness(target.model, assigned, (caller != 0).then_some(caller), sight, now);
             }
         };
-        let standing = snapshot.standing(&Caller::new(call.head()));
         let gate = models.gate(target.model, version).filter(|_| is_told_by_others(standing));
         let most = Deadline::at_most(snapshot.deadline(target.model), call.timeout()?);
         if let Some(retry_after) = gate.and_then(|gate| gate.check(most, record.started)) {

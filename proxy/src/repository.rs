@@ -10,6 +10,7 @@ use crate::route::Target;
 use crate::slots::Slots;
 use bytes::Bytes;
 use pingora::protocols::http::ServerSession;
+use policies::Room;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,9 +27,12 @@ pub struct Repository {
     pub directory: Arc<Directory>,
     /// The way to it.
     pub links: Arc<Links>,
-    /// Room for requests.
+    /// Room for bodies, see [`Repository::slots`].
     pub slots: Arc<Slots>,
 }
+
+/// Orders whose bodies are being read at the same time.
+const BODIES_MAX: usize = 16;
 
 /// Bodies here are a few words.
 const BODY: BodyLimits = BodyLimits { bytes_max: 64 << 10, time_max: Duration::from_secs(10) };
@@ -63,6 +67,11 @@ struct OrderBody {
 }
 
 impl Repository {
+    /// Not those of inference requests: a model is unloaded or replaced just when these are all taken.
+    pub(crate) fn slots() -> Arc<Slots> {
+        Arc::new(Slots::new(BODIES_MAX, BODIES_MAX * BODY.bytes_max))
+    }
+
     /// `POST /v2/repository/index`: all versions, or those that are ready.
     pub(crate) async fn index(&self, session: &mut ServerSession) -> Result<Vec<Entry>, Refusal> {
         let wanted: IndexBody = parse(&self.body(session).await?)?;
@@ -123,7 +132,7 @@ impl Repository {
     }
 
     async fn body(&self, session: &mut ServerSession) -> Result<Bytes, Refusal> {
-        body::read(session, &BODY, Encoding::None, &mut self.slots.enter()?).await
+        body::read(session, &BODY, Encoding::None, &mut self.slots.enter(Room::ALL)?).await
     }
 }
 

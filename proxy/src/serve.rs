@@ -90,7 +90,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
             control: config.control,
             directory: path.directory.clone(),
             links: path.links.clone(),
-            slots: path.slots.clone(),
+            slots: Repository::slots(),
         },
         readiness: readiness.clone(),
         metrics: metrics.clone(),

@@ -1,7 +1,8 @@
 //! Bounds what is being worked on: requests, and the bytes of their bodies. Decides who is turned away when either
-//! is full; queues nobody.
+//! is full, or as full as it may be for such a request; queues nobody.
 
 use crate::refusal::Refusal;
+use policies::Room;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -20,13 +21,14 @@ impl Slots {
         Self { requests: AtomicUsize::new(0), requests_max, bytes: AtomicUsize::new(0), bytes_max }
     }
 
-    /// Room for one more request.
-    pub fn enter(self: &Arc<Self>) -> Result<Slot, Refusal> {
-        let slot = Slot { slots: self.clone(), bytes: 0 };
-        if self.requests.fetch_add(1, Ordering::Relaxed) < self.requests_max {
+    /// Room for one more request, to which `room` is open.
+    pub fn enter(self: &Arc<Self>, room: Room) -> Result<Slot, Refusal> {
+        let slot = Slot { slots: self.clone(), room, bytes: 0 };
+        let most = room.of(self.requests_max);
+        if self.requests.fetch_add(1, Ordering::Relaxed) < most {
             Ok(slot)
         } else {
-            Err(Refusal::Overloaded(format!("{} requests are in flight already", self.requests_max)))
+            Err(Refusal::Overloaded(format!("{most} requests are in flight already{}", slot.rest())))
         }
     }
 }
@@ -35,6 +37,7 @@ impl Slots {
 #[derive(Debug)]
 pub struct Slot {
     slots: Arc<Slots>,
+    room: Room,
     bytes: usize,
 }
 
@@ -42,10 +45,16 @@ impl Slot {
     /// Room for `bytes` more of its body.
     pub fn reserve(&mut self, bytes: usize) -> Result<(), Refusal> {
         self.bytes += bytes;
-        if self.slots.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= self.slots.bytes_max {
+        let most = self.room.of(self.slots.bytes_max);
+        if self.slots.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= most {
             return Ok(());
         }
-        Err(Refusal::Overloaded(format!("bodies of {} bytes are in flight already", self.slots.bytes_max)))
+        Err(Refusal::Overloaded(format!("bodies of {most} bytes are in flight already{}", self.rest())))
+    }
+
+    /// Whom the rest is for.
+    fn rest(&self) -> &'static str {
+        if self.room == Room::ALL { "" } else { ", and the rest of the room is for more critical ones" }
     }
 }
 
@@ -59,23 +68,46 @@ impl Drop for Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use policies::Criticality;
 
     #[test]
     fn requests_are_bounded_and_given_back() {
         let slots = Arc::new(Slots::new(1, 100));
-        let first = slots.enter().unwrap();
-        assert!(matches!(slots.enter(), Err(Refusal::Overloaded(_))));
+        let first = slots.enter(Room::ALL).unwrap();
+        assert!(matches!(slots.enter(Room::ALL), Err(Refusal::Overloaded(_))));
         drop(first);
-        assert!(slots.enter().is_ok());
+        assert!(slots.enter(Room::ALL).is_ok());
     }
 
     #[test]
     fn bytes_are_bounded_over_all_requests_and_given_back() {
         let slots = Arc::new(Slots::new(10, 100));
-        let (mut one, mut other) = (slots.enter().unwrap(), slots.enter().unwrap());
+        let (mut one, mut other) = (slots.enter(Room::ALL).unwrap(), slots.enter(Room::ALL).unwrap());
         assert!(one.reserve(60).is_ok() && one.reserve(40).is_ok());
         assert!(matches!(other.reserve(1), Err(Refusal::Overloaded(_))));
         drop((one, other));
-        assert!(slots.enter().unwrap().reserve(100).is_ok());
+        assert!(slots.enter(Room::ALL).unwrap().reserve(100).is_ok());
+    }
+
+    #[test]
+    fn the_last_of_the_room_is_for_the_most_critical() {
+        let text = "overload: {criticality: [{when: {header: a, present: true}, is: critical}]}";
+        let snapshot = policies::parse(text, "p").unwrap();
+        let [critical, normal, sheddable] =
+            [Criticality::Critical, Criticality::Normal, Criticality::Sheddable].map(|is| snapshot.room(is));
+        let slots = Arc::new(Slots::new(100, 100));
+        let mut taken: Vec<_> = (0..75).map(|_| slots.enter(sheddable).unwrap()).collect();
+        let refused = slots.enter(sheddable).unwrap_err().to_string();
+        assert_eq!(
+            refused,
+            "overloaded: 75 requests are in flight already, and the rest of the room is for more critical ones"
+        );
+        taken.extend((75..90).map(|_| slots.enter(normal).unwrap()));
+        assert!(slots.enter(normal).is_err());
+        taken.extend((90..100).map(|_| slots.enter(critical).unwrap()));
+        assert!(slots.enter(critical).is_err());
+        assert!(taken[0].reserve(76).is_err(), "so it is with bodies");
+        taken.swap_remove(0);
+        assert!(taken[80].reserve(90).is_ok());
     }
 }
