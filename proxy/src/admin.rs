@@ -1,7 +1,7 @@
 //! The third port, on loopback and only if it is configured: what a person may change while the process runs.
 //! Decides who may ask, and what is said; what is done is the ledger's and, for the policy, `reload.rs`'s.
 
-use crate::body::{self, BodyLimits, Encoding};
+use crate::body::{self, BodyLimits};
 use crate::monitor::respond;
 use crate::refusal::Refusal;
 use crate::revisions::{Ask, Asked, Denied, Edit, Revision};
@@ -121,7 +121,7 @@ impl Admin {
     }
 
     async fn text(&self, session: &mut ServerSession) -> Result<String, Refusal> {
-        let body = body::read(session, &BODY, Encoding::None, &mut self.slots.enter(Room::ALL)?).await?;
+        let body = body::read_plain(session, &BODY, &mut self.slots.enter(Room::ALL)?).await?;
         String::from_utf8(body.into())
             .map_err(|error| Refusal::Invalid(format!("policy: not UTF-8: {error}")))
     }

@@ -3,6 +3,7 @@
 //! Pingora answers no `Expect: 100-continue` for a body that is read here, times no body as a whole, and limits
 //! no size: all three are this file's.
 
+use crate::compression::Coding;
 use crate::deadline::header_number;
 use crate::refusal::Refusal;
 use crate::slots::Slot;
@@ -24,8 +25,8 @@ pub struct BodyLimits {
 /// Which Content-Encoding the reader of a body understands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
-    /// None.
-    None,
+    /// Those of [`Coding`].
+    Known,
     /// Whatever it is: somebody else reads it.
     Any,
 }
@@ -37,8 +38,8 @@ pub async fn read(
     encoding: Encoding,
     slot: &mut Slot,
 ) -> Result<Bytes, Refusal> {
-    if encoding == Encoding::None {
-        is_plain(session)?;
+    if encoding == Encoding::Known {
+        Coding::of_body(&session.req_header().headers)?;
     }
     let declared = header_number(&session.req_header().headers, header::CONTENT_LENGTH.as_str())?;
     if declared.is_some_and(|length| length > limits.bytes_max) {
@@ -51,6 +52,30 @@ pub async fn read(
     tokio::time::timeout(limits.time_max, collect(session, declared, limits, slot))
         .await
         .map_err(|_| Refusal::BodyTimeout { waited: limits.time_max })?
+}
+
+/// The whole body of the current request, inflated.
+pub(crate) async fn read_plain(
+    session: &mut ServerSession,
+    limits: &BodyLimits,
+    slot: &mut Slot,
+) -> Result<Bytes, Refusal> {
+    let body = read(session, limits, Encoding::Known, slot).await?;
+    inflate(session, body, limits, slot).await
+}
+
+/// A body that was read, without what it was compressed with; `slot` makes room for what it grows to.
+pub(crate) async fn inflate(
+    session: &mut ServerSession,
+    body: Bytes,
+    limits: &BodyLimits,
+    slot: &mut Slot,
+) -> Result<Bytes, Refusal> {
+    match Coding::of_body(&session.req_header().headers)? {
+        // Where there is nothing to say, nobody says it in gzip.
+        Some(coding) if !body.is_empty() => coding.inflate(body, limits, slot).await,
+        Some(_) | None => Ok(body),
+    }
 }
 
 async fn collect(
@@ -111,17 +136,6 @@ pub async fn linger(session: &mut ServerSession) {
         match tokio::time::timeout(SILENCE_MAX, session.read_request_body()).await {
             Ok(Ok(Some(chunk))) => read += chunk.len(),
             Ok(Ok(None) | Err(_)) | Err(_) => return,
-        }
-    }
-}
-
-/// Whether it is sent as it is.
-pub(crate) fn is_plain(session: &ServerSession) -> Result<(), Refusal> {
-    match session.get_header(header::CONTENT_ENCODING) {
-        None => Ok(()),
-        Some(encoding) if encoding.as_bytes().eq_ignore_ascii_case(b"identity") => Ok(()),
-        Some(encoding) => {
-            Err(Refusal::Encoding { encoding: String::from_utf8_lossy(encoding.as_bytes()).into_owned() })
         }
     }
 }

@@ -36,7 +36,17 @@ pub trait Call: Send {
         slot: &mut Slot,
     ) -> impl Future<Output = Result<Bytes, Refusal>> + Send;
 
-    /// The tensors of a body for a model that takes what `entry` says, if the engine has it.
+    /// A body that was read, without what it was compressed with on its way; `slot` makes room for what it grows to.
+    fn inflate(
+        &mut self,
+        body: Bytes,
+        _limits: &BodyLimits,
+        _slot: &mut Slot,
+    ) -> impl Future<Output = Result<Bytes, Refusal>> + Send {
+        std::future::ready(Ok(body))
+    }
+
+    /// The tensors of an inflated body for a model that takes what `entry` says, if the engine has it.
     fn decode(&mut self, body: &Bytes, entry: Option<&ModelEntry>) -> Result<InferRequest, Refusal>;
 
     /// What another server is to be asked, beside the body as it came; an error where it does not speak this protocol.
@@ -115,8 +125,16 @@ impl Call for HttpCall<'_> {
         body::read(self.session, limits, encoding, slot).await
     }
 
+    async fn inflate(
+        &mut self,
+        body: Bytes,
+        limits: &BodyLimits,
+        slot: &mut Slot,
+    ) -> Result<Bytes, Refusal> {
+        body::inflate(self.session, body, limits, slot).await
+    }
+
     fn decode(&mut self, body: &Bytes, _entry: Option<&ModelEntry>) -> Result<InferRequest, Refusal> {
-        body::is_plain(self.session)?;
         let json_len = header_number(&self.head().headers, "inference-header-content-length")?;
         InferRequest::decode(body, json_len)
     }

@@ -83,14 +83,19 @@ impl Path {
         let admitted = admitted.map_err(|refused| limited(record, refused))?;
         record.quota.clone_from(&admitted.quota);
         let is_remote = snapshot.remote(target.model, Version(version)).is_some();
-        let encoding = if is_remote { Encoding::Any } else { Encoding::None };
+        let encoding = if is_remote { Encoding::Any } else { Encoding::Known };
         let body = call.read(&self.body, encoding, &mut slot).await?;
+        let plain = call.inflate(body.clone(), &self.body, &mut slot).await;
         record.slot = Some(slot);
-        let decode = |call: &mut C| call.decode(&body, models.entry(target.model, version));
+        let decode = |call: &mut C, version| {
+            let plain = plain.as_ref().map_err(Refusal::clone)?;
+            call.decode(plain, models.entry(target.model, version))
+        };
         // What another server is asked may be in words that only it understands.
-        let request = if is_remote { decode(call).ok() } else { Some(decode(call)?) };
+        let request = if is_remote { decode(call, version).ok() } else { Some(decode(call, version)?) };
         let now = Instant::now();
-        let (head, usage) = (Caller::new(call.head()), usage(request.as_ref(), body.len()));
+        let bytes = plain.as_ref().map_or(body.len(), Bytes::len);
+        let (head, usage) = (Caller::new(call.head()), usage(request.as_ref(), bytes));
         let charged = self.ledger.charge(snapshot, target.model, &head, admitted, usage, now);
         record.quota = charged.map_err(|refused| limited(record, refused))?;
         let deadline = Deadline::of(most, request.as_ref(), now);
@@ -114,7 +119,7 @@ impl Path {
             Asking { snapshot, models: &models, target, version, caller, assigned, standing, deadline, now };
         let answer = match snapshot.remote(target.model, Version(version)) {
             Some(remote) => self.elsewhere(call, remote, body, &asking, record).await,
-            None => match request.map_or_else(|| decode(call), Ok) {
+            None => match request.map_or_else(|| decode(call, version), Ok) {
                 Ok(request) => self.here(call, request, &asking, record).await.map(|answer| (answer, Ok(()))),
                 Err(refusal) => Err(refusal),
             },

@@ -15,6 +15,7 @@ pub mod service;
 pub mod route;
 pub mod caller;
 pub mod body;
+mod compression;
 pub mod call;
 pub mod infer;
 pub mod slots;

@@ -30,8 +30,8 @@ pub enum Refusal {
         /// Bytes allowed.
         limit: usize,
     },
-    /// The body is compressed.
-    #[error("Content-Encoding `{encoding}` is not supported: send the body as it is")]
+    /// The body is compressed in a way that nobody here can read.
+    #[error("Content-Encoding `{encoding}` is not supported: send the body as it is, or as gzip or deflate")]
     Encoding {
         /// What was declared.
         encoding: String,

@@ -2,7 +2,7 @@
 //! unless the configuration says so, because whoever can load a model can run code. Paths are the engine's own; a
 //! request names a model, never a file.
 
-use crate::body::{self, BodyLimits, Encoding};
+use crate::body::{self, BodyLimits};
 use crate::directory::Directory;
 use crate::link::Links;
 use crate::refusal::Refusal;
@@ -132,7 +132,7 @@ impl Repository {
     }
 
     async fn body(&self, session: &mut ServerSession) -> Result<Bytes, Refusal> {
-        body::read(session, &BODY, Encoding::None, &mut self.slots.enter(Room::ALL)?).await
+        body::read_plain(session, &BODY, &mut self.slots.enter(Room::ALL)?).await
     }
 }
 

@@ -6,6 +6,7 @@
 
 use crate::body;
 use crate::call::{HttpAnswer, HttpCall};
+use crate::compression::{Coding, WORTH_COMPRESSING};
 use crate::describe;
 use crate::infer::Path;
 use crate::metrics::Metrics;
@@ -130,7 +131,7 @@ impl Service {
         match route {
             Route::Infer(target) => {
                 let answer = self.path.infer(&mut HttpCall::new(session), target, record).await?;
-                Ok(Answer::inferred(answer))
+                Ok(Answer::inferred(answer).compressed(&session.req_header().headers).await)
             }
             Route::Server => Ok(Answer::json(StatusCode::OK, &describe::server(self.repository.control))),
             Route::Live => Ok(Answer::json(StatusCode::OK, &serde_json::json!({"live": true}))),
@@ -180,6 +181,9 @@ struct Answer {
     passed: Option<HeaderMap>,
     body: Bytes,
     json_len: Option<usize>,
+    /// Whether another client would get it compressed, or as it is.
+    varies: bool,
+    coding: Option<Coding>,
     retry_after: Option<Duration>,
     allow: Option<&'static str>,
 }
@@ -193,6 +197,8 @@ impl Answer {
             passed: None,
             body,
             json_len: None,
+            varies: false,
+            coding: None,
             retry_after: None,
             allow: None,
         }
@@ -212,6 +218,21 @@ impl Answer {
         let content_type =
             if encoded.json_len.is_some() { "application/octet-stream" } else { "application/json" };
         Self { content_type, body: encoded.body, json_len: encoded.json_len, ..Self::empty() }
+    }
+
+    /// As its client wants it. Only what has been inferred is compressed, as Triton does: its asyncio client accepts
+    /// compressed answers to all that it asks, and inflates no others.
+    async fn compressed(self, headers: &HeaderMap) -> Self {
+        if self.passed.is_some() || self.body.len() < WORTH_COMPRESSING {
+            return self;
+        }
+        let mut answer = Self { varies: true, ..self };
+        if let Some(coding) = Coding::of_answer(headers)
+            && let Some(body) = coding.compress(&answer.body).await
+        {
+            (answer.body, answer.coding) = (body.into(), Some(coding));
+        }
+        answer
     }
 
     /// 503 rather than Triton's 400: every prober takes both for "not ready", and only this says "not now".
@@ -271,6 +292,12 @@ async fn write(session: &mut ServerSession, answer: Answer, record: &Record) -> 
     }
     if let Some(json_len) = answer.json_len {
         head.insert_header(JSON_LEN, json_len)?;
+    }
+    if answer.varies {
+        head.insert_header(header::VARY, "accept-encoding")?;
+    }
+    if let Some(coding) = answer.coding {
+        head.insert_header(header::CONTENT_ENCODING, coding.name())?;
     }
     if let Some(retry_after) = answer.retry_after {
         // Whole seconds, rounded up: earlier would be refused again.

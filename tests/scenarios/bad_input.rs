@@ -161,14 +161,6 @@ fn a_request_too_long_for_a_frame_fails_alone() {
 }
 
 #[test]
-fn a_compressed_body_is_refused_by_name() {
-    let stack = Stack::builder().start();
-    let answer = stack.client().infer("digits", &[("Content-Encoding", "gzip")], b"\x1f\x8b");
-    assert_eq!(answer.status, 415);
-    assert!(answer.error().contains("gzip"), "{}", answer.error());
-}
-
-#[test]
 fn a_request_that_is_too_long_for_the_engine_costs_nobody_else() {
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Hold)]);
     let stack = Stack::builder().external_engine(engine.socket()).start();

@@ -3,6 +3,7 @@
 mod bad_input;
 mod breaker_and_limits;
 mod canary;
+mod compression;
 mod configs;
 mod drain;
 mod engine_loss;
