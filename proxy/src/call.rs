@@ -7,6 +7,7 @@ use crate::body::{self, BodyLimits, Encoding};
 use crate::deadline::{TIMEOUT, header_number};
 use crate::decode::InferRequest;
 use crate::encode::{Encoded, encode};
+use crate::raw_request;
 use crate::refusal::Refusal;
 use crate::remote::Passed;
 use crate::slots::Slot;
@@ -134,8 +135,11 @@ impl Call for HttpCall<'_> {
         body::inflate(self.session, body, limits, slot).await
     }
 
-    fn decode(&mut self, body: &Bytes, _entry: Option<&ModelEntry>) -> Result<InferRequest, Refusal> {
+    fn decode(&mut self, body: &Bytes, entry: Option<&ModelEntry>) -> Result<InferRequest, Refusal> {
         let json_len = header_number(&self.head().headers, "inference-header-content-length")?;
+        if json_len == Some(0) {
+            return raw_request::decode(body, entry);
+        }
         InferRequest::decode(body, json_len)
     }
 

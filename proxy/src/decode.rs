@@ -46,12 +46,6 @@ impl InferRequest {
     /// JSON in front of the binary tensors.
     pub fn decode(body: &[u8], json_len: Option<usize>) -> Result<Self, Refusal> {
         let json_len = json_len.unwrap_or(body.len());
-        if json_len == 0 && !body.is_empty() {
-            return Err(Refusal::Invalid(
-                "Inference-Header-Content-Length is 0: requests without a JSON header are not supported"
-                    .into(),
-            ));
-        }
         let (json, binary) = body.split_at_checked(json_len).ok_or_else(|| {
             Refusal::Invalid(format!(
                 "Inference-Header-Content-Length is {json_len}, the whole body has {} bytes",

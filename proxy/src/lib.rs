@@ -20,6 +20,7 @@ pub mod call;
 pub mod infer;
 pub mod slots;
 pub mod decode;
+mod raw_request;
 mod deadline;
 pub mod shadow;
 pub mod tensor_json;
