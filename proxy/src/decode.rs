@@ -33,12 +33,14 @@ pub struct InferRequest {
 }
 
 /// One entry of `outputs`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RequestedOutput {
     /// Its name.
     pub name: String,
     /// Overrides [`InferRequest::binary_outputs`].
     pub binary: Option<bool>,
+    /// How many of its best classes are wanted in its place; 0 for the output itself.
+    pub classes: u32,
 }
 
 impl InferRequest {
@@ -65,11 +67,12 @@ impl InferRequest {
 
     /// Whether `output` goes out as binary data.
     pub fn is_binary(&self, output: &str) -> bool {
-        self.outputs
-            .iter()
-            .find(|requested| requested.name == output)
-            .and_then(|requested| requested.binary)
-            .unwrap_or(self.binary_outputs)
+        self.requested(output).and_then(|requested| requested.binary).unwrap_or(self.binary_outputs)
+    }
+
+    /// What is said of this output.
+    pub(crate) fn requested(&self, output: &str) -> Option<&RequestedOutput> {
+        self.outputs.iter().find(|requested| requested.name == output)
     }
 }
 
@@ -96,8 +99,8 @@ struct RequestParameters {
 struct TensorParameters {
     binary_data_size: Option<usize>,
     binary_data: Option<bool>,
-    /// Asks for classes instead of the tensor: an extension that is not advertised.
-    classification: Option<IgnoredAny>,
+    /// As in Triton, 0 asks for none.
+    classification: u32,
 }
 
 #[derive(Deserialize)]
@@ -141,17 +144,13 @@ impl<'de> Visitor<'de> for RequestSeed<'_> {
                 }
                 "outputs" => {
                     let outputs: Vec<RawOutput> = fields.next_value()?;
-                    if let Some(output) =
-                        outputs.iter().find(|output| output.parameters.classification.is_some())
-                    {
-                        return Err(A::Error::custom(format_args!(
-                            "output `{}`: classification is not supported",
-                            output.name
-                        )));
-                    }
                     request.outputs = outputs
                         .into_iter()
-                        .map(|raw| RequestedOutput { name: raw.name, binary: raw.parameters.binary_data })
+                        .map(|RawOutput { name, parameters }| RequestedOutput {
+                            name,
+                            binary: parameters.binary_data,
+                            classes: parameters.classification,
+                        })
                         .collect();
                 }
                 "parameters" => {
@@ -404,7 +403,7 @@ mod tests {
             r#"{"id":"a","parameters":{"timeout":1500,"unknown":[1]},"inputs":[
                 {"name":"x","shape":[1,2],"datatype":"FP32","data":[1,2]},
                 {"data":[[3],[NaN]],"datatype":"FP32","name":"y","extra":{},"shape":[2,1]}],
-              "outputs":[{"name":"z","parameters":{"binary_data":true}},{"name":"w"}]}"#,
+              "outputs":[{"name":"z","parameters":{"binary_data":true,"classification":3}},{"name":"w"}]}"#,
         )
         .unwrap();
         assert_eq!(request.id.as_deref(), Some("a"));
@@ -414,6 +413,7 @@ mod tests {
         assert_eq!(request.payload[..8], floats(&[1.0, 2.0]));
         assert_eq!(request.payload[64..68], floats(&[3.0]));
         assert!(request.is_binary("z") && !request.is_binary("w"));
+        assert_eq!((request.outputs[0].classes, request.outputs[1].classes), (3, 0));
     }
 
     #[test]
@@ -468,8 +468,8 @@ mod tests {
             (&input(r#""name":"x","data":[1],"data":[2]"#), "`data` occurs twice"),
             (r#"{"inputs":[],"inputs":[]}"#, "`inputs` occurs twice"),
             (
-                r#"{"inputs":[],"outputs":[{"name":"y","parameters":{"classification":3}}]}"#,
-                "classification is not supported",
+                r#"{"inputs":[],"outputs":[{"name":"y","parameters":{"classification":-1}}]}"#,
+                "invalid value: integer `-1`",
             ),
             (
                 &input(r#""name":"x","shape":[4294967296,4294967296],"datatype":"FP32","data":[1]"#),

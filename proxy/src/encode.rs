@@ -2,11 +2,13 @@
 //! client asked for them. Trusts nothing it was sent: a tensor outside the payload is an internal error.
 
 use crate::call::Inferred;
+use crate::classification::{self, Ranked};
 use crate::decode::InferRequest;
 use crate::refusal::Refusal;
 use crate::tensor_json::write_values;
 use bytes::Bytes;
-use wire::Datatype;
+use std::borrow::Cow;
+use wire::{Datatype, ModelEntry, TensorMeta};
 
 /// A response body and what its headers must say of it.
 #[derive(Debug, PartialEq, Eq)]
@@ -19,9 +21,9 @@ pub struct Encoded {
 
 /// Encodes an ok reply.
 pub fn encode(request: &InferRequest, inferred: Inferred<'_>) -> Result<Encoded, Refusal> {
-    let Inferred { model, version, reply, payload, entry: _ } = inferred;
+    let Inferred { model, version, reply, payload, entry } = inferred;
     let mut json = Vec::with_capacity(256 + 4 * payload.len().min(1 << 20));
-    let mut binary: Vec<&[u8]> = Vec::new();
+    let mut binary: Vec<Cow<'_, [u8]>> = Vec::new();
     json.extend_from_slice(b"{");
     if let Some(id) = &request.id {
         json.extend_from_slice(b"\"id\":");
@@ -38,15 +40,21 @@ pub fn encode(request: &InferRequest, inferred: Inferred<'_>) -> Result<Encoded,
             .locate(payload.len())
             .map_err(|error| Refusal::Internal(format!("engine reply: {error}")))?;
         let bytes = &payload[range];
+        let ranked = match request.requested(&output.name).map_or(0, |requested| requested.classes) {
+            0 => None,
+            most => Some(rank(output, datatype, bytes, entry, most)?),
+        };
+        let name = if ranked.is_some() { "BYTES" } else { datatype.name() };
+        let shape = ranked.as_ref().map_or(&output.shape, |ranked| &ranked.shape);
         if index > 0 {
             json.push(b',');
         }
         json.extend_from_slice(b"{\"name\":");
         string(&mut json, &output.name);
         json.extend_from_slice(b",\"datatype\":\"");
-        json.extend_from_slice(datatype.name().as_bytes());
+        json.extend_from_slice(name.as_bytes());
         json.extend_from_slice(b"\",\"shape\":[");
-        for (axis, dimension) in output.shape.iter().enumerate() {
+        for (axis, dimension) in shape.iter().enumerate() {
             if axis > 0 {
                 json.push(b',');
             }
@@ -54,10 +62,20 @@ pub fn encode(request: &InferRequest, inferred: Inferred<'_>) -> Result<Encoded,
         }
         json.push(b']');
         if request.is_binary(&output.name) {
+            let bytes = ranked.map_or(Cow::Borrowed(bytes), |ranked| ranked.elements.into());
             json.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
             json.extend_from_slice(itoa::Buffer::new().format(bytes.len()).as_bytes());
             json.extend_from_slice(b"}}");
             binary.push(bytes);
+        } else if let Some(ranked) = ranked {
+            json.extend_from_slice(b",\"data\":[");
+            for (index, class) in ranked.texts().enumerate() {
+                if index > 0 {
+                    json.push(b',');
+                }
+                string(&mut json, class);
+            }
+            json.extend_from_slice(b"]}");
         } else if matches!(datatype, Datatype::Fp16 | Datatype::Bf16) {
             return Err(Refusal::Invalid(format!(
                 "output `{}` is {}, which has no JSON form: ask for it with binary_data",
@@ -73,9 +91,27 @@ pub fn encode(request: &InferRequest, inferred: Inferred<'_>) -> Result<Encoded,
     json.extend_from_slice(b"]}");
     let json_len = (!binary.is_empty()).then_some(json.len());
     for bytes in binary {
-        json.extend_from_slice(bytes);
+        json.extend_from_slice(&bytes);
     }
     Ok(Encoded { body: json.into(), json_len })
+}
+
+/// The classes that are wanted in place of an output.
+fn rank(
+    output: &TensorMeta,
+    datatype: Datatype,
+    bytes: &[u8],
+    entry: Option<&ModelEntry>,
+    most: u32,
+) -> Result<Ranked, Refusal> {
+    let spec = entry.and_then(|entry| entry.outputs.iter().find(|spec| spec.name == output.name));
+    let rows = output.shape.first().filter(|_| entry.is_some_and(|entry| entry.max_batch > 0));
+    let labels = spec.map_or(&[][..], |spec| &spec.labels);
+    let ranked = classification::Output { datatype, bytes, rows: rows.copied(), labels }.rank(most);
+    ranked.ok_or_else(|| {
+        let (name, datatype) = (&output.name, datatype.name());
+        Refusal::Invalid(format!("output `{name}` is {datatype}, of which there are no classes"))
+    })
 }
 
 fn string(json: &mut Vec<u8>, text: &str) {
@@ -86,7 +122,7 @@ fn string(json: &mut Vec<u8>, text: &str) {
 mod tests {
     use super::*;
     use crate::decode::RequestedOutput;
-    use wire::{Reply, TensorMeta};
+    use wire::{Reply, TensorSpec};
 
     fn reply() -> (Reply, Bytes) {
         let outputs = vec![
@@ -121,7 +157,11 @@ mod tests {
         let (reply, payload) = reply();
         let request = InferRequest {
             binary_outputs: true,
-            outputs: vec![RequestedOutput { name: "digit".into(), binary: Some(false) }],
+            outputs: vec![RequestedOutput {
+                name: "digit".into(),
+                binary: Some(false),
+                ..RequestedOutput::default()
+            }],
             ..InferRequest::default()
         };
         let encoded = encode(&request, of_digits(&reply, &payload)).unwrap();
@@ -130,6 +170,23 @@ mod tests {
         assert_eq!(json["outputs"][0]["data"][0], 7);
         assert_eq!(json["outputs"][1]["parameters"]["binary_data_size"], 8);
         assert_eq!(encoded.body[json_len..], payload[64..]);
+    }
+
+    #[test]
+    fn classes_go_out_as_strings_or_each_after_its_length() {
+        let (reply, payload) = reply();
+        let spec = TensorSpec { name: "p".into(), labels: vec!["no".into()], ..TensorSpec::default() };
+        let entry = ModelEntry { max_batch: 4, outputs: vec![spec], ..ModelEntry::default() };
+        let inferred = Inferred { entry: Some(&entry), ..of_digits(&reply, &payload) };
+        let wanted = |name: &str, binary| RequestedOutput { name: name.into(), binary: Some(binary), classes: 3 };
+        let outputs = vec![wanted("digit", false), wanted("p", true)];
+        let encoded = encode(&InferRequest { outputs, ..InferRequest::default() }, inferred).unwrap();
+        let (json, binary) = encoded.body.split_at(encoded.json_len.unwrap());
+        assert_eq!(
+            std::str::from_utf8(json).unwrap(),
+            r#"{"model_name":"digits","model_version":"2","outputs":[{"name":"digit","datatype":"BYTES","shape":[1,1],"data":["7:0"]},{"name":"p","datatype":"BYTES","shape":[1,2],"parameters":{"binary_data_size":22}}]}"#
+        );
+        assert_eq!(binary, b"\x09\0\0\x000.25:0:no\x05\0\0\0NaN:1");
     }
 
     #[test]

@@ -27,6 +27,7 @@ pub mod tensor_json;
 pub mod link;
 mod pulse;
 pub mod encode;
+mod classification;
 pub mod refusal;
 pub mod describe;
 pub mod repository;
