@@ -159,7 +159,7 @@ fn request(model: &str, row: &[Tensor]) -> (Infer, Bytes) {
         payload.resize(offset, 0);
         payload.extend_from_slice(bytes);
         let (name, datatype, shape) = ((*name).to_owned(), *datatype as u32, shape.clone());
-        inputs.push(TensorMeta { name, datatype, shape, offset: offset as u64 });
+        inputs.push(TensorMeta { name, datatype, shape, offset: offset as u64, bytes: 0 });
     }
     (Infer { model: model.into(), version: 1, inputs, ..Infer::default() }, payload.into())
 }

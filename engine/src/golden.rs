@@ -12,7 +12,7 @@
 use crate::job::{Given, check_inputs, with_masks};
 use crate::model::{Gathered, Model, Output, Rows, Spec, Tolerance};
 use crate::pace::Pace;
-use crate::values::apart;
+use crate::values::{apart, width};
 use bytes::Bytes;
 use half::{bf16, f16};
 use serde::Deserialize;
@@ -165,16 +165,17 @@ impl RawTensor {
     fn parse(self, role: &str) -> Result<(TensorMeta, Datatype, Vec<u8>), String> {
         let Self { name, datatype: kind, shape, data } = self;
         let datatype = Datatype::from_name(&kind)
-            .ok_or_else(|| format!("{role} `{name}`: unknown datatype `{kind}`"))?;
+            .filter(|datatype| datatype.size().is_some())
+            .ok_or_else(|| format!("{role} `{name}`: no model takes or gives `{kind}`"))?;
         let mut bytes = Vec::new();
         flatten(&data, datatype, &mut bytes)
             .map_err(|value| format!("{role} `{name}`: {value} is no {}", datatype.name()))?;
         let wanted = wire::element_count(&shape);
-        let got = bytes.len() / datatype.size();
+        let got = bytes.len() / width(datatype);
         if wanted != Some(got) {
             return Err(format!("{role} `{name}`: {got} values do not fill shape {shape:?}"));
         }
-        let meta = TensorMeta { name, datatype: datatype as u32, shape, offset: 0 };
+        let meta = TensorMeta { name, datatype: datatype as u32, shape, offset: 0, bytes: 0 };
         Ok((meta, datatype, bytes))
     }
 }
@@ -198,6 +199,7 @@ fn flatten(data: &Value, datatype: Datatype, into: &mut Vec<u8>) -> Result<(), V
         Datatype::Bf16 => into.extend(bf16::from_f64(float()?).to_le_bytes()),
         Datatype::Fp32 => into.extend((float()? as f32).to_le_bytes()),
         Datatype::Fp64 => into.extend(float()?.to_le_bytes()),
+        Datatype::Bytes => return Err(not_one()),
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use crate::catalog::Catalog;
 use crate::connection::Mailbox;
 use crate::model::{Dimension, Named, Output, RANK_MAX, Rows, Slot, Spec, Version};
 use crate::padding;
-use crate::values::{element, out_of_bounds};
+use crate::values::{element, out_of_bounds, width};
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -107,6 +107,8 @@ pub(crate) enum Refusal {
     InputMissing { name: String },
     #[error("input `{name}`: {got} given, {want} expected")]
     Datatype { name: String, want: &'static str, got: &'static str },
+    #[error("input `{name}`: BYTES given, and no `preprocess` of its model.yaml makes numbers of them")]
+    NoNumbers { name: String },
     #[error("input `{name}`: shape {got:?} does not match {want}")]
     Shape { name: String, want: String, got: Vec<u64> },
     #[error("input `{name}` has {rank} dimensions, {want} expected")]
@@ -158,6 +160,7 @@ impl Refusal {
             | Self::InputTwice { .. }
             | Self::InputMissing { .. }
             | Self::Datatype { .. }
+            | Self::NoNumbers { .. }
             | Self::Shape { .. }
             | Self::Rank { .. }
             | Self::Empty { .. }
@@ -251,6 +254,9 @@ impl Request {
 impl Given {
     fn check(slot: usize, declared: &Slot, meta: TensorMeta, payload: &Bytes) -> Result<Self, Refusal> {
         let name = || declared.name.clone();
+        if meta.datatype == Datatype::Bytes as u32 {
+            return Err(Refusal::NoNumbers { name: name() });
+        }
         let rank = meta.shape.len();
         if let Some(form) = &declared.form {
             if rank != form.shape.len() && rank > RANK_MAX {
@@ -265,7 +271,7 @@ impl Given {
         if let Some(position) = meta.shape.iter().position(|size| *size == 0) {
             return Err(Refusal::Empty { name: name(), position, got: meta.shape });
         }
-        let (datatype, bytes) = meta.locate(payload.len())?;
+        let (datatype, bytes) = meta.locate(payload)?;
         if let Some(form) = &declared.form
             && form.datatype != datatype
         {
@@ -379,7 +385,7 @@ pub(crate) fn pad(
     let (mut padded, mut layout) = (Vec::new(), Layout::default());
     let one = |Padded { at, datatype, shape, to, given }: Padded<'_>| {
         let slot = &spec.inputs[at];
-        let start = layout.place(to.iter().product::<u64>() as usize * datatype.size());
+        let start = layout.place(to.iter().product::<u64>() as usize * width(datatype));
         padded.resize(start, 0);
         let filling = element(datatype, if slot.mask { 0.0 } else { slot.pad });
         match given {
@@ -440,7 +446,7 @@ impl<'a> Padded<'a> {
     }
 
     fn bytes(&self) -> Option<usize> {
-        wire::element_count(&self.to)?.checked_mul(self.datatype.size())
+        wire::element_count(&self.to)?.checked_mul(width(self.datatype))
     }
 }
 
@@ -502,7 +508,7 @@ mod tests {
     use crate::scripted::{Scripted, catalog_of, rows_spec};
 
     fn meta(name: &str, datatype: Datatype, shape: &[u64], offset: u64) -> TensorMeta {
-        TensorMeta { name: name.into(), datatype: datatype as u32, shape: shape.into(), offset }
+        TensorMeta { name: name.into(), datatype: datatype as u32, shape: shape.into(), offset, bytes: 0 }
     }
 
     /// Two inputs, the second of any width, with 4 rows at most; and a payload of 256 bytes of value 1.
@@ -614,6 +620,11 @@ mod tests {
             i.outputs = vec!["anything".into()];
         });
         assert_eq!(request.ok().unwrap().inputs[0].bytes, 0..4);
+        let refused = check_against(spec.clone(), |i| i.inputs[1].datatype = Datatype::Bytes as u32);
+        assert_eq!(
+            refused.err().unwrap(),
+            "input `a`: BYTES given, and no `preprocess` of its model.yaml makes numbers of them"
+        );
         let refused = check_against(spec, |i| i.inputs[0].shape = vec![1; 17]);
         assert_eq!(refused.err().unwrap(), "input `b` has 17 dimensions, at most 16 expected");
     }

@@ -194,8 +194,9 @@ impl TryFrom<String> for DatatypeName {
     type Error = String;
 
     fn try_from(name: String) -> Result<Self, String> {
-        Datatype::from_name(&name).map(Self).ok_or_else(|| {
-            let known = Datatype::ALL.map(Datatype::name).join(", ");
+        let numbers = || Datatype::ALL.into_iter().filter(|datatype| datatype.size().is_some());
+        numbers().find(|datatype| datatype.name() == name).map(Self).ok_or_else(|| {
+            let known = numbers().map(Datatype::name).collect::<Vec<_>>().join(", ");
             format!("unknown datatype `{name}`, known are {known}")
         })
     }
@@ -521,7 +522,12 @@ impl Tensor {
     fn is_integer(&self) -> bool {
         match self.datatype.0 {
             Datatype::Uint8 | Datatype::Int8 | Datatype::Int16 | Datatype::Int32 | Datatype::Int64 => true,
-            Datatype::Bool | Datatype::Fp16 | Datatype::Bf16 | Datatype::Fp32 | Datatype::Fp64 => false,
+            Datatype::Bool
+            | Datatype::Fp16
+            | Datatype::Bf16
+            | Datatype::Fp32
+            | Datatype::Fp64
+            | Datatype::Bytes => false,
         }
     }
 

@@ -9,6 +9,7 @@
 use crate::batcher::Grouping;
 use crate::calibrate::Way;
 use crate::loader::Retirement;
+use crate::values;
 pub use crate::values::Tolerance;
 use bytes::Bytes;
 use std::fmt;
@@ -257,7 +258,7 @@ impl Spec {
         for (position, output) in outputs.iter().enumerate() {
             let name = || output.name.clone();
             debug_assert_eq!(
-                wire::element_count(&output.shape).map(|elements| elements * output.datatype.size()),
+                wire::element_count(&output.shape).map(|elements| elements * values::width(output.datatype)),
                 Some(output.bytes.len()),
                 "an output has the bytes that its shape says"
             );

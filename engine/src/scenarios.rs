@@ -225,8 +225,9 @@ impl Asked {
         let offset = self.layout.place(bytes.len());
         self.payload.resize(offset, 0);
         self.payload.extend_from_slice(bytes);
+        let bytes = if datatype == Datatype::Bytes { bytes.len() as u64 } else { 0 };
         let (name, datatype, shape) = (name.into(), datatype as u32, shape.into());
-        self.infer.inputs.push(TensorMeta { name, datatype, shape, offset: offset as u64 });
+        self.infer.inputs.push(TensorMeta { name, datatype, shape, offset: offset as u64, bytes });
         self
     }
 
@@ -262,7 +263,7 @@ pub(crate) struct Answer {
 impl Answer {
     fn read(frame: &Frame) -> Self {
         let reply = Reply::decode(frame.metadata.clone()).unwrap();
-        let bytes = |meta: &TensorMeta| frame.payload.slice(meta.locate(frame.payload.len()).unwrap().1);
+        let bytes = |meta: &TensorMeta| frame.payload.slice(meta.locate(&frame.payload).unwrap().1);
         Self { id: frame.id, outputs: reply.outputs.iter().map(bytes).collect(), reply }
     }
 

@@ -6,7 +6,7 @@ use crate::connection::Mailbox;
 use crate::job::{Job, Refusal, shortened};
 use crate::model::Output;
 use crate::padding::crop;
-use crate::values::all_finite;
+use crate::values::{all_finite, width};
 use bytes::{BufMut, Bytes, BytesMut};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -42,14 +42,14 @@ impl Part<'_> {
         let request = &self.job.request;
         let bytes = if alone { &output.bytes } else { rows_of(output, self.before, request.rows) };
         let shape = self.shape(output, alone);
-        if request.real.is_none() || bytes.len() == elements(&shape) * output.datatype.size() {
+        if request.real.is_none() || bytes.len() == elements(&shape) * width(output.datatype) {
             return Cow::Borrowed(bytes);
         }
         let mut padded = output.shape.clone();
         if !alone {
             padded[0] = u64::from(request.rows);
         }
-        let mut cropped = Vec::with_capacity(elements(&shape) * output.datatype.size());
+        let mut cropped = Vec::with_capacity(elements(&shape) * width(output.datatype));
         crop(bytes, &padded, &shape, &mut cropped);
         Cow::Owned(cropped)
     }
@@ -296,8 +296,14 @@ impl Writer<'_> {
             let mut layout = Layout::default();
             let meta = |output: &Output| {
                 let shape = part.shape(output, self.alone);
-                let offset = layout.place(elements(&shape) * output.datatype.size()) as u64;
-                TensorMeta { name: output.name.clone(), datatype: output.datatype as u32, shape, offset }
+                let offset = layout.place(elements(&shape) * width(output.datatype)) as u64;
+                TensorMeta {
+                    name: output.name.clone(),
+                    datatype: output.datatype as u32,
+                    shape,
+                    offset,
+                    bytes: 0,
+                }
             };
             *metas = chosen(wanted, self.outputs).map(meta).collect();
             self.describes_all = false;
@@ -310,6 +316,7 @@ impl Writer<'_> {
                 datatype: output.datatype as u32,
                 shape: output.shape.clone(),
                 offset: 0,
+                bytes: 0,
             }));
             self.describes_all = wanted.is_empty();
         }

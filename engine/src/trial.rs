@@ -12,7 +12,7 @@ use crate::model::{
 };
 use crate::pace::Pace;
 use crate::padding::crop;
-use crate::values::{difference, element};
+use crate::values::{difference, element, width};
 use bytes::Bytes;
 use half::{bf16, f16};
 use std::time::Duration;
@@ -242,7 +242,7 @@ impl Trial<'_> {
         let slots = &self.model.spec().inputs;
         let bytes = slots.iter().try_fold(0u64, |sum, slot| {
             let elements = wire::element_count(&self.shape(slot, 1))?;
-            sum.checked_add(elements.checked_mul(datatype_of(slot).size())? as u64)
+            sum.checked_add(elements.checked_mul(width(datatype_of(slot)))? as u64)
         });
         let rows = self.max_rows.unwrap_or(1).min(2);
         bytes.filter(|bytes| bytes.checked_mul(rows).is_some_and(|all| all <= self.bytes_max)).ok_or_else(
@@ -447,7 +447,7 @@ fn made_up(datatype: Datatype, bounds: Option<(i64, i64)>, elements: u64, seed: 
     // Small, so that they are valid indices of most things, unless the author says what is valid.
     let (min, max) = bounds.unwrap_or((0, 3));
     let span = (i128::from(max) - i128::from(min) + 1).max(1);
-    let mut bytes = Vec::with_capacity(elements as usize * datatype.size());
+    let mut bytes = Vec::with_capacity(elements as usize * width(datatype));
     let mut dice = seed;
     for _ in 0..elements {
         let draw = splitmix(&mut dice);
@@ -456,12 +456,13 @@ fn made_up(datatype: Datatype, bounds: Option<(i64, i64)>, elements: u64, seed: 
             Datatype::Bool => bytes.push((draw >> 63) as u8),
             Datatype::Uint8 | Datatype::Int8 | Datatype::Int16 | Datatype::Int32 | Datatype::Int64 => {
                 let value = i128::from(min) + i128::from(draw >> 1) % span;
-                bytes.extend(&value.to_le_bytes()[..datatype.size()]);
+                bytes.extend(&value.to_le_bytes()[..width(datatype)]);
             }
             Datatype::Fp16 => bytes.extend(f16::from_f32(float).to_le_bytes()),
             Datatype::Bf16 => bytes.extend(bf16::from_f32(float).to_le_bytes()),
             Datatype::Fp32 => bytes.extend(float.to_le_bytes()),
             Datatype::Fp64 => bytes.extend(f64::from(float).to_le_bytes()),
+            Datatype::Bytes => unreachable!("it has no width"),
         }
     }
     bytes

@@ -4,6 +4,11 @@
 use half::{bf16, f16};
 use wire::Datatype;
 
+/// Bytes of one element of a tensor that a model takes or gives.
+pub(crate) fn width(datatype: Datatype) -> usize {
+    datatype.size().expect("models compute with numbers: manifest.rs and job.rs see to it")
+}
+
 /// Whether no element is a NaN or an infinity. Integers never are.
 pub(crate) fn all_finite(datatype: Datatype, bytes: &[u8]) -> bool {
     match datatype {
@@ -16,7 +21,8 @@ pub(crate) fn all_finite(datatype: Datatype, bytes: &[u8]) -> bool {
         | Datatype::Int8
         | Datatype::Int16
         | Datatype::Int32
-        | Datatype::Int64 => true,
+        | Datatype::Int64
+        | Datatype::Bytes => true,
     }
 }
 
@@ -31,7 +37,12 @@ pub(crate) fn out_of_bounds(datatype: Datatype, bytes: &[u8], bounds: (i64, i64)
         Datatype::Int16 => first(chunks(bytes).map(|bytes| i64::from(i16::from_le_bytes(*bytes))), bounds),
         Datatype::Int32 => first(chunks(bytes).map(|bytes| i64::from(i32::from_le_bytes(*bytes))), bounds),
         Datatype::Int64 => first(chunks(bytes).map(|bytes| i64::from_le_bytes(*bytes)), bounds),
-        Datatype::Bool | Datatype::Fp16 | Datatype::Bf16 | Datatype::Fp32 | Datatype::Fp64 => None,
+        Datatype::Bool
+        | Datatype::Fp16
+        | Datatype::Bf16
+        | Datatype::Fp32
+        | Datatype::Fp64
+        | Datatype::Bytes => None,
     }
 }
 
@@ -59,7 +70,8 @@ impl Tolerance {
             | Datatype::Int8
             | Datatype::Int16
             | Datatype::Int32
-            | Datatype::Int64 => return 0.0,
+            | Datatype::Int64
+            | Datatype::Bytes => return 0.0,
         };
         match self {
             Self::Summation => summation,
@@ -109,11 +121,12 @@ pub(crate) fn element(datatype: Datatype, value: f64) -> Vec<u8> {
         Datatype::Bf16 => bf16::from_f64(value).to_le_bytes().into(),
         Datatype::Fp32 => (value as f32).to_le_bytes().into(),
         Datatype::Fp64 => value.to_le_bytes().into(),
+        Datatype::Bytes => unreachable!("no input of a model is declared as BYTES"),
     }
 }
 
 fn values(datatype: Datatype, bytes: &[u8]) -> impl Iterator<Item = f64> {
-    bytes.chunks_exact(datatype.size()).map(move |element| {
+    bytes.chunks_exact(width(datatype)).map(move |element| {
         let mut low = [0; 8];
         low[..element.len()].copy_from_slice(element);
         let bits = u64::from_le_bytes(low);
@@ -127,6 +140,7 @@ fn values(datatype: Datatype, bytes: &[u8]) -> impl Iterator<Item = f64> {
             Datatype::Bf16 => bf16::from_bits(bits as u16).to_f64(),
             Datatype::Fp32 => f64::from(f32::from_bits(bits as u32)),
             Datatype::Fp64 => f64::from_bits(bits),
+            Datatype::Bytes => unreachable!("it has no width"),
         }
     })
 }

@@ -124,6 +124,7 @@ fn a_model_that_hangs_ends_the_engine_which_names_it() {
         datatype: wire::Datatype::Fp32 as u32,
         shape: vec![1, 1],
         offset: 0,
+        bytes: 0,
     };
     let infer =
         wire::Infer { model: "endless".into(), version: 1, inputs: vec![x], ..wire::Infer::default() };

@@ -126,12 +126,7 @@ impl Call for HttpCall<'_> {
         body::read(self.session, limits, encoding, slot).await
     }
 
-    async fn inflate(
-        &mut self,
-        body: Bytes,
-        limits: &BodyLimits,
-        slot: &mut Slot,
-    ) -> Result<Bytes, Refusal> {
+    async fn inflate(&mut self, body: Bytes, limits: &BodyLimits, slot: &mut Slot) -> Result<Bytes, Refusal> {
         body::inflate(self.session, body, limits, slot).await
     }
 

@@ -43,7 +43,7 @@ impl Output<'_> {
             Datatype::Bf16 => self.rank_as(most, |bytes| bf16::from_le_bytes(bytes).to_f32(), by_value),
             Datatype::Fp32 => self.rank_as(most, f32::from_le_bytes, by_value),
             Datatype::Fp64 => self.rank_as(most, f64::from_le_bytes, by_value),
-            Datatype::Bool => return None,
+            Datatype::Bool | Datatype::Bytes => return None,
         })
     }
 
@@ -61,9 +61,8 @@ impl Output<'_> {
         ranked.shape.push(most as u64);
         let mut places: Vec<usize> = Vec::with_capacity(classes);
         for row in elements.chunks_exact(classes.max(1)) {
-            let best_first = |one: &usize, other: &usize| {
-                order(&read(row[*other]), &read(row[*one])).then(one.cmp(other))
-            };
+            let best_first =
+                |one: &usize, other: &usize| order(&read(row[*other]), &read(row[*one])).then(one.cmp(other));
             places.clear();
             places.extend(0..classes);
             if (1..classes).contains(&most) {
@@ -91,17 +90,6 @@ impl Ranked {
         let length = (self.elements.len() - start - LENGTH) as u32; // a label fits a frame of 1 MiB
         self.elements[start..start + LENGTH].copy_from_slice(&length.to_le_bytes());
     }
-
-    /// Each class in words.
-    pub(crate) fn texts(&self) -> impl Iterator<Item = &str> {
-        let mut rest = &self.elements[..];
-        std::iter::from_fn(move || {
-            let (length, after) = rest.split_first_chunk()?;
-            let (text, after) = after.split_at(u32::from_le_bytes(*length) as usize);
-            rest = after;
-            Some(str::from_utf8(text).expect("it was written as text"))
-        })
-    }
 }
 
 /// Of two numbers the larger one; a NaN is smaller than all numbers.
@@ -113,11 +101,13 @@ fn by_value<T: PartialOrd>(one: &T, other: &T) -> Ordering {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wire::Elements;
 
     fn rank(datatype: Datatype, bytes: &[u8], rows: Option<u64>, most: u32) -> (Vec<u64>, Vec<String>) {
         let labels = ["no".to_owned(), String::new(), "yes".to_owned()];
         let ranked = Output { datatype, bytes, rows, labels: &labels }.rank(most).expect("it has an order");
-        let texts = ranked.texts().map(str::to_owned).collect();
+        let texts = Elements::of(&ranked.elements);
+        let texts = texts.map(|text| str::from_utf8(text.unwrap()).unwrap().to_owned()).collect();
         (ranked.shape, texts)
     }
 
@@ -134,10 +124,7 @@ mod tests {
     fn the_best_come_first_with_their_labels_where_they_have_one() {
         let row = [0.25, 0.5, 0.75, 0.125];
         assert_eq!(floats(&row, Some(1), 2), (vec![1, 2], texts(&["0.75:2:yes", "0.5:1"])));
-        assert_eq!(
-            floats(&row, None, 4),
-            (vec![4], texts(&["0.75:2:yes", "0.5:1", "0.25:0:no", "0.125:3"]))
-        );
+        assert_eq!(floats(&row, None, 4), (vec![4], texts(&["0.75:2:yes", "0.5:1", "0.25:0:no", "0.125:3"])));
     }
 
     #[test]

@@ -241,6 +241,7 @@ impl Encoder {
 mod tests {
     use super::*;
     use crate::slots::Slots;
+    use policies::Room;
     use std::sync::Arc;
     use std::time::Duration;
 
@@ -253,7 +254,7 @@ mod tests {
     /// Inflates where a body may have 1 MiB, and all of them together 2.
     fn inflate(coding: Coding, body: &[u8]) -> Result<Bytes, Refusal> {
         let limits = BodyLimits { bytes_max: 1 << 20, time_max: Duration::MAX };
-        let mut slot = Arc::new(Slots::new(1, 2 << 20)).enter().unwrap();
+        let mut slot = Arc::new(Slots::new(1, 2 << 20)).enter(Room::ALL).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(coding.inflate(Bytes::copy_from_slice(body), &limits, &mut slot))
     }
@@ -264,7 +265,10 @@ mod tests {
     }
 
     fn text(bytes: usize) -> Vec<u8> {
-        (0..).flat_map(|number: u32| format!("{},", number * number % 1013).into_bytes()).take(bytes).collect()
+        (0..)
+            .flat_map(|number: u32| format!("{},", number * number % 1013).into_bytes())
+            .take(bytes)
+            .collect()
     }
 
     #[test]
@@ -306,11 +310,11 @@ mod tests {
         let limits = BodyLimits { bytes_max: 1 << 20, time_max: Duration::MAX };
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let body = Bytes::from(compress(Coding::Gzip, &vec![0; 200 << 10]));
-        let mut slot = slots.enter().unwrap();
+        let mut slot = slots.enter(Room::ALL).unwrap();
         let refusal = runtime.block_on(Coding::Gzip.inflate(body, &limits, &mut slot)).unwrap_err();
         assert!(matches!(refusal, Refusal::Overloaded(_)), "{refusal}");
         drop(slot);
-        assert!(slots.enter().unwrap().reserve(100 << 10).is_ok(), "all of it is given back");
+        assert!(slots.enter(Room::ALL).unwrap().reserve(100 << 10).is_ok(), "all of it is given back");
     }
 
     #[test]
@@ -342,14 +346,22 @@ mod tests {
 
     #[test]
     fn a_body_says_how_it_is_compressed() {
-        let of = |value| Coding::of_body(&headers(header::CONTENT_ENCODING, value)).map_err(|refusal| match refusal {
-            Refusal::Encoding { encoding } => encoding,
-            other => panic!("{other}"),
-        });
+        let of = |value| {
+            Coding::of_body(&headers(header::CONTENT_ENCODING, value)).map_err(|refusal| match refusal {
+                Refusal::Encoding { encoding } => encoding,
+                other => panic!("{other}"),
+            })
+        };
         assert_eq!(Coding::of_body(&HeaderMap::new()), Ok(None));
-        assert_eq!((of("identity"), of("GZIP"), of("x-gzip")), (Ok(None), Ok(Some(Coding::Gzip)), Ok(Some(Coding::Gzip))));
+        assert_eq!(
+            (of("identity"), of("GZIP"), of("x-gzip")),
+            (Ok(None), Ok(Some(Coding::Gzip)), Ok(Some(Coding::Gzip)))
+        );
         assert_eq!(of("deflate, identity"), Ok(Some(Coding::Deflate)));
-        assert_eq!((of("br"), of("gzip, zstd"), of("gzip, gzip")), (Err("br".into()), Err("zstd".into()), Err("gzip".into())));
+        assert_eq!(
+            (of("br"), of("gzip, zstd"), of("gzip, gzip")),
+            (Err("br".into()), Err("zstd".into()), Err("gzip".into()))
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
+use wire::elements::LENGTH_BYTES;
 use wire::{Datatype, Layout, TensorMeta, element_count};
 
 /// A request that agrees with itself.
@@ -313,7 +314,16 @@ impl<'de> Visitor<'de> for InputSeed<'_, '_> {
             }
         };
         self.payload.end();
-        Ok(TensorMeta { name, datatype: datatype as u32, shape, offset })
+        let bytes = match datatype {
+            Datatype::Bytes => self.payload.bytes.len() as u64 - offset,
+            _ => 0,
+        };
+        let input = TensorMeta { name, datatype: datatype as u32, shape, offset, bytes };
+        // The lengths inside of it came from the client, and have not been looked at yet.
+        if datatype == Datatype::Bytes && binary_data_size.is_some() {
+            input.locate(&self.payload.bytes).map_err(A::Error::custom)?;
+        }
+        Ok(input)
     }
 }
 
@@ -331,7 +341,8 @@ impl Payload<'_> {
         self.bytes.resize(offset, 0);
         // A hint only, and never more than the body can fill: two characters make an element.
         if let Some(elements) = element_count(shape) {
-            self.bytes.reserve(elements.saturating_mul(datatype.size()).min(64 << 10));
+            self.bytes
+                .reserve(elements.saturating_mul(datatype.size().unwrap_or(LENGTH_BYTES)).min(64 << 10));
         }
         Ok(offset as u64)
     }
@@ -343,7 +354,10 @@ impl Payload<'_> {
         shape: &[u64],
         size: usize,
     ) -> Result<u64, E> {
-        let expected = element_count(shape).and_then(|elements| elements.checked_mul(datatype.size()));
+        let expected = match datatype.size() {
+            Some(element) => element_count(shape).and_then(|elements| elements.checked_mul(element)),
+            None => Some(size),
+        };
         if expected != Some(size) {
             return Err(E::custom(format_args!(
                 "input `{name}`: binary_data_size is {size}, {} of shape {shape:?} takes {}",
@@ -408,8 +422,8 @@ mod tests {
         .unwrap();
         assert_eq!(request.id.as_deref(), Some("a"));
         assert_eq!(request.timeout, Some(Duration::from_micros(1500)));
-        assert_eq!(request.inputs[0].locate(request.payload.len()).unwrap().1, 0..8);
-        assert_eq!(request.inputs[1].locate(request.payload.len()).unwrap().1, 64..72);
+        assert_eq!(request.inputs[0].locate(&request.payload).unwrap().1, 0..8);
+        assert_eq!(request.inputs[1].locate(&request.payload).unwrap().1, 64..72);
         assert_eq!(request.payload[..8], floats(&[1.0, 2.0]));
         assert_eq!(request.payload[64..68], floats(&[3.0]));
         assert!(request.is_binary("z") && !request.is_binary("w"));
@@ -424,10 +438,34 @@ mod tests {
             "parameters":{"binary_data_output":true}}"#;
         let body = [json.as_bytes(), &[1, 2, 3, 4, 9, 8, 7]].concat();
         let request = InferRequest::decode(&body, Some(json.len())).unwrap();
-        let at =
-            |index: usize| &request.payload[request.inputs[index].locate(request.payload.len()).unwrap().1];
+        let at = |index: usize| &request.payload[request.inputs[index].locate(&request.payload).unwrap().1];
         assert_eq!((at(0), at(1), at(2)), (&[1, 2, 3, 4][..], &[1][..], &[9, 8, 7][..]));
         assert!(request.is_binary("anything"));
+    }
+
+    #[test]
+    fn bytes_come_as_strings_or_as_binary_elements_that_add_up() {
+        let request =
+            decode(r#"{"inputs":[{"name":"t","shape":[2],"datatype":"BYTES","data":["ab",""]}]}"#).unwrap();
+        assert_eq!(request.payload, &b"\x02\0\0\0ab\0\0\0\0"[..]);
+        assert_eq!(request.inputs[0].bytes, 10);
+        assert!(request.inputs[0].locate(&request.payload).is_ok());
+
+        let binary = |shape: u64, tensor: &[u8]| {
+            let size = tensor.len();
+            let json = format!(
+                r#"{{"inputs":[{{"name":"t","shape":[{shape}],"datatype":"BYTES","parameters":{{"binary_data_size":{size}}}}}]}}"#
+            );
+            InferRequest::decode(&[json.as_bytes(), tensor].concat(), Some(json.len()))
+                .map_err(|refusal| refusal.to_string())
+        };
+        assert_eq!(binary(2, b"\x02\0\0\0ab\0\0\0\0").unwrap(), request);
+        assert!(
+            binary(1, b"\x02\0\0\0a").unwrap_err().contains("an element of tensor `t` reaches beyond its 5")
+        );
+        assert!(binary(3, &[0; 8]).unwrap_err().contains("tensor `t` has 2 elements, shape [3] has 3"));
+        assert!(binary(1, &[]).unwrap_err().contains("tensor `t` has 0 elements, shape [1] has 1"));
+        assert!(binary(u64::MAX, &[0; 8]).unwrap_err().contains("tensor `t` has 2 elements"));
     }
 
     #[test]
@@ -444,8 +482,8 @@ mod tests {
             (&input(r#""name":"x","shape":[1],"data":[1]"#), "input `x` has no `datatype`"),
             (&input(r#""name":"x","shape":[1],"datatype":"FP32""#), "input `x` has no `data`"),
             (
-                &input(r#""name":"x","shape":[1],"datatype":"BYTES","data":["a"]"#),
-                "datatype `BYTES` is not one of BOOL, UINT8",
+                &input(r#""name":"x","shape":[1],"datatype":"STRING","data":["a"]"#),
+                "datatype `STRING` is not one of BOOL, UINT8",
             ),
             (
                 &input(r#""name":"x","shape":[-1],"datatype":"FP32","data":[1]"#),

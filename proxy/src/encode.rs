@@ -36,23 +36,24 @@ pub fn encode(request: &InferRequest, inferred: Inferred<'_>) -> Result<Encoded,
     json.extend_from_slice(itoa::Buffer::new().format(version).as_bytes());
     json.extend_from_slice(b"\",\"outputs\":[");
     for (index, output) in reply.outputs.iter().enumerate() {
-        let (datatype, range) = output
-            .locate(payload.len())
-            .map_err(|error| Refusal::Internal(format!("engine reply: {error}")))?;
+        let (datatype, range) =
+            output.locate(payload).map_err(|error| Refusal::Internal(format!("engine reply: {error}")))?;
         let bytes = &payload[range];
-        let ranked = match request.requested(&output.name).map_or(0, |requested| requested.classes) {
-            0 => None,
-            most => Some(rank(output, datatype, bytes, entry, most)?),
-        };
-        let name = if ranked.is_some() { "BYTES" } else { datatype.name() };
-        let shape = ranked.as_ref().map_or(&output.shape, |ranked| &ranked.shape);
+        let (datatype, shape, bytes) =
+            match request.requested(&output.name).map_or(0, |requested| requested.classes) {
+                0 => (datatype, Cow::Borrowed(&output.shape), Cow::Borrowed(bytes)),
+                most => {
+                    let Ranked { shape, elements } = rank(output, datatype, bytes, entry, most)?;
+                    (Datatype::Bytes, Cow::Owned(shape), Cow::Owned(elements))
+                }
+            };
         if index > 0 {
             json.push(b',');
         }
         json.extend_from_slice(b"{\"name\":");
         string(&mut json, &output.name);
         json.extend_from_slice(b",\"datatype\":\"");
-        json.extend_from_slice(name.as_bytes());
+        json.extend_from_slice(datatype.name().as_bytes());
         json.extend_from_slice(b"\",\"shape\":[");
         for (axis, dimension) in shape.iter().enumerate() {
             if axis > 0 {
@@ -62,29 +63,15 @@ pub fn encode(request: &InferRequest, inferred: Inferred<'_>) -> Result<Encoded,
         }
         json.push(b']');
         if request.is_binary(&output.name) {
-            let bytes = ranked.map_or(Cow::Borrowed(bytes), |ranked| ranked.elements.into());
             json.extend_from_slice(b",\"parameters\":{\"binary_data_size\":");
             json.extend_from_slice(itoa::Buffer::new().format(bytes.len()).as_bytes());
             json.extend_from_slice(b"}}");
             binary.push(bytes);
-        } else if let Some(ranked) = ranked {
-            json.extend_from_slice(b",\"data\":[");
-            for (index, class) in ranked.texts().enumerate() {
-                if index > 0 {
-                    json.push(b',');
-                }
-                string(&mut json, class);
-            }
-            json.extend_from_slice(b"]}");
-        } else if matches!(datatype, Datatype::Fp16 | Datatype::Bf16) {
-            return Err(Refusal::Invalid(format!(
-                "output `{}` is {}, which has no JSON form: ask for it with binary_data",
-                output.name,
-                datatype.name()
-            )));
         } else {
             json.extend_from_slice(b",\"data\":");
-            write_values(&mut json, datatype, bytes);
+            write_values(&mut json, datatype, &bytes).map_err(|error| {
+                Refusal::Invalid(format!("output `{}` {error}: ask for it with binary_data", output.name))
+            })?;
             json.push(b'}');
         }
     }
@@ -122,12 +109,24 @@ fn string(json: &mut Vec<u8>, text: &str) {
 mod tests {
     use super::*;
     use crate::decode::RequestedOutput;
-    use wire::{Reply, TensorSpec};
+    use wire::{Reply, TensorSpec, push_element};
 
     fn reply() -> (Reply, Bytes) {
         let outputs = vec![
-            TensorMeta { name: "digit".into(), datatype: Datatype::Int64 as u32, shape: vec![1], offset: 0 },
-            TensorMeta { name: "p".into(), datatype: Datatype::Fp32 as u32, shape: vec![1, 2], offset: 64 },
+            TensorMeta {
+                name: "digit".into(),
+                datatype: Datatype::Int64 as u32,
+                shape: vec![1],
+                offset: 0,
+                bytes: 0,
+            },
+            TensorMeta {
+                name: "p".into(),
+                datatype: Datatype::Fp32 as u32,
+                shape: vec![1, 2],
+                offset: 64,
+                bytes: 0,
+            },
         ];
         let mut payload = 7_i64.to_le_bytes().to_vec();
         payload.resize(64, 0);
@@ -178,7 +177,8 @@ mod tests {
         let spec = TensorSpec { name: "p".into(), labels: vec!["no".into()], ..TensorSpec::default() };
         let entry = ModelEntry { max_batch: 4, outputs: vec![spec], ..ModelEntry::default() };
         let inferred = Inferred { entry: Some(&entry), ..of_digits(&reply, &payload) };
-        let wanted = |name: &str, binary| RequestedOutput { name: name.into(), binary: Some(binary), classes: 3 };
+        let wanted =
+            |name: &str, binary| RequestedOutput { name: name.into(), binary: Some(binary), classes: 3 };
         let outputs = vec![wanted("digit", false), wanted("p", true)];
         let encoded = encode(&InferRequest { outputs, ..InferRequest::default() }, inferred).unwrap();
         let (json, binary) = encoded.body.split_at(encoded.json_len.unwrap());
@@ -187,6 +187,30 @@ mod tests {
             r#"{"model_name":"digits","model_version":"2","outputs":[{"name":"digit","datatype":"BYTES","shape":[1,1],"data":["7:0"]},{"name":"p","datatype":"BYTES","shape":[1,2],"parameters":{"binary_data_size":22}}]}"#
         );
         assert_eq!(binary, b"\x09\0\0\x000.25:0:no\x05\0\0\0NaN:1");
+    }
+
+    #[test]
+    fn bytes_are_answered_as_text_or_as_binary_data() {
+        let text = |elements: &[&[u8]]| {
+            let mut payload = Vec::new();
+            elements.iter().for_each(|element| push_element(&mut payload, element));
+            let (datatype, shape) = (Datatype::Bytes as u32, vec![elements.len() as u64]);
+            let meta =
+                TensorMeta { name: "t".into(), datatype, shape, offset: 0, bytes: payload.len() as u64 };
+            (Reply { outputs: vec![meta], ..Reply::default() }, Bytes::from(payload))
+        };
+        let (reply, payload) = text(&[b"caf\xc3\xa9 \"\n", b""]);
+        let encoded = encode(&InferRequest::default(), of_digits(&reply, &payload)).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&encoded.body).unwrap();
+        assert_eq!(json["outputs"][0]["data"], serde_json::json!(["café \"\n", ""]));
+
+        let (reply, payload) = text(&[b"a", b"\xff"]);
+        let refusal = encode(&InferRequest::default(), of_digits(&reply, &payload)).unwrap_err();
+        let says = "output `t` is not UTF-8, and has no JSON form: ask for it with binary_data";
+        assert_eq!(refusal, Refusal::Invalid(says.into()));
+        let request = InferRequest { binary_outputs: true, ..InferRequest::default() };
+        let encoded = encode(&request, of_digits(&reply, &payload)).unwrap();
+        assert_eq!(encoded.body[encoded.json_len.unwrap()..], payload);
     }
 
     #[test]

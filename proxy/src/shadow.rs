@@ -174,7 +174,7 @@ fn alike(policy: &ShadowPolicy, (outputs, payload): Answer<'_>, (others, other_p
         && outputs.iter().all(|output| {
             let Some(other) = others.iter().find(|other| other.name == output.name) else { return false };
             let (Ok((datatype, at)), Ok((other_datatype, other_at))) =
-                (output.locate(payload.len()), other.locate(other_payload.len()))
+                (output.locate(payload), other.locate(other_payload))
             else {
                 return false;
             };
@@ -233,7 +233,13 @@ mod tests {
     }
 
     fn output(datatype: Datatype, shape: &[u64]) -> Vec<TensorMeta> {
-        vec![TensorMeta { name: "y".into(), datatype: datatype as u32, shape: shape.into(), offset: 0 }]
+        vec![TensorMeta {
+            name: "y".into(),
+            datatype: datatype as u32,
+            shape: shape.into(),
+            offset: 0,
+            bytes: 0,
+        }]
     }
 
     fn fp32(values: &[f32]) -> Vec<u8> {

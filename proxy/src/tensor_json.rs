@@ -7,7 +7,7 @@
 
 use serde::de::{DeserializeSeed, Deserializer, Error, SeqAccess, Visitor};
 use std::fmt;
-use wire::{Datatype, element_count};
+use wire::{Datatype, Elements, element_count, push_element};
 
 /// A tensor whose values are being appended to `bytes`.
 pub(crate) struct TensorData<'a> {
@@ -71,6 +71,12 @@ struct Values<'a> {
 
 impl Values<'_> {
     fn put<E: Error>(&mut self, little_endian: &[u8]) -> Result<Node, E> {
+        self.one_more()?;
+        self.bytes.extend_from_slice(little_endian);
+        Ok(Node::Scalar)
+    }
+
+    fn one_more<E: Error>(&mut self) -> Result<(), E> {
         if self.seen == self.elements {
             return Err(E::custom(format_args!(
                 "data has more than the {} elements of shape {:?}",
@@ -78,8 +84,7 @@ impl Values<'_> {
             )));
         }
         self.seen += 1;
-        self.bytes.extend_from_slice(little_endian);
-        Ok(Node::Scalar)
+        Ok(())
     }
 
     fn refuse<E: Error>(&self, got: impl fmt::Display) -> E {
@@ -116,7 +121,7 @@ impl Values<'_> {
             }
             Datatype::Fp32 => self.put(&(f64::from_integer(value) as f32).to_le_bytes()),
             Datatype::Fp64 => self.put(&f64::from_integer(value).to_le_bytes()),
-            Datatype::Bool | Datatype::Fp16 | Datatype::Bf16 => Err(misfit()),
+            Datatype::Bool | Datatype::Fp16 | Datatype::Bf16 | Datatype::Bytes => Err(misfit()),
         }
     }
 }
@@ -184,6 +189,11 @@ impl<'de> Visitor<'de> for &mut Values<'_> {
     }
 
     fn visit_str<E: Error>(self, value: &str) -> Result<Node, E> {
+        if self.datatype == Datatype::Bytes {
+            self.one_more()?;
+            push_element(self.bytes, value.as_bytes());
+            return Ok(Node::Scalar);
+        }
         match value {
             "NaN" => self.visit_f64(f64::NAN),
             "Infinity" => self.visit_f64(f64::INFINITY),
@@ -204,7 +214,7 @@ impl<'de> Visitor<'de> for &mut Values<'_> {
         self.depth += 1;
         while let Some(node) = items.next_element_seed(&mut *self)? {
             if *kind.get_or_insert(node) != node {
-                return Err(A::Error::custom("data mixes numbers and arrays"));
+                return Err(A::Error::custom("data mixes values and arrays"));
             }
             count += 1;
         }
@@ -273,9 +283,10 @@ fn end_of_string(body: &[u8], start: usize) -> usize {
 /// Appends the elements of a tensor as a flat JSON array. Non-finite floats become the bare words that
 /// Triton writes and its clients read.
 ///
-/// `bytes` holds whole elements: its length was checked against datatype and shape.
-pub(crate) fn write_values(out: &mut Vec<u8>, datatype: Datatype, bytes: &[u8]) {
-    debug_assert_eq!(bytes.len() % datatype.size(), 0, "whole elements");
+/// `bytes` holds whole elements: its length was checked against datatype and shape. What is left in `out` after an error
+/// is of no use.
+pub(crate) fn write_values(out: &mut Vec<u8>, datatype: Datatype, bytes: &[u8]) -> Result<(), NoJson> {
+    debug_assert!(datatype.size().is_none_or(|size| bytes.len().is_multiple_of(size)), "whole elements");
     match datatype {
         Datatype::Bool => write_each(out, bytes, |out, [b]: [u8; 1]| {
             out.extend_from_slice(if b == 0 { b"false" } else { b"true" })
@@ -287,10 +298,33 @@ pub(crate) fn write_values(out: &mut Vec<u8>, datatype: Datatype, bytes: &[u8]) 
         Datatype::Int64 => write_each(out, bytes, |out, b| integer(out, i64::from_le_bytes(b))),
         Datatype::Fp32 => write_each(out, bytes, |out, b| float(out, f32::from_le_bytes(b))),
         Datatype::Fp64 => write_each(out, bytes, |out, b| float(out, f64::from_le_bytes(b))),
-        Datatype::Fp16 | Datatype::Bf16 => {
-            unreachable!("{} outputs are refused as JSON by encode", datatype.name())
-        }
+        Datatype::Fp16 | Datatype::Bf16 => return Err(NoJson::Datatype(datatype.name())),
+        Datatype::Bytes => write_texts(out, bytes)?,
     }
+    Ok(())
+}
+
+/// Why a tensor cannot be written as JSON; goes after the tensor's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NoJson {
+    #[error("is {0}, which has no JSON form")]
+    Datatype(&'static str),
+    #[error("is not UTF-8, and has no JSON form")]
+    NotText,
+}
+
+fn write_texts(out: &mut Vec<u8>, bytes: &[u8]) -> Result<(), NoJson> {
+    out.push(b'[');
+    for (index, element) in Elements::of(bytes).enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        let text =
+            element.ok().and_then(|element| std::str::from_utf8(element).ok()).ok_or(NoJson::NotText)?;
+        serde_json::to_writer(&mut *out, text).expect("a string serialises and a Vec takes it");
+    }
+    out.push(b']');
+    Ok(())
 }
 
 fn write_each<const N: usize>(out: &mut Vec<u8>, bytes: &[u8], write: impl Fn(&mut Vec<u8>, [u8; N])) {
@@ -373,6 +407,20 @@ mod tests {
     }
 
     #[test]
+    fn strings_are_the_elements_of_bytes() {
+        let want = [&[2, 0, 0, 0][..], "é".as_bytes(), &[0; 4], &[3, 0, 0, 0], b"NaN"].concat();
+        assert_eq!(read(Datatype::Bytes, &[3], r#"["\u00e9", "", "NaN"]"#), Ok(want.clone()));
+        assert_eq!(read(Datatype::Bytes, &[3, 1], r#"[["é"], [""], ["NaN"]]"#), Ok(want));
+        assert!(read(Datatype::Bytes, &[2], r#"["a"]"#).unwrap_err().contains("data has 1 elements"));
+        assert!(
+            read(Datatype::Bytes, &[1], r#"["a","b"]"#).unwrap_err().contains("more than the 1 elements")
+        );
+        let mut json = Vec::new();
+        assert_eq!(write_values(&mut json, Datatype::Bytes, &[1, 0, 0, 0, 0xff]), Err(NoJson::NotText));
+        assert_eq!(write_values(&mut json, Datatype::Fp16, &[0, 0]), Err(NoJson::Datatype("FP16")));
+    }
+
+    #[test]
     fn a_value_that_the_datatype_does_not_hold_is_refused() {
         for (datatype, json) in [
             (Datatype::Uint8, "[-1]"),
@@ -387,6 +435,10 @@ mod tests {
             (Datatype::Fp32, "[null]"),
             (Datatype::Fp32, "[\"1\"]"),
             (Datatype::Fp16, "[1]"),
+            (Datatype::Bytes, "[1]"),
+            (Datatype::Bytes, "[1.5]"),
+            (Datatype::Bytes, "[true]"),
+            (Datatype::Bytes, "[null]"),
         ] {
             assert!(read(datatype, &[1], json).is_err(), "{} {json}", datatype.name());
         }
@@ -407,7 +459,7 @@ mod tests {
         #[test]
         fn what_is_written_is_read_back(values in prop::collection::vec(any::<f32>(), 0..40)) {
             let mut json = Vec::new();
-            write_values(&mut json, Datatype::Fp32, &floats(&values));
+            write_values(&mut json, Datatype::Fp32, &floats(&values)).unwrap();
             let json = quote_non_finite(&json).unwrap_or(json);
             let bytes = read(Datatype::Fp32, &[values.len() as u64], std::str::from_utf8(&json).unwrap()).unwrap();
             for (got, want) in bytes.chunks(4).zip(&values) {

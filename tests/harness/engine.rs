@@ -151,6 +151,7 @@ fn answer(frame: &Frame, scripts: &Scripts, outbox: &mut Outbox) -> std::ops::Co
                 datatype: Datatype::Int64 as u32,
                 shape: vec![1],
                 offset: 0,
+                bytes: 0,
             };
             let payload = Bytes::copy_from_slice(&infer.version.to_le_bytes());
             outbox.push(

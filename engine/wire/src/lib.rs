@@ -19,11 +19,13 @@
 //! error and never a panic; any cut of the byte stream decodes to the same frames. A side that reads a
 //! [`FrameError`] closes the connection, because the stream has lost its framing.
 
+pub mod elements;
 pub mod frame;
 pub mod message;
 pub mod outbox;
 pub mod tensor;
 
+pub use elements::{Elements, push_element};
 pub use frame::{Decoder, Frame, FrameError, Kind, Limits, PROTOCOL_VERSION};
 pub use message::{
     Action, Batch, Control, CurvePoint, DeviceMemory, Health, Hello, Index, Infer, ModelEntry, ModelState,

@@ -1,7 +1,10 @@
 //! Datatypes, and where tensors lie in a payload. Decides whether a declared tensor can exist (its
-//! dimensions multiply without overflow, its bytes lie inside the payload); never touches tensor values.
+//! dimensions multiply without overflow, its bytes lie inside the payload, and where elements have lengths of their own,
+//! these add up); never touches tensor values.
 
+use crate::elements::Elements;
 use crate::frame::ALIGNMENT;
+use std::ops::Range;
 
 /// Element type of a tensor, with the Open Inference Protocol's names. Elements are little-endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -27,11 +30,13 @@ pub enum Datatype {
     Fp32 = 9,
     /// IEEE double, 8 bytes.
     Fp64 = 10,
+    /// A string of bytes, any number of them: see [`Elements`].
+    Bytes = 11,
 }
 
 impl Datatype {
     /// Every datatype that travels.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::Bool,
         Self::Uint8,
         Self::Int8,
@@ -42,6 +47,7 @@ impl Datatype {
         Self::Bf16,
         Self::Fp32,
         Self::Fp64,
+        Self::Bytes,
     ];
 
     /// The protocol's name, such as `FP32`.
@@ -57,6 +63,7 @@ impl Datatype {
             Self::Bf16 => "BF16",
             Self::Fp32 => "FP32",
             Self::Fp64 => "FP64",
+            Self::Bytes => "BYTES",
         }
     }
 
@@ -70,13 +77,14 @@ impl Datatype {
         Self::ALL.into_iter().find(|datatype| *datatype as u32 == number)
     }
 
-    /// Bytes of one element.
-    pub const fn size(self) -> usize {
+    /// Bytes of one element; `None` where each has its own length.
+    pub const fn size(self) -> Option<usize> {
         match self {
-            Self::Bool | Self::Uint8 | Self::Int8 => 1,
-            Self::Int16 | Self::Fp16 | Self::Bf16 => 2,
-            Self::Int32 | Self::Fp32 => 4,
-            Self::Int64 | Self::Fp64 => 8,
+            Self::Bool | Self::Uint8 | Self::Int8 => Some(1),
+            Self::Int16 | Self::Fp16 | Self::Bf16 => Some(2),
+            Self::Int32 | Self::Fp32 => Some(4),
+            Self::Int64 | Self::Fp64 => Some(8),
+            Self::Bytes => None,
         }
     }
 }
@@ -96,6 +104,9 @@ pub struct TensorMeta {
     /// First byte within the payload.
     #[prost(uint64, tag = "4")]
     pub offset: u64,
+    /// How many bytes it has. Has to be said of BYTES only, since nothing else tells; of others 0 will do.
+    #[prost(uint64, tag = "5")]
+    pub bytes: u64,
 }
 
 /// Why a declared tensor cannot exist.
@@ -127,22 +138,74 @@ pub enum TensorError {
         /// What there is.
         payload: usize,
     },
+    /// Another length than datatype and shape give.
+    #[error("tensor `{name}` is said to have {got} bytes, its shape says {want}")]
+    Length {
+        /// Whose.
+        name: String,
+        /// What is said.
+        got: u64,
+        /// What the shape says.
+        want: usize,
+    },
+    /// An element reaches beyond the tensor.
+    #[error("an element of tensor `{name}` reaches beyond its {bytes} bytes")]
+    Torn {
+        /// Whose.
+        name: String,
+        /// What it has.
+        bytes: u64,
+    },
+    /// Another number of elements than the shape gives.
+    #[error("tensor `{name}` has {got} elements, shape {shape:?} has {want}")]
+    Count {
+        /// Whose.
+        name: String,
+        /// How many there are.
+        got: usize,
+        /// Its shape.
+        shape: Vec<u64>,
+        /// How many the shape gives.
+        want: usize,
+    },
 }
 
 impl TensorMeta {
-    /// Datatype and byte range of this tensor, checked against a payload of `payload_len` bytes.
-    pub fn locate(&self, payload_len: usize) -> Result<(Datatype, std::ops::Range<usize>), TensorError> {
+    /// Datatype and byte range of this tensor within `payload`, checked; elements that have lengths of their own are
+    /// all inside, and as many as the shape says. Linear in their number; allocates nothing.
+    pub fn locate(&self, payload: &[u8]) -> Result<(Datatype, Range<usize>), TensorError> {
+        let name = || self.name.clone();
         let datatype = Datatype::from_wire(self.datatype)
-            .ok_or_else(|| TensorError::Datatype { name: self.name.clone(), got: self.datatype })?;
-        let bytes = element_count(&self.shape)
-            .and_then(|elements| elements.checked_mul(datatype.size()))
-            .ok_or_else(|| TensorError::Overflow { name: self.name.clone(), shape: self.shape.clone() })?;
-        let end = self.offset.saturating_add(bytes as u64);
-        if end > payload_len as u64 {
-            return Err(TensorError::Outside { name: self.name.clone(), end, payload: payload_len });
+            .ok_or_else(|| TensorError::Datatype { name: name(), got: self.datatype })?;
+        let overflow = || TensorError::Overflow { name: name(), shape: self.shape.clone() };
+        let elements = element_count(&self.shape).ok_or_else(overflow)?;
+        let Some(size) = datatype.size() else {
+            let range = self.range(self.bytes, payload)?;
+            self.check_elements(&payload[range.clone()], elements)?;
+            return Ok((datatype, range));
+        };
+        let bytes = elements.checked_mul(size).ok_or_else(overflow)?;
+        if self.bytes != 0 && self.bytes != bytes as u64 {
+            return Err(TensorError::Length { name: name(), got: self.bytes, want: bytes });
         }
-        let start = self.offset as usize;
-        Ok((datatype, start..start + bytes))
+        Ok((datatype, self.range(bytes as u64, payload)?))
+    }
+
+    fn range(&self, bytes: u64, payload: &[u8]) -> Result<Range<usize>, TensorError> {
+        let end = self.offset.saturating_add(bytes);
+        if end > payload.len() as u64 {
+            return Err(TensorError::Outside { name: self.name.clone(), end, payload: payload.len() });
+        }
+        Ok(self.offset as usize..end as usize)
+    }
+
+    fn check_elements(&self, tensor: &[u8], want: usize) -> Result<(), TensorError> {
+        let name = || self.name.clone();
+        let torn = |_| TensorError::Torn { name: name(), bytes: self.bytes };
+        match Elements::of(tensor).try_count().map_err(torn)? {
+            got if got == want => Ok(()),
+            got => Err(TensorError::Count { name: name(), got, shape: self.shape.clone(), want }),
+        }
     }
 }
 
@@ -179,7 +242,7 @@ mod tests {
     use super::*;
 
     fn meta(datatype: u32, shape: &[u64], offset: u64) -> TensorMeta {
-        TensorMeta { name: "x".into(), datatype, shape: shape.into(), offset }
+        TensorMeta { name: "x".into(), datatype, shape: shape.into(), offset, bytes: 0 }
     }
 
     #[test]
@@ -188,28 +251,58 @@ mod tests {
             assert_eq!(Datatype::from_name(datatype.name()), Some(datatype));
             assert_eq!(Datatype::from_wire(datatype as u32), Some(datatype));
         }
-        assert_eq!(Datatype::from_name("BYTES"), None);
+        assert_eq!(Datatype::from_name("STRING"), None);
         assert_eq!(Datatype::from_wire(0), None);
     }
 
     #[test]
     fn a_tensor_lies_inside_its_payload_or_is_refused() {
-        assert_eq!(meta(9, &[2, 3], 64).locate(88), Ok((Datatype::Fp32, 64..88)));
+        assert_eq!(meta(9, &[2, 3], 64).locate(&[0; 88]), Ok((Datatype::Fp32, 64..88)));
         assert!(matches!(
-            meta(9, &[2, 3], 64).locate(87),
+            meta(9, &[2, 3], 64).locate(&[0; 87]),
             Err(TensorError::Outside { end: 88, payload: 87, .. })
         ));
-        assert!(matches!(meta(9, &[1], u64::MAX).locate(100), Err(TensorError::Outside { .. })));
-        assert!(matches!(meta(77, &[1], 0).locate(100), Err(TensorError::Datatype { got: 77, .. })));
+        assert!(matches!(meta(9, &[1], u64::MAX).locate(&[0; 100]), Err(TensorError::Outside { .. })));
+        assert!(matches!(meta(77, &[1], 0).locate(&[0; 100]), Err(TensorError::Datatype { got: 77, .. })));
     }
 
     #[test]
     fn dimensions_that_overflow_are_refused_even_beside_a_zero() {
         let huge = [1 << 40, 1 << 40];
-        assert!(matches!(meta(9, &huge, 0).locate(8), Err(TensorError::Overflow { .. })));
+        assert!(matches!(meta(9, &huge, 0).locate(&[0; 8]), Err(TensorError::Overflow { .. })));
         assert_eq!(element_count(&[1 << 40, 0, 1 << 40]), None);
         assert_eq!(element_count(&[5, 0]), Some(0));
         assert_eq!(element_count(&[]), Some(1));
+    }
+
+    #[test]
+    fn a_tensor_may_say_its_length_and_then_says_the_right_one() {
+        let with = |bytes| TensorMeta { bytes, ..meta(9, &[2, 3], 0) }.locate(&[0; 30]);
+        assert_eq!(with(24), Ok((Datatype::Fp32, 0..24)));
+        assert!(matches!(with(23), Err(TensorError::Length { got: 23, want: 24, .. })));
+    }
+
+    #[test]
+    fn elements_of_bytes_lie_inside_their_tensor_and_are_as_many_as_its_shape_says() {
+        let mut payload = vec![0; 64];
+        ["a", "", "cat"].iter().for_each(|element| crate::push_element(&mut payload, element.as_bytes()));
+        let end = payload.len();
+        payload.extend([0; 8]);
+        let of = |shape: &[u64], bytes: usize| TensorMeta { bytes: bytes as u64, ..meta(11, shape, 64) };
+        assert_eq!(of(&[3], end - 64).locate(&payload), Ok((Datatype::Bytes, 64..end)));
+        assert_eq!(of(&[3, 1], end - 64).locate(&payload).map(|(_, at)| at), Ok(64..end));
+        assert_eq!(of(&[0, 2], 0).locate(&payload), Ok((Datatype::Bytes, 64..64)));
+        assert!(matches!(
+            of(&[2], end - 64).locate(&payload),
+            Err(TensorError::Count { got: 3, want: 2, .. })
+        ));
+        assert!(matches!(of(&[3], end - 65).locate(&payload), Err(TensorError::Torn { .. })));
+        assert!(matches!(of(&[3], end + 9).locate(&payload), Err(TensorError::Outside { .. })));
+        assert!(matches!(of(&[1 << 40, 1 << 40], 0).locate(&payload), Err(TensorError::Overflow { .. })));
+        assert!(matches!(
+            TensorMeta { bytes: u64::MAX, ..of(&[1], 0) }.locate(&payload),
+            Err(TensorError::Outside { .. })
+        ));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
-use wire::{Decoder, Index, Infer, Limits, Reply};
+use wire::{Datatype, Decoder, Elements, Index, Infer, Limits, Reply};
 
 const LIMITS: Limits = Limits { metadata_bytes: 4 << 10, payload_bytes: 64 << 10 };
 
@@ -21,8 +21,11 @@ fuzz_target!(|input: (Vec<u8>, u8)| {
                     let inputs = Infer::decode(frame.metadata.clone()).map(|infer| infer.inputs).unwrap_or_default();
                     let outputs = Reply::decode(frame.metadata).map(|reply| reply.outputs).unwrap_or_default();
                     for tensor in inputs.iter().chain(&outputs) {
-                        if let Ok((_, range)) = tensor.locate(frame.payload.len()) {
-                            let _ = &frame.payload[range];
+                        if let Ok((datatype, range)) = tensor.locate(&frame.payload) {
+                            let bytes = &frame.payload[range];
+                            if datatype == Datatype::Bytes {
+                                assert!(Elements::of(bytes).all(|element| element.is_ok()));
+                            }
                         }
                     }
                 }
