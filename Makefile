@@ -36,9 +36,12 @@ bench-decision: ## what a decision of the policy costs, in time and in instructi
 	$(WITH_LIBTORCH) cargo build --release --locked -p penstock-benches --bin decision && "$(TARGET)/release/decision" && \
 	  benches/decision/instructions.sh "$(TARGET)/release/decision"
 
-lint: ## check the formatting, then clippy with warnings as errors
+lint: ## check the formatting, then clippy with warnings as errors, then the alerts where promtool is there
 	cargo fmt --all --check
 	$(WITH_LIBTORCH) cargo clippy --workspace --all-targets --locked -- -D warnings
+	@if command -v promtool >/dev/null; then \
+	  promtool check rules configs/prometheus/alerts.yaml && promtool test rules configs/prometheus/alerts.test.yaml; \
+	else echo 'promtool is not there: the alerts are not checked'; fi
 
 env: ## print the environment for plain cargo: eval "$(make -s env)"
 	@$(SETUP)

@@ -57,9 +57,23 @@ pub struct Config {
     #[arg(long, value_name = "SECONDS", default_value = "60")]
     pub run_seconds_max: NonZeroU64,
 
+    /// The form of log lines.
+    #[arg(long, value_enum, default_value_t)]
+    pub log_format: LogFormat,
+
     /// Stop when standard input ends, so that no engine outlives the process that started it.
     #[arg(long)]
     pub supervised: bool,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Pretty,
+    /// For programs: an object.
+    Json,
 }
 
 /// Where models run.

@@ -57,7 +57,7 @@ mod scenarios;
 #[cfg(test)]
 mod scenarios_of_models;
 
-pub use config::{Config, Device, Settings};
+pub use config::{Config, Device, LogFormat, Settings};
 pub use library::{Candidate, Library};
 pub use listener::{Listener, StartError};
 pub use model::{Model, Spec};

@@ -2,14 +2,14 @@
 
 use anyhow::Context;
 use clap::Parser;
-use engine::{Config, Library, Listener, schedule, torch};
+use engine::{Config, Library, Listener, LogFormat, schedule, torch};
 use std::io::{IsTerminal, Read};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
 fn main() {
     let config = Config::parse();
-    log_to_stderr();
+    log_to_stderr(config.log_format);
     match run(&config) {
         Ok(()) => torch::leave(0),
         Err(error) => {
@@ -19,17 +19,21 @@ fn main() {
     }
 }
 
-/// One line for each event; no times, because whoever collects the lines adds them.
-fn log_to_stderr() {
+/// One line for each event; no times where it is for people, because whoever collects the lines adds them.
+fn log_to_stderr(format: LogFormat) {
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt()
+    let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .without_time()
-        .init();
+        .with_target(false);
+    match format {
+        LogFormat::Pretty => lines.without_time().init(),
+        LogFormat::Json => {
+            lines.json().flatten_event(true).with_current_span(false).with_span_list(false).init()
+        }
+    }
     // A panic of a lane is caught and answered; its backtrace would be dozens of lines.
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!("{}", panic.to_string().replace('\n', " "));

@@ -2,8 +2,11 @@
 //! write it, and [`Config`], checked, with every path made absolute and every default filled in. Which version
 //! answers whom is not here but in the policy file, which changes while the process runs.
 
+use crate::access::AccessConfig;
 use crate::body::BodyLimits;
 use crate::drain::DrainTimes;
+use crate::export::{Collector, Otlp};
+use crate::log::Format;
 use crate::supervisor::{EngineCommand, SUCCESSOR};
 use crate::trace::TraceConfig;
 use anyhow::{Context, ensure};
@@ -40,6 +43,10 @@ pub struct Config {
     pub in_flight_max: usize,
     /// Bytes of their bodies together.
     pub in_flight_bytes_max: usize,
+    /// The form of log lines.
+    pub log: Format,
+    /// Which requests leave a line, if any.
+    pub access: Option<AccessConfig>,
     /// Where traces go, if anywhere.
     pub traces: Option<TraceConfig>,
     /// How to stop.
@@ -65,6 +72,9 @@ struct RawConfig {
     #[serde(default)]
     #[garde(dive)]
     requests: RawRequests,
+    #[serde(default)]
+    #[garde(dive)]
+    log: RawLog,
     #[garde(dive)]
     traces: Option<RawTraces>,
     #[serde(default)]
@@ -161,11 +171,26 @@ impl Default for RawRequests {
     }
 }
 
+#[derive(Deserialize, Validate, Default)]
+#[serde(deny_unknown_fields, default)]
+struct RawLog {
+    #[garde(skip)]
+    format: Format,
+    #[garde(range(min = 0.0, max = 1.0))]
+    access: Option<f64>,
+}
+
 #[derive(Deserialize, Validate)]
 #[serde(deny_unknown_fields)]
 struct RawTraces {
     #[garde(custom(is_http_url))]
     endpoint: String,
+    #[serde(default)]
+    #[garde(skip)]
+    protocol: Otlp,
+    #[serde(default = "one_second", deserialize_with = "duration")]
+    #[garde(skip)]
+    slow: Duration,
     #[serde(default = "one_percent")]
     #[garde(range(min = 0.0, max = 1.0))]
     sample: f64,
@@ -226,7 +251,7 @@ impl Config {
             workers: raw.workers,
             policies: raw.policies.map(|path| folder.join(path)),
             state: raw.state.map(|path| folder.join(path)),
-            engine: engine_command(&raw.engine, folder)?,
+            engine: engine_command(&raw.engine, raw.log.format, folder)?,
             control: raw.engine.control,
             socket,
             body: BodyLimits {
@@ -235,7 +260,13 @@ impl Config {
             },
             in_flight_max: raw.requests.in_flight_max,
             in_flight_bytes_max: raw.requests.in_flight_mib_max << 20,
-            traces: raw.traces.map(|traces| TraceConfig { endpoint: traces.endpoint, sample: traces.sample }),
+            log: raw.log.format,
+            access: raw.log.access.map(|sample| AccessConfig { sample, format: raw.log.format }),
+            traces: raw.traces.map(|traces| TraceConfig {
+                collector: Collector { endpoint: traces.endpoint, protocol: traces.protocol },
+                sample: traces.sample,
+                slow: traces.slow,
+            }),
             drain: DrainTimes { delay: raw.drain.delay, timeout: raw.drain.timeout },
         })
     }
@@ -250,7 +281,7 @@ fn default_socket(port: u16) -> PathBuf {
     folder.join(format!("penstock-{port}.sock"))
 }
 
-fn engine_command(raw: &RawEngine, folder: &Path) -> anyhow::Result<Option<EngineCommand>> {
+fn engine_command(raw: &RawEngine, format: Format, folder: &Path) -> anyhow::Result<Option<EngineCommand>> {
     if !raw.managed {
         let own = [
             ("binary", raw.binary.is_some()),
@@ -286,6 +317,7 @@ fn engine_command(raw: &RawEngine, folder: &Path) -> anyhow::Result<Option<Engin
     option("--lanes", raw.lanes.map(|lanes| lanes.to_string()));
     option("--threads-per-lane", raw.threads_per_lane.map(|threads| threads.to_string()));
     option("--memory-mib", raw.memory_mib.map(|mib| mib.to_string()));
+    option("--log-format", Some(format.as_str().to_owned()));
     Ok(Some(EngineCommand { binary, arguments }))
 }
 
@@ -319,6 +351,10 @@ fn one() -> usize {
 
 fn yes() -> bool {
     true
+}
+
+fn one_second() -> Duration {
+    Duration::from_secs(1)
 }
 
 fn one_percent() -> f64 {
@@ -395,6 +431,13 @@ mod tests {
             (&format!("{engine}workers: 0"), "workers"),
             (&format!("{engine}traces: {{endpoint: 'https://x:1'}}"), "such as `http://127.0.0.1:4317`"),
             (&format!("{engine}traces: {{endpoint: 'http://x:1', sample: 2}}"), "sample"),
+            (
+                &format!("{engine}traces: {{endpoint: 'http://x:1', protocol: udp}}"),
+                "expected one of grpc, http",
+            ),
+            (&format!("{engine}traces: {{endpoint: 'http://x:1', slow: 1}}"), "slow"),
+            (&format!("{engine}log: {{format: xml}}"), "expected one of pretty, json"),
+            (&format!("{engine}log: {{access: 2}}"), "access"),
             (&format!("{engine}drain: {{timeout: soon}}"), "got `soon`"),
             (&format!("{engine}lisen: {{}}"), "lisen"),
             (

@@ -18,6 +18,7 @@ use crate::remote::Remotes;
 use crate::route::Target;
 use crate::shadow::Shadows;
 use crate::slots::Slots;
+use crate::trace::Trace;
 use bytes::Bytes;
 use policies::{
     Assignment, Criticality, Drawn, Instead, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Remote,
@@ -87,6 +88,7 @@ impl Path {
         let body = call.read(&self.body, encoding, &mut slot).await?;
         let plain = call.inflate(body.clone(), &self.body, &mut slot).await;
         record.slot = Some(slot);
+        record.stages.read = Some(Instant::now());
         let decode = |call: &mut C, version| {
             let plain = plain.as_ref().map_err(Refusal::clone)?;
             call.decode(plain, models.entry(target.model, version))
@@ -187,7 +189,7 @@ impl Path {
     ) -> Result<(C::Answer, Result<(), Refusal>), Refusal> {
         let (method, headers) = call.forward()?;
         let asked =
-            self.remotes.ask(remote, (&method, &headers), body, (&asking.deadline, record.trace.as_ref()));
+            self.remotes.ask(remote, (&method, &headers), body, (&asking.deadline, record.sampling.kept()));
         let passed = tokio::select! {
             biased;
             answer = asked => answer?,
@@ -271,7 +273,9 @@ impl Path {
     ) -> Result<(Reply, Frame), Refusal> {
         let link = self.links.worker().await?;
         let mut pending = link.send(infer, std::mem::take(&mut request.payload))?;
+        record.stages.sent = Some(Instant::now());
         let frame = wait(call, &mut pending, deadline).await?;
+        record.stages.answered = Some(Instant::now());
         let mut reply: Reply = prost::Message::decode(frame.metadata.clone())
             .map_err(|error| Refusal::Internal(format!("the engine's reply does not decode: {error}")))?;
         record.timing = reply.timing.take();
@@ -384,7 +388,7 @@ fn engine_request(
         budget_us: deadline.left(now).as_micros().max(1) as u64,
         inputs: std::mem::take(&mut request.inputs),
         outputs: request.outputs.iter().map(|output| output.name.clone()).collect(),
-        trace: record.trace.as_ref().map(|trace| trace.to_wire()),
+        trace: record.sampling.kept().map(Trace::to_wire),
         priority: request.priority,
         ..Infer::default()
     }

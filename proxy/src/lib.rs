@@ -33,8 +33,13 @@ pub mod describe;
 pub mod repository;
 pub mod readiness;
 pub mod record;
+pub mod request_id;
 pub mod metrics;
 pub mod trace;
+pub mod spans;
+pub mod export;
+pub mod access;
+pub mod log;
 
 mod gate;
 pub mod remote;

@@ -3,7 +3,6 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use proxy::command::Remote;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -158,8 +157,8 @@ fn main() -> ExitCode {
 }
 
 fn serve(config: PathBuf) -> anyhow::Result<()> {
-    start_logging()?;
     let config = proxy::config::Config::read(&config)?;
+    proxy::log::start(config.log)?;
     let banner = format!(
         "penstock listens on http://{} (inference) and http://{}/metrics",
         config.http, config.monitor
@@ -185,22 +184,4 @@ fn check(file: &Path, json: bool) -> anyhow::Result<()> {
     };
     println!("{:#}", serde_json::json!({"valid": valid, "lines": lines}));
     if valid { Ok(()) } else { anyhow::bail!("{} is not valid", file.display()) }
-}
-
-/// One line for each event, without times: whoever collects the lines adds them. Level from `PENSTOCK_LOG`, such as
-/// `debug` or `info,proxy=debug`; the engine inherits it.
-fn start_logging() -> anyhow::Result<()> {
-    // Pingora logs a line per start of each service, and an error for every client that leaves.
-    let default = "info,pingora=warn,pingora_core=warn,pingora_proxy=off";
-    let filter = std::env::var("PENSTOCK_LOG").unwrap_or_else(|_| default.to_owned());
-    let filter = tracing_subscriber::EnvFilter::try_new(&filter)
-        .with_context(|| format!("PENSTOCK_LOG=`{filter}`"))?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .without_time()
-        .init();
-    Ok(())
 }

@@ -4,9 +4,11 @@
 //! Label values come from the policy, the engine's index and closed lists, never from what a client sent, so
 //! that no client can make the number of series grow.
 
+use crate::export::SpanCounts;
 use policies::{BreakerState, BreakerStatus, CanaryStatus, SplitStatus, Verdict};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -56,6 +58,32 @@ struct OutcomeLabels {
     outcome: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct StageLabels {
+    stage: &'static str,
+}
+
+/// Which trace is an example of what was observed.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct TraceLabel {
+    /// In 32 hexadecimal digits.
+    pub trace_id: String,
+}
+
+/// Where the time of answered requests goes in this process, seconds. What is missing of the whole time was in the engine:
+/// in its queue and in the model, see [`VersionMetrics`].
+#[derive(Clone, Debug)]
+pub struct StageMetrics {
+    /// Admission, and the body as it comes.
+    pub read: Histogram,
+    /// The body as tensors, its limits, and whoever answers.
+    pub decode: Histogram,
+    /// The way to the engine and back.
+    pub link: Histogram,
+    /// The answer as the client's protocol has it, until the client's socket has taken it.
+    pub reply: Histogram,
+}
+
 /// Handles of one version, resolved once: the request path hashes no labels.
 #[derive(Clone, Debug)]
 pub struct VersionMetrics {
@@ -68,9 +96,11 @@ pub struct VersionMetrics {
     /// Clients that went away.
     pub abandoned: Counter,
     /// From the end of the request head to the answer, seconds.
-    pub latency: Histogram,
+    pub latency: HistogramWithExemplars<TraceLabel>,
     /// In the engine's queue, seconds.
     pub queue: Histogram,
+    /// From leaving the engine's queue to the end of the batch, seconds.
+    pub run: Histogram,
     /// Rows that ran together.
     pub batch_rows: Histogram,
 }
@@ -82,8 +112,10 @@ type VersionMap = HashMap<String, HashMap<u64, Arc<VersionMetrics>>>;
 pub struct Metrics {
     registry: Registry,
     outcomes: Family<OutcomeLabels, Counter>,
-    latency: Family<VersionLabels, Histogram, fn() -> Histogram>,
+    latency:
+        Family<VersionLabels, HistogramWithExemplars<TraceLabel>, fn() -> HistogramWithExemplars<TraceLabel>>,
     queue: Family<VersionLabels, Histogram, fn() -> Histogram>,
+    run: Family<VersionLabels, Histogram, fn() -> Histogram>,
     batch_rows: Family<VersionLabels, Histogram, fn() -> Histogram>,
     breaker: Family<VersionLabels, Gauge>,
     refusals: Family<RefusalLabels, Counter>,
@@ -95,6 +127,12 @@ pub struct Metrics {
     split_mismatch: Family<MismatchLabels, Gauge>,
     shadows: Family<OutcomeLabels, Counter>,
     versions: RwLock<VersionMap>,
+    /// Where the time goes.
+    pub stages: StageMetrics,
+    /// What became of spans.
+    pub spans: SpanCounts,
+    /// Lines of the access log that were dropped.
+    pub access_dropped: Gauge<u64, AtomicU64>,
     /// Requests being worked on.
     pub in_flight: Gauge,
     /// Number of the policy in force.
@@ -129,6 +167,16 @@ impl Metrics {
         Histogram::new(exponential_buckets(0.000_1, 2.0, 19))
     }
 
+    /// The same, with traces as examples.
+    fn seconds_of_traces() -> HistogramWithExemplars<TraceLabel> {
+        HistogramWithExemplars::new(exponential_buckets(0.000_1, 2.0, 19))
+    }
+
+    /// 5 µs to 2.6 s.
+    fn short() -> Histogram {
+        Histogram::new(exponential_buckets(0.000_005, 2.0, 20))
+    }
+
     /// 1 to 1,024 rows.
     fn rows() -> Histogram {
         Histogram::new(exponential_buckets(1.0, 2.0, 11))
@@ -137,9 +185,28 @@ impl Metrics {
     /// Registers everything.
     pub fn new() -> Self {
         let mut registry = Registry::with_prefix("penstock");
+        let durations: Family<StageLabels, Histogram, fn() -> Histogram> =
+            Family::new_with_constructor(Self::short);
+        let stage = |stage| durations.get_or_create_owned(&StageLabels { stage });
+        let stages = StageMetrics {
+            read: stage("read"),
+            decode: stage("decode"),
+            link: stage("link"),
+            reply: stage("reply"),
+        };
+        registry.register_with_unit(
+            "stage_duration",
+            "Time of answered requests in the proxy, by stage; the rest is in the engine",
+            Unit::Seconds,
+            durations,
+        );
         let metrics = Self {
+            stages,
+            spans: SpanCounts::default(),
+            access_dropped: Gauge::default(),
             outcomes: Family::default(),
-            latency: Family::new_with_constructor(Self::seconds),
+            latency: Family::new_with_constructor(Self::seconds_of_traces),
+            run: Family::new_with_constructor(Self::seconds),
             queue: Family::new_with_constructor(Self::seconds),
             batch_rows: Family::new_with_constructor(Self::rows),
             breaker: Family::default(),
@@ -180,6 +247,23 @@ impl Metrics {
             "Wait in the engine's queue",
             Unit::Seconds,
             metrics.queue.clone(),
+        );
+        registry.register_with_unit(
+            "engine_run_duration",
+            "From leaving the engine's queue to the end of the batch",
+            Unit::Seconds,
+            metrics.run.clone(),
+        );
+        registry.register(
+            "spans_exported",
+            "Spans that the collector has taken",
+            metrics.spans.exported.clone(),
+        );
+        registry.register("spans_lost", "Spans that nobody has taken", metrics.spans.lost.clone());
+        registry.register(
+            "access_log_dropped",
+            "Lines of the access log that nobody has taken, since the start",
+            metrics.access_dropped.clone(),
         );
         registry.register(
             "batch_rows",
@@ -276,6 +360,7 @@ impl Metrics {
             abandoned: outcome("abandoned"),
             latency: self.latency.get_or_create_owned(&labels),
             queue: self.queue.get_or_create_owned(&labels),
+            run: self.run.get_or_create_owned(&labels),
             batch_rows: self.batch_rows.get_or_create_owned(&labels),
         }
     }

@@ -1,6 +1,7 @@
 //! The second port: metrics, status and health for those who watch the process rather than use it. Never serves
 //! inference.
 
+use crate::access::AccessLog;
 use crate::directory::Directory;
 use crate::metrics::Metrics;
 use crate::readiness::Readiness;
@@ -18,6 +19,8 @@ use std::time::Instant;
 pub struct Monitor {
     /// What is shown.
     pub metrics: Arc<Metrics>,
+    /// Whose dropped lines are counted.
+    pub access: Option<Arc<AccessLog>>,
     /// Where breakers are read.
     pub ledger: Arc<Ledger>,
     /// Whether traffic may come.
@@ -80,6 +83,9 @@ impl Monitor {
         self.metrics.set_breakers(&self.ledger.breakers(Instant::now()));
         self.metrics.set_rollouts(&self.ledger.rollouts());
         self.metrics.set_splits(&self.ledger.splits(Instant::now()));
+        if let Some(access) = &self.access {
+            self.metrics.access_dropped.set(access.dropped());
+        }
         respond(
             StatusCode::OK,
             "application/openmetrics-text; version=1.0.0; charset=utf-8",

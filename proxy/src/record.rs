@@ -1,22 +1,55 @@
 //! What became of one request, counted once at its end. The only caller of metrics and spans on the request
 //! path; decides nothing.
 
+use crate::access::{AccessLog, Line};
 use crate::infer::Chosen;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, TraceLabel};
 use crate::refusal::Refusal;
+use crate::request_id::RequestId;
 use crate::slots::Slot;
-use crate::trace::{Facts, Trace, Tracer};
+use crate::spans::Facts;
+use crate::trace::{Sampling, Tracer};
+use http::HeaderMap;
 use policies::{Drawn, Instead, Ledger};
 use prometheus_client::metrics::gauge::Gauge;
+use rand::Rng;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use wire::Timing;
+
+/// Who is told of requests that are over.
+#[derive(Clone, Debug)]
+pub struct Watchers {
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// What limits, breakers and splits remember.
+    pub ledger: Arc<Ledger>,
+    /// Present when traces are on.
+    pub tracer: Option<Arc<Tracer>>,
+    /// Present when there is an access log.
+    pub access: Option<Arc<AccessLog>>,
+}
+
+/// When a request got further; `None` where it did not.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stages {
+    /// It was let in, and its body was complete.
+    pub read: Option<Instant>,
+    /// It was decoded, and went to the engine.
+    pub sent: Option<Instant>,
+    /// The engine's answer came.
+    pub answered: Option<Instant>,
+}
 
 /// Filled in as a request goes; lives in pingora's per-request context.
 #[derive(Debug)]
 pub struct Record {
     /// When the head was complete.
     pub started: Instant,
+    /// When it got further.
+    pub stages: Stages,
+    /// What ties its line, its span and its answer together; `None` before its head is known.
+    pub request_id: Option<RequestId>,
     /// Route with placeholders.
     pub route: &'static str,
     /// HTTP method.
@@ -37,8 +70,8 @@ pub struct Record {
     pub slot: Option<Slot>,
     /// Its places among its caller's requests, likewise.
     pub places: Option<policies::Places>,
-    /// Kept for export.
-    pub trace: Option<Trace>,
+    /// Whether it is kept for export.
+    pub sampling: Sampling,
     /// Status sent, 0 if none was.
     pub status: u16,
     /// Why there was no answer.
@@ -57,6 +90,8 @@ impl Record {
     pub fn begin(metrics: &Metrics) -> Self {
         Self {
             started: Instant::now(),
+            stages: Stages::default(),
+            request_id: None,
             route: "",
             method: http::Method::GET,
             generation: 0,
@@ -67,13 +102,22 @@ impl Record {
             instead: None,
             slot: None,
             places: None,
-            trace: None,
+            sampling: Sampling::default(),
             status: 0,
             refusal: None,
             outcome: None,
             timing: None,
             quota: None,
             _in_flight: InFlight::enter(&metrics.in_flight),
+        }
+    }
+
+    /// Notes what the head says of the request itself.
+    pub fn identify(&mut self, headers: &HeaderMap, watchers: &Watchers) {
+        let mut dice = rand::rng();
+        self.request_id = Some(RequestId::of(headers, dice.random()));
+        if let Some(tracer) = &watchers.tracer {
+            self.sampling = tracer.begin(headers, dice.random());
         }
     }
 
@@ -98,8 +142,10 @@ impl Record {
         self.refusal = Some(refusal.reason());
     }
 
-    /// Counts it.
-    pub fn close(&self, metrics: &Metrics, ledger: &Ledger, tracer: Option<&Tracer>) {
+    /// Tells everybody; the request is over.
+    pub fn close(&self, Watchers { metrics, ledger, tracer, access }: &Watchers) {
+        let now = Instant::now();
+        let trace = tracer.as_ref().and_then(|tracer| tracer.keep(&self.sampling, &self.facts(), now));
         if let Some(reason) = self.refusal {
             metrics.refuse(reason);
         }
@@ -116,19 +162,66 @@ impl Record {
                 policies::Outcome::Refused => version.refused.inc(),
                 policies::Outcome::Abandoned => version.abandoned.inc(),
             };
-            version.latency.observe(self.started.elapsed().as_secs_f64());
+            let example = trace.as_ref().map(|trace| TraceLabel { trace_id: trace.id() });
+            version.latency.observe((now - self.started).as_secs_f64(), example, None);
             if let Some(timing) = &self.timing {
                 version.queue.observe(timing.queue_us as f64 / 1e6);
+                version.run.observe(timing.run_us as f64 / 1e6);
                 version.batch_rows.observe(f64::from(timing.batch_rows));
             }
+            self.observe_stages(metrics, now);
         }
-        if let (Some(trace), Some(tracer)) = (&self.trace, tracer) {
-            tracer.finish(trace, &self.facts());
+        if let Some(access) = access.as_ref().filter(|access| access.wants(self.refusal.is_some())) {
+            access.write(self.line(trace.as_ref().map(|trace| trace.id()), now));
         }
+        if let (Some(trace), Some(tracer)) = (&trace, tracer) {
+            tracer.finish(trace, &self.facts(), now);
+        }
+    }
+
+    fn observe_stages(&self, metrics: &Metrics, now: Instant) {
+        let Stages { read, sent, answered } = self.stages;
+        let (Some(read), Some(sent), Some(answered)) = (read, sent, answered) else { return };
+        let engine =
+            self.timing.as_ref().map(|timing| Duration::from_micros(timing.queue_us + timing.run_us));
+        let stages = &metrics.stages;
+        stages.read.observe((read - self.started).as_secs_f64());
+        stages.decode.observe((sent - read).as_secs_f64());
+        stages.link.observe((answered - sent).saturating_sub(engine.unwrap_or_default()).as_secs_f64());
+        stages.reply.observe((now - answered).as_secs_f64());
+    }
+
+    fn line(&self, trace_id: Option<String>, now: Instant) -> Line<'_> {
+        let ms = |us: u64| us as f64 / 1e3;
+        let timing = self.timing.as_ref();
+        Line {
+            time: String::new(),
+            request_id: self.id(),
+            trace_id,
+            method: self.method.as_str(),
+            route: self.route,
+            status: self.status,
+            reason: self.refusal,
+            model: self.version.as_ref().map(|(model, _)| model.as_str()),
+            version: self.version.as_ref().map(|(_, version)| *version),
+            pick: self.pick,
+            generation: self.generation,
+            duration_ms: ms((now - self.started).as_micros() as u64),
+            queue_ms: timing.map(|timing| ms(timing.queue_us)),
+            run_ms: timing.map(|timing| ms(timing.run_us)),
+            batch_rows: timing.map(|timing| timing.batch_rows),
+        }
+    }
+
+    fn id(&self) -> &str {
+        self.request_id.as_ref().map_or("", RequestId::as_str)
     }
 
     fn facts(&self) -> Facts<'_> {
         Facts {
+            started: self.started,
+            stages: self.stages,
+            request_id: self.id(),
             route: self.route,
             method: self.method.as_str(),
             status: self.status,
@@ -137,6 +230,7 @@ impl Record {
             pick: self.pick,
             label: self.label.as_deref(),
             generation: self.generation,
+            outcome: self.outcome,
             refusal: self.refusal,
             timing: self.timing.as_ref(),
         }

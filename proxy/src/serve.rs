@@ -8,15 +8,18 @@
 //! control pingora background, 1 thread   Supervisor, Reload, Rollouts, the end of Drain
 //! ```
 
+use crate::access::AccessLog;
 use crate::admin::Admin;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::drain::{self, Drain, StopSignal};
 use crate::infer::Path;
 use crate::link::Links;
+use crate::log::Format;
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
 use crate::readiness::Readiness;
+use crate::record::Watchers;
 use crate::reload::{self, Reload, Seen};
 use crate::remote::Remotes;
 use crate::repository::Repository;
@@ -57,7 +60,9 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     };
     let text = String::from_utf8(text).context("the policy file: not UTF-8")?;
     let metrics = Arc::new(Metrics::new());
-    let tracer = config.traces.as_ref().map(Tracer::new).transpose().context("traces")?.map(Arc::new);
+    let tracer = config.traces.as_ref().map(|traces| Tracer::new(traces, metrics.spans.clone()));
+    let tracer = tracer.transpose().context("traces")?.map(Arc::new);
+    let access = config.access.map(AccessLog::new).map(Arc::new);
     let drain = Arc::new(Drain::default());
     let links = Arc::new(Links::new(config.socket.clone()));
     let ledger = Arc::new(Ledger::new());
@@ -93,8 +98,12 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
             slots: Repository::slots(),
         },
         readiness: readiness.clone(),
-        metrics: metrics.clone(),
-        tracer: tracer.clone(),
+        watchers: Watchers {
+            metrics: metrics.clone(),
+            ledger: path.ledger.clone(),
+            tracer: tracer.clone(),
+            access: access.clone(),
+        },
     };
     let mut options = HttpServerOptions::default();
     options.keepalive_request_limit = Some(KEEPALIVE_REQUESTS_MAX);
@@ -105,6 +114,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         "monitor".into(),
         Monitor {
             metrics: metrics.clone(),
+            access: access.clone(),
             ledger: path.ledger.clone(),
             readiness: readiness.clone(),
             directory: path.directory.clone(),
@@ -153,6 +163,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         drain_timeout: config.drain.timeout,
         metrics,
         tracer,
+        access,
     };
     server.add_service(http);
     server.add_service(monitor);
@@ -160,7 +171,10 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         server.add_service(admin);
     }
     server.add_service(background_service("control", control));
-    println!("{banner}");
+    match config.log {
+        Format::Pretty => println!("{banner}"),
+        Format::Json => tracing::info!("{banner}"),
+    }
     server.run(RunArgs { shutdown_signal: Box::new(StopSignal { drain, delay: config.drain.delay }) });
     Ok(())
 }
@@ -199,6 +213,7 @@ struct Control {
     drain_timeout: Duration,
     metrics: Arc<Metrics>,
     tracer: Option<Arc<Tracer>>,
+    access: Option<Arc<AccessLog>>,
 }
 
 #[async_trait]
@@ -229,6 +244,9 @@ impl BackgroundService for Control {
         let flushed =
             tokio::task::spawn_blocking(move || tracer.map(|tracer| tracer.shutdown(Duration::from_secs(2))));
         let _ = flushed.await;
+        if let Some(access) = &self.access {
+            access.close();
+        }
         // Everything is answered; pingora would sleep for the rest of its grace period.
         std::process::exit(0);
     }

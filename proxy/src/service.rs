@@ -9,14 +9,13 @@ use crate::call::{HttpAnswer, HttpCall};
 use crate::compression::{Coding, WORTH_COMPRESSING};
 use crate::describe;
 use crate::infer::Path;
-use crate::metrics::Metrics;
 use crate::readiness::Readiness;
-use crate::record::Record;
+use crate::record::{Record, Watchers};
 use crate::refusal::Refusal;
 use crate::remote::Passed;
 use crate::repository::Repository;
+use crate::request_id::REQUEST_ID;
 use crate::route::Route;
-use crate::trace::Tracer;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
@@ -26,7 +25,6 @@ use pingora::modules::http::HttpModules;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::{ProxyHttp, Session};
 use pingora::upstreams::peer::HttpPeer;
-use rand::Rng;
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,10 +38,8 @@ pub struct Service {
     pub repository: Repository,
     /// Whether traffic may come.
     pub readiness: Readiness,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
-    /// Present when traces are on.
-    pub tracer: Option<Arc<Tracer>>,
+    /// Who is told of requests that are over.
+    pub watchers: Watchers,
 }
 
 /// A connection that stays silent between requests for this long is closed.
@@ -64,7 +60,7 @@ impl ProxyHttp for Service {
     type CTX = Record;
 
     fn new_ctx(&self) -> Record {
-        Record::begin(&self.metrics)
+        Record::begin(&self.watchers.metrics)
     }
 
     /// None: compression and the like are not wanted between neighbours on one machine.
@@ -73,9 +69,7 @@ impl ProxyHttp for Service {
     async fn request_filter(&self, session: &mut Session, record: &mut Record) -> pingora::Result<bool> {
         let session = session.as_downstream_mut();
         set_timeouts(session);
-        if let Some(tracer) = &self.tracer {
-            record.trace = tracer.begin(&session.req_header().headers, rand::rng().random());
-        }
+        record.identify(&session.req_header().headers, &self.watchers);
         let answer = match self.answer(session, record).await {
             Ok(answer) => answer,
             Err(refusal) => {
@@ -110,7 +104,7 @@ impl ProxyHttp for Service {
         if error.is_some() && record.refusal.is_none() {
             record.refuse(&Refusal::ClientGone); // the answer could not be written
         }
-        record.close(&self.metrics, &self.path.ledger, self.tracer.as_deref());
+        record.close(&self.watchers);
     }
 
     fn suppress_error_log(&self, _session: &Session, _record: &Record, _error: &pingora::Error) -> bool {
@@ -280,6 +274,9 @@ async fn write(session: &mut ServerSession, answer: Answer, record: &Record) -> 
         }
     }
     head.set_content_length(answer.body.len())?;
+    if let Some(id) = &record.request_id {
+        head.insert_header(REQUEST_ID, id.header().clone())?;
+    }
     if let Some((_, version)) = &record.version {
         head.insert_header(VERSION, *version)?;
     }

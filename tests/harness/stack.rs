@@ -45,7 +45,16 @@ pub struct StackBuilder {
     external_engine: Option<PathBuf>,
     socket: Option<PathBuf>,
     memory_mib: u64,
+    out: Out,
     more: String,
+}
+
+/// What becomes of standard output.
+#[derive(Clone, Copy)]
+enum Out {
+    File,
+    /// A pipe that nobody empties.
+    Full,
 }
 
 impl StackBuilder {
@@ -82,6 +91,12 @@ impl StackBuilder {
     /// How much memory its own engine may hold.
     pub fn memory_mib(mut self, mib: u64) -> Self {
         self.memory_mib = mib;
+        self
+    }
+
+    /// Nobody reads its standard output.
+    pub fn out_to_a_full_pipe(mut self) -> Self {
+        self.out = Out::Full;
         self
     }
 
@@ -126,8 +141,9 @@ impl StackBuilder {
         );
         std::fs::write(&config, text).expect("the temporary folder takes files");
         let log = self.folder.path().join("log");
-        let process = launch(self.folder.path());
-        let mut stack = Stack { folder: self.folder, process, http, monitor, admin, policies, log };
+        let process = launch(self.folder.path(), self.out);
+        let mut stack =
+            Stack { folder: self.folder, process, out: self.out, http, monitor, admin, policies, log };
         eventually("penstock to answer", || {
             if let Ok(Some(status)) = stack.process.try_wait() {
                 panic!("penstock ended with {status}:\n{}", stack.log());
@@ -139,11 +155,15 @@ impl StackBuilder {
 }
 
 /// Starts the binary with the configuration of a folder.
-fn launch(folder: &Path) -> Child {
+fn launch(folder: &Path, out: Out) -> Child {
     let mut command = Command::new(binary("penstock"));
     command.arg("serve").arg("--config").arg(folder.join("penstock.yaml"));
-    command.stdin(Stdio::null()).stdout(Stdio::null());
-    command.stderr(std::fs::File::create(folder.join("log")).expect("the temporary folder takes files"));
+    let file = |name| std::fs::File::create(folder.join(name)).expect("the temporary folder takes files");
+    let out = match out {
+        Out::File => file("out").into(),
+        Out::Full => Stdio::piped(), // `Child` keeps the other end, and does not read
+    };
+    command.stdin(Stdio::null()).stdout(out).stderr(file("log"));
     command.process_group(0).spawn().expect("the binary starts")
 }
 
@@ -151,6 +171,7 @@ fn launch(folder: &Path) -> Child {
 pub struct Stack {
     folder: tempfile::TempDir,
     process: Child,
+    out: Out,
     /// Where it answers.
     pub http: SocketAddr,
     /// Where it shows metrics.
@@ -173,6 +194,7 @@ impl Stack {
             external_engine: None,
             memory_mib: 8192,
             socket: None,
+            out: Out::File,
             more: String::new(),
         }
     }
@@ -190,6 +212,11 @@ impl Stack {
     /// What it has logged so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// What it has written to standard output so far, such as access lines.
+    pub fn out(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("out")).unwrap_or_default()
     }
 
     /// The metrics page.
@@ -244,7 +271,7 @@ impl Stack {
     pub fn restart(&mut self) {
         self.process.kill().expect("it runs");
         self.process.wait().expect("it is our child");
-        self.process = launch(self.folder.path());
+        self.process = launch(self.folder.path(), self.out);
         eventually("the stack to be ready again", || self.answers("/v2/health/ready").then_some(()));
     }
 

@@ -1,6 +1,7 @@
 //! What we ship for people to copy compiles.
 
-use harness::repository;
+use harness::{Behaviour, ScriptedEngine, Stack, repository};
+use std::collections::HashSet;
 
 #[test]
 fn every_policy_that_is_shipped_compiles() {
@@ -14,6 +15,31 @@ fn every_policy_that_is_shipped_compiles() {
         let text = std::fs::read_to_string(&file).expect("a file");
         if let Err(errors) = policies::parse(&text, &file.display().to_string()) {
             panic!("{errors}");
+        }
+    }
+}
+
+#[test]
+fn alerts_and_dashboard_ask_for_metrics_that_there_are() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let page = Stack::builder().external_engine(engine.socket()).start().metrics();
+    let there: HashSet<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+        .map(|(name, _)| name)
+        .collect();
+    for file in ["configs/prometheus/alerts.yaml", "configs/grafana/penstock.json"] {
+        let text = std::fs::read_to_string(repository(file)).expect("a file");
+        let words =
+            text.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_' && letter != ':');
+        let asked: HashSet<&str> = words.filter(|word| word.starts_with("penstock_")).collect();
+        assert!(asked.len() > 5, "{file} asks for {asked:?}");
+        for name in asked {
+            let family = ["_total", "_bucket", "_sum", "_count"]
+                .iter()
+                .find_map(|suffix| name.strip_suffix(suffix))
+                .unwrap_or(name);
+            assert!(there.contains(family), "{file}: no metric is called {name}");
         }
     }
 }

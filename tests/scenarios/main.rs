@@ -1,5 +1,6 @@
 //! Scenarios at the socket: real binaries, real models, real connections. Cores are tested beside their code.
 
+mod access_log;
 mod bad_input;
 mod breaker_and_limits;
 mod canary;

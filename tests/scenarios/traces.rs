@@ -26,6 +26,16 @@ fn number(span: &Span, key: &str) -> i64 {
     }
 }
 
+fn text<'a>(span: &'a Span, key: &str) -> &'a str {
+    let attribute = span.attributes.iter().find(|attribute| attribute.key == key);
+    let value = attribute.and_then(|attribute| attribute.value.as_ref()?.value.as_ref());
+    match value {
+        Some(Value::StringValue(text)) => text,
+        other => panic!("{key} is {other:?}"),
+    }
+}
+
+const SERVER_PINNED: &str = "POST /v2/models/{model}/versions/{version}/infer";
 const SERVER: &str = "POST /v2/models/{model}/infer";
 
 #[test]
@@ -35,7 +45,12 @@ fn a_traced_request_has_a_server_span_a_queue_span_and_a_batch() {
     let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let body = std::fs::read(repository("configs/demo/requests/digit-4.json")).expect("a sample request");
     assert_eq!(stack.client().infer("digits", &[("traceparent", parent)], &body).status, 200);
-    let spans = eventually("three spans", || Some(collector.spans()).filter(|spans| spans.len() >= 3));
+    let spans = eventually("all spans", || Some(collector.spans()).filter(|spans| spans.len() >= 6));
+    let stages: Vec<_> = ["read", "decode", "reply"].map(|name| named(&spans, name)[0]).into();
+    for (before, after) in stages.iter().zip(&stages[1..]) {
+        assert!(before.end_time_unix_nano <= after.start_time_unix_nano, "stages follow each other");
+    }
+    assert!(stages.iter().all(|stage| stage.parent_span_id == named(&spans, SERVER)[0].span_id));
     let server = named(&spans, SERVER)[0];
     let queue = named(&spans, "engine queue")[0];
     let batch = named(&spans, "batch")[0];
@@ -97,7 +112,7 @@ fn the_callers_choice_beats_the_sampling_rate_and_nonsense_counts_as_none() {
         client
             .post(
                 &format!("/v2/models/m/versions/{version}/infer"),
-                &[("traceparent", traceparent)],
+                &[("traceparent", traceparent), ("tracestate", &"a=b,".repeat(1000))],
                 &infer_body("x", [1, 1], &[0.0]),
             )
             .status
@@ -107,8 +122,52 @@ fn the_callers_choice_beats_the_sampling_rate_and_nonsense_counts_as_none() {
     assert_eq!(ask("00-00000000000000000000000000000000-0000000000000000-01", 1), 200);
     assert_eq!(ask("00-0af7651916cd43dd8448eb211c80319d-b7ad6b7169203331-01", 2), 500);
     let spans = eventually("the one span", || Some(collector.spans()).filter(|spans| !spans.is_empty()));
-    assert_eq!(spans.len(), 1);
-    assert_eq!(spans[0].status.as_ref().map(|status| status.code), Some(2), "a failure is marked as one");
+    assert_eq!(named(&spans, SERVER_PINNED).len(), 1);
+    let server = named(&spans, SERVER_PINNED)[0];
+    assert_eq!(server.trace_id, 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319d_u128.to_be_bytes());
+    assert_eq!(server.status.as_ref().map(|status| status.code), Some(2), "a failure is marked as one");
+}
+
+#[test]
+fn what_fails_or_is_refused_or_takes_long_is_kept_whatever_the_sampling_rate() {
+    let collector = Collector::start_http();
+    let engine = ScriptedEngine::start(&[
+        ("m", 1, Behaviour::Answer),
+        ("m", 2, Behaviour::Fail),
+        ("m", 3, Behaviour::Hang),
+    ]);
+    let traces = format!(
+        "traces: {{endpoint: 'http://{}', protocol: http, sample: 0, slow: 100ms}}",
+        collector.address
+    );
+    let stack = Stack::builder().config(&traces).external_engine(engine.socket()).start();
+    let client = stack.client();
+    let ask = |version: u32, headers: &[(&str, &str)]| {
+        let path = format!("/v2/models/m/versions/{version}/infer");
+        client.post(&path, headers, &infer_body("x", [1, 1], &[0.0])).status
+    };
+    let declined = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00");
+    assert_eq!(ask(1, &[]), 200);
+    assert_eq!(ask(2, &[declined, ("x-request-id", "order-7")]), 500);
+    assert_eq!(ask(9, &[]), 404);
+    assert_eq!(ask(3, &[("x-request-timeout-ms", "150")]), 504);
+    let servers = eventually("three server spans", || {
+        let spans = collector.spans();
+        let servers: Vec<_> = named(&spans, SERVER_PINNED).into_iter().cloned().collect();
+        (servers.len() >= 3).then_some(servers)
+    });
+    let status = |span: &Span| number(span, "http.response.status_code");
+    assert_eq!(servers.iter().map(status).collect::<Vec<_>>(), [500, 404, 504], "and not the answer");
+    let failed = &servers[0];
+    assert_eq!(failed.trace_id, 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes());
+    assert_eq!(failed.parent_span_id, 0xb7ad_6b71_6920_3331_u64.to_be_bytes());
+    assert_eq!(text(failed, "penstock.request_id"), "order-7");
+    assert_eq!(text(failed, "feature_flag.result.variant"), "2");
+    let late = &servers[2];
+    let took = late.end_time_unix_nano - late.start_time_unix_nano;
+    assert!(took >= 150_000_000, "it began when its head came: {took} ns");
+    stack.wait_for_metric("penstock_spans_lost_total", 0.0);
+    assert!(stack.metric("penstock_spans_exported_total") >= 3.0);
 }
 
 #[test]
@@ -120,6 +179,9 @@ fn a_collector_that_is_away_costs_nothing() {
     for _ in 0..200 {
         assert_eq!(stack.client().infer("m", &[], &infer_body("x", [1, 1], &[0.0])).status, 200);
     }
+    eventually("lost spans to be counted", || {
+        (stack.metric("penstock_spans_lost_total") >= 1.0).then_some(())
+    });
     stack.signal(rustix::process::Signal::TERM);
     assert!(stack.wait().success());
 }

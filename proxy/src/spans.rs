@@ -1,0 +1,242 @@
+//! What spans a kept request is made of. They are built once, at its end, from the moments that its record has noted and
+//! the engine's report; decides nothing about which requests are kept.
+//!
+//! ```text
+//! client's span ─▶ POST /v2/models/{model}/infer   (server)
+//!                    ├─ read                       admission, and the body as it comes
+//!                    ├─ decode                     limits of what it holds, the version's breaker
+//!                    ├─ engine queue               links to the batch that it waited for
+//!                    ├─ batch                      once per batch, under its first traced member; links to all of them
+//!                    └─ reply                      written for the client, and taken by it
+//! canary verdict                                    on its own, as long as the step has lasted
+//! ```
+
+use crate::record::Stages;
+use crate::trace::Trace;
+use opentelemetry::trace::{Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
+use opentelemetry::{InstrumentationScope, KeyValue};
+use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
+use opentelemetry_semantic_conventions::attribute as semconv;
+use rand::Rng;
+use std::borrow::Cow;
+use std::time::{Duration, Instant, SystemTime};
+use wire::{Timing, TraceContext};
+
+/// What a finished request says of itself.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// When its head was complete.
+    pub started: Instant,
+    /// When it got further.
+    pub stages: Stages,
+    /// Its id, as the client was told it.
+    pub request_id: &'a str,
+    /// Route with placeholders, not the path: a span name must not carry identifiers.
+    pub route: &'static str,
+    /// HTTP method.
+    pub method: &'a str,
+    /// HTTP status.
+    pub status: u16,
+    /// Which model was asked for.
+    pub model: Option<&'a str>,
+    /// Which version answered or failed.
+    pub version: Option<u64>,
+    /// Why that version.
+    pub pick: Option<&'static str>,
+    /// Its label in the policy.
+    pub label: Option<&'a str>,
+    /// Policy generation.
+    pub generation: u64,
+    /// How it ended with the version, if it came so far.
+    pub outcome: Option<policies::Outcome>,
+    /// Reason of a refusal.
+    pub refusal: Option<&'static str>,
+    /// The engine's report.
+    pub timing: Option<&'a Timing>,
+}
+
+const KNOWN_METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"];
+
+/// One span, before it is a library's.
+#[derive(Debug)]
+pub(crate) struct SpanParts {
+    context: SpanContext,
+    parent: SpanId,
+    kind: SpanKind,
+    name: Cow<'static, str>,
+    from: SystemTime,
+    to: SystemTime,
+    attributes: Vec<KeyValue>,
+    links: Vec<SpanContext>,
+    status: Status,
+}
+
+/// The spans of a request that has ended `now`.
+pub(crate) fn of_request(trace: &Trace, facts: &Facts<'_>, now: Instant) -> Vec<SpanParts> {
+    let moment = |instant: Instant| trace.started + instant.saturating_duration_since(facts.started);
+    let mut spans = vec![server(trace, facts, moment(now))];
+    let Stages { read, sent, answered } = facts.stages;
+    let stages =
+        [("read", Some(facts.started), read), ("decode", read, sent), ("reply", answered, Some(now))];
+    for (name, from, to) in stages {
+        if let (Some(from), Some(to)) = (from, to) {
+            spans.push(child(trace, name, moment(from), moment(to)));
+        }
+    }
+    if let (Some(timing), Some(sent)) = (facts.timing, sent) {
+        spans.extend(in_engine(trace, facts, timing, moment(sent)));
+    }
+    spans
+}
+
+fn server(trace: &Trace, facts: &Facts<'_>, ended: SystemTime) -> SpanParts {
+    // What a client makes up must not become a name (semantic conventions, HTTP spans).
+    let method = KNOWN_METHODS.into_iter().find(|known| *known == facts.method).unwrap_or("_OTHER");
+    let mut attributes = vec![
+        KeyValue::new(semconv::HTTP_REQUEST_METHOD, method),
+        KeyValue::new(semconv::HTTP_RESPONSE_STATUS_CODE, i64::from(facts.status)),
+        KeyValue::new("penstock.generation", facts.generation as i64),
+        KeyValue::new("penstock.request_id", facts.request_id.to_owned()),
+    ];
+    attributes.extend((!facts.route.is_empty()).then(|| KeyValue::new(semconv::HTTP_ROUTE, facts.route)));
+    attributes.extend(facts.model.map(|model| KeyValue::new("penstock.model", model.to_owned())));
+    if let (Some(model), Some(version)) = (facts.model, facts.version) {
+        attributes.push(KeyValue::new("penstock.version", version as i64));
+        // Which version somebody gets is a flag with variants (semantic conventions, feature flags; not yet stable there).
+        attributes.push(KeyValue::new("feature_flag.key", model.to_owned()));
+        attributes.push(KeyValue::new("feature_flag.result.variant", version.to_string()));
+    }
+    attributes.extend(facts.pick.map(|pick| KeyValue::new("penstock.pick", pick)));
+    attributes.extend(facts.label.map(|label| KeyValue::new("penstock.label", label.to_owned())));
+    attributes.extend(facts.refusal.map(|reason| KeyValue::new(semconv::ERROR_TYPE, reason)));
+    // A client's mistake is no error of the server (semantic conventions, HTTP server spans).
+    let status =
+        if facts.status >= 500 { Status::error(facts.refusal.unwrap_or_default()) } else { Status::Unset };
+    SpanParts {
+        context: trace.context.clone(),
+        parent: trace.parent.span_id(),
+        kind: SpanKind::Server,
+        name: format!("{method} {}", facts.route).trim_end().to_owned().into(),
+        from: trace.started,
+        to: ended,
+        attributes,
+        links: Vec::new(),
+        status,
+    }
+}
+
+fn child(trace: &Trace, name: &'static str, from: SystemTime, to: SystemTime) -> SpanParts {
+    let span_id = SpanId::from_bytes(rand::rng().random());
+    SpanParts {
+        context: SpanContext::new(
+            trace.context.trace_id(),
+            span_id,
+            TraceFlags::SAMPLED,
+            false,
+            TraceState::NONE,
+        ),
+        parent: trace.context.span_id(),
+        kind: SpanKind::Internal,
+        name: name.into(),
+        from,
+        to,
+        attributes: Vec::new(),
+        links: Vec::new(),
+        status: Status::Unset,
+    }
+}
+
+/// The wait in the queue, and the batch if it is this member's to tell. An engine that was not told of the trace says how
+/// long both took, not when: they began when the request was `sent`.
+fn in_engine(trace: &Trace, facts: &Facts<'_>, timing: &Timing, sent: SystemTime) -> Vec<SpanParts> {
+    let model = || KeyValue::new("penstock.model", facts.model.unwrap_or_default().to_owned());
+    let received = match timing.received_unix_ns {
+        0 => sent,
+        ns => SystemTime::UNIX_EPOCH + Duration::from_nanos(ns),
+    };
+    let dequeued = received + Duration::from_micros(timing.queue_us);
+    let ran = dequeued + Duration::from_micros(timing.run_us);
+    let size = [
+        KeyValue::new("penstock.batch.rows", i64::from(timing.batch_rows)),
+        KeyValue::new("penstock.batch.requests", i64::from(timing.batch_requests)),
+    ];
+    let batch = timing.batch.as_ref();
+    let context = batch.and_then(|batch| batch.span.as_ref()).and_then(context_of);
+    let links = context.iter().cloned().collect();
+    let queue =
+        SpanParts { attributes: vec![model()], links, ..child(trace, "engine queue", received, dequeued) };
+    let (Some(batch), Some(context)) = (batch, context) else {
+        let attributes = [model()].into_iter().chain(size).collect();
+        return vec![queue, SpanParts { attributes, ..child(trace, "engine run", dequeued, ran) }];
+    };
+    if batch.members.is_empty() {
+        return vec![queue]; // another member of the batch exports its span
+    }
+    let batch = SpanParts {
+        context,
+        attributes: [model()].into_iter().chain(size).collect(),
+        links: batch.members.iter().filter_map(context_of).collect(),
+        ..child(trace, "batch", dequeued, ran)
+    };
+    vec![queue, batch]
+}
+
+/// A verdict about a canary, which took as long as its step.
+pub(crate) fn of_verdict(context: SpanContext, model: &str, verdict: &policies::Record) -> SpanParts {
+    let to = SystemTime::now();
+    let mut attributes = vec![
+        KeyValue::new("penstock.model", model.to_owned()),
+        KeyValue::new("penstock.canary.verdict", verdict.verdict.as_str()),
+        KeyValue::new("penstock.canary.why", verdict.why.clone()),
+        KeyValue::new("penstock.canary.step", verdict.step as i64),
+        KeyValue::new("penstock.canary.percent", verdict.percent),
+    ];
+    for gate in &verdict.gates {
+        let name = |what: &str| format!("penstock.canary.{}.{what}", gate.gate);
+        attributes.extend([
+            KeyValue::new(name("requests"), gate.requests as i64),
+            KeyValue::new(name("events"), gate.events as i64),
+            KeyValue::new(name("worse"), gate.worse),
+            KeyValue::new(name("rare"), gate.rare),
+        ]);
+    }
+    SpanParts {
+        context,
+        parent: SpanId::INVALID,
+        kind: SpanKind::Internal,
+        name: "canary verdict".into(),
+        from: to.checked_sub(verdict.after).unwrap_or(to),
+        to,
+        attributes,
+        links: Vec::new(),
+        status: Status::Unset,
+    }
+}
+
+impl SpanParts {
+    pub(crate) fn into_data(self, scope: InstrumentationScope) -> SpanData {
+        let mut links = SpanLinks::default();
+        links.links = self.links.into_iter().map(|context| Link::new(context, Vec::new(), 0)).collect();
+        SpanData {
+            parent_span_is_remote: self.kind == SpanKind::Server,
+            span_context: self.context,
+            parent_span_id: self.parent,
+            span_kind: self.kind,
+            name: self.name,
+            start_time: self.from,
+            end_time: self.to,
+            attributes: self.attributes,
+            dropped_attributes_count: 0,
+            events: SpanEvents::default(),
+            links,
+            status: self.status,
+            instrumentation_scope: scope,
+        }
+    }
+}
+
+fn context_of(wire: &TraceContext) -> Option<SpanContext> {
+    let trace_id = TraceId::from_bytes(wire.trace_id.as_ref().try_into().ok()?);
+    let span_id = SpanId::from_bytes(wire.span_id.as_ref().try_into().ok()?);
+    Some(SpanContext::new(trace_id, span_id, TraceFlags::SAMPLED, false, TraceState::NONE))
+}

@@ -1,0 +1,75 @@
+//! The access log: a line for each request, and the id that ties it to its answer.
+
+use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body};
+use serde_json::Value;
+
+/// Of infer requests; the harness has asked whether it is ready.
+fn lines(stack: &Stack, at_least: usize) -> Vec<Value> {
+    eventually("access lines", || {
+        let out = stack.out();
+        let whole = out.rfind('\n').map_or("", |end| &out[..end]);
+        let all = whole.lines().map(|line| serde_json::from_str(line).expect("nothing but objects"));
+        let lines: Vec<Value> = all.filter(|line: &Value| line["method"] == "POST").collect();
+        (lines.len() >= at_least).then_some(lines)
+    })
+}
+
+#[test]
+fn a_line_an_answer_and_its_request_have_one_id() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let stack =
+        Stack::builder().config("log: {format: json, access: 1}").external_engine(engine.socket()).start();
+    let client = stack.client();
+    let answer = client.infer("m", &[("x-request-id", "order-7")], &infer_body("x", [1, 1], &[0.0]));
+    assert_eq!((answer.status, answer.header("x-request-id")), (200, "order-7"));
+    let refused = client.infer("m", &[], b"{}");
+    let made_up = refused.header("x-request-id").to_owned();
+    let lines = lines(&stack, 2);
+    let (served, refused) = (&lines[0], &lines[1]);
+    assert_eq!(served["request_id"], "order-7");
+    assert_eq!(
+        (&served["status"], &served["model"], &served["version"]),
+        (&200.into(), &"m".into(), &1.into())
+    );
+    assert_eq!(served["route"], "/v2/models/{model}/infer");
+    assert!(served["duration_ms"].as_f64().expect("a number") > 0.0);
+    assert_eq!(served.get("reason"), None);
+    assert_eq!((&refused["request_id"], &refused["reason"]), (&made_up.into(), &"invalid".into()));
+    let log = stack.log();
+    let events: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    assert!(events.iter().all(|event| event["level"].is_string() && event["timestamp"].is_string()), "{log}");
+}
+
+#[test]
+fn answers_are_sampled_and_refusals_are_not() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let stack =
+        Stack::builder().config("log: {format: json, access: 0}").external_engine(engine.socket()).start();
+    let client = stack.client();
+    for _ in 0..20 {
+        assert_eq!(client.infer("m", &[], &infer_body("x", [1, 1], &[0.0])).status, 200);
+    }
+    assert_eq!(client.infer("nobody", &[], &infer_body("x", [1, 1], &[0.0])).status, 404);
+    let lines = lines(&stack, 1);
+    assert!(lines.iter().all(|line| line["status"] != 200), "{lines:?}");
+    assert_eq!(lines.last().map(|line| &line["reason"]), Some(&"not_found".into()));
+}
+
+#[test]
+fn whoever_does_not_read_the_lines_holds_up_nobody() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    // Stands for a collector that has stopped reading: a disk that is full, a pipe that nobody empties.
+    let stack = Stack::builder()
+        .config("log: {format: json, access: 1}")
+        .out_to_a_full_pipe()
+        .external_engine(engine.socket())
+        .start();
+    let client = stack.client();
+    let body = infer_body("x", [1, 1], &[0.0]);
+    eventually("dropped lines", || {
+        for _ in 0..1000 {
+            assert_eq!(client.infer("m", &[], &body).status, 200);
+        }
+        (stack.metric("penstock_access_log_dropped") > 0.0).then_some(())
+    });
+}
