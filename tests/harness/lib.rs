@@ -16,9 +16,9 @@ pub use stack::{Stack, StackBuilder, binary, free_address, free_addresses, repos
 
 use std::time::{Duration, Instant};
 
-/// Asks until `condition` gives a value; panics with `what` after 30 s.
+/// Asks until `condition` gives a value; panics with `what` after 90 s.
 pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(30);
+    let deadline = Instant::now() + Duration::from_secs(90);
     loop {
         if let Some(value) = condition() {
             return value;

@@ -78,25 +78,30 @@ fn requests_that_ran_together_link_to_one_batch() {
     eventually("slow to be ready", || {
         (stack.client().get("/v2/models/slow/ready").status == 200).then_some(())
     });
-    std::thread::scope(|scope| {
-        for _ in 0..12 {
-            let client = stack.client();
-            scope.spawn(move || {
-                assert_eq!(client.infer("slow", &[], &infer_body("x", [1, 4], &[1.0; 4])).status, 200)
-            });
-        }
-    });
     let members =
         |spans: &[Span]| named(spans, "batch").into_iter().map(|batch| batch.links.len()).sum::<usize>();
-    let spans = eventually("all spans", || {
-        Some(collector.spans()).filter(|spans| {
-            named(spans, SERVER).len() == 12
-                && named(spans, "engine queue").len() == 12
-                && members(spans) == 12
-        })
+    let mut sent = 0;
+    // A busy lane collects requests. How busy it is when they come, the machine decides.
+    let spans = eventually("requests that run together", || {
+        std::thread::scope(|scope| {
+            for _ in 0..12 {
+                let client = stack.client();
+                scope.spawn(move || {
+                    assert_eq!(client.infer("slow", &[], &infer_body("x", [1, 4], &[1.0; 4])).status, 200)
+                });
+            }
+        });
+        sent += 12;
+        let spans = eventually("all spans", || {
+            Some(collector.spans()).filter(|spans| {
+                named(spans, SERVER).len() == sent
+                    && named(spans, "engine queue").len() == sent
+                    && members(spans) == sent
+            })
+        });
+        named(&spans, "batch").iter().any(|batch| batch.links.len() > 1).then_some(spans)
     });
     let batches: HashSet<_> = named(&spans, "batch").into_iter().map(|batch| batch.span_id.clone()).collect();
-    assert!(batches.len() < 12, "a busy lane collects requests: {} batches", batches.len());
     for queue in named(&spans, "engine queue") {
         assert!(batches.contains(&queue.links[0].span_id));
     }
