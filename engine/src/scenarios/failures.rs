@@ -1,0 +1,184 @@
+//! What fails: a request, a run, a model, memory, a GPU; and who notices.
+
+use super::*;
+
+#[test]
+fn the_poisonous_requests_fail_alone_and_cost_few_runs() {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let gate = Arc::new(Gate::default());
+    let passing = Arc::clone(&gate);
+    let model = candidate("double", move |inputs| {
+        passing.pass();
+        counted.fetch_add(1, Ordering::Relaxed);
+        double(inputs)
+    });
+    let engine = Engine::start(vec![model]);
+    let mut client = engine.connect();
+    client.index();
+    gate.shut();
+    client.infer(1, ask(1.0));
+    gate.await_held(1);
+    let poisonous = |id| id == 9 || id == 15;
+    client.infer_all((2..=17).map(|id| (id, ask(if poisonous(id) { -1.0 } else { id as f32 }))));
+    client.barrier();
+    runs.store(0, Ordering::Relaxed);
+    gate.open();
+    for answer in client.replies(17).into_iter().skip(1) {
+        if poisonous(answer.id) {
+            assert_eq!((answer.status(), &answer.reply.message[..]), (Status::ModelFailed, "negative input"));
+        } else {
+            assert_eq!(answer.fp32("y"), [2.0 * answer.id as f32, 1.0]);
+        }
+    }
+    let runs = runs.load(Ordering::Relaxed);
+    assert!(runs <= 1 + 2 * (1 + 2 * 4), "{runs} runs for two of sixteen");
+}
+
+#[test]
+fn who_makes_batches_fail_again_and_again_runs_alone() {
+    let (_engine, mut client, gate) = engine_with_held_lane(|_| {});
+    let mut id = 1;
+    let mut round = |client: &mut Client, gate: &Gate, held: bool| {
+        if !held {
+            gate.shut();
+            id += 1;
+            client.infer(id, ask(1.0));
+            gate.await_held(1);
+        }
+        let first = id + 1;
+        id += 4;
+        client.infer_all(
+            (first..=id).map(|id| (id, ask(if id == first { -1.0 } else { 1.0 }).caller(id - first + 1))),
+        );
+        client.barrier();
+        gate.open();
+        let answers = client.replies(5);
+        answers[2].reply.timing.as_ref().unwrap().batch_requests
+    };
+    assert!(round(&mut client, &gate, true) < 3, "it was divided");
+    assert!(round(&mut client, &gate, false) < 3, "again");
+    assert_eq!(round(&mut client, &gate, false), 3, "the others are undisturbed");
+}
+
+#[test]
+fn a_panic_fails_the_request_and_not_the_lane() {
+    let engine = Engine::start(vec![candidate("double", double)]);
+    let mut client = engine.connect();
+    client.index();
+    client.infer(1, ask(f32::INFINITY));
+    let answer = client.reply().unwrap();
+    assert_eq!((answer.status(), answer.reply.message.as_str()), (Status::Internal, "panic: unlucky"));
+    client.infer(2, ask(2.0));
+    assert_eq!(client.reply().unwrap().status(), Status::Ok);
+}
+
+#[test]
+fn an_output_with_another_number_of_rows_reaches_nobody() {
+    let model = candidate("double", |inputs| {
+        let mut outputs = double(inputs)?;
+        if fp32(&inputs[0]).contains(&99.0) {
+            outputs = vec![output_fp32("y", &[1, 2], &[0.0, 0.0])];
+        }
+        Ok(outputs)
+    });
+    let engine = Engine::start(vec![model]);
+    let mut client = engine.connect();
+    assert_eq!(client.index()[0].max_batch, 16, "the trial could not know");
+    client.infer(1, Asked::of("double").fp32("x", &[2, 2], &[99.0, 0.0, 0.0, 0.0]));
+    let answer = client.reply().unwrap();
+    assert_eq!(answer.status(), Status::ModelFailed);
+    assert_eq!(answer.reply.message, "output `y` has 1 row, 2 went in");
+}
+
+#[test]
+fn memory_that_runs_out_divides_the_batch_until_it_fits() {
+    let short = Arc::new(AtomicBool::new(false));
+    let is_short = Arc::clone(&short);
+    let model = candidate("double", move |inputs| {
+        if is_short.load(Ordering::Relaxed) && inputs[0].shape[0] > 3 {
+            return Err(ModelError { out_of_memory: true, ..ModelError::new("out of memory") });
+        }
+        double(inputs)
+    });
+    let engine = Engine::start(vec![model]);
+    let mut client = engine.connect();
+    client.index();
+    short.store(true, Ordering::Relaxed);
+    let values: Vec<f32> = (0..32).map(|value| value as f32).collect();
+    for id in 1..4 {
+        client.infer(id, Asked::of("double").fp32("x", &[16, 2], &values));
+        assert_eq!(client.reply().unwrap().fp32("y")[31], 62.0);
+    }
+}
+
+#[test]
+fn a_model_that_hangs_ends_the_engine_by_its_name() {
+    let gate = Arc::new(Gate::default());
+    let passing = Arc::clone(&gate);
+    let model = candidate("stuck", move |inputs| {
+        passing.pass();
+        double(inputs)
+    });
+    let mut engine = Engine::start_with(vec![model], |settings| settings.run_max = Duration::from_millis(50));
+    let mut client = engine.connect();
+    client.index();
+    gate.shut();
+    client.infer(1, Asked::of("stuck").fp32("x", &[1, 2], &[1.0, 0.5]));
+    let ended = engine.thread.take().unwrap().join().unwrap().unwrap_err().to_string();
+    assert!(ended.starts_with("model `stuck` version 1 has not come back for"), "{ended}");
+    gate.open();
+}
+
+#[test]
+fn a_gpu_that_has_failed_for_good_ends_the_engine_which_says_why() {
+    let broken = Arc::new(AtomicBool::new(false));
+    let is_broken = Arc::clone(&broken);
+    // Stands for libtorch on a GPU after a device-side assertion.
+    let model = candidate("double", move |inputs| {
+        if is_broken.load(Ordering::Relaxed) {
+            let error = ModelError::new("cuda:0 works no more: device-side assert triggered");
+            return Err(ModelError { device_lost: true, ..error });
+        }
+        double(inputs)
+    });
+    let mut engine = Engine::start(vec![model]);
+    let mut client = engine.connect();
+    client.index();
+    broken.store(true, Ordering::Relaxed);
+    client.infer(1, Asked::of("double").fp32("x", &[1, 2], &[1.0, 0.5]));
+    let ended = engine.thread.take().unwrap().join().unwrap().unwrap_err().to_string();
+    assert_eq!(ended, "cuda:0 works no more: device-side assert triggered; the engine has to be replaced");
+}
+
+#[test]
+fn a_gpu_that_fails_while_a_model_is_loaded_ends_the_engine_too() {
+    let fails = Candidate {
+        load: Box::new(|| Err("model.pt: device-side assert triggered".into())),
+        ..candidate("m", double)
+    };
+    let mut engine =
+        Engine::start_with(vec![fails], |settings| settings.device_memory = Some(Arc::new(|| None)));
+    let ended = engine.thread.take().unwrap().join().unwrap().unwrap_err().to_string();
+    assert!(ended.starts_with("the GPU works no more: model.pt: device-side assert"), "{ended}");
+}
+
+#[test]
+fn the_memory_of_a_gpu_is_told() {
+    let memory = DeviceMemory { held_bytes: 1, free_bytes: 2, total_bytes: 4 };
+    let engine = Engine::start_with(vec![candidate("double", double)], |settings| {
+        settings.device_memory = Some(Arc::new(move || Some(memory)));
+    });
+    let mut client = engine.connect();
+    client.send(Kind::Ping, 7, &Hello::default(), Bytes::new());
+    loop {
+        let frame = client.frame().expect("the engine lives");
+        if frame.kind == Kind::Pong {
+            match Health::decode(frame.metadata).unwrap().device {
+                // It has been asked, and the engine waits for nobody.
+                None => client.send(Kind::Ping, 7, &Hello::default(), Bytes::new()),
+                told => return assert_eq!(told, Some(memory)),
+            }
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What runs together, and that everybody gets its own rows of it.
+
+use super::*;
+
+#[test]
+fn requests_that_wait_run_together_and_each_gets_its_own_rows() {
+    let (_engine, mut client, gate) = engine_with_held_lane(|_| {});
+    client.infer(2, ask(2.0));
+    client.infer(3, Asked::of("double").fp32("x", &[2, 2], &[3.0, 4.0, 5.0, 6.0]));
+    client.infer(4, ask(7.0));
+    client.barrier();
+    gate.open();
+    let replies = client.replies(4);
+    assert_eq!(replies[0].fp32("y"), [2.0, 1.0]);
+    assert_eq!(replies[1].fp32("y"), [4.0, 1.0]);
+    assert_eq!(replies[2].fp32("y"), [6.0, 8.0, 10.0, 12.0]);
+    assert_eq!(replies[2].output("y").0.shape, [2, 2]);
+    assert_eq!(replies[3].fp32("y"), [14.0, 1.0]);
+    for reply in &replies[1..] {
+        let timing = reply.reply.timing.as_ref().unwrap();
+        assert_eq!((timing.batch_rows, timing.batch_requests), (4, 3));
+        assert_eq!((timing.received_unix_ns, &timing.batch), (0, &None));
+    }
+}
+
+#[test]
+fn the_first_traced_member_of_a_batch_carries_the_list_of_all() {
+    let (_engine, mut client, gate) = engine_with_held_lane(|_| {});
+    client.infer(2, ask(2.0));
+    client.infer(3, ask(3.0).traced(3));
+    client.infer(4, ask(4.0).traced(4));
+    client.barrier();
+    gate.open();
+    let timings: Vec<_> = client.replies(4).into_iter().map(|answer| answer.reply.timing.unwrap()).collect();
+    assert_eq!(timings[1].batch, None);
+    let (first, second) = (timings[2].batch.clone().unwrap(), timings[3].batch.clone().unwrap());
+    assert_eq!(first.span, second.span);
+    let span = first.span.unwrap();
+    assert_eq!((&span.trace_id[..], span.span_id.len()), (&[3; 16][..], 8));
+    let members = |batch: &[TraceContext]| batch.iter().map(|member| member.span_id[0]).collect::<Vec<_>>();
+    assert_eq!((members(&first.members), members(&second.members)), (vec![3, 4], vec![]));
+    assert!(timings[2].received_unix_ns > 1_600_000_000_000_000_000);
+}
+
+#[test]
+fn what_is_larger_than_a_batch_runs_in_pieces_and_comes_back_whole() {
+    let engine = Engine::start(vec![candidate("double", double)]);
+    let mut client = engine.connect();
+    assert_eq!(client.index()[0].max_batch, 16);
+    let values: Vec<f32> = (0..100).map(|value| value as f32).collect();
+    client.infer(1, Asked::of("double").fp32("x", &[50, 2], &values));
+    let answer = client.reply().unwrap();
+    assert_eq!(answer.output("y").0.shape, [50, 2]);
+    assert_eq!(answer.fp32("y"), values.iter().map(|value| value * 2.0).collect::<Vec<_>>());
+    // A piece that fails is the request's failure, told once.
+    let values: Vec<f32> = (0..100).map(|value| if value == 70 { -1.0 } else { 1.0 }).collect();
+    client.infer(2, Asked::of("double").fp32("x", &[50, 2], &values));
+    let answer = client.reply().unwrap();
+    assert_eq!((answer.id, answer.status()), (2, Status::ModelFailed));
+    assert!(client.barrier().is_empty(), "one answer");
+}
+
+#[test]
+fn in_a_crowd_every_caller_gets_its_own_answer_once() {
+    let engine = Engine::start_with(vec![candidate("double", double)], |settings| settings.lanes = 3);
+    engine.connect().index();
+    let engine = &engine;
+    let caller = move |number: u64| {
+        let mut client = engine.connect();
+        for round in 0..40 {
+            let ids: Vec<u64> = (1..=20).map(|at| round * 100 + at).collect();
+            let value = |id: u64| (number * 10_000 + id) as f32;
+            client.infer_all(ids.iter().map(|id| (*id, ask(value(*id)))));
+            for id in ids.iter().filter(|id| id.is_multiple_of(7)) {
+                client.send(Kind::Cancel, *id, &Infer::default(), Bytes::new());
+            }
+            let mut owed: Vec<u64> = ids.iter().copied().filter(|id| !id.is_multiple_of(7)).collect();
+            let mut cancelled: Vec<u64> = ids.iter().copied().filter(|id| id.is_multiple_of(7)).collect();
+            while !owed.is_empty() {
+                let answer = client.reply().unwrap();
+                assert_eq!(answer.fp32("y"), [2.0 * value(answer.id), 1.0]);
+                // What was already running when it was cancelled may still be answered, in this round or a later one.
+                if answer.id / 100 == round {
+                    let list = if answer.id.is_multiple_of(7) { &mut cancelled } else { &mut owed };
+                    let at = list.iter().position(|id| *id == answer.id).expect("one answer each");
+                    list.remove(at);
+                }
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for number in 0..4 {
+            scope.spawn(move || caller(number));
+        }
+    });
+}
+
+#[test]
+fn a_model_that_failed_its_trial_never_runs_twice_at_once() {
+    let inside = Arc::new(AtomicUsize::new(0));
+    let most = Arc::new(AtomicUsize::new(0));
+    let gate = Arc::new(Gate::default());
+    let (counted, highest, passing) = (Arc::clone(&inside), Arc::clone(&most), Arc::clone(&gate));
+    let model = candidate("double", move |inputs| {
+        highest.fetch_max(counted.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        passing.pass();
+        counted.fetch_sub(1, Ordering::SeqCst);
+        let coupled = inputs[0].shape[0] as f32;
+        Ok(vec![output_fp32(
+            "y",
+            &inputs[0].shape,
+            &fp32(&inputs[0]).iter().map(|x| x + coupled).collect::<Vec<_>>(),
+        )])
+    });
+    let engine = Engine::start_with(vec![model, candidate("other", double)], |settings| settings.lanes = 3);
+    let mut client = engine.connect();
+    let index = client.index();
+    assert_eq!(index[0].max_batch, 1);
+    assert!(index[0].reason.starts_with("not batched: rows change when they run together"), "{index:?}");
+    gate.shut();
+    for id in 1..=8 {
+        client.infer(id, ask(id as f32));
+    }
+    gate.await_held(1);
+    // Another model is not held up, and its answer shows that idle lanes have looked.
+    client.infer(9, Asked::of("other").fp32("x", &[1, 2], &[1.0, 2.0]));
+    assert_eq!(client.reply().unwrap().id, 9);
+    gate.open();
+    for answer in client.replies(8) {
+        assert_eq!(answer.fp32("y"), [answer.id as f32 + 1.0, 1.5]);
+        assert_eq!(answer.reply.timing.unwrap().batch_requests, 1);
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 1);
+}

@@ -1,0 +1,163 @@
+//! What is not run, because nobody wants it, it would be late or there is no room.
+
+use super::*;
+
+#[test]
+fn a_cancelled_request_is_not_run() {
+    let (_engine, mut client, gate) = engine_with_held_lane(|_| {});
+    client.infer(2, ask(-2.0));
+    client.infer(3, ask(3.0));
+    client.send(Kind::Cancel, 2, &Infer::default(), Bytes::new());
+    client.barrier();
+    gate.open();
+    let replies = client.replies(2);
+    assert_eq!((replies[0].id, replies[1].id), (1, 3));
+    assert_eq!(replies[1].reply.timing.as_ref().unwrap().batch_requests, 1);
+    client.barrier();
+}
+
+#[test]
+fn who_leaves_while_a_batch_runs_does_not_shift_the_answers_of_the_others() {
+    let (first, second) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
+    let passing = (Arc::clone(&first), Arc::clone(&second));
+    let model = candidate("double", move |inputs| {
+        if inputs[0].shape[0] == 1 {
+            passing.0.pass()
+        } else {
+            passing.1.pass()
+        }
+        double(inputs)
+    });
+    let engine = Engine::start(vec![model]);
+    let (mut leaver, mut stayer) = (engine.connect(), engine.connect());
+    leaver.index();
+    stayer.index();
+    first.shut();
+    second.shut();
+    leaver.infer(1, ask(1.0));
+    first.await_held(1);
+    leaver.infer(2, ask(2.0));
+    leaver.barrier();
+    stayer.infer(3, ask(3.0));
+    stayer.barrier();
+    first.open();
+    second.await_held(1);
+    drop(leaver);
+    stayer.barrier();
+    second.open();
+    let answer = stayer.reply().unwrap();
+    assert_eq!((answer.id, answer.fp32("y")), (3, vec![6.0, 1.0]));
+}
+
+#[test]
+fn an_expired_request_is_told_so_and_not_run() {
+    let (_engine, mut client, gate) = engine_with_held_lane(|_| {});
+    let sent = Instant::now();
+    client.infer(2, ask(-2.0).budget_us(30_000));
+    client.infer(3, ask(3.0).budget_us(3_600_000_000));
+    while sent.elapsed() < Duration::from_millis(30) {
+        assert!(client.barrier().is_empty(), "it waits");
+    }
+    gate.open();
+    let replies = client.replies(3);
+    assert_eq!(replies[1].status(), Status::DeadlineExceeded);
+    assert_eq!(replies[2].fp32("y"), [6.0, 1.0]);
+}
+
+#[test]
+fn a_request_that_would_be_late_is_refused_at_once_and_told_how_long_it_would_wait() {
+    let gate = Arc::new(Gate::default());
+    let passing = Arc::clone(&gate);
+    let model = candidate("slow", move |inputs| {
+        std::thread::sleep(Duration::from_millis(20));
+        passing.pass();
+        double(inputs)
+    });
+    let engine = Engine::start(vec![model]);
+    let mut client = engine.connect();
+    client.index();
+    client.infer(0, Asked::of("slow").fp32("x", &[16, 2], &[1.0; 32]).budget_us(2_000_000));
+    assert_eq!(client.reply().unwrap().status(), Status::Ok);
+    // A lane answers first and tells the queue then: until it has, nothing is known.
+    let answer = (100..200)
+        .map(|id| {
+            client.infer(id, Asked::of("slow").fp32("x", &[1, 2], &[1.0, 0.5]).budget_us(5_000));
+            client.reply().unwrap()
+        })
+        .find(|answer| answer.status() != Status::DeadlineExceeded)
+        .expect("it is known in the end");
+    assert_eq!(answer.status(), Status::Overloaded, "{}", answer.reply.message);
+    assert!(answer.reply.message.starts_with("it would be late"), "{}", answer.reply.message);
+    gate.shut();
+    client.infer(2, Asked::of("slow").fp32("x", &[1, 2], &[1.0, 0.5]).budget_us(2_000_000));
+    gate.await_held(1);
+    client.infer_all(
+        (3..60).map(|id| (id, Asked::of("slow").fp32("x", &[16, 2], &[1.0; 32]).budget_us(500_000))),
+    );
+    let refused = client.barrier();
+    gate.open();
+    assert!(
+        (25..50).contains(&refused.len()),
+        "{} of 57 batches of 20 ms and a little do not fit",
+        refused.len()
+    );
+    for answer in refused {
+        assert_eq!(answer.status(), Status::Overloaded);
+        assert!(answer.reply.retry_after_us > 400_000, "{}", answer.reply.retry_after_us);
+    }
+}
+
+#[test]
+fn a_full_queue_refuses_and_a_lost_connection_frees_its_place() {
+    let (engine, mut client, gate) = engine_with_held_lane(|settings| settings.queue.rows = 1);
+    client.infer(2, ask(-2.0));
+    client.infer(3, ask(3.0));
+    let refused = client.reply().unwrap();
+    assert_eq!((refused.id, refused.status()), (3, Status::Overloaded));
+    drop(client);
+
+    let mut other = engine.connect();
+    let mut id = 10;
+    while other.is_refused(id, ask(4.0)) {
+        id += 1;
+    }
+    gate.open();
+    let answer = other.reply().unwrap();
+    assert_eq!((answer.id, answer.fp32("y")), (id, vec![8.0, 1.0]));
+}
+
+#[test]
+fn a_full_queue_has_room_for_who_matters_more_and_for_another_tenant() {
+    let gate = Arc::new(Gate::default());
+    let passing = Arc::clone(&gate);
+    let model = candidate("double", move |inputs| {
+        passing.pass();
+        double(inputs)
+    });
+    let engine = Engine::start_with(vec![model], |settings| settings.queue.rows = 4);
+    let (mut many, mut few) = (engine.connect(), engine.connect());
+    many.index();
+    few.index();
+    let ask = |tenant, criticality| {
+        let mut asked = Asked::of("double").fp32("x", &[1, 2], &[1.0, 0.5]);
+        (asked.infer.tenant, asked.infer.criticality) = (tenant, criticality);
+        asked
+    };
+    gate.shut();
+    many.infer(1, ask(7, 0));
+    gate.await_held(1);
+    many.infer_all((2..=5).map(|id| (id, ask(7, 0))));
+    many.barrier();
+    few.infer(1, ask(8, 0));
+    few.infer(2, ask(9, 1));
+    let gone = [many.reply().unwrap(), many.reply().unwrap()];
+    for (answer, id) in gone.iter().zip([5, 4]) {
+        assert_eq!((answer.id, answer.status()), (id, Status::Overloaded));
+        assert!(answer.reply.message.starts_with("it made way for somebody"), "{}", answer.reply.message);
+    }
+    many.infer(6, ask(7, 3));
+    let refused = many.reply().unwrap();
+    assert_eq!((refused.id, refused.status()), (6, Status::Overloaded), "nobody matters less");
+    gate.open();
+    assert!(many.replies(3).iter().chain(&few.replies(2)).all(|answer| answer.status() == Status::Ok));
+}
