@@ -45,6 +45,9 @@ const PROFILES_MAX: usize = 1024;
 /// Shapes that may wait at the same time: each costs time in every decision.
 const QUEUES_MAX: usize = 1024;
 
+/// So many queues stay when nothing waits in them: making one costs as much as all else that a lone job does.
+const QUEUES_KEPT: usize = 8;
+
 /// Of runs shorter than this, one in so many is learned from: learning would cost as much as they do.
 const SHORT: Duration = Duration::from_millis(1);
 const SHORT_SAMPLE: u64 = 8;
@@ -228,13 +231,11 @@ pub struct Batcher<T> {
     lanes: usize,
     origin: Instant,
     queues: HashMap<Bucket, Queue<T>, RandomState>,
-    /// First place of each queue, by version: queues of a version that is busy are not looked at one by one.
-    heads: BTreeMap<u32, BTreeMap<Place, Bucket>>,
     /// Where each job stands, for cancellation.
     places: HashMap<(u64, u64), (Bucket, Place), RandomState>,
     parties: Parties,
     profiles: HashMap<Bucket, Profile, RandomState>,
-    versions: HashMap<u32, Version>,
+    versions: BTreeMap<u32, Version>,
     /// Claims that are out, and when they are expected back.
     running: Vec<Running>,
     /// Rows that waited, and how long they would take, when the last batch was formed.
@@ -305,6 +306,8 @@ struct Arrivals {
 #[derive(Debug, Default)]
 struct Version {
     running: usize,
+    /// First place of each of its queues: those of a version that is busy are not looked at one by one.
+    heads: BTreeMap<Place, Bucket>,
 }
 
 impl<T: Clone> Batcher<T> {
@@ -315,11 +318,10 @@ impl<T: Clone> Batcher<T> {
             lanes,
             origin: now,
             queues: HashMap::default(),
-            heads: BTreeMap::new(),
             places: HashMap::default(),
             parties: Parties::default(),
             profiles: HashMap::default(),
-            versions: HashMap::new(),
+            versions: BTreeMap::new(),
             running: Vec::new(),
             calm: (0, Duration::ZERO),
             rows: 0,
@@ -373,7 +375,7 @@ impl<T: Clone> Batcher<T> {
         debug_assert_eq!(queue.grouping, ticket.grouping, "a bucket runs in one way");
         let head = queue.waiting.first_key_value().map(|(head, _)| *head);
         if head.is_none_or(|head| place < head) {
-            let heads = self.heads.entry(ticket.bucket.version).or_default();
+            let heads = &mut self.versions.entry(ticket.bucket.version).or_default().heads;
             if let Some(head) = head {
                 heads.remove(&head);
             }
@@ -444,6 +446,7 @@ impl<T: Clone> Batcher<T> {
     /// Forgets a version of which nothing waits or runs; gives what was learned of it to whoever has the time to free it.
     pub fn forget(&mut self, version: u32) -> impl Sized + use<T> {
         self.versions.remove(&version);
+        self.queues.retain(|bucket, _| bucket.version != version);
         self.profiles.extract_if(|bucket, _| bucket.version == version).collect::<Vec<_>>()
     }
 
@@ -496,10 +499,9 @@ impl<T: Clone> Batcher<T> {
     /// The queue of the most urgent job whose version may have another run. There is none while the cores do not suffice
     /// for it: if smaller runs went first, it would wait for ever.
     fn first(&self) -> Option<&Bucket> {
-        let heads = self.heads.iter().filter_map(|(version, heads)| {
-            let running = self.versions.get(version).map_or(0, |version| version.running);
-            let (place, bucket) = heads.first_key_value()?;
-            (running < self.queues[bucket].at_once).then_some((place, bucket))
+        let heads = self.versions.values().filter_map(|version| {
+            let (place, bucket) = version.heads.first_key_value()?;
+            (version.running < self.queues[bucket].at_once).then_some((place, bucket))
         });
         let (_, bucket) = heads.min_by_key(|(place, _)| *place)?;
         let shares = || self.running.iter().map(|running| running.lanes).chain([self.queues[bucket].lanes]);
@@ -510,23 +512,21 @@ impl<T: Clone> Batcher<T> {
 
     /// Takes a queue out of the heads, if its head stands there.
     fn behead(&mut self, version: u32, head: Place) -> bool {
-        let TreeEntry::Occupied(mut heads) = self.heads.entry(version) else { return false };
-        let was_there = heads.get_mut().remove(&head).is_some();
-        if heads.get().is_empty() {
-            heads.remove();
-        }
-        was_there
+        self.versions.get_mut(&version).is_some_and(|version| version.heads.remove(&head).is_some())
     }
 
-    /// Puts a queue back among the heads; forgets it when nothing waits in it.
+    /// Puts a queue back among the heads, if anything waits in it.
     fn reopen(&mut self, bucket: Bucket) {
-        match self.queues[&bucket].waiting.first_key_value() {
+        let are_many = self.queues.len() > QUEUES_KEPT;
+        let queue = self.queues.get_mut(&bucket).expect("it was just there");
+        match queue.waiting.first_key_value() {
             Some((head, _)) => {
-                self.heads.entry(bucket.version).or_default().insert(*head, bucket);
+                self.versions.entry(bucket.version).or_default().heads.insert(*head, bucket);
             }
-            None => {
+            None if are_many => {
                 self.queues.remove(&bucket);
             }
+            None => queue.held_since = None,
         }
     }
 
@@ -549,12 +549,14 @@ impl<T: Clone> Batcher<T> {
             let piece = most.min(waiting.ticket.rows - first);
             waiting.gone += piece;
             this.parties.leave(&waiting.ticket, place);
-            let job = waiting.ticket.payload.clone();
-            if waiting.gone == waiting.ticket.rows {
+            let job = if waiting.gone == waiting.ticket.rows {
                 let Waiting { ticket, .. } = found.remove();
                 this.places.remove(&(ticket.connection, ticket.id));
                 this.bytes -= ticket.bytes;
-            }
+                ticket.payload
+            } else {
+                waiting.ticket.payload.clone()
+            };
             queue.leave(slot, u64::from(piece));
             this.rows -= u64::from(piece);
             Piece { job, first, rows: piece }

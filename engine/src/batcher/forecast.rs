@@ -75,6 +75,9 @@ impl<T: Clone> Batcher<T> {
 
     /// How long runs of so many rows of a queue take, one after the other.
     fn runs(&self, bucket: &Bucket, queue: &Queue<T>, rows: u64) -> Duration {
+        if rows == 0 {
+            return Duration::ZERO;
+        }
         let Some(profile) = self.known(bucket) else { return Duration::ZERO };
         let batch = match queue.grouping {
             Grouping::Together { max_rows } => {
@@ -86,7 +89,7 @@ impl<T: Clone> Batcher<T> {
         };
         let Some(batch) = batch.map(|batch| batch.max(1)) else { return Duration::ZERO };
         if rows <= u64::from(batch) {
-            return if rows == 0 { None } else { profile.curve.typical(rows as u32) }.unwrap_or_default();
+            return profile.curve.typical(rows as u32).unwrap_or_default();
         }
         profile.curve.typical(batch).unwrap_or_default().mul_f64(rows as f64 / f64::from(batch))
     }

@@ -95,11 +95,11 @@ impl<T: Clone> Batcher<T> {
     /// `k·L(R) + L(R) + L(r)`; waiting `w` for it and running all together, `k·(w + L(R+r)) + L(R+r)`. So waiting
     /// pays up to `w = ((k+1)·(L(R) − L(R+r)) + L(r)) / k`, if an arrival is to be expected within it.
     pub(super) fn worth_waiting(&mut self, bucket: &Bucket, now: Instant) -> Option<Instant> {
+        let queue = &self.queues[bucket];
         // Somebody else could use the lane.
-        if self.queues.len() > 1 {
+        if queue.rows < self.rows {
             return None;
         }
-        let queue = &self.queues[bucket];
         let Grouping::Together { max_rows } = queue.grouping else { return None };
         let profile = self.known(bucket)?;
         let (gap, last) = (profile.arrivals.gap?, profile.arrivals.last?);

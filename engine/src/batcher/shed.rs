@@ -63,7 +63,8 @@ impl Parties {
         if party.jobs.remove(&place.arrival).is_some() {
             party.rows -= u64::from(ticket.rows);
         }
-        if party.jobs.is_empty() {
+        // That of all who have no tenant stays: it is needed again at once.
+        if party.jobs.is_empty() && ticket.tenant != 0 {
             self.0.remove(&key);
         }
     }

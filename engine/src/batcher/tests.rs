@@ -225,7 +225,7 @@ fn a_serial_bucket_waits_for_its_claim_and_holds_up_nobody_else() {
     world.finish_all();
     assert_eq!(world.step(), Step::Run(vec![3]));
     world.finish_all();
-    assert!(world.batcher.queues.is_empty() && world.batcher.heads.is_empty());
+    assert!(world.batcher.is_empty() && !world.batcher.has_next());
 }
 
 #[test]
