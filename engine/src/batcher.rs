@@ -31,6 +31,7 @@ use std::borrow::Cow;
 use std::collections::btree_map::Entry as TreeEntry;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// No job is less urgent than one whose deadline is this long after its arrival.
@@ -182,8 +183,8 @@ pub enum Next<T> {
 /// Jobs that left the queue together.
 #[derive(Debug)]
 pub struct Batch<T> {
-    /// To be run; none when all that was left of a queue had expired.
-    pub pieces: Vec<Piece<T>>,
+    /// To be run, those of a connection one after the other; none when all that was left of a queue had expired.
+    pub pieces: Arc<[Piece<T>]>,
     /// To be told that they are late: their deadline has passed, or will before they can have run.
     pub late: Vec<T>,
     /// How long a job that came now would wait for its turn.
@@ -545,7 +546,7 @@ impl<T: Clone> Batcher<T> {
                 unreachable!("the plan was made of what waits");
             };
             let waiting = found.get_mut();
-            let first = waiting.gone;
+            let (connection, first) = (waiting.ticket.connection, waiting.gone);
             let piece = most.min(waiting.ticket.rows - first);
             waiting.gone += piece;
             this.parties.leave(&waiting.ticket, place);
@@ -559,16 +560,18 @@ impl<T: Clone> Batcher<T> {
             };
             queue.leave(slot, u64::from(piece));
             this.rows -= u64::from(piece);
-            Piece { job, first, rows: piece }
+            (connection, Piece { job, first, rows: piece })
         };
-        let late = late.into_iter().map(|place| take(self, place, u32::MAX).job).collect();
-        let pieces: Vec<_> = pieces
+        let late = late.into_iter().map(|place| take(self, place, u32::MAX).1.job).collect();
+        let mut pieces: Vec<_> = pieces
             .into_iter()
             .map(|(place, piece)| {
                 rows += piece;
                 take(self, place, piece)
             })
             .collect();
+        pieces.sort_by_key(|(connection, _)| *connection);
+        let pieces = pieces.into_iter().map(|(_, piece)| piece).collect();
         self.queues.get_mut(&bucket).expect("nobody removed it").held_since = None;
         self.reopen(bucket.clone());
         let number = self.claimed;

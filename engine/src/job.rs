@@ -34,7 +34,7 @@ pub(crate) struct Job {
     pub(crate) trace: Option<Traced>,
     /// What it holds in memory while it waits, names included.
     pub(crate) bytes: usize,
-    /// Whether it has been answered: once is enough for a request that runs in pieces.
+    /// Whether it has been answered, which happens once also to a request that runs in pieces; or need not be.
     pub(crate) answered: AtomicBool,
     /// What has run of it, if it runs in pieces.
     pub(crate) done: Mutex<Done>,
@@ -51,7 +51,17 @@ pub(crate) struct Done {
 impl Job {
     /// Whether anybody still waits for its answer.
     pub(crate) fn is_wanted(&self) -> bool {
-        !self.answered.load(Ordering::Relaxed) && self.mailbox.is_open()
+        !self.is_answered() && self.mailbox.is_open()
+    }
+
+    /// Nobody wants its answer any more.
+    pub(crate) fn cancel(&self) {
+        self.answered.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it has its answer, or needs none.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.answered.load(Ordering::Relaxed)
     }
 
     /// The right to answer, which is given once.

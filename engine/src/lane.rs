@@ -64,16 +64,10 @@ struct Bisection {
 
 impl Lane {
     fn run(&mut self) {
-        while let Some(Batch { mut pieces, late, backlog, claim }) = self.queue.next(self.number) {
+        while let Some(Batch { pieces, late, backlog, claim }) = self.queue.next(self.number) {
             turn_away(&late);
-            let ended = if pieces.is_empty() {
-                Ended::Failed
-            } else {
-                // Replies to one connection then leave together.
-                pieces.sort_unstable_by_key(|piece| piece.job.mailbox.connection);
-                self.answer(&pieces, backlog)
-            };
-            self.queue.finish(claim, ended);
+            let ended = if pieces.is_empty() { Ended::Failed } else { self.answer(&pieces, backlog) };
+            self.queue.finish(self.number, claim, ended);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The one place that shares the [`Batcher`]: connections put work in, lanes sleep until there is some. The lock
 //! is held for the batcher's own work only, never while a model runs or a socket is written.
 
-use crate::batcher::{Batch, Batcher, Bucket, Claim, Ended, Grouping, Limits, Next, Refused, Ticket};
+use crate::batcher::{Batch, Batcher, Bucket, Claim, Ended, Grouping, Limits, Next, Piece, Refused, Ticket};
 use crate::curve::Curve;
 use crate::job::{Job, Refusal};
 use crate::split;
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 pub(crate) enum Order {
     /// Let it wait for a lane.
     Run(Arc<Job>),
-    /// Forget it, if it still waits.
+    /// Nobody wants it any more: if it waits, it is forgotten; if it runs, that is the last that is done for it.
     Cancel { connection: u64, id: u64 },
 }
 
@@ -27,12 +27,16 @@ pub(crate) struct Queue {
     begun: AtomicU64,
 }
 
+type Pieces = Arc<[Piece<Arc<Job>>]>;
+
 struct State {
     batcher: Batcher<Arc<Job>>,
     suspects: Suspects,
     /// Lanes that sleep. The one that fell asleep last is woken first: its caches are still warm, and at low load
     /// the others are left alone.
     idle: Vec<usize>,
+    /// What each lane runs.
+    running: Vec<Option<Pieces>>,
     stopping: bool,
 }
 
@@ -42,6 +46,7 @@ impl Queue {
             batcher: Batcher::new(limits, lanes, Instant::now()),
             suspects: Suspects::default(),
             idle: Vec::new(),
+            running: vec![None; lanes],
             stopping: false,
         };
         let wakes = (0..lanes).map(|_| Condvar::new()).collect();
@@ -67,7 +72,13 @@ impl Queue {
                         refused.push((id, into_refusal(id, refusal)));
                     }
                 }
-                Order::Cancel { connection, id } => cancelled.push(state.batcher.cancel(connection, id)),
+                Order::Cancel { connection, id } => {
+                    let waiting = state.batcher.cancel(connection, id);
+                    if let Some(job) = waiting.as_ref().or_else(|| state.running(connection, id)) {
+                        job.cancel();
+                    }
+                    cancelled.push(waiting);
+                }
             }
         }
         let wait = if shed.is_empty() { Duration::ZERO } else { state.batcher.backlog(now) };
@@ -82,6 +93,7 @@ impl Queue {
             let now = Instant::now();
             let until = match state.batcher.next(now) {
                 Next::Run(batch) => {
+                    state.running[lane] = Some(Arc::clone(&batch.pieces));
                     // One wake-up leads to the next while there is work, so that none is made for nothing.
                     self.wake_one(state);
                     self.begun.fetch_add(1, Ordering::Relaxed);
@@ -106,9 +118,10 @@ impl Queue {
         }
     }
 
-    /// Takes back the claim of a batch that has run.
-    pub(crate) fn finish(&self, claim: Claim, ended: Ended) {
+    /// Takes back the claim of the batch that a lane has run.
+    pub(crate) fn finish(&self, lane: usize, claim: Claim, ended: Ended) {
         let mut state = self.lock();
+        state.running[lane] = None;
         state.batcher.finish(claim, ended, Instant::now());
         if state.stopping {
             self.wake_all(state);
@@ -182,6 +195,14 @@ impl Queue {
         state.idle.clear();
         drop(state);
         self.wakes.iter().for_each(Condvar::notify_one);
+    }
+}
+
+impl State {
+    /// A job that a lane runs, or a piece of it.
+    fn running(&self, connection: u64, id: u64) -> Option<&Arc<Job>> {
+        let mut jobs = self.running.iter().flatten().flat_map(|pieces| pieces.iter()).map(|piece| &piece.job);
+        jobs.find(|job| (job.mailbox.connection, job.id) == (connection, id))
     }
 }
 

@@ -253,7 +253,7 @@ mod schedules {
                             must!(!self.running.iter().any(|(.., pieces)| busy(pieces)), "two at a time");
                         }
                     }
-                    for piece in &batch.pieces {
+                    for piece in batch.pieces.iter() {
                         let job = &self.jobs[piece.job as usize];
                         must!(job.bucket == first.bucket, "two buckets in a batch");
                         must!(job.deadline.is_none_or(|deadline| deadline > self.now), "an expired job runs");
@@ -268,7 +268,7 @@ mod schedules {
                     }
                 }
                 let takes = us(f64::from(self.rng.random_range(100..6000)));
-                self.running.push((self.now + takes, batch.claim, batch.pieces));
+                self.running.push((self.now + takes, batch.claim, batch.pieces.to_vec()));
             }
             must!(self.inside.len() as u64 <= self.limits.rows, "more waits than may");
             Ok(())
@@ -340,7 +340,7 @@ mod traces {
                 Next::Wait(until) => Asked::Wait(until),
                 Next::Run(batch) => {
                     self.claims.push_back(batch.claim);
-                    Asked::Run(batch.pieces.into_iter().map(|piece| piece.job).collect())
+                    Asked::Run(batch.pieces.iter().map(|piece| piece.job).collect())
                 }
             }
         }

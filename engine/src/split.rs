@@ -78,7 +78,9 @@ pub(crate) fn reply(pieces: &[Piece<Arc<Job>>], outputs: &[Output], ran: Ran) {
     let mut parts = Vec::with_capacity(pieces.len());
     let mut before = 0;
     for Piece { job, first, rows } in pieces {
-        if *rows == job.request.rows {
+        if job.is_answered() {
+            // It was cancelled meanwhile, or another of its pieces has failed.
+        } else if *rows == job.request.rows {
             parts.push(Part { job, before });
         } else {
             let part = outputs.iter().map(|output| Output {

@@ -78,7 +78,7 @@ impl World {
             Next::Wait(until) => Step::Wait(until - self.now),
             Next::Run(batch) => {
                 self.claims.push(batch.claim);
-                let jobs = batch.pieces.into_iter().map(|piece| piece.job).collect();
+                let jobs = batch.pieces.iter().map(|piece| piece.job).collect();
                 if batch.late.is_empty() { Step::Run(jobs) } else { Step::RunAfterExpired(jobs, batch.late) }
             }
         }

@@ -182,3 +182,43 @@ fn the_memory_of_a_gpu_is_told() {
         }
     }
 }
+
+#[test]
+fn what_is_cancelled_while_it_runs_does_not_run_again_when_its_batch_is_divided() {
+    let runs = Arc::new(Mutex::new(Vec::new()));
+    let (one, several) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
+    let (noted, passing) = (Arc::clone(&runs), (Arc::clone(&one), Arc::clone(&several)));
+    let model = candidate("double", move |inputs| {
+        noted.lock().unwrap().push(fp32(&inputs[0]));
+        if inputs[0].shape[0] == 1 {
+            passing.0.pass()
+        } else {
+            passing.1.pass()
+        }
+        double(inputs)
+    });
+    let engine = Engine::start(vec![model]);
+    let mut client = engine.connect();
+    client.index();
+    one.shut();
+    several.shut();
+    client.infer(1, ask(1.0));
+    one.await_held(1);
+    client.infer_all([(2, ask(2.0)), (3, ask(-3.0)), (4, ask(4.0)), (5, ask(5.0))]);
+    client.barrier();
+    one.open();
+    assert_eq!(client.reply().unwrap().id, 1);
+    several.await_held(1);
+    for id in [2, 4] {
+        client.send(Kind::Cancel, id, &Infer::default(), Bytes::new());
+    }
+    client.barrier();
+    runs.lock().unwrap().clear();
+    several.open();
+    let answers = client.replies(2);
+    assert_eq!((answers[0].id, answers[0].status()), (3, Status::ModelFailed));
+    assert_eq!((answers[1].id, answers[1].fp32("y")), (5, vec![10.0, 1.0]));
+    let again = runs.lock().unwrap().concat();
+    assert!(!again.contains(&2.0) && !again.contains(&4.0), "{again:?}");
+    assert!(client.barrier().is_empty(), "who has cancelled is told nothing");
+}
