@@ -35,7 +35,8 @@ const RUNS: usize = 5;
 /// Rows at which ways to use the cores are compared.
 const TYPICAL_ROWS: u32 = 8;
 
-/// With several threads a batch is done sooner, which is worth so much throughput.
+/// With several threads a batch is done sooner, which is worth so much throughput; and cores that would else be idle have
+/// to give as much.
 const AS_GOOD: f64 = 0.95;
 
 /// What was measured and decided.
@@ -78,6 +79,8 @@ impl Precedent {
 pub(crate) struct Cores {
     /// Lanes that there are.
     pub(crate) lanes: usize,
+    /// Cores that they have between them.
+    pub(crate) cores: usize,
     /// Threads of each run, where the configuration says it.
     pub(crate) threads: Option<usize>,
 }
@@ -117,7 +120,7 @@ pub(crate) fn calibrate(
         }
     }
     let rows = typical_rows(model, &made_up, most, pace);
-    timed(best_way(model, &made_up, grouping, rows, cores.lanes, pace))
+    timed(best_way(model, &made_up, grouping, rows, cores, pace))
 }
 
 /// Whether one row takes about as long.
@@ -174,14 +177,10 @@ fn best_way(
     made_up: &MadeUp<'_>,
     grouping: Grouping,
     rows: u32,
-    lanes: usize,
+    cores: Cores,
     pace: &Pace,
 ) -> Way {
-    let threads =
-        std::iter::successors(Some(1), |threads| Some(threads * 2)).take_while(|threads| *threads <= lanes);
-    let at_once = |threads| if grouping == Grouping::Serial { 1 } else { lanes / threads };
-    let mut ways: Vec<(Way, f64)> =
-        threads.map(|threads| (Way { threads, lanes: threads, at_once: at_once(threads) }, 0.0)).collect();
+    let mut ways: Vec<(Way, f64)> = cores.ways(grouping).map(|way| (way, 0.0)).collect();
     for _ in 0..WAY_ROUNDS {
         for (way, best) in &mut ways {
             model.use_threads(way.threads);
@@ -189,9 +188,34 @@ fn best_way(
         }
     }
     tracing::debug!(rows, ?ways, "ways and runs per second");
-    let best = ways.iter().map(|way| way.1).fold(0.0, f64::max);
-    // The last of those that are as good: it has the most threads.
-    ways.iter().rfind(|way| way.1 >= AS_GOOD * best).expect("the best is as good as itself").0
+    fastest(&ways)
+}
+
+impl Cores {
+    /// All ways to use them; those of more threads come later.
+    fn ways(self, grouping: Grouping) -> impl Iterator<Item = Way> {
+        let of_a_lane = (self.cores / self.lanes).max(1);
+        let threads = std::iter::successors(Some(1), |threads| Some(threads * 2));
+        threads.take_while(move |threads| *threads <= self.lanes * of_a_lane).map(move |threads| {
+            let lanes = threads.div_ceil(of_a_lane);
+            let at_once = if grouping == Grouping::Serial { 1 } else { self.lanes / lanes };
+            Way { threads, lanes, at_once }
+        })
+    }
+}
+
+/// Of ways and what each does per second: the last that is as good as the best, because it has the most threads.
+fn fastest(ways: &[(Way, f64)]) -> Way {
+    let (mut chosen, mut best) = ways[0];
+    let mut speed = best;
+    for (way, runs) in &ways[1..] {
+        let takes_more = way.threads * way.at_once > chosen.threads * chosen.at_once;
+        best = best.max(*runs);
+        if *runs >= AS_GOOD * best && (!takes_more || *runs * AS_GOOD >= speed) {
+            (chosen, speed) = (*way, *runs);
+        }
+    }
+    chosen
 }
 
 /// Runs per second of so many at the same time.
@@ -235,7 +259,7 @@ mod tests {
     #[test]
     fn every_size_is_timed_and_the_curve_follows() {
         let model = model(|rows| Duration::from_micros(200 * rows));
-        let cores = Cores { lanes: 2, threads: Some(1) };
+        let cores = Cores { lanes: 2, cores: 2, threads: Some(1) };
         let calibration = calibrate(&model, Grouping::Together { max_rows: 6 }, cores, None, &Pace::alone());
         let sizes: Vec<u32> = calibration.runs.iter().map(|run| run.0).collect();
         assert_eq!(sizes, [1, 2, 4, 6].map(|rows| [rows; RUNS]).concat());
@@ -249,10 +273,31 @@ mod tests {
     fn what_gains_nothing_from_more_threads_per_run_still_keeps_every_lane_busy() {
         // Sleeping scales with lanes and not with threads.
         let model = model(|_| Duration::from_millis(1));
-        let cores = Cores { lanes: 4, threads: None };
+        let cores = Cores { lanes: 4, cores: 4, threads: None };
         let way = |grouping| calibrate(&model, grouping, cores, None, &Pace::alone()).way;
         assert_eq!(way(Grouping::Together { max_rows: 8 }), Way { threads: 1, lanes: 1, at_once: 4 });
         assert_eq!(way(Grouping::Serial).at_once, 1);
+    }
+
+    #[test]
+    fn a_single_lane_may_have_all_cores_if_that_is_faster() {
+        let ways = |lanes, cores| {
+            let cores = Cores { lanes, cores, threads: None };
+            cores.ways(Grouping::Alone).map(|way| (way.threads, way.lanes, way.at_once)).collect::<Vec<_>>()
+        };
+        assert_eq!(ways(1, 4), [(1, 1, 1), (2, 1, 1), (4, 1, 1)]);
+        assert_eq!(ways(4, 4), [(1, 1, 4), (2, 2, 2), (4, 4, 1)]);
+        assert_eq!(ways(2, 5), [(1, 1, 2), (2, 1, 2), (4, 2, 1)]);
+        assert_eq!(ways(3, 1), [(1, 1, 3), (2, 2, 1)], "more lanes than cores are the configuration's will");
+        let threads = |lanes, speeds: &[f64]| {
+            let ways =
+                Cores { lanes, cores: 4, threads: None }.ways(Grouping::Alone).zip(speeds.iter().copied());
+            fastest(&ways.collect::<Vec<_>>()).threads
+        };
+        assert_eq!(threads(1, &[100.0, 180.0, 300.0]), 4);
+        assert_eq!(threads(1, &[100.0, 180.0, 182.0]), 2, "two more cores for nothing");
+        assert_eq!(threads(1, &[100.0, 103.0, 98.0]), 1);
+        assert_eq!(threads(4, &[400.0, 396.0, 350.0]), 2, "as many cores, and a batch is done sooner");
     }
 
     #[test]
@@ -267,7 +312,7 @@ mod tests {
             };
             let begun = AtomicU64::new(0);
             let pace = Pace::beside(move || begun.fetch_add(u64::from(answered), Ordering::Relaxed));
-            calibrate(&model, grouping, Cores { lanes: 2, threads: None }, Some(&before), &pace).way
+            calibrate(&model, grouping, Cores { lanes: 2, cores: 2, threads: None }, Some(&before), &pace).way
         };
         let measured = Way { threads: 1, lanes: 1, at_once: 2 };
         assert_eq!(way(true, Duration::from_millis(2)), Way { threads: 2, lanes: 2, at_once: 1 });

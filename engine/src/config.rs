@@ -125,6 +125,8 @@ pub struct Settings {
     pub device: String,
     /// Batches that run at the same time, at least 1.
     pub lanes: usize,
+    /// Cores that there are, at least 1.
+    pub cores: usize,
     /// Cores that one batch may use, where that is not to be measured.
     pub threads_per_lane: Option<NonZeroUsize>,
     /// A run that takes longer ends the engine.
@@ -156,6 +158,7 @@ impl Config {
             socket: self.socket.clone(),
             device: device.to_string(),
             lanes: self.lanes.unwrap_or(lanes).get(),
+            cores: cores.get(),
             threads_per_lane: self.threads_per_lane.or(threads),
             run_max: Duration::from_secs(self.run_seconds_max.get()),
             load_max: LOAD_MAX,

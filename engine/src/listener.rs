@@ -118,6 +118,7 @@ impl Listener {
         let mut lanes_ended = lane::start(self.settings.lanes, &queue, &watchdog).map_err(failed)?;
         let cores = Cores {
             lanes: self.settings.lanes,
+            cores: self.settings.cores,
             threads: self.settings.threads_per_lane.map(NonZeroUsize::get),
         };
         let (_loader, orders) = loader::start(

@@ -624,7 +624,7 @@ mod tests {
             let _ = held.recv();
             Err("it came back".into())
         });
-        let cores = Cores { lanes: 1, threads: None };
+        let cores = Cores { lanes: 1, cores: 1, threads: None };
         let attempt = Attempt { load: hangs, cores, beside: None, pace: Pace::alone() };
         let Err(GivenUp::Hangs { why, trial }) = attempt.within(Duration::from_millis(1)) else {
             panic!("it must be given up");

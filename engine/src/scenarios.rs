@@ -57,6 +57,7 @@ impl Engine {
             socket: socket.clone(),
             device: "cpu".into(),
             lanes: 1,
+            cores: 1,
             threads_per_lane: None,
             run_max: Duration::from_secs(60),
             load_max: Duration::from_secs(60),

@@ -91,6 +91,7 @@ fn a_socket_is_taken_over_only_from_the_dead() {
         socket: path.clone(),
         device: "cpu".into(),
         lanes: 1,
+        cores: 1,
         threads_per_lane: None,
         run_max: Duration::from_secs(60),
         load_max: Duration::from_secs(60),
