@@ -12,6 +12,7 @@ use prost::Message;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 use wire::{Action, Control, Kind, ModelEntry, ModelState, Reply, Status};
 
 /// A models folder that holds what a test puts there: model `m`, whose versions multiply.
@@ -311,4 +312,25 @@ fn a_hundred_swaps_under_load_lose_no_request_and_leave_one_model_in_memory() {
     order(&mut client, Action::Unload, 0);
     assert_eq!(obeyed(&mut client).0, Status::Ok);
     assert_eq!(folder.alive.load(Ordering::SeqCst), 0);
+}
+
+#[test]
+fn while_a_trial_that_was_given_up_still_runs_there_is_no_other_of_that_version() {
+    let folder = Folder::default();
+    folder.put(1, Ok(1.0));
+    let (_engine, mut client) = folder.start_with(|settings| settings.load_max = Duration::from_millis(200));
+    folder.gate.shut();
+    folder.put(1, Ok(2.0));
+    let (status, why, index) = load(&mut client);
+    assert_eq!((status, index[0].state()), (Status::ModelFailed, ModelState::Ready), "the old one serves on");
+    assert!(why.starts_with("version 1: no run of its trial has ended within"), "{why}");
+    folder.put(1, Ok(3.0));
+    let (status, why, _) = load(&mut client);
+    assert_eq!(status, Status::ModelFailed);
+    assert!(why.starts_with("version 1: its last trial has not ended, and still runs"), "{why}");
+    assert_eq!(folder.loads.load(Ordering::SeqCst), 2, "nothing was loaded for it");
+    folder.gate.open();
+    // The trial that hung ends in its own time.
+    while load(&mut client).0 != Status::Ok {}
+    assert_eq!(answer(&mut client, 1), Ok(30.0));
 }
