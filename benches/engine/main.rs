@@ -24,6 +24,9 @@ const SWAPS: u32 = 100;
 const CLIENTS: usize = 16;
 const BUDGET: Duration = Duration::from_millis(200);
 
+/// Nothing runs in so little time.
+const HOPELESS: Duration = Duration::from_micros(1);
+
 /// What is measured, and where.
 #[derive(Parser)]
 struct Options {
@@ -31,6 +34,9 @@ struct Options {
     models: PathBuf,
     /// Only this model, or `swaps`; by default swaps and all models that are there.
     only: Option<String>,
+    /// Only this part of what is measured of models.
+    #[arg(long)]
+    part: Option<Part>,
     /// Where models run: cpu or cuda:N.
     #[arg(long, default_value = "cpu")]
     device: Device,
@@ -39,8 +45,17 @@ struct Options {
     round: u64,
 }
 
+/// What takes little time to measure.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Part {
+    /// What a lone request waits, beside what it takes to wake any thread.
+    Lone,
+    /// What is answered in time when there is too much to do.
+    Overload,
+}
+
 fn main() -> anyhow::Result<()> {
-    let Options { models, only, device, round } = Options::parse();
+    let Options { models, only, part, device, round } = Options::parse();
     let filter = tracing_subscriber::EnvFilter::new("warn");
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     let device = torch::resolve(device).map_err(anyhow::Error::msg)?;
@@ -50,7 +65,11 @@ fn main() -> anyhow::Result<()> {
         [Workload::efficientnet(), Workload::minilm(), Workload::resnet18(), Workload::perceptron()];
     for workload in workloads.into_iter().filter(|workload| is_wanted(workload.model)) {
         if models.join(workload.model).exists() {
-            measure(&models, &workload, device, round).with_context(|| workload.model.to_owned())?;
+            let measured = match part {
+                Some(part) => measure_part(part, &models, &workload, device, round),
+                None => measure(&models, &workload, device, round),
+            };
+            measured.with_context(|| workload.model.to_owned())?;
         }
     }
     if is_wanted("swaps") { swaps(device, round).context("swaps") } else { Ok(()) }
@@ -156,16 +175,21 @@ fn measure(models: &Path, workload: &Workload, device: Device, takes: Duration) 
         median(rounds.iter().map(|round| round.0).collect()),
         median(rounds.iter().map(|round| round.1).collect()),
     );
-    let lone = driver.lone(50)?;
-    let bare = hand_over(50);
-    println!(
-        "a lone request waits {} µs for its lane (median), {} µs (p99); a thread that is woken for nothing else, {} and {}",
-        lone.0, lone.1, bare.0, bare.1
-    );
+    waits_alone(&mut driver)?;
+    overloaded(&mut driver, &served, workload, takes)
+}
+
+/// How much is answered in time of three times too much work, and how soon the rest is refused.
+fn overloaded(
+    driver: &mut Driver<'_>,
+    served: &Path,
+    workload: &Workload,
+    takes: Duration,
+) -> anyhow::Result<()> {
     let capacity = driver.saturate(takes)?.rows_per_second;
     let count = (takes.as_secs_f64() / driver::LONE_EVERY.as_secs_f64()) as usize;
     let (overload, woken) = std::thread::scope(|scope| {
-        let woken = scope.spawn(move || hand_over(count));
+        let woken = scope.spawn(move || hand_over(count, Woken::Anywhere));
         anyhow::Ok((driver.overload(3.0 * capacity, BUDGET, takes)?, woken.join().expect("no panic")))
     })?;
     println!(
@@ -178,6 +202,51 @@ fn measure(models: &Path, workload: &Workload, device: Device, takes: Duration) 
         overload.refusal_p99.as_secs_f64() * 1e3,
         woken.1 as f64 / 1e3,
         overload.late * 100.0,
+    );
+    // What reading and refusing the rest takes from the same cores is not the choice of who is answered.
+    let beside = std::thread::scope(|scope| {
+        let refused = || Driver::join(served, workload)?.overload(2.0 * capacity, HOPELESS, 2 * takes);
+        let refused = scope.spawn(refused);
+        let beside = driver.saturate(takes)?.rows_per_second;
+        refused.join().expect("no panic")?;
+        anyhow::Ok(beside)
+    })?;
+    println!(
+        "capacity beside twice as much that is refused at once: {beside:.1}, {:.2} of what it is alone; answered in time at \
+         three times the load: {:.2} of that",
+        beside / capacity,
+        overload.goodput / beside
+    );
+    Ok(())
+}
+
+fn measure_part(
+    part: Part,
+    models: &Path,
+    workload: &Workload,
+    device: Device,
+    takes: Duration,
+) -> anyhow::Result<()> {
+    let (served, lanes) = serve(models, workload.model, device)?;
+    let mut driver = Driver::connect(&served, workload)?;
+    println!("\n{} on {device}, {lanes} lanes", workload.model);
+    match part {
+        Part::Lone => (0..ROUNDS).try_for_each(|_| waits_alone(&mut driver)),
+        Part::Overload => {
+            driver.saturate(Duration::from_secs(2))?;
+            (0..ROUNDS).try_for_each(|_| overloaded(&mut driver, &served, workload, takes))
+        }
+    }
+}
+
+/// What the engine adds to a request that nothing stands before, by turns with what it takes to wake any thread.
+fn waits_alone(driver: &mut Driver<'_>) -> anyhow::Result<()> {
+    let lone = driver.lone(50)?;
+    let (bare, far) = (hand_over(50, Woken::Anywhere), hand_over(50, Woken::OnAnotherCore));
+    println!(
+        "a lone request waits {} µs for its lane (median), {} µs (p99); a thread that is woken for nothing else, {} and {}, on \
+         another core, {} and {}",
+        lone.0, lone.1, bare.0, bare.1, far.0, far.1
     );
     Ok(())
 }
@@ -203,10 +272,32 @@ fn bare(model: &dyn Model, workload: &Workload, rows: u32, threads: usize, takes
     })
 }
 
+/// Where a thread runs that is woken: the kernel's choice may be the core of who wakes it, who sleeps next, and that is the
+/// shorter way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    Anywhere,
+    OnAnotherCore,
+}
+
 /// Microseconds until a sleeping thread runs that is told of something, as often as [`Driver::lone`] asks: median and p99.
-fn hand_over(count: usize) -> (u64, u64) {
+fn hand_over(count: usize, woken: Woken) -> (u64, u64) {
+    // Threads of its own, so that what they are told of cores ends with them.
+    let giving = std::thread::spawn(move || hand_over_here(count, woken));
+    giving.join().expect("no panic")
+}
+
+fn hand_over_here(count: usize, woken: Woken) -> (u64, u64) {
     let (give, take) = std::sync::mpsc::channel::<Instant>();
-    let taking = std::thread::spawn(move || take.iter().map(|given| given.elapsed()).collect::<Vec<_>>());
+    let taking = std::thread::spawn(move || {
+        if woken == Woken::OnAnotherCore {
+            stay_on(1);
+        }
+        take.iter().map(|given| given.elapsed()).collect::<Vec<_>>()
+    });
+    if woken == Woken::OnAnotherCore {
+        stay_on(0);
+    }
     for _ in 0..count {
         std::thread::sleep(driver::LONE_EVERY);
         give.send(Instant::now()).expect("somebody takes");
@@ -215,6 +306,19 @@ fn hand_over(count: usize) -> (u64, u64) {
     driver::median_and_p99(
         taking.join().expect("no panic").iter().map(|took| took.as_micros() as u64).collect(),
     )
+}
+
+/// Keeps this thread on one core; where there is no such core, it goes on wherever it may.
+fn stay_on(core: usize) {
+    // SAFETY: a set of cores is plain bits, of which zero is a value.
+    let mut cores: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set lives, and the number is far below what it holds.
+    unsafe { libc::CPU_SET(core, &mut cores) };
+    // SAFETY: the kernel reads the set, which lives; 0 is this thread.
+    let told = unsafe { libc::sched_setaffinity(0, size_of_val(&cores), &raw const cores) };
+    if told != 0 {
+        eprintln!("core {core} cannot be had: {}", std::io::Error::last_os_error());
+    }
 }
 
 /// An engine in this process that has only this model; its socket, and how many lanes it has.
