@@ -5,7 +5,7 @@ SETUP = python3 engine/setup/libtorch.py
 WITH_LIBTORCH = environment=$$($(SETUP)) && eval "$$environment" &&
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run build test bench bench-engine bench-decision lint env
+.PHONY: help run build test bench soak bench-engine bench-decision lint env
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
@@ -27,6 +27,9 @@ test: ## run all tests, then third-party clients against the built binaries
 
 bench: build ## compare Penstock with what it replaces
 	$(WITH_LIBTORCH) cargo run --release --locked -p penstock-benches --bin compare
+
+soak: build ## half an hour of mixed traffic, reloads and bad clients: what both processes hold in memory
+	$(WITH_LIBTORCH) cargo run --release --locked -p penstock-benches --bin compare -- --soak 30
 
 bench-engine: build ## compare the engine with bare loops of libtorch, over real models (fetches 0.7 GB)
 	models=$$(python3 benches/models/make.py) && $(WITH_LIBTORCH) cargo build --release --locked -p penstock-benches && \

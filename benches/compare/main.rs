@@ -6,8 +6,10 @@
 
 mod load;
 mod server;
+mod soak;
 
 use anyhow::Context;
+use clap::Parser;
 use load::Load;
 use server::{Server, Versions};
 use std::time::Duration;
@@ -17,8 +19,19 @@ const ROUNDS: usize = 5;
 const WARM_UP: Duration = Duration::from_secs(2);
 const ROUND: Duration = Duration::from_secs(4);
 
+/// What is measured.
+#[derive(Parser)]
+struct Options {
+    /// Instead of the comparison, everything at once for so long.
+    #[arg(long, value_name = "MINUTES")]
+    soak: Option<u64>,
+}
+
 fn main() -> anyhow::Result<()> {
     let collector = harness::Collector::start();
+    if let Some(minutes) = Options::parse().soak {
+        return soak::soak(&Server::penstock("penstock", Versions::Demo, collector.address)?, minutes);
+    }
     let servers = [
         Server::haproxy()?,
         Server::penstock("penstock", Versions::Linear, collector.address)?,

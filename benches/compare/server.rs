@@ -22,7 +22,7 @@ pub(crate) struct Server {
     /// Sent on each connection again and again.
     pub(crate) request: Vec<u8>,
     process: Child,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Server {
@@ -45,7 +45,7 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .context("haproxy: install it first (apt-get install haproxy)")?;
-        Self { name: "HAProxy", address, request: request(), process, _folder: folder }.once_it_listens()
+        Self { name: "HAProxy", address, request: request(), process, folder }.once_it_listens()
     }
 
     /// Penstock with everything on, and the engine that it starts, splitting 90 to 10 over two versions.
@@ -73,12 +73,12 @@ impl Server {
             &config,
             format!(
                 "listen: {{http: '{address}', monitor: '{monitor}'}}\npolicies: policies.yaml\n\
-                 engine: {{models: models, socket: engine.sock, lanes: 1}}\ntraces: {{endpoint: 'http://{collector}', sample: 0.01}}\n",
+                 engine: {{models: models, socket: engine.sock, lanes: 1, threads_per_lane: 1, control: true}}\ntraces: {{endpoint: 'http://{collector}', sample: 0.01}}\n",
             ),
         )?;
         let mut command = Command::new(beside("penstock")?);
         command.arg("serve").arg("--config").arg(&config).env("PENSTOCK_LOG", "warn").stdout(Stdio::null());
-        let server = Self { name, address, request: request(), process: command.spawn()?, _folder: folder }
+        let server = Self { name, address, request: request(), process: command.spawn()?, folder }
             .once_it_listens()?;
         harness::eventually("penstock to be ready", || {
             (harness::Client::new(address).get("/v2/health/ready").status == 200).then_some(())
@@ -86,10 +86,20 @@ impl Server {
         Ok(server)
     }
 
+    /// Its own folder: configuration, policies, models.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The process and its children.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        family(self.process.id())
+    }
+
     /// CPU time of the process and its children so far, user and system.
     pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
         let mut ticks = 0;
-        for pid in family(self.process.id()) {
+        for pid in self.pids() {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
             let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
             ensure!(fields.len() > 12, "/proc/{pid}/stat has changed its form");
