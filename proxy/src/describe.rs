@@ -9,9 +9,9 @@ use wire::{Datatype, TensorSpec};
 /// Who this server is and which extensions of the protocol it speaks.
 #[derive(Debug, Serialize)]
 pub struct ServerMetadata {
-    name: &'static str,
-    version: &'static str,
-    extensions: &'static [&'static str],
+    pub(crate) name: &'static str,
+    pub(crate) version: &'static str,
+    pub(crate) extensions: &'static [&'static str],
 }
 
 /// `GET /v2`.
@@ -24,19 +24,19 @@ pub fn server(control: bool) -> ServerMetadata {
 /// What a model takes and gives.
 #[derive(Debug, Serialize)]
 pub struct ModelMetadata {
-    name: String,
-    versions: Vec<String>,
-    platform: &'static str,
-    inputs: Vec<TensorMetadata>,
-    outputs: Vec<TensorMetadata>,
+    pub(crate) name: String,
+    pub(crate) versions: Vec<String>,
+    pub(crate) platform: &'static str,
+    pub(crate) inputs: Vec<TensorMetadata>,
+    pub(crate) outputs: Vec<TensorMetadata>,
 }
 
 /// One input or output. A model without a `model.yaml` declares no datatype; it is empty then.
 #[derive(Debug, Serialize)]
-struct TensorMetadata {
-    name: String,
-    datatype: &'static str,
-    shape: Vec<i64>,
+pub(crate) struct TensorMetadata {
+    pub(crate) name: String,
+    pub(crate) datatype: &'static str,
+    pub(crate) shape: Vec<i64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     labels: Vec<String>,
 }

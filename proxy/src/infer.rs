@@ -454,6 +454,7 @@ fn sight<T>(answer: &Result<T, Refusal>, took: Duration) -> Option<Sight> {
             Refusal::NotFound(_)
             | Refusal::Forbidden(_)
             | Refusal::Method { .. }
+            | Refusal::Unsupported(_)
             | Refusal::TooLarge { .. }
             | Refusal::Oversized { .. }
             | Refusal::Crowded(_)
@@ -482,6 +483,7 @@ fn outcome<T>(answer: &Result<T, Refusal>) -> Outcome {
             | Refusal::NotFound(_)
             | Refusal::Forbidden(_)
             | Refusal::Method { .. }
+            | Refusal::Unsupported(_)
             | Refusal::TooLarge { .. }
             | Refusal::Oversized { .. }
             | Refusal::Crowded(_)

@@ -22,6 +22,9 @@ pub enum Refusal {
         /// What the path answers to.
         allow: &'static str,
     },
+    /// The protocol has it, this server does not.
+    #[error("{0}")]
+    Unsupported(String),
     /// The body, or what it says, is larger than the configuration or the engine allows.
     #[error("{what} exceeds the limit of {limit} bytes")]
     TooLarge {
@@ -126,6 +129,7 @@ impl Refusal {
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Unsupported(_) => StatusCode::NOT_IMPLEMENTED,
             Self::TooLarge { .. } | Self::Oversized { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::Encoding { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
@@ -150,6 +154,7 @@ impl Refusal {
             Self::NotFound(_) => "not_found",
             Self::Forbidden(_) => "forbidden",
             Self::Method { .. } => "method",
+            Self::Unsupported(_) => "unsupported",
             Self::TooLarge { .. } => "too_large",
             Self::Oversized { .. } => "oversized",
             Self::Encoding { .. } => "encoding",
@@ -181,6 +186,7 @@ impl Refusal {
             | Self::NotFound(_)
             | Self::Forbidden(_)
             | Self::Method { .. }
+            | Self::Unsupported(_)
             | Self::TooLarge { .. }
             | Self::Oversized { .. }
             | Self::Encoding { .. }

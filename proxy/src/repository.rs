@@ -19,7 +19,7 @@ use std::time::Duration;
 use wire::{Action, Control, Reply, Status};
 
 /// What it takes to answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Repository {
     /// Whether orders are taken.
     pub control: bool,
@@ -46,10 +46,10 @@ const NEWS_MAX: Duration = Duration::from_secs(5);
 /// One version, in Triton's words.
 #[derive(Debug, Serialize)]
 pub(crate) struct Entry {
-    name: String,
-    version: String,
-    state: &'static str,
-    reason: String,
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) state: &'static str,
+    pub(crate) reason: String,
 }
 
 #[derive(Default, Deserialize)]
@@ -75,6 +75,12 @@ impl Repository {
     /// `POST /v2/repository/index`: all versions, or those that are ready.
     pub(crate) async fn index(&self, session: &mut ServerSession) -> Result<Vec<Entry>, Refusal> {
         let wanted: IndexBody = parse(&self.body(session).await?)?;
+        let entries = self.entries().into_iter();
+        Ok(entries.filter(|entry| !wanted.ready || entry.state == "READY").collect())
+    }
+
+    /// All versions.
+    pub(crate) fn entries(&self) -> Vec<Entry> {
         let models = self.directory.load();
         let entries = models.entries().map(|entry| Entry {
             name: entry.name.clone(),
@@ -82,25 +88,42 @@ impl Repository {
             state: if models.is_ready(&entry.name, entry.version) { "READY" } else { word(entry.state()) },
             reason: entry.reason.clone(),
         });
-        Ok(entries.filter(|entry| !wanted.ready || entry.state == "READY").collect())
+        entries.collect()
     }
 
-    /// `POST /v2/repository/models/{m}[/versions/{v}]/{load|unload}`: returns when it has been done, and when every
-    /// request from then on sees it.
+    /// `POST /v2/repository/models/{m}[/versions/{v}]/{load|unload}`.
     pub(crate) async fn order(
         &self,
         session: &mut ServerSession,
         action: Action,
         target: Target<'_>,
     ) -> Result<(), Refusal> {
-        if !self.control {
-            return Err(Refusal::Forbidden(
-                "models are not loaded on request here; `engine: {control: true}` in the configuration allows it"
-                    .into(),
-            ));
-        }
+        self.takes_orders()?;
         let body: OrderBody = parse(&self.body(session).await?)?;
-        check_parameters(action, &body.parameters)?;
+        self.obey(action, target, body.parameters.keys().map(String::as_str)).await
+    }
+
+    /// Whether the configuration says so.
+    fn takes_orders(&self) -> Result<(), Refusal> {
+        if self.control {
+            return Ok(());
+        }
+        Err(Refusal::Forbidden(
+            "models are not loaded on request here; `engine: {control: true}` in the configuration allows it"
+                .into(),
+        ))
+    }
+
+    /// Carries out an order, which may have come with `parameters`: returns when it has been done, and when every request
+    /// from then on sees it.
+    pub(crate) async fn obey(
+        &self,
+        action: Action,
+        target: Target<'_>,
+        parameters: impl Iterator<Item = &str>,
+    ) -> Result<(), Refusal> {
+        self.takes_orders()?;
+        check_parameters(action, parameters)?;
         if self.links.is_handing_over.load(Ordering::Relaxed) {
             return Err(Refusal::NotReady("another engine is about to take over; ask again soon".into()));
         }
@@ -144,10 +167,13 @@ fn parse<T: Default + for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Refus
     serde_json::from_slice(body).map_err(|error| Refusal::Invalid(format!("the body: {error}")))
 }
 
-fn check_parameters(action: Action, parameters: &BTreeMap<String, serde_json::Value>) -> Result<(), Refusal> {
+fn check_parameters<'a>(
+    action: Action,
+    mut parameters: impl Iterator<Item = &'a str>,
+) -> Result<(), Refusal> {
     // There are no dependents.
     let is_known = |name: &str| action == Action::Unload && name == "unload_dependents";
-    match parameters.keys().find(|name| !is_known(name)) {
+    match parameters.find(|name| !is_known(name)) {
         None => Ok(()),
         Some(name) => Err(Refusal::Invalid(format!(
             "parameters.{name} is not supported: a model is what its folder on this machine holds"
@@ -171,12 +197,15 @@ mod tests {
     fn an_order_names_a_model_and_brings_no_files() {
         let parameters =
             |text: &str| parse::<OrderBody>(text.as_bytes()).map(|body| body.parameters).unwrap();
-        assert_eq!(check_parameters(Action::Load, &parameters("")), Ok(()));
-        assert_eq!(check_parameters(Action::Load, &parameters("{}")), Ok(()));
+        let check = |action, parameters: &BTreeMap<String, serde_json::Value>| {
+            check_parameters(action, parameters.keys().map(String::as_str))
+        };
+        assert_eq!(check(Action::Load, &parameters("")), Ok(()));
+        assert_eq!(check(Action::Load, &parameters("{}")), Ok(()));
         let unload = parameters(r#"{"parameters": {"unload_dependents": false}}"#);
-        assert_eq!(check_parameters(Action::Unload, &unload), Ok(()));
+        assert_eq!(check(Action::Unload, &unload), Ok(()));
         let upload = parameters(r#"{"parameters": {"file:1/model.pt": "AAAA"}}"#);
-        let refusal = check_parameters(Action::Load, &upload).unwrap_err().to_string();
+        let refusal = check(Action::Load, &upload).unwrap_err().to_string();
         assert!(refusal.starts_with("parameters.file:1/model.pt is not supported"), "{refusal}");
         assert!(parse::<OrderBody>(b"{\"paramters\": {}}").is_err());
     }

@@ -45,14 +45,14 @@ pub struct Service {
 /// A connection that stays silent between requests for this long is closed.
 const KEEPALIVE_SECONDS: u64 = 75;
 /// A client that stops reading or writing in the middle of a message for this long is dropped.
-const STALL_MAX: Duration = Duration::from_secs(30);
+pub(crate) const STALL_MAX: Duration = Duration::from_secs(30);
 /// Who reads an answer more slowly than this, bytes per second, is dropped.
-const SLOWEST: usize = 16 << 10;
+pub(crate) const SLOWEST: usize = 16 << 10;
 
-const VERSION: HeaderName = HeaderName::from_static("x-penstock-version");
-const GENERATION: HeaderName = HeaderName::from_static("x-penstock-generation");
-const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+pub(crate) const VERSION: HeaderName = HeaderName::from_static("x-penstock-version");
+pub(crate) const GENERATION: HeaderName = HeaderName::from_static("x-penstock-generation");
+pub(crate) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+pub(crate) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const JSON_LEN: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 #[async_trait]
@@ -242,6 +242,7 @@ impl Answer {
             Refusal::Invalid(_)
             | Refusal::NotFound(_)
             | Refusal::Forbidden(_)
+            | Refusal::Unsupported(_)
             | Refusal::TooLarge { .. }
             | Refusal::Encoding { .. }
             | Refusal::BodyTimeout { .. }
