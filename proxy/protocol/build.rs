@@ -1,0 +1,17 @@
+//! Makes the messages of `inference.proto`, and its description for reflection. Needs no protoc.
+
+use std::env;
+use std::error::Error;
+use std::fs;
+use std::path::PathBuf;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=inference.proto");
+    let mut compiler = protox::Compiler::new(["."])?;
+    compiler.open_file("inference.proto")?;
+    let folder = PathBuf::from(env::var_os("OUT_DIR").ok_or("cargo gives no OUT_DIR")?);
+    fs::write(folder.join("inference.bin"), compiler.encode_file_descriptor_set())?;
+    compiler.include_source_info(true);
+    prost_build::Config::new().bytes(["."]).btree_map(["."]).compile_fds(compiler.file_descriptor_set())?;
+    Ok(())
+}
