@@ -2,7 +2,7 @@
 #
 #   docker build --tag penstock .                               libtorch for the CPU, about 0.7 GB
 #   docker build --tag penstock:cuda --build-arg TORCH=cuda .   with all of CUDA, about 4 GB; the host brings the driver
-#   docker run --rm --publish 8000:8000 --publish 8002:8002 penstock
+#   docker run --rm --publish 8000:8000 --publish 8001:8001 --publish 8002:8002 penstock
 #
 # It serves the demo until something else is mounted: models at /models, a folder with penstock.yaml and policies.yaml
 # at /etc/penstock. Mount the folder, not single files: editors replace files, and a mounted file keeps showing the old one.
@@ -66,7 +66,7 @@ ENV PATH=/opt/penstock/bin:$PATH
 
 # A number, because Kubernetes cannot tell of a name whether it is root. Nothing in the image belongs to it.
 USER 65532:65532
-EXPOSE 8000 8002
+EXPOSE 8000 8001 8002
 STOPSIGNAL SIGTERM
 
 # Healthy means ready: Docker itself only shows it and lets `depends_on` wait for it. Bash can open a connection by itself,

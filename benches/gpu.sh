@@ -22,7 +22,7 @@ done
 mkdir "$work/served"
 cp -r "$here/../configs/demo/models/digits" "$work/models/lookup" "$work/served"
 cat >"$work/penstock.yaml" <<YAML
-listen: {http: 127.0.0.1:18000, monitor: 127.0.0.1:18002}
+listen: {http: 127.0.0.1:18000, grpc: null, monitor: 127.0.0.1:18002}
 engine: {models: served, device: 'cuda:0'}
 YAML
 "$bin/penstock" serve --config "$work/penstock.yaml" &

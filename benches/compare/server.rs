@@ -72,7 +72,7 @@ impl Server {
         std::fs::write(
             &config,
             format!(
-                "listen: {{http: '{address}', monitor: '{monitor}'}}\npolicies: policies.yaml\n\
+                "listen: {{http: '{address}', grpc: '127.0.0.1:0', monitor: '{monitor}'}}\npolicies: policies.yaml\n\
                  engine: {{models: models, socket: engine.sock, lanes: 1, threads_per_lane: 1, control: true}}\ntraces: {{endpoint: 'http://{collector}', sample: 0.01}}\n",
             ),
         )?;

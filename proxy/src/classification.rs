@@ -4,11 +4,12 @@
 //! Equal values stand in the order of their indices. A NaN is no value that anything can be better than: it comes last,
 //! and is written as one. Values are written so that reading them gives the same number again.
 
+use crate::refusal::Refusal;
 use half::{bf16, f16};
 use std::cmp::Ordering;
 use std::fmt::Display;
 use std::io::Write;
-use wire::Datatype;
+use wire::{Datatype, ModelEntry, TensorMeta};
 
 /// An output's best classes, as a tensor of datatype BYTES: each element after its length in four bytes, little-endian.
 #[derive(Debug, PartialEq, Eq)]
@@ -90,6 +91,24 @@ impl Ranked {
         let length = (self.elements.len() - start - LENGTH) as u32; // a label fits a frame of 1 MiB
         self.elements[start..start + LENGTH].copy_from_slice(&length.to_le_bytes());
     }
+}
+
+/// The `most` best classes of an output, in its place.
+pub(crate) fn rank(
+    output: &TensorMeta,
+    datatype: Datatype,
+    bytes: &[u8],
+    entry: Option<&ModelEntry>,
+    most: u32,
+) -> Result<Ranked, Refusal> {
+    let spec = entry.and_then(|entry| entry.outputs.iter().find(|spec| spec.name == output.name));
+    let rows = output.shape.first().filter(|_| entry.is_some_and(|entry| entry.max_batch > 0));
+    let labels = spec.map_or(&[][..], |spec| &spec.labels);
+    let ranked = Output { datatype, bytes, rows: rows.copied(), labels }.rank(most);
+    ranked.ok_or_else(|| {
+        let (name, datatype) = (&output.name, datatype.name());
+        Refusal::Invalid(format!("output `{name}` is {datatype}, of which there are no classes"))
+    })
 }
 
 /// Of two numbers the larger one; a NaN is smaller than all numbers.

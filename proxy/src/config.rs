@@ -21,6 +21,8 @@ use std::time::Duration;
 pub struct Config {
     /// Where clients come.
     pub http: SocketAddr,
+    /// Where clients come that speak gRPC; `None` means nowhere.
+    pub grpc: Option<SocketAddr>,
     /// Where metrics and health are read.
     pub monitor: SocketAddr,
     /// Where a person may change things while the process runs.
@@ -60,8 +62,8 @@ struct RawConfig {
     #[garde(skip)]
     listen: RawListen,
     #[serde(default = "one")]
-    // The engine serves 256 connections, and others may share it.
-    #[garde(range(min = 1, max = 128))]
+    // The engine serves 256 connections. HTTP and gRPC have so many threads each, and others may share it.
+    #[garde(range(min = 1, max = 120))]
     workers: usize,
     #[garde(skip)]
     policies: Option<PathBuf>,
@@ -86,6 +88,7 @@ struct RawConfig {
 #[serde(deny_unknown_fields, default)]
 struct RawListen {
     http: SocketAddr,
+    grpc: Option<SocketAddr>,
     monitor: SocketAddr,
     admin: Option<SocketAddr>,
 }
@@ -94,6 +97,7 @@ impl Default for RawListen {
     fn default() -> Self {
         Self {
             http: SocketAddr::from(([127, 0, 0, 1], 8000)),
+            grpc: Some(SocketAddr::from(([127, 0, 0, 1], 8001))),
             monitor: SocketAddr::from(([127, 0, 0, 1], 8002)),
             admin: None,
         }
@@ -103,8 +107,13 @@ impl Default for RawListen {
 impl RawListen {
     /// Each must be free when the process starts, which the second of two is not.
     fn must_differ(&self) -> anyhow::Result<()> {
-        let admin = self.admin.map(|admin| ("admin", admin));
-        let all: Vec<_> = [("http", self.http), ("monitor", self.monitor)].into_iter().chain(admin).collect();
+        let named = [
+            ("http", Some(self.http)),
+            ("grpc", self.grpc),
+            ("monitor", Some(self.monitor)),
+            ("admin", self.admin),
+        ];
+        let all: Vec<_> = named.into_iter().filter_map(|(name, address)| Some((name, address?))).collect();
         // An address of all interfaces is one of each; that of IPv6 takes IPv4 as well.
         let covers = |all: &SocketAddr, one: &SocketAddr| {
             all.ip() == one.ip() || all.ip().is_unspecified() && (all.is_ipv6() || one.is_ipv4())
@@ -246,6 +255,7 @@ impl Config {
         );
         Ok(Self {
             http: raw.listen.http,
+            grpc: raw.listen.grpc,
             monitor: raw.listen.monitor,
             admin: raw.listen.admin,
             workers: raw.workers,
@@ -381,9 +391,16 @@ mod tests {
             (config.http.to_string(), config.monitor.to_string()),
             ("127.0.0.1:8000".into(), "127.0.0.1:8002".into())
         );
+        assert_eq!(config.grpc.map(|address| address.to_string()).as_deref(), Some("127.0.0.1:8001"));
         assert_eq!(config.traces, None);
         let engine = config.engine.unwrap();
         assert!(engine.arguments[1].ends_with("/models") && Path::new(&engine.arguments[1]).is_absolute());
+    }
+
+    #[test]
+    fn grpc_can_be_turned_off() {
+        let config = read("engine: {models: models, binary: engine}\nlisten: {grpc: null}").unwrap();
+        assert_eq!(config.grpc, None);
     }
 
     #[test]
@@ -443,6 +460,10 @@ mod tests {
             (
                 &format!("{engine}listen: {{http: '127.0.0.1:1', monitor: '127.0.0.1:1'}}"),
                 "listen.http and listen.monitor take the same address",
+            ),
+            (
+                &format!("{engine}listen: {{http: '127.0.0.1:8001'}}"),
+                "listen.http and listen.grpc take the same address",
             ),
             (
                 &format!("{engine}listen: {{http: '0.0.0.0:1', admin: '127.0.0.1:1'}}"),

@@ -2,13 +2,13 @@
 //! client asked for them. Trusts nothing it was sent: a tensor outside the payload is an internal error.
 
 use crate::call::Inferred;
-use crate::classification::{self, Ranked};
+use crate::classification::{Ranked, rank};
 use crate::decode::InferRequest;
 use crate::refusal::Refusal;
 use crate::tensor_json::write_values;
 use bytes::Bytes;
 use std::borrow::Cow;
-use wire::{Datatype, ModelEntry, TensorMeta};
+use wire::Datatype;
 
 /// A response body and what its headers must say of it.
 #[derive(Debug, PartialEq, Eq)]
@@ -83,24 +83,6 @@ pub fn encode(request: &InferRequest, inferred: Inferred<'_>) -> Result<Encoded,
     Ok(Encoded { body: json.into(), json_len })
 }
 
-/// The classes that are wanted in place of an output.
-fn rank(
-    output: &TensorMeta,
-    datatype: Datatype,
-    bytes: &[u8],
-    entry: Option<&ModelEntry>,
-    most: u32,
-) -> Result<Ranked, Refusal> {
-    let spec = entry.and_then(|entry| entry.outputs.iter().find(|spec| spec.name == output.name));
-    let rows = output.shape.first().filter(|_| entry.is_some_and(|entry| entry.max_batch > 0));
-    let labels = spec.map_or(&[][..], |spec| &spec.labels);
-    let ranked = classification::Output { datatype, bytes, rows: rows.copied(), labels }.rank(most);
-    ranked.ok_or_else(|| {
-        let (name, datatype) = (&output.name, datatype.name());
-        Refusal::Invalid(format!("output `{name}` is {datatype}, of which there are no classes"))
-    })
-}
-
 fn string(json: &mut Vec<u8>, text: &str) {
     serde_json::to_writer(json, text).expect("a string serialises and a Vec takes it");
 }
@@ -109,7 +91,7 @@ fn string(json: &mut Vec<u8>, text: &str) {
 mod tests {
     use super::*;
     use crate::decode::RequestedOutput;
-    use wire::{Reply, TensorSpec, push_element};
+    use wire::{ModelEntry, Reply, TensorMeta, TensorSpec, push_element};
 
     fn reply() -> (Reply, Bytes) {
         let outputs = vec![

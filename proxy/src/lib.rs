@@ -17,6 +17,7 @@ pub mod caller;
 pub mod body;
 mod compression;
 pub mod call;
+pub mod grpc;
 pub mod infer;
 pub mod slots;
 pub mod decode;

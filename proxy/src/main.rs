@@ -159,8 +159,9 @@ fn main() -> ExitCode {
 fn serve(config: PathBuf) -> anyhow::Result<()> {
     let config = proxy::config::Config::read(&config)?;
     proxy::log::start(config.log)?;
+    let grpc = config.grpc.map(|grpc| format!(", {grpc} (gRPC)")).unwrap_or_default();
     let banner = format!(
-        "penstock listens on http://{} (inference) and http://{}/metrics",
+        "penstock listens on http://{} (inference){grpc} and http://{}/metrics",
         config.http, config.monitor
     );
     proxy::serve::serve(config, banner)

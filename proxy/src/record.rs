@@ -74,6 +74,8 @@ pub struct Record {
     pub sampling: Sampling,
     /// Status sent, 0 if none was.
     pub status: u16,
+    /// The same in gRPC's words, where that was spoken.
+    pub grpc_status: Option<&'static str>,
     /// Why there was no answer.
     pub refusal: Option<&'static str>,
     /// Whether the request passed the version's breaker, and how it ended there.
@@ -104,6 +106,7 @@ impl Record {
             places: None,
             sampling: Sampling::default(),
             status: 0,
+            grpc_status: None,
             refusal: None,
             outcome: None,
             timing: None,
@@ -225,6 +228,7 @@ impl Record {
             route: self.route,
             method: self.method.as_str(),
             status: self.status,
+            grpc_status: self.grpc_status,
             model: self.version.as_ref().map(|(model, _)| model.as_str()),
             version: self.version.as_ref().map(|(_, version)| *version),
             pick: self.pick,

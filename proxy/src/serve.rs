@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! http    pingora, `workers` threads     Service ── Path ── Links ══▶ engine
+//! grpc    `workers` threads of its own   Grpc    ── Path ── Links ══▶ engine, unless it is turned off
 //! monitor pingora, 1 thread              Monitor
 //! admin   pingora, 1 thread              Admin, if it is configured
 //! control pingora background, 1 thread   Supervisor, Reload, Rollouts, the end of Drain
@@ -13,6 +14,7 @@ use crate::admin::Admin;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::drain::{self, Drain, StopSignal};
+use crate::grpc::{Grpc, Listen};
 use crate::infer::Path;
 use crate::link::Links;
 use crate::log::Format;
@@ -39,7 +41,7 @@ use pingora::server::{RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
 use pingora::services::listening::Service as ListeningService;
 use policies::{Ledger, Live, Snapshot};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -48,6 +50,7 @@ use tokio::sync::{mpsc, watch};
 /// Serves until told to stop. `banner` is printed when nothing stands in the way of listening any more.
 pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     must_be_free(config.http, "listen.http")?;
+    let grpc = config.grpc.map(|grpc| bind(grpc, "listen.grpc")).transpose()?;
     must_be_free(config.monitor, "listen.monitor")?;
     if let Some(admin) = config.admin {
         must_be_free(admin, "listen.admin")?;
@@ -89,22 +92,24 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     server.bootstrap();
     let conf = server.configuration.clone();
-    let service = Service {
-        path: path.clone(),
-        repository: Repository {
-            control: config.control,
-            directory: path.directory.clone(),
-            links: path.links.clone(),
-            slots: Repository::slots(),
-        },
-        readiness: readiness.clone(),
-        watchers: Watchers {
-            metrics: metrics.clone(),
-            ledger: path.ledger.clone(),
-            tracer: tracer.clone(),
-            access: access.clone(),
-        },
+    let repository = Repository {
+        control: config.control,
+        directory: path.directory.clone(),
+        links: path.links.clone(),
+        slots: Repository::slots(),
     };
+    let watchers = Watchers {
+        metrics: metrics.clone(),
+        ledger: path.ledger.clone(),
+        tracer: tracer.clone(),
+        access: access.clone(),
+    };
+    let grpc = grpc.map(|listener| {
+        let (repository, readiness) = (repository.clone(), readiness.clone());
+        let grpc = Grpc::new(path.clone(), repository, readiness, watchers.clone());
+        background_service("grpc", Listen { listener, grpc: Arc::new(grpc), threads: config.workers })
+    });
+    let service = Service { path: path.clone(), repository, readiness: readiness.clone(), watchers };
     let mut options = HttpServerOptions::default();
     options.keepalive_request_limit = Some(KEEPALIVE_REQUESTS_MAX);
     let mut http = ProxyServiceBuilder::new(&conf, service).name("http").server_options(options).build();
@@ -166,6 +171,9 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         access,
     };
     server.add_service(http);
+    if let Some(grpc) = grpc {
+        server.add_service(grpc);
+    }
     server.add_service(monitor);
     if let Some(admin) = admin {
         server.add_service(admin);
@@ -198,8 +206,11 @@ fn server_conf(config: &Config) -> ServerConf {
 
 /// Pingora binds in a background task and panics there: look before.
 fn must_be_free(address: SocketAddr, setting: &str) -> anyhow::Result<()> {
-    std::net::TcpListener::bind(address)
-        .map(drop)
+    bind(address, setting).map(drop)
+}
+
+fn bind(address: SocketAddr, setting: &str) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
         .with_context(|| format!("{setting}: cannot listen on {address}; is another penstock running?"))
 }
 

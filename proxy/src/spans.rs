@@ -35,8 +35,10 @@ pub struct Facts<'a> {
     pub route: &'static str,
     /// HTTP method.
     pub method: &'a str,
-    /// HTTP status.
+    /// HTTP status, or what it would be.
     pub status: u16,
+    /// gRPC status, where that was spoken; the route is the method's full name then.
+    pub grpc_status: Option<&'static str>,
     /// Which model was asked for.
     pub model: Option<&'a str>,
     /// Which version answered or failed.
@@ -90,15 +92,12 @@ pub(crate) fn of_request(trace: &Trace, facts: &Facts<'_>, now: Instant) -> Vec<
 }
 
 fn server(trace: &Trace, facts: &Facts<'_>, ended: SystemTime) -> SpanParts {
-    // What a client makes up must not become a name (semantic conventions, HTTP spans).
-    let method = KNOWN_METHODS.into_iter().find(|known| *known == facts.method).unwrap_or("_OTHER");
-    let mut attributes = vec![
-        KeyValue::new(semconv::HTTP_REQUEST_METHOD, method),
-        KeyValue::new(semconv::HTTP_RESPONSE_STATUS_CODE, i64::from(facts.status)),
-        KeyValue::new("penstock.generation", facts.generation as i64),
-        KeyValue::new("penstock.request_id", facts.request_id.to_owned()),
-    ];
-    attributes.extend((!facts.route.is_empty()).then(|| KeyValue::new(semconv::HTTP_ROUTE, facts.route)));
+    let (name, mut attributes) = match facts.grpc_status {
+        None => of_http(facts),
+        Some(status) => of_grpc(facts.route, status),
+    };
+    attributes.push(KeyValue::new("penstock.generation", facts.generation as i64));
+    attributes.push(KeyValue::new("penstock.request_id", facts.request_id.to_owned()));
     attributes.extend(facts.model.map(|model| KeyValue::new("penstock.model", model.to_owned())));
     if let (Some(model), Some(version)) = (facts.model, facts.version) {
         attributes.push(KeyValue::new("penstock.version", version as i64));
@@ -116,13 +115,33 @@ fn server(trace: &Trace, facts: &Facts<'_>, ended: SystemTime) -> SpanParts {
         context: trace.context.clone(),
         parent: trace.parent.span_id(),
         kind: SpanKind::Server,
-        name: format!("{method} {}", facts.route).trim_end().to_owned().into(),
+        name: name.into(),
         from: trace.started,
         to: ended,
         attributes,
         links: Vec::new(),
         status,
     }
+}
+
+fn of_http(facts: &Facts<'_>) -> (String, Vec<KeyValue>) {
+    // What a client makes up must not become a name (semantic conventions, HTTP spans).
+    let method = KNOWN_METHODS.into_iter().find(|known| *known == facts.method).unwrap_or("_OTHER");
+    let mut attributes = vec![
+        KeyValue::new(semconv::HTTP_REQUEST_METHOD, method),
+        KeyValue::new(semconv::HTTP_RESPONSE_STATUS_CODE, i64::from(facts.status)),
+    ];
+    attributes.extend((!facts.route.is_empty()).then(|| KeyValue::new(semconv::HTTP_ROUTE, facts.route)));
+    (format!("{method} {}", facts.route).trim_end().to_owned(), attributes)
+}
+
+fn of_grpc(method: &'static str, status: &'static str) -> (String, Vec<KeyValue>) {
+    let attributes = vec![
+        KeyValue::new("rpc.system.name", "grpc"),
+        KeyValue::new("rpc.method", method),
+        KeyValue::new("rpc.response.status_code", status),
+    ];
+    (method.to_owned(), attributes)
 }
 
 fn child(trace: &Trace, name: &'static str, from: SystemTime, to: SystemTime) -> SpanParts {

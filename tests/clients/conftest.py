@@ -39,12 +39,18 @@ def address(tmp_path_factory) -> str:
 
 
 @contextlib.contextmanager
-def stack(folder: pathlib.Path, models: pathlib.Path, policies: pathlib.Path | None = None, control: bool = False):
+def stack(
+    folder: pathlib.Path,
+    models: pathlib.Path,
+    policies: pathlib.Path | None = None,
+    control: bool = False,
+    grpc: str | None = None,
+):
     """A running stack: where it answers, and where it is watched."""
-    http, monitor = free_address(), free_address()
+    http, monitor, grpc = free_address(), free_address(), grpc or free_address()
     config = folder / "penstock.yaml"
     config.write_text(
-        f"listen: {{http: '{http}', monitor: '{monitor}'}}\n"
+        f"listen: {{http: '{http}', grpc: '{grpc}', monitor: '{monitor}'}}\n"
         + (f"policies: {policies}\n" if policies else "")
         + f"engine: {{models: '{models}', socket: '{folder}/engine.sock', control: {str(control).lower()}}}\n"
     )

@@ -7,11 +7,13 @@
 mod client;
 mod collector;
 mod engine;
+mod grpc;
 mod stack;
 
 pub use client::{Client, Response, infer_body, raw_exchange};
 pub use collector::Collector;
 pub use engine::{Behaviour, ScriptedEngine};
+pub use grpc::{GrpcCaller, GrpcClient, grpc_request};
 pub use stack::{Stack, StackBuilder, binary, free_address, free_addresses, repository};
 
 use std::time::{Duration, Instant};

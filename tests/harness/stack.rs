@@ -3,6 +3,7 @@
 
 use crate::client::Client;
 use crate::eventually;
+use crate::grpc::GrpcClient;
 use rustix::process::{Pid, Signal, kill_process};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
@@ -118,7 +119,7 @@ impl StackBuilder {
 
     /// Starts it and waits until it answers at all.
     pub fn start_unready(self) -> Stack {
-        let [http, monitor, admin] = free_addresses();
+        let [http, grpc, monitor, admin] = free_addresses();
         let policies = self.policy_file.unwrap_or_else(|| {
             let file = self.folder.path().join("policies.yaml");
             std::fs::write(&file, &self.policies).expect("the temporary folder takes files");
@@ -135,7 +136,7 @@ impl StackBuilder {
         };
         let config = self.folder.path().join("penstock.yaml");
         let text = format!(
-            "listen: {{http: '{http}', monitor: '{monitor}', admin: '{admin}'}}\npolicies: '{}'\nengine: {engine}\n{}",
+            "listen: {{http: '{http}', grpc: '{grpc}', monitor: '{monitor}', admin: '{admin}'}}\npolicies: '{}'\nengine: {engine}\n{}",
             policies.display(),
             self.more
         );
@@ -143,7 +144,7 @@ impl StackBuilder {
         let log = self.folder.path().join("log");
         let process = launch(self.folder.path(), self.out);
         let mut stack =
-            Stack { folder: self.folder, process, out: self.out, http, monitor, admin, policies, log };
+            Stack { folder: self.folder, process, out: self.out, http, grpc, monitor, admin, policies, log };
         eventually("penstock to answer", || {
             if let Ok(Some(status)) = stack.process.try_wait() {
                 panic!("penstock ended with {status}:\n{}", stack.log());
@@ -174,6 +175,8 @@ pub struct Stack {
     out: Out,
     /// Where it answers.
     pub http: SocketAddr,
+    /// Where it answers over gRPC.
+    pub grpc: SocketAddr,
     /// Where it shows metrics.
     pub monitor: SocketAddr,
     /// Where a person tells it what to do.
@@ -202,6 +205,11 @@ impl Stack {
     /// A client of its own connection pool.
     pub fn client(&self) -> Client {
         Client::new(self.http)
+    }
+
+    /// A client of its own connection.
+    pub fn grpc_client(&self) -> GrpcClient {
+        GrpcClient::new(self.grpc)
     }
 
     /// Its folder: policy file, configuration, log.

@@ -8,6 +8,8 @@ mod compression;
 mod configs;
 mod drain;
 mod engine_loss;
+mod grpc;
+mod grpc_edges;
 mod hot_swap;
 mod policy_commands;
 mod http_edges;

@@ -11,7 +11,7 @@ fn serve(config: &str) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let file = folder.path().join("penstock.yaml");
     let [http, monitor] = free_addresses();
-    let listen = format!("listen: {{http: '{http}', monitor: '{monitor}'}}\n");
+    let listen = format!("listen: {{http: '{http}', grpc: null, monitor: '{monitor}'}}\n");
     let config = if config.contains("listen:") { config.to_owned() } else { listen + config };
     std::fs::write(&file, config).expect("a file");
     let output = penstock(&["serve", "--config", file.to_str().expect("a path")]);
@@ -27,7 +27,7 @@ fn a_port_in_use_is_told_before_anything_starts() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("it is bound");
     let (code, says) = serve(&format!(
-        "listen: {{http: '{address}', monitor: '{}'}}\nengine: {{models: '{}'}}",
+        "listen: {{http: '{address}', grpc: null, monitor: '{}'}}\nengine: {{models: '{}'}}",
         free_address(),
         models()
     ));
