@@ -52,6 +52,9 @@ use tonic_health::pb::health_server::HealthServer;
 
 type Answering<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
+/// What spans call a method that is not known (semantic conventions, RPC).
+const OTHER: &str = "_OTHER";
+
 /// A service of somebody else's making.
 type Handler = Box<dyn Fn(Request<Incoming>) -> Answering<Response<Body>> + Send + Sync>;
 
@@ -117,7 +120,7 @@ impl Grpc {
         let (head, body) = request.into_parts();
         let method = match known {
             Ok(method) => method,
-            Err(refusal) => return answer::refuse(Exchange::begin(&self, &head.headers, ""), &refusal),
+            Err(refusal) => return answer::refuse(Exchange::begin(&self, &head.headers, OTHER), &refusal),
         };
         let coding = match Coding::of_request(&head.headers) {
             Ok(coding) => coding,

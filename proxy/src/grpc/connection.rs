@@ -66,9 +66,12 @@ impl Connection {
         Overdue { connection: self.clone(), id }
     }
 
-    fn must_go(&self, opened: Instant, now: Instant) -> bool {
-        let is_silent = !self.has_asked.load(Ordering::Relaxed) && now > opened + SILENCE_MAX;
-        is_silent || self.lock().until.values().any(|until| *until < now)
+    fn is_silent(&self, opened: Instant, now: Instant) -> bool {
+        !self.has_asked.load(Ordering::Relaxed) && now > opened + SILENCE_MAX
+    }
+
+    fn is_stuck(&self, now: Instant) -> bool {
+        self.lock().until.values().any(|until| *until < now)
     }
 
     fn lock(&self) -> MutexGuard<'_, Writing> {
@@ -129,9 +132,17 @@ pub(super) async fn serve(stream: TcpStream, grpc: Arc<Grpc>, mut closing: watch
                 is_closing = true;
                 http2.as_mut().graceful_shutdown();
             }
-            _ = look.tick() => if connection.must_go(opened, Instant::now()) {
-                return;
-            },
+            _ = look.tick() => {
+                let is_silent = connection.is_silent(opened, Instant::now());
+                // Who does not even hear that we close does not speak HTTP/2.
+                if connection.is_stuck(Instant::now()) || is_silent && is_closing {
+                    return;
+                }
+                if is_silent {
+                    is_closing = true;
+                    http2.as_mut().graceful_shutdown();
+                }
+            }
         }
     }
 }
@@ -143,17 +154,18 @@ mod tests {
     #[test]
     fn a_connection_goes_when_a_message_is_not_taken_in_time() {
         let (connection, now) = (Arc::new(Connection::default()), Instant::now());
-        assert!(!connection.must_go(now, now + SILENCE_MAX));
-        assert!(connection.must_go(now, now + SILENCE_MAX + Duration::from_secs(1)), "it has asked nothing");
+        let later = now + SILENCE_MAX + Duration::from_secs(1);
+        assert!(!connection.is_silent(now, now + SILENCE_MAX) && connection.is_silent(now, later));
         connection.has_asked.store(true, Ordering::Relaxed);
+        assert!(!connection.is_silent(now, later), "it has asked");
         let small = connection.writing(100);
         let large = connection.writing(100 * SLOWEST);
         let late = Instant::now() + STALL_MAX + Duration::from_secs(1);
-        assert!(!connection.must_go(now, now + STALL_MAX) && connection.must_go(now, late));
+        assert!(!connection.is_stuck(now + STALL_MAX) && connection.is_stuck(late));
         drop(small);
-        assert!(!connection.must_go(now, late), "a larger one has more time");
-        assert!(connection.must_go(now, late + Duration::from_secs(101)));
+        assert!(!connection.is_stuck(late), "a larger one has more time");
+        assert!(connection.is_stuck(late + Duration::from_secs(101)));
         drop(large);
-        assert!(!connection.must_go(now, late + Duration::from_secs(101)));
+        assert!(!connection.is_stuck(late + Duration::from_secs(101)));
     }
 }
