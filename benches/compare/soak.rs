@@ -13,6 +13,9 @@ use std::time::{Duration, Instant};
 const STEADY: usize = 4;
 const STEADY_EVERY: Duration = Duration::from_millis(13);
 
+/// Requests of one of them; the proxy would close it after 100,000.
+const OF_A_CONNECTION: u64 = 10_000;
+
 /// Callers of limits and of what is sticky.
 const USERS: u64 = 50_000;
 
@@ -130,6 +133,9 @@ fn steady(address: SocketAddr, number: u64, tally: &Tally, is_over: &AtomicBool)
     for at in 0.. {
         if is_over.load(Ordering::Relaxed) {
             break;
+        }
+        if at % OF_A_CONNECTION == 0 {
+            stream = connect(address)?;
         }
         let user = format!("x-user-id: user-{}\r\n", (at * STEADY as u64 + number) * 7919 % USERS);
         let request = match at % 4 {
