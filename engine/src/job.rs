@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use wire::{Datatype, Infer, Layout, Limits, Status, TensorError, TensorMeta, TraceContext};
+use wire::{Datatype, Infer, Layout, Limits, Run, Status, TensorError, TensorMeta, TraceContext};
 
 /// A request on its way through the engine.
 pub(crate) struct Job {
@@ -46,6 +46,8 @@ pub(crate) struct Done {
     pub(crate) pieces: Vec<(u32, Vec<Output>)>,
     pub(crate) rows: u64,
     pub(crate) bytes: usize,
+    /// Runs of which its answer is to tell.
+    pub(crate) runs: Vec<Run>,
 }
 
 impl Job {

@@ -130,7 +130,8 @@ impl Lane {
         let started = Instant::now();
         let rows = rows_of(pieces);
         self.watchdog.began(self.number, &pieces[0].job.request.version, started);
-        let outputs = run(pieces);
+        let mut in_place = started;
+        let outputs = run(pieces, &mut in_place);
         self.watchdog.ended(self.number);
         let outputs = outputs.inspect_err(|failure| {
             self.log(&pieces[0].job, failure);
@@ -138,7 +139,7 @@ impl Lane {
                 self.watchdog.device_lost(failure.error.message.clone());
             }
         })?;
-        split::reply(pieces, &outputs, Ran { started, ended: Instant::now(), rows, backlog });
+        split::reply(pieces, &outputs, Ran { started, in_place, ended: Instant::now(), rows, backlog });
         for Piece { job, rows, .. } in pieces {
             // A piece may have told its caller that the whole has failed.
             if *rows < job.request.rows && !job.is_wanted() {
@@ -196,10 +197,10 @@ fn rows_of(pieces: &[Piece<Arc<Job>>]) -> u32 {
     pieces.iter().map(|piece| piece.rows).sum()
 }
 
-fn run(pieces: &[Piece<Arc<Job>>]) -> Result<Vec<Output>, Failure> {
+fn run(pieces: &[Piece<Arc<Job>>], in_place: &mut Instant) -> Result<Vec<Output>, Failure> {
     let model = &*pieces[0].job.request.version.model;
     let failed = |status, error| Failure { status, error };
-    let outputs = catch_unwind(AssertUnwindSafe(|| model.run(&gather(pieces))))
+    let outputs = catch_unwind(AssertUnwindSafe(|| model.run_noting(&gather(pieces), in_place)))
         .map_err(|panic| failed(Status::Internal, ModelError::new(format!("panic: {}", text_of(&*panic)))))?
         .map_err(|error| failed(Status::ModelFailed, error))?;
     model

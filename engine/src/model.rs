@@ -14,7 +14,7 @@ pub use crate::values::Tolerance;
 use bytes::Bytes;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use wire::{Datatype, TensorSpec};
 
 /// More dimensions than this no tensor has; libtorch itself stops at 64.
@@ -28,6 +28,15 @@ pub trait Model: Send + Sync {
     /// Computes one batch: one [`Gathered`] for each input that is present, in the order of [`Spec::inputs`].
     /// The outputs come in the order of [`Spec::outputs`], or in the model's own where that is empty.
     fn run(&self, inputs: &[Gathered<'_>]) -> Result<Vec<Output>, ModelError>;
+
+    /// The same, and when the inputs were in place, where the model can tell that from its computing.
+    fn run_noting(
+        &self,
+        inputs: &[Gathered<'_>],
+        _in_place: &mut Instant,
+    ) -> Result<Vec<Output>, ModelError> {
+        self.run(inputs)
+    }
 
     /// From now on each run uses so many threads.
     fn use_threads(&self, threads: usize);

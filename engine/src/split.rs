@@ -11,7 +11,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use wire::{Batch, Kind, Layout, Limits, Outbox, Reply, Status, TensorMeta, Timing, TraceContext};
+use wire::{
+    Batch, Kind, Layout, Limits, Outbox, Phases, Reply, Run, Status, TensorMeta, Timing, TraceContext,
+};
 
 /// Answers an order to the loader.
 pub(crate) fn answer_order(mailbox: &Mailbox, id: u64, failure: Option<(Status, String)>, revision: u64) {
@@ -24,10 +26,24 @@ pub(crate) fn answer_order(mailbox: &Mailbox, id: u64, failure: Option<(Status, 
 #[derive(Clone, Copy)]
 pub(crate) struct Ran {
     pub(crate) started: Instant,
+    /// When its inputs were.
+    pub(crate) in_place: Instant,
     pub(crate) ended: Instant,
     pub(crate) rows: u32,
     /// What waited when it was formed.
     pub(crate) backlog: Duration,
+}
+
+impl Ran {
+    /// Where its time went, if its outputs are cut by now.
+    fn phases(&self) -> Phases {
+        let (input, infer) = (self.in_place - self.started, self.ended - self.in_place);
+        Phases { input_ns: nanos(input), infer_ns: nanos(infer), output_ns: nanos(self.ended.elapsed()) }
+    }
+
+    fn told(&self) -> Run {
+        Run { rows: self.rows, phases: Some(self.phases()) }
+    }
 }
 
 /// A whole request, and its rows among those of the outputs.
@@ -77,10 +93,14 @@ fn elements(shape: &[u64]) -> usize {
 pub(crate) fn reply(pieces: &[Piece<Arc<Job>>], outputs: &[Output], ran: Ran) {
     let mut parts = Vec::with_capacity(pieces.len());
     let mut before = 0;
-    for Piece { job, first, rows } in pieces {
+    let is_whole = |piece: &Piece<Arc<Job>>| piece.rows == piece.job.request.rows && !piece.job.is_answered();
+    // Where no answer comes of it yet, its first piece keeps in mind that there was this run.
+    let mut is_told = pieces.iter().any(is_whole);
+    for piece in pieces {
+        let Piece { job, first, rows } = piece;
         if job.is_answered() {
             // It was cancelled meanwhile, or another of its pieces has failed.
-        } else if *rows == job.request.rows {
+        } else if is_whole(piece) {
             parts.push(Part { job, before });
         } else {
             let part = outputs.iter().map(|output| Output {
@@ -88,16 +108,18 @@ pub(crate) fn reply(pieces: &[Piece<Arc<Job>>], outputs: &[Output], ran: Ran) {
                 shape: with_rows(&output.shape, u64::from(*rows)),
                 ..output.clone()
             });
-            rejoin(job, *first, part.collect(), ran);
+            rejoin(job, *first, part.collect(), (ran, !is_told));
+            is_told = true;
         }
         before += *rows as usize;
     }
     let whole = parts.len() == 1 && pieces.len() == 1;
-    reply_parts(&parts, outputs, ran, pieces.len() as u32, whole);
+    reply_parts(&parts, outputs, (ran, None), pieces.len() as u32, whole);
 }
 
-/// Keeps the outputs of one piece; answers once they are all there, or cannot be put together.
-fn rejoin(job: &Job, first: u32, outputs: Vec<Output>, ran: Ran) {
+/// Keeps the outputs of one piece; answers once they are all there, or cannot be put together. Whether it is this
+/// request that tells of the run, it is told.
+fn rejoin(job: &Job, first: u32, outputs: Vec<Output>, (ran, tells): (Ran, bool)) {
     let bytes: usize = outputs.iter().map(|output| output.bytes.len()).sum();
     let rows = outputs.first().map_or(0, |output| output.shape[0]);
     let mut done = job.done.lock().expect("no panic while pieces are kept");
@@ -115,6 +137,7 @@ fn rejoin(job: &Job, first: u32, outputs: Vec<Output>, ran: Ran) {
     done.bytes += bytes;
     done.rows += rows;
     done.pieces.push((first, outputs));
+    done.runs.extend(tells.then(|| ran.told()));
     if done.bytes > Limits::default().payload_bytes {
         let message =
             format!("outputs of more than {} bytes are too large to send", Limits::default().payload_bytes);
@@ -125,6 +148,7 @@ fn rejoin(job: &Job, first: u32, outputs: Vec<Output>, ran: Ran) {
         return;
     }
     let (mut pieces, rows) = (std::mem::take(&mut done.pieces), done.rows);
+    let runs = std::mem::take(&mut done.runs);
     drop(done);
     pieces.sort_unstable_by_key(|(first, _)| *first);
     let whole = (0..pieces[0].1.len()).map(|at| {
@@ -132,7 +156,7 @@ fn rejoin(job: &Job, first: u32, outputs: Vec<Output>, ran: Ran) {
         let shape = with_rows(&pieces[0].1[at].shape, rows);
         Output { bytes: bytes.concat().into(), shape, ..pieces[0].1[at].clone() }
     });
-    reply_parts(&[Part { job, before: 0 }], &whole.collect::<Vec<_>>(), ran, 1, true);
+    reply_parts(&[Part { job, before: 0 }], &whole.collect::<Vec<_>>(), (ran, Some(runs)), 1, true);
 }
 
 fn with_rows(shape: &[u64], rows: u64) -> Vec<u64> {
@@ -146,7 +170,14 @@ fn rows_of(output: &Output, before: usize, rows: u32) -> &[u8] {
     &output.bytes[before * row..(before + rows as usize) * row]
 }
 
-fn reply_parts(parts: &[Part<'_>], outputs: &[Output], ran: Ran, requests: u32, alone: bool) {
+/// One of the replies tells of `runs`; by default of the one that the outputs come from.
+fn reply_parts(
+    parts: &[Part<'_>],
+    outputs: &[Output],
+    (ran, runs): (Ran, Option<Vec<Run>>),
+    requests: u32,
+    alone: bool,
+) {
     // Copied before a mailbox is locked: outputs may be large, and a lock is held for the frame heads only.
     let mut payloads = cut(parts, outputs, alone).into_iter();
     let backlog_us = micros(ran.backlog);
@@ -155,6 +186,8 @@ fn reply_parts(parts: &[Part<'_>], outputs: &[Output], ran: Ran, requests: u32, 
         ran,
         requests,
         alone,
+        phases: ran.phases(),
+        runs: runs.unwrap_or_else(|| vec![ran.told()]),
         batch: span_of(parts),
         reply: Reply { status: Status::Ok as i32, backlog_us, ..Reply::default() },
         describes_all: false,
@@ -243,6 +276,9 @@ struct Writer<'a> {
     requests: u32,
     /// One request has all rows, or there are none.
     alone: bool,
+    phases: Phases,
+    /// Taken by the first that is answered.
+    runs: Vec<Run>,
     batch: Option<Batch>,
     reply: Reply,
     /// The reply was last written for a job that wanted all outputs.
@@ -339,6 +375,9 @@ impl Writer<'_> {
             run_us: micros(self.ran.ended.saturating_duration_since(self.ran.started)),
             batch_rows: self.ran.rows,
             batch_requests: self.requests,
+            rows: job.request.rows,
+            phases: Some(self.phases),
+            runs: std::mem::take(&mut self.runs),
             ..Timing::default()
         };
         if let (Some(trace), Some(batch)) = (&job.trace, &mut self.batch) {
@@ -353,6 +392,10 @@ impl Writer<'_> {
 
 fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The span of a batch, in the trace of its first traced member.

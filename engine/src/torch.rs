@@ -15,6 +15,7 @@ use std::cell::Cell;
 use std::path::Path;
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 use tch::{Kind, Tensor};
 use wire::{Datatype, DeviceMemory};
 
@@ -177,9 +178,13 @@ impl Model for TorchModel {
     }
 
     fn run(&self, inputs: &[Gathered<'_>]) -> Result<Vec<Output>, ModelError> {
+        self.run_noting(inputs, &mut Instant::now())
+    }
+
+    fn run_noting(&self, inputs: &[Gathered<'_>], in_place: &mut Instant) -> Result<Vec<Output>, ModelError> {
         prepare_thread(self.threads.load(Ordering::Relaxed));
         let mut tensors = Vec::with_capacity(inputs.len());
-        let outputs = self.forward(inputs, &mut tensors).map_err(|error| {
+        let outputs = self.forward(inputs, &mut tensors, in_place).map_err(|error| {
             let error = self.judge(error);
             if error.device_lost {
                 // libtorch cannot even free what a lost device may still read.
@@ -214,10 +219,12 @@ impl TorchModel {
         &self,
         inputs: &[Gathered<'_>],
         tensors: &mut Vec<Tensor>,
+        in_place: &mut Instant,
     ) -> Result<UniquePtr<ffi::Outputs>, ModelError> {
         for input in inputs {
             tensors.push(self.stage(input)?);
         }
+        *in_place = Instant::now();
         let given = inputs.iter().zip(&*tensors).map(|(input, tensor)| ffi::Given {
             position: self.positions[input.slot],
             tensor: tensor.as_ptr().cast(),

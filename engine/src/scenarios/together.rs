@@ -20,7 +20,14 @@ fn requests_that_wait_run_together_and_each_gets_its_own_rows() {
         let timing = reply.reply.timing.as_ref().unwrap();
         assert_eq!((timing.batch_rows, timing.batch_requests), (4, 3));
         assert_eq!((timing.received_unix_ns, &timing.batch), (0, &None));
+        let phases = timing.phases.unwrap();
+        assert!(phases.infer_ns > 0 && phases.output_ns > 0, "{phases:?}");
     }
+    let timings = replies.iter().map(|reply| reply.reply.timing.as_ref().unwrap());
+    let told =
+        timings.map(|timing| (timing.rows, timing.runs.iter().map(|run| run.rows).collect::<Vec<_>>()));
+    let expected = [(1, vec![1]), (1, vec![4]), (2, vec![]), (1, vec![])];
+    assert_eq!(told.collect::<Vec<_>>(), expected, "each batch is told of once");
 }
 
 #[test]
@@ -52,6 +59,9 @@ fn what_is_larger_than_a_batch_runs_in_pieces_and_comes_back_whole() {
     let answer = client.reply().unwrap();
     assert_eq!(answer.output("y").0.shape, [50, 2]);
     assert_eq!(answer.fp32("y"), values.iter().map(|value| value * 2.0).collect::<Vec<_>>());
+    let timing = answer.reply.timing.as_ref().unwrap();
+    let rows: Vec<u32> = timing.runs.iter().map(|run| run.rows).collect();
+    assert_eq!((timing.rows, rows.iter().sum::<u32>()), (50, 50), "it tells of every run: {rows:?}");
     // A piece that fails is the request's failure, told once.
     let values: Vec<f32> = (0..100).map(|value| if value == 70 { -1.0 } else { 1.0 }).collect();
     client.infer(2, Asked::of("double").fp32("x", &[50, 2], &values));

@@ -29,7 +29,7 @@ pub use elements::{Elements, push_element};
 pub use frame::{Decoder, Frame, FrameError, Kind, Limits, PROTOCOL_VERSION};
 pub use message::{
     Action, Batch, Control, CurvePoint, DeviceMemory, Health, Hello, Index, Infer, ModelEntry, ModelState,
-    Reply, Status, TensorSpec, Timing, TraceContext,
+    Phases, Reply, Run, Status, TensorSpec, Timing, TraceContext,
 };
 pub use outbox::{Outbox, Segments};
 pub use tensor::{Datatype, Layout, TensorError, TensorMeta, element_count};

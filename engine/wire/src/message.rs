@@ -1,8 +1,8 @@
 //! What the metadata of each frame says. Prost messages, so that fields can be added without a new protocol
 //! version: an unknown field is skipped, a missing one is its default.
 //!
-//! Times are durations in microseconds, never clock readings, except [`Timing::received_unix_ns`]: two
-//! processes of one machine share the wall clock, not an epoch of their monotonic ones.
+//! Times are durations, in microseconds where their name says nothing else, never clock readings, except
+//! [`Timing::received_unix_ns`]: two processes of one machine share the wall clock, not an epoch of their monotonic ones.
 
 use crate::tensor::TensorMeta;
 
@@ -311,6 +311,41 @@ pub struct Timing {
     /// The batch's span; present when the request is traced.
     #[prost(message, optional, tag = "6")]
     pub batch: Option<Batch>,
+    /// Rows of this request; 1 where the model's first dimension is not a batch.
+    #[prost(uint32, tag = "7")]
+    pub rows: u32,
+    /// Of the run that completed it, where its time went.
+    #[prost(message, optional, tag = "8")]
+    pub phases: Option<Phases>,
+    /// Runs that no other reply tells of. Each batch is told by one of its members, and what ran in pieces tells of
+    /// all that had nobody else in them. A run of which nobody waits for any answer is told by nobody.
+    #[prost(message, repeated, tag = "9")]
+    pub runs: Vec<Run>,
+}
+
+/// Where the time of one run went.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Phases {
+    /// From leaving the queue until the inputs of all rows lay side by side, ns.
+    #[prost(uint64, tag = "1")]
+    pub input_ns: u64,
+    /// From then until the model had given its outputs, ns; copies to a GPU and back are in it.
+    #[prost(uint64, tag = "2")]
+    pub infer_ns: u64,
+    /// From then until they were cut into one answer per request, ns.
+    #[prost(uint64, tag = "3")]
+    pub output_ns: u64,
+}
+
+/// One run of the model.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Run {
+    /// Rows that ran together.
+    #[prost(uint32, tag = "1")]
+    pub rows: u32,
+    /// Where its time went.
+    #[prost(message, optional, tag = "2")]
+    pub phases: Option<Phases>,
 }
 
 /// The span of a batch. Its id and trace are known to every traced member; one of them, the first, also
