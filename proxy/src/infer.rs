@@ -11,6 +11,7 @@ use crate::deadline::Deadline;
 use crate::decode::InferRequest;
 use crate::directory::{Directory, Models};
 use crate::link::{LinkError, Links, Pending};
+use crate::metrics::Metrics;
 use crate::pulse::SOON;
 use crate::record::Record;
 use crate::refusal::Refusal;
@@ -48,6 +49,8 @@ pub struct Path {
     pub slots: Arc<Slots>,
     /// The way to versions that other servers answer.
     pub remotes: Remotes,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
 }
 
 impl Path {
@@ -156,6 +159,9 @@ impl Path {
             let (assigned, coin) = (asking.assigned, rand::rng().random());
             self.shadows.copy(policy, models, (&infer, &request.payload), assigned, coin)
         });
+        let counters = self.metrics.version(target.model, version);
+        let _waiting = counters.statistics.wait();
+        record.asked = Some(counters);
         let answer = match self.ask(call, &infer, &mut request, &deadline, record).await {
             Ok((reply, frame)) => {
                 let (model, entry) = (target.model, models.entry(target.model, version));

@@ -36,6 +36,8 @@ pub mod readiness;
 pub mod record;
 pub mod request_id;
 pub mod metrics;
+pub mod statistics;
+mod triton_metrics;
 pub mod trace;
 pub mod spans;
 pub mod export;

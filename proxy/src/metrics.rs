@@ -5,6 +5,8 @@
 //! that no client can make the number of series grow.
 
 use crate::export::SpanCounts;
+use crate::statistics::Statistics;
+use crate::triton_metrics::TritonMetrics;
 use policies::{BreakerState, BreakerStatus, CanaryStatus, SplitStatus, Verdict};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -85,7 +87,7 @@ pub struct StageMetrics {
 }
 
 /// Handles of one version, resolved once: the request path hashes no labels.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct VersionMetrics {
     /// Requests by outcome, see [`policies::Outcome`].
     pub served: Counter,
@@ -103,9 +105,11 @@ pub struct VersionMetrics {
     pub run: Histogram,
     /// Rows that ran together.
     pub batch_rows: Histogram,
+    /// The same and more, as Triton counts it.
+    pub statistics: Arc<Statistics>,
 }
 
-type VersionMap = HashMap<String, HashMap<u64, Arc<VersionMetrics>>>;
+pub(crate) type VersionMap = HashMap<String, HashMap<u64, Arc<VersionMetrics>>>;
 
 /// All metrics of the process.
 #[derive(Debug)]
@@ -126,13 +130,13 @@ pub struct Metrics {
     split_evidence: Family<ModelLabels, Gauge<f64, AtomicU64>>,
     split_mismatch: Family<MismatchLabels, Gauge>,
     shadows: Family<OutcomeLabels, Counter>,
-    versions: RwLock<VersionMap>,
     /// Where the time goes.
     pub stages: StageMetrics,
     /// What became of spans.
     pub spans: SpanCounts,
     /// Lines of the access log that were dropped.
     pub access_dropped: Gauge<u64, AtomicU64>,
+    versions: Arc<RwLock<VersionMap>>,
     /// Requests being worked on.
     pub in_flight: Gauge,
     /// Number of the policy in force.
@@ -184,7 +188,8 @@ impl Metrics {
 
     /// Registers everything.
     pub fn new() -> Self {
-        let mut registry = Registry::with_prefix("penstock");
+        let mut root = Registry::default();
+        let registry = root.sub_registry_with_prefix("penstock");
         let durations: Family<StageLabels, Histogram, fn() -> Histogram> =
             Family::new_with_constructor(Self::short);
         let stage = |stage| durations.get_or_create_owned(&StageLabels { stage });
@@ -218,7 +223,7 @@ impl Metrics {
             split_evidence: Family::default(),
             split_mismatch: Family::default(),
             shadows: Family::default(),
-            versions: RwLock::default(),
+            versions: Arc::default(),
             in_flight: Gauge::default(),
             policy_generation: Gauge::default(),
             policy_rejected: Counter::default(),
@@ -333,7 +338,8 @@ impl Metrics {
         ] {
             registry.register(name, help, gauge.clone());
         }
-        Self { registry, ..metrics }
+        root.register_collector(Box::new(TritonMetrics(metrics.versions.clone())));
+        Self { registry: root, ..metrics }
     }
 
     /// The handles of a version that exists.
@@ -346,6 +352,17 @@ impl Metrics {
         let handles = Arc::new(self.resolve(model, version));
         let mut known = self.versions.write().expect("never poisoned: no panic while held");
         known.entry(model.to_owned()).or_default().entry(version).or_insert(handles).clone()
+    }
+
+    /// The counters of all versions that have been asked anything, by model and number.
+    pub fn statistics(&self) -> BTreeMap<(String, u64), Arc<Statistics>> {
+        let known = self.versions.read().expect("never poisoned: no panic while held");
+        let all = known.iter().flat_map(|(model, versions)| {
+            versions
+                .iter()
+                .map(move |(number, counters)| ((model.clone(), *number), counters.statistics.clone()))
+        });
+        all.collect()
     }
 
     fn resolve(&self, model: &str, version: u64) -> VersionMetrics {
@@ -362,6 +379,7 @@ impl Metrics {
             queue: self.queue.get_or_create_owned(&labels),
             run: self.run.get_or_create_owned(&labels),
             batch_rows: self.batch_rows.get_or_create_owned(&labels),
+            statistics: Arc::default(),
         }
     }
 
@@ -455,5 +473,29 @@ mod tests {
         );
         assert!(text.contains(r#"penstock_refusals_total{reason="rate_limited"} 1"#), "{text}");
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn names_of_triton_stand_beside_ours_as_they_are() {
+        let metrics = Metrics::new();
+        assert!(!metrics.encode().contains("nv_inference"), "nothing has been asked");
+        let counters = metrics.version("digits", 2);
+        let timing = wire::Timing { queue_us: 7, rows: 3, ..wire::Timing::default() };
+        let took = std::time::Duration::from_micros(90);
+        counters.statistics.served(took, Some(&timing), std::time::SystemTime::now());
+        counters.statistics.failed(took, crate::statistics::Failure::Rejected);
+        let text = metrics.encode();
+        for line in [
+            r#"nv_inference_request_success{model="digits",version="2"} 1"#,
+            r#"nv_inference_count{model="digits",version="2"} 3"#,
+            r#"nv_inference_exec_count{model="digits",version="2"} 0"#,
+            r#"nv_inference_request_duration_us{model="digits",version="2"} 90"#,
+            r#"nv_inference_queue_duration_us{model="digits",version="2"} 7"#,
+            r#"nv_inference_request_failure{model="digits",reason="REJECTED",version="2"} 1"#,
+            r#"nv_inference_request_failure{model="digits",reason="BACKEND",version="2"} 0"#,
+            "# TYPE nv_inference_pending_request_count gauge",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+        }
     }
 }

@@ -3,18 +3,19 @@
 
 use crate::access::{AccessLog, Line};
 use crate::infer::Chosen;
-use crate::metrics::{Metrics, TraceLabel};
+use crate::metrics::{Metrics, TraceLabel, VersionMetrics};
 use crate::refusal::Refusal;
 use crate::request_id::RequestId;
 use crate::slots::Slot;
 use crate::spans::Facts;
+use crate::statistics::Failure;
 use crate::trace::{Sampling, Tracer};
 use http::HeaderMap;
 use policies::{Drawn, Instead, Ledger};
 use prometheus_client::metrics::gauge::Gauge;
 use rand::Rng;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use wire::Timing;
 
 /// Who is told of requests that are over.
@@ -78,6 +79,10 @@ pub struct Record {
     pub grpc_status: Option<&'static str>,
     /// Why there was no answer.
     pub refusal: Option<&'static str>,
+    /// The same as Triton counts it.
+    pub failure: Failure,
+    /// The counters of the version that the engine was asked for.
+    pub asked: Option<Arc<VersionMetrics>>,
     /// Whether the request passed the version's breaker, and how it ended there.
     pub outcome: Option<policies::Outcome>,
     /// The engine's report.
@@ -108,6 +113,8 @@ impl Record {
             status: 0,
             grpc_status: None,
             refusal: None,
+            failure: Failure::Other,
+            asked: None,
             outcome: None,
             timing: None,
             quota: None,
@@ -143,6 +150,7 @@ impl Record {
     /// Notes a refusal.
     pub fn refuse(&mut self, refusal: &Refusal) {
         self.refusal = Some(refusal.reason());
+        self.failure = Failure::of(refusal);
     }
 
     /// Tells everybody; the request is over.
@@ -158,7 +166,7 @@ impl Record {
             ledger.count(model, drawn, key, answered, self.instead);
         }
         if let (Some((model, version)), Some(outcome)) = (&self.version, self.outcome) {
-            let version = metrics.version(model, *version);
+            let version = self.asked.clone().unwrap_or_else(|| metrics.version(model, *version));
             match outcome {
                 policies::Outcome::Served => version.served.inc(),
                 policies::Outcome::Failed => version.failed.inc(),
@@ -166,8 +174,16 @@ impl Record {
                 policies::Outcome::Abandoned => version.abandoned.inc(),
             };
             let example = trace.as_ref().map(|trace| TraceLabel { trace_id: trace.id() });
-            version.latency.observe((now - self.started).as_secs_f64(), example, None);
-            if let Some(timing) = &self.timing {
+            let (took, timing) = (now - self.started, self.timing.as_ref());
+            version.latency.observe(took.as_secs_f64(), example, None);
+            match outcome {
+                policies::Outcome::Served => version.statistics.served(took, timing, SystemTime::now()),
+                policies::Outcome::Failed | policies::Outcome::Refused | policies::Outcome::Abandoned => {
+                    version.statistics.failed(took, self.failure);
+                }
+            }
+            if let Some(timing) = timing {
+                version.statistics.ran(timing);
                 version.queue.observe(timing.queue_us as f64 / 1e6);
                 version.run.observe(timing.run_us as f64 / 1e6);
                 version.batch_rows.observe(f64::from(timing.batch_rows));

@@ -71,6 +71,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let ledger = Arc::new(Ledger::new());
     let path = Arc::new(Path {
         remotes: Remotes::default(),
+        metrics: metrics.clone(),
         live: Arc::new(Live::new(snapshot.follow(&kept.rings))),
         ledger: ledger.clone(),
         directory: Arc::new(Directory::default()),

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use policies::{Assignment, Ledger, ShadowPolicy, Tolerance, Version};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use wire::{Datatype, Infer, Reply, Status, TensorMeta};
 
 /// In the engine's words: after those of everybody else.
@@ -79,7 +79,7 @@ impl Shadows {
         tokio::spawn(async move {
             let (model, version) = (copy.infer.model.clone(), copy.infer.version);
             let (caller, assigned) = (copy.caller, copy.assigned);
-            let outcome = copy.compare(&links, reply, answer).await;
+            let outcome = copy.compare(&links, &metrics, reply, answer).await;
             let agrees = match outcome {
                 "agreed" => Some(true),
                 "disagreed" => Some(false),
@@ -122,7 +122,8 @@ pub(crate) struct Copy {
 
 impl Copy {
     /// What became of it, in the word of the metric.
-    async fn compare(self, links: &Links, reply: Reply, answer: Bytes) -> &'static str {
+    async fn compare(self, links: &Links, metrics: &Metrics, reply: Reply, answer: Bytes) -> &'static str {
+        let started = Instant::now();
         let Self { policy, infer, payload, deadline, place, .. } = self;
         let asked = async {
             let pending = links.worker().await?.send(&infer, payload);
@@ -130,8 +131,14 @@ impl Copy {
         };
         let Ok(Ok(frame)) = tokio::time::timeout(deadline, asked).await else { return "failed" };
         let Ok(shadow) = <Reply as prost::Message>::decode(frame.metadata) else { return "failed" };
+        // The model has run, whoever it was for.
+        let counters = metrics.version(&infer.model, infer.version);
         match shadow.status() {
-            Status::Ok => {}
+            Status::Ok => {
+                let (statistics, timing) = (&counters.statistics, shadow.timing.as_ref());
+                statistics.served(started.elapsed(), timing, SystemTime::now());
+                timing.into_iter().for_each(|timing| statistics.ran(timing));
+            }
             Status::Overloaded | Status::DeadlineExceeded => return "dropped",
             _ => return "failed",
         }
