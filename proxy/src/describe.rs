@@ -11,13 +11,23 @@ use wire::{Datatype, TensorSpec};
 pub struct ServerMetadata {
     pub(crate) name: &'static str,
     pub(crate) version: &'static str,
-    pub(crate) extensions: &'static [&'static str],
+    pub(crate) extensions: Vec<&'static str>,
 }
 
 /// `GET /v2`.
 pub fn server(control: bool) -> ServerMetadata {
-    let extensions: &[&str] =
-        if control { &["binary_tensor_data", "model_repository"] } else { &["binary_tensor_data"] };
+    const ALWAYS: [&str; 7] = [
+        "binary_tensor_data",
+        "classification",
+        "model_configuration",
+        "schedule_policy",
+        "statistics",
+        "trace",
+        "logging",
+    ];
+    const WITH_CONTROL: [&str; 2] = ["model_repository", "model_repository(unload_dependents)"];
+    let mut extensions = ALWAYS.to_vec();
+    extensions.extend(control.then_some(WITH_CONTROL).into_iter().flatten());
     ServerMetadata { name: "penstock", version: env!("CARGO_PKG_VERSION"), extensions }
 }
 

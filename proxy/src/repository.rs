@@ -154,13 +154,13 @@ impl Repository {
         }
     }
 
-    async fn body(&self, session: &mut ServerSession) -> Result<Bytes, Refusal> {
+    pub(crate) async fn body(&self, session: &mut ServerSession) -> Result<Bytes, Refusal> {
         body::read_plain(session, &BODY, &mut self.slots.enter(Room::ALL)?).await
     }
 }
 
-/// Triton's client sends an empty body where there is nothing to say.
-fn parse<T: Default + for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Refusal> {
+/// A few words of JSON. Triton's client sends an empty body where there is nothing to say.
+pub(crate) fn parse<T: Default + for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Refusal> {
     if body.is_empty() {
         return Ok(T::default());
     }

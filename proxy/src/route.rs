@@ -1,5 +1,6 @@
 //! Which question a path asks. Decides by path and method only; never looks at policy or models.
 
+use crate::extensions::Extension;
 use crate::refusal::Refusal;
 use http::Method;
 use wire::Action;
@@ -23,6 +24,8 @@ pub enum Route<'a> {
     Repository,
     /// `POST /v2/repository/models/{m}[/versions/{v}]/{load|unload}`.
     Order(Action, Target<'a>),
+    /// Questions of Triton's extensions.
+    Extension(Extension<'a>),
 }
 
 /// Which model, and which version if the path pins one.
@@ -38,10 +41,8 @@ impl<'a> Route<'a> {
     /// Parses `path` (without its query).
     pub fn parse(method: &Method, path: &'a str) -> Result<Self, Refusal> {
         let (route, allow) = Self::of_path(path)?;
-        let fits = match allow {
-            "GET" => method == Method::GET || method == Method::HEAD,
-            _ => method == Method::POST,
-        };
+        let asked = if method == Method::HEAD { "GET" } else { method.as_str() };
+        let fits = allow.split(", ").any(|one| one == asked);
         if fits { Ok(route) } else { Err(Refusal::Method { allow }) }
     }
 
@@ -60,6 +61,7 @@ impl<'a> Route<'a> {
             Self::Repository => "/v2/repository/index",
             Self::Order(Action::Unload, _) => "/v2/repository/models/{model}/unload",
             Self::Order(..) => "/v2/repository/models/{model}/load",
+            Self::Extension(extension) => extension.name(),
         }
     }
 
@@ -72,6 +74,9 @@ impl<'a> Route<'a> {
             "/health/ready" => return Ok((Self::Ready, "GET")),
             "/repository/index" => return Ok((Self::Repository, "POST")),
             _ => {}
+        }
+        if let Some((extension, allow)) = Extension::of_path(rest) {
+            return Ok((Self::Extension(extension), allow));
         }
         let (is_repository, rest) = match rest.strip_prefix("/repository") {
             Some(rest) => (true, rest),
@@ -101,7 +106,11 @@ impl<'a> Route<'a> {
             (false, "infer") => Ok((Self::Infer(target), "POST")),
             (true, "load") => Ok((Self::Order(Action::Load, target), "POST")),
             (true, "unload") => Ok((Self::Order(Action::Unload, target), "POST")),
-            _ => Err(unknown()),
+            (false, rest) => {
+                let (extension, allow) = Extension::of_model(target, rest).ok_or_else(unknown)?;
+                Ok((Self::Extension(extension), allow))
+            }
+            (true, _) => Err(unknown()),
         }
     }
 }
@@ -134,6 +143,26 @@ mod tests {
     }
 
     #[test]
+    fn extensions_have_paths_of_their_own() {
+        let digits = |pinned| Target { model: "digits", pinned };
+        let extension = |path| match get(path) {
+            Ok(Route::Extension(extension)) => extension,
+            other => panic!("{path}: {other:?}"),
+        };
+        assert_eq!(extension("/v2/models"), Extension::Models);
+        assert_eq!(extension("/v2/models/stats"), Extension::Statistics(None));
+        assert_eq!(extension("/v2/models/digits/stats"), Extension::Statistics(Some(digits(None))));
+        assert_eq!(extension("/v2/models/digits/versions/2/config"), Extension::Config(digits(Some(2))));
+        assert_eq!(extension("/v2/models/digits/trace/setting"), Extension::Trace(Some("digits")));
+        for path in ["/v2/trace/setting", "/v2/logging"] {
+            assert_eq!(Route::parse(&Method::POST, path), get(path));
+            assert_eq!(Route::parse(&Method::PUT, path), Err(Refusal::Method { allow: "GET, POST" }));
+        }
+        assert_eq!(Route::parse(&Method::POST, "/v2/models"), Err(Refusal::Method { allow: "GET" }));
+        assert!(matches!(get("/v2/models/digits/versions/1/trace/setting"), Err(Refusal::NotFound(_))));
+    }
+
+    #[test]
     fn a_wrong_method_says_the_right_one() {
         assert_eq!(get("/v2/models/digits/infer"), Err(Refusal::Method { allow: "POST" }));
         assert_eq!(Route::parse(&Method::POST, "/v2"), Err(Refusal::Method { allow: "GET" }));
@@ -145,7 +174,6 @@ mod tests {
         for path in [
             "/",
             "/v3",
-            "/v2/models",
             "/v2/models/",
             "/v2/models//infer",
             "/v2/models/a/b",

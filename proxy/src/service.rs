@@ -138,6 +138,7 @@ impl Service {
                 self.repository.order(session, action, target).await?;
                 Ok(Answer::empty())
             }
+            Route::Extension(extension) => self.extension(session, extension).await,
             Route::ModelReady(target) => {
                 Ok(Answer::readiness(Some(target.model), self.readiness.target(target)?))
             }
@@ -168,7 +169,7 @@ struct ReadyBody<'a> {
 
 /// A whole response.
 #[derive(Debug)]
-struct Answer {
+pub(crate) struct Answer {
     status: StatusCode,
     content_type: &'static str,
     /// Those of another server's answer, in place of ours.
@@ -183,7 +184,7 @@ struct Answer {
 }
 
 impl Answer {
-    fn json(status: StatusCode, body: &impl Serialize) -> Self {
+    pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Self {
         let body = serde_json::to_vec(body).expect("our own types serialise").into();
         Self {
             status,

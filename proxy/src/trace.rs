@@ -16,6 +16,7 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use policies::Outcome;
 use rand::Rng;
 use std::num::NonZeroU32;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 use wire::TraceContext;
 
@@ -36,7 +37,9 @@ const NOTABLE_PER_SECOND: NonZeroU32 = NonZeroU32::new(100).expect("it is not ze
 /// Keeps and exports. One per process.
 #[derive(Debug)]
 pub struct Tracer {
-    sample: f64,
+    configured: f64,
+    /// Bits of the share that is in force.
+    sample: AtomicU64,
     slow: Duration,
     notable: DefaultDirectRateLimiter,
     propagator: TraceContextPropagator,
@@ -107,13 +110,24 @@ impl Tracer {
     /// Starts exporting in the background. A collector that is not there is no error.
     pub fn new(config: &TraceConfig, counts: SpanCounts) -> anyhow::Result<Self> {
         Ok(Self {
-            sample: config.sample,
+            configured: config.sample,
+            sample: AtomicU64::new(config.sample.to_bits()),
             slow: config.slow,
             notable: RateLimiter::direct(Quota::per_second(NOTABLE_PER_SECOND)),
             propagator: TraceContextPropagator::new(),
             scope: InstrumentationScope::builder("penstock").with_version(env!("CARGO_PKG_VERSION")).build(),
             export: Export::new(&config.collector, counts)?,
         })
+    }
+
+    /// Share of the requests without a `traceparent` that are kept, 0 to 1.
+    pub fn sample(&self) -> f64 {
+        f64::from_bits(self.sample.load(Ordering::Relaxed))
+    }
+
+    /// Keeps so many of them from now on; `None` means as many as are configured.
+    pub fn set_sample(&self, sample: Option<f64>) {
+        self.sample.store(sample.unwrap_or(self.configured).to_bits(), Ordering::Relaxed);
     }
 
     /// Whether this request is kept: as its caller decided, else by `coin` in `0..1`. A malformed
@@ -128,7 +142,7 @@ impl Tracer {
         match (parent.is_valid(), parent.is_sampled()) {
             (true, false) => Sampling::Declined(parent),
             (true, true) => Sampling::Kept(Trace::under(parent, SystemTime::now())),
-            (false, _) if coin < self.sample => Sampling::Kept(Trace::under(parent, SystemTime::now())),
+            (false, _) if coin < self.sample() => Sampling::Kept(Trace::under(parent, SystemTime::now())),
             (false, _) => Sampling::Left,
         }
     }

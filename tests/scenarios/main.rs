@@ -10,6 +10,7 @@ mod drain;
 mod engine_loss;
 mod grpc;
 mod grpc_edges;
+mod extensions;
 mod hot_swap;
 mod policy_commands;
 mod http_edges;
