@@ -45,14 +45,16 @@ def stack(
     policies: pathlib.Path | None = None,
     control: bool = False,
     grpc: str | None = None,
+    more: str = "",
 ):
-    """A running stack: where it answers, and where it is watched."""
+    """A running stack: where it answers, and where it is watched. `more` are lines of its configuration."""
     http, monitor, grpc = free_address(), free_address(), grpc or free_address()
     config = folder / "penstock.yaml"
     config.write_text(
         f"listen: {{http: '{http}', grpc: '{grpc}', monitor: '{monitor}'}}\n"
         + (f"policies: {policies}\n" if policies else "")
         + f"engine: {{models: '{models}', socket: '{folder}/engine.sock', control: {str(control).lower()}}}\n"
+        + more
     )
     process = subprocess.Popen([TARGET / "penstock", "serve", "--config", config])
     try:

@@ -39,7 +39,7 @@ def test_a_version_is_loaded_and_answers_at_once_and_is_unloaded(served):
     shutil.copytree(DEMO / "2", folder / "2")
     client.load_model("digits")
     assert (index(client), answered_by(client)) == ({"1": "READY", "2": "READY"}, "2")
-    client.unload_model("digits")
+    client.unload_model("digits", unload_dependents=True)
     assert index(client) == {"1": "UNAVAILABLE", "2": "UNAVAILABLE"}
     assert not client.is_model_ready("digits")
     with pytest.raises(InferenceServerException, match="no version of model `digits` is ready"):
