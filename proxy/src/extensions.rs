@@ -77,7 +77,7 @@ impl Service {
         extension: Extension<'_>,
     ) -> Result<Answer, Refusal> {
         let models = self.path.directory.load();
-        let tracer = self.tracer.as_deref();
+        let tracer = self.watchers.tracer.as_deref();
         Ok(match extension {
             Extension::Models => {
                 let mut names: Vec<_> = models.entries().map(|entry| entry.name.as_str()).collect();
@@ -85,10 +85,10 @@ impl Service {
                 Answer::json(StatusCode::OK, &json!({"models": names}))
             }
             Extension::Statistics(target) => {
-                Answer::json(StatusCode::OK, &statistics(&self.metrics, &models, target)?)
+                Answer::json(StatusCode::OK, &statistics(&self.watchers.metrics, &models, target)?)
             }
             Extension::Config(target) => {
-                Answer::json(StatusCode::OK, &config(&self.metrics, &models, target)?)
+                Answer::json(StatusCode::OK, &config(&self.watchers.metrics, &models, target)?)
             }
             Extension::Trace(model) => {
                 if let Some(model) = model {

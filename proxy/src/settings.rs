@@ -149,6 +149,7 @@ fn share(rate: &Value) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::export::{Collector, Otlp, SpanCounts};
     use crate::trace::TraceConfig;
     use serde_json::json;
 
@@ -158,8 +159,12 @@ mod tests {
 
     #[test]
     fn the_rate_changes_where_control_allows_it_and_returns_to_what_is_configured() {
-        let config = TraceConfig { endpoint: "http://127.0.0.1:1".into(), sample: 0.01 };
-        let tracer = Tracer::new(&config).unwrap();
+        let config = TraceConfig {
+            collector: Collector { endpoint: "http://127.0.0.1:1".into(), protocol: Otlp::Grpc },
+            sample: 0.01,
+            slow: std::time::Duration::from_secs(1),
+        };
+        let tracer = Tracer::new(&config, SpanCounts::default()).unwrap();
         let change = |value, control| TraceSettings::change(&asked(value), Some(&tracer), control);
         let rate = || TraceSettings::of(Some(&tracer)).trace_rate;
         assert_eq!(rate(), "100");

@@ -77,6 +77,7 @@ impl Failure {
             Refusal::Invalid(_)
             | Refusal::NotFound(_)
             | Refusal::Forbidden(_)
+            | Refusal::Unsupported(_)
             | Refusal::Method { .. }
             | Refusal::TooLarge { .. }
             | Refusal::Encoding { .. }
