@@ -17,7 +17,7 @@ use crate::ledger::CrowdPolicy;
 use crate::limiter::{Cost, LimitPolicy};
 use crate::overload::{Criticality, OverloadPolicy};
 use crate::pick::{Rule, Split, Stickiness, Target, WithoutKey};
-use crate::remote::Remote;
+use crate::remote::{CaFault, Remote};
 use crate::ring::Order;
 use crate::schema;
 use crate::shadow::{ShadowPolicy, Tolerance};
@@ -84,6 +84,8 @@ pub(crate) enum Fault {
     PercentPrecision(f64),
     #[error("expected an http or https URL with a host and without a password, got `{0}`")]
     Url(String),
+    #[error(transparent)]
+    Ca(#[from] CaFault),
     #[error("a version that another server answers cannot be compared")]
     RemoteShadow,
     #[error("expected a `shadow` of the candidate beside it, which compares answers")]
@@ -204,7 +206,12 @@ fn remotes(
         let path = path.join(number.as_str());
         let version = faults.keep(&path, number.parse::<Version>());
         let url = Remote::parse(&written.url).ok_or_else(|| Fault::Url(written.url.clone()));
-        Some((version?, Arc::new(faults.keep(&path.join("url"), url)?)))
+        let remote = faults.keep(&path.join("url"), url)?;
+        let remote = match &written.ca {
+            Some(ca) => faults.keep(&path.join("ca"), remote.with_ca(ca))?,
+            None => remote,
+        };
+        Some((version?, Arc::new(remote)))
     };
     written.iter().filter_map(remote).collect()
 }

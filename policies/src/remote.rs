@@ -4,11 +4,24 @@
 use http::Uri;
 use http::uri::{PathAndQuery, Scheme};
 use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
 
 /// Where requests for a version go, as they came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remote {
     uri: Uri,
+    /// A file.
+    ca: Option<Arc<Path>>,
+}
+
+/// Why a file with certificates makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum CaFault {
+    #[error("only an https URL has a certificate that somebody vouches for")]
+    Plain,
+    #[error("expected an absolute path, got `{0}`")]
+    Relative(String),
 }
 
 impl Remote {
@@ -17,7 +30,24 @@ impl Remote {
         let uri: Uri = url.parse().ok()?;
         let is_known = uri.scheme().is_some_and(|scheme| *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS);
         let authority = uri.authority().filter(|authority| !authority.host().is_empty())?;
-        (is_known && !authority.as_str().contains('@')).then_some(Self { uri })
+        (is_known && !authority.as_str().contains('@')).then_some(Self { uri, ca: None })
+    }
+
+    /// Whose certificate must be vouched for by those in this file, and not by the system's.
+    pub(crate) fn with_ca(self, file: &str) -> Result<Self, CaFault> {
+        if !self.is_tls() {
+            return Err(CaFault::Plain);
+        }
+        let path = Path::new(file);
+        if !path.is_absolute() {
+            return Err(CaFault::Relative(file.to_owned()));
+        }
+        Ok(Self { ca: Some(path.into()), ..self })
+    }
+
+    /// A PEM file of the certificates that vouch for it; without one, those of the system do.
+    pub fn ca(&self) -> Option<&Arc<Path>> {
+        self.ca.as_ref()
     }
 
     /// Whether it is spoken to over TLS.
@@ -49,7 +79,11 @@ impl Remote {
 
 impl fmt::Display for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.uri.fmt(f)
+        self.uri.fmt(f)?;
+        match &self.ca {
+            Some(ca) => write!(f, ", for which {} vouches", ca.display()),
+            None => Ok(()),
+        }
     }
 }
 
@@ -72,5 +106,15 @@ mod tests {
         {
             assert_eq!(of(url), None, "{url}");
         }
+    }
+
+    #[test]
+    fn certificates_that_vouch_for_it_are_in_a_file_that_is_found_from_anywhere() {
+        let remote = |url| Remote::parse(url).unwrap();
+        let vouched = remote("https://a/b").with_ca("/etc/ca.pem").unwrap();
+        assert_eq!(vouched.ca().map(|ca| &**ca), Some(Path::new("/etc/ca.pem")));
+        assert_eq!(vouched.to_string(), "https://a/b, for which /etc/ca.pem vouches");
+        assert_eq!(remote("http://a/b").with_ca("/etc/ca.pem"), Err(CaFault::Plain));
+        assert_eq!(remote("https://a/b").with_ca("ca.pem"), Err(CaFault::Relative("ca.pem".into())));
     }
 }

@@ -91,6 +91,9 @@ pub(crate) struct Remote {
     /// An `http` or `https` URL, to which requests are sent as they came.
     #[schemars(extend("examples" = ["http://triton:8000/v2/models/digits/infer"]))]
     pub(crate) url: String,
+    /// A PEM file, by its whole path, of the certificates that vouch for an `https` server. Default: those of the system.
+    #[schemars(extend("examples" = ["/etc/penstock/ca.pem"]))]
+    pub(crate) ca: Option<String>,
 }
 
 /// How requests are divided between versions.

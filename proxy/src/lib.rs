@@ -48,6 +48,7 @@ pub mod access;
 pub mod log;
 
 mod gate;
+mod connectors;
 pub mod remote;
 pub mod directory;
 pub mod supervisor;

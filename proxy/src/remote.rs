@@ -4,6 +4,7 @@
 //! Connections are kept and used again (pingora's connector, HTTP/1.1). One that turns out to be closed before anything of
 //! an answer has come is replaced once; nothing else is sent twice.
 
+use crate::connectors::Connectors;
 use crate::deadline::{Deadline, TIMEOUT};
 use crate::refusal::Refusal;
 use crate::trace::Trace;
@@ -14,9 +15,8 @@ use pingora::http::RequestHeader;
 use pingora::upstreams::peer::HttpPeer;
 use policies::Remote;
 use std::collections::HashMap;
-use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Mutex, OnceLock};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// A server that does not even accept a connection within this is not there.
@@ -49,17 +49,10 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The way to other servers; shared by all requests.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Remotes {
-    /// Made when it is first needed: it reads all certificates of the system.
-    connector: OnceLock<Connector>,
+    connectors: Connectors,
     resolved: Mutex<HashMap<(String, u16), (SocketAddr, Instant)>>,
-}
-
-impl fmt::Debug for Remotes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Remotes").finish_non_exhaustive()
-    }
 }
 
 /// What another server has answered.
@@ -95,6 +88,7 @@ impl Remotes {
         (deadline, trace): (&Deadline, Option<&Trace>),
     ) -> Result<Passed, Refusal> {
         let exchange = async {
+            let connector = self.connectors.of(remote.ca()).await.map_err(Refusal::RemoteFailed)?;
             let peer = self.peer(remote).await?;
             let exchanged = async {
                 let mut head =
@@ -109,55 +103,14 @@ impl Remotes {
                 if let Some(trace) = trace {
                     head.insert_header(TRACEPARENT, trace.to_header())?;
                 }
-                match self.exchange(&peer, head.clone(), body.clone()).await {
-                    Err(error) if error.retry() => self.exchange(&peer, head, body).await,
+                match exchange(&connector, &peer, head.clone(), body.clone()).await {
+                    Err(error) if error.retry() => exchange(&connector, &peer, head, body).await,
                     answer => answer,
                 }
             };
             exchanged.await.map_err(|error: Box<pingora::Error>| failed(&error))
         };
         tokio::time::timeout_at(deadline.at.into(), exchange).await.map_err(|_| deadline.exceeded())?
-    }
-
-    async fn exchange(
-        &self,
-        peer: &HttpPeer,
-        head: RequestHeader,
-        body: Bytes,
-    ) -> Result<Passed, Box<pingora::Error>> {
-        let connector = self.connector.get_or_init(|| Connector::new(None));
-        let (mut session, is_reused) = connector.get_http_session(peer).await?;
-        let stale = |mut error: Box<pingora::Error>| {
-            error.retry.decide_reuse(is_reused);
-            error
-        };
-        session.write_request_header(Box::new(head)).await.map_err(stale)?;
-        session.write_request_body(body, true).await.map_err(stale)?;
-        session.finish_request_body().await.map_err(stale)?;
-        // What comes before it, such as `103 Early Hints`, is for who wants it.
-        let head = loop {
-            session.read_response_header().await.map_err(stale)?;
-            let head = session.response_header().expect("it was just read");
-            if !head.status.is_informational() {
-                break head.clone();
-            }
-        };
-        let mut whole = BytesMut::new();
-        while let Some(chunk) = session.read_response_body().await? {
-            if whole.len() + chunk.len() > ANSWER_BYTES_MAX {
-                return pingora::Error::e_explain(
-                    pingora::ErrorType::InvalidHTTPHeader,
-                    format!("its answer is longer than {ANSWER_BYTES_MAX} bytes"),
-                );
-            }
-            whole.extend_from_slice(&chunk);
-        }
-        let mut headers = HeaderMap::new();
-        for (name, value) in head.headers.iter().filter(|(name, _)| passes(name, &head.headers)) {
-            headers.append(name.clone(), value.clone());
-        }
-        connector.release_http_session(session, peer, Some(IDLE_MAX)).await;
-        Ok(Passed { status: head.status, headers, body: whole.freeze() })
     }
 
     async fn peer(&self, remote: &Remote) -> Result<HttpPeer, Refusal> {
@@ -184,6 +137,46 @@ impl Remotes {
         peer.options.idle_timeout = Some(IDLE_MAX);
         Ok(peer)
     }
+}
+
+async fn exchange(
+    connector: &Connector,
+    peer: &HttpPeer,
+    head: RequestHeader,
+    body: Bytes,
+) -> Result<Passed, Box<pingora::Error>> {
+    let (mut session, is_reused) = connector.get_http_session(peer).await?;
+    let stale = |mut error: Box<pingora::Error>| {
+        error.retry.decide_reuse(is_reused);
+        error
+    };
+    session.write_request_header(Box::new(head)).await.map_err(stale)?;
+    session.write_request_body(body, true).await.map_err(stale)?;
+    session.finish_request_body().await.map_err(stale)?;
+    // What comes before it, such as `103 Early Hints`, is for who wants it.
+    let head = loop {
+        session.read_response_header().await.map_err(stale)?;
+        let head = session.response_header().expect("it was just read");
+        if !head.status.is_informational() {
+            break head.clone();
+        }
+    };
+    let mut whole = BytesMut::new();
+    while let Some(chunk) = session.read_response_body().await? {
+        if whole.len() + chunk.len() > ANSWER_BYTES_MAX {
+            return pingora::Error::e_explain(
+                pingora::ErrorType::InvalidHTTPHeader,
+                format!("its answer is longer than {ANSWER_BYTES_MAX} bytes"),
+            );
+        }
+        whole.extend_from_slice(&chunk);
+    }
+    let mut headers = HeaderMap::new();
+    for (name, value) in head.headers.iter().filter(|(name, _)| passes(name, &head.headers)) {
+        headers.append(name.clone(), value.clone());
+    }
+    connector.release_http_session(session, peer, Some(IDLE_MAX)).await;
+    Ok(Passed { status: head.status, headers, body: whole.freeze() })
 }
 
 /// Whether a header is for the other end, and not for the connection or told anew.

@@ -16,6 +16,7 @@ mod policy_commands;
 mod http_edges;
 mod readme;
 mod remote;
+mod remote_tls;
 mod request_path;
 mod shadow;
 mod split;
