@@ -78,7 +78,7 @@ impl Lane {
         };
         if failure.error.device_lost {
             // Nothing will run here again, and that is no fault of this model.
-            pieces.iter().for_each(|piece| self.give_up(&piece.job, Status::Unavailable, &failure));
+            pieces.iter().for_each(|piece| self.give_up(&piece.job, Status::DeviceLost, &failure));
             return Ended::Failed;
         }
         let mut bisection = Bisection::default();

@@ -34,6 +34,7 @@ use crate::limiter::{LimitPolicy, Limiter};
 use crate::outcome::Outcome;
 use crate::pick::Pick;
 use crate::plan::share_after;
+use crate::retry::{NotAgain, RetryBudget};
 use crate::snapshot::{Fallback, ModelPolicy, Rings, Snapshot};
 use crate::units::Version;
 
@@ -108,11 +109,13 @@ struct Guard {
     breaker: Mutex<Breaker>,
     /// Requests in it that a failing version has refused.
     diverted: AtomicU32,
+    retries: RetryBudget,
 }
 
 impl Guard {
     fn new(policy: BreakerPolicy) -> Self {
-        Self { breaker: Mutex::new(Breaker::new(policy)), diverted: AtomicU32::new(0) }
+        let (breaker, retries) = (Mutex::new(Breaker::new(policy)), RetryBudget::default());
+        Self { breaker, diverted: AtomicU32::new(0), retries }
     }
 
     fn lock(&self) -> MutexGuard<'_, Breaker> {
@@ -420,8 +423,27 @@ impl Ledger {
         now: Instant,
     ) -> Result<Pass, Tripped> {
         let guard = self.guard(snapshot, model, version);
+        guard.retries.earn();
         let permit = guard.lock().enter(now)?;
         Ok(Pass { admission: Some((guard, permit)), diverted: None })
+    }
+
+    /// Lets a request into a version that `from` has not run, within the retries of that.
+    ///
+    /// # Errors
+    /// Why not; then it has cost nothing.
+    pub fn enter_again(
+        &self,
+        snapshot: &Snapshot,
+        model: &str,
+        (from, to): (Version, Version),
+        now: Instant,
+    ) -> Result<Pass, NotAgain> {
+        let guard = self.guard(snapshot, model, to);
+        let permit = guard.lock().enter(now).map_err(|_| NotAgain::Tripped)?;
+        let pass = Pass { admission: Some((guard, permit)), diverted: None };
+        // A pass that is dropped gives its probe back.
+        if self.guard(snapshot, model, from).retries.spend() { Ok(pass) } else { Err(NotAgain::OverBudget) }
     }
 
     /// Lets a request that a failing version has refused into the one that the policy names in its place. `None` if it

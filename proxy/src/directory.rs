@@ -53,6 +53,16 @@ impl Directory {
         self.revision.send_replace(None);
     }
 
+    /// Waits until the engine has said something else than what stands in `known`, or is gone.
+    pub(crate) async fn changed_since(&self, known: &Arc<Models>) {
+        let mut revision = self.revision.subscribe();
+        while Arc::ptr_eq(&self.current.load(), known) {
+            if revision.changed().await.is_err() {
+                return; // we are gone
+            }
+        }
+    }
+
     /// Waits until the index is at least of this revision, or the engine is gone.
     pub async fn reached(&self, revision: u64) {
         let is_there = |now: &Option<u64>| now.is_none_or(|now| now >= revision);

@@ -10,10 +10,10 @@ use crate::caller::Caller;
 use crate::deadline::Deadline;
 use crate::decode::InferRequest;
 use crate::directory::{Directory, Models};
-use crate::link::{LinkError, Links, Pending};
+use crate::link::{Link, LinkError, Links, Pending};
 use crate::metrics::Metrics;
 use crate::pulse::SOON;
-use crate::record::Record;
+use crate::record::{Record, Retry};
 use crate::refusal::Refusal;
 use crate::remote::Remotes;
 use crate::route::Target;
@@ -22,13 +22,13 @@ use crate::slots::Slots;
 use crate::trace::Trace;
 use bytes::Bytes;
 use policies::{
-    Assignment, Criticality, Drawn, Instead, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Remote,
-    Sight, Snapshot, Standing, Usage, Version,
+    Assignment, Criticality, Drawn, Instead, Ledger, Limited, Live, ModelPolicy, NotAgain, Outcome, Pass,
+    Remote, Sight, Snapshot, Standing, Usage, Version,
 };
 use rand::Rng;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use wire::{Frame, Infer, Reply, Status};
+use wire::{Frame, Infer, ModelEntry, Reply, Status};
 
 /// Everything the path needs; shared by all requests.
 #[derive(Debug)]
@@ -90,17 +90,14 @@ impl Path {
         let encoding = if is_remote { Encoding::Any } else { Encoding::Known };
         let body = call.read(&self.body, encoding, &mut slot).await?;
         let plain = call.inflate(body.clone(), &self.body, &mut slot).await;
+        let body = Body { as_it_came: body, plain };
         record.slot = Some(slot);
         record.stages.read = Some(Instant::now());
-        let decode = |call: &mut C, version| {
-            let plain = plain.as_ref().map_err(Refusal::clone)?;
-            call.decode(plain, models.entry(target.model, version))
-        };
+        let request = body.decode(call, models.entry(target.model, version));
         // What another server is asked may be in words that only it understands.
-        let request = if is_remote { decode(call, version).ok() } else { Some(decode(call, version)?) };
+        let request = if is_remote { request.ok() } else { Some(request?) };
         let now = Instant::now();
-        let bytes = plain.as_ref().map_or(body.len(), Bytes::len);
-        let (head, usage) = (Caller::new(call.head()), usage(request.as_ref(), bytes));
+        let (head, usage) = (Caller::new(call.head()), usage(request.as_ref(), body.len()));
         let charged = self.ledger.charge(snapshot, target.model, &head, admitted, usage, now);
         record.quota = charged.map_err(|refused| limited(record, refused))?;
         let deadline = Deadline::of(most, request.as_ref(), now);
@@ -120,26 +117,112 @@ impl Path {
                 (instead, None, pass)
             }
         };
-        let asking =
-            Asking { snapshot, models: &models, target, version, caller, assigned, standing, deadline, now };
-        let answer = match snapshot.remote(target.model, Version(version)) {
-            Some(remote) => self.elsewhere(call, remote, body, &asking, record).await,
-            None => match request.map_or_else(|| decode(call, version), Ok) {
-                Ok(request) => self.here(call, request, &asking, record).await.map(|answer| (answer, Ok(()))),
-                Err(refusal) => Err(refusal),
+        let mut asking =
+            Asking { snapshot, models, target, version, caller, assigned, standing, deadline, now };
+        let mut attempt = self.attempt(call, &body, request, (&asking, pass), record).await;
+        if let Err(unanswered) = &attempt.answer
+            && let Some((again, pass)) = self.once_more(call, &unanswered.again, &asking, record).await
+        {
+            if again.version != asking.version {
+                witness(asking.assigned, attempt.sight, attempt.ended);
+            }
+            asking = again;
+            attempt = self.attempt(call, &body, None, (&asking, pass), record).await;
+        }
+        witness(asking.assigned, attempt.sight, attempt.ended);
+        attempt.answer.map_err(|unanswered| unanswered.refusal)
+    }
+
+    /// Has a version answer that a request has entered. What was decoded is gone with it, and decoded anew where it is asked
+    /// for again.
+    async fn attempt<C: Call>(
+        &self,
+        call: &mut C,
+        body: &Body,
+        request: Option<InferRequest>,
+        (asking, pass): (&Asking<'_>, Pass),
+        record: &mut Record,
+    ) -> Attempt<C::Answer> {
+        let (model, version) = (asking.target.model, asking.version);
+        let read = |call: &mut C| body.decode(call, asking.models.entry(model, version));
+        let answer = match asking.snapshot.remote(model, Version(version)) {
+            Some(remote) => {
+                let body = body.as_it_came.clone();
+                self.elsewhere(call, remote, body, asking, record).await.map_err(Into::into)
+            }
+            None => match request.map_or_else(|| read(call), Ok) {
+                Ok(request) => self.here(call, request, asking, record).await.map(|answer| (answer, Ok(()))),
+                Err(refusal) => Err(refusal.into()),
             },
         };
         // What is passed on as it is may be a refusal, in another server's words.
         let (answer, said) = match answer {
             Ok((answer, said)) => (Ok(answer), said),
-            Err(refusal) => (Err(refusal.clone()), Err(refusal)),
+            Err(unanswered) => {
+                let said = Err(unanswered.refusal.clone());
+                (Err(unanswered), said)
+            }
         };
-        let outcome = outcome(&said);
+        let (outcome, ended) = (outcome(&said), Instant::now());
         record.outcome = Some(outcome);
-        let ended = Instant::now();
-        witness(assigned, sight(&said, ended - now), ended);
         pass.settle(outcome, ended);
-        answer
+        Attempt { answer, sight: sight(&said, ended - asking.now), ended }
+    }
+
+    /// Whom to ask once more, now that nothing has run: the same version, or whichever the policy names instead, if that
+    /// lets it in and not too many were asked twice. A version in the path is never replaced.
+    async fn once_more<'a, C: Call>(
+        &self,
+        call: &C,
+        again: &Again,
+        asking: &Asking<'a>,
+        record: &mut Record,
+    ) -> Option<(Asking<'a>, Pass)> {
+        let Asking { snapshot, target, .. } = *asking;
+        let (reason, models, version) = match again {
+            Again::Never => return None,
+            Again::Ask(asked) => {
+                let link = self.links.worker().await.ok()?;
+                // The same engine would say the same.
+                if asked.as_ref().is_some_and(|asked| asked.is(&link)) {
+                    return None;
+                }
+                ("engine_replaced", self.directory.load(), asking.version)
+            }
+            Again::Choose if target.pinned.is_some() => return None,
+            Again::Choose => {
+                let news = self.directory.changed_since(&asking.models);
+                // If there is none, the same version is named again.
+                let _ = tokio::time::timeout(NEWS_MAX.min(asking.deadline.left(Instant::now())), news).await;
+                let models = self.directory.load();
+                let chosen = self.pick(snapshot, &models, target, call.head())?;
+                let is_ready = is_ready(snapshot, &models, target.model, chosen.number);
+                if !is_ready {
+                    return None;
+                }
+                ("unloaded", models, chosen.number)
+            }
+        };
+        let now = Instant::now();
+        if asking.deadline.left(now).is_zero() {
+            return None;
+        }
+        let versions = (Version(asking.version), Version(version));
+        let pass = match self.ledger.enter_again(snapshot, target.model, versions, now) {
+            Ok(pass) => pass,
+            Err(NotAgain::Tripped) => return None,
+            Err(NotAgain::OverBudget) => {
+                record.retry = Some(Retry::OverBudget(reason));
+                return None;
+            }
+        };
+        record.retry = Some(Retry::Asked(reason));
+        let is_same = version == asking.version;
+        if !is_same {
+            record.divert(version, Instead::Retry);
+        }
+        let assigned = asking.assigned.filter(|_| is_same);
+        Some((Asking { models, version, assigned, now, ..*asking }, pass))
     }
 
     /// Has the engine answer.
@@ -149,8 +232,8 @@ impl Path {
         mut request: InferRequest,
         asking: &Asking<'_>,
         record: &mut Record,
-    ) -> Result<C::Answer, Refusal> {
-        let Asking { snapshot, models, target, version, deadline, now, .. } = *asking;
+    ) -> Result<C::Answer, Unanswered> {
+        let Asking { snapshot, ref models, target, version, deadline, now, .. } = *asking;
         let mut infer = engine_request(target.model, version, &mut request, &deadline, record, now);
         infer.caller = asking.caller;
         stand(&mut infer, asking.standing);
@@ -170,13 +253,13 @@ impl Path {
                 if let Some(copy) = copy {
                     self.shadows.send(copy, reply, frame.payload);
                 }
-                answer
+                answer.map_err(Unanswered::from)
             }
-            Err(refusal) => Err(refusal),
+            Err(unanswered) => Err(unanswered),
         };
         let gate = models.gate(target.model, version).filter(|_| is_told_by_others(asking.standing));
         // What is too late for a request that goes first or runs last is not for others.
-        if let (Err(Refusal::Busy { retry_after, .. }), Some(gate), 0..=2) =
+        if let (Err(Unanswered { refusal: Refusal::Busy { retry_after, .. }, .. }), Some(gate), 0..=2) =
             (&answer, gate, infer.criticality)
         {
             gate.shut(deadline.left(now), deadline.left(now) + *retry_after, now);
@@ -205,7 +288,7 @@ impl Path {
         Ok((call.pass(passed), said))
     }
 
-    /// The version that answers: pinned by the path, else picked by the policy, else the highest that is ready.
+    /// The version that answers.
     fn choose(
         &self,
         snapshot: &Snapshot,
@@ -213,11 +296,31 @@ impl Path {
         target: Target<'_>,
         head: &http::request::Parts,
     ) -> Result<Chosen, Refusal> {
+        match self.pick(snapshot, models, target, head) {
+            Some(chosen) if is_ready(snapshot, models, target.model, chosen.number) => Ok(chosen),
+            other => {
+                if let Some((drawn, key)) = other.as_ref().and_then(|chosen| chosen.drawn) {
+                    self.ledger.count(target.model, drawn, key, None, Some(Instead::NotReady));
+                }
+                Err(unavailable(models, target, other.map(|chosen| chosen.number)))
+            }
+        }
+    }
+
+    /// The version that is pinned by the path, else picked by the policy, else the highest that is ready. Whether the first
+    /// two are, is not asked.
+    fn pick(
+        &self,
+        snapshot: &Snapshot,
+        models: &Models,
+        target: Target<'_>,
+        head: &http::request::Parts,
+    ) -> Option<Chosen> {
         let is_ready = |version: Version| is_ready(snapshot, models, target.model, version.0);
         let draw = || rand::rng().random();
         let picked = || self.ledger.pick(snapshot, target.model, &Caller::new(head), draw(), is_ready);
         let unassigned = |number, reason| Chosen { number, reason, ..Chosen::default() };
-        let chosen = match target.pinned {
+        match target.pinned {
             Some(number) => Some(unassigned(number, "pinned")),
             None => match picked() {
                 Some(pick) => Some(Chosen {
@@ -231,15 +334,6 @@ impl Path {
                 }),
                 None => models.highest_ready(target.model).map(|number| unassigned(number, "highest")),
             },
-        };
-        match chosen {
-            Some(chosen) if is_ready(Version(chosen.number)) => Ok(chosen),
-            other => {
-                if let Some((drawn, key)) = other.as_ref().and_then(|chosen| chosen.drawn) {
-                    self.ledger.count(target.model, drawn, key, None, Some(Instead::NotReady));
-                }
-                Err(unavailable(models, target, other.map(|chosen| chosen.number)))
-            }
         }
     }
 
@@ -276,39 +370,99 @@ impl Path {
         request: &mut InferRequest,
         deadline: &Deadline,
         record: &mut Record,
-    ) -> Result<(Reply, Frame), Refusal> {
-        let link = self.links.worker().await?;
-        let mut pending = link.send(infer, std::mem::take(&mut request.payload))?;
+    ) -> Result<(Reply, Frame), Unanswered> {
+        let link = self.links.worker().await.map_err(Refusal::from)?;
+        let sent = link.send(infer, std::mem::take(&mut request.payload));
+        let mut pending = sent.map_err(|error| match error {
+            LinkError::Down(_) => Unanswered { refusal: error.into(), again: Again::Ask(None) },
+            LinkError::Backlog(_) | LinkError::TooLong { .. } => Refusal::from(error).into(),
+        })?;
         record.stages.sent = Some(Instant::now());
         let frame = wait(call, &mut pending, deadline).await?;
         record.stages.answered = Some(Instant::now());
         let mut reply: Reply = prost::Message::decode(frame.metadata.clone())
             .map_err(|error| Refusal::Internal(format!("the engine's reply does not decode: {error}")))?;
         record.timing = reply.timing.take();
-        match Status::try_from(reply.status) {
-            Ok(Status::Ok) => Ok((reply, frame)),
-            Ok(Status::InvalidArgument) => Err(Refusal::Invalid(reply.message)),
-            Ok(Status::NotFound) => Err(Refusal::NotReady(reply.message)), // it was there when it was chosen
+        let (refusal, again) = match Status::try_from(reply.status) {
+            Ok(Status::Ok) => return Ok((reply, frame)),
+            Ok(Status::InvalidArgument) => (Refusal::Invalid(reply.message), Again::Never),
+            // It was there when it was chosen.
+            Ok(Status::NotFound) => (Refusal::NotReady(reply.message), Again::Choose),
             Ok(Status::Overloaded) => {
                 let wait = Duration::from_micros(reply.retry_after_us);
                 let retry_after = wait.saturating_sub(Duration::from_micros(infer.budget_us));
-                Err(Refusal::Busy { why: reply.message, retry_after })
+                // Asking again would feed the overload.
+                (Refusal::Busy { why: reply.message, retry_after }, Again::Never)
             }
-            Ok(Status::DeadlineExceeded) => Err(deadline.exceeded()),
-            Ok(Status::ModelFailed) => Err(Refusal::ModelFailed(reply.message)),
-            Ok(Status::Unavailable) => Err(Refusal::EngineDown(reply.message)),
-            Ok(Status::Internal) => Err(Refusal::Internal(reply.message)),
+            Ok(Status::DeadlineExceeded) => (deadline.exceeded(), Again::Never),
+            Ok(Status::ModelFailed) => (Refusal::ModelFailed(reply.message), Again::Never),
+            Ok(Status::Unavailable) => (Refusal::EngineDown(reply.message), Again::Ask(Some(link))),
+            Ok(Status::DeviceLost) => (Refusal::EngineDown(reply.message), Again::Never),
+            Ok(Status::Internal) => (Refusal::Internal(reply.message), Again::Never),
             Err(_) => {
-                Err(Refusal::Internal(format!("the engine replied with unknown status {}", reply.status)))
+                let why = format!("the engine replied with unknown status {}", reply.status);
+                (Refusal::Internal(why), Again::Never)
             }
-        }
+        };
+        Err(Unanswered { refusal, again })
+    }
+}
+
+/// News of a version that the engine has just taken out comes within this, on another connection.
+const NEWS_MAX: Duration = Duration::from_millis(250);
+
+/// A body that was read.
+struct Body {
+    as_it_came: Bytes,
+    /// Without what it was compressed with on its way.
+    plain: Result<Bytes, Refusal>,
+}
+
+impl Body {
+    fn decode<C: Call>(&self, call: &mut C, entry: Option<&ModelEntry>) -> Result<InferRequest, Refusal> {
+        call.decode(self.plain.as_ref().map_err(Refusal::clone)?, entry)
+    }
+
+    /// Bytes of it, as it is read here if it can be.
+    fn len(&self) -> usize {
+        self.plain.as_ref().map_or(self.as_it_came.len(), Bytes::len)
+    }
+}
+
+/// What came of asking a version.
+struct Attempt<A> {
+    answer: Result<A, Unanswered>,
+    /// What that says about the version in a rollout.
+    sight: Option<Sight>,
+    ended: Instant,
+}
+
+/// Why a version has not answered, and whether asking once more may help.
+struct Unanswered {
+    refusal: Refusal,
+    again: Again,
+}
+
+/// Only what was not run is asked again.
+enum Again {
+    /// It may have run, or would be refused again.
+    Never,
+    /// The version is gone: the policy may name another one.
+    Choose,
+    /// The engine has not taken it, or not over this link: another one may have taken over.
+    Ask(Option<Link>),
+}
+
+impl From<Refusal> for Unanswered {
+    fn from(refusal: Refusal) -> Self {
+        Self { refusal, again: Again::Never }
     }
 }
 
 /// What has been decided about a request that is answered.
 struct Asking<'a> {
     snapshot: &'a Snapshot,
-    models: &'a Models,
+    models: Arc<Models>,
     target: Target<'a>,
     version: u64,
     caller: u64,

@@ -161,6 +161,11 @@ impl Link {
         self.shared().close(reason.to_owned());
     }
 
+    /// Whether both are the same connection.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.open, &other.open)
+    }
+
     /// Whether the connection has ended.
     pub fn is_closed(&self) -> bool {
         self.shared().lock().closed.is_some()

@@ -48,6 +48,13 @@ struct MismatchLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RetryLabels {
+    model: String,
+    reason: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct VerdictLabels {
     model: String,
     verdict: &'static str,
@@ -129,6 +136,7 @@ pub struct Metrics {
     canary_verdicts: Family<VerdictLabels, Counter>,
     split_evidence: Family<ModelLabels, Gauge<f64, AtomicU64>>,
     split_mismatch: Family<MismatchLabels, Gauge>,
+    retries: Family<RetryLabels, Counter>,
     shadows: Family<OutcomeLabels, Counter>,
     /// Where the time goes.
     pub stages: StageMetrics,
@@ -222,6 +230,7 @@ impl Metrics {
             canary_verdicts: Family::default(),
             split_evidence: Family::default(),
             split_mismatch: Family::default(),
+            retries: Family::default(),
             shadows: Family::default(),
             versions: Arc::default(),
             in_flight: Gauge::default(),
@@ -298,6 +307,11 @@ impl Metrics {
             "split_mismatch",
             "1 where the shares which are seen are not those that were declared, by the most likely cause",
             metrics.split_mismatch.clone(),
+        );
+        registry.register(
+            "retries",
+            "Requests that the engine did not run and that were to be asked once more, by what came of it",
+            metrics.retries.clone(),
         );
         registry.register(
             "shadows",
@@ -423,6 +437,12 @@ impl Metrics {
             let evidence = self.split_evidence.get_or_create_owned(&ModelLabels { model });
             evidence.set(split.evidence / split.mismatch_at);
         }
+    }
+
+    /// Counts a request that was to be asked once more.
+    pub(crate) fn count_retry(&self, model: &str, reason: &'static str, outcome: &'static str) {
+        let labels = RetryLabels { model: model.to_owned(), reason, outcome };
+        self.retries.get_or_create_owned(&labels).inc();
     }
 
     /// Counts what became of a copy for a shadow.

@@ -85,6 +85,8 @@ pub struct Record {
     pub asked: Option<Arc<VersionMetrics>>,
     /// Whether the request passed the version's breaker, and how it ended there.
     pub outcome: Option<policies::Outcome>,
+    /// Why it was to be asked once more, if it was, and whether it has been.
+    pub(crate) retry: Option<Retry>,
     /// The engine's report.
     pub timing: Option<Timing>,
     /// What is left to the caller at the limit that is nearest to being used up.
@@ -116,6 +118,7 @@ impl Record {
             failure: Failure::Other,
             asked: None,
             outcome: None,
+            retry: None,
             timing: None,
             quota: None,
             _in_flight: InFlight::enter(&metrics.in_flight),
@@ -159,6 +162,14 @@ impl Record {
         let trace = tracer.as_ref().and_then(|tracer| tracer.keep(&self.sampling, &self.facts(), now));
         if let Some(reason) = self.refusal {
             metrics.refuse(reason);
+        }
+        if let (Some((model, _)), Some(retry)) = (&self.version, self.retry) {
+            let outcome = match retry {
+                Retry::Asked(_) if self.refusal.is_none() => "answered",
+                Retry::Asked(_) => "unanswered",
+                Retry::OverBudget(_) => "over_budget",
+            };
+            metrics.count_retry(model, retry.reason(), outcome);
         }
         if let (Some((model, version)), Some((drawn, key))) = (&self.version, self.drawn) {
             let is_answered = self.outcome == Some(policies::Outcome::Served);
@@ -251,8 +262,29 @@ impl Record {
             label: self.label.as_deref(),
             generation: self.generation,
             outcome: self.outcome,
+            retry: self.retry.and_then(|retry| match retry {
+                Retry::Asked(reason) => Some(reason),
+                Retry::OverBudget(_) => None,
+            }),
             refusal: self.refusal,
             timing: self.timing.as_ref(),
+        }
+    }
+}
+
+/// A request that the engine did not run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Retry {
+    /// It was asked once more, for this reason.
+    Asked(&'static str),
+    /// Too many were already.
+    OverBudget(&'static str),
+}
+
+impl Retry {
+    fn reason(self) -> &'static str {
+        match self {
+            Self::Asked(reason) | Self::OverBudget(reason) => reason,
         }
     }
 }

@@ -150,7 +150,9 @@ impl Repository {
             Status::Unavailable => Err(Refusal::EngineDown(reply.message)),
             // Triton's status for a model that cannot be loaded.
             Status::InvalidArgument | Status::ModelFailed => Err(Refusal::Invalid(reply.message)),
-            Status::Internal | Status::DeadlineExceeded => Err(Refusal::Internal(reply.message)),
+            Status::Internal | Status::DeadlineExceeded | Status::DeviceLost => {
+                Err(Refusal::Internal(reply.message))
+            }
         }
     }
 

@@ -51,6 +51,8 @@ pub struct Facts<'a> {
     pub generation: u64,
     /// How it ended with the version, if it came so far.
     pub outcome: Option<policies::Outcome>,
+    /// Why it was asked twice, if it was.
+    pub retry: Option<&'static str>,
     /// Reason of a refusal.
     pub refusal: Option<&'static str>,
     /// The engine's report.
@@ -107,6 +109,7 @@ fn server(trace: &Trace, facts: &Facts<'_>, ended: SystemTime) -> SpanParts {
     }
     attributes.extend(facts.pick.map(|pick| KeyValue::new("penstock.pick", pick)));
     attributes.extend(facts.label.map(|label| KeyValue::new("penstock.label", label.to_owned())));
+    attributes.extend(facts.retry.map(|reason| KeyValue::new("penstock.retry", reason)));
     attributes.extend(facts.refusal.map(|reason| KeyValue::new(semconv::ERROR_TYPE, reason)));
     // A client's mistake is no error of the server (semantic conventions, HTTP server spans).
     let status =

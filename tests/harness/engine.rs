@@ -2,7 +2,7 @@
 //! that a real model cannot be made to; it speaks the real wire over a real socket.
 
 use bytes::Bytes;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -27,6 +27,10 @@ pub enum Behaviour {
     Overloaded,
     /// Says that three seconds of work stand before it.
     Busy,
+    /// Says that the version is not there any more, and takes it out of its index.
+    Vanish,
+    /// Says that it is stopping.
+    Stopping,
     /// Closes the connection in the middle of a frame.
     CutFrame,
     /// Does nothing until it is told to behave otherwise.
@@ -38,11 +42,28 @@ pub enum Behaviour {
 struct Scripts {
     behaviours: Mutex<HashMap<(String, u64), Behaviour>>,
     changed: Condvar,
+    /// Versions that have vanished.
+    gone: Mutex<HashSet<(String, u64)>>,
+    /// Who has to be told so.
+    listeners: Mutex<Vec<Arc<Mutex<UnixStream>>>>,
 }
 
 impl Scripts {
     fn lock(&self) -> MutexGuard<'_, HashMap<(String, u64), Behaviour>> {
         self.behaviours.lock().expect("unpoisoned")
+    }
+
+    /// Tells everybody, once, that a version is not there any more.
+    fn vanish(&self, version: (String, u64)) {
+        if !self.gone.lock().expect("unpoisoned").insert(version) {
+            return;
+        }
+        let mut outbox = Outbox::new();
+        outbox.push(Kind::Index, 0, &index(self), Bytes::new());
+        let news = outbox.take().concat();
+        for listener in self.listeners.lock().expect("unpoisoned").iter() {
+            let _ = listener.lock().expect("unpoisoned").write_all(&news); // who has left needs no news
+        }
     }
 
     /// Waits for as long as the version is on hold.
@@ -110,8 +131,11 @@ fn serve(mut stream: UnixStream, scripts: &Scripts, cancelled: &Sender<u64>) {
     outbox.push(Kind::Hello, 0, &hello, Bytes::new());
     outbox.push(Kind::Index, 0, &index(scripts), Bytes::new());
     let mut decoder = Decoder::new(frames);
+    let writer = Arc::new(Mutex::new(stream.try_clone().expect("a socket can be shared")));
+    scripts.listeners.lock().expect("unpoisoned").push(writer.clone());
+    let write = |bytes: &[u8]| writer.lock().expect("unpoisoned").write_all(bytes);
     loop {
-        if stream.write_all(&outbox.take().concat()).is_err() {
+        if write(&outbox.take().concat()).is_err() {
             return;
         }
         let mut chunk = [0; 64 << 10];
@@ -122,7 +146,8 @@ fn serve(mut stream: UnixStream, scripts: &Scripts, cancelled: &Sender<u64>) {
                 Kind::Infer => {
                     if answer(&frame, scripts, &mut outbox).is_break() {
                         let cut = outbox.take().concat();
-                        let _ = stream.write_all(&cut[..cut.len() - 1]);
+                        let _ = write(&cut[..cut.len() - 1]);
+                        let _ = stream.shutdown(std::net::Shutdown::Both); // others have it as well
                         return;
                     }
                 }
@@ -138,7 +163,8 @@ fn serve(mut stream: UnixStream, scripts: &Scripts, cancelled: &Sender<u64>) {
 
 fn answer(frame: &Frame, scripts: &Scripts, outbox: &mut Outbox) -> std::ops::ControlFlow<()> {
     let infer: Infer = prost::Message::decode(frame.metadata.clone()).expect("metadata decodes");
-    let behaviour = scripts.behaviour(&(infer.model, infer.version));
+    let version = (infer.model, infer.version);
+    let behaviour = scripts.behaviour(&version);
     let refuse = |status: Status, message: &str| Reply {
         status: status as i32,
         message: message.into(),
@@ -172,6 +198,13 @@ fn answer(frame: &Frame, scripts: &Scripts, outbox: &mut Outbox) -> std::ops::Co
             let reply = Reply { retry_after_us: 3_000_000, ..refusal };
             outbox.push(Kind::Reply, frame.id, &reply, Bytes::new())
         }
+        Behaviour::Vanish => {
+            scripts.vanish(version);
+            outbox.push(Kind::Reply, frame.id, &refuse(Status::NotFound, "it is gone"), Bytes::new())
+        }
+        Behaviour::Stopping => {
+            outbox.push(Kind::Reply, frame.id, &refuse(Status::Unavailable, "it is stopping"), Bytes::new())
+        }
         Behaviour::Hang | Behaviour::Hold => {}
     }
     if behaviour == Behaviour::CutFrame {
@@ -182,7 +215,7 @@ fn answer(frame: &Frame, scripts: &Scripts, outbox: &mut Outbox) -> std::ops::Co
 }
 
 fn index(scripts: &Scripts) -> Index {
-    let scripts = scripts.lock();
+    let (behaviours, gone) = (scripts.lock(), scripts.gone.lock().expect("unpoisoned"));
     let entry = |(model, version): &(String, u64)| ModelEntry {
         name: model.clone(),
         version: *version,
@@ -202,7 +235,8 @@ fn index(scripts: &Scripts) -> Index {
         max_batch: 1,
         ..ModelEntry::default()
     };
-    let mut models: Vec<_> = scripts.keys().map(entry).collect();
+    let mut models: Vec<_> =
+        behaviours.keys().filter(|version| !gone.contains(*version)).map(entry).collect();
     models.sort_by(|a, b| (&a.name, a.version).cmp(&(&b.name, b.version)));
-    Index { models, revision: 1 }
+    Index { models, revision: 1 + gone.len() as u64 }
 }

@@ -17,6 +17,7 @@ mod http_edges;
 mod readme;
 mod remote;
 mod remote_tls;
+mod retry;
 mod request_path;
 mod shadow;
 mod split;

@@ -288,6 +288,8 @@ pub enum Status {
     ModelFailed = 6,
     /// The engine is stopping; nothing ran.
     Unavailable = 7,
+    /// What it ran on is lost, and so is the engine soon; the request may have been what did it.
+    DeviceLost = 8,
 }
 
 /// Where the time of one request went inside the engine.

@@ -198,6 +198,31 @@ fn only_what_chance_has_given_to_the_baseline_is_compared_with_the_candidate() {
 }
 
 #[test]
+fn a_tenth_of_a_versions_requests_may_be_asked_again_elsewhere_and_ten_more() {
+    let snapshot = policies("models: {m: {breaker: {failures: 1}}}");
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let mut again = 0;
+    for _ in 0..1_000 {
+        ledger.enter(&snapshot, "m", Version(2), now).unwrap().settle(Outcome::Refused, now);
+        if let Ok(pass) = ledger.enter_again(&snapshot, "m", (Version(2), Version(1)), now) {
+            pass.settle(Outcome::Served, now);
+            again += 1;
+        }
+    }
+    assert_eq!(again, 109, "the first ten were saved up, and the last tenth is not whole");
+    let over = ledger.enter_again(&snapshot, "m", (Version(2), Version(1)), now).err();
+    assert_eq!(over, Some(crate::NotAgain::OverBudget));
+    ledger.enter(&snapshot, "m", Version(1), now).unwrap().settle(Outcome::Failed, now);
+    (0..10).for_each(|_| drop(ledger.enter(&snapshot, "m", Version(2), now)));
+    let tripped = ledger.enter_again(&snapshot, "m", (Version(2), Version(1)), now).err();
+    assert_eq!(tripped, Some(crate::NotAgain::Tripped));
+    assert!(
+        ledger.enter_again(&snapshot, "m", (Version(2), Version(2)), now).is_ok(),
+        "that has cost nothing"
+    );
+}
+
+#[test]
 fn a_reload_keeps_the_limits_that_did_not_change() {
     let ledger = Ledger::new();
     let now = Instant::now();
