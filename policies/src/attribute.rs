@@ -1,5 +1,5 @@
 //! What a request says about its caller: a header, a cookie or a query parameter, named in a policy and read from the
-//! request's head.
+//! request's head; and for the sticky key alone a field of its body, which is known only once that has been read.
 //!
 //! An empty value is no value. A caller whose user id is "" has no identity, and treating the empty text as one would
 //! put all such callers into the same arm.
@@ -17,6 +17,12 @@ pub trait Attributes {
 
     /// The first value of the query parameter called `name`, as it is written: matched exactly, not decoded.
     fn query(&self, name: &str) -> Option<&str>;
+
+    /// The value of the one field of the body that the model's sticky key names, see
+    /// [`ModelPolicy::asks_of_body`](crate::ModelPolicy::asks_of_body); `None` before the body has been read.
+    fn of_body(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// The name of one thing to read from a request.
@@ -28,6 +34,17 @@ pub enum Attribute {
     Cookie(Arc<str>),
     /// A parameter of the query.
     Query(Arc<str>),
+    /// A field of the body.
+    Body(Field),
+}
+
+/// The name of one thing to read from a request's body.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Field {
+    /// A parameter of the request: a text, a whole number, or `true` and `false`.
+    Parameter(Arc<str>),
+    /// The first element of an input of datatype INT64, INT32 or BYTES.
+    Input(Arc<str>),
 }
 
 impl Attribute {
@@ -37,6 +54,7 @@ impl Attribute {
             Self::Header(name) => caller.header(name),
             Self::Cookie(name) => caller.cookie(name),
             Self::Query(name) => caller.query(name),
+            Self::Body(_) => caller.of_body(),
         };
         value.filter(|value| !value.is_empty())
     }
@@ -48,6 +66,8 @@ impl fmt::Display for Attribute {
             Self::Header(name) => write!(f, "header {name}"),
             Self::Cookie(name) => write!(f, "cookie {name}"),
             Self::Query(name) => write!(f, "query parameter {name}"),
+            Self::Body(Field::Parameter(name)) => write!(f, "parameter {name}"),
+            Self::Body(Field::Input(name)) => write!(f, "first element of input {name}"),
         }
     }
 }
@@ -89,8 +109,8 @@ impl fmt::Display for Condition {
     }
 }
 
-/// A caller written down in a test: `("x-user-id", "ana")` is a header, `("cookie:uid", "ana")` a cookie and
-/// `("query:uid", "ana")` a parameter.
+/// A caller written down in a test: `("x-user-id", "ana")` is a header, `("cookie:uid", "ana")` a cookie,
+/// `("query:uid", "ana")` a parameter, and `("body", "ana")` what was read of the body.
 #[cfg(test)]
 impl<const N: usize> Attributes for [(&str, &str); N] {
     fn header(&self, name: &str) -> Option<&str> {
@@ -105,6 +125,10 @@ impl<const N: usize> Attributes for [(&str, &str); N] {
 
     fn query(&self, name: &str) -> Option<&str> {
         self.iter().find(|(written, _)| written.strip_prefix("query:") == Some(name)).map(|(_, value)| *value)
+    }
+
+    fn of_body(&self) -> Option<&str> {
+        self.iter().find(|(written, _)| *written == "body").map(|(_, value)| *value)
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use garde::error::Path;
 
-use crate::attribute::{Attribute, Condition, Test};
+use crate::attribute::{Attribute, Condition, Field, Test};
 use crate::breaker::BreakerPolicy;
 use crate::canary::{CanaryPolicy, Millionths, SlowPolicy};
 use crate::ledger::CrowdPolicy;
@@ -402,7 +402,7 @@ fn split(
 /// `Some(None)` if there is no key.
 fn stickiness(
     model: &str,
-    (sticky, without_key): (Option<&schema::Attribute>, Option<&str>),
+    (sticky, without_key): (Option<&schema::StickyKey>, Option<&str>),
     labels: &BTreeMap<Arc<str>, Version>,
     path: &Path,
     faults: &mut Faults,
@@ -414,7 +414,7 @@ fn stickiness(
             None => Some(None),
         };
     };
-    let key = attribute(key, &path.join("sticky"), faults);
+    let key = sticky_key(key, &path.join("sticky"), faults);
     let without_key = match without_key {
         None | Some("random") => Some(WithoutKey::Random),
         Some(name) => target(name, labels, &fallback, faults).map(WithoutKey::Use),
@@ -477,6 +477,21 @@ fn attribute(written: &schema::Attribute, path: &Path, faults: &mut Faults) -> O
         schema::Attribute::Header(name) => faults.keep(&path.join("header"), header(name)),
         schema::Attribute::Cookie(name) => faults.keep(&path.join("cookie"), cookie(name)),
         schema::Attribute::Query(name) => faults.keep(&path.join("query"), query(name)),
+    }
+}
+
+fn sticky_key(written: &schema::StickyKey, path: &Path, faults: &mut Faults) -> Option<Attribute> {
+    let field = |name: &str, field: fn(Arc<str>) -> Field| {
+        if name.is_empty() { Err(Fault::Empty) } else { Ok(Attribute::Body(field(name.into()))) }
+    };
+    match written {
+        schema::StickyKey::Header(name) => faults.keep(&path.join("header"), header(name)),
+        schema::StickyKey::Cookie(name) => faults.keep(&path.join("cookie"), cookie(name)),
+        schema::StickyKey::Query(name) => faults.keep(&path.join("query"), query(name)),
+        schema::StickyKey::Parameter(name) => {
+            faults.keep(&path.join("parameter"), field(name, Field::Parameter))
+        }
+        schema::StickyKey::Input(name) => faults.keep(&path.join("input"), field(name, Field::Input)),
     }
 }
 

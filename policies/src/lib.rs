@@ -47,7 +47,7 @@ mod tally;
 mod ledger;
 mod plan;
 
-pub use attribute::{Attribute, Attributes};
+pub use attribute::{Attribute, Attributes, Field};
 pub use breaker::{BreakerPolicy, BreakerState, Tripped};
 pub use canary::{Assignment, CanaryStatus, Command, GateStatus, Phase, Progress, Record, Sight, Verdict};
 pub use errors::{PolicyError, PolicyErrors};

@@ -252,6 +252,14 @@ p.yaml:16:24: models.words.breaker.failing: expected a percentage with at most f
                 "limits: [{name: a, rate: 1/s, burst: -1}]",
                 "p.yaml:1:38: limits[0].burst: expected a whole number",
             ),
+            (
+                "models: {m: {split: {weights: {1: 1}, sticky: {field: b}}}}",
+                "p.yaml:1:48: models.m.split.sticky: unknown variant `field`, expected one of header, cookie, query, parameter, input",
+            ),
+            (
+                "models: {m: {split: {weights: {1: 1}, sticky: {parameter: ''}}}}",
+                "p.yaml:1:47: models.m.split.sticky.parameter: must not be empty",
+            ),
             ("models: [", "p.yaml:1:9: models: expected a mapping"),
             (
                 "models: {}\n---\nmodels: {}",

@@ -308,6 +308,27 @@ mod tests {
         split.at(point).version.0
     }
 
+    #[test]
+    fn a_field_of_the_body_is_a_key_like_others_and_its_model_says_that_it_waits_for_it() {
+        let text = "
+models:
+  by_parameter: {split: {weights: {1: 1, 2: 1}, sticky: {parameter: user_id}, without_key: 3}}
+  by_input: {canary: {baseline: 1, candidate: 2, sticky: {input: user}}}
+  by_header: {split: {weights: {1: 1}, sticky: {header: user_id}}}
+";
+        let snapshot = crate::parse(text, "p").unwrap();
+        let model = |name| snapshot.model(name).unwrap();
+        let asks = |name| model(name).asks_of_body().cloned();
+        assert_eq!(asks("by_parameter"), Some(crate::Field::Parameter("user_id".into())));
+        assert_eq!(asks("by_input"), Some(crate::Field::Input("user".into())));
+        assert_eq!(asks("by_header"), None);
+        let stage = |_: &crate::canary::CanaryPolicy| crate::canary::Stage::NOT_BEGUN;
+        let pick = |value| model("by_parameter").pick(&[("body", value)], 0, stage).unwrap();
+        assert_eq!((pick("7").reason, pick("7").key), (PickReason::Sticky, pick("7").key));
+        assert_ne!(pick("7").key, pick("8").key);
+        assert_eq!((pick("").version, pick("").reason), (Version(3), PickReason::WithoutKey));
+    }
+
     /// Published, so that another implementation can agree: computed with the reference library (xxHash 0.8.3).
     #[test]
     fn a_user_stands_at_the_same_point_everywhere_and_forever() {

@@ -109,8 +109,8 @@ pub(crate) struct Split {
     ))]
     pub(crate) weights: BTreeMap<String, f64>,
     /// What identifies a user: one user always gets the same version. Without it, each request draws anew.
-    pub(crate) sticky: Option<Attribute>,
-    /// What happens when the sticky header or cookie is missing: `random` (default), a label or a version number.
+    pub(crate) sticky: Option<StickyKey>,
+    /// What happens when the sticky key is missing: `random` (default), a label or a version number.
     #[schemars(extend("type" = ["string", "integer", "null"]))]
     pub(crate) without_key: Option<String>,
 }
@@ -133,8 +133,8 @@ pub(crate) struct Canary {
     #[schemars(extend("examples" = ["10m"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
     pub(crate) dwell: Option<String>,
     /// What identifies a user, who then changes to the candidate once and not back. Without it, each request draws.
-    pub(crate) sticky: Option<Attribute>,
-    /// What happens when the sticky header or cookie is missing: `random` (default), a label or a version number.
+    pub(crate) sticky: Option<StickyKey>,
+    /// What happens when the sticky key is missing: `random` (default), a label or a version number.
     #[schemars(extend("type" = ["string", "integer", "null"]))]
     pub(crate) without_key: Option<String>,
     /// What the candidate has to show in each step.
@@ -231,6 +231,22 @@ pub(crate) enum Attribute {
     Cookie(String),
     /// The value of this parameter in the URL's query, as it is written there.
     Query(String),
+}
+
+/// What identifies a user. A version is chosen after the body has been read where it is in there.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum StickyKey {
+    /// The value of this header; case does not matter.
+    Header(String),
+    /// The value of this cookie.
+    Cookie(String),
+    /// The value of this parameter in the URL's query, as it is written there.
+    Query(String),
+    /// The value of this parameter of the request, `parameters` in its body: a text, a whole number, or `true` or `false`.
+    Parameter(String),
+    /// The first element of this input, which is INT64, INT32 or BYTES.
+    Input(String),
 }
 
 /// A decision taken before the split.

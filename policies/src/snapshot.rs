@@ -11,7 +11,7 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use serde::{Deserialize, Serialize};
 
-use crate::attribute::Attributes;
+use crate::attribute::{Attribute, Attributes, Field};
 use crate::breaker::BreakerPolicy;
 use crate::canary::{CanaryPolicy, Stage};
 use crate::ledger::CrowdPolicy;
@@ -169,6 +169,16 @@ impl ModelPolicy {
         match &self.canary {
             Some(canary) => Some(canary.pick(caller, draw, stage(canary))),
             None => self.split.as_ref().map(|split| split.pick(caller, draw)),
+        }
+    }
+
+    /// The field of a request's body that decides which version answers; the choice has to wait for it.
+    pub fn asks_of_body(&self) -> Option<&Field> {
+        let canary = || self.canary.as_ref()?.stickiness.as_ref();
+        let sticky = self.split.as_ref().and_then(Split::stickiness).or_else(canary)?;
+        match &sticky.key {
+            Attribute::Body(field) => Some(field),
+            Attribute::Header(_) | Attribute::Cookie(_) | Attribute::Query(_) => None,
         }
     }
 

@@ -7,6 +7,7 @@ use crate::body::{self, BodyLimits, Encoding};
 use crate::deadline::{TIMEOUT, header_number};
 use crate::decode::InferRequest;
 use crate::encode::{Encoded, encode};
+use crate::field;
 use crate::raw_request;
 use crate::refusal::Refusal;
 use crate::remote::Passed;
@@ -49,6 +50,12 @@ pub trait Call: Send {
 
     /// The tensors of an inflated body for a model that takes what `entry` says, if the engine has it.
     fn decode(&mut self, body: &Bytes, entry: Option<&ModelEntry>) -> Result<InferRequest, Refusal>;
+
+    /// A parameter of the request in an inflated body, if it is a text, a whole number or a truth value. Only asked for where
+    /// the policy names one; protocols whose requests have none say so by this.
+    fn parameter(&self, _body: &Bytes, _name: &str) -> Option<String> {
+        None
+    }
 
     /// What another server is to be asked, beside the body as it came; an error where it does not speak this protocol.
     fn forward(&self) -> Result<(Method, HeaderMap), Refusal>;
@@ -136,6 +143,11 @@ impl Call for HttpCall<'_> {
             return raw_request::decode(body, entry);
         }
         InferRequest::decode(body, json_len)
+    }
+
+    fn parameter(&self, body: &Bytes, name: &str) -> Option<String> {
+        let json_len = header_number(&self.head().headers, "inference-header-content-length").ok()?;
+        field::parameter(body.get(..json_len.unwrap_or(body.len()))?, name)
     }
 
     fn forward(&self) -> Result<(Method, HeaderMap), Refusal> {

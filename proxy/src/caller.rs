@@ -1,5 +1,5 @@
-//! What the policy may know of a caller: headers, cookies and query parameters, borrowed from the request head. Never
-//! parses what no rule asks for.
+//! What the policy may know of a caller: headers, cookies and query parameters, borrowed from the request head, and what
+//! was read of the body for it. Never parses what no rule asks for.
 
 use http::{HeaderMap, header, request};
 
@@ -8,12 +8,18 @@ use http::{HeaderMap, header, request};
 pub struct Caller<'a> {
     headers: &'a HeaderMap,
     query: &'a str,
+    of_body: Option<&'a str>,
 }
 
 impl<'a> Caller<'a> {
     /// Who sent this head.
     pub fn new(head: &'a request::Parts) -> Self {
-        Self { headers: &head.headers, query: head.uri.query().unwrap_or("") }
+        Self { headers: &head.headers, query: head.uri.query().unwrap_or(""), of_body: None }
+    }
+
+    /// The same, of whose body this was read.
+    pub(crate) fn with_body(head: &'a request::Parts, of_body: Option<&'a str>) -> Self {
+        Self { of_body, ..Self::new(head) }
     }
 }
 
@@ -35,6 +41,10 @@ impl policies::Attributes for Caller<'_> {
     fn query(&self, name: &str) -> Option<&str> {
         let mut pairs = self.query.split('&').filter_map(|pair| pair.split_once('='));
         pairs.find_map(|(key, value)| (key == name).then_some(value))
+    }
+
+    fn of_body(&self) -> Option<&str> {
+        self.of_body
     }
 }
 

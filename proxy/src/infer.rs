@@ -1,7 +1,7 @@
 //! THE request path: one function, one line per stage. Each stage is a file of its own; this one only says
 //! in which order they come and what passes between them.
 //!
-//! Cheap refusals come first. A rate limit is spent before the body is read, because reading it is what the limit
+//! Cheap refusals come first, and so does the choice of a version, unless the policy asks for something of the body. A rate limit is spent before the body is read, because reading it is what the limit
 //! protects; a request that is refused later has spent it.
 
 use crate::body::{BodyLimits, Encoding};
@@ -10,6 +10,7 @@ use crate::caller::Caller;
 use crate::deadline::Deadline;
 use crate::decode::InferRequest;
 use crate::directory::{Directory, Models};
+use crate::field;
 use crate::link::{Link, LinkError, Links, Pending};
 use crate::metrics::Metrics;
 use crate::pulse::SOON;
@@ -22,8 +23,8 @@ use crate::slots::Slots;
 use crate::trace::Trace;
 use bytes::Bytes;
 use policies::{
-    Assignment, Criticality, Drawn, Instead, Ledger, Limited, Live, ModelPolicy, NotAgain, Outcome, Pass,
-    Remote, Sight, Snapshot, Standing, Usage, Version,
+    Assignment, Criticality, Drawn, Field, Instead, Ledger, Limited, Live, ModelPolicy, NotAgain, Outcome,
+    Pass, Remote, Sight, Snapshot, Standing, Usage, Version,
 };
 use rand::Rng;
 use std::sync::Arc;
@@ -67,70 +68,95 @@ impl Path {
         let standing = snapshot.standing(&Caller::new(call.head()));
         let mut slot = self.slots.enter(snapshot.room(standing.criticality))?;
         let models = self.directory.load();
-        let chosen = self.choose(snapshot, &models, target, call.head())?;
-        let (version, caller, assigned) = (chosen.number, chosen.caller, chosen.assigned);
-        record.choose(target.model, chosen);
-        let witness = |assigned: Option<Assignment>, sight: Option<Sight>, now| {
-            if let Some((assigned, sight)) = assigned.zip(sight) {
-                self.ledger.witness(target.model, assigned, (caller != 0).then_some(caller), sight, now);
-            }
+        let early = match asks_of_body(snapshot, target) {
+            None => Some(self.choose(snapshot, &models, target, &Caller::new(call.head()), record)?),
+            Some(_) => must_be_there(snapshot, &models, target).map(|()| None)?,
         };
-        let gate = models.gate(target.model, version).filter(|_| is_told_by_others(standing));
         let most = Deadline::at_most(snapshot.deadline(target.model), call.timeout()?);
-        if let Some(retry_after) = gate.and_then(|gate| gate.check(most, record.started)) {
-            witness(assigned, Some(Sight::Unanswered), record.started);
-            return Err(Refusal::Busy { why: "more waits than can be answered in time".into(), retry_after });
+        if let Some(chosen) = &early {
+            let gate = models.gate(target.model, chosen.number).filter(|_| is_told_by_others(standing));
+            if let Some(retry_after) = gate.and_then(|gate| gate.check(most, record.started)) {
+                self.witness(target, chosen.by, Some(Sight::Unanswered), record.started);
+                let why = "more waits than can be answered in time".into();
+                return Err(Refusal::Busy { why, retry_after });
+            }
         }
         let head = Caller::new(call.head());
         record.places = Some(self.ledger.occupy(snapshot, target.model, &head).map_err(Refusal::Crowded)?);
         let admitted = self.ledger.admit(snapshot, target.model, &head, record.started);
         let admitted = admitted.map_err(|refused| limited(record, refused))?;
         record.quota.clone_from(&admitted.quota);
-        let is_remote = snapshot.remote(target.model, Version(version)).is_some();
-        let encoding = if is_remote { Encoding::Any } else { Encoding::Known };
+        let may_be_remote = match &early {
+            Some(chosen) => snapshot.remote(target.model, Version(chosen.number)).is_some(),
+            None => snapshot.model(target.model).is_some_and(ModelPolicy::has_remotes),
+        };
+        let encoding = if may_be_remote { Encoding::Any } else { Encoding::Known };
         let body = call.read(&self.body, encoding, &mut slot).await?;
         let plain = call.inflate(body.clone(), &self.body, &mut slot).await;
         let body = Body { as_it_came: body, plain };
         record.slot = Some(slot);
         record.stages.read = Some(Instant::now());
-        let request = body.decode(call, models.entry(target.model, version));
+        let entry = match &early {
+            Some(chosen) => models.entry(target.model, chosen.number),
+            None => models.find(target).ok(),
+        };
+        let request = body.decode(call, entry);
         // What another server is asked may be in words that only it understands.
-        let request = if is_remote { request.ok() } else { Some(request?) };
+        let request = if may_be_remote { request.ok() } else { Some(request?) };
+        let of_body =
+            asks_of_body(snapshot, target).and_then(|field| body.field(call, request.as_ref(), field));
+        let chosen = match early {
+            Some(chosen) => chosen,
+            None => {
+                let caller = Caller::with_body(call.head(), of_body.as_deref());
+                self.choose(snapshot, &models, target, &caller, record)?
+            }
+        };
+        let (version, by) = (chosen.number, chosen.by);
         let now = Instant::now();
         let (head, usage) = (Caller::new(call.head()), usage(request.as_ref(), body.len()));
         let charged = self.ledger.charge(snapshot, target.model, &head, admitted, usage, now);
         record.quota = charged.map_err(|refused| limited(record, refused))?;
         let deadline = Deadline::of(most, request.as_ref(), now);
         // Reading the body may have taken long.
-        let (confirmed, assigned) = self.ledger.confirm(target.model, Version(version), assigned);
+        let (confirmed, assigned) = self.ledger.confirm(target.model, Version(version), by.assigned);
+        let by = By { assigned, ..by };
         if confirmed.0 != version {
             record.divert(confirmed.0, Instead::RolledBack);
         }
         let version = confirmed.0;
-        let (version, assigned, pass) = match self.enter(snapshot, target.model, version, now) {
-            Ok(pass) => (version, assigned, pass),
+        let (version, by, pass) = match self.enter(snapshot, target.model, version, now) {
+            Ok(pass) => (version, by, pass),
             Err(tripped) => {
-                witness(assigned, Some(Sight::Unanswered), now);
+                self.witness(target, by, Some(Sight::Unanswered), now);
                 let (instead, pass) =
                     self.fall_back(snapshot, &models, target, version, now).ok_or(tripped)?;
                 record.divert(instead, Instead::Fallback);
-                (instead, None, pass)
+                (instead, By { assigned: None, ..by }, pass)
             }
         };
-        let mut asking =
-            Asking { snapshot, models, target, version, caller, assigned, standing, deadline, now };
+        let of_body = of_body.as_deref();
+        let mut asking = Asking { snapshot, models, target, version, by, of_body, standing, deadline, now };
         let mut attempt = self.attempt(call, &body, request, (&asking, pass), record).await;
         if let Err(unanswered) = &attempt.answer
             && let Some((again, pass)) = self.once_more(call, &unanswered.again, &asking, record).await
         {
             if again.version != asking.version {
-                witness(asking.assigned, attempt.sight, attempt.ended);
+                self.witness(target, asking.by, attempt.sight, attempt.ended);
             }
             asking = again;
             attempt = self.attempt(call, &body, None, (&asking, pass), record).await;
         }
-        witness(asking.assigned, attempt.sight, attempt.ended);
+        self.witness(target, asking.by, attempt.sight, attempt.ended);
         attempt.answer.map_err(|unanswered| unanswered.refusal)
+    }
+
+    /// Tells the rollout that has assigned a request what became of it.
+    fn witness(&self, target: Target<'_>, by: By, sight: Option<Sight>, now: Instant) {
+        if let Some((assigned, sight)) = by.assigned.zip(sight) {
+            let key = (by.caller != 0).then_some(by.caller);
+            self.ledger.witness(target.model, assigned, key, sight, now);
+        }
     }
 
     /// Has a version answer that a request has entered. What was decoded is gone with it, and decoded anew where it is asked
@@ -195,7 +221,8 @@ impl Path {
                 // If there is none, the same version is named again.
                 let _ = tokio::time::timeout(NEWS_MAX.min(asking.deadline.left(Instant::now())), news).await;
                 let models = self.directory.load();
-                let chosen = self.pick(snapshot, &models, target, call.head())?;
+                let caller = Caller::with_body(call.head(), asking.of_body);
+                let chosen = self.pick(snapshot, &models, target, &caller)?;
                 let is_ready = is_ready(snapshot, &models, target.model, chosen.number);
                 if !is_ready {
                     return None;
@@ -221,8 +248,8 @@ impl Path {
         if !is_same {
             record.divert(version, Instead::Retry);
         }
-        let assigned = asking.assigned.filter(|_| is_same);
-        Some((Asking { models, version, assigned, now, ..*asking }, pass))
+        let by = By { assigned: asking.by.assigned.filter(|_| is_same), ..asking.by };
+        Some((Asking { models, version, by, now, ..*asking }, pass))
     }
 
     /// Has the engine answer.
@@ -235,11 +262,11 @@ impl Path {
     ) -> Result<C::Answer, Unanswered> {
         let Asking { snapshot, ref models, target, version, deadline, now, .. } = *asking;
         let mut infer = engine_request(target.model, version, &mut request, &deadline, record, now);
-        infer.caller = asking.caller;
+        infer.caller = asking.by.caller;
         stand(&mut infer, asking.standing);
         let shadow = snapshot.model(target.model).and_then(ModelPolicy::shadow);
         let copy = shadow.and_then(|policy| {
-            let (assigned, coin) = (asking.assigned, rand::rng().random());
+            let (assigned, coin) = (asking.by.assigned, rand::rng().random());
             self.shadows.copy(policy, models, (&infer, &request.payload), assigned, coin)
         });
         let counters = self.metrics.version(target.model, version);
@@ -294,10 +321,14 @@ impl Path {
         snapshot: &Snapshot,
         models: &Models,
         target: Target<'_>,
-        head: &http::request::Parts,
+        caller: &Caller<'_>,
+        record: &mut Record,
     ) -> Result<Chosen, Refusal> {
-        match self.pick(snapshot, models, target, head) {
-            Some(chosen) if is_ready(snapshot, models, target.model, chosen.number) => Ok(chosen),
+        match self.pick(snapshot, models, target, caller) {
+            Some(chosen) if is_ready(snapshot, models, target.model, chosen.number) => {
+                record.choose(target.model, &chosen);
+                Ok(chosen)
+            }
             other => {
                 if let Some((drawn, key)) = other.as_ref().and_then(|chosen| chosen.drawn) {
                     self.ledger.count(target.model, drawn, key, None, Some(Instead::NotReady));
@@ -314,11 +345,11 @@ impl Path {
         snapshot: &Snapshot,
         models: &Models,
         target: Target<'_>,
-        head: &http::request::Parts,
+        caller: &Caller<'_>,
     ) -> Option<Chosen> {
         let is_ready = |version: Version| is_ready(snapshot, models, target.model, version.0);
         let draw = || rand::rng().random();
-        let picked = || self.ledger.pick(snapshot, target.model, &Caller::new(head), draw(), is_ready);
+        let picked = || self.ledger.pick(snapshot, target.model, caller, draw(), is_ready);
         let unassigned = |number, reason| Chosen { number, reason, ..Chosen::default() };
         match target.pinned {
             Some(number) => Some(unassigned(number, "pinned")),
@@ -327,8 +358,7 @@ impl Path {
                     number: pick.version.0,
                     label: pick.label,
                     reason: pick.reason.as_str(),
-                    caller: pick.key.unwrap_or(0),
-                    assigned: pick.assigned,
+                    by: By { caller: pick.key.unwrap_or(0), assigned: pick.assigned },
                     drawn: pick.drawn.map(|drawn| (drawn, pick.key)),
                     instead: pick.instead,
                 }),
@@ -423,6 +453,14 @@ impl Body {
         call.decode(self.plain.as_ref().map_err(Refusal::clone)?, entry)
     }
 
+    /// What a policy asks of it; nothing if that is not there, or cannot be read here.
+    fn field<C: Call>(&self, call: &C, request: Option<&InferRequest>, field: &Field) -> Option<String> {
+        match field {
+            Field::Parameter(name) => call.parameter(self.plain.as_ref().ok()?, name),
+            Field::Input(name) => field::first_element(request?, name),
+        }
+    }
+
     /// Bytes of it, as it is read here if it can be.
     fn len(&self) -> usize {
         self.plain.as_ref().map_or(self.as_it_came.len(), Bytes::len)
@@ -465,11 +503,21 @@ struct Asking<'a> {
     models: Arc<Models>,
     target: Target<'a>,
     version: u64,
-    caller: u64,
-    assigned: Option<Assignment>,
+    by: By,
+    /// What the policy has asked of the body.
+    of_body: Option<&'a str>,
     standing: Standing,
     deadline: Deadline,
     now: Instant,
+}
+
+/// Whom a rollout takes a request for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct By {
+    /// Who asks, as a hash of the sticky key; 0 without one.
+    caller: u64,
+    /// On which side of the rollout chance has put it.
+    assigned: Option<Assignment>,
 }
 
 /// The version that was chosen, and why.
@@ -478,10 +526,7 @@ pub(crate) struct Chosen {
     pub(crate) number: u64,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) reason: &'static str,
-    /// Who asks, as a hash of the sticky key; 0 without one.
-    pub(crate) caller: u64,
-    /// On which side of a rollout chance has put it.
-    pub(crate) assigned: Option<Assignment>,
+    pub(crate) by: By,
     /// What chance or the sticky key has decided, and where that key lies.
     pub(crate) drawn: Option<(Drawn, Option<u64>)>,
     /// Why it is another version than that.
@@ -504,6 +549,21 @@ fn usage(request: Option<&InferRequest>, bytes: usize) -> Usage {
     let inputs = request.into_iter().flat_map(|request| &request.inputs);
     let rows = inputs.filter_map(|input| input.shape.first()).max();
     Usage { rows: rows.copied().unwrap_or(1).max(1), bytes: bytes as u64 }
+}
+
+/// What has to be read of the body before a version can be chosen. One in the path is chosen already.
+fn asks_of_body<'a>(snapshot: &'a Snapshot, target: Target<'_>) -> Option<&'a Field> {
+    match target.pinned {
+        Some(_) => None,
+        None => snapshot.model(target.model)?.asks_of_body(),
+    }
+}
+
+/// Before a body is read for it, somebody has to be there who might answer.
+fn must_be_there(snapshot: &Snapshot, models: &Models, target: Target<'_>) -> Result<(), Refusal> {
+    let has_remotes = snapshot.model(target.model).is_some_and(ModelPolicy::has_remotes);
+    let is_there = has_remotes || models.connected && models.highest_ready(target.model).is_some();
+    if is_there { Ok(()) } else { Err(unavailable(models, target, None)) }
 }
 
 /// Whether another server is well, its breaker finds out.

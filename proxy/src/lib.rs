@@ -23,6 +23,7 @@ pub mod slots;
 pub mod decode;
 mod raw_request;
 mod deadline;
+mod field;
 pub mod shadow;
 pub mod tensor_json;
 pub mod link;

@@ -135,10 +135,10 @@ impl Record {
     }
 
     /// Notes who is asked.
-    pub(crate) fn choose(&mut self, model: &str, chosen: Chosen) {
+    pub(crate) fn choose(&mut self, model: &str, chosen: &Chosen) {
         self.version = Some((model.to_owned(), chosen.number));
         self.pick = Some(chosen.reason);
-        self.label = chosen.label;
+        self.label.clone_from(&chosen.label);
         (self.drawn, self.instead) = (chosen.drawn, chosen.instead);
     }
 

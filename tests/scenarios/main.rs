@@ -22,5 +22,6 @@ mod request_path;
 mod shadow;
 mod split;
 mod startup;
+mod sticky_field;
 mod tidy;
 mod traces;

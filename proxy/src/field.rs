@@ -1,0 +1,91 @@
+//! One field of a request's body that a policy asks for: a parameter, or the first element of an input. Decides which
+//! values are a key, and how one is written; never what it means.
+//!
+//! It is looked for apart from decoding, so that requests to models whose policies ask for nothing pay nothing.
+
+use crate::decode::InferRequest;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::collections::HashMap;
+use wire::Datatype;
+
+/// A parameter of a request of the Open Inference Protocol, if it is a text, a whole number or a truth value. `json` is the
+/// body without binary tensors.
+pub(crate) fn parameter(json: &[u8], name: &str) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Head<'a> {
+        #[serde(borrow, default)]
+        parameters: HashMap<Cow<'a, str>, &'a RawValue>,
+    }
+    let head: Head<'_> = serde_json::from_slice(json).ok()?;
+    match serde_json::from_str(head.parameters.get(name)?.get()).ok()? {
+        serde_json::Value::String(text) => Some(text),
+        serde_json::Value::Number(number) if !number.is_f64() => Some(number.to_string()),
+        serde_json::Value::Bool(truth) => Some(truth.to_string()),
+        serde_json::Value::Number(_)
+        | serde_json::Value::Null
+        | serde_json::Value::Array(_)
+        | serde_json::Value::Object(_) => None,
+    }
+}
+
+/// The first element of an input, if that is INT64, INT32, or BYTES that are a text.
+pub(crate) fn first_element(request: &InferRequest, name: &str) -> Option<String> {
+    let input = request.inputs.iter().find(|input| input.name == name)?;
+    let (datatype, at) = input.locate(&request.payload).ok()?;
+    let bytes = &request.payload[at];
+    match datatype {
+        Datatype::Int64 => bytes.first_chunk().map(|bytes| i64::from_le_bytes(*bytes).to_string()),
+        Datatype::Int32 => bytes.first_chunk().map(|bytes| i32::from_le_bytes(*bytes).to_string()),
+        Datatype::Bytes => {
+            let (length, rest) = bytes.split_first_chunk()?;
+            let text = rest.get(..u32::from_le_bytes(*length) as usize)?;
+            String::from_utf8(text.to_vec()).ok()
+        }
+        Datatype::Bool
+        | Datatype::Uint8
+        | Datatype::Int8
+        | Datatype::Int16
+        | Datatype::Fp16
+        | Datatype::Bf16
+        | Datatype::Fp32
+        | Datatype::Fp64 => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_parameter_is_a_text_a_whole_number_or_a_truth_value() {
+        let body = br#"{"inputs": [{"data": [1.5, NaN]}], "parameters": {"a": "x", "b": -7, "c": true, "d": 1.5, "e": {}, "f": ""}}"#;
+        let body = String::from_utf8_lossy(body).replace("NaN", "0");
+        let of = |name| parameter(body.as_bytes(), name);
+        assert_eq!(["a", "b", "c"].map(of), [Some("x".into()), Some("-7".into()), Some("true".into())]);
+        assert_eq!(["d", "e", "g"].map(of), [None, None, None]);
+        assert_eq!(of("f").as_deref(), Some(""), "which the policy takes for none");
+        assert_eq!(parameter(b"{}", "a"), None);
+        assert_eq!(parameter(b"[", "a"), None);
+    }
+
+    #[test]
+    fn the_first_element_of_an_input_of_whole_numbers_or_texts_is_a_key() {
+        let first = |datatype: &str, data: &str| {
+            let body = format!(
+                r#"{{"inputs": [{{"name": "x", "shape": [1], "datatype": "FP32", "data": [0.5]}},
+                    {{"name": "user", "shape": [2], "datatype": "{datatype}", "data": {data}}}]}}"#
+            );
+            first_element(&InferRequest::decode(body.as_bytes(), None).unwrap(), "user")
+        };
+        for datatype in ["INT64", "INT32"] {
+            assert_eq!(first(datatype, "[7, 8]").as_deref(), Some("7"), "{datatype}");
+        }
+        assert_eq!(first("INT64", "[-9007199254740993, 8]").as_deref(), Some("-9007199254740993"));
+        assert_eq!(first("BYTES", r#"["ana", "ben"]"#).as_deref(), Some("ana"));
+        assert_eq!(first("FP32", "[7, 8]"), None);
+        let empty = br#"{"inputs": [{"name": "user", "shape": [0], "datatype": "INT64", "data": []}]}"#;
+        assert_eq!(first_element(&InferRequest::decode(empty, None).unwrap(), "user"), None);
+    }
+}
