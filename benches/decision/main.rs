@@ -23,6 +23,8 @@ fn main() -> anyhow::Result<()> {
         return Ok(());
     }
 
+    // Every model keeps a bit for each of its users, from the first one on.
+    (0..MODELS).for_each(|at| world.decide(at, world.start));
     let before = resident();
     (0..CALLERS).for_each(|at| world.decide(at, world.start));
     let per_caller = (resident() - before) as f64 / CALLERS as f64;
