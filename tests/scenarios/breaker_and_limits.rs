@@ -191,8 +191,49 @@ fn more_requests_than_fit_are_refused_at_once() {
         });
         let refused = stack.client().post("/v2/models/m/versions/2/infer", &[], &body());
         assert_eq!((refused.status, refused.header("retry-after")), (503, "1"));
+        let asked = stack.client().post("/v2/repository/index", &[], b"");
+        assert_eq!(asked.status, 200, "who looks after models has room of their own: {}", asked.text());
     });
     assert_eq!(stack.client().infer("m", &[], &body()).status, 200);
+}
+
+#[test]
+fn when_there_is_hardly_room_the_less_critical_are_refused_first() {
+    let engine = ScriptedEngine::start(&[("hangs", 1, Behaviour::Hang), ("m", 1, Behaviour::Answer)]);
+    let policy = "overload:\n  criticality:\n    - {when: {header: x-is, equals: critical}, is: critical}\n    - {when: {header: x-is, equals: batch}, is: sheddable}\n";
+    let stack = Stack::builder()
+        .policies(policy)
+        .config("requests: {in_flight_max: 8}")
+        .external_engine(engine.socket())
+        .start();
+    let ask = |is: &str| stack.client().infer("m", &[("x-is", is)], &body());
+    std::thread::scope(|scope| {
+        let hang = |count: u32| {
+            let client = stack.client();
+            for _ in 0..count {
+                let client = client.clone();
+                scope.spawn(move || {
+                    let headers = [("x-is", "critical"), ("x-request-timeout-ms", "4000")];
+                    client.infer("hangs", &headers, &body())
+                });
+            }
+        };
+        let in_flight = |count: f64| stack.wait_for_metric("penstock_requests_in_flight", count);
+        hang(6);
+        in_flight(6.0);
+        let refused = ask("batch");
+        assert_eq!(refused.status, 503);
+        assert!(
+            refused.error().contains("the rest of the room is for more critical ones"),
+            "{}",
+            refused.text()
+        );
+        assert_eq!((ask("").status, ask("critical").status), (200, 200));
+        hang(1);
+        in_flight(7.0);
+        assert_eq!((ask("").status, ask("critical").status), (200, 200), "a tenth of eight is less than one");
+    });
+    assert_eq!(ask("batch").status, 200);
 }
 
 #[test]
