@@ -1,8 +1,12 @@
 //! THE request path: one function, one line per stage. Each stage is a file of its own; this one only says
 //! in which order they come and what passes between them.
 //!
-//! Cheap refusals come first, and so does the choice of a version, unless the policy asks for something of the body. A rate limit is spent before the body is read, because reading it is what the limit
-//! protects; a request that is refused later has spent it.
+//! Cheap refusals come first, and so does the choice of a version, unless the policy asks for something of the body. A rate
+//! limit is spent before the body is read, because reading it is what the limit protects; a request that is refused later
+//! has spent it.
+
+mod once_more;
+mod verdict;
 
 use crate::body::{BodyLimits, Encoding};
 use crate::call::{Call, Inferred};
@@ -11,10 +15,10 @@ use crate::deadline::Deadline;
 use crate::decode::InferRequest;
 use crate::directory::{Directory, Models};
 use crate::field;
-use crate::link::{Link, LinkError, Links, Pending};
+use crate::link::{LinkError, Links, Pending};
 use crate::metrics::Metrics;
 use crate::pulse::SOON;
-use crate::record::{Record, Retry};
+use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::remote::Remotes;
 use crate::route::Target;
@@ -22,13 +26,15 @@ use crate::shadow::Shadows;
 use crate::slots::Slots;
 use crate::trace::Trace;
 use bytes::Bytes;
+use once_more::{Again, Unanswered};
 use policies::{
-    Assignment, Criticality, Drawn, Field, Instead, Ledger, Limited, Live, ModelPolicy, NotAgain, Outcome,
-    Pass, Remote, Sight, Snapshot, Standing, Usage, Version,
+    Assignment, Criticality, Drawn, Field, Instead, Ledger, Limited, Live, ModelPolicy, Pass, Remote, Sight,
+    Snapshot, Standing, Usage, Version,
 };
 use rand::Rng;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use verdict::{outcome, sight};
 use wire::{Frame, Infer, ModelEntry, Reply, Status};
 
 /// Everything the path needs; shared by all requests.
@@ -193,63 +199,6 @@ impl Path {
         record.outcome = Some(outcome);
         pass.settle(outcome, ended);
         Attempt { answer, sight: sight(&said, ended - asking.now), ended }
-    }
-
-    /// Whom to ask once more, now that nothing has run: the same version, or whichever the policy names instead, if that
-    /// lets it in and not too many were asked twice. A version in the path is never replaced.
-    async fn once_more<'a, C: Call>(
-        &self,
-        call: &C,
-        again: &Again,
-        asking: &Asking<'a>,
-        record: &mut Record,
-    ) -> Option<(Asking<'a>, Pass)> {
-        let Asking { snapshot, target, .. } = *asking;
-        let (reason, models, version) = match again {
-            Again::Never => return None,
-            Again::Ask(asked) => {
-                let link = self.links.worker().await.ok()?;
-                // The same engine would say the same.
-                if asked.as_ref().is_some_and(|asked| asked.is(&link)) {
-                    return None;
-                }
-                ("engine_replaced", self.directory.load(), asking.version)
-            }
-            Again::Choose if target.pinned.is_some() => return None,
-            Again::Choose => {
-                let news = self.directory.changed_since(&asking.models);
-                // If there is none, the same version is named again.
-                let _ = tokio::time::timeout(NEWS_MAX.min(asking.deadline.left(Instant::now())), news).await;
-                let models = self.directory.load();
-                let caller = Caller::with_body(call.head(), asking.of_body);
-                let chosen = self.pick(snapshot, &models, target, &caller)?;
-                let is_ready = is_ready(snapshot, &models, target.model, chosen.number);
-                if !is_ready {
-                    return None;
-                }
-                ("unloaded", models, chosen.number)
-            }
-        };
-        let now = Instant::now();
-        if asking.deadline.left(now).is_zero() {
-            return None;
-        }
-        let versions = (Version(asking.version), Version(version));
-        let pass = match self.ledger.enter_again(snapshot, target.model, versions, now) {
-            Ok(pass) => pass,
-            Err(NotAgain::Tripped) => return None,
-            Err(NotAgain::OverBudget) => {
-                record.retry = Some(Retry::OverBudget(reason));
-                return None;
-            }
-        };
-        record.retry = Some(Retry::Asked(reason));
-        let is_same = version == asking.version;
-        if !is_same {
-            record.divert(version, Instead::Retry);
-        }
-        let by = By { assigned: asking.by.assigned.filter(|_| is_same), ..asking.by };
-        Some((Asking { models, version, by, now, ..*asking }, pass))
     }
 
     /// Has the engine answer.
@@ -438,9 +387,6 @@ impl Path {
     }
 }
 
-/// News of a version that the engine has just taken out comes within this, on another connection.
-const NEWS_MAX: Duration = Duration::from_millis(250);
-
 /// A body that was read.
 struct Body {
     as_it_came: Bytes,
@@ -473,28 +419,6 @@ struct Attempt<A> {
     /// What that says about the version in a rollout.
     sight: Option<Sight>,
     ended: Instant,
-}
-
-/// Why a version has not answered, and whether asking once more may help.
-struct Unanswered {
-    refusal: Refusal,
-    again: Again,
-}
-
-/// Only what was not run is asked again.
-enum Again {
-    /// It may have run, or would be refused again.
-    Never,
-    /// The version is gone: the policy may name another one.
-    Choose,
-    /// The engine has not taken it, or not over this link: another one may have taken over.
-    Ask(Option<Link>),
-}
-
-impl From<Refusal> for Unanswered {
-    fn from(refusal: Refusal) -> Self {
-        Self { refusal, again: Again::Never }
-    }
 }
 
 /// What has been decided about a request that is answered.
@@ -655,66 +579,6 @@ impl From<LinkError> for Refusal {
     }
 }
 
-/// What an answer after so long says about the version in a rollout; nothing if the version was not asked.
-fn sight<T>(answer: &Result<T, Refusal>, took: Duration) -> Option<Sight> {
-    match answer {
-        Ok(_) => Some(Sight::Answered(took)),
-        Err(Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::Internal(_)) => Some(Sight::Failed),
-        Err(Refusal::DeadlineExceeded { .. }) => Some(Sight::Late(took)),
-        Err(Refusal::ClientGone) => Some(Sight::Gone(took)),
-        Err(Refusal::Invalid(_)) => Some(Sight::Refused),
-        Err(
-            Refusal::EngineDown(_)
-            | Refusal::NotReady(_)
-            | Refusal::Overloaded(_)
-            | Refusal::Busy { .. }
-            | Refusal::Tripped { .. },
-        ) => Some(Sight::Unanswered),
-        Err(
-            Refusal::NotFound(_)
-            | Refusal::Forbidden(_)
-            | Refusal::Method { .. }
-            | Refusal::Unsupported(_)
-            | Refusal::TooLarge { .. }
-            | Refusal::Oversized { .. }
-            | Refusal::Crowded(_)
-            | Refusal::Encoding { .. }
-            | Refusal::BodyTimeout { .. }
-            | Refusal::Limited { .. },
-        ) => None,
-    }
-}
-
-/// What an answer says about the version that was asked.
-fn outcome<T>(answer: &Result<T, Refusal>) -> Outcome {
-    match answer {
-        Ok(_) => Outcome::Served,
-        Err(Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::Internal(_)) => Outcome::Failed,
-        Err(Refusal::ClientGone) => Outcome::Abandoned,
-        // A missed deadline may be another model's doing, on the lanes that they share, or its caller's impatience.
-        // A lost engine takes all versions with it and says nothing about any of them.
-        Err(
-            Refusal::DeadlineExceeded { .. }
-            | Refusal::EngineDown(_)
-            | Refusal::NotReady(_)
-            | Refusal::Overloaded(_)
-            | Refusal::Busy { .. }
-            | Refusal::Invalid(_)
-            | Refusal::NotFound(_)
-            | Refusal::Forbidden(_)
-            | Refusal::Method { .. }
-            | Refusal::Unsupported(_)
-            | Refusal::TooLarge { .. }
-            | Refusal::Oversized { .. }
-            | Refusal::Crowded(_)
-            | Refusal::Encoding { .. }
-            | Refusal::BodyTimeout { .. }
-            | Refusal::Limited { .. }
-            | Refusal::Tripped { .. },
-        ) => Outcome::Refused,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -729,20 +593,5 @@ mod tests {
         let all = [Criticality::Critical, Criticality::Normal, Criticality::Sheddable];
         assert_eq!(all.map(|criticality| stands(criticality, 1)), [(1, 7), (2, 7), (3, 7)]);
         assert_eq!(all.map(|criticality| stands(criticality, 3)), [(3, 7), (3, 7), (3, 7)]);
-    }
-
-    #[test]
-    fn only_the_versions_own_failures_count_against_it() {
-        let judge = |refusal| outcome::<()>(&Err(refusal));
-        assert_eq!(outcome(&Ok(())), Outcome::Served);
-        assert_eq!(judge(Refusal::ModelFailed("x".into())), Outcome::Failed);
-        assert_eq!(judge(Refusal::Internal("x".into())), Outcome::Failed);
-        assert_eq!(
-            judge(Refusal::DeadlineExceeded { deadline: std::time::Duration::ZERO }),
-            Outcome::Refused
-        );
-        assert_eq!(judge(Refusal::EngineDown("gone".into())), Outcome::Refused);
-        assert_eq!(judge(Refusal::Invalid("x".into())), Outcome::Refused);
-        assert_eq!(judge(Refusal::ClientGone), Outcome::Abandoned);
     }
 }

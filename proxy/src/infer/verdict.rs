@@ -1,0 +1,86 @@
+//! What an answer, or that there is none, says about the version that was asked: to its breaker, and to a rollout. Every way to
+//! end is judged here and nowhere else.
+
+use crate::refusal::Refusal;
+use policies::{Outcome, Sight};
+use std::time::Duration;
+
+/// What an answer after so long says about the version in a rollout; nothing if the version was not asked.
+pub(super) fn sight<T>(answer: &Result<T, Refusal>, took: Duration) -> Option<Sight> {
+    match answer {
+        Ok(_) => Some(Sight::Answered(took)),
+        Err(Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::Internal(_)) => Some(Sight::Failed),
+        Err(Refusal::DeadlineExceeded { .. }) => Some(Sight::Late(took)),
+        Err(Refusal::ClientGone) => Some(Sight::Gone(took)),
+        Err(Refusal::Invalid(_)) => Some(Sight::Refused),
+        Err(
+            Refusal::EngineDown(_)
+            | Refusal::NotReady(_)
+            | Refusal::Overloaded(_)
+            | Refusal::Busy { .. }
+            | Refusal::Tripped { .. },
+        ) => Some(Sight::Unanswered),
+        Err(
+            Refusal::NotFound(_)
+            | Refusal::Forbidden(_)
+            | Refusal::Method { .. }
+            | Refusal::Unsupported(_)
+            | Refusal::TooLarge { .. }
+            | Refusal::Oversized { .. }
+            | Refusal::Crowded(_)
+            | Refusal::Encoding { .. }
+            | Refusal::BodyTimeout { .. }
+            | Refusal::Limited { .. },
+        ) => None,
+    }
+}
+
+/// What an answer says about the version that was asked.
+pub(super) fn outcome<T>(answer: &Result<T, Refusal>) -> Outcome {
+    match answer {
+        Ok(_) => Outcome::Served,
+        Err(Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::Internal(_)) => Outcome::Failed,
+        Err(Refusal::ClientGone) => Outcome::Abandoned,
+        // A missed deadline may be another model's doing, on the lanes that they share, or its caller's impatience.
+        // A lost engine takes all versions with it and says nothing about any of them.
+        Err(
+            Refusal::DeadlineExceeded { .. }
+            | Refusal::EngineDown(_)
+            | Refusal::NotReady(_)
+            | Refusal::Overloaded(_)
+            | Refusal::Busy { .. }
+            | Refusal::Invalid(_)
+            | Refusal::NotFound(_)
+            | Refusal::Forbidden(_)
+            | Refusal::Method { .. }
+            | Refusal::Unsupported(_)
+            | Refusal::TooLarge { .. }
+            | Refusal::Oversized { .. }
+            | Refusal::Crowded(_)
+            | Refusal::Encoding { .. }
+            | Refusal::BodyTimeout { .. }
+            | Refusal::Limited { .. }
+            | Refusal::Tripped { .. },
+        ) => Outcome::Refused,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_versions_own_failures_count_against_it() {
+        let judge = |refusal| outcome::<()>(&Err(refusal));
+        assert_eq!(outcome(&Ok(())), Outcome::Served);
+        assert_eq!(judge(Refusal::ModelFailed("x".into())), Outcome::Failed);
+        assert_eq!(judge(Refusal::Internal("x".into())), Outcome::Failed);
+        assert_eq!(
+            judge(Refusal::DeadlineExceeded { deadline: std::time::Duration::ZERO }),
+            Outcome::Refused
+        );
+        assert_eq!(judge(Refusal::EngineDown("gone".into())), Outcome::Refused);
+        assert_eq!(judge(Refusal::Invalid("x".into())), Outcome::Refused);
+        assert_eq!(judge(Refusal::ClientGone), Outcome::Abandoned);
+    }
+}
