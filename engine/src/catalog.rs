@@ -111,7 +111,10 @@ impl State {
                     at_once: version.way.at_once as u32,
                     form: version.form.clone(),
                     curve: version.curve.iter().map(|(rows, took)| CurvePoint::new(*rows, *took)).collect(),
-                    inputs: spec.inputs.iter().map(|slot| slot.to_wire()).collect(),
+                    inputs: match &version.preprocess {
+                        Some(preprocess) => preprocess.to_wire(spec),
+                        None => spec.inputs.iter().map(|slot| slot.to_wire()).collect(),
+                    },
                     outputs: spec.outputs.iter().map(|slot| slot.to_wire()).collect(),
                     max_batch: match (version.grouping, &spec.rows) {
                         (Grouping::Together { max_rows }, _) => max_rows,

@@ -12,21 +12,24 @@
 
 use crate::batcher::{Criticality, Priority};
 use crate::catalog::Catalog;
-use crate::job::{Job, Refusal, Request, Traced};
+use crate::job::{Job, Refusal, Request, Terms, Traced};
 use crate::loader::Orders;
 use crate::memory::{DeviceGauge, Memory};
+use crate::model::Version;
+use crate::preparers::{Prepared, Preparers, REQUESTS_MAX, Raw};
 use crate::queue::{Order, Queue};
 use crate::split;
 use bytes::{Buf, Bytes};
 use prost::Message;
+use std::collections::HashMap;
 use std::io::{self, IoSlice};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use wire::{
     Control, Decoder, Frame, FrameError, Health, Hello, Infer, Kind, Limits, Outbox, Segments, TraceContext,
 };
@@ -68,7 +71,7 @@ enum Writer {
 }
 
 impl Mailbox {
-    fn new(connection: u64, unread_bytes_max: usize, socket: Arc<OwnedWriteHalf>) -> Self {
+    pub(crate) fn new(connection: u64, unread_bytes_max: usize, socket: Arc<OwnedWriteHalf>) -> Self {
         let (outbox, rest) = (Outbox::new(), Segments::default());
         let unsent = Mutex::new(Unsent { outbox, rest, writer: Writer::Nobody, socket: Some(socket) });
         Self { connection, unread_bytes_max, unsent, left_over: Notify::new(), overflown: Notify::new() }
@@ -168,6 +171,7 @@ pub(crate) enum Ended {
 #[derive(Clone)]
 pub(crate) struct Shared {
     pub(crate) queue: Arc<Queue>,
+    pub(crate) preparers: Arc<Preparers>,
     pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
     pub(crate) loader: Orders,
     pub(crate) memory: Memory,
@@ -187,9 +191,14 @@ pub(crate) async fn serve(stream: UnixStream, connection: u64, shared: Shared) -
         mailbox: Arc::new(Mailbox::new(connection, shared.unread_bytes_max, Arc::clone(&write_half))),
         queue: Arc::clone(&shared.queue),
     };
+    let (done, prepared) = mpsc::channel(REQUESTS_MAX);
     let mut reader = Reader {
         mailbox: Arc::clone(&open.mailbox),
         queue: Arc::clone(&shared.queue),
+        preparers: Arc::clone(&shared.preparers),
+        done,
+        prepared,
+        preparing: HashMap::new(),
         catalog: shared.catalog.clone(),
         loader: shared.loader.clone(),
         memory: shared.memory,
@@ -221,6 +230,12 @@ impl Drop for Open {
 struct Reader {
     mailbox: Arc<Mailbox>,
     queue: Arc<Queue>,
+    preparers: Arc<Preparers>,
+    /// Where pre-processed requests come back.
+    done: mpsc::Sender<Prepared>,
+    prepared: mpsc::Receiver<Prepared>,
+    /// By id, those that are being pre-processed, and whether nobody waits for them any more.
+    preparing: HashMap<u64, Arc<AtomicBool>>,
     catalog: watch::Receiver<Arc<Catalog>>,
     loader: Orders,
     memory: Memory,
@@ -235,35 +250,81 @@ struct Reader {
 impl Reader {
     async fn run(&mut self, mut socket: OwnedReadHalf) -> Result<(), Ended> {
         loop {
-            if socket.read_buf(self.decoder.buffer()).await? == 0 {
-                return if self.decoder.is_between_frames() { Ok(()) } else { Err(Ended::Cut) };
+            tokio::select! {
+                read = socket.read_buf(self.decoder.buffer()) => {
+                    if read? == 0 {
+                        return if self.decoder.is_between_frames() { Ok(()) } else { Err(Ended::Cut) };
+                    }
+                    self.take_in_all()?;
+                }
+                Some(prepared) = self.prepared.recv() => self.go_on(prepared),
             }
-            let now = Instant::now();
-            let catalog = Arc::clone(&self.catalog.borrow());
-            while let Some(frame) = self.decoder.decode()? {
-                match frame.kind {
-                    Kind::Infer => self.take_in(frame, now, &catalog)?,
-                    Kind::Cancel => {
-                        self.orders.push(Order::Cancel { connection: self.mailbox.connection, id: frame.id })
-                    }
-                    Kind::Control => {
-                        self.loader.give(Control::decode(frame.metadata)?, &self.mailbox, frame.id);
-                    }
-                    Kind::Ping => self.pong(frame.id),
-                    Kind::Hello | Kind::Index | Kind::Reply | Kind::Pong => {
-                        return Err(Ended::Direction(frame.kind));
-                    }
+        }
+    }
+
+    /// What one read has brought.
+    fn take_in_all(&mut self) -> Result<(), Ended> {
+        let now = Instant::now();
+        let catalog = Arc::clone(&self.catalog.borrow());
+        while let Some(frame) = self.decoder.decode()? {
+            match frame.kind {
+                Kind::Infer => self.take_in(frame, now, &catalog)?,
+                Kind::Cancel => self.cancel(frame.id),
+                Kind::Control => {
+                    self.loader.give(Control::decode(frame.metadata)?, &self.mailbox, frame.id);
+                }
+                Kind::Ping => self.pong(frame.id),
+                Kind::Hello | Kind::Index | Kind::Reply | Kind::Pong => {
+                    return Err(Ended::Direction(frame.kind));
                 }
             }
-            self.queue.submit(&mut self.orders, &mut self.refused, now);
-            split::refuse(&self.mailbox, &mut self.refused);
         }
+        self.submit(now);
+        Ok(())
+    }
+
+    fn submit(&mut self, now: Instant) {
+        self.queue.submit(&mut self.orders, &mut self.refused, now);
+        split::refuse(&self.mailbox, &mut self.refused);
+    }
+
+    fn cancel(&mut self, id: u64) {
+        match self.preparing.remove(&id) {
+            Some(cancelled) => cancelled.store(true, Ordering::Relaxed),
+            None => self.orders.push(Order::Cancel { connection: self.mailbox.connection, id }),
+        }
+    }
+
+    /// Lets what is pre-processed into the queue, unless nobody waits for it any more.
+    fn go_on(&mut self, first: Prepared) {
+        let mut places = Vec::new();
+        let mut next = Some(first);
+        while let Some(Prepared { terms, result, cancelled, place }) = next {
+            places.push(place);
+            if !cancelled.load(Ordering::Relaxed) {
+                self.preparing.remove(&terms.id);
+                match result {
+                    Ok(request) => self.enter(request, terms),
+                    Err(refusal) => self.refused.push((terms.id, refusal)),
+                }
+            }
+            next = self.prepared.try_recv().ok();
+        }
+        self.submit(Instant::now());
+    }
+
+    fn enter(&mut self, request: Request, terms: Terms) {
+        self.orders.push(Order::Run(Arc::new(Job::new(request, terms, Arc::clone(&self.mailbox)))));
     }
 
     /// Lives, and says how much it holds.
     fn pong(&self, id: u64) {
         let device = self.device_memory.as_ref().and_then(DeviceGauge::read);
-        let health = Health { under_way: self.queue.under_way(), device, ..self.memory.health() };
+        let health = Health {
+            under_way: self.preparers.under_way() + self.queue.under_way(),
+            device,
+            ..self.memory.health()
+        };
         self.mailbox.post(|outbox| outbox.push(Kind::Pong, id, &health, Bytes::new()));
     }
 
@@ -271,46 +332,82 @@ impl Reader {
         let Frame { id, metadata, mut payload, .. } = frame;
         let metadata_bytes = metadata.len();
         let mut infer = Infer::decode(metadata)?;
-        let deadline = (infer.budget_us > 0).then(|| now + Duration::from_micros(infer.budget_us));
-        let trace = infer.trace.take().map(traced);
-        let (caller, tenant) = (infer.caller, infer.tenant);
-        let criticality = match infer.criticality {
-            1 => Criticality::Critical,
-            0 | 2 => Criticality::Normal,
-            _ => Criticality::Sheddable,
-        };
-        let priority = match infer.priority {
-            1 => Priority::High,
-            0 | 2 => Priority::Normal,
-            _ => Priority::Low,
-        };
+        let terms = terms(id, &mut infer, now, metadata_bytes);
         // A small request that waits would keep the whole buffer of its read alive. Copied out, the buffer can be
         // used for the next read, and is still in the cache.
         if payload.len() < COPY_BYTES {
             payload = Bytes::copy_from_slice(&payload);
         }
-        match Request::check(infer, payload, catalog) {
-            Ok(request) => {
-                let bytes = metadata_bytes + request.payload.len();
-                self.orders.push(Order::Run(Arc::new(Job {
-                    request,
-                    id,
-                    mailbox: Arc::clone(&self.mailbox),
-                    received: now,
-                    deadline,
-                    priority,
-                    criticality,
-                    tenant,
-                    caller,
-                    trace,
-                    bytes,
-                    answered: AtomicBool::new(false),
-                    done: Mutex::default(),
-                })));
-            }
-            Err(refusal) => self.refused.push((id, refusal)),
+        if let Err(refusal) = self.let_in(infer, payload, terms, catalog) {
+            self.refused.push((id, refusal));
         }
         Ok(())
+    }
+
+    fn let_in(
+        &mut self,
+        infer: Infer,
+        payload: Bytes,
+        terms: Terms,
+        catalog: &Catalog,
+    ) -> Result<(), Refusal> {
+        let version = catalog.find(&infer.model, infer.version)?;
+        if self.preparing.contains_key(&terms.id) {
+            return Err(Refusal::Duplicate { id: terms.id });
+        }
+        if version.preprocess.as_ref().is_some_and(|preprocess| preprocess.concerns(&infer.inputs)) {
+            return self.prepare(version, infer, payload, terms);
+        }
+        let request = Request::check_for(version, infer.inputs, infer.outputs, payload)?;
+        self.enter(request, terms);
+        Ok(())
+    }
+
+    fn prepare(
+        &mut self,
+        version: &Arc<Version>,
+        infer: Infer,
+        payload: Bytes,
+        terms: Terms,
+    ) -> Result<(), Refusal> {
+        let preprocess = version.preprocess.as_ref().expect("it concerns this request");
+        let tensor_bytes = preprocess.bytes_at_most(&infer.inputs, &payload, version)?;
+        let (id, cancelled) = (terms.id, Arc::new(AtomicBool::new(false)));
+        let raw = Raw {
+            version: Arc::clone(version),
+            infer,
+            payload,
+            terms,
+            mailbox: Arc::clone(&self.mailbox),
+            cancelled: Arc::clone(&cancelled),
+        };
+        self.preparers.submit(raw, tensor_bytes, &self.done)?;
+        self.preparing.insert(id, cancelled);
+        Ok(())
+    }
+}
+
+/// What an `Infer` says beside its tensors.
+fn terms(id: u64, infer: &mut Infer, received: Instant, metadata_bytes: usize) -> Terms {
+    Terms {
+        id,
+        received,
+        prepared: Duration::ZERO,
+        deadline: (infer.budget_us > 0).then(|| received + Duration::from_micros(infer.budget_us)),
+        priority: match infer.priority {
+            1 => Priority::High,
+            0 | 2 => Priority::Normal,
+            _ => Priority::Low,
+        },
+        criticality: match infer.criticality {
+            1 => Criticality::Critical,
+            0 | 2 => Criticality::Normal,
+            _ => Criticality::Sheddable,
+        },
+        tenant: infer.tenant,
+        caller: infer.caller,
+        trace: infer.trace.take().map(traced),
+        metadata_bytes,
     }
 }
 

@@ -3,7 +3,6 @@
 //! shape it is given. Every refusal is one line that names the input, what was expected and what came.
 
 use crate::batcher::{Criticality, Grouping, Priority};
-use crate::catalog::Catalog;
 use crate::connection::Mailbox;
 use crate::model::{Dimension, Named, Output, RANK_MAX, Rows, Slot, Spec, Version};
 use crate::padding;
@@ -13,7 +12,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use wire::{Datatype, Infer, Layout, Limits, Run, Status, TensorError, TensorMeta, TraceContext};
+use wire::{Datatype, Layout, Limits, Run, Status, TensorError, TensorMeta, TraceContext};
 
 /// A request on its way through the engine.
 pub(crate) struct Job {
@@ -24,6 +23,8 @@ pub(crate) struct Job {
     /// Where the answer goes.
     pub(crate) mailbox: Arc<Mailbox>,
     pub(crate) received: Instant,
+    /// How long after that its tensors were there, if they had to be made.
+    pub(crate) prepared: Duration,
     pub(crate) deadline: Option<Instant>,
     pub(crate) priority: Priority,
     pub(crate) criticality: Criticality,
@@ -40,6 +41,21 @@ pub(crate) struct Job {
     pub(crate) done: Mutex<Done>,
 }
 
+/// What a request brings beside its tensors.
+pub(crate) struct Terms {
+    pub(crate) id: u64,
+    pub(crate) received: Instant,
+    /// How long after that its tensors were there, if they had to be made.
+    pub(crate) prepared: Duration,
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) priority: Priority,
+    pub(crate) criticality: Criticality,
+    pub(crate) tenant: u64,
+    pub(crate) caller: u64,
+    pub(crate) trace: Option<Traced>,
+    pub(crate) metadata_bytes: usize,
+}
+
 /// The pieces of a request that have run.
 #[derive(Default)]
 pub(crate) struct Done {
@@ -51,6 +67,39 @@ pub(crate) struct Done {
 }
 
 impl Job {
+    pub(crate) fn new(request: Request, terms: Terms, mailbox: Arc<Mailbox>) -> Self {
+        let Terms {
+            id,
+            received,
+            prepared,
+            deadline,
+            priority,
+            criticality,
+            tenant,
+            caller,
+            trace,
+            metadata_bytes,
+        } = terms;
+        let bytes = metadata_bytes + request.payload.len();
+        let (answered, done) = (AtomicBool::new(false), Mutex::default());
+        Self {
+            request,
+            id,
+            mailbox,
+            received,
+            prepared,
+            deadline,
+            priority,
+            criticality,
+            tenant,
+            caller,
+            trace,
+            bytes,
+            answered,
+            done,
+        }
+    }
+
     /// Whether anybody still waits for its answer.
     pub(crate) fn is_wanted(&self) -> bool {
         !self.is_answered() && self.mailbox.is_open()
@@ -137,6 +186,10 @@ pub(crate) enum Refusal {
     Bool { name: String, got: u8 },
     #[error("input `{name}`: {got} is not within {min} to {max}")]
     Bounds { name: String, got: i64, min: i64, max: i64 },
+    #[error("input `{name}`, row {row} {why}")]
+    Unfit { name: String, row: usize, why: String },
+    #[error("one of its inputs cannot be decoded")]
+    Undecodable,
     #[error("unknown output `{name}`; the model gives {known}")]
     UnknownOutput { name: String, known: String },
     #[error("output `{name}` is requested twice")]
@@ -173,6 +226,8 @@ impl Refusal {
             | Self::InputMissing { .. }
             | Self::Datatype { .. }
             | Self::NoNumbers { .. }
+            | Self::Unfit { .. }
+            | Self::Undecodable
             | Self::Shape { .. }
             | Self::Rank { .. }
             | Self::Empty { .. }
@@ -194,6 +249,17 @@ impl Refusal {
 }
 
 impl Refusal {
+    /// Names what a version takes in place of its tensors as well.
+    fn with_raw(self, version: &Version) -> Self {
+        match (self, &version.preprocess) {
+            (Self::UnknownInput { name, known }, Some(preprocess)) => {
+                let known = format!("{known}, or {}", preprocess.names());
+                Self::UnknownInput { name, known }
+            }
+            (refusal, _) => refusal,
+        }
+    }
+
     /// When it makes sense to ask again, where that is known.
     pub(crate) fn retry_after(&self) -> Duration {
         match self {
@@ -205,22 +271,19 @@ impl Refusal {
 
 impl Request {
     /// Checks everything that can be checked without running the model.
-    pub(crate) fn check(infer: Infer, payload: Bytes, catalog: &Catalog) -> Result<Self, Refusal> {
-        let version = catalog.find(&infer.model, infer.version)?;
+    pub(crate) fn check_for(
+        version: &Arc<Version>,
+        inputs: Vec<TensorMeta>,
+        wanted: Vec<String>,
+        payload: Bytes,
+    ) -> Result<Self, Refusal> {
         let spec = version.model.spec();
-        let mut inputs = check_inputs(spec, infer.inputs, &payload)?;
+        let mut inputs = check_inputs(spec, inputs, &payload).map_err(|refusal| refusal.with_raw(version))?;
         let rows = match &spec.rows {
-            Rows::UpTo(most) => {
-                let rows = inputs[0].shape[0];
-                let splits = matches!(version.grouping, Grouping::Together { .. });
-                u32::try_from(rows)
-                    .ok()
-                    .filter(|rows| splits || rows <= most)
-                    .ok_or(Refusal::TooManyRows { rows, most: *most })?
-            }
+            Rows::UpTo(_) => version.check_rows(inputs[0].shape[0])?,
             Rows::None { .. } => 1,
         };
-        check_wanted(&infer.outputs, &spec.outputs)?;
+        check_wanted(&wanted, &spec.outputs)?;
         let (mut payload, mut real) = (payload, None);
         if !spec.dimensions.is_empty() {
             let sizes = sizes(spec, &inputs)?;
@@ -232,7 +295,7 @@ impl Request {
                 real = (to != sizes).then_some(sizes);
             }
         }
-        Ok(Self { version: Arc::clone(version), inputs, rows, payload, wanted: infer.outputs, real })
+        Ok(Self { version: Arc::clone(version), inputs, rows, payload, wanted, real })
     }
 
     /// The bytes of some rows of one of its inputs.
@@ -262,6 +325,21 @@ impl Request {
         free
     }
 }
+
+impl Version {
+    /// Whether a request may have so many rows; of a model without rows, elements to pre-process.
+    pub(crate) fn check_rows(&self, rows: u64) -> Result<u32, Refusal> {
+        let (most, splits) = match self.model.spec().rows {
+            Rows::UpTo(most) => (most, matches!(self.grouping, Grouping::Together { .. })),
+            Rows::None { .. } => (ELEMENTS_MAX, false),
+        };
+        let fits = |rows: &u32| splits || *rows <= most;
+        u32::try_from(rows).ok().filter(fits).ok_or(Refusal::TooManyRows { rows, most })
+    }
+}
+
+/// Nobody else says how many are too many for a model without rows.
+const ELEMENTS_MAX: u32 = 64;
 
 impl Given {
     fn check(slot: usize, declared: &Slot, meta: TensorMeta, payload: &Bytes) -> Result<Self, Refusal> {
@@ -518,6 +596,7 @@ mod tests {
     use super::*;
     use crate::model::Form;
     use crate::scripted::{Scripted, catalog_of, rows_spec};
+    use wire::Infer;
 
     fn meta(name: &str, datatype: Datatype, shape: &[u64], offset: u64) -> TensorMeta {
         TensorMeta { name: name.into(), datatype: datatype as u32, shape: shape.into(), offset, bytes: 0 }
@@ -540,7 +619,11 @@ mod tests {
             ..Infer::default()
         };
         change(&mut infer);
-        Request::check(infer, Bytes::from(vec![1; 256]), &catalog).map_err(|refusal| refusal.to_string())
+        let check = |infer: Infer| {
+            let version = catalog.find(&infer.model, infer.version)?;
+            Request::check_for(version, infer.inputs, infer.outputs, Bytes::from(vec![1; 256]))
+        };
+        check(infer).map_err(|refusal| refusal.to_string())
     }
 
     fn refusal(change: impl Fn(&mut Infer)) -> String {
@@ -595,13 +678,10 @@ mod tests {
         let mut spec = rows_spec(&[("a", 1)], &[("y", 1)], 4);
         spec.inputs[0].form = Some(Form { datatype: Datatype::Bool, shape: vec![Dimension::Free] });
         let catalog = catalog_of("m", 1, Scripted::new(spec, |_| unreachable!("only checked")));
-        let infer = Infer {
-            model: "m".into(),
-            version: 1,
-            inputs: vec![meta("a", Datatype::Bool, &[3], 0)],
-            ..Infer::default()
-        };
-        let refusal = Request::check(infer, Bytes::from_static(&[0, 1, 2]), &catalog).err().unwrap();
+        let inputs = vec![meta("a", Datatype::Bool, &[3], 0)];
+        let version = catalog.find("m", 1).ok().unwrap();
+        let checked = Request::check_for(version, inputs, vec![], Bytes::from_static(&[0, 1, 2]));
+        let refusal = checked.err().unwrap();
         assert_eq!(refusal.to_string(), "input `a`: a BOOL byte is 2, only 0 and 1 are");
     }
 

@@ -5,7 +5,8 @@
 //!
 //! ```text
 //!   listener ─▶ connection ─▶ job ─▶ queue (batcher) ─▶ lane ─▶ model (torch) ─▶ split ─▶ connection
-//!               frames        checked   who with whom   runs                     one reply each
+//!               frames  ▲     checked   who with whom   runs                     one reply each
+//!                       └──▶ preparers (preprocess): pictures and texts become tensors, where that is declared
 //!
 //!   library (manifest, golden) ─▶ loader: torch::load ─▶ trial ─▶ optimise ─▶ calibrate ─▶ catalog: ready
 //! ```
@@ -25,6 +26,8 @@ mod connection;
 mod values;
 mod padding;
 mod job;
+pub mod preprocess;
+mod preparers;
 mod suspects;
 mod queue;
 pub mod batcher;
@@ -56,6 +59,8 @@ mod scripted;
 mod scenarios;
 #[cfg(test)]
 mod scenarios_of_models;
+#[cfg(test)]
+mod scenarios_of_preprocessing;
 
 pub use config::{Config, Device, LogFormat, Settings};
 pub use library::{Candidate, Library};

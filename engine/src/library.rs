@@ -5,11 +5,13 @@
 //!   models/NAME/VERSION/model.pt      VERSION an integer from 1
 //!   models/NAME/VERSION/model.yaml    optional, see manifest.rs
 //!   models/NAME/VERSION/golden.json   optional, see golden.rs
+//!   models/NAME/VERSION/tokenizer.json   of a model that takes text, see preprocess.rs
 //! ```
 
 use crate::golden::Golden;
 use crate::manifest::Manifest;
 use crate::model::Model;
+use crate::preprocess::Preprocess;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -24,7 +26,10 @@ const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 /// More bytes than this are no `golden.json`.
 const GOLDEN_BYTES_MAX: u64 = 64 << 20;
 
-const FILES: [&str; 3] = ["model.pt", "model.yaml", "golden.json"];
+/// More bytes than this are no `tokenizer.json`.
+const TOKENIZER_BYTES_MAX: u64 = 64 << 20;
+
+const FILES: [&str; 4] = ["model.pt", "model.yaml", "golden.json", "tokenizer.json"];
 
 /// Where versions come from; asked again whenever somebody wants a model loaded.
 pub struct Library {
@@ -74,6 +79,8 @@ pub struct Loaded {
     pub model: Box<dyn Model>,
     /// What it is known to answer.
     pub golden: Option<Golden>,
+    /// What is done to requests that bring something else than its tensors.
+    pub preprocess: Option<Preprocess>,
 }
 
 /// Of each file of a version, what changes when somebody writes to it or puts another in its place.
@@ -140,10 +147,13 @@ where
                 let golden = read(&path, "golden.json", GOLDEN_BYTES_MAX)?.map(|text| Golden::parse(&text));
                 let manifest = read(&path, "model.yaml", MANIFEST_BYTES_MAX)?;
                 let manifest = manifest.map(|text| Manifest::parse(&text)).transpose();
-                Ok(Loaded {
-                    golden: golden.transpose()?,
-                    model: load(&path.join("model.pt"), manifest.map_err(|error| error.to_string())?)?,
-                })
+                let mut manifest = manifest.map_err(|error| error.to_string())?;
+                let declared = manifest.as_mut().and_then(Manifest::take_preprocess);
+                let golden = golden.transpose()?;
+                let model = load(&path.join("model.pt"), manifest)?;
+                let tokenizer = || read(&path, "tokenizer.json", TOKENIZER_BYTES_MAX);
+                let bind = |declared| Preprocess::bind(declared, model.spec(), tokenizer);
+                Ok(Loaded { preprocess: declared.map(bind).transpose()?, golden, model })
             });
             found.push(Candidate { name: name.clone(), version, stamp, bytes, load });
         }

@@ -14,6 +14,7 @@ use crate::lane;
 use crate::library::{Library, ScanError};
 use crate::loader::{self, Setup};
 use crate::memory::DeviceGauge;
+use crate::preparers::Preparers;
 use crate::queue::Queue;
 use crate::watchdog::Watchdog;
 use std::future::Future;
@@ -116,6 +117,8 @@ impl Listener {
         let failed = |error| StartError::System { attempt: "start a thread".into(), error };
         let watchdog = Arc::new(Watchdog::new(self.settings.lanes));
         let mut lanes_ended = lane::start(self.settings.lanes, &queue, &watchdog).map_err(failed)?;
+        let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).get();
+        let preparers = Preparers::start(threads, self.settings.queue.bytes).map_err(failed)?;
         let cores = Cores {
             lanes: self.settings.lanes,
             cores: self.settings.cores,
@@ -142,6 +145,7 @@ impl Listener {
         };
         let shared = Shared {
             queue: Arc::clone(&queue),
+            preparers: Arc::clone(&preparers),
             catalog: watching,
             loader: orders,
             memory: self.settings.memory,
@@ -181,6 +185,7 @@ impl Listener {
         drop(socket);
         tracing::info!("stopping");
         let until = Instant::now() + DRAIN;
+        let _ = timeout_at(until, preparers.close()).await;
         queue.stop();
         if timeout_at(until, lanes_ended.recv()).await.is_err() {
             tracing::warn!("requests are left after {} s of waiting", DRAIN.as_secs());

@@ -24,6 +24,7 @@ use crate::memory::{self, Memory};
 use crate::model::{Model, Optimisation, Version};
 use crate::optimise::{Report, optimise};
 use crate::pace::Pace;
+use crate::preprocess::Preprocess;
 use crate::queue::Queue;
 use crate::schedule;
 use crate::split;
@@ -439,8 +440,14 @@ impl Shelf {
                 why
             }
         })?;
-        let Tried { model, verdict: Verdict { grouping, mut why_alone }, report, calibration, padding } =
-            tried;
+        let Tried {
+            model,
+            verdict: Verdict { grouping, mut why_alone },
+            report,
+            calibration,
+            preprocess,
+            padding,
+        } = tried;
         if let Err(why) = &padding {
             let separator = if why_alone.is_empty() { "" } else { "; " };
             why_alone = format!("{why_alone}{separator}not padded: {why}");
@@ -462,6 +469,7 @@ impl Shelf {
             grouping,
             way,
             why_alone,
+            preprocess,
             pads: padding.is_ok(),
             form: report.to_string(),
             curve: points,
@@ -502,6 +510,7 @@ struct Tried {
     verdict: Verdict,
     report: Report,
     calibration: Calibration,
+    preprocess: Option<Preprocess>,
     /// Why it may not be padded.
     padding: Result<(), String>,
 }
@@ -566,13 +575,13 @@ fn try_out(
     beside: Option<&Precedent>,
     pace: &Pace,
 ) -> Result<Tried, String> {
-    let Loaded { model, golden } = load()?;
+    let Loaded { model, golden, preprocess } = load()?;
     let verdict = trial::run(&*model, pace)?;
     golden.as_ref().map_or(Ok(()), |golden| golden.check(&*model, pace))?;
     let (model, report) = in_best_form(model, &verdict, golden.as_ref(), pace);
     let calibration = calibrate(&*model, verdict.grouping, cores, beside, pace);
     let padding = trial::padding(&*model, pace);
-    Ok(Tried { model, verdict, report, calibration, padding })
+    Ok(Tried { model, verdict, report, calibration, preprocess, padding })
 }
 
 /// How a version's requests are run.

@@ -10,6 +10,7 @@
 //! ```
 
 use crate::model::{Dimension, Form, Named, RANK_MAX, Rows, Slot, Spec, Tolerance};
+use crate::preprocess::Declared;
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,6 +32,7 @@ pub struct Manifest {
     /// What is declared of dimensions that have a name.
     #[serde(default)]
     dimensions: BTreeMap<String, Padding>,
+    preprocess: Option<Declared>,
 }
 
 /// How requests are padded along a dimension.
@@ -361,6 +363,11 @@ impl Manifest {
             return Err(ManifestError::NoTolerance);
         }
         Ok(manifest)
+    }
+
+    /// What is to be done to requests before the model gets them, which is no business of the model's.
+    pub(crate) fn take_preprocess(&mut self) -> Option<Declared> {
+        self.preprocess.take()
     }
 
     /// Compares the declaration with the model.

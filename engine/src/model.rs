@@ -9,6 +9,7 @@
 use crate::batcher::Grouping;
 use crate::calibrate::Way;
 use crate::loader::Retirement;
+use crate::preprocess::Preprocess;
 use crate::values;
 pub use crate::values::Tolerance;
 use bytes::Bytes;
@@ -228,6 +229,8 @@ pub(crate) struct Version {
     pub(crate) way: Way,
     /// Why it is not batched, or not padded; empty when it is.
     pub(crate) why_alone: String,
+    /// What is done to requests that bring something else than its tensors.
+    pub(crate) preprocess: Option<Preprocess>,
     /// Whether requests are padded as declared.
     pub(crate) pads: bool,
     /// Which form of the model runs, and what that gains.

@@ -85,11 +85,11 @@ impl Engine {
         Client::connect(&self.socket)
     }
 
-    fn tell_to_stop(&mut self) {
+    pub(crate) fn tell_to_stop(&mut self) {
         drop(self.stop.take());
     }
 
-    fn join(&mut self) {
+    pub(crate) fn join(&mut self) {
         self.thread.take().expect("joined once").join().unwrap().unwrap();
     }
 }
@@ -173,6 +173,11 @@ impl Client {
         self.socket.write_all(&outbox.take().concat()).unwrap();
     }
 
+    /// Sends all in one write.
+    pub(crate) fn send_all(&mut self, mut outbox: Outbox) {
+        self.socket.write_all(&outbox.take().concat()).unwrap();
+    }
+
     /// The next reply, with its outputs as bytes.
     pub(crate) fn reply(&mut self) -> Option<Answer> {
         loop {
@@ -190,7 +195,7 @@ impl Client {
     }
 
     /// Returns once the engine has taken in all that was sent before, with what it has answered meanwhile.
-    fn barrier(&mut self) -> Vec<Answer> {
+    pub(crate) fn barrier(&mut self) -> Vec<Answer> {
         let mut before = Vec::new();
         // Twice: what the queue refuses is answered after what else the same read has brought.
         for _ in 0..2 {
@@ -243,12 +248,16 @@ impl Asked {
         self.input(name, Datatype::Fp32, shape, &bytes)
     }
 
+    pub(crate) fn payload(&self) -> Vec<u8> {
+        self.payload.clone()
+    }
+
     fn caller(mut self, caller: u64) -> Self {
         self.infer.caller = caller;
         self
     }
 
-    fn budget_us(mut self, budget_us: u64) -> Self {
+    pub(crate) fn budget_us(mut self, budget_us: u64) -> Self {
         self.infer.budget_us = budget_us;
         self
     }
@@ -331,7 +340,7 @@ where
 {
     let load: Load = Box::new(|| {
         let model = Box::new(Scripted::new(rows_spec(&[("x", 2)], &[("y", 2)], 16), script));
-        Ok(Loaded { model, golden: None })
+        Ok(Loaded { model, golden: None, preprocess: None })
     });
     to_load(name, 1, load)
 }

@@ -85,7 +85,11 @@ impl Folder {
                 let y: Vec<f32> = fp32(&inputs[0]).iter().map(|x| x * factor).collect();
                 Ok(vec![output_fp32("y", &inputs[0].shape, &y)])
             });
-            Ok(Loaded { model: Box::new(model), golden: file.golden.map(Golden::parse).transpose()? })
+            Ok(Loaded {
+                model: Box::new(model),
+                golden: file.golden.map(Golden::parse).transpose()?,
+                preprocess: None,
+            })
         };
         Candidate {
             name: "m".into(),

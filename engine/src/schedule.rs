@@ -4,6 +4,9 @@
 /// Gets a small share of the cores while others have work.
 const NICEST: i32 = 19;
 
+/// Gets a quarter of a core that somebody else wants as well.
+const NICE: i32 = 5;
+
 /// A thread that wakes up waits until the running one has had its slice, unless its own is shorter (Linux 6.12): with
 /// the longest that there is, everybody goes first.
 const SLICE_NS: u64 = 100_000_000;
@@ -24,6 +27,16 @@ pub fn at_once() {
 
 /// This thread, and those that it starts, go after all others.
 pub(crate) fn in_the_background() {
+    go_after(NICEST, SLICE_NS);
+}
+
+/// This thread goes after those that run models and those that read, and still gets on beside them.
+pub(crate) fn after_lanes() {
+    go_after(NICE, 0);
+}
+
+/// A slice of 0 is the usual one.
+fn go_after(nice: i32, slice_ns: u64) {
     /// As in linux/sched/types.h, first version.
     #[repr(C)]
     struct Attributes {
@@ -40,9 +53,9 @@ pub(crate) fn in_the_background() {
         size: size_of::<Attributes>() as u32,
         policy: libc::SCHED_OTHER as u32,
         flags: 0,
-        nice: NICEST,
+        nice,
         priority: 0,
-        runtime: SLICE_NS,
+        runtime: slice_ns,
         deadline: 0,
         period: 0,
     };

@@ -111,6 +111,7 @@ pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
         grouping,
         way: Way { threads: 1, lanes: 1, at_once: usize::MAX },
         why_alone,
+        preprocess: None,
         pads: true,
         form: String::new(),
         curve: Vec::new(),

@@ -371,7 +371,8 @@ impl Writer<'_> {
 
     fn timing(&mut self, job: &Job) -> Timing {
         let mut timing = Timing {
-            queue_us: micros(self.ran.started.saturating_duration_since(job.received)),
+            prepare_us: micros(job.prepared),
+            queue_us: micros(self.ran.started.saturating_duration_since(job.received + job.prepared)),
             run_us: micros(self.ran.ended.saturating_duration_since(self.ran.started)),
             batch_rows: self.ran.rows,
             batch_requests: self.requests,

@@ -5,6 +5,7 @@
 //! client's span ─▶ POST /v2/models/{model}/infer   (server)
 //!                    ├─ read                       admission, and the body as it comes
 //!                    ├─ decode                     limits of what it holds, the version's breaker
+//!                    ├─ engine pre-processing      where the model declares it
 //!                    ├─ engine queue               links to the batch that it waited for
 //!                    ├─ batch                      once per batch, under its first traced member; links to all of them
 //!                    └─ reply                      written for the client, and taken by it
@@ -176,7 +177,8 @@ fn in_engine(trace: &Trace, facts: &Facts<'_>, timing: &Timing, sent: SystemTime
         0 => sent,
         ns => SystemTime::UNIX_EPOCH + Duration::from_nanos(ns),
     };
-    let dequeued = received + Duration::from_micros(timing.queue_us);
+    let prepared = received + Duration::from_micros(timing.prepare_us);
+    let dequeued = prepared + Duration::from_micros(timing.queue_us);
     let ran = dequeued + Duration::from_micros(timing.run_us);
     let size = [
         KeyValue::new("penstock.batch.rows", i64::from(timing.batch_rows)),
@@ -185,22 +187,28 @@ fn in_engine(trace: &Trace, facts: &Facts<'_>, timing: &Timing, sent: SystemTime
     let batch = timing.batch.as_ref();
     let context = batch.and_then(|batch| batch.span.as_ref()).and_then(context_of);
     let links = context.iter().cloned().collect();
-    let queue =
-        SpanParts { attributes: vec![model()], links, ..child(trace, "engine queue", received, dequeued) };
+    let mut spans = Vec::new();
+    if timing.prepare_us > 0 {
+        let attributes = vec![model()];
+        spans.push(SpanParts { attributes, ..child(trace, "engine pre-processing", received, prepared) });
+    }
+    let attributes = vec![model()];
+    spans.push(SpanParts { attributes, links, ..child(trace, "engine queue", prepared, dequeued) });
     let (Some(batch), Some(context)) = (batch, context) else {
         let attributes = [model()].into_iter().chain(size).collect();
-        return vec![queue, SpanParts { attributes, ..child(trace, "engine run", dequeued, ran) }];
+        spans.push(SpanParts { attributes, ..child(trace, "engine run", dequeued, ran) });
+        return spans;
     };
     if batch.members.is_empty() {
-        return vec![queue]; // another member of the batch exports its span
+        return spans; // another member of the batch exports its span
     }
-    let batch = SpanParts {
+    spans.push(SpanParts {
         context,
         attributes: [model()].into_iter().chain(size).collect(),
         links: batch.members.iter().filter_map(context_of).collect(),
         ..child(trace, "batch", dequeued, ran)
-    };
-    vec![queue, batch]
+    });
+    spans
 }
 
 /// A verdict about a canary, which took as long as its step.

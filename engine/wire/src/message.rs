@@ -295,7 +295,7 @@ pub enum Status {
 /// Where the time of one request went inside the engine.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Timing {
-    /// From arrival to leaving the queue, µs.
+    /// From arrival, or from the end of its pre-processing, to leaving the queue, µs.
     #[prost(uint64, tag = "1")]
     pub queue_us: u64,
     /// From leaving the queue to the end of the batch it ran in, µs: gather, forward, split.
@@ -323,6 +323,9 @@ pub struct Timing {
     /// all that had nobody else in them. A run of which nobody waits for any answer is told by nobody.
     #[prost(message, repeated, tag = "9")]
     pub runs: Vec<Run>,
+    /// From arrival until its tensors were made of what was sent, µs; 0 if they were sent.
+    #[prost(uint64, tag = "10")]
+    pub prepare_us: u64,
 }
 
 /// Where the time of one run went.
