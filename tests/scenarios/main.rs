@@ -12,6 +12,7 @@ mod grpc;
 mod grpc_edges;
 mod extensions;
 mod hot_swap;
+mod pictures;
 mod policy_commands;
 mod http_edges;
 mod readme;
