@@ -5,6 +5,9 @@ use harness::{Stack, repository};
 use serde_json::json;
 use std::fs;
 
+/// A shape, the files, and what the refusal says.
+type Case<'a> = (&'a [usize], Vec<&'a [u8]>, &'a str);
+
 const INFER: &str = "/v2/models/channels/infer";
 
 fn stack() -> (Stack, tempfile::TempDir) {
@@ -72,7 +75,7 @@ fn what_cannot_be_decoded_is_told_by_its_row_and_harms_nobody() {
     ]
     .concat();
     let half = &good[..good.len() / 2];
-    let cases: [(&[usize], Vec<&[u8]>, &str); 7] = [
+    let cases: [Case<'_>; 7] = [
         (&[2], vec![&good, half], "input `image`, row 1 is a broken JPEG image"),
         (&[1], vec![b"text"], "row 0 is no JPEG, PNG or WebP image"),
         (&[1], vec![b""], "row 0 has no pixels"),

@@ -59,7 +59,7 @@ impl Images {
         if let Dimension::Fixed(2..) = rows {
             return Err(format!("to: input `{}` takes several images at once", slot.name));
         }
-        let crop = crop.unwrap_or_else(|| match (height, width) {
+        let crop = crop.unwrap_or(match (height, width) {
             (Dimension::Fixed(height), Dimension::Fixed(width)) => {
                 Sides { height: height as usize, width: width as usize }
             }
