@@ -59,6 +59,7 @@ outputs:
   - {name: digit, datatype: INT64, shape: [-1]}
   - {name: probabilities, datatype: FP32, shape: [-1, 10], labels: ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"]}
 max_batch: 64
+postprocess: {probabilities: probabilities, answer: prediction} # what /predictions/digits says
 """
 
 
@@ -252,6 +253,8 @@ def write_requests(dataset, right: np.ndarray) -> None:
     for label, row in enumerate(chosen):
         write_request(REQUESTS / f"digit-{label}.json", dataset.data[[row]], pixels_per_line=8)
         listed[f"digit-{label}.json"] = {"label": label, "index": row}
+    seven = ",\n".join("  " + ", ".join(f"{pixel:2d}" for pixel in line) for line in dataset.data[chosen[7]].astype(int).reshape(8, 8).tolist())
+    (REQUESTS / "pixels-7.json").write_text('{"pixels": [\n' + seven + "\n]}\n")
     write_request(REQUESTS / "batch.json", dataset.data[chosen], pixels_per_line=64)
     listed["batch.json"] = {"labels": list(range(10)), "indices": chosen}
     lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in listed.items())

@@ -116,6 +116,7 @@ impl State {
                         None => spec.inputs.iter().map(|slot| slot.to_wire()).collect(),
                     },
                     outputs: spec.outputs.iter().map(|slot| slot.to_wire()).collect(),
+                    postprocess: spec.postprocess.clone(),
                     max_batch: match (version.grouping, &spec.rows) {
                         (Grouping::Together { max_rows }, _) => max_rows,
                         (Grouping::Alone | Grouping::Serial, Rows::UpTo(_)) => 1,

@@ -705,6 +705,7 @@ mod tests {
             rounding: crate::model::Tolerance::Summation,
             bfloat16: false,
             dimensions: Vec::new(),
+            postprocess: None,
         };
         let request = check_against(spec.clone(), |i| {
             i.inputs.remove(0);

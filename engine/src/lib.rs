@@ -42,6 +42,7 @@ pub mod torch;
 mod split;
 pub mod library;
 pub mod manifest;
+mod postprocess;
 pub mod golden;
 pub mod memory;
 mod catalog;

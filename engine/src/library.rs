@@ -4,6 +4,7 @@
 //! ```text
 //!   models/NAME/VERSION/model.pt      VERSION an integer from 1
 //!   models/NAME/VERSION/model.yaml    optional, see manifest.rs
+//!   models/NAME/VERSION/labels.txt    optional, see postprocess.rs
 //!   models/NAME/VERSION/golden.json   optional, see golden.rs
 //!   models/NAME/VERSION/tokenizer.json   of a model that takes text, see preprocess.rs
 //! ```
@@ -23,13 +24,16 @@ const VERSIONS_MAX: usize = 1024;
 /// More bytes than this are no `model.yaml`.
 const MANIFEST_BYTES_MAX: u64 = 1 << 20;
 
+/// More bytes than this are no `labels.txt`.
+const LABELS_BYTES_MAX: u64 = 1 << 20;
+
 /// More bytes than this are no `golden.json`.
 const GOLDEN_BYTES_MAX: u64 = 64 << 20;
 
 /// More bytes than this are no `tokenizer.json`.
 const TOKENIZER_BYTES_MAX: u64 = 64 << 20;
 
-const FILES: [&str; 4] = ["model.pt", "model.yaml", "golden.json", "tokenizer.json"];
+const FILES: [&str; 5] = ["model.pt", "model.yaml", "labels.txt", "golden.json", "tokenizer.json"];
 
 /// Where versions come from; asked again whenever somebody wants a model loaded.
 pub struct Library {
@@ -146,7 +150,12 @@ where
             let load: Load = Box::new(move || {
                 let golden = read(&path, "golden.json", GOLDEN_BYTES_MAX)?.map(|text| Golden::parse(&text));
                 let manifest = read(&path, "model.yaml", MANIFEST_BYTES_MAX)?;
-                let manifest = manifest.map(|text| Manifest::parse(&text)).transpose();
+                let labels = read(&path, "labels.txt", LABELS_BYTES_MAX)?;
+                let parse = |text: String| {
+                    let manifest = Manifest::parse(&text)?;
+                    labels.iter().try_fold(manifest, |manifest, labels| manifest.with_labels(labels))
+                };
+                let manifest = manifest.map(parse).transpose();
                 let mut manifest = manifest.map_err(|error| error.to_string())?;
                 let declared = manifest.as_mut().and_then(Manifest::take_preprocess);
                 let golden = golden.transpose()?;

@@ -10,6 +10,7 @@
 //! ```
 
 use crate::model::{Dimension, Form, Named, RANK_MAX, Rows, Slot, Spec, Tolerance};
+use crate::postprocess;
 use crate::preprocess::Declared;
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -33,6 +34,8 @@ pub struct Manifest {
     #[serde(default)]
     dimensions: BTreeMap<String, Padding>,
     preprocess: Option<Declared>,
+    /// What its outputs mean.
+    postprocess: Option<postprocess::Declared>,
 }
 
 /// How requests are padded along a dimension.
@@ -313,6 +316,12 @@ pub enum ManifestError {
         /// By the model's type.
         returned: usize,
     },
+    /// Classes that cannot be told.
+    #[error("model.yaml: postprocess: {0}")]
+    Postprocess(String),
+    /// Names of classes that nobody knows what for.
+    #[error("labels.txt: {0}")]
+    Labels(&'static str),
 }
 
 /// A model's spec, and for each input its position among the arguments.
@@ -370,6 +379,23 @@ impl Manifest {
         self.preprocess.take()
     }
 
+    /// What a `labels.txt` beside it says: a name for each class, one a line.
+    pub fn with_labels(mut self, text: &str) -> Result<Self, ManifestError> {
+        let Some(postprocess) = &self.postprocess else {
+            return Err(ManifestError::Labels(
+                "model.yaml has no postprocess that says which output it is for",
+            ));
+        };
+        let output = postprocess.output().map_err(ManifestError::Postprocess)?;
+        if let Some(tensor) = self.outputs.iter_mut().find(|tensor| tensor.name.0 == output) {
+            if !tensor.labels.is_empty() {
+                return Err(ManifestError::Labels("model.yaml has labels as well"));
+            }
+            tensor.labels = postprocess::labels(text);
+        }
+        Ok(self)
+    }
+
     /// Compares the declaration with the model.
     pub fn bind(self, signature: &Signature) -> Result<Bound, ManifestError> {
         let shown = || signature.to_string();
@@ -404,8 +430,18 @@ impl Manifest {
         let rows = rows(&inputs, &outputs, self.max_batch.0);
         let tolerance = self.tolerance.map_or(Tolerance::Summation, |it| Tolerance::Of(it.0));
         let rounding = Tolerance::Summation;
+        let postprocess = self.postprocess.map(|declared| declared.bind(&outputs)).transpose();
         Ok(Bound {
-            spec: Spec { inputs, outputs, rows, tolerance, rounding, bfloat16: self.bf16, dimensions },
+            spec: Spec {
+                postprocess: postprocess.map_err(ManifestError::Postprocess)?,
+                inputs,
+                outputs,
+                rows,
+                tolerance,
+                rounding,
+                bfloat16: self.bf16,
+                dimensions,
+            },
             positions,
         })
     }
@@ -462,6 +498,7 @@ pub fn undeclared(signature: &Signature) -> Result<Bound, ManifestError> {
             rounding: Tolerance::Summation,
             bfloat16: false,
             dimensions: Vec::new(),
+            postprocess: None,
         },
         positions,
     })
@@ -667,6 +704,31 @@ max_batch: 5
             refusal(DIGITS, &signature(&[argument("pixels", "Tensor", false)], 3)),
             "model.yaml: 2 outputs are declared, the model returns 3"
         );
+    }
+
+    #[test]
+    fn names_of_classes_stand_in_the_declaration_or_beside_it() {
+        let fits = signature(&[argument("pixels", "Tensor", false)], 2);
+        let unnamed = DIGITS.replace(", labels: [\"0\", \"1\"]", "") + "postprocess: {softmax: odds}";
+        let spec = |yaml: &str, text| {
+            let manifest = Manifest::parse(yaml).and_then(|manifest| manifest.with_labels(text));
+            manifest.and_then(|manifest| manifest.bind(&fits)).map_err(|error| error.to_string())
+        };
+        let spec_of = spec(&unnamed, "no\nyes\n").unwrap().spec;
+        assert_eq!(spec_of.outputs[1].labels, ["no", "yes"]);
+        assert_eq!(spec_of.postprocess.unwrap().output, "odds");
+        for (yaml, says) in [
+            (DIGITS.to_owned(), "labels.txt: model.yaml has no postprocess"),
+            (format!("{DIGITS}postprocess: {{softmax: odds}}"), "labels.txt: model.yaml has labels as well"),
+            (
+                unnamed.replace("softmax: odds", "softmax: digit"),
+                "postprocess: output `digit` has shape [-1]",
+            ),
+            (unnamed.replace("softmax: odds", "top_k: 1"), "neither under softmax"),
+        ] {
+            assert!(spec(&yaml, "no\nyes\n").unwrap_err().contains(says), "{yaml}");
+        }
+        assert!(spec(&unnamed, "one").unwrap_err().contains("has 2 classes and 1 labels"));
     }
 
     #[test]

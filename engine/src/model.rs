@@ -92,6 +92,8 @@ pub struct Spec {
     pub bfloat16: bool,
     /// Dimensions that have a name.
     pub dimensions: Vec<Named>,
+    /// What the outputs mean, where a protocol has no tensors.
+    pub postprocess: Option<wire::Postprocess>,
 }
 
 /// A dimension of any size that is the same in all tensors of a request. Requests may be padded to fewer sizes, so that

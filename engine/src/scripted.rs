@@ -84,6 +84,7 @@ pub(crate) fn rows_spec(inputs: &[(&str, u64)], outputs: &[(&str, u64)], max_row
         rounding: Tolerance::Summation,
         bfloat16: false,
         dimensions: Vec::new(),
+        postprocess: None,
     }
 }
 

@@ -28,8 +28,8 @@ pub mod tensor;
 pub use elements::{Elements, push_element};
 pub use frame::{Decoder, Frame, FrameError, Kind, Limits, PROTOCOL_VERSION};
 pub use message::{
-    Action, Batch, Control, CurvePoint, DeviceMemory, Health, Hello, Index, Infer, ModelEntry, ModelState,
-    Phases, Reply, Run, Status, TensorSpec, Timing, TraceContext,
+    Action, Batch, ClassForm, Control, CurvePoint, DeviceMemory, Health, Hello, Index, Infer, ModelEntry,
+    ModelState, Phases, Postprocess, Reply, Run, Status, TensorSpec, Timing, TraceContext,
 };
 pub use outbox::{Outbox, Segments};
 pub use tensor::{Datatype, Layout, TensorError, TensorMeta, element_count};

@@ -109,6 +109,36 @@ pub struct ModelEntry {
     /// engine processes have nothing to do with each other.
     #[prost(uint64, tag = "12")]
     pub load: u64,
+    /// What its outputs mean, for protocols that have no tensors.
+    #[prost(message, optional, tag = "20")]
+    pub postprocess: Option<Postprocess>,
+}
+
+/// An output that holds classes, as a model's author declares it.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Postprocess {
+    /// Its name; its last dimension has a place for each class.
+    #[prost(string, tag = "1")]
+    pub output: String,
+    /// Whether it holds logits, of which probabilities are still to be made.
+    #[prost(bool, tag = "2")]
+    pub softmax: bool,
+    /// How many classes a ranking has, at most.
+    #[prost(uint32, tag = "3")]
+    pub top_k: u32,
+    /// How they are told.
+    #[prost(enumeration = "ClassForm", tag = "4")]
+    pub form: i32,
+}
+
+/// How classes are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum ClassForm {
+    /// The most probable ones, each with its probability.
+    Ranking = 0,
+    /// The most probable one, and the probabilities of all.
+    Prediction = 1,
 }
 
 /// How long a run of so many rows takes.
