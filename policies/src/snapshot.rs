@@ -145,6 +145,21 @@ pub(crate) struct Fallback {
 }
 
 impl ModelPolicy {
+    /// Names that the policy gives to versions, in the order of the alphabet.
+    pub fn labels(&self) -> impl Iterator<Item = (&str, Version)> {
+        self.labels.iter().map(|(label, version)| (&**label, *version))
+    }
+
+    /// The versions of the split with their shares of 1; none while there is no split.
+    pub fn shares(&self) -> impl Iterator<Item = (Version, f64)> {
+        self.split.iter().flat_map(Split::shares).map(|(target, share)| (target.version, share))
+    }
+
+    /// The version that a label stands for.
+    pub fn labelled(&self, label: &str) -> Option<Version> {
+        self.labels.get(label).copied()
+    }
+
     /// Whether other servers answer some of its versions.
     pub fn has_remotes(&self) -> bool {
         !self.remotes.is_empty()

@@ -6,6 +6,7 @@
 use crate::body::{self, BodyLimits, Encoding};
 use crate::deadline::{TIMEOUT, header_number};
 use crate::decode::InferRequest;
+use crate::dialect::{self, Dialect, Form, tf_serving, torchserve};
 use crate::encode::{Encoded, encode};
 use crate::field;
 use crate::raw_request;
@@ -26,6 +27,11 @@ pub trait Call: Send {
 
     /// What the policy may know of who asks.
     fn head(&self) -> &request::Parts;
+
+    /// The label under which a version is asked for, in place of its number.
+    fn label(&self) -> Option<&str> {
+        None
+    }
 
     /// How long the caller waits, if that is said outside of the body.
     fn timeout(&self) -> Result<Option<Duration>, Refusal>;
@@ -85,9 +91,13 @@ pub struct Inferred<'a> {
     pub payload: &'a Bytes,
 }
 
-/// A request of the Open Inference Protocol over HTTP.
+/// A request over HTTP, in one of the protocols whose clients are understood.
 pub struct HttpCall<'s> {
     session: &'s mut ServerSession,
+    dialect: Dialect,
+    label: Option<&'s str>,
+    /// How the answer is to be formed, once the body has been read.
+    form: Form,
 }
 
 /// An answer over HTTP.
@@ -101,14 +111,14 @@ pub enum HttpAnswer {
 
 impl fmt::Debug for HttpCall<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("HttpCall").finish_non_exhaustive()
+        f.debug_struct("HttpCall").field("dialect", &self.dialect).finish_non_exhaustive()
     }
 }
 
 impl<'s> HttpCall<'s> {
-    /// A request whose head has been read.
-    pub fn new(session: &'s mut ServerSession) -> Self {
-        Self { session }
+    /// A request whose head has been read, and the label in its path.
+    pub fn new(session: &'s mut ServerSession, dialect: Dialect, label: Option<&'s str>) -> Self {
+        Self { session, dialect, label, form: Form::default() }
     }
 }
 
@@ -117,6 +127,10 @@ impl Call for HttpCall<'_> {
 
     fn head(&self) -> &request::Parts {
         self.session.req_header()
+    }
+
+    fn label(&self) -> Option<&str> {
+        self.label
     }
 
     fn timeout(&self) -> Result<Option<Duration>, Refusal> {
@@ -138,11 +152,19 @@ impl Call for HttpCall<'_> {
     }
 
     fn decode(&mut self, body: &Bytes, entry: Option<&ModelEntry>) -> Result<InferRequest, Refusal> {
-        let json_len = header_number(&self.head().headers, "inference-header-content-length")?;
-        if json_len == Some(0) {
-            return raw_request::decode(body, entry);
-        }
-        InferRequest::decode(body, json_len)
+        let (request, form) = match self.dialect {
+            Dialect::OpenInference => {
+                let json_len = header_number(&self.head().headers, "inference-header-content-length")?;
+                if json_len == Some(0) {
+                    return raw_request::decode(body, entry);
+                }
+                return InferRequest::decode(body, json_len);
+            }
+            Dialect::TfServing => tf_serving::decode(body, dialect::declared(entry)?)?,
+            Dialect::TorchServe => torchserve::decode(&self.head().headers, body, dialect::declared(entry)?)?,
+        };
+        self.form = form;
+        Ok(request)
     }
 
     fn parameter(&self, body: &Bytes, name: &str) -> Option<String> {
@@ -151,11 +173,19 @@ impl Call for HttpCall<'_> {
     }
 
     fn forward(&self) -> Result<(Method, HeaderMap), Refusal> {
-        Ok((self.head().method.clone(), self.head().headers.clone()))
+        match self.dialect {
+            Dialect::OpenInference => Ok((self.head().method.clone(), self.head().headers.clone())),
+            Dialect::TfServing | Dialect::TorchServe => Err(dialect::elsewhere()),
+        }
     }
 
     fn encode(&self, request: &InferRequest, inferred: Inferred<'_>) -> Result<HttpAnswer, Refusal> {
-        encode(request, inferred).map(HttpAnswer::Here)
+        let body = match self.dialect {
+            Dialect::OpenInference => return encode(request, inferred).map(HttpAnswer::Here),
+            Dialect::TfServing => tf_serving::encode(self.form, &inferred)?,
+            Dialect::TorchServe => torchserve::encode(self.form, &inferred)?,
+        };
+        Ok(HttpAnswer::Here(Encoded { body, json_len: None }))
     }
 
     fn pass(&self, passed: Passed) -> HttpAnswer {

@@ -114,6 +114,11 @@ impl Models {
         self.models.values().flat_map(BTreeMap::values)
     }
 
+    /// Names of all models.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
+        self.models.keys().map(String::as_str)
+    }
+
     /// Versions that have neither come up nor failed yet.
     pub fn loading(&self) -> impl Iterator<Item = &ModelEntry> {
         self.entries().filter(|entry| entry.state() == ModelState::Loading)
@@ -163,7 +168,7 @@ impl Models {
     }
 }
 
-fn list<T: std::fmt::Display>(names: impl Iterator<Item = T>) -> String {
+pub(crate) fn list<T: std::fmt::Display>(names: impl Iterator<Item = T>) -> String {
     let names: Vec<_> = names.map(|name| format!("`{name}`")).collect();
     if names.is_empty() { "none".into() } else { names.join(", ") }
 }

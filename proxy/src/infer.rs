@@ -15,6 +15,7 @@ use crate::deadline::Deadline;
 use crate::decode::InferRequest;
 use crate::directory::{Directory, Models};
 use crate::field;
+use crate::label::labelled;
 use crate::link::{LinkError, Links, Pending};
 use crate::metrics::Metrics;
 use crate::pulse::SOON;
@@ -74,6 +75,10 @@ impl Path {
         let standing = snapshot.standing(&Caller::new(call.head()));
         let mut slot = self.slots.enter(snapshot.room(standing.criticality))?;
         let models = self.directory.load();
+        let target = match call.label() {
+            Some(label) => labelled(snapshot, &models, target.model, label)?,
+            None => target,
+        };
         let early = match asks_of_body(snapshot, target) {
             None => Some(self.choose(snapshot, &models, target, &Caller::new(call.head()), record)?),
             Some(_) => must_be_there(snapshot, &models, target).map(|()| None)?,
@@ -301,7 +306,7 @@ impl Path {
         let picked = || self.ledger.pick(snapshot, target.model, caller, draw(), is_ready);
         let unassigned = |number, reason| Chosen { number, reason, ..Chosen::default() };
         match target.pinned {
-            Some(number) => Some(unassigned(number, "pinned")),
+            Some(number) => Some(unassigned(number, PINNED)),
             None => match picked() {
                 Some(pick) => Some(Chosen {
                     number: pick.version.0,
@@ -420,6 +425,9 @@ struct Attempt<A> {
     sight: Option<Sight>,
     ended: Instant,
 }
+
+/// Why a version answers that the path names.
+pub(crate) const PINNED: &str = "pinned";
 
 /// What has been decided about a request that is answered.
 struct Asking<'a> {

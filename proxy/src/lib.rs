@@ -13,6 +13,8 @@ pub mod serve;
 
 pub mod service;
 pub mod route;
+pub mod dialect;
+mod label;
 pub mod caller;
 pub mod body;
 mod compression;
@@ -26,6 +28,8 @@ mod deadline;
 mod field;
 pub mod shadow;
 pub mod tensor_json;
+mod nested;
+mod columns;
 pub mod link;
 mod pulse;
 pub mod encode;

@@ -1,5 +1,9 @@
 //! Which question a path asks. Decides by path and method only; never looks at policy or models.
 
+pub mod torchserve;
+pub mod v1;
+
+use crate::dialect::Dialect;
 use crate::extensions::Extension;
 use crate::refusal::Refusal;
 use http::Method;
@@ -18,14 +22,18 @@ pub enum Route<'a> {
     Model(Target<'a>),
     /// `GET /v2/models/{m}[/versions/{v}]/ready`.
     ModelReady(Target<'a>),
-    /// `POST /v2/models/{m}[/versions/{v}]/infer`.
-    Infer(Target<'a>),
+    /// Run a model: `POST /v2/models/{m}[/versions/{v}|/labels/{l}]/infer`, or what says so in another protocol.
+    Infer(Dialect, Address<'a>),
     /// `POST /v2/repository/index`.
     Repository,
     /// `POST /v2/repository/models/{m}[/versions/{v}]/{load|unload}`.
     Order(Action, Target<'a>),
     /// Questions of Triton's extensions.
     Extension(Extension<'a>),
+    /// TensorFlow Serving's and KServe V1's.
+    V1(v1::Question<'a>),
+    /// TorchServe's.
+    TorchServe(torchserve::Question<'a>),
 }
 
 /// Which model, and which version if the path pins one.
@@ -37,12 +45,55 @@ pub struct Target<'a> {
     pub pinned: Option<u64>,
 }
 
+/// Which model, and which of its versions, in whatever way the path names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Address<'a> {
+    /// Model name.
+    pub model: &'a str,
+    /// Its version.
+    pub which: Which<'a>,
+}
+
+/// A version, as a path names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Which<'a> {
+    /// The policy decides.
+    Any,
+    /// By its number; it beats the policy.
+    Version(u64),
+    /// By a label of the policy's, which beats what else the policy says.
+    Label(&'a str),
+}
+
+impl<'a> Address<'a> {
+    /// The model and the number, where the path has one.
+    pub fn target(self) -> Target<'a> {
+        let pinned = match self.which {
+            Which::Version(number) => Some(number),
+            Which::Any | Which::Label(_) => None,
+        };
+        Target { model: self.model, pinned }
+    }
+
+    /// The label, where the path has one.
+    pub fn label(self) -> Option<&'a str> {
+        match self.which {
+            Which::Label(label) => Some(label),
+            Which::Any | Which::Version(_) => None,
+        }
+    }
+}
+
 impl<'a> Route<'a> {
     /// Parses `path` (without its query).
     pub fn parse(method: &Method, path: &'a str) -> Result<Self, Refusal> {
-        let (route, allow) = Self::of_path(path)?;
-        let asked = if method == Method::HEAD { "GET" } else { method.as_str() };
-        let fits = allow.split(", ").any(|one| one == asked);
+        let (route, allow) = match Dialect::of_path(path) {
+            Dialect::OpenInference => Self::of_path(path)?,
+            Dialect::TfServing => v1::parse(path)?,
+            Dialect::TorchServe => torchserve::parse(method, path)?,
+        };
+        let named = if method == Method::HEAD { "GET" } else { method.as_str() };
+        let fits = allow.split(", ").any(|allowed| allowed == named);
         if fits { Ok(route) } else { Err(Refusal::Method { allow }) }
     }
 
@@ -56,17 +107,35 @@ impl<'a> Route<'a> {
             Self::Model(_) => "/v2/models/{model}/versions/{version}",
             Self::ModelReady(Target { pinned: None, .. }) => "/v2/models/{model}/ready",
             Self::ModelReady(_) => "/v2/models/{model}/versions/{version}/ready",
-            Self::Infer(Target { pinned: None, .. }) => "/v2/models/{model}/infer",
-            Self::Infer(_) => "/v2/models/{model}/versions/{version}/infer",
+            Self::Infer(Dialect::OpenInference, Address { which, .. }) => match which {
+                Which::Any => "/v2/models/{model}/infer",
+                Which::Version(_) => "/v2/models/{model}/versions/{version}/infer",
+                Which::Label(_) => "/v2/models/{model}/labels/{label}/infer",
+            },
+            Self::Infer(Dialect::TfServing, Address { which, .. }) => match which {
+                Which::Any => "/v1/models/{model}:predict",
+                Which::Version(_) => "/v1/models/{model}/versions/{version}:predict",
+                Which::Label(_) => "/v1/models/{model}/labels/{label}:predict",
+            },
+            Self::Infer(Dialect::TorchServe, Address { which, .. }) => match which {
+                Which::Any | Which::Label(_) => "/predictions/{model}",
+                Which::Version(_) => "/predictions/{model}/{version}",
+            },
             Self::Repository => "/v2/repository/index",
-            Self::Order(Action::Unload, _) => "/v2/repository/models/{model}/unload",
-            Self::Order(..) => "/v2/repository/models/{model}/load",
             Self::Extension(extension) => extension.name(),
+            Self::Order(Action::Unload, Target { pinned: None, .. }) => {
+                "/v2/repository/models/{model}/unload"
+            }
+            Self::Order(Action::Unload, _) => "/v2/repository/models/{model}/versions/{version}/unload",
+            Self::Order(_, Target { pinned: None, .. }) => "/v2/repository/models/{model}/load",
+            Self::Order(..) => "/v2/repository/models/{model}/versions/{version}/load",
+            Self::V1(question) => question.name(),
+            Self::TorchServe(question) => question.name(),
         }
     }
 
     fn of_path(path: &'a str) -> Result<(Self, &'static str), Refusal> {
-        let unknown = || Refusal::NotFound(format!("no such path: {path}"));
+        let unknown = || unknown(path);
         let rest = path.strip_prefix("/v2").ok_or_else(unknown)?;
         match rest {
             "" | "/" => return Ok((Self::Server, "GET")),
@@ -84,16 +153,16 @@ impl<'a> Route<'a> {
         };
         let rest = rest.strip_prefix("/models/").ok_or_else(unknown)?;
         let (model, rest) = rest.split_once('/').unwrap_or((rest, ""));
+        let label = rest.strip_prefix("labels/").and_then(|rest| rest.strip_suffix("/infer"));
+        if let (false, false, Some(label)) = (is_repository, model.is_empty(), label) {
+            let address = Address { model, which: Which::Label(label) };
+            return Ok((Self::Infer(Dialect::OpenInference, address), "POST"));
+        }
         let (pinned, rest) = match rest.strip_prefix("versions/") {
             None => (None, rest),
             Some(rest) => {
                 let (version, rest) = rest.split_once('/').unwrap_or((rest, ""));
-                let version: policies::Version = version.parse().map_err(|_| {
-                    Refusal::NotFound(format!(
-                        "version `{version}` of model `{model}`: versions are whole numbers"
-                    ))
-                })?;
-                (Some(version.0), rest)
+                (Some(self::version(model, version)?), rest)
             }
         };
         if model.is_empty() {
@@ -103,7 +172,10 @@ impl<'a> Route<'a> {
         match (is_repository, rest) {
             (false, "") => Ok((Self::Model(target), "GET")),
             (false, "ready") => Ok((Self::ModelReady(target), "GET")),
-            (false, "infer") => Ok((Self::Infer(target), "POST")),
+            (false, "infer") => {
+                let address = Address { model, which: pinned.map_or(Which::Any, Which::Version) };
+                Ok((Self::Infer(Dialect::OpenInference, address), "POST"))
+            }
             (true, "load") => Ok((Self::Order(Action::Load, target), "POST")),
             (true, "unload") => Ok((Self::Order(Action::Unload, target), "POST")),
             (false, rest) => {
@@ -113,6 +185,17 @@ impl<'a> Route<'a> {
             (true, _) => Err(unknown()),
         }
     }
+}
+
+fn unknown(path: &str) -> Refusal {
+    Refusal::NotFound(format!("no such path: {path}"))
+}
+
+fn version(model: &str, text: &str) -> Result<u64, Refusal> {
+    let version: policies::Version = text.parse().map_err(|_| {
+        Refusal::NotFound(format!("version `{text}` of model `{model}`: versions are whole numbers"))
+    })?;
+    Ok(version.0)
 }
 
 #[cfg(test)]
@@ -132,9 +215,15 @@ mod tests {
         assert_eq!(get("/v2/models/digits"), Ok(Route::Model(digits(None))));
         assert_eq!(get("/v2/models/digits/versions/2"), Ok(Route::Model(digits(Some(2)))));
         assert_eq!(get("/v2/models/digits/versions/2/ready"), Ok(Route::ModelReady(digits(Some(2)))));
-        let infer = Route::parse(&Method::POST, "/v2/models/digits/infer");
-        assert_eq!(infer, Ok(Route::Infer(digits(None))));
         let post = |path| Route::parse(&Method::POST, path);
+        for (path, which) in [
+            ("/v2/models/digits/infer", Which::Any),
+            ("/v2/models/digits/versions/2/infer", Which::Version(2)),
+            ("/v2/models/digits/labels/stable/infer", Which::Label("stable")),
+        ] {
+            let address = Address { model: "digits", which };
+            assert_eq!(post(path), Ok(Route::Infer(Dialect::OpenInference, address)));
+        }
         assert_eq!(post("/v2/repository/index"), Ok(Route::Repository));
         let load = post("/v2/repository/models/digits/load");
         assert_eq!(load, Ok(Route::Order(Action::Load, digits(None))));
@@ -172,7 +261,8 @@ mod tests {
     #[test]
     fn anything_else_is_not_found() {
         for path in [
-            "/",
+            "",
+            "/index.html",
             "/v3",
             "/v2/models/",
             "/v2/models//infer",
@@ -180,6 +270,8 @@ mod tests {
             "/v2/models/a/versions/x",
             "/v2x",
             "/v2/models/a/load",
+            "/v2/models/a/labels/b",
+            "/v2/models//labels/b/infer",
             "/v2/repository/models/a/infer",
             "/v2/repository/models/a",
         ] {

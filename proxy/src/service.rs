@@ -8,14 +8,16 @@ use crate::body;
 use crate::call::{HttpAnswer, HttpCall};
 use crate::compression::{Coding, WORTH_COMPRESSING};
 use crate::describe;
-use crate::infer::Path;
+use crate::dialect::{Dialect, management, v1};
+use crate::infer::{PINNED, Path};
+use crate::label;
 use crate::readiness::Readiness;
 use crate::record::{Record, Watchers};
 use crate::refusal::Refusal;
 use crate::remote::Passed;
 use crate::repository::Repository;
 use crate::request_id::REQUEST_ID;
-use crate::route::Route;
+use crate::route::{self, Route, Target};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
@@ -28,6 +30,7 @@ use pingora::upstreams::peer::HttpPeer;
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
+use wire::Action;
 
 /// The HTTP service.
 #[derive(Debug)]
@@ -50,6 +53,7 @@ pub(crate) const STALL_MAX: Duration = Duration::from_secs(30);
 pub(crate) const SLOWEST: usize = 16 << 10;
 
 pub(crate) const VERSION: HeaderName = HeaderName::from_static("x-penstock-version");
+const PICK: HeaderName = HeaderName::from_static("x-penstock-pick");
 pub(crate) const GENERATION: HeaderName = HeaderName::from_static("x-penstock-generation");
 pub(crate) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub(crate) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -70,6 +74,7 @@ impl ProxyHttp for Service {
         let session = session.as_downstream_mut();
         set_timeouts(session);
         record.identify(&session.req_header().headers, &self.watchers);
+        let dialect = Dialect::of_path(session.req_header().uri.path());
         let answer = match self.answer(session, record).await {
             Ok(answer) => answer,
             Err(refusal) => {
@@ -80,7 +85,7 @@ impl ProxyHttp for Service {
                     return Ok(true);
                 }
                 body::discard(session).await;
-                Answer::refusal(&refusal)
+                Answer::refusal(dialect, &refusal)
             }
         };
         record.status = answer.status.as_u16();
@@ -123,8 +128,9 @@ impl Service {
         let route = Route::parse(&record.method, &path)?;
         record.route = route.name();
         match route {
-            Route::Infer(target) => {
-                let answer = self.path.infer(&mut HttpCall::new(session), target, record).await?;
+            Route::Infer(dialect, address) => {
+                let mut call = HttpCall::new(session, dialect, address.label());
+                let answer = self.path.infer(&mut call, address.target(), record).await?;
                 Ok(Answer::inferred(answer).compressed(&session.req_header().headers).await)
             }
             Route::Server => Ok(Answer::json(StatusCode::OK, &describe::server(self.repository.control))),
@@ -142,7 +148,59 @@ impl Service {
             Route::ModelReady(target) => {
                 Ok(Answer::readiness(Some(target.model), self.readiness.target(target)?))
             }
+            Route::V1(question) => self.v1(question),
+            Route::TorchServe(question) => self.torchserve(session, question).await,
         }
+    }
+
+    /// Questions of TensorFlow Serving's and KServe V1's clients.
+    fn v1(&self, question: route::v1::Question<'_>) -> Result<Answer, Refusal> {
+        use route::v1::Question;
+        let models = self.path.directory.load();
+        let target = |address| label::target(&self.path.live.load().snapshot, &models, address);
+        Ok(match question {
+            Question::Models => Answer::json(StatusCode::OK, &v1::names(&models)),
+            Question::Status(address) => {
+                let target = target(address)?;
+                let is_ready = self.readiness.target(target)?.is_ok();
+                Answer::json(StatusCode::OK, &v1::status(&models, target, is_ready)?)
+            }
+            Question::Metadata(address) => {
+                Answer::json(StatusCode::OK, &v1::metadata(&models, target(address)?)?)
+            }
+        })
+    }
+
+    /// Questions of TorchServe's clients.
+    async fn torchserve(
+        &self,
+        session: &mut ServerSession,
+        question: route::torchserve::Question<'_>,
+    ) -> Result<Answer, Refusal> {
+        use route::torchserve::Question;
+        let models = self.path.directory.load();
+        let uri = session.req_header().uri.clone();
+        let query = uri.query().unwrap_or_default();
+        let ok = StatusCode::OK;
+        Ok(match question {
+            Question::Ping => {
+                let readiness = self.readiness.server();
+                let status = if readiness.is_ok() { ok } else { StatusCode::SERVICE_UNAVAILABLE };
+                Answer::json(status, &management::health(readiness))
+            }
+            Question::Models => Answer::json(ok, &management::list(&models, query)?),
+            Question::Describe(target) => Answer::json(ok, &management::describe(&models, target)?),
+            Question::DescribeAll(model) => Answer::json(ok, &management::describe_all(&models, model)?),
+            Question::Register => {
+                let target = Target { model: management::registered(query)?, pinned: None };
+                self.repository.order(session, Action::Load, target).await?;
+                Answer::json(ok, &management::done(target, "registered"))
+            }
+            Question::Unregister(target) => {
+                self.repository.order(session, Action::Unload, target).await?;
+                Answer::json(ok, &management::done(target, "unregistered"))
+            }
+        })
     }
 }
 
@@ -236,8 +294,8 @@ impl Answer {
         Self::json(status, &ReadyBody { name, ready: readiness.is_ok(), reason: readiness.err() })
     }
 
-    fn refusal(refusal: &Refusal) -> Self {
-        let body = serde_json::json!({"error": refusal.to_string()});
+    fn refusal(dialect: Dialect, refusal: &Refusal) -> Self {
+        let body = dialect.refusal(refusal);
         let allow = match refusal {
             Refusal::Method { allow } => Some(*allow),
             Refusal::Invalid(_)
@@ -281,6 +339,9 @@ async fn write(session: &mut ServerSession, answer: Answer, record: &Record) -> 
     }
     if let Some((_, version)) = &record.version {
         head.insert_header(VERSION, *version)?;
+    }
+    if record.pick == Some(PINNED) {
+        head.insert_header(PICK, PINNED)?;
     }
     if record.generation > 0 {
         head.insert_header(GENERATION, record.generation)?;

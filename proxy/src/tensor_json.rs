@@ -55,18 +55,26 @@ impl<'de> DeserializeSeed<'de> for TensorData<'_> {
 
 /// What a JSON value turned out to be.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Node {
+pub(crate) enum Node {
     Scalar,
     Array,
 }
 
-struct Values<'a> {
+/// One value after another, each checked against the datatype.
+pub(crate) struct Values<'a> {
     bytes: &'a mut Vec<u8>,
     datatype: Datatype,
     shape: &'a [u64],
     elements: usize,
     seen: usize,
     depth: usize,
+}
+
+impl<'a> Values<'a> {
+    /// Any number of values, wherever they stand: their shape is somebody else's to find out.
+    pub(crate) fn anywhere(bytes: &'a mut Vec<u8>, datatype: Datatype) -> Self {
+        Self { bytes, datatype, shape: &[], elements: usize::MAX, seen: 0, depth: 0 }
+    }
 }
 
 impl Values<'_> {

@@ -6,6 +6,7 @@ mod breaker_and_limits;
 mod canary;
 mod compression;
 mod configs;
+mod dialects;
 mod drain;
 mod engine_loss;
 mod grpc;
