@@ -4,14 +4,26 @@ use crate::directory::Models;
 use crate::refusal::Refusal;
 use crate::route::Target;
 use serde::Serialize;
+use utoipa::ToSchema;
 use wire::{Datatype, TensorSpec};
 
 /// Who this server is and which extensions of the protocol it speaks.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct ServerMetadata {
     pub(crate) name: &'static str,
     pub(crate) version: &'static str,
     pub(crate) extensions: Vec<&'static str>,
+}
+
+/// `GET /v2/health/live`: whoever can answer lives.
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct Live {
+    live: bool,
+}
+
+/// Alive.
+pub(crate) fn live() -> Live {
+    Live { live: true }
 }
 
 /// `GET /v2`.
@@ -32,7 +44,7 @@ pub fn server(control: bool) -> ServerMetadata {
 }
 
 /// What a model takes and gives.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub struct ModelMetadata {
     pub(crate) name: String,
     pub(crate) versions: Vec<String>,
@@ -42,7 +54,7 @@ pub struct ModelMetadata {
 }
 
 /// One input or output. A model without a `model.yaml` declares no datatype; it is empty then.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct TensorMetadata {
     pub(crate) name: String,
     pub(crate) datatype: &'static str,

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use utoipa::ToSchema;
 use wire::{Action, Control, Reply, Status};
 
 /// What it takes to answer.
@@ -44,7 +45,8 @@ const ORDER_MAX: Duration = Duration::from_secs(600);
 const NEWS_MAX: Duration = Duration::from_secs(5);
 
 /// One version, in Triton's words.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = RepositoryEntry)]
 pub(crate) struct Entry {
     pub(crate) name: String,
     pub(crate) version: String,
@@ -52,16 +54,18 @@ pub(crate) struct Entry {
     pub(crate) reason: String,
 }
 
-#[derive(Default, Deserialize)]
+/// Which versions are wanted.
+#[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct IndexBody {
+pub(crate) struct IndexBody {
     #[serde(default)]
     ready: bool,
 }
 
-#[derive(Default, Deserialize)]
+/// What an order says beside its path.
+#[derive(Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct OrderBody {
+pub(crate) struct OrderBody {
     #[serde(default)]
     parameters: BTreeMap<String, serde_json::Value>,
 }

@@ -12,6 +12,10 @@ use wire::Action;
 /// What is asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route<'a> {
+    /// `GET /`: a page for people.
+    Index,
+    /// `GET /openapi.json`: all of this, for machines.
+    OpenApi,
     /// `GET /v2`: who is this server.
     Server,
     /// `GET /v2/health/live`.
@@ -100,6 +104,8 @@ impl<'a> Route<'a> {
     /// The path with placeholders, for spans and metrics.
     pub fn name(&self) -> &'static str {
         match self {
+            Self::Index => "/",
+            Self::OpenApi => "/openapi.json",
             Self::Server => "/v2",
             Self::Live => "/v2/health/live",
             Self::Ready => "/v2/health/ready",
@@ -136,6 +142,11 @@ impl<'a> Route<'a> {
 
     fn of_path(path: &'a str) -> Result<(Self, &'static str), Refusal> {
         let unknown = || unknown(path);
+        match path {
+            "/" => return Ok((Self::Index, "GET")),
+            "/openapi.json" => return Ok((Self::OpenApi, "GET")),
+            _ => {}
+        }
         let rest = path.strip_prefix("/v2").ok_or_else(unknown)?;
         match rest {
             "" | "/" => return Ok((Self::Server, "GET")),

@@ -11,6 +11,8 @@ use crate::describe;
 use crate::dialect::{Dialect, management, v1};
 use crate::infer::{PINNED, Path};
 use crate::label;
+use crate::openapi;
+use crate::page::Page;
 use crate::readiness::Readiness;
 use crate::record::{Record, Watchers};
 use crate::refusal::Refusal;
@@ -30,6 +32,7 @@ use pingora::upstreams::peer::HttpPeer;
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::Duration;
+use utoipa::ToSchema;
 use wire::Action;
 
 /// The HTTP service.
@@ -134,7 +137,7 @@ impl Service {
                 Ok(Answer::inferred(answer).compressed(&session.req_header().headers).await)
             }
             Route::Server => Ok(Answer::json(StatusCode::OK, &describe::server(self.repository.control))),
-            Route::Live => Ok(Answer::json(StatusCode::OK, &serde_json::json!({"live": true}))),
+            Route::Live => Ok(Answer::json(StatusCode::OK, &describe::live())),
             Route::Ready => Ok(Answer::readiness(None, self.readiness.server())),
             Route::Model(target) => {
                 Ok(Answer::json(StatusCode::OK, &describe::model(&self.path.directory.load(), target)?))
@@ -148,9 +151,20 @@ impl Service {
             Route::ModelReady(target) => {
                 Ok(Answer::readiness(Some(target.model), self.readiness.target(target)?))
             }
+            Route::Index => {
+                let accepts_html = accepts_html(session);
+                let host = session.get_header(header::HOST).and_then(|host| host.to_str().ok());
+                Ok(Answer::page(accepts_html, self.page(host)))
+            }
+            Route::OpenApi => Ok(Answer { body: openapi::json(), ..Answer::empty() }),
             Route::V1(question) => self.v1(question),
             Route::TorchServe(question) => self.torchserve(session, question).await,
         }
+    }
+
+    fn page(&self, host: Option<&str>) -> Page {
+        let (models, generation) = (self.path.directory.load(), self.path.live.load());
+        Page::new(&models, &generation.snapshot, &self.path.ledger.rollouts(), host)
     }
 
     /// Questions of TensorFlow Serving's and KServe V1's clients.
@@ -204,6 +218,12 @@ impl Service {
     }
 }
 
+/// Whether a person with a browser asks.
+fn accepts_html(session: &ServerSession) -> bool {
+    let accepted = session.get_header(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    accepted.is_some_and(|accept| accept.contains("text/html"))
+}
+
 fn set_timeouts(session: &mut ServerSession) {
     // Pingora keeps connections open for ever unless told so at each request; where it has already decided
     // to close, that stands.
@@ -216,8 +236,8 @@ fn set_timeouts(session: &mut ServerSession) {
 }
 
 /// What the protocol says of readiness, and why not.
-#[derive(Debug, Serialize)]
-struct ReadyBody<'a> {
+#[derive(Debug, Serialize, ToSchema)]
+pub(crate) struct ReadyBody<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'a str>,
     ready: bool,
@@ -259,6 +279,16 @@ impl Answer {
 
     fn empty() -> Self {
         Self { body: Bytes::new(), ..Self::json(StatusCode::OK, &()) }
+    }
+
+    /// For a person, with a browser or without.
+    fn page(is_html: bool, page: Page) -> Self {
+        let (content_type, text) = if is_html {
+            ("text/html; charset=utf-8", page.html())
+        } else {
+            ("text/plain; charset=utf-8", page.text())
+        };
+        Self { content_type, body: text.into(), ..Self::empty() }
     }
 
     fn inferred(answer: HttpAnswer) -> Self {
