@@ -34,6 +34,12 @@ fn every_curl_of_the_readme_works_against_the_demo() {
             "x-penstock-version: "
         } else if question.contains("/repository/") {
             "HTTP/1.1 200 OK"
+        } else if question.contains("/predictions/") {
+            "{\"prediction\":\"7\",\"confidence\":"
+        } else if question.contains(":predict") {
+            "{\"predictions\":[{\"digit\":7,"
+        } else if question.ends_with(":8000/") {
+            "version 1: ready, 90.0 % of the requests, stable"
         } else if question.contains("uniq -c") {
             "\"model_version\":\""
         } else {
