@@ -334,6 +334,13 @@ pub struct Progress {
     gates: BTreeMap<String, Kept>,
 }
 
+impl Progress {
+    /// How long the running step has lasted; nothing unless it goes on by itself.
+    pub fn dwelt(&self) -> Duration {
+        self.dwelt
+    }
+}
+
 /// What one rollout shows of itself.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CanaryStatus {
@@ -349,6 +356,10 @@ pub struct CanaryStatus {
     pub steps: usize,
     /// The candidate's share, in percent.
     pub percent: f64,
+    /// Its share in each step.
+    pub step_percents: Vec<f64>,
+    /// How long each step lasts at least, ms.
+    pub dwell_ms: u64,
     /// The numbers of the running step.
     pub gates: Vec<GateStatus>,
     /// What was decided, oldest first.
@@ -565,6 +576,8 @@ impl Canary {
             step: self.step + 1,
             steps: self.policy.steps.len(),
             percent: percent(self.share()),
+            step_percents: self.policy.steps.iter().map(|step| percent(*step)).collect(),
+            dwell_ms: self.policy.dwell.as_millis() as u64,
             gates: self.numbers(),
             verdicts: self.history.iter().cloned().collect(),
         }

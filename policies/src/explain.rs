@@ -23,7 +23,7 @@ impl Snapshot {
 
 impl ModelPolicy {
     /// The same of one model, line by line.
-    pub(crate) fn lines(&self) -> Vec<String> {
+    pub fn lines(&self) -> Vec<String> {
         let mut text = String::new();
         write_model("", self, &mut text).expect("writing to a string does not fail");
         text.lines().skip(1).map(|line| line.trim_start().to_owned()).collect()
@@ -32,7 +32,7 @@ impl ModelPolicy {
 
 impl Snapshot {
     /// The same of each limit, by its name and without it.
-    pub(crate) fn limit_lines(&self) -> BTreeMap<String, String> {
+    pub fn limit_lines(&self) -> BTreeMap<String, String> {
         let line = |name: &str, write: &dyn Fn(&mut String) -> fmt::Result| {
             let mut text = String::new();
             write(&mut text).expect("writing to a string does not fail");

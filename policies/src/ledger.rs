@@ -336,7 +336,7 @@ impl Ledger {
     }
 
     /// The candidate's share in the rollout that has begun, if that is of these versions.
-    fn share_now(&self, model: &str, policy: &CanaryPolicy) -> Option<Millionths> {
+    pub(crate) fn share_now(&self, model: &str, policy: &CanaryPolicy) -> Option<Millionths> {
         let rollouts = self.rollouts.load();
         let rollout = rollouts.get(model).filter(|rollout| rollout.is_of(policy))?;
         Some(rollout.stage().share)

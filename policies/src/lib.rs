@@ -34,6 +34,7 @@ mod live;
 mod evidence;
 mod ratio;
 mod canary;
+mod share;
 mod shadow;
 
 mod outcome;
@@ -63,6 +64,7 @@ pub use remote::Remote;
 pub use retry::NotAgain;
 pub use schema::schema;
 pub use shadow::{ShadowPolicy, Tolerance};
+pub use share::Share;
 pub use snapshot::{ModelPolicy, Rings, Snapshot};
 pub use tally::{Drawn, Instead, Mismatch, SplitStatus, VersionShare};
 pub use units::{Rate, UnitError, Version, duration as parse_duration};

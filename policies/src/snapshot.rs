@@ -160,6 +160,21 @@ impl ModelPolicy {
         self.labels.get(label).copied()
     }
 
+    /// Versions that other servers answer, and where those are.
+    pub fn remotes(&self) -> impl Iterator<Item = (Version, &Arc<Remote>)> {
+        self.remotes.iter().map(|(version, remote)| (*version, remote))
+    }
+
+    /// Whether a version is rolled out.
+    pub fn has_canary(&self) -> bool {
+        self.canary.is_some()
+    }
+
+    /// Whether a rule may decide before the split or rollout does.
+    pub fn has_rules(&self) -> bool {
+        !self.rules.is_empty()
+    }
+
     /// Whether other servers answer some of its versions.
     pub fn has_remotes(&self) -> bool {
         !self.remotes.is_empty()

@@ -212,8 +212,10 @@ impl Record {
     fn observe_stages(&self, metrics: &Metrics, now: Instant) {
         let Stages { read, sent, answered } = self.stages;
         let (Some(read), Some(sent), Some(answered)) = (read, sent, answered) else { return };
-        let engine =
-            self.timing.as_ref().map(|timing| Duration::from_micros(timing.prepare_us + timing.queue_us + timing.run_us));
+        let engine = self
+            .timing
+            .as_ref()
+            .map(|timing| Duration::from_micros(timing.prepare_us + timing.queue_us + timing.run_us));
         let stages = &metrics.stages;
         stages.read.observe((read - self.started).as_secs_f64());
         stages.decode.observe((sent - read).as_secs_f64());
