@@ -1,8 +1,11 @@
 //! The third port, on loopback and only if it is configured: what a person may change while the process runs.
-//! Decides who may ask, and what is said; what is done is the ledger's and, for the policy, `reload.rs`'s.
+//! Decides what is said; who may ask is `origin.rs`'s, what is done is the ledger's and, for the policy, `reload.rs`'s.
 
 use crate::body::{self, BodyLimits};
-use crate::monitor::respond;
+use crate::dashboard;
+use crate::monitor::{respond, show_status};
+use crate::origin;
+use crate::overview::{Asker, Overview};
 use crate::refusal::Refusal;
 use crate::revisions::{Ask, Asked, Denied, Edit, Revision};
 use crate::slots::Slots;
@@ -17,11 +20,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
-/// Serves `/canaries`, `/splits` and `/policy`.
+/// Serves the dashboard with its buttons, `/canaries`, `/splits`, `/policy` and `/status`.
 #[derive(Debug)]
 pub struct Admin {
     /// Where canaries are.
     pub ledger: Arc<Ledger>,
+    /// What is shown.
+    pub overview: Overview,
     /// Who owns the policy file; `None` if there is none.
     pub policy: Option<mpsc::Sender<Asked>>,
     /// Room for bodies, see [`Admin::slots`].
@@ -37,21 +42,27 @@ const REASON_MAX: usize = 200;
 /// A policy has less, see policies' own limit.
 const BODY: BodyLimits = BodyLimits { bytes_max: 1 << 20, time_max: Duration::from_secs(10) };
 
-const HELP: &str = "here are GET /canaries, GET /splits, POST /canaries/{model}/{pause|resume|promote|abort}?reason=..., GET and PUT /policy, \
+const HELP: &str = "here are / for people, GET /status, GET /canaries, GET /splits, POST /canaries/{model}/{pause|resume|promote|abort}?reason=..., GET and PUT /policy, \
      GET /policy/history, POST /policy/plan and POST /policy/rollback?to=GENERATION";
 
 #[async_trait]
 impl ServeHttp for Admin {
     async fn response(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         let head = session.req_header();
-        // A page in somebody's browser reaches loopback as well, and says where it comes from.
-        if head.headers.contains_key(header::ORIGIN) {
-            return refuse(StatusCode::FORBIDDEN, "this is not for browsers");
+        // Anybody may be led to the page: it can be looked at alone.
+        let allowed = match (&head.method, head.uri.path()) {
+            (&Method::GET, "/") => origin::own_host(&head.headers).map(drop),
+            _ => origin::check(&head.method, &head.headers),
+        };
+        if let Err(why) = allowed {
+            return refuse(StatusCode::FORBIDDEN, why);
         }
         let (method, uri) = (head.method.clone(), head.uri.clone());
         let (path, query): (Vec<&str>, _) =
             (uri.path().split('/').skip(1).collect(), uri.query().unwrap_or(""));
         match (&method, &path[..]) {
+            (&Method::GET, [""]) => dashboard::page(),
+            (&Method::GET, ["status"]) => show_status(&self.overview, Asker::Admin),
             (&Method::GET, ["canaries"]) => {
                 json_of(&serde_json::to_value(self.ledger.rollouts()).expect("names and numbers"))
             }

@@ -124,28 +124,6 @@ impl Models {
         self.entries().filter(|entry| entry.state() == ModelState::Loading)
     }
 
-    /// How each version runs, and what was measured about it when it was loaded; for people.
-    pub(crate) fn described(&self) -> Vec<serde_json::Value> {
-        let versions = self.entries().map(|entry| {
-            let curve = entry
-                .curve
-                .iter()
-                .map(|point| serde_json::json!({"rows": point.rows, "us": point.typical_us}));
-            serde_json::json!({
-                "model": entry.name,
-                "version": entry.version,
-                "state": entry.state().as_word(),
-                "reason": entry.reason,
-                "max_batch": entry.max_batch,
-                "threads": entry.threads,
-                "at_once": entry.at_once,
-                "form": entry.form,
-                "curve": curve.collect::<Vec<_>>(),
-            })
-        });
-        versions.collect()
-    }
-
     /// The pinned version, else the one with the highest number.
     pub fn find(&self, target: Target<'_>) -> Result<&ModelEntry, Refusal> {
         let Some(versions) = self.models.get(target.model) else {

@@ -366,6 +366,8 @@ pub struct Links {
     socket: ArcSwap<PathBuf>,
     /// Bytes of tensors that the engine takes with one request.
     payload_bytes_max: AtomicUsize,
+    /// Where it runs models; empty before it has said so.
+    device: ArcSwap<String>,
     /// Engines that have taken over so far; a link is to the one of its time.
     successions: AtomicU64,
     /// Another engine is about to take over: what the present one is told now would be forgotten.
@@ -385,6 +387,7 @@ impl Links {
         Self {
             socket,
             payload_bytes_max: AtomicUsize::new(LIMITS.payload_bytes),
+            device: ArcSwap::default(),
             successions: AtomicU64::new(0),
             is_handing_over: AtomicBool::new(false),
             connecting: tokio::sync::Mutex::default(),
@@ -402,6 +405,12 @@ impl Links {
         let most = usize::try_from(hello.payload_bytes_max).ok().filter(|most| *most > 0);
         let most = most.unwrap_or(LIMITS.payload_bytes).min(LIMITS.payload_bytes);
         self.payload_bytes_max.store(most, Ordering::Relaxed);
+        self.device.store(Arc::new(hello.device.clone()));
+    }
+
+    /// Where the engine runs models, as it says; empty before it has.
+    pub fn device(&self) -> String {
+        String::clone(&self.device.load())
     }
 
     /// This worker's link.

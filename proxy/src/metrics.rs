@@ -7,13 +7,16 @@
 use crate::export::SpanCounts;
 use crate::statistics::Statistics;
 use crate::triton_metrics::TritonMetrics;
+use crate::histogram::Histogram;
+use crate::refused::Refused;
+use crate::status::Copies;
 use policies::{BreakerState, BreakerStatus, CanaryStatus, SplitStatus, Verdict};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::histogram::exponential_buckets;
 use prometheus_client::registry::{Registry, Unit};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::AtomicU64;
@@ -106,6 +109,10 @@ pub struct VersionMetrics {
     pub abandoned: Counter,
     /// From the end of the request head to the answer, seconds.
     pub latency: HistogramWithExemplars<TraceLabel>,
+    /// The same, for those who look.
+    pub whole: Histogram,
+    /// Of that, in the proxy and on the way to the engine and back, seconds; for those who look, see [`StageMetrics`].
+    pub proxy: Histogram,
     /// In the engine's queue, seconds.
     pub queue: Histogram,
     /// From leaving the engine's queue to the end of the batch, seconds.
@@ -145,6 +152,8 @@ pub struct Metrics {
     /// Lines of the access log that were dropped.
     pub access_dropped: Gauge<u64, AtomicU64>,
     versions: Arc<RwLock<VersionMap>>,
+    /// Requests without an answer, for people.
+    pub refused: Refused,
     /// Requests being worked on.
     pub in_flight: Gauge,
     /// Number of the policy in force.
@@ -155,6 +164,8 @@ pub struct Metrics {
     pub engine_starts: Counter,
     /// 1 while the engine is connected.
     pub engine_up: Gauge,
+    /// Requests that wait in the engine, and runs that have not ended.
+    pub engine_under_way: Gauge<u64, AtomicU64>,
     /// Bytes of the engine that are in memory.
     pub engine_resident_bytes: Gauge<u64, AtomicU64>,
     /// Bytes that the engine may hold.
@@ -174,24 +185,9 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// 100 µs to 26 s.
-    fn seconds() -> Histogram {
-        Histogram::new(exponential_buckets(0.000_1, 2.0, 19))
-    }
-
-    /// The same, with traces as examples.
+    /// 100 µs to 26 s, with traces as examples.
     fn seconds_of_traces() -> HistogramWithExemplars<TraceLabel> {
         HistogramWithExemplars::new(exponential_buckets(0.000_1, 2.0, 19))
-    }
-
-    /// 5 µs to 2.6 s.
-    fn short() -> Histogram {
-        Histogram::new(exponential_buckets(0.000_005, 2.0, 20))
-    }
-
-    /// 1 to 1,024 rows.
-    fn rows() -> Histogram {
-        Histogram::new(exponential_buckets(1.0, 2.0, 11))
     }
 
     /// Registers everything.
@@ -199,7 +195,7 @@ impl Metrics {
         let mut root = Registry::default();
         let registry = root.sub_registry_with_prefix("penstock");
         let durations: Family<StageLabels, Histogram, fn() -> Histogram> =
-            Family::new_with_constructor(Self::short);
+            Family::new_with_constructor(Histogram::of_short_times);
         let stage = |stage| durations.get_or_create_owned(&StageLabels { stage });
         let stages = StageMetrics {
             read: stage("read"),
@@ -219,9 +215,9 @@ impl Metrics {
             access_dropped: Gauge::default(),
             outcomes: Family::default(),
             latency: Family::new_with_constructor(Self::seconds_of_traces),
-            run: Family::new_with_constructor(Self::seconds),
-            queue: Family::new_with_constructor(Self::seconds),
-            batch_rows: Family::new_with_constructor(Self::rows),
+            run: Family::new_with_constructor(Histogram::of_seconds),
+            queue: Family::new_with_constructor(Histogram::of_seconds),
+            batch_rows: Family::new_with_constructor(Histogram::of_rows),
             breaker: Family::default(),
             refusals: Family::default(),
             canary_share: Family::default(),
@@ -233,11 +229,13 @@ impl Metrics {
             retries: Family::default(),
             shadows: Family::default(),
             versions: Arc::default(),
+            refused: Refused::default(),
             in_flight: Gauge::default(),
             policy_generation: Gauge::default(),
             policy_rejected: Counter::default(),
             engine_starts: Counter::default(),
             engine_up: Gauge::default(),
+            engine_under_way: Gauge::default(),
             engine_resident_bytes: Gauge::default(),
             engine_memory_bytes: Gauge::default(),
             device_held_bytes: Gauge::default(),
@@ -332,6 +330,11 @@ impl Metrics {
         registry.register("engine_starts", "Times the engine was started", metrics.engine_starts.clone());
         registry.register("engine_up", "1 while the engine is connected", metrics.engine_up.clone());
         registry.register(
+            "engine_under_way",
+            "Requests that wait in the engine, and runs that have not ended",
+            metrics.engine_under_way.clone(),
+        );
+        registry.register(
             "engine_resident_bytes",
             "Bytes of the engine that are in memory",
             metrics.engine_resident_bytes.clone(),
@@ -356,13 +359,17 @@ impl Metrics {
         Self { registry: root, ..metrics }
     }
 
+    /// The handles of a version that has been asked before.
+    pub fn known(&self, model: &str, version: u64) -> Option<Arc<VersionMetrics>> {
+        let known = self.versions.read().expect("never poisoned: no panic while held");
+        known.get(model)?.get(&version).cloned()
+    }
+
     /// The handles of a version that exists.
     pub fn version(&self, model: &str, version: u64) -> Arc<VersionMetrics> {
-        let known = self.versions.read().expect("never poisoned: no panic while held");
-        if let Some(handles) = known.get(model).and_then(|versions| versions.get(&version)) {
-            return handles.clone();
+        if let Some(handles) = self.known(model, version) {
+            return handles;
         }
-        drop(known);
         let handles = Arc::new(self.resolve(model, version));
         let mut known = self.versions.write().expect("never poisoned: no panic while held");
         known.entry(model.to_owned()).or_default().entry(version).or_insert(handles).clone()
@@ -390,6 +397,8 @@ impl Metrics {
             refused: outcome("refused"),
             abandoned: outcome("abandoned"),
             latency: self.latency.get_or_create_owned(&labels),
+            whole: Histogram::of_seconds(),
+            proxy: Histogram::of_seconds(),
             queue: self.queue.get_or_create_owned(&labels),
             run: self.run.get_or_create_owned(&labels),
             batch_rows: self.batch_rows.get_or_create_owned(&labels),
@@ -449,6 +458,20 @@ impl Metrics {
     pub(crate) fn count_shadow(&self, model: &str, version: u64, outcome: &'static str) {
         let labels = OutcomeLabels { model: model.to_owned(), version, outcome };
         self.shadows.get_or_create_owned(&labels).inc();
+    }
+
+    /// What became of all copies for a shadow.
+    pub(crate) fn copies(&self, model: &str, version: u64) -> Copies {
+        let count = |outcome| {
+            let labels = OutcomeLabels { model: model.to_owned(), version, outcome };
+            self.shadows.get(&labels).map_or(0, |counter| counter.get())
+        };
+        Copies {
+            agreed: count("agreed"),
+            disagreed: count("disagreed"),
+            failed: count("failed"),
+            dropped: count("dropped"),
+        }
     }
 
     /// Counts a verdict on a rollout.

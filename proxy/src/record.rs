@@ -83,6 +83,8 @@ pub struct Record {
     pub failure: Failure,
     /// The counters of the version that the engine was asked for.
     pub asked: Option<Arc<VersionMetrics>>,
+    /// The same in full, for those who look.
+    pub refused: Option<Refusal>,
     /// Whether the request passed the version's breaker, and how it ended there.
     pub outcome: Option<policies::Outcome>,
     /// Why it was to be asked once more, if it was, and whether it has been.
@@ -117,6 +119,7 @@ impl Record {
             refusal: None,
             failure: Failure::Other,
             asked: None,
+            refused: None,
             outcome: None,
             retry: None,
             timing: None,
@@ -154,6 +157,7 @@ impl Record {
     pub fn refuse(&mut self, refusal: &Refusal) {
         self.refusal = Some(refusal.reason());
         self.failure = Failure::of(refusal);
+        self.refused = Some(refusal.clone());
     }
 
     /// Tells everybody; the request is over.
@@ -171,6 +175,10 @@ impl Record {
             };
             metrics.count_retry(model, retry.reason(), outcome);
         }
+        if let Some(refusal) = &self.refused {
+            let version = self.version.as_ref().map(|(model, version)| (model.as_str(), *version));
+            metrics.refused.note(refusal, version, SystemTime::now());
+        }
         if let (Some((model, version)), Some((drawn, key))) = (&self.version, self.drawn) {
             let is_answered = self.outcome == Some(policies::Outcome::Served);
             let answered = is_answered.then_some(policies::Version(*version));
@@ -187,6 +195,7 @@ impl Record {
             let example = trace.as_ref().map(|trace| TraceLabel { trace_id: trace.id() });
             let (took, timing) = (now - self.started, self.timing.as_ref());
             version.latency.observe(took.as_secs_f64(), example, None);
+            version.whole.observe(took.as_secs_f64());
             match outcome {
                 policies::Outcome::Served => version.statistics.served(took, timing, SystemTime::now()),
                 policies::Outcome::Failed | policies::Outcome::Refused | policies::Outcome::Abandoned => {
@@ -195,8 +204,10 @@ impl Record {
             }
             if let Some(timing) = timing {
                 version.statistics.ran(timing);
-                version.queue.observe(timing.queue_us as f64 / 1e6);
-                version.run.observe(timing.run_us as f64 / 1e6);
+                let (queue, run) = (timing.queue_us as f64 / 1e6, timing.run_us as f64 / 1e6);
+                version.proxy.observe((took.as_secs_f64() - queue - run).max(0.0));
+                version.queue.observe(queue);
+                version.run.observe(run);
                 version.batch_rows.observe(f64::from(timing.batch_rows));
             }
             self.observe_stages(metrics, now);

@@ -173,6 +173,31 @@ impl Refusal {
         }
     }
 
+    /// The limit that says so, by its name in the policy.
+    pub fn limit(&self) -> Option<&std::sync::Arc<str>> {
+        match self {
+            Self::Limited { limit, .. } | Self::Oversized { limit, .. } => Some(limit),
+            Self::Crowded(crowded) => Some(&crowded.limit),
+            Self::Invalid(_)
+            | Self::NotFound(_)
+            | Self::Forbidden(_)
+            | Self::Method { .. }
+            | Self::TooLarge { .. }
+            | Self::Encoding { .. }
+            | Self::BodyTimeout { .. }
+            | Self::Overloaded(_)
+            | Self::Busy { .. }
+            | Self::Tripped { .. }
+            | Self::NotReady(_)
+            | Self::EngineDown(_)
+            | Self::DeadlineExceeded { .. }
+            | Self::ModelFailed(_)
+            | Self::RemoteFailed(_)
+            | Self::Internal(_)
+            | Self::ClientGone => None,
+        }
+    }
+
     /// When to come back; `None` where coming back with the same request is pointless or unsafe.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {

@@ -9,6 +9,7 @@
 
 use crate::files;
 use crate::metrics::Metrics;
+use crate::policy_state::PolicyState;
 use crate::readiness::Readiness;
 use crate::revisions::{Ask, Asked, Denied, Edit, Revisions, Source};
 use anyhow::Context;
@@ -33,6 +34,8 @@ pub struct Reload {
     pub readiness: Readiness,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Told what is in force, and which file is not.
+    pub state: Arc<PolicyState>,
     /// What was last read.
     pub seen: Seen,
     /// What was in force before.
@@ -95,8 +98,10 @@ impl Reload {
             Ok(bytes) => bytes,
             Err(error) => {
                 if self.seen != Seen::Missing {
-                    tracing::error!("policy stays as it is: cannot read {}: {error}", self.file.display());
+                    let error = format!("cannot read {}: {error}", self.file.display());
+                    tracing::error!("policy stays as it is: {error}");
                     self.metrics.policy_rejected.inc();
+                    self.state.reject(&error, SystemTime::now());
                     self.seen = Seen::Missing;
                 }
                 return;
@@ -110,6 +115,7 @@ impl Reload {
             Err(error) => {
                 tracing::error!("policy stays as it is:\n{error}");
                 self.metrics.policy_rejected.inc();
+                self.state.reject(&error, SystemTime::now());
             }
         }
         self.seen = Seen::Text(bytes);
@@ -119,6 +125,7 @@ impl Reload {
         let published = self.live.publish(snapshot, &self.ledger);
         let text = String::from_utf8_lossy(text).into_owned();
         self.revisions.note(published.generation, text, source, restores, SystemTime::now());
+        self.state.accept();
         if !published.changed {
             return;
         }
@@ -127,6 +134,7 @@ impl Reload {
         self.ledger
             .retain(&self.live.load().snapshot, |model, version| models.entry(model, version.0).is_some());
         self.metrics.policy_generation.set(published.generation);
+        self.state.changed(SystemTime::now());
         tracing::info!("policy generation {} is in force", published.generation);
         if let Err(reason) = self.readiness.server() {
             tracing::warn!("not ready under this policy: {reason}");
@@ -231,13 +239,18 @@ async fn replace(
 
 /// The policy to start with, and the text that it was compiled from: that of the file, or the last that was in force if
 /// the file is no good.
-pub fn first(file: &Path, last_good: Option<&Path>) -> anyhow::Result<(Snapshot, Vec<u8>, Seen)> {
+pub fn first(
+    file: &Path,
+    last_good: Option<&Path>,
+    state: &PolicyState,
+) -> anyhow::Result<(Snapshot, Vec<u8>, Seen)> {
     let error = match read(file) {
         Ok((snapshot, bytes)) => return Ok((snapshot, bytes.clone(), Seen::Text(bytes))),
         Err(error) => error,
     };
     let Some(last_good) = last_good.filter(|file| file.exists()) else { return Err(error) };
     tracing::error!("the policy file is no good: {error:#}");
+    state.reject(&format!("{error:#}"), SystemTime::now());
     let (snapshot, bytes) = read(last_good)?;
     // It is told now, and not again before it changes.
     let seen = std::fs::read(file).map_or(Seen::Missing, Seen::Text);

@@ -5,6 +5,7 @@
 
 use crate::files;
 use crate::metrics::Metrics;
+use crate::rollout_history::RolloutHistory;
 use crate::trace::Tracer;
 use anyhow::Context;
 use policies::{Ledger, Live, Mismatch, Progress, Record, Rings, Verdict};
@@ -12,10 +13,13 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 
 const JUDGE_EVERY: Duration = Duration::from_millis(100);
+
+/// A rollout that nothing tells of is found within this, to show how its evidence grows.
+const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a step has lasted is saved so often; everything else when it changes.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
@@ -31,6 +35,8 @@ pub struct Rollouts {
     pub metrics: Arc<Metrics>,
     /// Where verdicts go as spans, if traces are on.
     pub tracer: Option<Arc<Tracer>>,
+    /// Told how the evidence grows.
+    pub history: Arc<RolloutHistory>,
     /// Where progress is kept; `None` forgets it with the process.
     pub file: Option<PathBuf>,
 }
@@ -54,6 +60,7 @@ impl Rollouts {
         let mut ticks = tokio::time::interval(JUDGE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut saved, mut kept, mut generation) = (Instant::now(), Kept::default(), 0);
+        let mut sampled = saved;
         loop {
             let is_last = tokio::select! {
                 _ = ticks.tick() => false,
@@ -62,8 +69,16 @@ impl Rollouts {
             };
             let now = Instant::now();
             let news = self.ledger.judge(now);
+            let in_force = self.live.load().number;
+            let is_new = !news.is_empty() || in_force != generation;
+            if is_new || now.duration_since(sampled) >= SAMPLE_EVERY || self.history.is_due(SystemTime::now())
+            {
+                self.history.sample(&self.ledger.rollouts(), SystemTime::now());
+                sampled = now;
+            }
             for (model, record) in &news {
                 tell(model, record);
+                self.history.mark(model, record, SystemTime::now());
                 self.metrics.count_verdict(model, record.verdict);
                 if let Some(tracer) = &self.tracer {
                     tracer.verdict(model, record);
@@ -73,9 +88,7 @@ impl Rollouts {
                 let Mismatch { cause, why, evidence } = mismatch;
                 tracing::warn!(%model, cause, evidence, "the shares are not as declared: {why}");
             }
-            let in_force = self.live.load().number;
-            let is_due =
-                !news.is_empty() || in_force != generation || now.duration_since(saved) >= SAVE_EVERY;
+            let is_due = is_new || now.duration_since(saved) >= SAVE_EVERY;
             if is_due || is_last {
                 kept = self.save(kept, now).await;
                 (saved, generation) = (now, in_force);

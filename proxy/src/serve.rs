@@ -20,12 +20,15 @@ use crate::link::Links;
 use crate::log::Format;
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;
+use crate::overview::Overview;
+use crate::policy_state::PolicyState;
 use crate::readiness::Readiness;
 use crate::record::Watchers;
 use crate::reload::{self, Reload, Seen};
 use crate::remote::Remotes;
 use crate::repository::Repository;
 use crate::revisions::Revisions;
+use crate::rollout_history::RolloutHistory;
 use crate::rollouts::{self, Rollouts};
 use crate::service::Service;
 use crate::shadow::Shadows;
@@ -57,8 +60,9 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     }
     let kept = config.state.as_deref().map(rollouts::read).transpose()?.unwrap_or_default();
     let last_good = config.state.as_ref().map(|state| state.with_extension("policy.yaml"));
+    let state = Arc::new(PolicyState::new(SystemTime::now()));
     let (snapshot, text, seen) = match &config.policies {
-        Some(file) => reload::first(file, last_good.as_deref())?,
+        Some(file) => reload::first(file, last_good.as_deref(), &state)?,
         None => (Snapshot::default(), Vec::new(), Seen::Nothing),
     };
     let text = String::from_utf8(text).context("the policy file: not UTF-8")?;
@@ -116,22 +120,31 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let mut http = ProxyServiceBuilder::new(&conf, service).name("http").server_options(options).build();
     http.add_tcp(&config.http.to_string());
     http.threads = Some(config.workers);
+    let history = Arc::new(RolloutHistory::default());
+    let overview = Overview {
+        metrics: metrics.clone(),
+        ledger: path.ledger.clone(),
+        live: path.live.clone(),
+        policy: state.clone(),
+        directory: path.directory.clone(),
+        links: path.links.clone(),
+        slots: path.slots.clone(),
+        readiness: readiness.clone(),
+        history: history.clone(),
+        admin: config.admin,
+        started: Instant::now(),
+    };
     let mut monitor = ListeningService::new(
         "monitor".into(),
-        Monitor {
-            metrics: metrics.clone(),
-            access: access.clone(),
-            ledger: path.ledger.clone(),
-            readiness: readiness.clone(),
-            directory: path.directory.clone(),
-        },
+        Monitor { overview: overview.clone(), access: access.clone() },
     );
     monitor.add_tcp(&config.monitor.to_string());
     monitor.threads = Some(1);
     let (asks, asked) = mpsc::channel(ASKS_MAX);
     let admin = config.admin.map(|address| {
         let policy = config.policies.is_some().then(|| asks.clone());
-        let admin = Admin { ledger: path.ledger.clone(), policy, slots: Admin::slots() };
+        let (ledger, overview) = (path.ledger.clone(), overview.clone());
+        let admin = Admin { ledger, overview, policy, slots: Admin::slots() };
         let mut admin = ListeningService::new("admin".into(), admin);
         admin.add_tcp(&address.to_string());
         admin.threads = Some(1);
@@ -142,6 +155,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         live: path.live.clone(),
         metrics: metrics.clone(),
         tracer: tracer.clone(),
+        history,
         file: config.state.clone(),
     };
     let reload = config.policies.clone().map(|file| Reload {
@@ -150,6 +164,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         ledger: path.ledger.clone(),
         readiness: readiness.clone(),
         metrics: metrics.clone(),
+        state,
         seen,
         revisions: Revisions::new(text, SystemTime::now()),
         asked,

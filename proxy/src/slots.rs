@@ -21,6 +21,16 @@ impl Slots {
         Self { requests: AtomicUsize::new(0), requests_max, bytes: AtomicUsize::new(0), bytes_max }
     }
 
+    /// Requests that have a room, and how many may.
+    pub fn requests(&self) -> (usize, usize) {
+        (self.requests.load(Ordering::Relaxed), self.requests_max)
+    }
+
+    /// Bytes of their bodies, and how many may be.
+    pub fn bytes(&self) -> (usize, usize) {
+        (self.bytes.load(Ordering::Relaxed), self.bytes_max)
+    }
+
     /// Room for one more request, to which `room` is open.
     pub fn enter(self: &Arc<Self>, room: Room) -> Result<Slot, Refusal> {
         let slot = Slot { slots: self.clone(), room, bytes: 0 };

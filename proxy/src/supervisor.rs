@@ -207,6 +207,7 @@ impl Supervisor {
                 Some(Event::Pong(health)) => {
                     self.metrics.engine_resident_bytes.set(health.resident_bytes);
                     self.metrics.engine_memory_bytes.set(health.memory_bytes);
+                    self.metrics.engine_under_way.set(health.under_way);
                     let DeviceMemory { held_bytes, free_bytes, total_bytes } =
                         health.device.unwrap_or_default();
                     self.metrics.device_held_bytes.set(held_bytes);

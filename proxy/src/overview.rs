@@ -1,0 +1,288 @@
+//! Fills in what the process says of itself, see [`Status`]. Reads what others keep and changes nothing; costs a request
+//! nothing but the counters that it moves anyway.
+
+use crate::directory::Directory;
+use crate::link::Links;
+use crate::metrics::{Metrics, VersionMetrics};
+use crate::policy_state::PolicyState;
+use crate::readiness::Readiness;
+use crate::refused::unix_ms;
+use crate::rollout_history::RolloutHistory;
+use crate::slots::Slots;
+use crate::status::{
+    Breaker, Canary, CurvePoint, Engine, Gate, Gpu, Limit, Model, Outcomes, Policy, Refusals, Share, Status,
+    Times, Traffic, Verdict, Version,
+};
+use policies::{
+    BreakerState, BreakerStatus, CanaryStatus, GateStatus, Ledger, Live, Phase, Record, Snapshot,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use wire::ModelEntry;
+
+/// Where everything is read.
+#[derive(Clone, Debug)]
+pub struct Overview {
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// How limits, breakers and rollouts are.
+    pub ledger: Arc<Ledger>,
+    /// The policy in force.
+    pub live: Arc<Live>,
+    /// And the file that says it.
+    pub policy: Arc<PolicyState>,
+    /// What the engine has.
+    pub directory: Arc<Directory>,
+    /// The way to it.
+    pub links: Arc<Links>,
+    /// Room for requests.
+    pub slots: Arc<Slots>,
+    /// Whether traffic may come.
+    pub readiness: Readiness,
+    /// How evidence has grown.
+    pub history: Arc<RolloutHistory>,
+    /// The admin port, if there is one.
+    pub admin: Option<SocketAddr>,
+    /// When the process began.
+    pub started: Instant,
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// Somebody who watches.
+    Watcher,
+    /// Somebody at the admin port, who may change something as well.
+    Admin,
+}
+
+const MICROSECONDS: f64 = 1e6;
+
+impl Overview {
+    /// A reading as of now.
+    pub fn status(&self, asker: Asker) -> Status {
+        let now = Instant::now();
+        let generation = self.live.load();
+        let (since_unix_ms, rejected) = self.policy.read();
+        Status {
+            penstock: env!("CARGO_PKG_VERSION").into(),
+            unix_ms: unix_ms(SystemTime::now()),
+            uptime_ms: milliseconds(now - self.started),
+            not_ready: self.readiness.server().err(),
+            admin: self.admin.map(|admin| admin.to_string()),
+            may_change: asker == Asker::Admin,
+            engine: self.engine(),
+            traffic: self.traffic(),
+            policy: Policy {
+                generation: generation.number,
+                since_unix_ms,
+                rejected_count: self.metrics.policy_rejected.get(),
+                rejected,
+            },
+            models: self.models(&generation.snapshot),
+            versions: self.versions(&generation.snapshot, now),
+            canaries: self.canaries(now),
+            splits: serde_json::to_value(self.ledger.splits(now)).expect("names and numbers"),
+            limits: self.limits(&generation.snapshot),
+            refusals: Refusals {
+                by_reason: self.metrics.refused.by_reason(),
+                recent: self.metrics.refused.recent(),
+            },
+        }
+    }
+
+    fn engine(&self) -> Engine {
+        let metrics = &self.metrics;
+        let total_bytes = metrics.device_total_bytes.get();
+        Engine {
+            connected: self.directory.load().connected,
+            device: self.links.device(),
+            starts: metrics.engine_starts.get(),
+            under_way: metrics.engine_under_way.get(),
+            resident_bytes: metrics.engine_resident_bytes.get(),
+            memory_bytes: metrics.engine_memory_bytes.get(),
+            gpu: (total_bytes > 0).then(|| Gpu {
+                held_bytes: metrics.device_held_bytes.get(),
+                free_bytes: metrics.device_free_bytes.get(),
+                total_bytes,
+            }),
+        }
+    }
+
+    fn traffic(&self) -> Traffic {
+        let ((in_flight, in_flight_max), (body_bytes, body_bytes_max)) =
+            (self.slots.requests(), self.slots.bytes());
+        Traffic {
+            in_flight: in_flight as u64,
+            in_flight_max: in_flight_max as u64,
+            body_bytes: body_bytes as u64,
+            body_bytes_max: body_bytes_max as u64,
+        }
+    }
+
+    fn models(&self, snapshot: &Snapshot) -> BTreeMap<String, Model> {
+        let models = self.directory.load();
+        let names = models.entries().map(|entry| entry.name.as_str());
+        let names: BTreeSet<&str> = names.chain(snapshot.models().map(|(name, _)| name)).collect();
+        names.into_iter().map(|name| (name.to_owned(), self.model(snapshot, name))).collect()
+    }
+
+    fn model(&self, snapshot: &Snapshot, name: &str) -> Model {
+        let policy = snapshot.model(name);
+        let shares = self.ledger.shares(snapshot, name).into_iter().map(|share| Share {
+            version: share.version.0,
+            label: share.label.map(|label| label.to_string()),
+            // What a ring of 2^64 points makes of 10 % is no 10 in a double.
+            percent: (share.percent * 1e6).round() / 1e6,
+        });
+        let shares: Vec<_> = shares.collect();
+        let decided_by = match (policy.is_some_and(|policy| policy.has_canary()), shares.is_empty()) {
+            (true, _) => "canary",
+            (false, false) => "split",
+            (false, true) => "highest",
+        };
+        Model {
+            decided_by: decided_by.into(),
+            has_rules: policy.is_some_and(|policy| policy.has_rules()),
+            shares,
+            shadow: policy.and_then(|policy| policy.shadow()).map(|shadow| shadow.version().0),
+            says: policy.map(|policy| policy.lines()).unwrap_or_default(),
+        }
+    }
+
+    /// Those of the engine, those of other servers, and those that only the policy names.
+    fn versions(&self, snapshot: &Snapshot, now: Instant) -> Vec<Version> {
+        let mut all: BTreeMap<(String, u64), Version> = BTreeMap::new();
+        for entry in self.directory.load().entries() {
+            all.insert((entry.name.clone(), entry.version), loaded(entry));
+        }
+        for (model, policy) in snapshot.models() {
+            for (version, remote) in policy.remotes() {
+                let version = named(model, version.0, "remote", remote.to_string());
+                all.insert((model.to_owned(), version.version), version);
+            }
+            let shares = self.ledger.shares(snapshot, model).into_iter().map(|share| share.version.0);
+            for version in shares.chain(policy.shadow().map(|shadow| shadow.version().0)) {
+                let missing = || named(model, version, "missing", "no such version is loaded".into());
+                all.entry((model.to_owned(), version)).or_insert_with(missing);
+            }
+        }
+        for breaker in self.ledger.breakers(now) {
+            if let Some(version) = all.get_mut(&(breaker.model.to_string(), breaker.version.0)) {
+                version.breaker = Some(shown(&breaker));
+            }
+        }
+        for ((model, number), version) in &mut all {
+            if let Some(counted) = self.metrics.known(model, *number) {
+                count(version, &counted);
+            }
+            let shadow = snapshot.model(model).and_then(|policy| policy.shadow());
+            if shadow.is_some_and(|shadow| shadow.version().0 == *number) {
+                version.copies = Some(self.metrics.copies(model, *number));
+            }
+        }
+        all.into_values().collect()
+    }
+
+    fn canaries(&self, now: Instant) -> BTreeMap<String, Canary> {
+        let progress = self.ledger.progress(now);
+        let canary = |(model, status): (String, CanaryStatus)| {
+            let dwelt = progress.get(&model).map(|progress| progress.dwelt()).unwrap_or_default();
+            let canary = Canary {
+                baseline: status.baseline,
+                candidate: status.candidate,
+                phase: word_of(&status.phase).into(),
+                step: status.step,
+                steps: status.steps,
+                percent: status.percent,
+                step_percents: status.step_percents,
+                dwell_ms: status.dwell_ms,
+                in_step_ms: milliseconds(dwelt),
+                gates: status.gates.into_iter().map(gate).collect(),
+                verdicts: status.verdicts.into_iter().map(verdict).collect(),
+                history: self.history.of(&model),
+            };
+            (model, canary)
+        };
+        self.ledger.rollouts().into_iter().map(canary).collect()
+    }
+
+    fn limits(&self, snapshot: &Snapshot) -> BTreeMap<String, Limit> {
+        let limit = |(name, says): (String, String)| {
+            let refused = self.metrics.refused.by_limit(&name);
+            (name, Limit { says, refused })
+        };
+        snapshot.limit_lines().into_iter().map(limit).collect()
+    }
+}
+
+fn loaded(entry: &ModelEntry) -> Version {
+    let curve = entry.curve.iter().map(|point| CurvePoint { rows: point.rows, us: point.typical_us });
+    Version {
+        model: entry.name.clone(),
+        version: entry.version,
+        state: entry.state().as_word().into(),
+        reason: entry.reason.clone(),
+        max_batch: entry.max_batch,
+        threads: entry.threads,
+        at_once: entry.at_once,
+        form: entry.form.clone(),
+        curve: curve.collect(),
+        ..Version::default()
+    }
+}
+
+fn named(model: &str, version: u64, state: &str, reason: String) -> Version {
+    Version { model: model.into(), version, state: state.into(), reason, ..Version::default() }
+}
+
+fn shown(breaker: &BreakerStatus) -> Breaker {
+    let (state, retry_after) = match breaker.state {
+        BreakerState::Passing => ("passing", None),
+        BreakerState::Probing => ("probing", None),
+        BreakerState::Tripped { retry_after } => ("tripped", Some(milliseconds(retry_after))),
+    };
+    Breaker { state: state.into(), retry_after_ms: retry_after }
+}
+
+fn count(version: &mut Version, counted: &VersionMetrics) {
+    version.outcomes = Outcomes {
+        served: counted.served.get(),
+        failed: counted.failed.get(),
+        refused: counted.refused.get(),
+        abandoned: counted.abandoned.get(),
+    };
+    version.times = Times {
+        whole: counted.whole.read(MICROSECONDS),
+        proxy: counted.proxy.read(MICROSECONDS),
+        queue: counted.queue.read(MICROSECONDS),
+        run: counted.run.read(MICROSECONDS),
+    };
+    version.batch_rows = counted.batch_rows.read(1.0);
+}
+
+fn word_of(phase: &Phase) -> &'static str {
+    match phase {
+        Phase::Running => "running",
+        Phase::Paused => "paused",
+        Phase::RolledBack => "rolled_back",
+        Phase::Promoted => "promoted",
+    }
+}
+
+fn gate(gate: GateStatus) -> Gate {
+    let GateStatus { gate, worse, roll_back_at, rare, pass_at, requests, events } = gate;
+    Gate { gate: gate.into(), worse, roll_back_at, rare, pass_at, requests, events }
+}
+
+fn verdict(record: Record) -> Verdict {
+    let Record { after, step, percent, verdict, why, gates } = record;
+    let (verdict, gates) = (verdict.as_str().into(), gates.into_iter().map(gate).collect());
+    Verdict { after, step, percent, verdict, why, gates }
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    time.as_millis() as u64
+}
