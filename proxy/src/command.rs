@@ -1,6 +1,7 @@
 //! The commands that talk to a running `penstock` through its admin port, and how its answers are shown to people.
 
 use crate::shares;
+use crate::top::{self, Watched};
 use anyhow::{Context, bail};
 use serde_json::Value;
 use std::fmt::Write;
@@ -14,14 +15,18 @@ pub struct Remote {
 }
 
 impl Remote {
-    /// How far every canary is and how every split is seen, as JSON or in words.
+    /// How far every canary is, how every split is seen, and how the process is, in words; or all that it says of itself, as
+    /// JSON.
     pub fn status(&self, json: bool) -> anyhow::Result<String> {
-        let (canaries, splits) = (self.call("GET", "/canaries", "")?, self.call("GET", "/splits", "")?);
+        let all = self.call("GET", "/status", "")?;
         if json {
-            return Ok(format!("{:#}\n", serde_json::json!({"canaries": canaries, "splits": splits})));
+            return Ok(format!("{all:#}\n"));
         }
-        let text = in_words(&canaries) + &shares::in_words(&splits);
-        Ok(if text.is_empty() { "no model has a canary or a split\n".into() } else { text })
+        let text = in_words(&all["canaries"]) + &shares::in_words(&all["splits"]);
+        let text = if text.is_empty() { "no model has a canary or a split\n".into() } else { text };
+        let mut watched = Watched::new(&self.admin);
+        watched.take(serde_json::from_value(all).context("the answer is no status")?);
+        Ok(format!("{text}\n{}", top::plain(&watched)))
     }
 
     /// Pauses, resumes, promotes or aborts; how far it then is.

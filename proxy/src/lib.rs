@@ -77,3 +77,4 @@ pub mod admin;
 pub mod rollouts;
 pub mod command;
 mod shares;
+pub mod top;

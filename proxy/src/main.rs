@@ -69,7 +69,13 @@ enum Command {
     },
     /// Print the JSON schema of policy files, for editors.
     Schema,
-    /// Show how far the canaries of a running penstock are, and how its splits are seen.
+    /// Show a running penstock in the terminal: who answers what share, where time goes, what was refused and why.
+    Top {
+        /// Its `listen.monitor`.
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8002")]
+        address: String,
+    },
+    /// Show how far the canaries of a running penstock are, how its splits are seen, and how it is.
     Status {
         #[command(flatten)]
         remote: Running,
@@ -138,6 +144,7 @@ fn main() -> ExitCode {
             remote.ask(|remote, json| remote.roll_back(to, tag.as_deref(), json))
         }
         Command::History { remote } => remote.ask(|remote, json| remote.history(json)),
+        Command::Top { address } => proxy::top::run(&address),
         Command::Status { remote } => remote.ask(|remote, json| remote.status(json)),
         Command::Canary { action, model, reason, remote } => {
             remote.ask(|remote, json| remote.canary(&model, action.as_str(), &reason, json))

@@ -7,6 +7,7 @@ mod canary;
 mod compression;
 mod configs;
 mod dialects;
+mod dashboard;
 mod drain;
 mod engine_loss;
 mod grpc;
