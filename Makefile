@@ -15,15 +15,17 @@ run: build ## start the demo: proxy and engine with configs/demo
 	  '  curl -i http://localhost:8000/v2/models/digits/infer -d @configs/demo/requests/digit-7.json' \
 	  '  curl -s http://localhost:8000/v2/models/digits' \
 	  '  curl -s http://localhost:8002/metrics' \
+	  'See it at http://localhost:8002/ in a browser, or with target/release/penstock top.' \
 	  'Then edit configs/demo/policies.yaml and ask again.' ''
 	@exec "$(TARGET)/release/penstock" serve --config configs/demo/penstock.yaml
 
 build: ## build the two binaries, optimised
 	$(WITH_LIBTORCH) cargo build --release --locked -p penstock-proxy -p penstock-engine --bins
 
-test: ## run all tests, then third-party clients against the built binaries
+test: ## run all tests, then third-party clients and a browser against the built binaries
 	$(WITH_LIBTORCH) cargo build --workspace --bins --locked && cargo test --workspace --locked
 	clients=$$($(SETUP) --clients) && "$$clients" -m pytest tests/clients
+	$(WITH_LIBTORCH) tests/dashboard/run.sh
 
 bench: build ## compare Penstock with what it replaces
 	$(WITH_LIBTORCH) cargo run --release --locked -p penstock-benches --bin compare
