@@ -194,6 +194,7 @@ impl Refusal {
             | Self::ModelFailed(_)
             | Self::RemoteFailed(_)
             | Self::Internal(_)
+            | Self::Unsupported(_)
             | Self::ClientGone => None,
         }
     }
