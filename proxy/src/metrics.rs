@@ -5,11 +5,11 @@
 //! that no client can make the number of series grow.
 
 use crate::export::SpanCounts;
-use crate::statistics::Statistics;
-use crate::triton_metrics::TritonMetrics;
 use crate::histogram::Histogram;
 use crate::refused::Refused;
+use crate::statistics::Statistics;
 use crate::status::Copies;
+use crate::triton_metrics::TritonMetrics;
 use policies::{BreakerState, BreakerStatus, CanaryStatus, SplitStatus, Verdict};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
