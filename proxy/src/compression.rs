@@ -50,7 +50,7 @@ impl Coding {
     }
 
     /// What an answer to a request with these headers goes out in, if not as it is: what its client names and does not
-    /// want less than the plain answer.
+    /// want less than the plain answer. Of two that it wants equally it is gzip, which everybody reads alike.
     pub(crate) fn of_answer(headers: &HeaderMap) -> Option<Self> {
         let (mut best, mut plain) = (None, 0);
         for word in words(headers, &header::ACCEPT_ENCODING) {
@@ -59,7 +59,7 @@ impl Coding {
             if name.eq_ignore_ascii_case("identity") {
                 plain = weight;
             } else if let Some(coding) = Self::from_name(name)
-                && best.is_none_or(|(_, most)| weight > most)
+                && best.is_none_or(|(_, most)| weight > most || weight == most && coding == Self::Gzip)
             {
                 best = Some((coding, weight));
             }
@@ -369,6 +369,7 @@ mod tests {
             ("gzip", Some(Coding::Gzip)),
             ("deflate", Some(Coding::Deflate)),
             ("gzip, deflate, br, zstd", Some(Coding::Gzip)),
+            ("deflate, gzip, br, zstd", Some(Coding::Gzip)),
             ("gzip;q=0.5, deflate;q=0.8", Some(Coding::Deflate)),
             ("gzip;q=0.5, identity", None),
             ("gzip;q=0.5, identity;q=0.5", Some(Coding::Gzip)),

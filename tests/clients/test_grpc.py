@@ -46,7 +46,8 @@ def test_health_and_metadata(client):
     assert client.is_model_ready("digits") and client.is_model_ready("digits", "2")
     assert not client.is_model_ready("digits", "9") and not client.is_model_ready("nothing")
     server = client.get_server_metadata()
-    assert (server.name, list(server.extensions)) == ("penstock", ["model_repository"])
+    extensions = ["classification", "schedule_policy", "model_repository", "model_repository(unload_dependents)"]
+    assert (server.name, list(server.extensions)) == ("penstock", extensions)
     model = client.get_model_metadata("digits", as_json=True)
     assert model["versions"] == ["1", "2"]
     assert model["inputs"] == [{"name": "pixels", "datatype": "FP32", "shape": ["-1", "64"]}]

@@ -264,9 +264,18 @@ impl Stack {
 
     /// Resident memory of `penstock`, bytes.
     pub fn resident_bytes(&self) -> u64 {
+        self.bytes_of("VmRSS:")
+    }
+
+    /// What of it is its own, and not pages of files.
+    pub fn anonymous_bytes(&self) -> u64 {
+        self.bytes_of("RssAnon:")
+    }
+
+    fn bytes_of(&self, field: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid().as_raw_nonzero()))
             .expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells it");
+        let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("Linux tells it");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
     }
 

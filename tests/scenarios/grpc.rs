@@ -108,7 +108,12 @@ fn it_says_what_it_is_and_what_it_has() {
     assert!(ready("digits", "") && ready("digits", "2"));
     assert!(!ready("digits", "9") && !ready("digits", "two") && !ready("nothing", ""));
     let server: ServerMetadataResponse = client.ask("ServerMetadata", ServerMetadataRequest {}).unwrap();
-    assert_eq!((server.name.as_str(), server.extensions), ("penstock", vec!["model_repository".to_owned()]));
+    let extensions =
+        ["classification", "schedule_policy", "model_repository", "model_repository(unload_dependents)"];
+    assert_eq!(
+        (server.name.as_str(), server.extensions),
+        ("penstock", extensions.map(str::to_owned).to_vec())
+    );
     let asked = ModelMetadataRequest { name: "digits".into(), version: String::new() };
     let model: ModelMetadataResponse = client.ask("ModelMetadata", asked).unwrap();
     assert_eq!(model.versions, ["1", "2"]);

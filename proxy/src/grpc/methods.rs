@@ -125,7 +125,7 @@ impl Grpc {
                 read::<inference::ServerMetadataRequest>(messages).await?;
                 let server = describe::server(self.repository.control);
                 // Raw contents take the place of the extension of REST's bodies.
-                let extensions = server.extensions.iter().filter(|name| **name != "binary_tensor_data");
+                let extensions = server.extensions.iter().filter(|name| !OVER_HTTP_ONLY.contains(name));
                 Ok(Outgoing::of(&inference::ServerMetadataResponse {
                     name: server.name.into(),
                     version: server.version.into(),
@@ -174,6 +174,10 @@ impl Grpc {
         }
     }
 }
+
+/// Extensions that are others over gRPC, or not there.
+const OVER_HTTP_ONLY: [&str; 5] =
+    ["binary_tensor_data", "model_configuration", "statistics", "trace", "logging"];
 
 /// The one message of a request.
 async fn read<T: Message + Default>(mut messages: Messages<Incoming>) -> Result<T, Refusal> {
