@@ -205,7 +205,8 @@ impl Record {
             if let Some(timing) = timing {
                 version.statistics.ran(timing);
                 let (queue, run) = (timing.queue_us as f64 / 1e6, timing.run_us as f64 / 1e6);
-                version.proxy.observe((took.as_secs_f64() - queue - run).max(0.0));
+                let prepare = timing.prepare_us as f64 / 1e6;
+                version.proxy.observe((took.as_secs_f64() - prepare - queue - run).max(0.0));
                 version.queue.observe(queue);
                 version.run.observe(run);
                 version.batch_rows.observe(f64::from(timing.batch_rows));
