@@ -5,7 +5,7 @@ SETUP = python3 engine/setup/libtorch.py
 WITH_LIBTORCH = environment=$$($(SETUP)) && eval "$$environment" &&
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run build test bench soak bench-engine bench-decision lint env
+.PHONY: help run build test bench bench-tensors soak bench-engine bench-decision lint env
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
@@ -30,6 +30,9 @@ test: ## run all tests, then third-party clients and a browser against the built
 bench: build ## compare Penstock with what it replaces
 	$(WITH_LIBTORCH) cargo run --release --locked -p penstock-benches --bin compare
 
+bench-tensors: build ## the same for images of 600 kB, and for reading one as JSON
+	$(WITH_LIBTORCH) cargo run --release --locked -p penstock-benches --bin compare -- --tensors
+
 soak: build ## half an hour of mixed traffic, reloads and bad clients: what both processes hold in memory
 	$(WITH_LIBTORCH) cargo run --release --locked -p penstock-benches --bin compare -- --soak 30
 
@@ -38,7 +41,8 @@ bench-engine: build ## compare the engine with bare loops of libtorch, over real
 	  LD_LIBRARY_PATH="$$LIBTORCH/lib" "$(TARGET)/release/engine-bench" "$$models"
 
 bench-decision: ## what a decision of the policy costs, in time and in instructions (the latter with valgrind)
-	$(WITH_LIBTORCH) cargo build --release --locked -p penstock-benches --bin decision && "$(TARGET)/release/decision" && \
+	$(WITH_LIBTORCH) cargo build --release --locked -p penstock-benches --bin decision && \
+	  MIMALLOC_PURGE_DELAY=0 "$(TARGET)/release/decision" && \
 	  benches/decision/instructions.sh "$(TARGET)/release/decision"
 
 lint: ## check the formatting, then clippy with warnings as errors, then the alerts where promtool is there

@@ -480,7 +480,7 @@ impl Ledger {
             }
             if breakers.remembered() < Self::MOST_BREAKERS {
                 let policy = breakers.policy(snapshot, model);
-                let versions = breakers.guards.entry(Arc::from(model)).or_default();
+                let versions = breakers.guards.entry(snapshot.name_of(model)).or_default();
                 versions.entry(version).or_insert_with(|| Arc::new(Guard::new(policy)));
             }
             breakers
@@ -512,24 +512,22 @@ impl Ledger {
                 .map(|policy| (Arc::clone(&policy.name), kept(policy)))
                 .collect::<Crowds>()
         });
-        let policies = snapshot.models().map(|(model, policy)| (Arc::from(model), *policy.breaker()));
+        let policies = snapshot.models.iter().map(|(model, policy)| (Arc::clone(model), *policy.breaker()));
         let policies = Arc::new(policies.collect::<HashMap<_, _, _>>());
         self.breakers.rcu(|breakers| {
-            let mut breakers =
-                Breakers { policies: Some(Arc::clone(&policies)), ..Breakers::clone(breakers) };
-            breakers.guards.retain(|model, versions| {
-                versions.retain(|version, _| serves(model, *version));
+            let kept = |(model, versions): (&Arc<str>, &BTreeMap<Version, Arc<Guard>>)| {
                 let policy = snapshot.breaker(model);
-                for guard in versions.values_mut() {
+                let serving = versions.iter().filter(|(version, _)| serves(model, **version));
+                let followed = serving.map(|(version, guard)| {
                     let goes_on = guard.lock().follow(policy);
                     // Passes into the old one settle into the void.
-                    if !goes_on {
-                        *guard = Arc::new(Guard::new(policy));
-                    }
-                }
-                !versions.is_empty()
-            });
-            breakers
+                    (*version, if goes_on { Arc::clone(guard) } else { Arc::new(Guard::new(policy)) })
+                });
+                let versions: BTreeMap<_, _> = followed.collect();
+                (!versions.is_empty()).then(|| (snapshot.name_of(model), versions))
+            };
+            let guards = breakers.guards.iter().filter_map(kept).collect();
+            Breakers { guards, policies: Some(Arc::clone(&policies)) }
         });
     }
 

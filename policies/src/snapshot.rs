@@ -79,6 +79,12 @@ impl Snapshot {
         self.by_name.get(name).map(|policy| &**policy)
     }
 
+    /// A model's name, as one that is kept beside the policy for as long as that is in force: in the same memory, which a
+    /// request has just read.
+    pub(crate) fn name_of(&self, model: &str) -> Arc<str> {
+        self.by_name.get_key_value(model).map_or_else(|| Arc::from(model), |(name, _)| Arc::clone(name))
+    }
+
     /// Every model that has a policy, in the order of their names.
     pub fn models(&self) -> impl Iterator<Item = (&str, &ModelPolicy)> {
         self.models.iter().map(|(name, policy)| (name.as_ref(), &**policy))

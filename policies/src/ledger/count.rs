@@ -53,7 +53,7 @@ impl Ledger {
     /// Follows a swap of policies.
     pub(super) fn tally(&self, snapshot: &Snapshot, now: Instant) {
         self.tallies.rcu(|tallies| {
-            let followed = |(model, policy): (&str, &ModelPolicy)| {
+            let followed = |(model, policy): (&Arc<str>, &Arc<ModelPolicy>)| {
                 let canary = policy.canary.as_ref();
                 let declared = match canary {
                     Some(canary) => canary.declared(self.share_now(model, canary).unwrap_or(0)),
@@ -64,14 +64,14 @@ impl Ledger {
                     None => policy.split.as_ref().and_then(Split::stickiness),
                 };
                 let key = key.map(|sticky| sticky.key.clone());
-                Some(match tallies.get_key_value(model) {
-                    Some((model, tally)) if (tally.mark, &tally.key) == (declared.mark, &key) => {
-                        (Arc::clone(model), Arc::clone(tally))
-                    }
-                    _ => (Arc::from(model), Arc::new(Tally::new(&declared, key, now))),
-                })
+                let goes_on = |tally: &&Arc<Tally>| (tally.mark, &tally.key) == (declared.mark, &key);
+                let tally = match tallies.get(model).filter(goes_on) {
+                    Some(tally) => Arc::clone(tally),
+                    None => Arc::new(Tally::new(&declared, key, now)),
+                };
+                Some((Arc::clone(model), tally))
             };
-            snapshot.models().filter_map(followed).collect::<Tallies>()
+            snapshot.models.iter().filter_map(followed).collect::<Tallies>()
         });
     }
 
