@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Keeps [`Live`] in step with a file.
 #[derive(Debug)]
@@ -59,15 +59,17 @@ pub enum Seen {
 
 /// A file that reads the same after this has been written.
 const SETTLE: Duration = Duration::from_millis(100);
+/// The same, once its writer has closed it or it was moved there whole. Some scripts write a file in several goes.
+const SETTLE_WHOLE: Duration = Duration::from_millis(10);
 /// A file that does not stop changing is read all the same.
-const LOOKS_MAX: usize = 20;
+const STABLE_MAX: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_secs(5);
 
 impl Reload {
     /// Watches for ever.
     pub async fn run(mut self) {
-        let (changed, mut changes) = mpsc::channel(1);
-        let _watcher = match watch(&self.file, changed) {
+        let (changed, mut changes) = watch::channel(SETTLE);
+        let _watcher = match watcher(&self.file, changed) {
             Ok(watcher) => Some(watcher),
             Err(error) => {
                 tracing::warn!("policy file is polled every {POLL:?}: {error:#}");
@@ -77,24 +79,25 @@ impl Reload {
         let mut hangup = signal(SignalKind::hangup()).expect("signal handlers can be installed at start");
         self.keep_last_good().await;
         loop {
+            let mut settle = SETTLE;
             tokio::select! {
                 Some(Asked { ask, answer }) = self.asked.recv() => {
                     let _ = answer.send(self.answer(ask).await); // who asked may have left
                     continue;
                 }
-                Some(()) = changes.recv() => {}
+                Ok(()) = changes.changed() => settle = *changes.borrow_and_update(),
                 () = tokio::time::sleep(POLL) => {}
                 _ = hangup.recv() => {
                     tracing::info!("SIGHUP: reading {}", self.file.display());
                     self.seen = Seen::Nothing; // even the same file is compiled again, so that its errors are told again
                 }
             }
-            self.look().await;
+            self.look(settle, &mut changes).await;
         }
     }
 
-    async fn look(&mut self) {
-        let bytes = match self.stable().await {
+    async fn look(&mut self, settle: Duration, changes: &mut watch::Receiver<Duration>) {
+        let bytes = match self.stable(settle, changes).await {
             Ok(bytes) => bytes,
             Err(error) => {
                 if self.seen != Seen::Missing {
@@ -197,22 +200,31 @@ impl Reload {
 
     /// The file, once it has stopped changing: whoever writes it needs a moment between truncating and finishing, and
     /// half a policy may well be a policy.
-    async fn stable(&self) -> std::io::Result<Vec<u8>> {
+    async fn stable(
+        &self,
+        mut settle: Duration,
+        changes: &mut watch::Receiver<Duration>,
+    ) -> std::io::Result<Vec<u8>> {
+        let last_look = Instant::now() + STABLE_MAX;
         let mut before = tokio::fs::read(&self.file).await;
-        for _ in 0..LOOKS_MAX {
-            if matches!((&before, &self.seen), (Ok(bytes), Seen::Text(seen)) if bytes == seen) {
-                break; // nothing new
+        loop {
+            let is_nothing_new =
+                matches!((&before, &self.seen), (Ok(bytes), Seen::Text(seen)) if bytes == seen);
+            if is_nothing_new || Instant::now() >= last_look {
+                return before;
             }
-            tokio::time::sleep(SETTLE).await;
+            let changed = tokio::select! {
+                Ok(()) = changes.changed() => true,
+                () = tokio::time::sleep(settle) => false,
+            };
             let now = tokio::fs::read(&self.file).await;
-            let settled = matches!((&before, &now), (Ok(before), Ok(now)) if before == now);
-            let missing = before.is_err() && now.is_err();
-            before = now;
-            if settled || missing {
-                break;
+            if changed {
+                settle = *changes.borrow_and_update();
+            } else if before.as_ref().ok() == now.as_ref().ok() {
+                return now;
             }
+            before = now;
         }
-        before
     }
 }
 
@@ -276,13 +288,18 @@ fn compile(bytes: &[u8], file: &Path) -> Result<policies::Snapshot, String> {
     policies::parse(text, &origin).map_err(|errors| errors.to_string())
 }
 
-fn watch(file: &Path, changed: mpsc::Sender<()>) -> anyhow::Result<notify::RecommendedWatcher> {
+/// Tells of every change how long the file has to stay as it is before it counts as written.
+fn watcher(file: &Path, changed: watch::Sender<Duration>) -> anyhow::Result<notify::RecommendedWatcher> {
+    use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Reading the file is an event too, and no reason to read it again.
-        if !event.is_ok_and(|event| event.kind.is_access()) {
-            // Full or closed: somebody will look anyway, or nobody is left to.
-            let _ = changed.try_send(());
-        }
+        let settle = match event.map(|event| event.kind) {
+            Ok(EventKind::Access(AccessKind::Close(AccessMode::Write)))
+            | Ok(EventKind::Modify(ModifyKind::Name(_))) => SETTLE_WHOLE,
+            // Reading the file is an event too, and no reason to read it again.
+            Ok(EventKind::Access(_)) => return,
+            Ok(_) | Err(_) => SETTLE,
+        };
+        changed.send_replace(settle);
     })?;
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     watcher
