@@ -1,9 +1,10 @@
-//! What a small request costs, against HAProxy answering a constant in the same run.
+//! What a request costs, against HAProxy answering a constant in the same run.
 //!
 //! Machines differ and shared ones drift, so the result is a ratio of CPU time per request, taken in alternating
 //! rounds: what disturbs one disturbs the other. The driver shares the cores with what it measures, and its own CPU
 //! is not counted. Everything that a user would have on is on: split, limiter, breaker, metrics, traces of 1 %.
 
+mod json;
 mod load;
 mod server;
 mod soak;
@@ -22,6 +23,9 @@ const ROUND: Duration = Duration::from_secs(4);
 /// What is measured.
 #[derive(Parser)]
 struct Options {
+    /// Instead of small requests, images of 600 kB as binary tensors, and how long they take to decode as JSON.
+    #[arg(long, conflicts_with = "soak")]
+    tensors: bool,
     /// Instead of the comparison, everything at once for so long.
     #[arg(long, value_name = "MINUTES")]
     soak: Option<u64>,
@@ -29,26 +33,42 @@ struct Options {
 
 fn main() -> anyhow::Result<()> {
     let collector = harness::Collector::start();
-    if let Some(minutes) = Options::parse().soak {
-        return soak::soak(&Server::penstock("penstock", Versions::Demo, collector.address)?, minutes);
+    let penstock = |name, versions| Server::penstock(name, versions, collector.address);
+    match Options::parse() {
+        Options { soak: Some(minutes), .. } => {
+            return soak::soak(&penstock("penstock", Versions::Demo)?, minutes);
+        }
+        Options { tensors: true, .. } => {
+            println!(
+                "{CONNECTIONS} connections; HAProxy is asked with 64 floats, penstock with 1x3x224x224 in binary"
+            );
+            rounds(&[Server::haproxy()?, penstock("penstock", Versions::Pixels)?])?;
+            json::compare();
+        }
+        Options { .. } => {
+            println!(
+                "{CONNECTIONS} connections, 64 floats as JSON: two linear versions; a linear one and 10 % to a CNN"
+            );
+            rounds(&[
+                Server::haproxy()?,
+                penstock("penstock", Versions::Linear)?,
+                penstock("with CNN", Versions::Demo)?,
+            ])?;
+        }
     }
-    let servers = [
-        Server::haproxy()?,
-        Server::penstock("penstock", Versions::Linear, collector.address)?,
-        Server::penstock("with CNN", Versions::Demo, collector.address)?,
-    ];
-    println!(
-        "{CONNECTIONS} connections, 64 floats as JSON, {ROUNDS} alternating rounds of {} s",
-        ROUND.as_secs()
-    );
-    let mut loads = servers
-        .iter()
-        .map(|server| Load::new(server.address, &server.request, CONNECTIONS))
-        .collect::<Vec<_>>();
+    println!("{} spans were exported meanwhile", collector.spans().len());
+    Ok(())
+}
+
+/// Loads each of them in turn. The first is what the others are compared with.
+fn rounds(servers: &[Server]) -> anyhow::Result<()> {
+    println!("{ROUNDS} alternating rounds of {} s", ROUND.as_secs());
+    let mut loads: Vec<_> =
+        servers.iter().map(|server| Load::new(server.address, &server.request, CONNECTIONS)).collect();
     for load in &mut loads {
         load.run(WARM_UP).context("warming up")?;
     }
-    let mut totals = [Total::default(), Total::default(), Total::default()];
+    let mut totals: Vec<_> = servers.iter().map(|_| Total::default()).collect();
     for round in 1..=ROUNDS {
         for ((server, load), total) in servers.iter().zip(&mut loads).zip(&mut totals) {
             let before = server.cpu()?;
@@ -66,14 +86,12 @@ fn main() -> anyhow::Result<()> {
             total.cpu += cpu;
         }
     }
-    let [haproxy, linear, demo] = totals.map(|total| total.cpu.as_secs_f64() * 1e6 / total.requests as f64);
-    println!("\nCPU per request, all processes of each together: HAProxy {haproxy:.1} µs");
-    println!(
-        "  penstock, two linear versions           {linear:5.1} µs, {:.2} times HAProxy",
-        linear / haproxy
-    );
-    println!("  penstock, the demo with 10 % to its CNN {demo:5.1} µs, {:.2} times HAProxy", demo / haproxy);
-    println!("{} spans were exported meanwhile", collector.spans().len());
+    println!("\nCPU per request, all processes of each together:");
+    let baseline = totals[0].per_request();
+    for (server, total) in servers.iter().zip(&totals) {
+        let each = total.per_request();
+        println!("  {:9} {each:6.1} µs, {:.2} times {}", server.name, each / baseline, servers[0].name);
+    }
     Ok(())
 }
 
@@ -81,4 +99,11 @@ fn main() -> anyhow::Result<()> {
 struct Total {
     requests: u64,
     cpu: Duration,
+}
+
+impl Total {
+    /// Microseconds of CPU time.
+    fn per_request(&self) -> f64 {
+        self.cpu.as_secs_f64() * 1e6 / self.requests as f64
+    }
 }

@@ -13,6 +13,8 @@ pub(crate) enum Versions {
     Linear,
     /// The demo's: one request in ten runs a convolutional network, whose own time comes on top.
     Demo,
+    /// One that takes an image of 600 kB and returns eight of its pixels.
+    Pixels,
 }
 
 /// One thing under measure.
@@ -57,16 +59,27 @@ impl Server {
         let folder = tempfile::tempdir()?;
         let [address, monitor] = harness::free_addresses();
         let models = folder.path().join("models");
-        for (number, source) in [(1, 1), (2, if versions == Versions::Linear { 1 } else { 2 })] {
-            let version = models.join(format!("digits/{number}"));
+        let (model, sources, request) = match versions {
+            Versions::Linear => ("digits", [1, 1], request()),
+            Versions::Demo => ("digits", [1, 2], request()),
+            Versions::Pixels => ("pixels", [1, 1], image()),
+        };
+        for (number, source) in (1..).zip(sources) {
+            let version = models.join(format!("{model}/{number}"));
             std::fs::create_dir_all(&version)?;
+            if versions == Versions::Pixels {
+                write_pixels(&version)?;
+                continue;
+            }
             for file in ["model.pt", "model.yaml"] {
                 let from = harness::repository("configs/demo/models").join(format!("digits/{source}/{file}"));
                 std::fs::copy(from, version.join(file))?;
             }
         }
-        let policies = "models:\n  digits:\n    split:\n      weights: {1: 90, 2: 10}\n      sticky: {header: x-user-id}\n    \
-                        breaker: {failures: 5}\nlimits:\n  - {name: all, rate: 1000000/s, burst: 1000000}\n";
+        let policies = format!(
+            "models:\n  {model}:\n    split:\n      weights: {{1: 90, 2: 10}}\n      sticky: {{header: x-user-id}}\n    \
+             breaker: {{failures: 5}}\nlimits:\n  - {{name: all, rate: 1000000/s, burst: 1000000}}\n"
+        );
         std::fs::write(folder.path().join("policies.yaml"), policies)?;
         let config = folder.path().join("penstock.yaml");
         std::fs::write(
@@ -78,8 +91,7 @@ impl Server {
         )?;
         let mut command = Command::new(beside("penstock")?);
         command.arg("serve").arg("--config").arg(&config).env("PENSTOCK_LOG", "warn").stdout(Stdio::null());
-        let server = Self { name, address, request: request(), process: command.spawn()?, folder }
-            .once_it_listens()?;
+        let server = Self { name, address, request, process: command.spawn()?, folder }.once_it_listens()?;
         harness::eventually("penstock to be ready", || {
             (harness::Client::new(address).get("/v2/health/ready").status == 200).then_some(())
         });
@@ -147,4 +159,28 @@ fn request() -> Vec<u8> {
     let body =
         format!(r#"{{"inputs":[{{"name":"pixels","shape":[1,64],"datatype":"FP32","data":[{data}]}}]}}"#);
     format!("POST /v2/models/digits/infer HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
+}
+
+/// One image, as a binary tensor.
+fn image() -> Vec<u8> {
+    let pixels: Vec<u8> =
+        (0..3 * 224 * 224_u32).flat_map(|at| (at as f32 / 150_528.0).to_le_bytes()).collect();
+    let size = pixels.len();
+    let json = format!(
+        r#"{{"inputs":[{{"name":"image","shape":[1,3,224,224],"datatype":"FP32","parameters":{{"binary_data_size":{size}}}}}]}}"#
+    );
+    let head = format!(
+        "POST /v2/models/pixels/infer HTTP/1.1\r\nHost: bench\r\nContent-Type: application/octet-stream\r\nInference-Header-Content-Length: {}\r\nContent-Length: {}\r\n\r\n",
+        json.len(),
+        json.len() + size
+    );
+    [head.as_bytes(), json.as_bytes(), &pixels].concat()
+}
+
+fn write_pixels(version: &Path) -> anyhow::Result<()> {
+    let model = "def forward(self, image):\n    return image.flatten(1)[:, :8].clone()\n";
+    engine::torch::define(&version.join("model.pt"), model).map_err(anyhow::Error::msg)?;
+    let yaml = "inputs: [{name: image, datatype: FP32, shape: [-1, 3, 224, 224]}]\n\
+                outputs: [{name: pixels, datatype: FP32, shape: [-1, 8]}]\nmax_batch: 32\n";
+    Ok(std::fs::write(version.join("model.yaml"), yaml)?)
 }

@@ -41,7 +41,7 @@ pub async fn read(
     if encoding == Encoding::Known {
         Coding::of_body(&session.req_header().headers)?;
     }
-    let declared = header_number(&session.req_header().headers, header::CONTENT_LENGTH.as_str())?;
+    let declared = header_number(&session.req_header().headers, &header::CONTENT_LENGTH)?;
     if declared.is_some_and(|length| length > limits.bytes_max) {
         return Err(Refusal::TooLarge { what: "the body", limit: limits.bytes_max });
     }
@@ -115,8 +115,7 @@ fn unreadable(error: &pingora::Error, limits: &BodyLimits) -> Refusal {
 /// away, so that refusing does not cost the client its connection.
 pub async fn discard(session: &mut ServerSession) {
     const WORTH_READING: usize = 64 << 10;
-    let declared =
-        header_number(&session.req_header().headers, header::CONTENT_LENGTH.as_str()).ok().flatten();
+    let declared = header_number(&session.req_header().headers, &header::CONTENT_LENGTH).ok().flatten();
     if declared.is_some_and(|length| length <= WORTH_READING) && !expects_continue(session) {
         // Failing means that the client is gone or slow; the close that follows is right for both.
         let _ = tokio::time::timeout(Duration::from_millis(100), session.drain_request_body()).await;

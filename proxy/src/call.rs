@@ -14,11 +14,14 @@ use crate::refusal::Refusal;
 use crate::remote::Passed;
 use crate::slots::Slot;
 use bytes::Bytes;
-use http::{HeaderMap, Method, request};
+use http::{HeaderMap, HeaderName, Method, request};
 use pingora::protocols::http::ServerSession;
 use std::fmt;
 use std::time::Duration;
 use wire::{ModelEntry, Reply};
+
+/// The header that says how much of a body is JSON, where tensors follow as bytes.
+pub(crate) const JSON_LEN: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 /// A request that is under way.
 pub trait Call: Send {
@@ -58,10 +61,8 @@ pub trait Call: Send {
     fn decode(&mut self, body: &Bytes, entry: Option<&ModelEntry>) -> Result<InferRequest, Refusal>;
 
     /// A parameter of the request in an inflated body, if it is a text, a whole number or a truth value. Only asked for where
-    /// the policy names one; protocols whose requests have none say so by this.
-    fn parameter(&self, _body: &Bytes, _name: &str) -> Option<String> {
-        None
-    }
+    /// the policy names one.
+    fn parameter(&self, body: &Bytes, name: &str) -> Option<String>;
 
     /// What another server is to be asked, beside the body as it came; an error where it does not speak this protocol.
     fn forward(&self) -> Result<(Method, HeaderMap), Refusal>;
@@ -134,7 +135,7 @@ impl Call for HttpCall<'_> {
     }
 
     fn timeout(&self) -> Result<Option<Duration>, Refusal> {
-        let ms = header_number(&self.head().headers, TIMEOUT)?;
+        let ms = header_number(&self.head().headers, &TIMEOUT)?;
         Ok(ms.map(|ms| Duration::from_millis(ms as u64)))
     }
 
@@ -154,7 +155,7 @@ impl Call for HttpCall<'_> {
     fn decode(&mut self, body: &Bytes, entry: Option<&ModelEntry>) -> Result<InferRequest, Refusal> {
         let (request, form) = match self.dialect {
             Dialect::OpenInference => {
-                let json_len = header_number(&self.head().headers, "inference-header-content-length")?;
+                let json_len = header_number(&self.head().headers, &JSON_LEN)?;
                 if json_len == Some(0) {
                     return raw_request::decode(body, entry);
                 }
@@ -168,7 +169,7 @@ impl Call for HttpCall<'_> {
     }
 
     fn parameter(&self, body: &Bytes, name: &str) -> Option<String> {
-        let json_len = header_number(&self.head().headers, "inference-header-content-length").ok()?;
+        let json_len = header_number(&self.head().headers, &JSON_LEN).ok()?;
         field::parameter(body.get(..json_len.unwrap_or(body.len()))?, name)
     }
 

@@ -3,11 +3,11 @@
 
 use crate::decode::InferRequest;
 use crate::refusal::Refusal;
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use std::time::{Duration, Instant};
 
 /// The header in which a caller says how long it waits, ms.
-pub(crate) const TIMEOUT: &str = "x-request-timeout-ms";
+pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 
 /// When the caller stops waiting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ impl Deadline {
 }
 
 /// A header that holds a whole number, written in digits alone and only once.
-pub(crate) fn header_number(headers: &HeaderMap, name: &str) -> Result<Option<usize>, Refusal> {
+pub(crate) fn header_number(headers: &HeaderMap, name: &HeaderName) -> Result<Option<usize>, Refusal> {
     let mut values = headers.get_all(name).iter();
     let Some(value) = values.next() else { return Ok(None) };
     let digits =
@@ -56,6 +56,7 @@ pub(crate) fn header_number(headers: &HeaderMap, name: &str) -> Result<Option<us
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::header::CONTENT_LENGTH;
 
     #[test]
     fn the_soonest_of_policy_header_and_parameter_counts() {
@@ -76,12 +77,12 @@ mod tests {
     fn a_number_given_twice_is_refused_as_is_what_is_no_number() {
         let mut headers = HeaderMap::new();
         headers.append("content-length", "5".parse().unwrap());
-        assert_eq!(header_number(&headers, "content-length"), Ok(Some(5)));
+        assert_eq!(header_number(&headers, &CONTENT_LENGTH), Ok(Some(5)));
         headers.append("content-length", "5".parse().unwrap());
-        assert!(header_number(&headers, "content-length").is_err());
+        assert!(header_number(&headers, &CONTENT_LENGTH).is_err());
         for nonsense in ["-1", "+5", "1.5", "soon", ""] {
             headers.insert("content-length", nonsense.parse().unwrap());
-            assert!(header_number(&headers, "content-length").is_err(), "{nonsense}");
+            assert!(header_number(&headers, &CONTENT_LENGTH).is_err(), "{nonsense}");
         }
     }
 }

@@ -2,6 +2,7 @@
 //! Protocol's JSON and Triton's binary tensor extension; checks that the body agrees with itself. Whether it
 //! fits the model is the engine's to say: it owns the declaration.
 
+use crate::numbers::{Skeleton, read_floats};
 use crate::refusal::Refusal;
 use crate::tensor_json::{TensorData, quote_non_finite};
 use bytes::Bytes;
@@ -47,18 +48,22 @@ pub struct RequestedOutput {
 impl InferRequest {
     /// Decodes a whole body. `json_len` is the value of `Inference-Header-Content-Length`: the length of the
     /// JSON in front of the binary tensors.
-    pub fn decode(body: &[u8], json_len: Option<usize>) -> Result<Self, Refusal> {
+    pub fn decode(body: &Bytes, json_len: Option<usize>) -> Result<Self, Refusal> {
         let json_len = json_len.unwrap_or(body.len());
-        let (json, binary) = body.split_at_checked(json_len).ok_or_else(|| {
+        let json = body.get(..json_len).ok_or_else(|| {
             Refusal::Invalid(format!(
                 "Inference-Header-Content-Length is {json_len}, the whole body has {} bytes",
                 body.len()
             ))
         })?;
-        match parse(json, binary) {
+        let binary = body.slice(json_len..);
+        if let Some(request) = parse_around_numbers(json, &binary) {
+            return Ok(request);
+        }
+        match parse(json, &binary) {
             // Only a body that has failed is searched for the words that JSON lacks.
             Err(error) => match quote_non_finite(json) {
-                Some(quoted) => parse(&quoted, binary),
+                Some(quoted) => parse(&quoted, &binary),
                 None => Err(error),
             },
             result => result,
@@ -77,9 +82,21 @@ impl InferRequest {
     }
 }
 
-fn parse(json: &[u8], binary: &[u8]) -> Result<InferRequest, serde_json::Error> {
+/// A body whose long arrays of numbers are as usual, and which is well-formed: others are for [`parse`], which says what is
+/// wrong with them.
+fn parse_around_numbers(json: &[u8], binary: &Bytes) -> Option<InferRequest> {
+    let skeleton = Skeleton::of(json)?;
+    let mut payload = Payload::new(binary.clone());
+    payload.skeleton = Some(&skeleton);
+    let mut parser = serde_json::Deserializer::from_slice(&skeleton.json);
+    let request = RequestSeed { payload: &mut payload }.deserialize(&mut parser).ok()?;
+    parser.end().ok()?;
+    (payload.filled == skeleton.cuts()).then_some(request)
+}
+
+fn parse(json: &[u8], binary: &Bytes) -> Result<InferRequest, serde_json::Error> {
     let mut parser = serde_json::Deserializer::from_slice(json);
-    let request = RequestSeed { binary }.deserialize(&mut parser)?;
+    let request = RequestSeed { payload: &mut Payload::new(binary.clone()) }.deserialize(&mut parser)?;
     parser.end()?;
     Ok(request)
 }
@@ -111,11 +128,11 @@ struct RawOutput {
     parameters: TensorParameters,
 }
 
-struct RequestSeed<'b> {
-    binary: &'b [u8],
+struct RequestSeed<'p, 's> {
+    payload: &'p mut Payload<'s>,
 }
 
-impl<'de> DeserializeSeed<'de> for RequestSeed<'_> {
+impl<'de> DeserializeSeed<'de> for RequestSeed<'_, '_> {
     type Value = InferRequest;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<InferRequest, D::Error> {
@@ -123,7 +140,7 @@ impl<'de> DeserializeSeed<'de> for RequestSeed<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for RequestSeed<'_> {
+impl<'de> Visitor<'de> for RequestSeed<'_, '_> {
     type Value = InferRequest;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -132,7 +149,7 @@ impl<'de> Visitor<'de> for RequestSeed<'_> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> Result<InferRequest, A::Error> {
         let mut request = InferRequest::default();
-        let mut payload = Payload { bytes: Vec::new(), layout: Layout::default(), binary: self.binary };
+        let payload = self.payload;
         let mut has_inputs = false;
         let mut seen = Seen::of(&["id", "inputs", "outputs", "parameters"]);
         while let Some(field) = fields.next_key::<Cow<'de, str>>()? {
@@ -140,7 +157,7 @@ impl<'de> Visitor<'de> for RequestSeed<'_> {
             match field.as_ref() {
                 "id" => request.id = fields.next_value()?,
                 "inputs" => {
-                    request.inputs = fields.next_value_seed(InputsSeed { payload: &mut payload })?;
+                    request.inputs = fields.next_value_seed(InputsSeed { payload: &mut *payload })?;
                     has_inputs = true;
                 }
                 "outputs" => {
@@ -174,7 +191,7 @@ impl<'de> Visitor<'de> for RequestSeed<'_> {
                 payload.binary.len()
             )));
         }
-        request.payload = payload.bytes.into();
+        request.payload = payload.take();
         Ok(request)
     }
 }
@@ -202,14 +219,19 @@ impl Seen {
 }
 
 /// Tensors laid out so far, and the binary data not yet claimed by an input.
-struct Payload<'b> {
+struct Payload<'s> {
     bytes: Vec<u8>,
+    /// In place of them: all binary data, which is one tensor and goes on as it came. Large tensors come like that.
+    as_it_came: Option<Bytes>,
     layout: Layout,
-    binary: &'b [u8],
+    binary: Bytes,
+    /// What the body is read from, if that lacks its numbers; and how many arrays of them have been found again.
+    skeleton: Option<&'s Skeleton<'s>>,
+    filled: usize,
 }
 
-struct InputsSeed<'p, 'b> {
-    payload: &'p mut Payload<'b>,
+struct InputsSeed<'p, 's> {
+    payload: &'p mut Payload<'s>,
 }
 
 impl<'de> DeserializeSeed<'de> for InputsSeed<'_, '_> {
@@ -236,8 +258,8 @@ impl<'de> Visitor<'de> for InputsSeed<'_, '_> {
     }
 }
 
-struct InputSeed<'p, 'b> {
-    payload: &'p mut Payload<'b>,
+struct InputSeed<'p, 's> {
+    payload: &'p mut Payload<'s>,
 }
 
 impl<'de> DeserializeSeed<'de> for InputSeed<'_, '_> {
@@ -271,7 +293,7 @@ impl<'de> Visitor<'de> for InputSeed<'_, '_> {
                 "parameters" => binary_data_size = fields.next_value::<TensorParameters>()?.binary_data_size,
                 "data" => {
                     data = match (datatype, &shape) {
-                        (Some(datatype), Some(shape)) => {
+                        (Some(datatype), Some(shape)) if self.payload.skeleton.is_none() => {
                             let offset = self.payload.begin::<A::Error>(datatype, shape)?;
                             fields
                                 .next_value_seed(TensorData {
@@ -306,22 +328,20 @@ impl<'de> Visitor<'de> for InputSeed<'_, '_> {
             (Data::At(offset), None) => offset,
             (Data::Text(text), None) => {
                 let offset = self.payload.begin::<A::Error>(datatype, &shape)?;
-                let mut parser = serde_json::Deserializer::from_str(text.get());
-                TensorData { bytes: &mut self.payload.bytes, datatype, shape: &shape }
-                    .deserialize(&mut parser)
-                    .map_err(|error| of_input(Some(&name), A::Error::custom(error)))?;
+                let filled = self.payload.fill(text, datatype, &shape);
+                filled.map_err(|error| of_input(Some(&name), A::Error::custom(error)))?;
                 offset
             }
         };
         self.payload.end();
         let bytes = match datatype {
-            Datatype::Bytes => self.payload.bytes.len() as u64 - offset,
+            Datatype::Bytes => self.payload.laid_out().len() as u64 - offset,
             _ => 0,
         };
         let input = TensorMeta { name, datatype: datatype as u32, shape, offset, bytes };
         // The lengths inside of it came from the client, and have not been looked at yet.
         if datatype == Datatype::Bytes && binary_data_size.is_some() {
-            input.locate(&self.payload.bytes).map_err(A::Error::custom)?;
+            input.locate(self.payload.laid_out()).map_err(A::Error::custom)?;
         }
         Ok(input)
     }
@@ -335,8 +355,47 @@ enum Data<'de> {
 }
 
 impl Payload<'_> {
+    fn new(binary: Bytes) -> Self {
+        let (bytes, layout) = (Vec::new(), Layout::default());
+        Self { bytes, as_it_came: None, layout, binary, skeleton: None, filled: 0 }
+    }
+
+    fn laid_out(&self) -> &[u8] {
+        self.as_it_came.as_deref().unwrap_or(&self.bytes)
+    }
+
+    fn take(&mut self) -> Bytes {
+        self.as_it_came.take().unwrap_or_else(|| std::mem::take(&mut self.bytes).into())
+    }
+
+    /// Appends the values of a tensor that were kept as text.
+    fn fill(&mut self, text: &RawValue, datatype: Datatype, shape: &[u64]) -> Result<(), serde_json::Error> {
+        let cut = self.skeleton.and_then(|skeleton| skeleton.cut(text.get()));
+        self.filled += usize::from(cut.is_some());
+        match (datatype, cut) {
+            (Datatype::Fp32, Some(numbers)) => {
+                let count = read_floats(numbers, &mut self.bytes);
+                // What is wrong with it, a second reading finds out.
+                if count.is_some() && count == element_count(shape) {
+                    Ok(())
+                } else {
+                    Err(Error::custom("unusual"))
+                }
+            }
+            (_, cut) => {
+                let text = cut.unwrap_or(text.get().as_bytes());
+                let mut parser = serde_json::Deserializer::from_slice(text);
+                TensorData { bytes: &mut self.bytes, datatype, shape }.deserialize(&mut parser)?;
+                parser.end()
+            }
+        }
+    }
+
     /// Aligns the payload for the next tensor and returns its offset.
     fn begin<E: Error>(&mut self, datatype: Datatype, shape: &[u64]) -> Result<u64, E> {
+        if let Some(first) = self.as_it_came.take() {
+            self.bytes = first.into();
+        }
         let offset = self.layout.place(0);
         self.bytes.resize(offset, 0);
         // A hint only, and never more than the body can fill: two characters make an element.
@@ -366,21 +425,25 @@ impl Payload<'_> {
                     .map_or_else(|| "more than memory holds".to_owned(), |bytes| format!("{bytes} bytes")),
             )));
         }
-        let offset = self.begin::<E>(datatype, shape)?;
-        let (claimed, rest) = self.binary.split_at_checked(size).ok_or_else(|| {
-            E::custom(format_args!(
+        if size > self.binary.len() {
+            return Err(E::custom(format_args!(
                 "input `{name}`: binary_data_size is {size}, {} bytes of binary data are left",
                 self.binary.len()
-            ))
-        })?;
-        self.bytes.extend_from_slice(claimed);
-        self.binary = rest;
+            )));
+        }
+        let claimed = self.binary.split_to(size);
+        if self.binary.is_empty() && self.laid_out().is_empty() {
+            self.as_it_came = Some(claimed);
+            return Ok(0);
+        }
+        let offset = self.begin::<E>(datatype, shape)?;
+        self.bytes.extend_from_slice(&claimed);
         Ok(offset)
     }
 
     fn end(&mut self) {
         let start = self.layout.place(0);
-        self.layout.place(self.bytes.len() - start);
+        self.layout.place(self.laid_out().len() - start);
     }
 }
 
@@ -404,7 +467,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn decode(json: &str) -> Result<InferRequest, String> {
-        InferRequest::decode(json.as_bytes(), None).map_err(|refusal| refusal.to_string())
+        InferRequest::decode(&json.to_owned().into(), None).map_err(|refusal| refusal.to_string())
     }
 
     fn floats(values: &[f32]) -> Vec<u8> {
@@ -437,10 +500,26 @@ mod tests {
             {"name":"c","shape":[3],"datatype":"UINT8","parameters":{"binary_data_size":3}}],
             "parameters":{"binary_data_output":true}}"#;
         let body = [json.as_bytes(), &[1, 2, 3, 4, 9, 8, 7]].concat();
-        let request = InferRequest::decode(&body, Some(json.len())).unwrap();
+        let request = InferRequest::decode(&body.into(), Some(json.len())).unwrap();
         let at = |index: usize| &request.payload[request.inputs[index].locate(&request.payload).unwrap().1];
         assert_eq!((at(0), at(1), at(2)), (&[1, 2, 3, 4][..], &[1][..], &[9, 8, 7][..]));
         assert!(request.is_binary("anything"));
+    }
+
+    #[test]
+    fn a_binary_tensor_that_is_alone_is_not_copied() {
+        let decode = |more: &str| {
+            let json = format!(
+                r#"{{"inputs":[{{"name":"a","shape":[2],"datatype":"FP16","parameters":{{"binary_data_size":4}}}}{more}]}}"#
+            );
+            let body = Bytes::from([json.as_bytes(), &[1, 2, 3, 4]].concat());
+            let request = InferRequest::decode(&body, Some(json.len())).unwrap();
+            assert_eq!(&request.payload[..4], [1, 2, 3, 4]);
+            (request.inputs, body.as_ptr_range().contains(&request.payload.as_ptr()))
+        };
+        assert!(decode("").1);
+        let (inputs, is_slice) = decode(r#",{"name":"b","shape":[1],"datatype":"BOOL","data":[true]}"#);
+        assert_eq!((inputs[0].offset, inputs[1].offset, is_slice), (0, 64, false));
     }
 
     #[test]
@@ -456,7 +535,7 @@ mod tests {
             let json = format!(
                 r#"{{"inputs":[{{"name":"t","shape":[{shape}],"datatype":"BYTES","parameters":{{"binary_data_size":{size}}}}}]}}"#
             );
-            InferRequest::decode(&[json.as_bytes(), tensor].concat(), Some(json.len()))
+            InferRequest::decode(&[json.as_bytes(), tensor].concat().into(), Some(json.len()))
                 .map_err(|refusal| refusal.to_string())
         };
         assert_eq!(binary(2, b"\x02\0\0\0ab\0\0\0\0").unwrap(), request);
@@ -528,18 +607,18 @@ mod tests {
         let json =
             r#"{"inputs":[{"name":"x","shape":[2],"datatype":"FP32","parameters":{"binary_data_size":8}}]}"#;
         let decode =
-            |extra: &[u8]| InferRequest::decode(&[json.as_bytes(), extra].concat(), Some(json.len()));
+            |extra: &[u8]| InferRequest::decode(&[json.as_bytes(), extra].concat().into(), Some(json.len()));
         assert!(decode(&[0; 8]).is_ok());
         assert!(decode(&[0; 7]).unwrap_err().to_string().contains("7 bytes of binary data are left"));
         assert!(
             decode(&[0; 9]).unwrap_err().to_string().contains("1 bytes of binary data belong to no input")
         );
         let wrong = json.replace(":8}", ":4}");
-        let error =
-            InferRequest::decode(&[wrong.as_bytes(), &[0; 4]].concat(), Some(wrong.len())).unwrap_err();
+        let error = InferRequest::decode(&[wrong.as_bytes(), &[0; 4]].concat().into(), Some(wrong.len()))
+            .unwrap_err();
         assert!(error.to_string().contains("FP32 of shape [2] takes 8 bytes"));
         assert!(
-            InferRequest::decode(b"{}", Some(3))
+            InferRequest::decode(&Bytes::from_static(b"{}"), Some(3))
                 .unwrap_err()
                 .to_string()
                 .contains("the whole body has 2 bytes")
@@ -549,7 +628,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_body_panics(body in prop::collection::vec(any::<u8>(), 0..200), len in prop::option::of(0usize..300)) {
-            let _ = InferRequest::decode(&body, len);
+            let _ = InferRequest::decode(&body.into(), len);
         }
 
         #[test]
@@ -557,7 +636,7 @@ mod tests {
             let mut body = br#"{"id":"a","inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[[1,2.5]]}],"outputs":[{"name":"y"}]}"#.to_vec();
             let at = at.index(body.len());
             body[at] = byte;
-            let _ = InferRequest::decode(&body, None);
+            let _ = InferRequest::decode(&body.into(), None);
         }
     }
 }

@@ -77,7 +77,7 @@ mod tests {
                 r#"{{"inputs": [{{"name": "x", "shape": [1], "datatype": "FP32", "data": [0.5]}},
                     {{"name": "user", "shape": [2], "datatype": "{datatype}", "data": {data}}}]}}"#
             );
-            first_element(&InferRequest::decode(body.as_bytes(), None).unwrap(), "user")
+            first_element(&InferRequest::decode(&body.into(), None).unwrap(), "user")
         };
         for datatype in ["INT64", "INT32"] {
             assert_eq!(first(datatype, "[7, 8]").as_deref(), Some("7"), "{datatype}");
@@ -85,7 +85,7 @@ mod tests {
         assert_eq!(first("INT64", "[-9007199254740993, 8]").as_deref(), Some("-9007199254740993"));
         assert_eq!(first("BYTES", r#"["ana", "ben"]"#).as_deref(), Some("ana"));
         assert_eq!(first("FP32", "[7, 8]"), None);
-        let empty = br#"{"inputs": [{"name": "user", "shape": [0], "datatype": "INT64", "data": []}]}"#;
-        assert_eq!(first_element(&InferRequest::decode(empty, None).unwrap(), "user"), None);
+        let empty = r#"{"inputs": [{"name": "user", "shape": [0], "datatype": "INT64", "data": []}]}"#;
+        assert_eq!(first_element(&InferRequest::decode(&empty.into(), None).unwrap(), "user"), None);
     }
 }

@@ -185,7 +185,9 @@ impl Path {
         let answer = match asking.snapshot.remote(model, Version(version)) {
             Some(remote) => {
                 let body = body.as_it_came.clone();
-                self.elsewhere(call, remote, body, asking, record).await.map_err(Into::into)
+                // Boxed: it is ten times what waiting for the engine takes, and every request would carry it.
+                let answer = Box::pin(self.elsewhere(call, remote, body, asking, record)).await;
+                answer.map_err(Into::into)
             }
             None => match request.map_or_else(|| read(call), Ok) {
                 Ok(request) => self.here(call, request, asking, record).await.map(|answer| (answer, Ok(()))),

@@ -28,6 +28,7 @@ mod deadline;
 mod field;
 pub mod shadow;
 pub mod tensor_json;
+mod numbers;
 mod nested;
 mod columns;
 pub mod link;

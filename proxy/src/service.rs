@@ -5,7 +5,7 @@
 //! server answers takes the same path; pingora's own proxying is not entered.
 
 use crate::body;
-use crate::call::{HttpAnswer, HttpCall};
+use crate::call::{HttpAnswer, HttpCall, JSON_LEN};
 use crate::compression::{Coding, WORTH_COMPRESSING};
 use crate::describe;
 use crate::dialect::{Dialect, management, v1};
@@ -60,7 +60,6 @@ const PICK: HeaderName = HeaderName::from_static("x-penstock-pick");
 pub(crate) const GENERATION: HeaderName = HeaderName::from_static("x-penstock-generation");
 pub(crate) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub(crate) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-const JSON_LEN: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 #[async_trait]
 impl ProxyHttp for Service {
@@ -264,21 +263,21 @@ pub(crate) struct Answer {
 impl Answer {
     pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Self {
         let body = serde_json::to_vec(body).expect("our own types serialise").into();
+        Self { status, body, ..Self::empty() }
+    }
+
+    fn empty() -> Self {
         Self {
-            status,
+            status: StatusCode::OK,
             content_type: "application/json",
             passed: None,
-            body,
+            body: Bytes::new(),
             json_len: None,
             varies: false,
             coding: None,
             retry_after: None,
             allow: None,
         }
-    }
-
-    fn empty() -> Self {
-        Self { body: Bytes::new(), ..Self::json(StatusCode::OK, &()) }
     }
 
     /// For a person, with a browser or without.
