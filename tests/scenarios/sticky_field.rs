@@ -1,6 +1,8 @@
 //! Users who are told apart by what stands in the bodies of their requests.
 
 use harness::{Behaviour, Client, ScriptedEngine, Stack};
+use protocol::inference::InferParameter;
+use protocol::inference::infer_parameter::ParameterChoice;
 use serde_json::{Value, json};
 
 fn stack(engine: &ScriptedEngine, sticky: &str) -> Stack {
@@ -46,6 +48,31 @@ fn a_parameter_of_the_request_tells_users_apart() {
     assert_eq!(ask(&client, text, json!(0)), ask(&client, number, json!(0)), "a number is its digits");
     for nobody in [json!({}), json!({"user_id": ""}), json!({"user_id": [1]})] {
         assert_eq!(ask(&client, nobody, json!(0)), "3", "the declared answer where there is no key");
+    }
+}
+
+#[test]
+fn the_same_user_has_the_same_version_over_grpc() {
+    let engine = versions();
+    let stack = stack(&engine, "{parameter: user_id}");
+    let (client, grpc) = (stack.client(), stack.grpc_client());
+    let ask_over_grpc = |choice: Option<ParameterChoice>| {
+        let mut request = harness::grpc_request("m", "x", [1, 1], &[0.0]);
+        request.parameters.extend(
+            choice.map(|choice| ("user_id".into(), InferParameter { parameter_choice: Some(choice) })),
+        );
+        let answer = grpc.infer(request, &[]).expect("an answer");
+        answer.metadata().get("x-penstock-version").expect("it says so").to_str().expect("text").to_owned()
+    };
+    for user in 0..20_i64 {
+        let over_http = ask(&client, json!({"user_id": user}), json!(0));
+        assert_eq!(ask_over_grpc(Some(ParameterChoice::Int64Param(user))), over_http);
+        assert_eq!(ask_over_grpc(Some(ParameterChoice::StringParam(user.to_string()))), over_http);
+    }
+    for nobody in
+        [None, Some(ParameterChoice::DoubleParam(7.0)), Some(ParameterChoice::StringParam(String::new()))]
+    {
+        assert_eq!(ask_over_grpc(nobody), "3", "the declared answer where there is no key");
     }
 }
 

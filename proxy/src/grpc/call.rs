@@ -100,7 +100,7 @@ impl Call for GrpcCall {
     }
 
     fn timeout(&self) -> Result<Option<Duration>, Refusal> {
-        let header = header_number(&self.head.headers, TIMEOUT)?.map(|ms| Duration::from_millis(ms as u64));
+        let header = header_number(&self.head.headers, &TIMEOUT)?.map(|ms| Duration::from_millis(ms as u64));
         let left = self.until.map(|until| until.saturating_duration_since(Instant::now()));
         Ok(header.into_iter().chain(left).min())
     }
@@ -120,6 +120,10 @@ impl Call for GrpcCall {
 
     fn decode(&mut self, body: &Bytes, _: Option<&ModelEntry>) -> Result<InferRequest, Refusal> {
         decode::decode(body, &self.names)
+    }
+
+    fn parameter(&self, body: &Bytes, name: &str) -> Option<String> {
+        decode::parameter_of(body, name)
     }
 
     fn forward(&self) -> Result<(Method, HeaderMap), Refusal> {

@@ -217,6 +217,26 @@ fn read_parameter(value: Value<'_>, request: &mut InferRequest) -> Result<(), Re
     Ok(())
 }
 
+/// A parameter of the request, if it is a text, a whole number or a truth value; of several, the last.
+pub(crate) fn parameter_of(message: &[u8], name: &str) -> Option<String> {
+    let mut found = None;
+    for field in Fields(message) {
+        if let (4, value) = field.ok()?
+            && let (key, choice) = parameter(value).ok()?
+            && key == name
+        {
+            found = choice;
+        }
+    }
+    match found? {
+        (1, Value::Varint(truth)) => Some((truth != 0).to_string()),
+        (2, Value::Varint(number)) => Some((number as i64).to_string()),
+        (3, text) => text.text().ok().map(str::to_owned),
+        (5, Value::Varint(number)) => Some(number.to_string()),
+        _ => None,
+    }
+}
+
 fn no_shared_memory(value: Value<'_>) -> Result<(), Refusal> {
     let (key, _) = parameter(value)?;
     if key.starts_with("shared_memory_") {
