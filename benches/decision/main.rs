@@ -61,8 +61,7 @@ fn main() -> anyhow::Result<()> {
         let snapshot =
             policies::parse(&other, "policies.yaml").map_err(|errors| anyhow::anyhow!("{errors}"))?;
         let parsed = began.elapsed();
-        world.live.publish(snapshot, &world.ledger);
-        world.ledger.roll_out(&world.live.load().snapshot, Instant::now());
+        world.live.publish(snapshot, &world.ledger, Instant::now());
         world.ledger.retain(&world.live.load().snapshot, |_, _| true);
         swaps.push((began.elapsed(), parsed));
     }

@@ -544,7 +544,9 @@ impl Canary {
                 (self.phase, self.entered) = (Phase::Running, now);
             }
             (Command::Resume, Phase::RolledBack) => {
-                (self.phase, self.step, self.entered) = (Phase::Running, 0, now);
+                // What is still under way was asked of what has failed.
+                self.begun = self.begun.wrapping_add(1);
+                (self.phase, self.step, self.entered, self.answered) = (Phase::Running, 0, now, None);
                 self.gates = gates(&self.policy, now);
                 self.note(Verdict::Hold, format!("begun again by a person{because}"), now);
             }

@@ -13,6 +13,7 @@ use garde::error::Path;
 use crate::attribute::{Attribute, Condition, Field, Test};
 use crate::breaker::BreakerPolicy;
 use crate::canary::{CanaryPolicy, Millionths, SlowPolicy};
+use crate::errors::did_you_mean;
 use crate::ledger::CrowdPolicy;
 use crate::limiter::{Cost, LimitPolicy};
 use crate::overload::{Criticality, OverloadPolicy};
@@ -56,8 +57,8 @@ pub(crate) enum Fault {
     Label(String),
     #[error("`random` is the word for a draw and cannot be a label")]
     ReservedLabel,
-    #[error("expected {known}a version number, got `{got}`")]
-    UnknownLabel { got: String, known: String },
+    #[error("expected {known}a version number, got `{got}`{nearest}")]
+    UnknownLabel { got: String, known: String, nearest: String },
     #[error("no weight is positive, so nobody would answer")]
     NoWeight,
     #[error("only with `sticky` is there a key that can be missing")]
@@ -369,7 +370,8 @@ fn target(
 ) -> Option<Target> {
     let found = snapshot::target(labels, name).ok_or_else(|| {
         let known = labels.keys().map(|label| format!("`{label}` or ")).collect();
-        Fault::UnknownLabel { got: name.to_owned(), known }
+        let nearest = did_you_mean(name, labels.keys().map(|label| &**label));
+        Fault::UnknownLabel { got: name.to_owned(), known, nearest }
     });
     faults.keep(path, found)
 }

@@ -72,3 +72,12 @@ impl fmt::Display for PolicyErrors {
 }
 
 impl std::error::Error for PolicyErrors {}
+
+/// What to add to a message about a name that is not known: the one that is most like it, if one is like it at all.
+pub(crate) fn did_you_mean<'a>(got: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let near = known.map(|name| (strsim::damerau_levenshtein(got, name), name)).min();
+    match near {
+        Some((changes, name)) if 3 * changes <= name.len() => format!("; did you mean `{name}`?"),
+        Some(_) | None => String::new(),
+    }
+}

@@ -140,6 +140,48 @@ mod tests {
         assert_eq!(gcra.arrive(None, NonZeroU32::new(10).unwrap(), ms(0)), Ok(ms(60_000)));
     }
 
+    /// A bucket that is kept as what it is: tokens that come back with time, in units of 1/`interval`. A million schedules of
+    /// ten arrivals each, of one unit or several.
+    #[test]
+    fn it_decides_as_a_bucket_of_tokens_does() {
+        let mut seed = 1_u64;
+        let mut dice = |sides: u64| {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (seed >> 33) % sides
+        };
+        for schedule in 0..1_000_000 {
+            let (interval, burst) = (1_000 * (1 + dice(20)), 1 + dice(5));
+            let per_second = 1_000_000_000 / interval;
+            let Ok(rate) = format!("{per_second}/s").parse::<crate::units::Rate>() else { continue };
+            let interval = rate.interval().as_nanos() as u64;
+            let gcra = Gcra::new(rate, NonZeroU32::new(burst as u32).unwrap());
+            let full = burst * interval;
+            let (mut level, mut tokens, mut now, mut looked) = (None, full, 1_000_000, 1_000_000);
+            for _ in 0..10 {
+                now += dice(2 * interval);
+                tokens = full.min(tokens + now - looked);
+                looked = now;
+                let units = 1 + dice(burst + 1);
+                let cost = units * interval;
+                let answer = gcra.arrive(level, NonZeroU32::new(units as u32).unwrap(), Nanos::new(now));
+                match answer {
+                    Ok(next) => {
+                        assert!(
+                            tokens >= cost,
+                            "schedule {schedule}: {units} units at {now}, {tokens} of {full}"
+                        );
+                        (tokens, level) = (tokens - cost, Some(next));
+                    }
+                    Err(Refusal::TooMuch) => assert!(units > burst, "schedule {schedule}"),
+                    Err(Refusal::TooSoon(wait)) => {
+                        let exact = Duration::from_nanos(cost - tokens);
+                        assert_eq!(wait, exact, "schedule {schedule}: {units} units at {now}");
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn measuring_spends_nothing() {
         let gcra = Gcra::new("1/h".parse().unwrap(), NonZeroU32::MIN);

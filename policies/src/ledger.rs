@@ -34,6 +34,7 @@ use crate::limiter::{LimitPolicy, Limiter};
 use crate::outcome::Outcome;
 use crate::pick::Pick;
 use crate::plan::share_after;
+use crate::remote::Remote;
 use crate::retry::{NotAgain, RetryBudget};
 use crate::snapshot::{Fallback, ModelPolicy, Rings, Snapshot};
 use crate::units::Version;
@@ -107,15 +108,17 @@ impl Rollout {
 #[derive(Debug)]
 struct Guard {
     breaker: Mutex<Breaker>,
+    /// Where the version is, if another server answers it: elsewhere it is another one.
+    remote: Option<Arc<Remote>>,
     /// Requests in it that a failing version has refused.
     diverted: AtomicU32,
     retries: RetryBudget,
 }
 
 impl Guard {
-    fn new(policy: BreakerPolicy) -> Self {
+    fn new(policy: BreakerPolicy, remote: Option<&Arc<Remote>>) -> Self {
         let (breaker, retries) = (Mutex::new(Breaker::new(policy)), RetryBudget::default());
-        Self { breaker, diverted: AtomicU32::new(0), retries }
+        Self { breaker, remote: remote.cloned(), diverted: AtomicU32::new(0), retries }
     }
 
     fn lock(&self) -> MutexGuard<'_, Breaker> {
@@ -356,11 +359,31 @@ impl Ledger {
         }
     }
 
+    /// Begins rollouts of models that had none, before the policy that has them is in force: its first request finds them.
+    pub(crate) fn begin(&self, snapshot: &Snapshot, now: Instant) {
+        let before = self.rollouts.load_full();
+        self.rollouts.rcu(|rollouts| {
+            let mut rollouts = Rollouts::clone(rollouts);
+            for (model, policy) in &snapshot.models {
+                if let Some(policy) = &policy.canary {
+                    let begun = || Arc::new(Rollout::new(policy, now));
+                    rollouts.entry(Arc::clone(model)).or_insert_with(begun);
+                }
+            }
+            rollouts
+        });
+        self.forgive_new(&before);
+    }
+
     /// Follows a swap of policies: begins the rollouts that are new, drops those that are gone.
     pub fn roll_out(&self, snapshot: &Snapshot, now: Instant) {
         let before = self.rollouts.load_full();
         self.begin_and_end(snapshot, now);
         self.tally(snapshot, now);
+        self.forgive_new(&before);
+    }
+
+    fn forgive_new(&self, before: &Rollouts) {
         for (model, rollout) in self.rollouts.load().iter() {
             let is_new = before.get(model).is_none_or(|before| !Arc::ptr_eq(before, rollout));
             if is_new {
@@ -446,6 +469,11 @@ impl Ledger {
         if self.guard(snapshot, model, from).retries.spend() { Ok(pass) } else { Err(NotAgain::OverBudget) }
     }
 
+    /// Whether a request to this version may be sent once more, within its retries.
+    pub fn may_repeat(&self, snapshot: &Snapshot, model: &str, version: Version) -> bool {
+        self.guard(snapshot, model, version).retries.spend()
+    }
+
     /// Lets a request that a failing version has refused into the one that the policy names in its place. `None` if it
     /// names none, or that one is not ready, fails itself, or has as many such requests as it may.
     pub fn fall_back(
@@ -481,18 +509,21 @@ impl Ledger {
             if breakers.remembered() < Self::MOST_BREAKERS {
                 let policy = breakers.policy(snapshot, model);
                 let versions = breakers.guards.entry(snapshot.name_of(model)).or_default();
-                versions.entry(version).or_insert_with(|| Arc::new(Guard::new(policy)));
+                let remote = snapshot.remote(model, version);
+                versions.entry(version).or_insert_with(|| Arc::new(Guard::new(policy, remote)));
             }
             breakers
         });
         let breakers = self.breakers.load();
-        let unguarded = || Arc::new(Guard::new(breakers.policy(snapshot, model)));
+        let unguarded =
+            || Arc::new(Guard::new(breakers.policy(snapshot, model), snapshot.remote(model, version)));
         breakers.guard(model, version).unwrap_or_else(unguarded)
     }
 
     /// Follows a swap of policies; call it after each [`Live::publish`](crate::Live::publish), and when versions come
     /// and go. Limits and breakers whose settings changed start afresh, those that are gone are dropped, the others
-    /// keep their state. `serves` tells which versions of which models are still what their breakers have seen.
+    /// keep their state. `serves` tells which versions of which models are still what their breakers have seen; where
+    /// another server answers, that is so for as long as the policy names the same.
     pub fn retain(&self, snapshot: &Snapshot, serves: impl Fn(&str, Version) -> bool) {
         self.limiters.rcu(|limiters| {
             let kept = |limit: &Arc<LimitPolicy>| match limiters.get(&limit.name) {
@@ -517,11 +548,15 @@ impl Ledger {
         self.breakers.rcu(|breakers| {
             let kept = |(model, versions): (&Arc<str>, &BTreeMap<Version, Arc<Guard>>)| {
                 let policy = snapshot.breaker(model);
-                let serving = versions.iter().filter(|(version, _)| serves(model, **version));
+                let serving = versions.iter().filter(|(version, guard)| match &guard.remote {
+                    Some(remote) => snapshot.remote(model, **version) == Some(remote),
+                    None => snapshot.remote(model, **version).is_none() && serves(model, **version),
+                });
                 let followed = serving.map(|(version, guard)| {
                     let goes_on = guard.lock().follow(policy);
                     // Passes into the old one settle into the void.
-                    (*version, if goes_on { Arc::clone(guard) } else { Arc::new(Guard::new(policy)) })
+                    let anew = || Arc::new(Guard::new(policy, guard.remote.as_ref()));
+                    (*version, if goes_on { Arc::clone(guard) } else { anew() })
                 });
                 let versions: BTreeMap<_, _> = followed.collect();
                 (!versions.is_empty()).then(|| (snapshot.name_of(model), versions))

@@ -4,6 +4,7 @@
 //! which policy answered a request, so it moves only if the policy did.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
@@ -51,8 +52,8 @@ impl Live {
     }
 
     /// Puts `snapshot` in force, unless it decides exactly like the current one; it follows the rings of that, so that no
-    /// user moves who need not. Call [`Ledger::roll_out`] and [`Ledger::retain`] afterwards.
-    pub fn publish(&self, snapshot: Snapshot, ledger: &Ledger) -> Published {
+    /// user moves who need not. Rollouts begin with it and end with it; call [`Ledger::retain`] afterwards.
+    pub fn publish(&self, snapshot: Snapshot, ledger: &Ledger, now: Instant) -> Published {
         let _publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.load();
         if current.snapshot == snapshot {
@@ -60,7 +61,10 @@ impl Live {
         }
         let snapshot = snapshot.follow(&ledger.rings(&current.snapshot));
         let number = current.number + 1;
-        self.current.store(Arc::new(Generation { number, snapshot }));
+        ledger.begin(&snapshot, now);
+        let next = Arc::new(Generation { number, snapshot });
+        self.current.store(Arc::clone(&next));
+        ledger.roll_out(&next.snapshot, now);
         Published { generation: number, changed: true }
     }
 }
@@ -77,7 +81,10 @@ mod tests {
         let same =
             parse("# scaled and reordered\nmodels: {digits: {split: {weights: {2: 100, 1: 900}}}}", "b")
                 .unwrap();
-        assert_eq!(live.publish(same, &Ledger::new()), Published { generation: 1, changed: false });
+        assert_eq!(
+            live.publish(same, &Ledger::new(), Instant::now()),
+            Published { generation: 1, changed: false }
+        );
         assert!(Arc::ptr_eq(&before, &live.load()));
     }
 
@@ -86,8 +93,29 @@ mod tests {
         let live = Live::new(Snapshot::default());
         let pinned = live.load();
         let next = parse("models: {digits: {deadline: 2s}}", "a").unwrap();
-        assert_eq!(live.publish(next, &Ledger::new()), Published { generation: 2, changed: true });
+        assert_eq!(
+            live.publish(next, &Ledger::new(), Instant::now()),
+            Published { generation: 2, changed: true }
+        );
         assert_eq!((pinned.number, live.load().number), (1, 2));
         assert!(pinned.snapshot.model("digits").is_none());
+    }
+
+    /// Whoever loads the new policy at once, while nobody has done anything else, must find it at work.
+    #[test]
+    fn a_rollout_has_begun_when_its_policy_is_in_force() {
+        let parsed = |text: &str| parse(text, "a").unwrap();
+        let split = "models: {digits: {split: {weights: {1: 90, 2: 10}, sticky: {header: user}}}}";
+        let canary = "models: {digits: {canary: {baseline: 1, candidate: 2, steps: [10], dwell: 1h, sticky: {header: user}}}}";
+        let (ledger, live, now) = (Ledger::new(), Live::new(parsed(split)), Instant::now());
+        let version = |snapshot: &Snapshot, user: &str| {
+            ledger.pick(snapshot, "digits", &[("user", user)], 0, |_| true).unwrap().version
+        };
+        let users: Vec<_> = (0..500).map(|user| user.to_string()).collect();
+        let before: Vec<_> = users.iter().map(|user| version(&live.load().snapshot, user)).collect();
+        let next = parsed(canary).follow(&ledger.rings(&live.load().snapshot));
+        ledger.begin(&next, now);
+        let after: Vec<_> = users.iter().map(|user| version(&next, user)).collect();
+        assert_eq!(before, after, "before `roll_out` has ended what is gone");
     }
 }

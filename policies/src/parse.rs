@@ -12,7 +12,7 @@ use serde_saphyr::path_map::{PathKey, PathKind};
 use serde_saphyr::{Location, MessageFormatter, UserMessageFormatter};
 
 use crate::compile::{Fault, compile};
-use crate::errors::{PolicyError, PolicyErrors};
+use crate::errors::{PolicyError, PolicyErrors, did_you_mean};
 use crate::schema::File;
 use crate::snapshot::Snapshot;
 
@@ -89,13 +89,21 @@ fn dotted(path: &PathKey) -> String {
 
 /// serde-saphyr's message, except where it speaks of Rust types and parser events.
 fn in_plain_words(error: &serde_saphyr::Error) -> String {
-    use serde_saphyr::Error::{ExpectedMappingEndAfterEnumVariantValue, InvalidScalar, Unexpected};
+    use serde_saphyr::Error::{
+        ExpectedMappingEndAfterEnumVariantValue, InvalidScalar, SerdeUnknownField, SerdeUnknownVariant,
+        Unexpected,
+    };
     match error {
         InvalidScalar { ty: "u32" | "u64", .. } => "expected a whole number".to_owned(),
         InvalidScalar { ty, .. } => format!("expected a {ty}"),
         Unexpected { expected: "mapping start", .. } => "expected a mapping".to_owned(),
         Unexpected { expected: "sequence start", .. } => "expected a list".to_owned(),
         ExpectedMappingEndAfterEnumVariantValue { .. } => Fault::OneAttribute.to_string(),
+        SerdeUnknownField { field: name, expected, .. }
+        | SerdeUnknownVariant { variant: name, expected, .. } => {
+            let message = UserMessageFormatter.format_message(error);
+            format!("{message}{}", did_you_mean(name, expected.iter().copied()))
+        }
         other => UserMessageFormatter.format_message(other).into_owned(),
     }
 }
@@ -162,7 +170,7 @@ limits:
 ",
             "
 p.yaml:4:33: models.digits.labels.canary: expected a version number from 1, got `0`
-p.yaml:6:36: models.digits.split.weights.canry: expected `canary` or `stable` or a version number, got `canry`
+p.yaml:6:36: models.digits.split.weights.canry: expected `canary` or `stable` or a version number, got `canry`; did you mean `canary`?
 p.yaml:6:43: models.digits.split.weights.1: expected a weight from 0 to 1000000, got -1
 p.yaml:7:15: models.digits.split.sticky.header: a header name is letters, digits and !#$%&'*+-.^_`|~, got `x user`
 p.yaml:8:20: models.digits.split.without_key: expected `canary` or `stable` or a version number, got `nobody`
@@ -228,13 +236,29 @@ p.yaml:16:24: models.words.breaker.failing: expected a percentage with at most f
         );
     }
 
+    /// Ten lines that stand for ten thousand million values.
+    #[test]
+    fn aliases_of_aliases_are_not_followed_for_ever() {
+        let mut text = String::from("bomb: &l0 [x, x, x, x, x, x, x, x, x, x]\n");
+        for level in 1..10 {
+            let before = format!("*l{}", level - 1);
+            text += &format!("bomb{level}: &l{level} [{}]\n", [before.as_str(); 10].join(", "));
+        }
+        for place in ["models: *l9\n", "models: {m: {rules: *l9}}\n", "limits: *l9\n"] {
+            assert!(parse(&format!("{text}{place}"), "p.yaml").is_err(), "{place}");
+        }
+        let used =
+            "limits: [&limit {name: a, rate: 1/s}]\nmodels: {m: {labels: &l {x: 1}}, n: {labels: *l}}\n";
+        assert!(parse(used, "p.yaml").is_ok(), "one alias is a convenience");
+    }
+
     #[test]
     fn an_unreadable_file_names_the_field_where_reading_stopped() {
         for (text, message) in [
             (
                 "models: {digits: {brekaer: 1}}",
                 "p.yaml:1:19: models.digits.brekaer: unknown field `brekaer`, \
-                 expected one of labels, remote, split, canary, shadow, rules, deadline, breaker",
+                 expected one of labels, remote, split, canary, shadow, rules, deadline, breaker; did you mean `breaker`?",
             ),
             (
                 "models: {digits: {labels: {stable: one}}}",
@@ -248,7 +272,7 @@ p.yaml:16:24: models.words.breaker.failing: expected a percentage with at most f
             ("limits: [{rate: 3/s}]", "p.yaml:1:11: limits[0]: missing field `name`"),
             (
                 "limits: [{name: a, rate: 1/s, key: {headr: b}}]",
-                "p.yaml:1:37: limits[0].key: unknown variant `headr`, expected one of header, cookie, query",
+                "p.yaml:1:37: limits[0].key: unknown variant `headr`, expected one of header, cookie, query; did you mean `header`?",
             ),
             (
                 "limits: [{name: a, rate: 1/s, key: {header: b, cookie: c}}]",

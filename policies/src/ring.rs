@@ -243,9 +243,9 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2_000))]
+        #![proptest_config(ProptestConfig::with_cases(10_000))]
 
-        /// 2,000 rings of up to eight versions, changed five times each.
+        /// 10,000 sequences of rings of up to eight versions.
         #[test]
         fn every_change_moves_exactly_the_least_and_every_share_is_exact(
             changes in prop::collection::vec(prop::collection::vec(0..1000u32, 1..8), 2..7),

@@ -7,6 +7,7 @@ use crate::monitor::{respond, show_status};
 use crate::origin;
 use crate::overview::{Asker, Overview};
 use crate::refusal::Refusal;
+use crate::reload::POLICY_BYTES_MAX;
 use crate::revisions::{Ask, Asked, Denied, Edit, Revision};
 use crate::slots::Slots;
 use async_trait::async_trait;
@@ -39,8 +40,8 @@ const BODIES_MAX: usize = 16;
 /// Characters of a reason that are kept.
 const REASON_MAX: usize = 200;
 
-/// A policy has less, see policies' own limit.
-const BODY: BodyLimits = BodyLimits { bytes_max: 1 << 20, time_max: Duration::from_secs(10) };
+/// As much as a policy may have.
+const BODY: BodyLimits = BodyLimits { bytes_max: POLICY_BYTES_MAX, time_max: Duration::from_secs(10) };
 
 const HELP: &str = "here are / for people, GET /status, GET /canaries, GET /splits, POST /canaries/{model}/{pause|resume|promote|abort}?reason=..., GET and PUT /policy, \
      GET /policy/history, POST /policy/plan and POST /policy/rollback?to=GENERATION";

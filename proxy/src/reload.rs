@@ -61,6 +61,8 @@ pub enum Seen {
 const SETTLE: Duration = Duration::from_millis(100);
 /// The same, once its writer has closed it or it was moved there whole. Some scripts write a file in several goes.
 const SETTLE_WHOLE: Duration = Duration::from_millis(10);
+/// A thousand models with all that can be said of them take less.
+pub(crate) const POLICY_BYTES_MAX: usize = 1 << 20;
 /// A file that does not stop changing is read all the same.
 const STABLE_MAX: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_secs(5);
@@ -113,7 +115,7 @@ impl Reload {
         if matches!(&self.seen, Seen::Text(seen) if *seen == bytes) {
             return;
         }
-        match compile(&bytes, &self.file) {
+        match self.compiled_aside(&bytes).await {
             Ok(snapshot) => self.publish(snapshot, &bytes, Source::File, None).await,
             Err(error) => {
                 tracing::error!("policy stays as it is:\n{error}");
@@ -124,15 +126,21 @@ impl Reload {
         self.seen = Seen::Text(bytes);
     }
 
+    /// On a thread of its own: whoever shares this one, such as the engine's supervisor, is not to wait for it.
+    async fn compiled_aside(&self, bytes: &[u8]) -> Result<Snapshot, String> {
+        let (bytes, file) = (bytes.to_vec(), self.file.clone());
+        let compiled = tokio::task::spawn_blocking(move || compile(&bytes, &file)).await;
+        compiled.unwrap_or_else(|panicked| Err(format!("it could not be read: {panicked}")))
+    }
+
     async fn publish(&mut self, snapshot: Snapshot, text: &[u8], source: Source, restores: Option<u64>) {
-        let published = self.live.publish(snapshot, &self.ledger);
+        let published = self.live.publish(snapshot, &self.ledger, Instant::now());
         let text = String::from_utf8_lossy(text).into_owned();
         self.revisions.note(published.generation, text, source, restores, SystemTime::now());
         self.state.accept();
         if !published.changed {
             return;
         }
-        self.ledger.roll_out(&self.live.load().snapshot, Instant::now());
         let models = self.readiness.directory.load();
         self.ledger
             .retain(&self.live.load().snapshot, |model, version| models.entry(model, version.0).is_some());
@@ -213,9 +221,11 @@ impl Reload {
             if is_nothing_new || Instant::now() >= last_look {
                 return before;
             }
+            // What is gone may be on its way under another name.
+            let wait = if before.is_ok() { settle } else { SETTLE };
             let changed = tokio::select! {
                 Ok(()) = changes.changed() => true,
-                () = tokio::time::sleep(settle) => false,
+                () = tokio::time::sleep(wait) => false,
             };
             let now = tokio::fs::read(&self.file).await;
             if changed {
@@ -280,6 +290,10 @@ pub fn read(file: &Path) -> anyhow::Result<(policies::Snapshot, Vec<u8>)> {
 
 fn compile(bytes: &[u8], file: &Path) -> Result<policies::Snapshot, String> {
     let origin = file.display().to_string();
+    if bytes.len() > POLICY_BYTES_MAX {
+        let got = bytes.len();
+        return Err(format!("{origin}: it has {got} bytes, a policy has at most {POLICY_BYTES_MAX}"));
+    }
     let text = std::str::from_utf8(bytes).map_err(|error| format!("{origin}: not UTF-8: {error}"))?;
     if text.trim().is_empty() {
         // What a reader sees between an editor's truncating a file and writing it.
@@ -290,14 +304,29 @@ fn compile(bytes: &[u8], file: &Path) -> Result<policies::Snapshot, String> {
 
 /// Tells of every change how long the file has to stay as it is before it counts as written.
 fn watcher(file: &Path, changed: watch::Sender<Duration>) -> anyhow::Result<notify::RecommendedWatcher> {
-    use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind};
+    use notify::event::{AccessKind, AccessMode, EventKind, ModifyKind, RenameMode};
+    let own = file.to_owned();
     let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        let settle = match event.map(|event| event.kind) {
-            Ok(EventKind::Access(AccessKind::Close(AccessMode::Write)))
-            | Ok(EventKind::Modify(ModifyKind::Name(_))) => SETTLE_WHOLE,
+        let Ok(event) = event else {
+            changed.send_replace(SETTLE);
+            return;
+        };
+        let is_own = |path: &PathBuf| path.file_name() == own.file_name();
+        let concerns_it = event.need_rescan() || event.paths.iter().any(is_own) || own.is_symlink();
+        if !concerns_it {
+            return; // another file of its folder
+        }
+        let settle = match event.kind {
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) => SETTLE_WHOLE,
+            // Of a move, the last path is where to. What a link points to may be several links away.
+            EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both))
+                if own.is_symlink() || event.paths.last().is_some_and(is_own) =>
+            {
+                SETTLE_WHOLE
+            }
             // Reading the file is an event too, and no reason to read it again.
-            Ok(EventKind::Access(_)) => return,
-            Ok(_) | Err(_) => SETTLE,
+            EventKind::Access(_) => return,
+            _ => SETTLE,
         };
         changed.send_replace(settle);
     })?;
@@ -306,4 +335,20 @@ fn watcher(file: &Path, changed: watch::Sender<Duration>) -> anyhow::Result<noti
         .watch(folder, notify::RecursiveMode::NonRecursive)
         .with_context(|| format!("cannot watch {}", folder.display()))?;
     Ok(watcher)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_no_policy_is_told_from_one_by_its_size() {
+        let mut text = String::from("models: {}\n");
+        let padded = |bytes: usize| " #".repeat(bytes / 2);
+        text += &padded(POLICY_BYTES_MAX - text.len() - 1);
+        assert!(compile(text.as_bytes(), Path::new("p")).is_ok());
+        let large = text.clone() + &padded(9 << 20);
+        let error = compile(large.as_bytes(), Path::new("p")).unwrap_err();
+        assert_eq!(error, format!("p: it has {} bytes, a policy has at most 1048576", large.len()));
+    }
 }

@@ -1,6 +1,6 @@
 //! The policy file changes while requests go on: none fails, each sees one policy, and a mistake changes nothing.
 
-use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body};
+use harness::{Behaviour, Client, ScriptedEngine, Stack, eventually, infer_body};
 use rustix::process::Signal;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -25,6 +25,40 @@ fn wait_for(stack: &Stack, version: &str) {
     eventually("the new policy to be in force", || (ask(stack).0 == version).then_some(()));
 }
 
+/// Through the admin port: each takes as long as it takes, and no file has to settle.
+#[test]
+fn a_thousand_swaps_under_load_fail_no_request_and_mix_no_generations() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer)]);
+    let stack = Stack::builder().policies(&all_to(1)).external_engine(engine.socket()).start();
+    let (stop, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        scope.spawn(|| ask_until(&stack, &stop, &asked));
+        scope.spawn(|| ask_until(&stack, &stop, &asked));
+        let admin = Client::new(stack.admin);
+        for swap in 0..1_000 {
+            let tag = admin.get("/policy").header("etag").to_owned();
+            let text = all_to(if swap % 2 == 0 { 2 } else { 1 });
+            let put = admin.put("/policy", &[("if-match", &tag)], text.as_bytes());
+            assert_eq!(put.status, 200, "swap {swap}: {}", put.text());
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    assert!(asked.load(Ordering::Relaxed) > 1_000);
+    assert_eq!(ask(&stack).1, "1001");
+}
+
+/// Odd generations send everybody to version 1, even ones to version 2.
+fn ask_until(stack: &Stack, stop: &AtomicBool, asked: &AtomicUsize) {
+    let client = stack.client();
+    while !stop.load(Ordering::Relaxed) {
+        let answer = client.infer("m", &[], &infer_body("x", [1, 1], &[0.0]));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let generation: u32 = answer.header("x-penstock-generation").parse().expect("a number");
+        assert_eq!(answer.header("x-penstock-version"), if generation % 2 == 1 { "1" } else { "2" });
+        asked.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 #[test]
 fn edits_under_load_fail_no_request_and_mix_no_generations() {
     let (_engine, stack) = start();
@@ -32,20 +66,7 @@ fn edits_under_load_fail_no_request_and_mix_no_generations() {
     let asked = AtomicUsize::new(0);
     std::thread::scope(|scope| {
         for _ in 0..4 {
-            scope.spawn(|| {
-                let client = stack.client();
-                while !stop.load(Ordering::Relaxed) {
-                    let answer = client.infer("m", &[], &infer_body("x", [1, 1], &[0.0]));
-                    assert_eq!(answer.status, 200, "{}", answer.text());
-                    // Odd generations send everybody to version 1, even ones to version 2.
-                    let generation: u32 = answer.header("x-penstock-generation").parse().expect("a number");
-                    assert_eq!(
-                        answer.header("x-penstock-version"),
-                        if generation % 2 == 1 { "1" } else { "2" }
-                    );
-                    asked.fetch_add(1, Ordering::Relaxed);
-                }
-            });
+            scope.spawn(|| ask_until(&stack, &stop, &asked));
         }
         for edit in 0..10 {
             let version = if edit % 2 == 0 { 2 } else { 1 };

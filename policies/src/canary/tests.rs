@@ -92,6 +92,49 @@ fn without_data_nothing_ever_advances() {
     assert_eq!((world.canary.step, world.canary.phase.clone()), (0, Phase::Running));
 }
 
+/// 10,000 rollouts that hear too little of their candidate, each of another length.
+#[test]
+fn too_little_data_advances_nobody() {
+    for seed in 0..10_000 {
+        let mut world = World::new("steps: [10], dwell: 1m, gates: {errors: {at_most: 5}}", seed);
+        let heard = seed % 50; // 59 without a failure would do
+        for _ in 0..heard {
+            world.tell(true, FAST);
+            world.tell(false, FAST);
+        }
+        assert_eq!(world.wait(60), Some(Verdict::InsufficientData), "seed {seed}");
+        assert_eq!(world.wait(86_400), None, "seed {seed}");
+        assert_eq!((world.canary.step, world.canary.phase.clone()), (0, Phase::Running), "seed {seed}");
+    }
+}
+
+/// One request in a thousand fails at the baseline and one in a hundred at the candidate, which a threshold of 5 % lets pass.
+#[test]
+fn a_candidate_ten_times_as_bad_is_rolled_back_though_it_is_below_every_threshold() {
+    let caught = |seed| {
+        let mut world = World::new("steps: [10], dwell: 24h, gates: {errors: {at_most: 5}}", seed);
+        (0..100_000).for_each(|_| world.request(0.001, 0.01));
+        let record = world.canary.news().pop();
+        world.canary.phase == Phase::RolledBack
+            && record.is_some_and(|record| record.why.contains("fails more often than version 1"))
+    };
+    let rolled_back = (0..200).filter(|seed| caught(*seed)).count();
+    assert!(rolled_back >= 198, "{rolled_back} of 200");
+}
+
+#[test]
+fn what_was_under_way_when_it_was_rolled_back_says_nothing_once_it_has_begun_again() {
+    let mut world = World::new("steps: [10, 50], dwell: 1m", 1);
+    let of_before = world.assigned(true);
+    (0..100).for_each(|_| world.tell(false, FAST));
+    (0..50).for_each(|_| world.tell(true, Sight::Failed));
+    assert_eq!(world.canary.phase, Phase::RolledBack);
+    let now = world.now;
+    world.canary.command(Command::Resume, "mended", now).unwrap();
+    (0..50).for_each(|user| world.canary.witness(of_before, Some(user), Sight::Failed, now));
+    assert_eq!((world.canary.phase.clone(), world.canary.gates[0].rare.requests()), (Phase::Running, 0));
+}
+
 #[test]
 fn a_candidate_that_fails_more_is_rolled_back_at_once_and_gets_nothing() {
     let mut world = World::new("steps: [10, 50], dwell: 1h", 1);

@@ -32,6 +32,30 @@ fn short<T>(answer: Result<T, Limited>) -> Result<(), (String, Duration)> {
 }
 
 #[test]
+fn a_breaker_of_another_server_outlives_swaps_and_what_the_engine_loads_but_not_its_address() {
+    let policy = |port: u32, limit: u32| {
+        let text = format!(
+            "models: {{m: {{remote: {{2: {{url: 'http://there:{port}/v2/models/m/infer'}}}}, breaker: {{failures: 1, open_for: 1h}}}}}}\n\
+             limits: [{{name: all, rate: {limit}/s, burst: 10}}]"
+        );
+        crate::parse(&text, "p").unwrap_or_else(|errors| panic!("{errors}"))
+    };
+    let (ledger, now, engine_has_none) = (Ledger::new(), Instant::now(), |_: &str, _: Version| false);
+    let trips = |policy: &Snapshot| ledger.enter(policy, "m", Version(2), now).is_err();
+    let first = policy(1, 5);
+    ledger.enter(&first, "m", Version(2), now).unwrap().settle(Outcome::Failed, now);
+    assert!(trips(&first));
+    ledger.retain(&first, engine_has_none);
+    assert!(trips(&first), "the engine has loaded something");
+    let other_limit = policy(1, 6);
+    ledger.retain(&other_limit, engine_has_none);
+    assert!(trips(&other_limit), "somebody has changed a limit");
+    let elsewhere = policy(2, 6);
+    ledger.retain(&elsewhere, engine_has_none);
+    assert!(!trips(&elsewhere), "another server");
+}
+
+#[test]
 fn a_refused_request_spends_nothing_at_any_limit() {
     let snapshot = policies(
         "limits: [{name: all, rate: 10/s, burst: 3}, {name: user, key: {header: user}, rate: 1/s, burst: 1}]",
@@ -288,7 +312,7 @@ fn between_splits_and_rollouts_nobody_moves_who_need_not_nor_does_a_restart_move
         (canary("[25]"), 10.0),
         (split("{1: 25, 2: 65, 3: 10}"), 10.0),
     ] {
-        live.publish(next, &ledger);
+        live.publish(next, &ledger, now);
         let generation = live.load();
         ledger.roll_out(&generation.snapshot, now);
         let after = on(&ledger, &generation.snapshot);
@@ -299,7 +323,7 @@ fn between_splits_and_rollouts_nobody_moves_who_need_not_nor_does_a_restart_move
         );
         before = after;
     }
-    live.publish(canary("[40]"), &ledger);
+    live.publish(canary("[40]"), &ledger, now);
     ledger.roll_out(&live.load().snapshot, now);
     let before = on(&ledger, &live.load().snapshot);
     let restarted = Ledger::new();
@@ -417,7 +441,7 @@ fn the_number_of_breakers_is_bounded() {
     let mut full = Breakers::clone(&ledger.breakers.load());
     let versions = full.guards.get_mut("digits").unwrap();
     versions.extend(
-        (2..=10_000).map(|version| (Version(version), Arc::new(Guard::new(BreakerPolicy::default())))),
+        (2..=10_000).map(|version| (Version(version), Arc::new(Guard::new(BreakerPolicy::default(), None)))),
     );
     ledger.breakers.store(Arc::new(full));
     assert!(ledger.enter(&snapshot, "digits", Version(10_001), now).is_ok());
