@@ -12,8 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use wire::{Datatype, Infer, Reply, Status, TensorMeta};
 
-/// In the engine's words: after those of everybody else.
+/// In the engine's words: after those of everybody else, and the first to be turned away.
 const LAST: u32 = 3;
+const SHEDDABLE: u32 = 3;
 
 /// Tensor bytes of all copies together: what they hold is beside what requests may hold.
 const BYTES_MAX: usize = 64 << 20;
@@ -65,9 +66,8 @@ impl Shadows {
             self.metrics.count_shadow(&infer.model, version, "dropped");
             return None;
         };
-        let budget_us = deadline.as_micros() as u64;
         let caller = (infer.caller != 0).then_some(infer.caller);
-        let infer = Infer { version, budget_us, priority: LAST, trace: None, caller: 0, ..infer.clone() };
+        let infer = copied(infer, version, deadline);
         let (policy, payload) = (Arc::clone(policy), payload.clone());
         Some(Copy { policy, infer, payload, deadline, caller, assigned, place })
     }
@@ -193,13 +193,19 @@ fn alike(policy: &ShadowPolicy, (outputs, payload): Answer<'_>, (others, other_p
             let Some((size, float)) = float_of(datatype) else { return one == other };
             if policy.is_by_argmax(&output.name) {
                 let row = output.shape.last().copied().unwrap_or(1).max(1) as usize * size;
-                let argmax = |row: &[u8]| argmax(row.chunks_exact(size).map(float));
+                let values = |row: &'_ [u8]| row.chunks_exact(size).map(float).collect::<Vec<_>>();
                 let mut rows = one.chunks(row).zip(other.chunks(row));
-                return rows.all(|(row, other)| argmax(row) == argmax(other));
+                return rows.all(|(row, other)| has_same_largest(&values(row), &values(other)));
             }
             let mut pairs = one.chunks_exact(size).map(float).zip(other.chunks_exact(size).map(float));
             pairs.all(|(one, other)| is_within(policy.tolerance(), one, other))
         })
+}
+
+/// The same for another version, in nobody's way.
+fn copied(infer: &Infer, version: u64, deadline: Duration) -> Infer {
+    let (budget_us, priority, criticality) = (deadline.as_micros() as u64, LAST, SHEDDABLE);
+    Infer { version, budget_us, priority, criticality, trace: None, caller: 0, ..infer.clone() }
 }
 
 /// Reads an element.
@@ -223,10 +229,16 @@ fn is_within(tolerance: Tolerance, one: f64, other: f64) -> bool {
     (one - other).abs() <= tolerance.absolute() + tolerance.relative() * one.abs().max(other.abs())
 }
 
-/// The first of the largest.
-fn argmax(row: impl Iterator<Item = f64>) -> Option<usize> {
+/// Whether the same value of both rows is the largest, the first where there are several. A NaN is larger than nothing and
+/// agrees with nothing but a NaN.
+fn has_same_largest(row: &[f64], other: &[f64]) -> bool {
     let larger = |best: (usize, f64), next: (usize, f64)| if next.1 > best.1 { next } else { best };
-    row.enumerate().reduce(larger).map(|(at, _)| at)
+    let largest = |row: &[f64]| {
+        let numbers = row.iter().copied().enumerate().filter(|(_, value)| !value.is_nan());
+        numbers.reduce(larger).map(|(at, _)| at)
+    };
+    let are_nan_alike = row.iter().zip(other).all(|(one, other)| one.is_nan() == other.is_nan());
+    are_nan_alike && largest(row) == largest(other)
 }
 
 #[cfg(test)]
@@ -254,6 +266,15 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_is_in_nobodys_way_however_critical_its_original_is() {
+        let original =
+            Infer { version: 1, priority: 1, criticality: 1, tenant: 7, caller: 9, ..Infer::default() };
+        let copy = copied(&original, 2, Duration::from_millis(5));
+        assert_eq!((copy.priority, copy.criticality, copy.tenant, copy.caller), (3, 3, 7, 0));
+        assert_eq!((copy.version, copy.budget_us), (2, 5_000));
+    }
+
+    #[test]
     fn answers_are_alike_within_the_tolerance_and_not_beyond() {
         let meta = output(Datatype::Fp32, &[1, 3]);
         let says = |compare: &str, one: &[f32], other: &[f32]| {
@@ -267,6 +288,9 @@ mod tests {
         assert!(!says("{absolute: 0.5}", &[f32::INFINITY, 2.0, 3.0], &[0.5, 2.0, 3.0]));
         assert!(says("{argmax: [y]}", &[0.1, 0.9, 0.2], &[0.3, 0.5, 0.4]));
         assert!(!says("{argmax: [y]}", &[0.1, 0.9, 0.2], &[0.6, 0.5, 0.4]));
+        assert!(!says("{argmax: [y]}", &[0.9, 0.1, 0.2], &[f32::NAN; 3]), "a version that has lost its mind");
+        assert!(!says("{argmax: [y]}", &[0.1, 0.9, 0.2], &[f32::NAN, 0.9, 0.2]));
+        assert!(says("{argmax: [y]}", &[f32::NAN, 0.9, 0.2], &[f32::NAN, 0.8, 0.3]));
     }
 
     #[test]
