@@ -64,6 +64,9 @@ pub trait Call: Send {
     /// the policy names one.
     fn parameter(&self, body: &Bytes, name: &str) -> Option<String>;
 
+    /// Whether another server can be asked in this protocol.
+    fn can_be_forwarded(&self) -> bool;
+
     /// What another server is to be asked, beside the body as it came; an error where it does not speak this protocol.
     fn forward(&self) -> Result<(Method, HeaderMap), Refusal>;
 
@@ -171,6 +174,13 @@ impl Call for HttpCall<'_> {
     fn parameter(&self, body: &Bytes, name: &str) -> Option<String> {
         let json_len = header_number(&self.head().headers, &JSON_LEN).ok()?;
         field::parameter(body.get(..json_len.unwrap_or(body.len()))?, name)
+    }
+
+    fn can_be_forwarded(&self) -> bool {
+        match self.dialect {
+            Dialect::OpenInference => true,
+            Dialect::TfServing | Dialect::TorchServe => false,
+        }
     }
 
     fn forward(&self) -> Result<(Method, HeaderMap), Refusal> {

@@ -80,7 +80,9 @@ impl Path {
             None => target,
         };
         let early = match asks_of_body(snapshot, target) {
-            None => Some(self.choose(snapshot, &models, target, &Caller::new(call.head()), record)?),
+            None => {
+                Some(self.choose(snapshot, &models, target, (call, &Caller::new(call.head())), record)?)
+            }
             Some(_) => must_be_there(snapshot, &models, target).map(|()| None)?,
         };
         let most = Deadline::at_most(snapshot.deadline(target.model), call.timeout()?);
@@ -120,7 +122,7 @@ impl Path {
             Some(chosen) => chosen,
             None => {
                 let caller = Caller::with_body(call.head(), of_body.as_deref());
-                self.choose(snapshot, &models, target, &caller, record)?
+                self.choose(snapshot, &models, target, (call, &caller), record)?
             }
         };
         let (version, by) = (chosen.number, chosen.by);
@@ -260,8 +262,10 @@ impl Path {
         record: &Record,
     ) -> Result<(C::Answer, Result<(), Refusal>), Refusal> {
         let (method, headers) = call.forward()?;
-        let asked =
-            self.remotes.ask(remote, (&method, &headers), body, (&asking.deadline, record.sampling.kept()));
+        let (model, version) = (asking.target.model, Version(asking.version));
+        let may_repeat = || self.ledger.may_repeat(asking.snapshot, model, version);
+        let terms = (&asking.deadline, record.sampling.kept());
+        let asked = self.remotes.ask(remote, (&method, &headers), body, terms, may_repeat);
         let passed = tokio::select! {
             biased;
             answer = asked => answer?,
@@ -272,15 +276,15 @@ impl Path {
     }
 
     /// The version that answers.
-    fn choose(
+    fn choose<C: Call>(
         &self,
         snapshot: &Snapshot,
         models: &Models,
         target: Target<'_>,
-        caller: &Caller<'_>,
+        (call, caller): (&C, &Caller<'_>),
         record: &mut Record,
     ) -> Result<Chosen, Refusal> {
-        match self.pick(snapshot, models, target, caller) {
+        match self.pick(snapshot, models, target, (call, caller)) {
             Some(chosen) if is_ready(snapshot, models, target.model, chosen.number) => {
                 record.choose(target.model, &chosen);
                 Ok(chosen)
@@ -296,14 +300,18 @@ impl Path {
 
     /// The version that is pinned by the path, else picked by the policy, else the highest that is ready. Whether the first
     /// two are, is not asked.
-    fn pick(
+    fn pick<C: Call>(
         &self,
         snapshot: &Snapshot,
         models: &Models,
         target: Target<'_>,
-        caller: &Caller<'_>,
+        (call, caller): (&C, &Caller<'_>),
     ) -> Option<Chosen> {
-        let is_ready = |version: Version| is_ready(snapshot, models, target.model, version.0);
+        // A candidate that cannot be asked in these words leaves its share of them to the baseline.
+        let is_ready = |version: Version| match snapshot.remote(target.model, version) {
+            Some(_) => call.can_be_forwarded(),
+            None => models.is_ready(target.model, version.0),
+        };
         let draw = || rand::rng().random();
         let picked = || self.ledger.pick(snapshot, target.model, caller, draw(), is_ready);
         let unassigned = |number, reason| Chosen { number, reason, ..Chosen::default() };

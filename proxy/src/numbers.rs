@@ -89,11 +89,19 @@ struct Numbers<'a> {
     rest: &'a [u8],
 }
 
-/// 10^0 to 10^22 are doubles without an error.
+/// 10^0 to 10^22, which are doubles without an error.
 const POWERS: [f64; 23] = [
     1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18,
     1e19, 1e20, 1e21, 1e22,
 ];
+
+/// The nearest doubles to their inverses: dividing takes longer than all the rest.
+const INVERSES: [f64; 23] = [
+    1e-0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-14, 1e-15,
+    1e-16, 1e-17, 1e-18, 1e-19, 1e-20, 1e-21, 1e-22,
+];
+
+const WHOLE_POWERS: [u64; 9] = [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000];
 
 /// More do not fit into 64 bits.
 const DIGITS_MAX: usize = 19;
@@ -112,7 +120,14 @@ impl<'a> Numbers<'a> {
         let token = self.rest;
         let is_negative = self.take(b'-');
         let mut mantissa = 0;
-        let whole = self.digits(&mut mantissa);
+        let whole = match self.rest {
+            // Most are so small.
+            [digit @ b'0'..=b'9', b'.', ..] => {
+                (mantissa, self.rest) = (u64::from(digit - b'0'), &self.rest[1..]);
+                1
+            }
+            _ => self.digits(&mut mantissa),
+        };
         if whole == 0 || whole > 1 && token[usize::from(is_negative)] == b'0' {
             return None;
         }
@@ -148,11 +163,13 @@ impl<'a> Numbers<'a> {
     /// Reads digits into `mantissa`, which overflows if there are too many; how many there were.
     fn digits(&mut self, mantissa: &mut u64) -> usize {
         let before = self.rest.len();
-        while let Some((eight, rest)) = self.rest.split_first_chunk()
-            && let Some(number) = eight_digits(*eight)
-        {
-            *mantissa = mantissa.wrapping_mul(100_000_000).wrapping_add(number);
-            self.rest = rest;
+        while let Some(text) = self.rest.first_chunk() {
+            let (value, digits) = digits_of_eight(*text);
+            *mantissa = mantissa.wrapping_mul(WHOLE_POWERS[digits]).wrapping_add(value);
+            self.rest = &self.rest[digits..];
+            if digits < 8 {
+                return before - self.rest.len();
+            }
         }
         while let [digit @ b'0'..=b'9', rest @ ..] = self.rest {
             *mantissa = mantissa.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
@@ -174,31 +191,33 @@ impl<'a> Numbers<'a> {
     }
 }
 
-/// Eight digits at once, each step adding neighbours: ones to tens, then hundreds, then four and four.
-fn eight_digits(text: [u8; 8]) -> Option<u64> {
-    let text = u64::from_le_bytes(text);
-    // A digit has 3 in its upper half, and has it still when six are added.
-    let upper = text & (text.wrapping_add(0x0606_0606_0606_0606)) & 0xf0f0_f0f0_f0f0_f0f0;
-    if upper != 0x3030_3030_3030_3030 || text & 0x8080_8080_8080_8080 != 0 {
-        return None;
-    }
-    let digits = text & 0x0f0f_0f0f_0f0f_0f0f;
+/// The number that eight characters begin with, and how many of them it has. Branches would be guessed wrong: numbers differ
+/// in length.
+fn digits_of_eight(text: [u8; 8]) -> (u64, usize) {
+    // A digit is 0 to 9 now, and lacks the upper bit still when 0x76 is added. What that does to those after the first
+    // other character does not matter.
+    let digits = u64::from_le_bytes(text) ^ 0x3030_3030_3030_3030;
+    let others = (digits.wrapping_add(0x7676_7676_7676_7676) | digits) & 0x8080_8080_8080_8080;
+    let count = others.trailing_zeros() / 8;
+    // Zeros in front; then each step adds neighbours: ones to tens, then hundreds, then four and four.
+    let digits = digits.checked_shl(64 - 8 * count).unwrap_or(0);
     let pairs = (digits.wrapping_mul(10) + (digits >> 8)) & 0x00ff_00ff_00ff_00ff;
     let fours = (pairs.wrapping_mul(100) + (pairs >> 16)) & 0x0000_ffff_0000_ffff;
-    Some((fours.wrapping_mul(10_000) + (fours >> 32)) & 0xffff_ffff)
+    ((fours.wrapping_mul(10_000) + (fours >> 32)) & 0xffff_ffff, count as usize)
 }
 
-/// `mantissa` times ten to the `exponent`, as FP32. It is computed as a double, which is off by less than three of its last
+/// `mantissa` times ten to the `exponent`, as FP32. It is computed as a double, which is off by less than four of its last
 /// places; `None` where that might decide to which side it is rounded, or where the result has fewer places than usual.
 fn nearest(mantissa: u64, exponent: i64) -> Option<f32> {
     const DROPPED: u64 = (1 << 29) - 1; // of the 52 places of a double FP32 has 23
     const TIE: u64 = 1 << 28;
-    const ERROR: u64 = 3;
+    const ERROR: u64 = 4;
     if mantissa == 0 {
         return Some(0.0);
     }
-    let power = *POWERS.get(usize::try_from(exponent.unsigned_abs()).ok()?)?;
-    let double = if exponent < 0 { mantissa as f64 / power } else { mantissa as f64 * power };
+    let powers = if exponent < 0 { &INVERSES } else { &POWERS };
+    let power = powers.get(usize::try_from(exponent.unsigned_abs()).ok()?)?;
+    let double = mantissa as f64 * power;
     let is_usual = double >= f64::from(f32::MIN_POSITIVE);
     let is_clear = (double.to_bits() & DROPPED).abs_diff(TIE) > ERROR;
     (is_usual && is_clear).then_some(double as f32)

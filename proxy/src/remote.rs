@@ -71,6 +71,8 @@ impl Passed {
     pub fn refusal(&self) -> Option<Refusal> {
         match self.status.as_u16() {
             200..=399 => None,
+            // Its path is the policy's, not the caller's.
+            404 => Some(Refusal::RemoteFailed("it answered 404: the model is not there".into())),
             429 => Some(Refusal::Overloaded("the other server says so".into())),
             400..=499 => Some(Refusal::Invalid("the other server says so".into())),
             status => Some(Refusal::RemoteFailed(format!("it answered {status}"))),
@@ -86,6 +88,7 @@ impl Remotes {
         (method, headers): (&Method, &HeaderMap),
         body: Bytes,
         (deadline, trace): (&Deadline, Option<&Trace>),
+        may_repeat: impl FnOnce() -> bool,
     ) -> Result<Passed, Refusal> {
         let exchange = async {
             let connector = self.connectors.of(remote.ca()).await.map_err(Refusal::RemoteFailed)?;
@@ -104,7 +107,11 @@ impl Remotes {
                     head.insert_header(TRACEPARENT, trace.to_header())?;
                 }
                 match exchange(&connector, &peer, head.clone(), body.clone()).await {
-                    Err(error) if error.retry() => exchange(&connector, &peer, head, body).await,
+                    // A connection that was kept may have been closed there as it was used. Where that came before all
+                    // was sent, nothing can have run.
+                    Err(error) if error.retry() && (is_of_writing(&error) || may_repeat()) => {
+                        exchange(&connector, &peer, head, body).await
+                    }
                     answer => answer,
                 }
             };
@@ -179,6 +186,10 @@ async fn exchange(
     Ok(Passed { status: head.status, headers, body: whole.freeze() })
 }
 
+fn is_of_writing(error: &pingora::Error) -> bool {
+    matches!(error.etype(), pingora::ErrorType::WriteError | pingora::ErrorType::WriteTimedout)
+}
+
 /// Whether a header is for the other end, and not for the connection or told anew.
 fn passes(name: &HeaderName, all: &HeaderMap) -> bool {
     const TOLD_ANEW: [HeaderName; 3] = [header::HOST, header::CONTENT_LENGTH, header::EXPECT];
@@ -229,7 +240,7 @@ mod tests {
         };
         assert_eq!(
             [200, 400, 404, 429, 500, 503].map(said),
-            [None, Some("invalid"), Some("invalid"), Some("overloaded"), Some("remote"), Some("remote")]
+            [None, Some("invalid"), Some("remote"), Some("overloaded"), Some("remote"), Some("remote")]
         );
     }
 }

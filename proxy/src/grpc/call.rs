@@ -126,6 +126,10 @@ impl Call for GrpcCall {
         decode::parameter_of(body, name)
     }
 
+    fn can_be_forwarded(&self) -> bool {
+        false
+    }
+
     fn forward(&self) -> Result<(Method, HeaderMap), Refusal> {
         Err(Refusal::Unsupported(
             "another server answers this version, and it is asked over HTTP only: ask for it at the HTTP port".into(),
