@@ -114,7 +114,12 @@ pub(crate) struct Breaker {
     generation: u64,
     /// Trips since it last passed; the wait doubles with each.
     trips: u32,
+    /// When the loss of an engine was last counted.
+    lost: Option<Instant>,
 }
+
+/// One loss of an engine takes many requests, which end one shortly after the other; the next engine takes longer to come up.
+const LOSS: Duration = Duration::from_millis(500);
 
 #[derive(Clone, Debug)]
 enum State {
@@ -144,7 +149,7 @@ struct Lease {
 
 impl Breaker {
     pub(crate) fn new(policy: BreakerPolicy) -> Self {
-        Self { policy, state: passing(&policy), generation: 0, trips: 0 }
+        Self { policy, state: passing(&policy), generation: 0, trips: 0, lost: None }
     }
 
     /// # Errors
@@ -170,11 +175,12 @@ impl Breaker {
         if permit.generation != self.generation {
             return;
         }
+        let outcome = self.judged(outcome, now);
         match (&mut self.state, permit.kind) {
             (State::Passing { failures, window }, Kind::Ordinary) => {
                 match outcome {
                     Outcome::Served => *failures = 0,
-                    Outcome::Failed => *failures += 1,
+                    Outcome::Failed | Outcome::Lost => *failures += 1,
                     Outcome::Refused | Outcome::Abandoned => {}
                 }
                 let took = now.saturating_duration_since(permit.entered);
@@ -197,7 +203,7 @@ impl Breaker {
                             self.become_state(passing(&self.policy));
                         }
                     }
-                    Outcome::Failed => self.trip(now),
+                    Outcome::Failed | Outcome::Lost => self.trip(now),
                     Outcome::Refused | Outcome::Abandoned if probes.last(self.policy.probe_timeout, now) => {
                         self.trip(now);
                     }
@@ -207,6 +213,21 @@ impl Breaker {
             (State::Passing { .. } | State::Tripped { .. } | State::Probing(_), _) => {
                 unreachable!("a generation gives out one kind of permit, and none while tripped")
             }
+        }
+    }
+
+    /// Each loss of an engine counts once against every version that it had requests of: one that causes them has nothing
+    /// else between them, the others are answered as soon as the next engine is there.
+    fn judged(&mut self, outcome: Outcome, now: Instant) -> Outcome {
+        match outcome {
+            Outcome::Lost if self.lost.is_some_and(|lost| now.saturating_duration_since(lost) < LOSS) => {
+                Outcome::Refused
+            }
+            Outcome::Lost => {
+                self.lost = Some(now);
+                Outcome::Lost
+            }
+            Outcome::Served | Outcome::Refused | Outcome::Failed | Outcome::Abandoned => outcome,
         }
     }
 
@@ -281,7 +302,7 @@ impl BreakerPolicy {
     fn is_too_much(&self, window: &mut Window, outcome: Outcome, took: Duration, now: Instant) -> bool {
         let is_slow = self.slow.is_some_and(|slow| took > slow.over);
         let (failed, slow) = match outcome {
-            Outcome::Failed => (true, false),
+            Outcome::Failed | Outcome::Lost => (true, false),
             Outcome::Served => (false, is_slow),
             // What took so long and came to nothing was not answered in time.
             Outcome::Refused if is_slow => (false, true),

@@ -29,8 +29,8 @@ use crate::trace::Trace;
 use bytes::Bytes;
 use once_more::{Again, Unanswered};
 use policies::{
-    Assignment, Criticality, Drawn, Field, Instead, Ledger, Limited, Live, ModelPolicy, Pass, Remote, Sight,
-    Snapshot, Standing, Usage, Version,
+    Assignment, Criticality, Drawn, Field, Instead, Ledger, Limited, Live, ModelPolicy, Outcome, Pass,
+    Remote, Sight, Snapshot, Standing, Usage, Version,
 };
 use rand::Rng;
 use std::sync::Arc;
@@ -196,6 +196,7 @@ impl Path {
                 Err(refusal) => Err(refusal.into()),
             },
         };
+        let is_lost = answer.as_ref().is_err_and(|unanswered| unanswered.is_lost);
         // What is passed on as it is may be a refusal, in another server's words.
         let (answer, said) = match answer {
             Ok((answer, said)) => (Ok(answer), said),
@@ -204,7 +205,7 @@ impl Path {
                 (Err(unanswered), said)
             }
         };
-        let (outcome, ended) = (outcome(&said), Instant::now());
+        let (outcome, ended) = (if is_lost { Outcome::Lost } else { outcome(&said) }, Instant::now());
         record.outcome = Some(outcome);
         pass.settle(outcome, ended);
         Attempt { answer, sight: sight(&said, ended - asking.now), ended }
@@ -368,11 +369,16 @@ impl Path {
         let link = self.links.worker().await.map_err(Refusal::from)?;
         let sent = link.send(infer, std::mem::take(&mut request.payload));
         let mut pending = sent.map_err(|error| match error {
-            LinkError::Down(_) => Unanswered { refusal: error.into(), again: Again::Ask(None) },
+            LinkError::Down(_) => {
+                Unanswered { refusal: error.into(), again: Again::Ask(None), is_lost: false }
+            }
             LinkError::Backlog(_) | LinkError::TooLong { .. } => Refusal::from(error).into(),
         })?;
         record.stages.sent = Some(Instant::now());
-        let frame = wait(call, &mut pending, deadline).await?;
+        let frame = wait(call, &mut pending, deadline).await.map_err(|refusal| {
+            let is_lost = matches!(refusal, Refusal::EngineDown(_));
+            Unanswered { is_lost, ..Unanswered::from(refusal) }
+        })?;
         record.stages.answered = Some(Instant::now());
         let mut reply: Reply = prost::Message::decode(frame.metadata.clone())
             .map_err(|error| Refusal::Internal(format!("the engine's reply does not decode: {error}")))?;
@@ -398,7 +404,8 @@ impl Path {
                 (Refusal::Internal(why), Again::Never)
             }
         };
-        Err(Unanswered { refusal, again })
+        let is_lost = reply.status == Status::DeviceLost as i32;
+        Err(Unanswered { refusal, again, is_lost })
     }
 }
 

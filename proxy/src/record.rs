@@ -189,7 +189,7 @@ impl Record {
             match outcome {
                 policies::Outcome::Served => version.served.inc(),
                 policies::Outcome::Failed => version.failed.inc(),
-                policies::Outcome::Refused => version.refused.inc(),
+                policies::Outcome::Refused | policies::Outcome::Lost => version.refused.inc(),
                 policies::Outcome::Abandoned => version.abandoned.inc(),
             };
             let example = trace.as_ref().map(|trace| TraceLabel { trace_id: trace.id() });
@@ -198,7 +198,10 @@ impl Record {
             version.whole.observe(took.as_secs_f64());
             match outcome {
                 policies::Outcome::Served => version.statistics.served(took, timing, SystemTime::now()),
-                policies::Outcome::Failed | policies::Outcome::Refused | policies::Outcome::Abandoned => {
+                policies::Outcome::Failed
+                | policies::Outcome::Refused
+                | policies::Outcome::Lost
+                | policies::Outcome::Abandoned => {
                     version.statistics.failed(took, self.failure);
                 }
             }

@@ -83,6 +83,20 @@ fn a_frame_cut_short_fails_its_request_and_the_next_one_connects_anew() {
 }
 
 #[test]
+fn a_version_that_takes_the_engine_with_it_each_time_is_left_alone() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::CutFrame), ("n", 1, Behaviour::Answer)]);
+    let policy =
+        "models: {m: {breaker: {failures: 2, open_for: 1h}}, n: {breaker: {failures: 2, open_for: 1h}}}\n";
+    let stack = Stack::builder().policies(policy).external_engine(engine.socket()).start();
+    let (client, body) = (stack.client(), infer_body("x", [1, 1], &[0.0]));
+    eventually("its breaker to trip", || {
+        client.infer("m", &[], &body);
+        stack.metrics().contains("penstock_breaker_state{model=\"m\",version=\"1\"} 2").then_some(())
+    });
+    eventually("the other model to be there", || (client.infer("n", &[], &body).status == 200).then_some(()));
+}
+
+#[test]
 fn an_engine_that_is_told_to_stop_is_replaced_without_blame() {
     let stack = Stack::builder().start();
     let first = stack.engine_pid().expect("an engine");

@@ -57,6 +57,26 @@ impl World {
 }
 
 #[test]
+fn each_loss_of_an_engine_is_one_failure_of_every_version_that_it_had_requests_of() {
+    let lose = |world: &mut World| {
+        let under_way: Vec<_> = (0..10).map(|_| world.enter().expect("it lets all in")).collect();
+        for permit in under_way {
+            world.advance(1);
+            world.settle(permit, Outcome::Lost);
+        }
+        world.advance(1000);
+    };
+    let (mut culprit, mut neighbour) = (World::small(), World::small());
+    for loss in 1..=3 {
+        lose(&mut culprit);
+        lose(&mut neighbour);
+        neighbour.request(Outcome::Served);
+        assert_eq!(culprit.state() == BreakerState::Passing, loss < 3, "loss {loss}");
+    }
+    assert_eq!(neighbour.state(), BreakerState::Passing, "it was answered between them");
+}
+
+#[test]
 fn failures_in_a_row_trip_and_the_wait_is_exact() {
     let mut world = World::small();
     world.request(Outcome::Failed);
@@ -300,7 +320,9 @@ fn every_state_is_explored_and_none_is_a_wedge() {
                 let mut rest: Vec<Permit> = out.iter().map(copy).collect();
                 (breaker.clone(), rest.remove(at), rest)
             };
-            for outcome in [Outcome::Served, Outcome::Refused, Outcome::Failed, Outcome::Abandoned] {
+            for outcome in
+                [Outcome::Served, Outcome::Refused, Outcome::Failed, Outcome::Lost, Outcome::Abandoned]
+            {
                 let (mut after, permit, rest) = taken();
                 let is_counted = permit.is_probe() && permit.generation == breaker.generation;
                 after.settle(permit, outcome, now);

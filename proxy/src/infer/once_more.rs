@@ -17,6 +17,8 @@ const NEWS_MAX: Duration = Duration::from_millis(250);
 pub(super) struct Unanswered {
     pub(super) refusal: Refusal,
     pub(super) again: Again,
+    /// The engine has gone with it.
+    pub(super) is_lost: bool,
 }
 
 /// Only what was not run is asked again.
@@ -31,7 +33,7 @@ pub(super) enum Again {
 
 impl From<Refusal> for Unanswered {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, again: Again::Never }
+        Self { refusal, again: Again::Never, is_lost: false }
     }
 }
 

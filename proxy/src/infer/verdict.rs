@@ -42,7 +42,7 @@ pub(super) fn outcome<T>(answer: &Result<T, Refusal>) -> Outcome {
         Err(Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::Internal(_)) => Outcome::Failed,
         Err(Refusal::ClientGone) => Outcome::Abandoned,
         // A missed deadline may be another model's doing, on the lanes that they share, or its caller's impatience.
-        // A lost engine takes all versions with it and says nothing about any of them.
+        // An engine that is not there says nothing about any version; one that went with the request is the caller's to tell.
         Err(
             Refusal::DeadlineExceeded { .. }
             | Refusal::EngineDown(_)
