@@ -1,5 +1,6 @@
-//! Triton's extensions that only tell something, or set it: where they are asked for, and what answers. Decides nothing
-//! about inference; what is told stands in [`crate::statistics`], [`crate::model_config`] and [`crate::settings`].
+//! Triton's extensions that only tell something, or set it: where they are asked for over HTTP, and what answers, over
+//! HTTP and gRPC alike. Decides nothing about inference; what is told stands in [`crate::statistics`],
+//! [`crate::model_config`] and [`crate::settings`].
 
 use crate::directory::Models;
 use crate::metrics::Metrics;
@@ -10,6 +11,7 @@ use crate::route::Target;
 use crate::service::{Answer, Service};
 use crate::settings::{LogSettings, TraceSettings};
 use crate::statistics::{AllStatistics, Statistics};
+use crate::trace::Tracer;
 use http::{Method, StatusCode};
 use pingora::protocols::http::ServerSession;
 use serde_json::{Map, Value, json};
@@ -77,7 +79,6 @@ impl Service {
         extension: Extension<'_>,
     ) -> Result<Answer, Refusal> {
         let models = self.path.directory.load();
-        let tracer = self.watchers.tracer.as_deref();
         Ok(match extension {
             Extension::Models => {
                 let mut names: Vec<_> = models.entries().map(|entry| entry.name.as_str()).collect();
@@ -91,38 +92,22 @@ impl Service {
                 Answer::json(StatusCode::OK, &config(&self.watchers.metrics, &models, target)?)
             }
             Extension::Trace(model) => {
-                if let Some(model) = model {
-                    models.find(Target { model, pinned: None })?;
-                }
-                if let Some(asked) = self.asked_settings(session).await? {
-                    match model {
-                        None => TraceSettings::change(&asked, tracer, self.repository.control)?,
-                        Some(_) if asked.is_empty() => {}
-                        Some(_) => {
-                            return Err(Refusal::Invalid("trace settings are those of all models".into()));
-                        }
-                    }
-                }
-                Answer::json(StatusCode::OK, &TraceSettings::of(tracer))
+                let asked = self.asked_settings(session).await?;
+                let (tracer, control) = (self.watchers.tracer.as_deref(), self.repository.control);
+                Answer::json(StatusCode::OK, &trace_settings(&models, model, &asked, tracer, control)?)
             }
             Extension::Logging => {
-                if let Some(asked) = self.asked_settings(session).await? {
-                    LogSettings::change(&asked)?;
-                }
-                Answer::json(StatusCode::OK, &LogSettings::current())
+                Answer::json(StatusCode::OK, &log_settings(&self.asked_settings(session).await?)?)
             }
         })
     }
 
-    /// What is to be changed; `None` if it is only asked for.
-    async fn asked_settings(
-        &self,
-        session: &mut ServerSession,
-    ) -> Result<Option<Map<String, Value>>, Refusal> {
+    /// What is to be changed; nothing if it is only asked for.
+    async fn asked_settings(&self, session: &mut ServerSession) -> Result<Map<String, Value>, Refusal> {
         if session.req_header().method != Method::POST {
-            return Ok(None);
+            return Ok(Map::new());
         }
-        parse(&self.repository.body(session).await?).map(Some)
+        parse(&self.repository.body(session).await?)
     }
 }
 
@@ -162,4 +147,28 @@ pub(crate) fn config(metrics: &Metrics, models: &Models, target: Target<'_>) -> 
     }
     let device = if metrics.device_total_bytes.get() > 0 { Device::Gpu } else { Device::Cpu };
     Ok(ModelConfig::new(entry, device))
+}
+
+/// Those of all models, which those of a model are too, after the change that is `asked` for.
+pub(crate) fn trace_settings(
+    models: &Models,
+    model: Option<&str>,
+    asked: &Map<String, Value>,
+    tracer: Option<&Tracer>,
+    control: bool,
+) -> Result<TraceSettings, Refusal> {
+    if let Some(model) = model {
+        models.find(Target { model, pinned: None })?;
+        if !asked.is_empty() {
+            return Err(Refusal::Invalid("trace settings are those of all models".into()));
+        }
+    }
+    TraceSettings::change(asked, tracer, control)?;
+    Ok(TraceSettings::of(tracer))
+}
+
+/// As they are, if what is `asked` for is no change.
+pub(crate) fn log_settings(asked: &Map<String, Value>) -> Result<LogSettings, Refusal> {
+    LogSettings::change(asked)?;
+    Ok(LogSettings::current())
 }
