@@ -17,6 +17,7 @@ mod connection;
 mod decode;
 mod encode;
 mod exchange;
+mod extensions;
 mod fields;
 mod health;
 mod listen;

@@ -118,9 +118,11 @@ fn changed<'a>(
         let Some(now) = now.get(name) else {
             return Err(Refusal::Invalid(format!("there is no setting `{name}` here")));
         };
-        // Triton's clients send numbers as texts or as they are. Null means the value that is configured.
-        let same =
-            value == now || value.as_u64().is_some_and(|value| now.as_str() == Some(&value.to_string()));
+        // Triton's clients send numbers as texts or as they are, and a list of one, over gRPC, as any other value. Null
+        // means the value that is configured.
+        let same = value == now
+            || now.as_array().is_some_and(|now| *now == [value.clone()])
+            || value.as_u64().is_some_and(|value| now.as_str() == Some(&value.to_string()));
         if !same && (!value.is_null() || name == "trace_rate") {
             changed.push((name.as_str(), value));
         }
@@ -169,6 +171,7 @@ mod tests {
         let rate = || TraceSettings::of(Some(&tracer)).trace_rate;
         assert_eq!(rate(), "100");
         assert_eq!(change(json!({"trace_rate": "100", "trace_level": ["TIMESTAMPS"]}), false), Ok(()));
+        assert_eq!(change(json!({"trace_rate": 100, "trace_level": "TIMESTAMPS"}), false), Ok(()));
         assert!(matches!(change(json!({"trace_rate": "5"}), false), Err(Refusal::Forbidden(_))));
         assert_eq!((change(json!({"trace_rate": "5"}), true), rate()), (Ok(()), "5".into()));
         assert_eq!((change(json!({"trace_rate": 1}), true), rate()), (Ok(()), "1".into()));
@@ -177,6 +180,7 @@ mod tests {
         for (value, says) in [
             (json!({"trace_rate": "often"}), "trace_rate: \"often\" is no whole number of at least 0"),
             (json!({"trace_rate": -1}), "trace_rate: -1 is no whole number"),
+            (json!({"trace_rate": ["5", "6"]}), "trace_rate: [\"5\",\"6\"] is no whole number"),
             (json!({"trace_level": ["OFF"], "trace_rate": "7"}), "trace_level cannot be changed while"),
             (json!({"trace_file": "/tmp/trace"}), "there is no setting `trace_file` here"),
         ] {

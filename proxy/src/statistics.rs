@@ -1,6 +1,6 @@
 //! What a version has done since this process started, in the terms of Triton's statistics extension. Counts what comes
-//! back from the engine, copies for a shadow included; decides nothing. Served over HTTP, and under Triton's names among
-//! the metrics.
+//! back from the engine, copies for a shadow included; decides nothing. Served over HTTP and gRPC, and under Triton's names
+//! among the metrics.
 //!
 //! ```text
 //!  arrival ─▶ queue ─▶ compute_input ─▶ compute_infer ─▶ compute_output ─▶ answer      one request: `success`

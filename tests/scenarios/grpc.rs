@@ -108,8 +108,16 @@ fn it_says_what_it_is_and_what_it_has() {
     assert!(ready("digits", "") && ready("digits", "2"));
     assert!(!ready("digits", "9") && !ready("digits", "two") && !ready("nothing", ""));
     let server: ServerMetadataResponse = client.ask("ServerMetadata", ServerMetadataRequest {}).unwrap();
-    let extensions =
-        ["classification", "schedule_policy", "model_repository", "model_repository(unload_dependents)"];
+    let extensions = [
+        "classification",
+        "model_configuration",
+        "schedule_policy",
+        "statistics",
+        "trace",
+        "logging",
+        "model_repository",
+        "model_repository(unload_dependents)",
+    ];
     assert_eq!(
         (server.name.as_str(), server.extensions),
         ("penstock", extensions.map(str::to_owned).to_vec())

@@ -82,7 +82,6 @@ fn what_is_not_there_is_not_implemented() {
     let stack = Stack::builder().external_engine(engine.socket()).start();
     let client = stack.grpc_client();
     for (path, says) in [
-        ("/inference.GRPCInferenceService/ModelConfig", "not supported over gRPC"),
         ("/inference.GRPCInferenceService/SystemSharedMemoryStatus", "shared memory"),
         ("/inference.GRPCInferenceService/Nothing", "no such method"),
         ("/nowhere.Service/Nothing", "no service `nowhere.Service`"),

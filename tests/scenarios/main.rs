@@ -12,6 +12,7 @@ mod drain;
 mod engine_loss;
 mod grpc;
 mod grpc_edges;
+mod grpc_extensions;
 mod extensions;
 mod hot_swap;
 mod pictures;

@@ -1,9 +1,9 @@
-//! What clients say over gRPC: the messages of `inference.proto`, made at build time. Bytes are slices of what was
-//! received. Decides nothing; the proxy reads the largest message, `ModelInferRequest`, without it, see `grpc/decode.rs`
-//! there.
+//! What clients say over gRPC: the messages of `inference.proto` and `model_config.proto`, made at build time. Bytes are
+//! slices of what was received. Decides nothing; the proxy reads the largest message, `ModelInferRequest`, without it, see
+//! `grpc/decode.rs` there.
 
 /// Package `inference`.
-#[expect(missing_docs, reason = "generated, documented in inference.proto where a name does not say it")]
+#[expect(missing_docs, reason = "generated, documented in the .proto files where a name does not say it")]
 pub mod inference {
     include!(concat!(env!("OUT_DIR"), "/inference.rs"));
 }

@@ -1,7 +1,9 @@
-//! The methods of the service, and those of them that ask no model: health, metadata, the repository. Decides what each
-//! is called; what is answered is decided where REST's answers are.
+//! The methods of the service, and those of them that ask no model: health, metadata, the repository; Triton's other
+//! extensions stand in [`super::extensions`]. Decides what each is called; what is answered is decided where REST's
+//! answers are.
 
 use super::Grpc;
+use super::extensions::log_settings;
 use super::message::{Messages, Outgoing};
 use crate::body::BodyLimits;
 use crate::describe;
@@ -35,13 +37,17 @@ pub(super) enum Question {
     ModelReady,
     ServerMetadata,
     ModelMetadata,
+    ModelConfig,
+    ModelStatistics,
     RepositoryIndex,
     RepositoryModelLoad,
     RepositoryModelUnload,
+    TraceSetting,
+    LogSettings,
 }
 
 impl Method {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 14] = [
         Self::ModelInfer,
         Self::ModelStreamInfer,
         Self::Ask(Question::ServerLive),
@@ -49,9 +55,13 @@ impl Method {
         Self::Ask(Question::ModelReady),
         Self::Ask(Question::ServerMetadata),
         Self::Ask(Question::ModelMetadata),
+        Self::Ask(Question::ModelConfig),
+        Self::Ask(Question::ModelStatistics),
         Self::Ask(Question::RepositoryIndex),
         Self::Ask(Question::RepositoryModelLoad),
         Self::Ask(Question::RepositoryModelUnload),
+        Self::Ask(Question::TraceSetting),
+        Self::Ask(Question::LogSettings),
     ];
 
     /// By the name that it has in the service.
@@ -61,9 +71,6 @@ impl Method {
             return Ok(method);
         }
         let why = match name {
-            "ModelConfig" | "ModelStatistics" | "TraceSetting" | "LogSettings" => {
-                "it is not supported over gRPC"
-            }
             name if name.contains("SharedMemory") => {
                 "shared memory is not supported; tensors go with the request"
             }
@@ -80,6 +87,8 @@ impl Method {
             Self::Ask(Question::ModelReady) => "inference.GRPCInferenceService/ModelReady",
             Self::Ask(Question::ServerMetadata) => "inference.GRPCInferenceService/ServerMetadata",
             Self::Ask(Question::ModelMetadata) => "inference.GRPCInferenceService/ModelMetadata",
+            Self::Ask(Question::ModelConfig) => "inference.GRPCInferenceService/ModelConfig",
+            Self::Ask(Question::ModelStatistics) => "inference.GRPCInferenceService/ModelStatistics",
             Self::ModelInfer => "inference.GRPCInferenceService/ModelInfer",
             Self::ModelStreamInfer => "inference.GRPCInferenceService/ModelStreamInfer",
             Self::Ask(Question::RepositoryIndex) => "inference.GRPCInferenceService/RepositoryIndex",
@@ -87,6 +96,8 @@ impl Method {
             Self::Ask(Question::RepositoryModelUnload) => {
                 "inference.GRPCInferenceService/RepositoryModelUnload"
             }
+            Self::Ask(Question::TraceSetting) => "inference.GRPCInferenceService/TraceSetting",
+            Self::Ask(Question::LogSettings) => "inference.GRPCInferenceService/LogSettings",
         }
     }
 }
@@ -124,8 +135,7 @@ impl Grpc {
             Question::ServerMetadata => {
                 read::<inference::ServerMetadataRequest>(messages).await?;
                 let server = describe::server(self.repository.control);
-                // Raw contents take the place of the extension of REST's bodies.
-                let extensions = server.extensions.iter().filter(|name| !OVER_HTTP_ONLY.contains(name));
+                let extensions = server.extensions.iter().filter(|name| **name != OVER_HTTP_ONLY);
                 Ok(Outgoing::of(&inference::ServerMetadataResponse {
                     name: server.name.into(),
                     version: server.version.into(),
@@ -144,6 +154,10 @@ impl Grpc {
                     outputs: model.outputs.into_iter().map(tensor).collect(),
                 }))
             }
+            Question::ModelConfig => self.model_config(&read(messages).await?),
+            Question::ModelStatistics => self.model_statistics(&read(messages).await?),
+            Question::TraceSetting => self.trace_setting(read(messages).await?),
+            Question::LogSettings => log_settings(read(messages).await?),
             Question::RepositoryIndex => {
                 let asked: inference::RepositoryIndexRequest = read(messages).await?;
                 no_repository(&asked.repository_name)?;
@@ -175,9 +189,8 @@ impl Grpc {
     }
 }
 
-/// Extensions that are others over gRPC, or not there.
-const OVER_HTTP_ONLY: [&str; 5] =
-    ["binary_tensor_data", "model_configuration", "statistics", "trace", "logging"];
+/// An extension of REST's bodies, whose place raw contents take.
+const OVER_HTTP_ONLY: &str = "binary_tensor_data";
 
 /// The one message of a request.
 async fn read<T: Message + Default>(mut messages: Messages<Incoming>) -> Result<T, Refusal> {
@@ -192,7 +205,7 @@ async fn read<T: Message + Default>(mut messages: Messages<Incoming>) -> Result<
         .map_err(|error| Refusal::Invalid(format!("the message does not decode: {error}")))
 }
 
-fn target<'a>(model: &'a str, version: &str) -> Result<Target<'a>, Refusal> {
+pub(super) fn target<'a>(model: &'a str, version: &str) -> Result<Target<'a>, Refusal> {
     Ok(Target { model, pinned: super::decode::version(version)? })
 }
 
@@ -217,10 +230,9 @@ mod tests {
             let (service, name) = method.route().split_once('/').unwrap();
             assert_eq!((service, Method::of_name(name)), (protocol::SERVICE, Ok(method)));
             let described = protocol::DESCRIPTION.windows(name.len()).any(|bytes| bytes == name.as_bytes());
-            assert!(described, "{name} is not in inference.proto");
+            assert!(described, "{name} is not described");
         }
         for (name, says) in [
-            ("ModelConfig", "not supported over gRPC"),
             ("SystemSharedMemoryRegister", "shared memory is not supported"),
             ("ModelInferr", "no such method"),
             ("", "no such method"),
