@@ -108,6 +108,8 @@ pub(super) async fn serve(stream: TcpStream, grpc: Arc<Grpc>, mut closing: watch
         .timer(TokioTimer::new())
         .auto_date_header(false)
         .max_concurrent_streams(STREAMS_MAX)
+        // A client may leave all of its calls at once without losing the next ones.
+        .max_pending_accept_reset_streams(STREAMS_MAX as usize)
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_frame_size(FRAME_BYTES)
