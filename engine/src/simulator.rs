@@ -311,7 +311,13 @@ mod traces {
 
     struct Ours {
         batcher: Batcher<usize>,
+        /// Jobs come in so many shapes, one after the other.
+        shapes: usize,
         claims: VecDeque<crate::batcher::Claim>,
+    }
+
+    fn shaped(shape: usize) -> Bucket {
+        Bucket { version: 0, free: vec![shape as u64], suspect: false }
     }
 
     impl Policy for Ours {
@@ -319,7 +325,7 @@ mod traces {
             let ticket = Ticket {
                 connection: 0,
                 id: job as u64,
-                bucket: Bucket { version: 0, free: vec![], suspect: false },
+                bucket: shaped(job % self.shapes),
                 grouping: Grouping::Together { max_rows: MAX_ROWS },
                 lanes: 1,
                 at_once: 1,
@@ -466,11 +472,17 @@ mod traces {
     }
 
     fn ours(service: Service, rate: impl Fn(f64) -> f64, slo: Duration) -> Report {
+        ours_of(1, service, rate, slo)
+    }
+
+    fn ours_of(shapes: usize, service: Service, rate: impl Fn(f64) -> f64, slo: Duration) -> Report {
         let limits = Limits { rows: 100_000, bytes: 100_000 };
-        let mut policy = Ours { batcher: Batcher::new(limits, 1, Instant::now()), claims: VecDeque::new() };
-        for rows in (1..=MAX_ROWS).chain(1..=MAX_ROWS) {
-            let bucket = Bucket { version: 0, free: vec![], suspect: false };
-            policy.batcher.learn(&bucket, rows, us(service(rows)));
+        let (batcher, claims) = (Batcher::new(limits, 1, Instant::now()), VecDeque::new());
+        let mut policy = Ours { batcher, shapes, claims };
+        for shape in 0..shapes {
+            for rows in (1..=MAX_ROWS).chain(1..=MAX_ROWS) {
+                policy.batcher.learn(&shaped(shape), rows, us(service(rows)));
+            }
         }
         simulate(&mut policy, service, rate, slo)
     }
@@ -520,6 +532,18 @@ mod traces {
             let ours = ours(service, |_| 1.2 * capacity(service), SLO);
             println!("{name}: ours {ours:?}, best pair {best:.0}/s");
             assert!(ours.goodput >= 0.97 * best / 1.01, "{name}: {ours:?} against {best:.0}/s");
+        }
+    }
+
+    /// A, B, A, B: in order of arrival every batch would be one row.
+    #[test]
+    fn two_shapes_in_turn_run_in_batches_as_large_as_one_shape_does() {
+        for (name, service) in CURVES {
+            let report = |shapes| ours_of(shapes, service, |_| 1.2 * capacity(service), SLO);
+            let (one, two) = (report(1), report(2));
+            println!("{name}: one {one:?}, two {two:?}");
+            assert!(two.mean_batch >= 0.9 * one.mean_batch, "{name}: {two:?} against {one:?}");
+            assert!(two.goodput >= 0.9 * one.goodput, "{name}: {two:?} against {one:?}");
         }
     }
 
