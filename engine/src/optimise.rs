@@ -145,7 +145,9 @@ impl fmt::Display for Report {
         let Some(kept) = self.kept else { return f.write_str("as loaded") };
         write!(f, "{kept}:")?;
         for (rows, before, after) in &self.per_row {
-            write!(f, " {:.2}x at {rows},", before / after)?;
+            let gain = before / after;
+            let [before, after] = [before, after].map(|micros| micros / 1e3);
+            write!(f, " {gain:.2}x at {rows} ({before:.3} to {after:.3} ms per row),")?;
         }
         write!(f, " largest difference {:.1e}", self.error_max)
     }
@@ -180,6 +182,9 @@ mod tests {
         assert!(form.is_some());
         assert_eq!((report.kept, report.per_row.len()), (Some(Inference), 2));
         assert!(report.error_max > 0.0 && report.error_max < 1e-4, "{report}");
+        let told = Report { kept: Some(Freeze), per_row: vec![(8, 2500.0, 2000.0)], error_max: 3e-6 };
+        let words = "freeze: 1.25x at 8 (2.500 to 2.000 ms per row), largest difference 3.0e-6";
+        assert!(told.to_string().ends_with(words.split_once(": ").expect("a colon").1), "{told}");
     }
 
     #[test]
