@@ -443,8 +443,11 @@ struct Outgrown {
 }
 
 impl Growth {
-    /// Less growth than a quarter is none.
+    /// Less growth than a quarter is none,
     const GROWN: f64 = 1.25;
+    /// unless nearly all is held that there is: then a little more is the end.
+    const NEARLY_ALL: f64 = 0.95;
+    const GROWN_A_LITTLE: f64 = 1.05;
     /// Of what there is, as much may be held by two engines for a while.
     const FOR_TWO: f64 = 0.95;
     /// And as much before that is judged to be near.
@@ -467,7 +470,9 @@ impl Growth {
         // As long as there is memory for another one.
         let in_time = Self::IN_TIME * available as f64 - at_first as f64;
         let is_too_much = now > most || now as f64 > in_time.max(Self::GROWN * at_first as f64);
-        if !is_too_much || (now as f64) < Self::GROWN * at_first as f64 {
+        let is_nearly_all = now as f64 > Self::NEARLY_ALL * available as f64;
+        let grown = if is_nearly_all { Self::GROWN_A_LITTLE } else { Self::GROWN };
+        if !is_too_much || (now as f64) < grown * at_first as f64 {
             return None;
         }
         let says = format!(
@@ -633,6 +638,17 @@ mod tests {
         assert!(!growth.observe(health(1001, 1000, 1400)).unwrap().beside, "no memory for two");
         let early = growth.observe(health(800, 1000, 1400)).unwrap();
         assert!(early.beside, "replaced while there is memory for two");
+    }
+
+    #[test]
+    fn an_engine_whose_models_fill_the_machine_is_replaced_before_the_kernel_kills_it() {
+        let mut growth = Growth::default();
+        assert_eq!(growth.observe(health(820, 900, 1000)), None);
+        assert_eq!(growth.observe(health(940, 900, 1000)), None, "it may be no leak");
+        assert!(growth.observe(health(960, 900, 1000)).is_some());
+        let mut full = Growth::default();
+        assert_eq!(full.observe(health(970, 900, 1000)), None, "another one would hold as much");
+        assert_eq!(full.observe(health(990, 900, 1000)), None);
     }
 
     #[test]
