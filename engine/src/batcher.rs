@@ -25,6 +25,7 @@ mod shed;
 
 use crate::curve::{Curve, size_of};
 use foldhash::fast::RandomState;
+use forecast::is_calm;
 use plan::Plan;
 use shed::{Lack, Parties};
 use std::borrow::Cow;
@@ -240,8 +241,9 @@ pub struct Batcher<T> {
     versions: BTreeMap<u32, Version>,
     /// Claims that are out, and when they are expected back.
     running: Vec<Running>,
-    /// Rows that waited, and how long they would take, when the last batch was formed.
-    calm: (u64, Duration),
+    /// How long what runs and waits takes at most: the backlog when the last batch was formed, and what has come since,
+    /// each as if it ran alone.
+    ahead: Duration,
     rows: u64,
     bytes: usize,
     pushed: u64,
@@ -325,7 +327,7 @@ impl<T: Clone> Batcher<T> {
             profiles: HashMap::default(),
             versions: BTreeMap::new(),
             running: Vec::new(),
-            calm: (0, Duration::ZERO),
+            ahead: Duration::ZERO,
             rows: 0,
             bytes: 0,
             pushed: 0,
@@ -349,12 +351,16 @@ impl<T: Clone> Batcher<T> {
         let Some(mut victims) = self.victims(&ticket, room).filter(|_| !is_one_too_many) else {
             return Err(Refused::Overloaded { wait: self.backlog(now), job: ticket.payload });
         };
-        self.profile(&ticket.bucket).arrivals.observe(now);
+        let profile = self.profile(&ticket.bucket);
+        profile.arrivals.observe(now);
+        let piece = ticket.grouping.piece(ticket.rows);
+        let takes = profile.curve.typical(piece).unwrap_or_default() * ticket.rows.div_ceil(piece);
+        let ahead = self.ahead + takes;
         let soonest = ticket.deadline.map_or(now + PATIENCE, |deadline| deadline.min(now + PATIENCE));
         let urgency = soonest + HEAD_START * ticket.priority as u32;
         if let Some(deadline) = ticket.deadline
-            && !self.is_calm(deadline.saturating_duration_since(now))
-            && self.is_tried(&ticket.bucket, ticket.grouping.piece(ticket.rows), now)
+            && !is_calm(ahead, deadline.saturating_duration_since(now))
+            && self.is_tried(&ticket.bucket, piece, now)
             && let Some(forecast) = self.forecast(&ticket, urgency, now)
             && now + forecast.answered > deadline
         {
@@ -369,6 +375,7 @@ impl<T: Clone> Batcher<T> {
         let place = Place { urgency, arrival: self.pushed };
         self.pushed += 1;
         self.parties.join(&ticket, place);
+        self.ahead = ahead;
         self.bytes += ticket.bytes;
         self.rows += u64::from(ticket.rows);
         self.places.insert((ticket.connection, ticket.id), (ticket.bucket.clone(), place));
@@ -582,7 +589,7 @@ impl<T: Clone> Batcher<T> {
         let takes = curve.and_then(|curve| curve.typical(rows)).unwrap_or_default();
         self.running.push(Running { number, version: bucket.version, lanes, back: now + takes });
         let backlog = self.backlog(now);
-        self.calm = (self.rows, backlog);
+        self.ahead = backlog;
         Batch { pieces, late, backlog, claim: Claim { bucket, number, rows, began: now } }
     }
 

@@ -10,19 +10,18 @@ pub(super) struct Forecast {
     pub(super) answered: Duration,
 }
 
+/// Whether somebody with so much time need not be told when it would be answered: what is ahead, with what it asks for
+/// itself, takes a small part of it at most.
+pub(super) fn is_calm(ahead: Duration, budget: Duration) -> bool {
+    budget >= PATIENCE && ahead <= budget / 16
+}
+
 impl<T: Clone> Batcher<T> {
     /// How long a job that comes now would wait for its turn, as far as that is known.
     pub fn backlog(&self, now: Instant) -> Duration {
         let waiting: Duration =
             self.queues.iter().map(|(bucket, queue)| self.work(bucket, queue, queue.rows)).sum();
         self.per_lane(waiting + self.residual(now))
-    }
-
-    /// Whether somebody with so much time need not be told when his turn would come: little more waits than when the
-    /// last batch was formed, and that was a small part of it.
-    pub(super) fn is_calm(&self, budget: Duration) -> bool {
-        let (rows, backlog) = self.calm;
-        budget >= PATIENCE && backlog <= budget / 16 && self.rows <= 2 * rows + 8
     }
 
     /// When a job that came now would be answered.

@@ -366,6 +366,46 @@ fn no_small_batch_is_run_for_a_hasty_job_when_the_others_are_in_haste_too() {
 }
 
 #[test]
+fn a_request_that_takes_longer_than_its_budget_is_refused_by_an_engine_that_does_nothing() {
+    let mut world = World::new(10_000, 10_000);
+    world.learn(0, 0, &[(1, 40), (4, 40)]);
+    let ask = |world: &World, rows| Ticket {
+        rows,
+        deadline: Some(world.now + ms(2000)),
+        ..world.ticket(u64::from(rows), 0, 0)
+    };
+    let ticket = ask(&world, 1000);
+    assert!(!world.push(ticket), "1,000 rows are 250 runs of 40 ms");
+    let ticket = ask(&world, 100);
+    assert!(world.push(ticket), "100 take a second");
+}
+
+#[test]
+fn of_what_comes_at_once_to_an_engine_that_does_nothing_no_more_is_taken_than_it_can_do() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 500)]);
+    let taken = (0..9).filter(|id| {
+        let ticket = Ticket { deadline: Some(world.now + ms(2000)), ..world.ticket(*id, 0, 0) };
+        world.push(ticket)
+    });
+    assert_eq!(taken.count(), 3, "the fourth would have a slow run, of 750 ms, after 1.5 s");
+}
+
+#[test]
+fn many_quick_rows_that_waited_say_nothing_about_slow_ones() {
+    let mut world = World::new(10_000, 100_000);
+    world.learn(0, 0, &[(1, 1), (4, 4)]);
+    world.learn(0, 7, &[(1, 100)]);
+    world.push_plain(&(0..100).collect::<Vec<_>>(), 0, 0);
+    assert!(matches!(world.step(), Step::Run(_)));
+    let taken = (100..200).filter(|id| {
+        let ticket = Ticket { deadline: Some(world.now + ms(2000)), ..world.ticket(*id, 0, 7) };
+        world.push(ticket)
+    });
+    assert!((10..20).contains(&taken.count()), "each takes a twentieth of the time that they have");
+}
+
+#[test]
 fn what_was_too_slow_once_is_tried_again() {
     let mut world = World::new(100, 10_000);
     world.learn(0, 0, &[(1, 300), (4, 300)]);
