@@ -273,7 +273,8 @@ struct Queue<T> {
 #[derive(Debug)]
 struct Running {
     number: u64,
-    version: u32,
+    bucket: Bucket,
+    rows: u32,
     lanes: usize,
     back: Instant,
 }
@@ -587,7 +588,7 @@ impl<T: Clone> Batcher<T> {
         self.versions.entry(bucket.version).or_default().running += 1;
         let curve = self.known(&bucket).map(|profile| &profile.curve);
         let takes = curve.and_then(|curve| curve.typical(rows)).unwrap_or_default();
-        self.running.push(Running { number, version: bucket.version, lanes, back: now + takes });
+        self.running.push(Running { number, bucket: bucket.clone(), rows, lanes, back: now + takes });
         let backlog = self.backlog(now);
         self.ahead = backlog;
         Batch { pieces, late, backlog, claim: Claim { bucket, number, rows, began: now } }

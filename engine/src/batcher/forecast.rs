@@ -58,7 +58,8 @@ impl<T: Clone> Batcher<T> {
         if self.running.len() >= self.lanes {
             waits = waits.max(first_back(&mut self.running.iter()));
         }
-        let own_running = || self.running.iter().filter(|running| running.version == ticket.bucket.version);
+        let own_running =
+            || self.running.iter().filter(|running| running.bucket.version == ticket.bucket.version);
         if own_running().count() >= at_once {
             waits = waits.max(first_back(&mut own_running()));
         }

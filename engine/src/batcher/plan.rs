@@ -1,7 +1,7 @@
 //! Forms a batch: which of the jobs that wait in a bucket run now, which are late, and whether waiting for more is better.
 //! Reads what was learned; moves nothing (that is the parent's).
 
-use super::{Batcher, Bucket, Grouping, Place};
+use super::{Batcher, Bucket, Grouping, Place, Running, shared};
 use std::time::{Duration, Instant};
 
 /// Waiting for less than this is not worth falling asleep.
@@ -87,11 +87,13 @@ impl<T: Clone> Batcher<T> {
         plan
     }
 
-    /// Whether what is predicted of so many rows has been seen lately: a run of as many, or more.
+    /// Whether what is predicted of so many rows has been seen lately, or is being tried: by a run of as many, or more.
     pub(super) fn is_tried(&self, bucket: &Bucket, rows: u32, now: Instant) -> bool {
         let Some(profile) = self.known(bucket) else { return false };
+        let is_trying = |running: &Running| running.rows >= rows && shared(&running.bucket) == shared(bucket);
         let mut ran = profile.ran.range(rows..).map(|(_, ran)| ran);
         ran.any(|ran| now.saturating_duration_since(*ran) < TRIED_WITHIN)
+            || self.running.iter().any(is_trying)
     }
 
     pub(super) fn capped(&self, bucket: &Bucket, max_rows: u32) -> u32 {

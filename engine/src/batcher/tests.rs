@@ -406,6 +406,20 @@ fn many_quick_rows_that_waited_say_nothing_about_slow_ones() {
 }
 
 #[test]
+fn what_a_long_run_takes_is_believed_as_long_as_one_is_under_way() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 3000)]);
+    world.push_plain(&[1], 0, 0);
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    world.now += ms(2000);
+    let due = |world: &World, id, due| Ticket { deadline: Some(world.now + due), ..world.ticket(id, 0, 0) };
+    let ticket = due(&world, 2, ms(3000));
+    assert!(!world.push(ticket), "one second is left of what runs, and it takes three itself");
+    let ticket = due(&world, 3, ms(6000));
+    assert!(world.push(ticket));
+}
+
+#[test]
 fn what_was_too_slow_once_is_tried_again() {
     let mut world = World::new(100, 10_000);
     world.learn(0, 0, &[(1, 300), (4, 300)]);
