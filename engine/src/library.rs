@@ -33,6 +33,9 @@ const GOLDEN_BYTES_MAX: u64 = 64 << 20;
 /// More bytes than this are no `tokenizer.json`.
 const TOKENIZER_BYTES_MAX: u64 = 64 << 20;
 
+/// Why a version is not loaded whose files are not those that were found.
+const CHANGED: &str = "its files changed while they were read; load it again";
+
 const FILES: [&str; 5] = ["model.pt", "model.yaml", "labels.txt", "golden.json", "tokenizer.json"];
 
 /// Where versions come from; asked again whenever somebody wants a model loaded.
@@ -147,27 +150,37 @@ where
             let load = load.clone();
             let bytes = fs::metadata(path.join("model.pt")).map_or(0, |file| file.len());
             let stamp = Stamp::of(&path);
+            let found_stamp = stamp.clone();
             let load: Load = Box::new(move || {
-                let golden = read(&path, "golden.json", GOLDEN_BYTES_MAX)?.map(|text| Golden::parse(&text));
-                let manifest = read(&path, "model.yaml", MANIFEST_BYTES_MAX)?;
-                let labels = read(&path, "labels.txt", LABELS_BYTES_MAX)?;
-                let parse = |text: String| {
-                    let manifest = Manifest::parse(&text)?;
-                    labels.iter().try_fold(manifest, |manifest, labels| manifest.with_labels(labels))
-                };
-                let manifest = manifest.map(parse).transpose();
-                let mut manifest = manifest.map_err(|error| error.to_string())?;
-                let declared = manifest.as_mut().and_then(Manifest::take_preprocess);
-                let golden = golden.transpose()?;
-                let model = load(&path.join("model.pt"), manifest)?;
-                let tokenizer = || read(&path, "tokenizer.json", TOKENIZER_BYTES_MAX);
-                let bind = |declared| Preprocess::bind(declared, model.spec(), tokenizer);
-                Ok(Loaded { preprocess: declared.map(bind).transpose()?, golden, model })
+                let loaded = read_version(&path, load);
+                // A file that is being replaced may have been missing, which is not what its author means.
+                if Stamp::of(&path) == found_stamp { loaded } else { Err(CHANGED.into()) }
             });
             found.push(Candidate { name: name.clone(), version, stamp, bytes, load });
         }
     }
     Ok(found)
+}
+
+fn read_version<L>(path: &Path, load: L) -> Result<Loaded, String>
+where
+    L: Fn(&Path, Option<Manifest>) -> Result<Box<dyn Model>, String>,
+{
+    let golden = read(path, "golden.json", GOLDEN_BYTES_MAX)?.map(|text| Golden::parse(&text));
+    let manifest = read(path, "model.yaml", MANIFEST_BYTES_MAX)?;
+    let labels = read(path, "labels.txt", LABELS_BYTES_MAX)?;
+    let parse = |text: String| {
+        let manifest = Manifest::parse(&text)?;
+        labels.iter().try_fold(manifest, |manifest, labels| manifest.with_labels(labels))
+    };
+    let manifest = manifest.map(parse).transpose();
+    let mut manifest = manifest.map_err(|error| error.to_string())?;
+    let declared = manifest.as_mut().and_then(Manifest::take_preprocess);
+    let golden = golden.transpose()?;
+    let model = load(&path.join("model.pt"), manifest)?;
+    let tokenizer = || read(path, "tokenizer.json", TOKENIZER_BYTES_MAX);
+    let bind = |declared| Preprocess::bind(declared, model.spec(), tokenizer);
+    Ok(Loaded { preprocess: declared.map(bind).transpose()?, golden, model })
 }
 
 fn folders(parent: &Path) -> io::Result<Vec<(String, PathBuf)>> {
@@ -239,6 +252,20 @@ mod tests {
         let results: Vec<_> = results.collect();
         assert_eq!(results[..2], ["model.pt undeclared", "model.pt declared"]);
         assert!(results[2].starts_with("model.yaml: "), "{}", results[2]);
+    }
+
+    #[test]
+    fn what_changed_since_it_was_found_is_not_loaded() {
+        for change in [
+            |version: &Path| fs::remove_file(version.join("model.yaml")).unwrap(),
+            |version: &Path| fs::write(version.join("golden.json"), "{").unwrap(),
+        ] {
+            let sound = "inputs: []\noutputs: [{name: y, datatype: FP32, shape: [1]}]";
+            let folder = models(&[("a/1", Some(sound))]);
+            let found = scan(folder.path(), &asked).unwrap().remove(0);
+            change(&folder.path().join("a/1"));
+            assert_eq!((found.load)().err().unwrap(), CHANGED);
+        }
     }
 
     #[test]
