@@ -290,6 +290,9 @@ struct Waiting<T> {
 #[derive(Debug)]
 struct Profile {
     curve: Curve,
+    /// Rows of one run at most, as far as anybody has said.
+    max_rows: u32,
+    /// The smallest batch, of those, that is about as good as any.
     efficient: Option<u32>,
     arrivals: Arrivals,
     /// Rows that memory has room for, if a run has failed for want of it.
@@ -354,6 +357,9 @@ impl<T: Clone> Batcher<T> {
         };
         let profile = self.profile(&ticket.bucket);
         profile.arrivals.observe(now);
+        if let Grouping::Together { max_rows } = ticket.grouping {
+            profile.limit(max_rows);
+        }
         let piece = ticket.grouping.piece(ticket.rows);
         let takes = profile.curve.typical(piece).unwrap_or_default() * ticket.rows.div_ceil(piece);
         let ahead = self.ahead + takes;
@@ -439,7 +445,7 @@ impl<T: Clone> Batcher<T> {
     pub fn seed(&mut self, bucket: &Bucket, curve: Curve) {
         let profile = self.profile(bucket);
         profile.runs = curve.runs();
-        profile.efficient = curve.efficient(u32::MAX);
+        profile.efficient = curve.efficient(profile.max_rows);
         profile.curve = curve;
     }
 
@@ -449,7 +455,7 @@ impl<T: Clone> Batcher<T> {
         profile.curve.observe(rows, took);
         profile.runs += 1;
         if profile.runs < 16 || profile.runs.is_multiple_of(16) {
-            profile.efficient = profile.curve.efficient(u32::MAX);
+            profile.efficient = profile.curve.efficient(profile.max_rows);
         }
     }
 
@@ -680,6 +686,7 @@ impl Profile {
     fn new() -> Self {
         Self {
             curve: Curve::default(),
+            max_rows: u32::MAX,
             efficient: None,
             arrivals: Arrivals::default(),
             cap: None,
@@ -687,6 +694,14 @@ impl Profile {
             ended: 0,
             runs: 0,
             ran: BTreeMap::new(),
+        }
+    }
+
+    /// No run has more rows: what is beyond them was not seen, and makes no batch efficient.
+    fn limit(&mut self, max_rows: u32) {
+        if self.max_rows != max_rows {
+            self.max_rows = max_rows;
+            self.efficient = self.curve.efficient(max_rows);
         }
     }
 }

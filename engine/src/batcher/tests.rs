@@ -366,6 +366,19 @@ fn no_small_batch_is_run_for_a_hasty_job_when_the_others_are_in_haste_too() {
 }
 
 #[test]
+fn nobody_is_late_for_the_sake_of_a_batch_that_is_larger_than_is_of_use() {
+    let mut world = World::new(100, 10_000);
+    for id in 0..40 {
+        let grouping = Grouping::Together { max_rows: 32 };
+        let ticket = Ticket { grouping, deadline: Some(world.now + ms(7)), ..world.ticket(id, 0, 0) };
+        assert!(world.push(ticket));
+    }
+    // As fast as possible with 8 rows; 32 are no faster, and take 12 ms.
+    world.learn(0, 0, &[(1, 3), (8, 3), (16, 6), (24, 9), (32, 12)]);
+    assert_eq!(world.step(), Step::Run((0..8).collect()));
+}
+
+#[test]
 fn a_request_that_takes_longer_than_its_budget_is_refused_by_an_engine_that_does_nothing() {
     let mut world = World::new(10_000, 10_000);
     world.learn(0, 0, &[(1, 40), (4, 40)]);
