@@ -466,6 +466,12 @@ impl<T: Clone> Batcher<T> {
         self.profiles.extract_if(|bucket, _| bucket.version == version).collect::<Vec<_>>()
     }
 
+    /// The job of this connection and id, if one waits.
+    pub fn waiting(&self, connection: u64, id: u64) -> Option<&T> {
+        let (bucket, place) = self.places.get(&(connection, id))?;
+        Some(&self.queues[bucket].waiting[place].ticket.payload)
+    }
+
     /// Removes a waiting job.
     pub fn cancel(&mut self, connection: u64, id: u64) -> Option<T> {
         let (bucket, place) = self.places.remove(&(connection, id))?;

@@ -120,7 +120,7 @@ impl Lane {
         }
     }
 
-    fn give_up(&self, job: &Job, status: Status, failure: &Failure) {
+    fn give_up(&self, job: &Arc<Job>, status: Status, failure: &Failure) {
         split::fail(job, status, &failure.error.message);
         self.queue.forget(job);
     }

@@ -136,8 +136,14 @@ impl Queue {
     }
 
     /// Removes what is left of a job whose answer is known.
-    pub(crate) fn forget(&self, job: &Job) {
-        let rest = self.lock().batcher.cancel(job.mailbox.connection, job.id);
+    pub(crate) fn forget(&self, job: &Arc<Job>) {
+        let mut state = self.lock();
+        // Whoever has read that answer may have asked something else under its id.
+        let waiting = state.batcher.waiting(job.mailbox.connection, job.id);
+        let is_left = waiting.is_some_and(|waiting| Arc::ptr_eq(waiting, job));
+        let rest = is_left.then(|| state.batcher.cancel(job.mailbox.connection, job.id));
+        // Freed after the lock is.
+        drop(state);
         drop(rest);
     }
 
@@ -232,5 +238,68 @@ fn into_refusal(id: u64, refused: Refused<Arc<Job>>) -> Refusal {
         Refused::TooLate { wait, .. } => Refusal::TooLate { wait },
         Refused::TooLarge(job) => Refusal::TooLarge { rows: job.request.rows, bytes: job.bytes },
         Refused::Duplicate(_) => Refusal::Duplicate { id },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batcher::{Criticality, Priority};
+    use crate::connection::Mailbox;
+    use crate::job::{Request, Terms};
+    use crate::scripted::{Scripted, catalog_of, rows_spec};
+    use bytes::Bytes;
+    use wire::{Datatype, TensorMeta};
+
+    /// A job of one row.
+    fn job(id: u64, mailbox: &Arc<Mailbox>) -> Arc<Job> {
+        let spec = rows_spec(&[("x", 1)], &[("y", 1)], 4);
+        let catalog = catalog_of("m", 1, Scripted::new(spec, |_| unreachable!("nothing runs")));
+        let version = catalog.find("m", 1).ok().unwrap();
+        let x = TensorMeta {
+            name: "x".into(),
+            datatype: Datatype::Fp32 as u32,
+            shape: vec![1, 1],
+            offset: 0,
+            bytes: 0,
+        };
+        let request = Request::check_for(version, vec![x], Vec::new(), Bytes::from(vec![0; 4]));
+        let terms = Terms {
+            id,
+            received: Instant::now(),
+            prepared: Duration::ZERO,
+            deadline: None,
+            priority: Priority::Normal,
+            criticality: Criticality::Normal,
+            tenant: 0,
+            caller: 0,
+            trace: None,
+            metadata_bytes: 10,
+        };
+        Arc::new(Job::new(request.ok().unwrap(), terms, Arc::clone(mailbox)))
+    }
+
+    #[test]
+    fn a_job_that_is_forgotten_does_not_take_another_of_its_id_along() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let _entered = runtime.enter();
+        let (ours, _theirs) = tokio::net::UnixStream::pair().unwrap();
+        let mailbox = Arc::new(Mailbox::new(1, 1 << 20, Arc::new(ours.into_split().1)));
+        let queue = Queue::new(Limits { rows: 10, bytes: 1000 }, 1);
+        let (before, after) = (job(7, &mailbox), job(7, &mailbox));
+        let submit = |job: &Arc<Job>| {
+            let mut refused = Vec::new();
+            queue.submit(&mut vec![Order::Run(Arc::clone(job))], &mut refused, Instant::now());
+            assert!(refused.is_empty());
+        };
+        submit(&before);
+        let ran = queue.next(0).unwrap();
+        // The first has its answer, and whoever has read it asks again under the same id.
+        submit(&after);
+        queue.forget(&before);
+        assert_eq!(queue.under_way(), 2, "the run, and what waits");
+        queue.forget(&after);
+        assert_eq!(queue.under_way(), 1);
+        queue.finish(0, ran.claim, Ended::Ran);
     }
 }
