@@ -428,10 +428,13 @@ impl<T: Clone> Batcher<T> {
             (Ended::Ran | Ended::Failed | Ended::OutOfMemory, _) => {}
         }
         let took = now.saturating_duration_since(claim.began);
-        if ended != Ended::Ran || claim.rows == 0 {
+        if claim.rows == 0 {
             return;
         }
         profile.ended += 1;
+        if ended != Ended::Ran {
+            return;
+        }
         // There are many short runs, and they are much alike. Decided by what was expected: of those that only happened
         // to be long, no more may be learned from than of the others.
         let is_short = profile.curve.typical(claim.rows).unwrap_or(took) < SHORT;

@@ -1,7 +1,7 @@
 //! Forms a batch: which of the jobs that wait in a bucket run now, which are late, and whether waiting for more is better.
 //! Reads what was learned; moves nothing (that is the parent's).
 
-use super::{Batcher, Bucket, Grouping, Place, Running, shared};
+use super::{Batcher, Bucket, Grouping, Place, Running, SHORT_SAMPLE, shared};
 use std::time::{Duration, Instant};
 
 /// Waiting for less than this is not worth falling asleep.
@@ -11,8 +11,9 @@ const WAIT_MIN: Duration = Duration::from_micros(100);
 /// run can tell.
 pub(super) const TRIED_WITHIN: Duration = Duration::from_secs(1);
 
-/// One run of so many is of a size that may be as good as the one that looks best.
-const EXPLORE_EVERY: u64 = 32;
+/// One run of so many is of a size that may be as good as the one that looks best; of short ones, one that is learned
+/// from.
+const EXPLORE_EVERY: u64 = 4 * SHORT_SAMPLE;
 
 /// What a batch is made of.
 pub(super) struct Plan {
@@ -71,7 +72,7 @@ impl<T: Clone> Batcher<T> {
             plan.pieces.push((*place, piece));
         }
         let Some((all, _)) = sums.last() else { return plan };
-        let fill = profile.map_or(*all, |profile| match profile.runs % EXPLORE_EVERY {
+        let fill = profile.map_or(*all, |profile| match (profile.ended + 1) % EXPLORE_EVERY {
             0 => profile.curve.explore(*all),
             _ => profile.curve.fill(*all),
         });

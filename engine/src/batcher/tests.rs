@@ -433,6 +433,24 @@ fn what_a_long_run_takes_is_believed_as_long_as_one_is_under_way() {
 }
 
 #[test]
+fn another_size_is_tried_once_in_a_while_even_if_nothing_is_learned_of_it() {
+    let mut world = World::new(1000, 10_000);
+    let bucket = Bucket { version: 0, free: vec![0], suspect: false };
+    // Twos are as good as ones, and have not run for longer.
+    for run in 0..32 {
+        let rows = [2, 1][run % 2];
+        world.batcher.learn(&bucket, rows, ms(10 * u64::from(rows)));
+    }
+    world.push_plain(&(0..200).collect::<Vec<_>>(), 0, 0);
+    let sizes = (0..64).map(|_| {
+        let Step::Run(jobs) = world.step() else { panic!("there is work") };
+        world.finish_all();
+        jobs.len()
+    });
+    assert_eq!(sizes.filter(|rows| *rows > 1).count(), 2, "of 64 runs, all of which failed");
+}
+
+#[test]
 fn what_was_too_slow_once_is_tried_again() {
     let mut world = World::new(100, 10_000);
     world.learn(0, 0, &[(1, 300), (4, 300)]);
