@@ -685,9 +685,33 @@ mod tests {
     }
 
     #[test]
+    fn a_row_that_is_not_finite_fails_where_model_yaml_says_so() {
+        let (_engine, mut client, entry, _folder) = defined("return torch.exp(x)", "[-1, 4], finite: true");
+        assert_eq!((entry.max_batch, entry.reason.as_str()), (32, ""));
+        client.infer_all(
+            [0.0, 1e6, 0.0]
+                .into_iter()
+                .zip(1..)
+                .map(|(value, id)| (id, Asked::of("defined").fp32("x", &[1, 4], &[0.0, 0.0, 0.0, value]))),
+        );
+        let replies = client.replies(3);
+        assert_eq!((replies[0].fp32("y"), replies[2].fp32("y")), (vec![1.0; 4], vec![1.0; 4]));
+        assert_eq!(
+            (replies[1].status(), replies[1].reply.message.as_str()),
+            (Status::ModelFailed, "output `y` is not finite")
+        );
+    }
+
+    #[test]
     fn what_is_no_tensor_is_no_output() {
-        let (_engine, _client, entry, _folder) = defined("return [1, 2]", "[-1, 4]");
+        let (_engine, mut client, entry, _folder) = defined("return [1, 2]", "[-1, 4]");
         assert_eq!(entry.state(), ModelState::Ready, "it may have its reasons to fail on made-up input");
+        client.infer(1, Asked::of("defined").fp32("x", &[1, 4], &[0.0; 4]));
+        let answer = client.reply().unwrap();
+        assert_eq!(
+            (answer.status(), answer.reply.message.as_str()),
+            (Status::ModelFailed, "forward returned GenericList, which is no tensor and holds none")
+        );
         let (_engine, mut client, entry, _folder) = defined("return torch.cat([x, x])", "[-1, 4]");
         assert_eq!(
             (entry.state(), entry.reason.as_str()),

@@ -222,3 +222,33 @@ fn what_is_cancelled_while_it_runs_does_not_run_again_when_its_batch_is_divided(
     assert!(!again.contains(&2.0) && !again.contains(&4.0), "{again:?}");
     assert!(client.barrier().is_empty(), "who has cancelled is told nothing");
 }
+
+#[test]
+fn a_row_whose_output_must_be_finite_and_is_not_fails_alone() {
+    let gate = Arc::new(Gate::default());
+    let passing = Arc::clone(&gate);
+    let mut spec = rows_spec(&[("x", 2)], &[("y", 2)], 16);
+    spec.outputs[0].finite = true;
+    let model = Scripted::new(spec, move |inputs| {
+        passing.pass();
+        double(inputs)
+    });
+    let load: Load = Box::new(|| Ok(Loaded { model: Box::new(model), golden: None, preprocess: None }));
+    let engine = Engine::start(vec![to_load("double", 1, load)]);
+    let mut client = engine.connect();
+    client.index();
+    gate.shut();
+    client.infer(1, ask(1.0));
+    gate.await_held(1);
+    client.infer_all([(2, ask(2.0)), (3, ask(f32::MAX)), (4, ask(4.0))]);
+    client.barrier();
+    gate.open();
+    let replies = client.replies(4);
+    let statuses: Vec<_> = replies.iter().map(Answer::status).collect();
+    assert_eq!(statuses, [Status::Ok, Status::Ok, Status::ModelFailed, Status::Ok]);
+    assert_eq!(replies[2].reply.message, "output `y` is not finite");
+    for (reply, y) in [(&replies[1], 4.0), (&replies[3], 8.0)] {
+        assert_eq!(reply.fp32("y"), [y, 1.0]);
+        assert_eq!(reply.reply.timing.as_ref().unwrap().batch_requests, 3, "they ran together, once");
+    }
+}

@@ -4,8 +4,21 @@ use super::*;
 
 #[test]
 fn a_cancelled_request_is_not_run() {
-    let (_engine, mut client, gate) = engine_with_held_lane(|_| {});
-    client.infer(2, ask(-2.0));
+    let (gate, rows) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
+    let (passing, counting) = (Arc::clone(&gate), Arc::clone(&rows));
+    let model = candidate("double", move |inputs| {
+        counting.fetch_add(inputs[0].shape[0] as usize, Ordering::SeqCst);
+        passing.pass();
+        double(inputs)
+    });
+    let engine = Engine::start(vec![model]);
+    let mut client = engine.connect();
+    client.index();
+    gate.shut();
+    rows.store(0, Ordering::SeqCst);
+    client.infer(1, ask(1.0));
+    gate.await_held(1);
+    client.infer(2, ask(2.0));
     client.infer(3, ask(3.0));
     client.send(Kind::Cancel, 2, &Infer::default(), Bytes::new());
     client.barrier();
@@ -13,7 +26,8 @@ fn a_cancelled_request_is_not_run() {
     let replies = client.replies(2);
     assert_eq!((replies[0].id, replies[1].id), (1, 3));
     assert_eq!(replies[1].reply.timing.as_ref().unwrap().batch_requests, 1);
-    client.barrier();
+    assert!(client.barrier().is_empty());
+    assert_eq!(rows.load(Ordering::SeqCst), 2);
 }
 
 #[test]
