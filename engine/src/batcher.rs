@@ -32,7 +32,6 @@ use std::borrow::Cow;
 use std::collections::btree_map::Entry as TreeEntry;
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
-use std::ops::RangeBounds;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -674,9 +673,9 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Rows that are so urgent.
-    fn rows_in(&self, slots: impl RangeBounds<u64>) -> u64 {
-        self.slots.range(slots).map(|(_, rows)| rows).sum()
+    /// Rows that are at least as urgent.
+    fn rows_until(&self, slot: u64) -> u64 {
+        self.slots.range(..=slot).map(|(_, rows)| rows).sum()
     }
 
     fn leave(&mut self, slot: u64, rows: u64) {

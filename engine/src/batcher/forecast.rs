@@ -31,7 +31,7 @@ impl<T: Clone> Batcher<T> {
         let mut before = self.residual(now);
         let mut with = 0;
         for (bucket, queue) in &self.queues {
-            let rows = queue.rows_in(..=slot);
+            let rows = queue.rows_until(slot);
             if *bucket == ticket.bucket {
                 with = rows;
             } else {

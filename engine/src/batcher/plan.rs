@@ -34,28 +34,19 @@ impl<T: Clone> Batcher<T> {
         let profile = self.known(bucket);
         let typical = |rows: u32| profile.and_then(|profile| profile.curve.typical(rows)).unwrap_or_default();
         let slow = |rows: u32| profile.and_then(|profile| profile.curve.slow(rows)).unwrap_or_default();
+        // More waits than one efficient batch: then small batches for hasty jobs would make everybody late.
         let efficient = profile.and_then(|profile| profile.efficient).map(|rows| rows.min(most));
-        // More than one efficient batch is due in the time of two: then small batches for hasty jobs would make
-        // everybody late.
-        let is_pressed = |place: &Place| {
-            efficient.is_some_and(|rows| {
-                let soon = self.slot(place.urgency)..=self.slot(place.urgency + 2 * typical(rows));
-                queue.rows > u64::from(rows) && queue.rows_in(soon) > u64::from(rows)
-            })
-        };
+        let pressed = efficient.filter(|rows| queue.rows > u64::from(*rows));
         let mut plan = Plan { pieces: Vec::new(), late: Vec::new() };
         // After each piece: all rows, and the first deadline.
         let mut sums: Vec<(u32, Option<Instant>)> = Vec::new();
         for (place, waiting) in &queue.waiting {
             let (rows, earliest) = sums.last().copied().unwrap_or_default();
             let piece = (waiting.ticket.rows - waiting.gone).min(most);
-            let is_hopeless = |deadline: Instant| {
-                let is_too_long = |rows| deadline < now + typical(rows);
-                is_too_long(piece)
-                    || (efficient.is_some_and(|rows| is_too_long(rows.max(piece))) && is_pressed(place))
+            let shortest = typical(pressed.map_or(piece, |efficient| efficient.max(piece)));
+            let is_late = |deadline| {
+                deadline <= now || (deadline < now + shortest && self.is_tried(bucket, piece, now))
             };
-            let is_late =
-                |deadline| deadline <= now || (is_hopeless(deadline) && self.is_tried(bucket, piece, now));
             if waiting.ticket.deadline.is_some_and(is_late) {
                 plan.late.push(*place);
                 continue;
@@ -82,8 +73,7 @@ impl<T: Clone> Batcher<T> {
         let fits = |takes: &dyn Fn(u32) -> Duration| {
             sums.iter().rposition(|sum| sum.0 <= fill && in_time(takes, *sum))
         };
-        let is_pressed = plan.pieces.first().is_some_and(|(place, _)| is_pressed(place));
-        let last = if is_pressed { fits(&typical) } else { fits(&slow).or_else(|| fits(&typical)) };
+        let last = if pressed.is_some() { fits(&typical) } else { fits(&slow).or_else(|| fits(&typical)) };
         plan.pieces.truncate(last.unwrap_or(0) + 1);
         plan
     }

@@ -345,27 +345,6 @@ fn who_cannot_be_in_time_any_more_is_told_so_and_not_run() {
 }
 
 #[test]
-fn a_hasty_job_is_not_given_up_for_those_that_have_time() {
-    let mut world = World::new(100, 10_000);
-    world.learn(0, 0, &[(1, 10), (4, 30)]);
-    world.push_plain(&[1, 2, 3, 4, 5], 0, 0);
-    world.push_due(10, 0, ms(20));
-    assert_eq!(world.step(), Step::Run(vec![10]), "a batch of four would take 30 ms");
-    assert_eq!(world.step(), Step::Run(vec![1, 2, 3, 4]));
-}
-
-#[test]
-fn no_small_batch_is_run_for_a_hasty_job_when_the_others_are_in_haste_too() {
-    let mut world = World::new(100, 10_000);
-    world.push_due(1, 0, ms(20));
-    for id in 2..=6 {
-        world.push_due(id, 0, ms(60));
-    }
-    world.learn(0, 0, &[(1, 10), (4, 30)]);
-    assert_eq!(world.step(), Step::RunAfterExpired(vec![2, 3, 4, 5], vec![1]));
-}
-
-#[test]
 fn nobody_is_late_for_the_sake_of_a_batch_that_is_larger_than_is_of_use() {
     let mut world = World::new(100, 10_000);
     for id in 0..40 {
