@@ -1,4 +1,4 @@
-//! Long arrays of floats in a JSON body, read several times as fast as a parser of everything can: they are most of such a
+//! Long arrays of floats in a JSON body, read about twice as fast as a parser of everything can: they are most of such a
 //! body. [`Skeleton`] finds where they stand and leaves the rest, which is short, to the parser; [`read_floats`] reads one.
 //!
 //! Never decides what is an error. Whatever is unusual is left alone, and who asks reads the whole body as any other.
