@@ -28,13 +28,13 @@ test: ## run all tests, then third-party clients and a browser against the built
 	$(WITH_LIBTORCH) tests/dashboard/run.sh
 
 bench: build ## compare Penstock with what it replaces
-	$(WITH_LIBTORCH) cargo run --release --locked -p penstock-benches --bin compare
+	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare
 
 bench-tensors: build ## the same for images of 600 kB, and for reading one as JSON
-	$(WITH_LIBTORCH) cargo run --release --locked -p penstock-benches --bin compare -- --tensors
+	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare -- --tensors
 
 soak: build ## half an hour of mixed traffic, reloads and bad clients: what both processes hold in memory
-	$(WITH_LIBTORCH) cargo run --release --locked -p penstock-benches --bin compare -- --soak 30
+	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare -- --soak 30
 
 bench-engine: build ## compare the engine with bare loops of libtorch, over real models (fetches 0.7 GB)
 	models=$$(python3 benches/models/make.py) && $(WITH_LIBTORCH) cargo build --release --locked -p penstock-benches && \
