@@ -325,7 +325,9 @@ fn watcher(file: &Path, changed: watch::Sender<Duration>) -> anyhow::Result<noti
             return; // another file of its folder
         }
         let settle = match event.kind {
-            EventKind::Access(AccessKind::Close(AccessMode::Write)) => SETTLE_WHOLE,
+            EventKind::Access(AccessKind::Close(AccessMode::Write)) if event.paths.iter().any(is_own) => {
+                SETTLE_WHOLE
+            }
             // Of a move, the last path is where to. What a link points to may be several links away.
             EventKind::Modify(ModifyKind::Name(RenameMode::To | RenameMode::Both))
                 if own.is_symlink() || event.paths.last().is_some_and(is_own) =>
