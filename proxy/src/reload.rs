@@ -117,7 +117,7 @@ impl Reload {
         if matches!(&self.seen, Seen::Text(seen) if *seen == bytes) {
             return;
         }
-        match self.compiled_aside(&bytes).await {
+        match compiled_aside(&bytes, &self.file).await {
             Ok(snapshot) => self.publish(snapshot, &bytes, Source::File, None).await,
             Err(error) => {
                 tracing::error!("policy stays as it is:\n{error}");
@@ -126,19 +126,6 @@ impl Reload {
             }
         }
         self.seen = Seen::Text(bytes);
-    }
-
-    /// On a thread of its own, which lets requests go first: a large policy takes as long as fifty of them.
-    async fn compiled_aside(&self, bytes: &[u8]) -> Result<Snapshot, String> {
-        let (bytes, file) = (bytes.to_vec(), self.file.clone());
-        let (done, compiled) = oneshot::channel();
-        let work = move || {
-            let _ = rustix::process::nice(NICE); // where it may not, it takes its turn like others
-            let _ = done.send(compile(&bytes, &file));
-        };
-        let started = std::thread::Builder::new().name("policy".into()).spawn(work);
-        started.map_err(|error| format!("it cannot be read now: {error}"))?;
-        compiled.await.map_err(|_| "reading it has failed".to_owned())?
     }
 
     async fn publish(&mut self, snapshot: Snapshot, text: &[u8], source: Source, restores: Option<u64>) {
@@ -174,7 +161,7 @@ impl Reload {
             Ask::Show => Ok(Edit::Shown(current.clone())),
             Ask::History => Ok(Edit::History(self.revisions.all().cloned().collect())),
             Ask::Plan { text } => {
-                let snapshot = self.compiled(&text)?;
+                let snapshot = self.compiled(&text).await?;
                 Ok(Edit::Planned { plan: self.plan(&snapshot), tag: current.tag() })
             }
             Ask::Put { tag, .. } | Ask::RollBack { tag, .. } if tag != current.tag() => {
@@ -191,7 +178,7 @@ impl Reload {
 
     /// Into the file first: it is what the next start reads.
     async fn put(&mut self, text: String, source: Source, restores: Option<u64>) -> Result<Edit, Denied> {
-        let snapshot = self.compiled(&text)?;
+        let snapshot = self.compiled(&text).await?;
         let plan = self.plan(&snapshot);
         let seen = self.seen.clone();
         let replaced = replace(&self.file, &text, move |file| seen.is_still(file)).await;
@@ -209,8 +196,9 @@ impl Reload {
         self.ledger.plan(&self.live.load().snapshot, snapshot, is_ready)
     }
 
-    fn compiled(&self, text: &str) -> Result<Snapshot, Denied> {
-        let snapshot = compile(text.as_bytes(), Path::new("policy")).map_err(Denied::Faulty)?;
+    async fn compiled(&self, text: &str) -> Result<Snapshot, Denied> {
+        let compiled = compiled_aside(text.as_bytes(), Path::new("policy")).await;
+        let snapshot = compiled.map_err(Denied::Faulty)?;
         Ok(snapshot.follow(&self.ledger.rings(&self.live.load().snapshot)))
     }
 
@@ -294,6 +282,19 @@ pub fn read(file: &Path) -> anyhow::Result<(policies::Snapshot, Vec<u8>)> {
         std::fs::read(file).with_context(|| format!("cannot read the policy file {}", file.display()))?;
     let snapshot = compile(&bytes, file).map_err(anyhow::Error::msg)?;
     Ok((snapshot, bytes))
+}
+
+/// On a thread of its own, which lets requests go first: a large policy takes as long as fifty of them.
+async fn compiled_aside(bytes: &[u8], file: &Path) -> Result<Snapshot, String> {
+    let (bytes, file) = (bytes.to_vec(), file.to_owned());
+    let (done, compiled) = oneshot::channel();
+    let work = move || {
+        let _ = rustix::process::nice(NICE); // where it may not, it takes its turn like others
+        let _ = done.send(compile(&bytes, &file));
+    };
+    let started = std::thread::Builder::new().name("policy".into()).spawn(work);
+    started.map_err(|error| format!("it cannot be read now: {error}"))?;
+    compiled.await.map_err(|_| "reading it has failed".to_owned())?
 }
 
 fn compile(bytes: &[u8], file: &Path) -> Result<policies::Snapshot, String> {
