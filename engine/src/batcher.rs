@@ -30,7 +30,6 @@ use plan::Plan;
 use shed::{Lack, Parties};
 use std::borrow::Cow;
 use std::collections::btree_map::Entry as TreeEntry;
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -612,6 +611,26 @@ impl<T: Clone> Batcher<T> {
         self.profiles.get(&*shared(bucket))
     }
 
+    /// For a shape of which nothing is known, what the nearest one lets expect.
+    fn like_another(&self, bucket: &Bucket) -> Profile {
+        let mut new = Profile::new();
+        let is_like = |(other, profile): &(&Bucket, &Profile)| {
+            other.version == bucket.version
+                && other.free.len() == bucket.free.len()
+                && profile.curve.has_slope()
+        };
+        let share = |other: &Bucket| values(other) / values(bucket);
+        let near = self
+            .profiles
+            .iter()
+            .filter(is_like)
+            .min_by(|(one, _), (other, _)| share(one).ln().abs().total_cmp(&share(other).ln().abs()));
+        if let Some((other, profile)) = near {
+            new.curve.expect(&profile.curve, share(other));
+        }
+        new
+    }
+
     fn slot(&self, urgency: Instant) -> u64 {
         (urgency.saturating_duration_since(self.origin).as_millis() / SLOT.as_millis()) as u64
     }
@@ -619,19 +638,24 @@ impl<T: Clone> Batcher<T> {
     /// What is known of a bucket; of a suspect one, what is known of the others.
     fn profile(&mut self, bucket: &Bucket) -> &mut Profile {
         let bucket = &*shared(bucket);
-        if self.profiles.len() >= PROFILES_MAX && !self.profiles.contains_key(bucket) {
-            let oldest = self.profiles.iter().min_by_key(|(_, profile)| profile.used);
-            let oldest = oldest.map(|(bucket, _)| bucket.clone()).expect("there are many");
-            self.profiles.remove(&oldest);
+        if !self.profiles.contains_key(bucket) {
+            if self.profiles.len() >= PROFILES_MAX {
+                let oldest = self.profiles.iter().min_by_key(|(_, profile)| profile.used);
+                let oldest = oldest.map(|(bucket, _)| bucket.clone()).expect("there are many");
+                self.profiles.remove(&oldest);
+            }
+            self.profiles.insert(bucket.clone(), self.like_another(bucket));
         }
         let used = self.pushed;
-        let profile = match self.profiles.entry(bucket.clone()) {
-            Entry::Occupied(found) => found.into_mut(),
-            Entry::Vacant(place) => place.insert(Profile::new()),
-        };
+        let profile = self.profiles.get_mut(bucket).expect("it is there now");
         profile.used = used;
         profile
     }
+}
+
+/// How many values one row of such a shape has, as far as that differs from shape to shape.
+fn values(bucket: &Bucket) -> f32 {
+    bucket.free.iter().map(|dimension| *dimension as f32).product::<f32>().max(1.0)
 }
 
 impl Grouping {

@@ -45,6 +45,8 @@ pub struct Curve {
     sizes: BTreeMap<u32, Recent>,
     /// Sizes that were seen; rows and microseconds both rise.
     points: Vec<Point>,
+    /// What other shapes of the model let expect, until this one has run.
+    expected: Vec<Point>,
     /// Observed through predicted, of the last runs.
     ratios: Vec<f32>,
     slowness: f32,
@@ -146,11 +148,16 @@ impl Curve {
 
     fn smallest(&self, most: u32, share: f32) -> Option<u32> {
         let best = self.sizes_up_to(most).filter_map(|rows| self.speed(rows)).reduce(f32::max)?;
-        self.sizes_up_to(most).find(|rows| self.speed(*rows).is_some_and(|speed| speed >= share * best))
+        self.sizes_up_to(most)
+            .filter(|rows| self.speed(*rows).is_some_and(|speed| speed >= share * best))
+            .min()
     }
 
+    /// Those that have run, and powers of two, of which something may be expected.
     fn sizes_up_to(&self, most: u32) -> impl Iterator<Item = u32> + '_ {
-        self.sizes.keys().copied().take_while(move |rows| *rows < most).chain([most])
+        let powers = std::iter::successors(Some(1u32), |rows| rows.checked_mul(2));
+        let powers = powers.take_while(move |rows| *rows < most && !self.expected.is_empty());
+        self.sizes.keys().copied().take_while(move |rows| *rows < most).chain(powers).chain([most])
     }
 
     fn speed(&self, rows: u32) -> Option<f32> {
@@ -162,30 +169,56 @@ impl Curve {
         self.points.iter().map(|point| (point.rows as u32, from_micros(point.micros)))
     }
 
-    fn micros(&self, rows: u32) -> Option<f32> {
-        if self.runs < RUNS_MIN {
-            return None;
-        }
-        let rows = rows as f32;
-        let (first, last) = (self.points.first()?, self.points.last()?);
-        let above = self.points.partition_point(|point| point.rows < rows);
-        Some(match above {
-            // Nothing smaller was seen: it takes no longer than that.
-            0 => first.micros,
-            above if above < self.points.len() => {
-                let (low, high) = (self.points[above - 1], self.points[above]);
-                let share = (rows - low.rows) / (high.rows - low.rows);
-                // Rounding must not go beyond it.
-                (low.micros + (high.micros - low.micros) * share).min(high.micros)
-            }
-            // Beyond what was seen: on as before, or in proportion when there is no before.
-            _ if first.rows == last.rows => last.micros * rows / last.rows,
-            _ => {
-                let slope = (last.micros - first.micros) / (last.rows - first.rows);
-                last.micros + slope * (rows - last.rows)
-            }
-        })
+    /// Lets a shape that has not run be expected to take as long as `other`, whose rows have `share` of this one's values.
+    /// That goes by values alone, and is right by a factor; each run corrects it.
+    pub fn expect(&mut self, other: &Self, share: f32) {
+        let of_values = |point: &Point| Point { rows: point.rows * share, ..*point };
+        self.expected = other.points.iter().map(of_values).collect();
     }
+
+    /// Whether more than one size has run, which tells what a run costs and what a row.
+    pub fn has_slope(&self) -> bool {
+        self.points.len() > 1
+    }
+
+    fn micros(&self, rows: u32) -> Option<f32> {
+        let rows = rows as f32;
+        let known = if self.runs < RUNS_MIN { None } else { self.points.first().zip(self.points.last()) };
+        let Some((first, last)) = known else { return on_line(&self.expected, rows) };
+        // Beyond what has run, in proportion to what was expected.
+        let from = |seen: &Point| {
+            let (there, here) = (on_line(&self.expected, seen.rows)?, on_line(&self.expected, rows)?);
+            Some(seen.micros * here / there)
+        };
+        let expected = match rows {
+            rows if rows < first.rows => from(first).map(|micros| micros.min(first.micros)),
+            rows if rows > last.rows => from(last).map(|micros| micros.max(last.micros)),
+            _ => None,
+        };
+        expected.or_else(|| on_line(&self.points, rows))
+    }
+}
+
+/// What so many rows take according to points of which rows and microseconds rise.
+fn on_line(points: &[Point], rows: f32) -> Option<f32> {
+    let (first, last) = (points.first()?, points.last()?);
+    let above = points.partition_point(|point| point.rows < rows);
+    Some(match above {
+        // Nothing smaller was seen: it takes no longer than that.
+        0 => first.micros,
+        above if above < points.len() => {
+            let (low, high) = (points[above - 1], points[above]);
+            let share = (rows - low.rows) / (high.rows - low.rows);
+            // Rounding must not go beyond it.
+            (low.micros + (high.micros - low.micros) * share).min(high.micros)
+        }
+        // Beyond what was seen: on as before, or in proportion when there is no before.
+        _ if first.rows == last.rows => last.micros * rows / last.rows,
+        _ => {
+            let slope = (last.micros - first.micros) / (last.rows - first.rows);
+            last.micros + slope * (rows - last.rows)
+        }
+    })
 }
 
 impl Recent {
@@ -332,6 +365,22 @@ mod tests {
         assert_eq!(micros(curve.typical(16)), 260);
         assert_eq!(micros(curve.typical(1)), 140, "no longer than the smallest that was seen");
         assert_eq!(micros(learned(&[4], |_| 100).typical(8)), 200, "in proportion, to be careful");
+    }
+
+    #[test]
+    fn a_shape_that_has_not_run_is_expected_to_take_what_as_many_values_of_another_do() {
+        let known = learned(&[1, 2, 4, 8], |rows| 100 + 10 * u64::from(rows));
+        let mut curve = Curve::default();
+        curve.expect(&known, 0.5);
+        // Its rows are twice as large.
+        assert_eq!([1, 2, 4, 8].map(|rows| micros(curve.typical(rows))), [120, 140, 180, 260]);
+        assert!(!curve.reaches_down_to(1), "that is nothing that has run");
+        // What has run counts; what has not, in proportion.
+        (0..3).for_each(|_| curve.observe(4, us(360)));
+        assert_eq!([1, 2, 4, 8].map(|rows| micros(curve.typical(rows))), [240, 280, 360, 520]);
+        assert_eq!(curve.efficient(8), Some(8));
+        (0..3).for_each(|_| curve.observe(1, us(90)));
+        assert_eq!(micros(curve.typical(1)), 90);
     }
 
     #[test]

@@ -11,6 +11,8 @@ use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+mod mixed;
+
 fn us(us: f64) -> Duration {
     Duration::from_secs_f64(us.max(0.0) / 1e6)
 }

@@ -1,8 +1,11 @@
 //! Predicts when a job that comes now would be answered, from what waits before it, what runs, and how long such runs took.
 //! A prediction, not a promise: whoever finds nothing before it gets the benefit of the doubt.
 
-use super::{Batcher, Bucket, Grouping, PATIENCE, Queue, Running, Ticket};
+use super::{Batcher, Bucket, Grouping, HEAD_START, PATIENCE, Priority, Queue, Running, SLOT, Ticket};
 use std::time::{Duration, Instant};
+
+/// What is predicted may well take so many times as long when many are waiting.
+const MARGIN: f64 = 1.3;
 
 /// From now.
 pub(super) struct Forecast {
@@ -43,7 +46,9 @@ impl<T: Clone> Batcher<T> {
                 let full = own.efficient?.min(self.capped(&ticket.bucket, max_rows)).max(1);
                 let all = with + u64::from(ticket.rows);
                 let last = (all - 1) % u64::from(full) + 1;
-                (own.curve.typical(full)?.mul_f64((all - last) as f64 / f64::from(full)), last as u32)
+                let before = own.curve.typical(full)?.mul_f64((all - last) as f64 / f64::from(full));
+                // Where so many wait, its own batch will not be a small one either.
+                (before, if all == last { last as u32 } else { full })
             }
             Grouping::Alone | Grouping::Serial => {
                 let one = own.curve.typical(ticket.rows)?;
@@ -66,6 +71,24 @@ impl<T: Clone> Batcher<T> {
         // Who finds nothing before it gets the benefit of the doubt.
         let run = if waits.is_zero() { own.curve.typical(last)? } else { own.curve.slow(last)? };
         Some(Forecast { waits, answered: waits + run })
+    }
+
+    /// Whether all who wait are still answered in time, as if all had the usual priority, if something else takes so much
+    /// lane time first.
+    pub(super) fn have_time_after(&self, first: Duration, now: Instant) -> bool {
+        let mut due: Vec<(u64, f64)> = Vec::new();
+        for (bucket, queue) in &self.queues {
+            let row = self.work(bucket, queue, queue.rows).as_secs_f64() / queue.rows.max(1) as f64;
+            due.extend(queue.slots.iter().map(|(slot, rows)| (*slot, *rows as f64 * row)));
+        }
+        due.sort_unstable_by_key(|(slot, _)| *slot);
+        let mut takes = (self.residual(now) + first).as_secs_f64();
+        let head_start = HEAD_START * Priority::Normal as u32;
+        due.into_iter().all(|(slot, work)| {
+            takes += work;
+            let left = (self.origin + SLOT * slot as u32).saturating_duration_since(now + head_start);
+            takes * MARGIN <= left.as_secs_f64() * self.lanes as f64
+        })
     }
 
     /// Lane time of so many rows of a queue; nothing where nothing is known.

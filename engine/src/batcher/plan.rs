@@ -2,6 +2,7 @@
 //! Reads what was learned; moves nothing (that is the parent's).
 
 use super::{Batcher, Bucket, Grouping, Place, Running, SHORT_SAMPLE, shared};
+use std::cell::LazyCell;
 use std::time::{Duration, Instant};
 
 /// Waiting for less than this is not worth falling asleep.
@@ -34,19 +35,28 @@ impl<T: Clone> Batcher<T> {
         let profile = self.known(bucket);
         let typical = |rows: u32| profile.and_then(|profile| profile.curve.typical(rows)).unwrap_or_default();
         let slow = |rows: u32| profile.and_then(|profile| profile.curve.slow(rows)).unwrap_or_default();
-        // More waits than one efficient batch: then small batches for hasty jobs would make everybody late.
+        // More waits than one efficient batch: who has no time for that runs in a smaller one, unless it makes others late.
         let efficient = profile.and_then(|profile| profile.efficient).map(|rows| rows.min(most));
-        let pressed = efficient.filter(|rows| queue.rows > u64::from(*rows));
+        let efficient = efficient.filter(|rows| queue.rows > u64::from(*rows));
+        let is_pressed = LazyCell::new(|| {
+            efficient.is_some_and(|rows| {
+                let extra = typical(1).saturating_sub(typical(rows) / rows);
+                !self.have_time_after(extra * queue.lanes as u32, now)
+            })
+        });
         let mut plan = Plan { pieces: Vec::new(), late: Vec::new() };
         // After each piece: all rows, and the first deadline.
         let mut sums: Vec<(u32, Option<Instant>)> = Vec::new();
         for (place, waiting) in &queue.waiting {
             let (rows, earliest) = sums.last().copied().unwrap_or_default();
             let piece = (waiting.ticket.rows - waiting.gone).min(most);
-            let shortest = typical(pressed.map_or(piece, |efficient| efficient.max(piece)));
-            let is_late = |deadline| {
-                deadline <= now || (deadline < now + shortest && self.is_tried(bucket, piece, now))
+            let is_too_long = |deadline: Instant, rows| deadline < now + typical(rows);
+            let is_hopeless = |deadline| {
+                is_too_long(deadline, piece)
+                    || efficient.is_some_and(|rows| is_too_long(deadline, rows.max(piece))) && *is_pressed
             };
+            let is_late =
+                |deadline| deadline <= now || (is_hopeless(deadline) && self.is_tried(bucket, piece, now));
             if waiting.ticket.deadline.is_some_and(is_late) {
                 plan.late.push(*place);
                 continue;
@@ -73,7 +83,7 @@ impl<T: Clone> Batcher<T> {
         let fits = |takes: &dyn Fn(u32) -> Duration| {
             sums.iter().rposition(|sum| sum.0 <= fill && in_time(takes, *sum))
         };
-        let last = if pressed.is_some() { fits(&typical) } else { fits(&slow).or_else(|| fits(&typical)) };
+        let last = if *is_pressed { fits(&typical) } else { fits(&slow).or_else(|| fits(&typical)) };
         plan.pieces.truncate(last.unwrap_or(0) + 1);
         plan
     }

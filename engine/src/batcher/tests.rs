@@ -430,6 +430,53 @@ fn another_size_is_tried_once_in_a_while_even_if_nothing_is_learned_of_it() {
 }
 
 #[test]
+fn a_shape_that_has_not_run_is_expected_to_take_what_the_nearest_one_does() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 1, &[(1, 1), (2, 1), (4, 1)]);
+    world.learn(0, 10, &[(1, 12), (2, 22), (4, 42)]);
+    for id in 1..=4 {
+        world.push_due(id, 20, ms(50));
+    }
+    assert_eq!(
+        world.step(),
+        Step::Run(vec![1, 2]),
+        "22 ms and 20 for each more: three may take longer than 50"
+    );
+}
+
+#[test]
+fn a_hasty_job_is_not_given_up_for_those_that_have_time() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 10), (4, 30)]);
+    world.push_plain(&[1, 2, 3, 4, 5], 0, 0);
+    world.push_due(10, 0, ms(20));
+    assert_eq!(world.step(), Step::Run(vec![10]), "a batch of four would take 30 ms");
+    assert_eq!(world.step(), Step::Run(vec![1, 2, 3, 4]));
+}
+
+#[test]
+fn no_small_batch_is_run_for_a_hasty_job_when_that_would_make_others_late() {
+    let mut world = World::new(100, 10_000);
+    world.push_due(1, 0, ms(20));
+    for id in 2..=6 {
+        world.push_due(id, 0, ms(60));
+    }
+    world.learn(0, 0, &[(1, 10), (4, 30)]);
+    assert_eq!(world.step(), Step::RunAfterExpired(vec![2, 3, 4, 5], vec![1]));
+}
+
+#[test]
+fn nor_when_those_of_another_shape_would_be_late() {
+    let mut world = World::new(100, 10_000);
+    world.push_due(1, 0, ms(20));
+    world.push_plain(&[2, 3, 4, 5, 6], 0, 0);
+    world.push_due(7, 9, ms(45));
+    world.learn(0, 0, &[(1, 10), (4, 30)]);
+    world.learn(0, 9, &[(1, 35)]);
+    assert_eq!(world.step(), Step::RunAfterExpired(vec![2, 3, 4, 5], vec![1]));
+}
+
+#[test]
 fn what_was_too_slow_once_is_tried_again() {
     let mut world = World::new(100, 10_000);
     world.learn(0, 0, &[(1, 300), (4, 300)]);
