@@ -102,7 +102,7 @@ impl World {
         let generation = self.live.load();
         let snapshot = &generation.snapshot;
         let pick = self.ledger.pick(snapshot, model, &caller, draw, |_| true).expect("there is a split");
-        self.ledger.admit(snapshot, model, &caller, now).expect("they have enough");
+        self.ledger.admit(snapshot, model, &caller, || None, now).expect("they have enough");
         let pass = self.ledger.enter(snapshot, model, pick.version, now).expect("nothing fails");
         pass.settle(Outcome::Served, now);
         self.ledger.count(

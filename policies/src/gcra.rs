@@ -56,6 +56,11 @@ impl Gcra {
             Err(_) => Err(Refusal::TooMuch),
         }
     }
+
+    /// When something last arrived, at whichever bucket.
+    pub(crate) fn latest(&self) -> Moment {
+        self.limiter.clock().0.load(Ordering::Relaxed).into()
+    }
 }
 
 /// Why an arrival is not let through.

@@ -20,7 +20,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
 
-pub use admit::{Admitted, Usage};
+pub use admit::{Admitted, Charged, Reserved, Usage};
 use count::Tallies;
 use occupy::Crowd;
 pub use occupy::{CrowdPolicy, Crowded, Places};

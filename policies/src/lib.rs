@@ -52,7 +52,10 @@ pub use attribute::{Attribute, Attributes, Field};
 pub use breaker::{BreakerPolicy, BreakerState, Tripped};
 pub use canary::{Assignment, CanaryStatus, Command, GateStatus, Phase, Progress, Record, Sight, Verdict};
 pub use errors::{PolicyError, PolicyErrors};
-pub use ledger::{Admitted, BreakerStatus, CommandError, CrowdPolicy, Crowded, Ledger, Pass, Places, Usage};
+pub use ledger::{
+    Admitted, BreakerStatus, Charged, CommandError, CrowdPolicy, Crowded, Ledger, Pass, Places, Reserved,
+    Usage,
+};
 pub use limiter::{Cost, LimitPolicy, Limited, Quota};
 pub use live::{Generation, Live, Published};
 pub use outcome::Outcome;

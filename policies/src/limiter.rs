@@ -6,7 +6,9 @@
 //! who moves from the overflow bucket to a place of its own starts fresh, as it would under another invented key.)
 //!
 //! Asking and spending are two steps under one lock: [`Limiter::open`] locks, [`Bucket::arrive`] asks, and only
-//! [`Bucket::spend`] changes a level.
+//! [`Bucket::spend`] and [`Bucket::reserve`] change a level; what was reserved may be given back, see `reservation.rs`.
+
+mod reservation;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
@@ -20,6 +22,9 @@ use hashbrown::HashTable;
 use crate::attribute::{Attribute, Attributes};
 use crate::gcra::{Gcra, Moment, Refusal};
 use crate::units::Rate;
+
+pub(crate) use reservation::Reservation;
+use reservation::{Reservations, Spot};
 
 /// A rate limit as the policy states it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,6 +151,7 @@ struct Buckets {
     queue: VecDeque<u32>,
     /// Of callers that are not told apart, because there is no key or no room.
     shared: Option<Moment>,
+    reservations: Reservations,
 }
 
 impl Limiter {
@@ -159,7 +165,37 @@ impl Limiter {
 
     /// Locks the limit and finds the caller's bucket. Callers lock limits in the order of their names.
     pub(crate) fn open<'a>(&'a self, caller: &'a impl Attributes, now: Moment) -> Bucket<'a> {
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        self.find(self.lock(), caller, now)
+    }
+
+    /// The same for a caller who has a reservation here: its bucket, for as long as that owes anything.
+    pub(crate) fn open_again<'a>(
+        &'a self,
+        reservation: &Reservation,
+        caller: &'a impl Attributes,
+        now: Moment,
+    ) -> Bucket<'a> {
+        let buckets = self.lock();
+        if buckets.reservations.end(reservation.spot, reservation.ticket).is_none() {
+            return self.find(buckets, caller, now);
+        }
+        let (place, level) = match reservation.spot {
+            Spot::Own(at) => (Place::Own(at), Some(buckets.levels[at as usize].1)),
+            Spot::Shared => (Place::Shared, buckets.shared),
+        };
+        Bucket { limiter: self, buckets, place, level, now }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Buckets> {
+        self.buckets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find<'a>(
+        &'a self,
+        mut buckets: MutexGuard<'a, Buckets>,
+        caller: &'a impl Attributes,
+        now: Moment,
+    ) -> Bucket<'a> {
         let key = self.policy.key.as_ref().map(|key| key.of(caller).unwrap_or(""));
         let known = key.and_then(|key| buckets.place(key));
         let (place, level) = match (known, key) {
@@ -171,8 +207,37 @@ impl Limiter {
             }
             (None, Some(_) | None) => (Place::Shared, buckets.shared),
         };
-        let interval = self.policy.rate.interval().as_nanos() as u64;
-        Bucket { gcra: &self.gcra, interval, buckets, place, level, now }
+        Bucket { limiter: self, buckets, place, level, now }
+    }
+
+    /// Makes a reservation smaller by so many units, as far as time has not paid for them.
+    fn take_back(&self, reservation: &Reservation, units: u32) {
+        let mut buckets = self.lock();
+        let unpaid = self.unpaid(&buckets, reservation, units);
+        let level = match reservation.spot {
+            Spot::Own(at) => buckets.levels.get_mut(at as usize).map(|(_, level)| level),
+            Spot::Shared => buckets.shared.as_mut(),
+        };
+        if let Some(level) = level.filter(|_| unpaid > 0) {
+            *level = Moment::new(level.as_u64() - unpaid);
+            buckets.reservations.take_out(reservation.spot, reservation.ticket, unpaid);
+        }
+    }
+
+    /// What is spent of a reservation stays so.
+    fn forget(&self, reservation: &Reservation) {
+        self.lock().reservations.close(reservation.spot, reservation.ticket);
+    }
+
+    /// So many units of a reservation, as far as time has not paid for them: nanoseconds.
+    fn unpaid(&self, buckets: &Buckets, reservation: &Reservation, units: u32) -> u64 {
+        let (end, now) = (buckets.reservations.end(reservation.spot, reservation.ticket), self.gcra.latest());
+        let left = end.map_or(0, |end| end.as_u64().saturating_sub(now.as_u64()));
+        left.min(self.time_of(units))
+    }
+
+    fn time_of(&self, units: u32) -> u64 {
+        (self.policy.rate.interval().as_nanos() as u64).saturating_mul(units.into())
     }
 
     /// Units that a bucket at this level would let through at once, and until when it is full again.
@@ -181,6 +246,11 @@ impl Limiter {
         let interval = self.policy.rate.interval().as_nanos().max(1) as u64;
         let used = u32::try_from(owed.div_ceil(interval)).unwrap_or(u32::MAX);
         (self.policy.burst.get().saturating_sub(used), Duration::from_nanos(owed))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn has_no_reservations(&self) -> bool {
+        self.lock().reservations.is_empty()
     }
 
     #[cfg(test)]
@@ -208,13 +278,16 @@ impl Buckets {
                 let place = self.places.find_entry(self.hash.hash_one(key.as_str()), |place| *place == at);
                 place.expect("every level that is not vacant has its place").remove();
                 self.vacant.push(at);
+                if !self.reservations.is_empty() {
+                    self.reservations.close_all(Spot::Own(at));
+                }
             }
         }
         debug_assert_eq!(self.places.len(), self.queue.len(), "every remembered key is in the queue once");
         self.places.len() < max_keys.get() as usize
     }
 
-    fn remember(&mut self, key: &str, level: Moment) {
+    fn remember(&mut self, key: &str, level: Moment) -> u32 {
         let at = match self.vacant.pop() {
             Some(at) => {
                 self.levels[at as usize] = (key.into(), level);
@@ -228,14 +301,13 @@ impl Buckets {
         self.queue.push_back(at);
         let hash = |at: &u32| self.hash.hash_one(self.levels[*at as usize].0.as_str());
         self.places.insert_unique(self.hash.hash_one(key), at, hash);
+        at
     }
 }
 
 /// One caller's bucket, locked.
 pub(crate) struct Bucket<'a> {
-    gcra: &'a Gcra,
-    /// Of one unit, in nanoseconds.
-    interval: u64,
+    limiter: &'a Limiter,
     buckets: MutexGuard<'a, Buckets>,
     place: Place<'a>,
     level: Option<Moment>,
@@ -251,7 +323,30 @@ enum Place<'a> {
 impl Bucket<'_> {
     /// The level after so many more units, which are not yet spent.
     pub(crate) fn arrive(&self, units: NonZeroU32) -> Result<Moment, Refusal> {
-        self.gcra.arrive(self.level, units, self.now)
+        self.limiter.gcra.arrive(self.level, units, self.now)
+    }
+
+    /// The level once a request has so many units in all, and how many these are more than it has `reserved`. Whoever is
+    /// refused has nothing reserved any more, and waits the longer for what time has paid of that.
+    pub(crate) fn grow(
+        &self,
+        reserved: &Reservation,
+        units: NonZeroU32,
+    ) -> Result<Option<(Moment, NonZeroU32)>, Refusal> {
+        if units > self.limiter.policy.burst {
+            return Err(Refusal::TooMuch);
+        }
+        let Some(more) = NonZeroU32::new(units.get().saturating_sub(reserved.units.get())) else {
+            return Ok(None);
+        };
+        let grown = self.arrive(more).map_err(|refusal| match refusal {
+            Refusal::TooSoon(wait) => {
+                let paid = self.limiter.time_of(reserved.units.get()) - self.unpaid(reserved);
+                Refusal::TooSoon(wait + Duration::from_nanos(paid))
+            }
+            Refusal::TooMuch => Refusal::TooMuch,
+        });
+        grown.map(|level| Some((level, more)))
     }
 
     /// As it is now.
@@ -259,21 +354,39 @@ impl Bucket<'_> {
         self.level
     }
 
-    /// Takes back what is not yet paid of the unit that has made `spent` the level, and unlocks. What time has paid for
-    /// meanwhile stays so: others have had no less because of it.
-    pub(crate) fn give_back(self, spent: Moment) {
-        let unpaid = spent.as_u64().saturating_sub(self.now.as_u64()).min(self.interval);
-        let Some(level) = self.level else { return };
-        let level = Moment::new(level.as_u64().saturating_sub(unpaid));
-        self.spend(level);
+    /// As it is once this is given back.
+    pub(crate) fn level_without(&self, reserved: &Reservation) -> Option<Moment> {
+        self.level.map(|level| Moment::new(level.as_u64() - self.unpaid(reserved)))
+    }
+
+    fn unpaid(&self, reserved: &Reservation) -> u64 {
+        self.limiter.unpaid(&self.buckets, reserved, reserved.units.get())
     }
 
     /// Makes the answer of [`Bucket::arrive`] the level, and unlocks.
     pub(crate) fn spend(mut self, level: Moment) {
+        self.become_level(level);
+    }
+
+    /// The same for units that may be given back.
+    pub(crate) fn reserve(mut self, limiter: &Arc<Limiter>, level: Moment, units: NonZeroU32) -> Reservation {
+        debug_assert!(std::ptr::eq(self.limiter, &raw const **limiter), "it is a bucket of this limit");
+        let spot = self.become_level(level);
+        let ticket = self.buckets.reservations.open(spot, level);
+        Reservation::new(Arc::clone(limiter), (spot, ticket), units)
+    }
+
+    fn become_level(&mut self, level: Moment) -> Spot {
         match self.place {
-            Place::Own(at) => self.buckets.levels[at as usize].1 = level,
-            Place::New(key) => self.buckets.remember(key, level),
-            Place::Shared => self.buckets.shared = Some(level),
+            Place::Own(at) => {
+                self.buckets.levels[at as usize].1 = level;
+                Spot::Own(at)
+            }
+            Place::New(key) => Spot::Own(self.buckets.remember(key, level)),
+            Place::Shared => {
+                self.buckets.shared = Some(level);
+                Spot::Shared
+            }
         }
     }
 }

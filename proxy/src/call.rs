@@ -14,7 +14,7 @@ use crate::refusal::Refusal;
 use crate::remote::Passed;
 use crate::slots::Slot;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, request};
+use http::{HeaderMap, HeaderName, Method, header, request};
 use pingora::protocols::http::ServerSession;
 use std::fmt;
 use std::time::Duration;
@@ -38,6 +38,9 @@ pub trait Call: Send {
 
     /// How long the caller waits, if that is said outside of the body.
     fn timeout(&self) -> Result<Option<Duration>, Refusal>;
+
+    /// How many bytes of body are coming, if that is said; they may grow where it is compressed.
+    fn length(&self) -> Option<u64>;
 
     /// The whole body, within `limits`; `slot` makes room for it.
     fn read(
@@ -140,6 +143,11 @@ impl Call for HttpCall<'_> {
     fn timeout(&self) -> Result<Option<Duration>, Refusal> {
         let ms = header_number(&self.head().headers, &TIMEOUT)?;
         Ok(ms.map(|ms| Duration::from_millis(ms as u64)))
+    }
+
+    fn length(&self) -> Option<u64> {
+        let length = header_number(&self.head().headers, &header::CONTENT_LENGTH).ok()??;
+        Some(length as u64)
     }
 
     async fn read(

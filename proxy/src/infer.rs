@@ -3,7 +3,7 @@
 //!
 //! Cheap refusals come first, and so does the choice of a version, unless the policy asks for something of the body. A rate
 //! limit is spent before the body is read, because reading it is what the limit protects; a request that is refused later
-//! has spent it.
+//! has spent it. Rows and bytes are reserved, and given back by whoever has had nothing for them.
 
 mod once_more;
 mod verdict;
@@ -35,7 +35,7 @@ use policies::{
 use rand::Rng;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use verdict::{outcome, sight};
+use verdict::{is_paid_for, outcome, sight};
 use wire::{Frame, Infer, ModelEntry, Reply, Status};
 
 /// Everything the path needs; shared by all requests.
@@ -96,7 +96,7 @@ impl Path {
         }
         let head = Caller::new(call.head());
         record.places = Some(self.ledger.occupy(snapshot, target.model, &head).map_err(Refusal::Crowded)?);
-        let admitted = self.ledger.admit(snapshot, target.model, &head, record.started);
+        let admitted = self.ledger.admit(snapshot, target.model, &head, || call.length(), record.started);
         let admitted = admitted.map_err(|refused| limited(record, refused))?;
         record.quota.clone_from(&admitted.quota);
         let may_be_remote = match &early {
@@ -129,7 +129,9 @@ impl Path {
         let now = Instant::now();
         let (head, usage) = (Caller::new(call.head()), usage(request.as_ref(), body.len()));
         let charged = self.ledger.charge(snapshot, target.model, &head, admitted, usage, now);
-        record.quota = charged.map_err(|refused| limited(record, refused))?;
+        let charged = charged.map_err(|refused| limited(record, refused))?;
+        record.quota = charged.quota;
+        let mut reserved = charged.reserved;
         let deadline = Deadline::of(most, request.as_ref(), now);
         // Reading the body may have taken long.
         let (confirmed, assigned) = self.ledger.confirm(target.model, Version(version), by.assigned);
@@ -150,6 +152,7 @@ impl Path {
         };
         let of_body = of_body.as_deref();
         let mut asking = Asking { snapshot, models, target, version, by, of_body, standing, deadline, now };
+        reserved.settle();
         let mut attempt = self.attempt(call, &body, request, (&asking, pass), record).await;
         if let Err(unanswered) = &attempt.answer
             && let Some((again, pass)) = self.once_more(call, &unanswered.again, &asking, record).await
@@ -159,6 +162,9 @@ impl Path {
             }
             asking = again;
             attempt = self.attempt(call, &body, None, (&asking, pass), record).await;
+        }
+        if !attempt.is_paid_for {
+            reserved.give_back();
         }
         self.witness(target, asking.by, attempt.sight, attempt.ended);
         attempt.answer.map_err(|unanswered| unanswered.refusal)
@@ -208,7 +214,7 @@ impl Path {
         let (outcome, ended) = (if is_lost { Outcome::Lost } else { outcome(&said) }, Instant::now());
         record.outcome = Some(outcome);
         pass.settle(outcome, ended);
-        Attempt { answer, sight: sight(&said, ended - asking.now), ended }
+        Attempt { answer, sight: sight(&said, ended - asking.now), is_paid_for: is_paid_for(&said), ended }
     }
 
     /// Has the engine answer.
@@ -440,6 +446,8 @@ struct Attempt<A> {
     answer: Result<A, Unanswered>,
     /// What that says about the version in a rollout.
     sight: Option<Sight>,
+    /// Whether its rows and bytes are.
+    is_paid_for: bool,
     ended: Instant,
 }
 

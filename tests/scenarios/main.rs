@@ -23,6 +23,7 @@ mod remote;
 mod remote_tls;
 mod retry;
 mod request_path;
+mod reservations;
 mod shadow;
 mod split;
 mod startup;

@@ -1,8 +1,10 @@
 //! Who may enter, by rate. A request passes every limit that covers it or spends at none.
 //!
-//! What a request costs is known in two steps. When its head has come it is one request, which is asked and spent at the
-//! limits that count those; where rows or bytes count, it is only asked whether any are left. When its body has been
-//! read, [`Ledger::charge`] spends those, or gives back what the head has spent and time has not paid for.
+//! What a request costs is known in steps. When its head has come it is one request, and what it says of its length and one
+//! row are reserved where bytes or rows count. When its body has been read, [`Ledger::charge`] makes that what it really
+//! is, or gives back all that its head has spent. Before it is given to whoever computes, [`Reserved::settle`] says that it
+//! is to be paid for; if it then turns out not to have run, or is dropped before, its rows and bytes are given back. Requests
+//! are not: who asks again and again of what is overloaded is whom such limits are for.
 //!
 //! All limits are locked one after the other, in the order of their names, and the spending happens on the way back: no
 //! other request sees a state in between.
@@ -14,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::Ledger;
 use crate::attribute::Attributes;
 use crate::gcra::{Moment, Refusal};
-use crate::limiter::{Cost, LimitPolicy, Limited, Limiter, Quota};
+use crate::limiter::{Cost, LimitPolicy, Limited, Limiter, Quota, Reservation};
 use crate::snapshot::Snapshot;
 
 /// What a request has turned out to be.
@@ -26,30 +28,15 @@ pub struct Usage {
     pub bytes: u64,
 }
 
-/// What is asked of every limit.
-#[derive(Clone, Copy)]
-enum Step {
-    Head,
-    Body(Usage),
-}
-
-enum Ask {
-    Nothing,
-    /// Whether one would be let through.
-    Look,
-    Spend(NonZeroU32),
-}
-
-impl Step {
-    fn ask(self, cost: Cost) -> Ask {
-        let units = |units: u64| NonZeroU32::new(units.clamp(1, u32::MAX.into()) as u32).expect("at least 1");
-        match (self, cost) {
-            (Self::Head, Cost::Requests) => Ask::Spend(NonZeroU32::MIN),
-            (Self::Head, Cost::Rows | Cost::Bytes) => Ask::Look,
-            (Self::Body(usage), Cost::Rows) => Ask::Spend(units(usage.rows)),
-            (Self::Body(usage), Cost::Bytes) => Ask::Spend(units(usage.bytes)),
-            (Self::Body(_), Cost::Requests) => Ask::Nothing,
-        }
+impl Usage {
+    /// What a limit counts of it, once a request has been let in.
+    fn units(self, cost: Cost) -> Option<NonZeroU32> {
+        let units = match cost {
+            Cost::Requests => return None,
+            Cost::Rows => self.rows,
+            Cost::Bytes => self.bytes,
+        };
+        Some(NonZeroU32::new(units.clamp(1, u32::MAX.into()) as u32).expect("at least 1"))
     }
 }
 
@@ -58,30 +45,102 @@ impl Step {
 pub struct Admitted {
     /// What is left at the limit that is nearest to being used up, if there is one.
     pub quota: Option<Quota>,
-    /// What may have to be given back when its body is known.
-    spent: Vec<Spent>,
+    reserved: Reserved,
 }
 
-/// A unit that was spent at one limit.
+/// A request whose cost is known, and reserved.
 #[derive(Debug)]
-struct Spent {
-    limiter: Arc<Limiter>,
-    /// What it made of the level.
-    level: Moment,
+pub struct Charged {
+    /// What is left at the limit that is nearest to being used up, of all that it has met.
+    pub quota: Option<Quota>,
+    /// What it costs.
+    pub reserved: Reserved,
+}
+
+/// The rows and bytes that a request has reserved. Dropping it gives them back, as far as time has not paid for them, unless
+/// it was settled.
+#[derive(Debug, Default)]
+pub struct Reserved(Vec<Reservation>);
+
+impl Reserved {
+    /// They are to be paid for, whatever becomes of the request, unless somebody gives them back all the same.
+    pub fn settle(&mut self) {
+        self.0.iter_mut().for_each(Reservation::settle);
+    }
+
+    /// The request has had nothing for them.
+    pub fn give_back(self) {
+        self.0.into_iter().for_each(Reservation::give_back);
+    }
 }
 
 /// One step of one request.
-struct Arrival<'a, C> {
+struct Arrival<'a, C, S> {
     model: &'a str,
     caller: &'a C,
-    step: Step,
+    step: S,
     now: Moment,
+}
+
+/// What a step asks of each limit. Types and not a value: most requests have one step, and nothing to tell it by.
+trait Step {
     /// Whether a later step may give back what this one spends.
-    is_refundable: bool,
+    const RESERVES: bool;
+
+    fn units(&self, cost: Cost) -> Option<NonZeroU32>;
+
+    /// What an earlier step has spent there.
+    fn reserved(&self, limiter: &Arc<Limiter>) -> Option<&Reservation>;
+}
+
+/// The head of a request whose body costs nothing.
+struct Head;
+
+impl Step for Head {
+    const RESERVES: bool = false;
+
+    fn units(&self, _: Cost) -> Option<NonZeroU32> {
+        Some(NonZeroU32::MIN)
+    }
+
+    fn reserved(&self, _: &Arc<Limiter>) -> Option<&Reservation> {
+        None
+    }
+}
+
+/// The head of one whose body will cost something: this at least.
+struct AtLeast(Usage);
+
+impl Step for AtLeast {
+    const RESERVES: bool = true;
+
+    fn units(&self, cost: Cost) -> Option<NonZeroU32> {
+        Some(self.0.units(cost).unwrap_or(NonZeroU32::MIN))
+    }
+
+    fn reserved(&self, _: &Arc<Limiter>) -> Option<&Reservation> {
+        None
+    }
+}
+
+/// The body, of which so much is reserved.
+struct Body<'a>(Usage, &'a Reserved);
+
+impl Step for Body<'_> {
+    const RESERVES: bool = true;
+
+    fn units(&self, cost: Cost) -> Option<NonZeroU32> {
+        self.0.units(cost)
+    }
+
+    fn reserved(&self, limiter: &Arc<Limiter>) -> Option<&Reservation> {
+        self.1.0.iter().find(|reservation| reservation.is_of(limiter))
+    }
 }
 
 impl Ledger {
-    /// Asks every limit that covers `model`, and spends at all of them or at none.
+    /// Asks every limit that covers `model`, and spends at all of them or at none. Where bytes count, `length` is asked for
+    /// those that the body will have at least, if that is known.
     ///
     /// # Errors
     /// [`Limited`] names the limit with the longest wait: a caller who waits that long is not refused again by
@@ -91,17 +150,22 @@ impl Ledger {
         snapshot: &Snapshot,
         model: &str,
         caller: &impl Attributes,
+        length: impl FnOnce() -> Option<u64>,
         now: Instant,
     ) -> Result<Admitted, Limited> {
-        let (now, is_refundable) = (self.moment(now), counts_bodies(snapshot, model));
-        let head = Arrival { model, caller, step: Step::Head, now, is_refundable };
-        let mut spent = Vec::new();
-        let quota = self.settle(snapshot.limits(), &head, &mut spent, None)?;
-        Ok(Admitted { quota, spent })
+        let (now, mut reserved) = (self.moment(now), Vec::new());
+        let quota = if counts_bodies(snapshot, model) {
+            let step = AtLeast(Usage { rows: 1, bytes: length().unwrap_or(1) });
+            let head = Arrival { model, caller, step, now };
+            self.settle(snapshot.limits(), &head, &mut reserved, None)?
+        } else {
+            let head = Arrival { model, caller, step: Head, now };
+            self.settle(snapshot.limits(), &head, &mut reserved, None)?
+        };
+        Ok(Admitted { quota, reserved: Reserved(reserved) })
     }
 
-    /// Spends what a request costs that was admitted, now that its body is known. What is left at the limit that is nearest
-    /// to being used up, of all that it has met.
+    /// Reserves what a request costs that was admitted, now that its body is known.
     ///
     /// # Errors
     /// As of [`Ledger::admit`]; what was spent there has then been given back, as far as time has not paid for it.
@@ -113,20 +177,29 @@ impl Ledger {
         admitted: Admitted,
         usage: Usage,
         now: Instant,
-    ) -> Result<Option<Quota>, Limited> {
-        let Admitted { quota, spent } = admitted;
-        if !counts_bodies(snapshot, model) {
-            return Ok(quota);
+    ) -> Result<Charged, Limited> {
+        let Admitted { quota, mut reserved } = admitted;
+        if reserved.0.is_empty() {
+            return Ok(Charged { quota, reserved });
         }
-        let now = self.moment(now);
-        let body = Arrival { model, caller, step: Step::Body(usage), now, is_refundable: false };
-        match self.settle(snapshot.limits(), &body, &mut Vec::new(), None) {
-            Ok(charged) => Ok(nearer(quota, charged)),
+        let step = Body(usage, &reserved);
+        let body = Arrival { model, caller, step, now: self.moment(now) };
+        let mut more = Vec::new();
+        match self.settle(snapshot.limits(), &body, &mut more, None) {
+            Ok(charged) => {
+                reserved.0.retain_mut(|reservation| {
+                    let units = usage.units(reservation.limiter().policy.cost);
+                    if let Some(units) = units {
+                        reservation.shrink_to(units);
+                    }
+                    units.is_some() // what was asked is spent
+                });
+                reserved.0.extend(more);
+                Ok(Charged { quota: nearer(quota, charged), reserved })
+            }
             Err(limited) => {
                 // A limit that has started afresh meanwhile has not seen it: what is given back is the old one's.
-                for Spent { limiter, level } in spent {
-                    limiter.open(caller, now).give_back(level);
-                }
+                reserved.give_back();
                 Err(limited)
             }
         }
@@ -140,31 +213,40 @@ impl Ledger {
     fn settle(
         &self,
         limits: &[Arc<LimitPolicy>],
-        arrival: &Arrival<'_, impl Attributes>,
-        spent: &mut Vec<Spent>,
+        arrival: &Arrival<'_, impl Attributes, impl Step>,
+        spent: &mut Vec<Reservation>,
         refusal: Option<Limited>,
     ) -> Result<Option<Quota>, Limited> {
         let Some((limit, others)) = limits.split_first() else {
             return refusal.map_or(Ok(None), Err);
         };
-        let ask = if limit.covers(arrival.model) { arrival.step.ask(limit.cost) } else { Ask::Nothing };
-        let (units, spends) = match ask {
-            Ask::Nothing => return self.settle(others, arrival, spent, refusal),
-            Ask::Look => (NonZeroU32::MIN, false),
-            Ask::Spend(units) => (units, true),
-        };
+        let units = if limit.covers(arrival.model) { arrival.step.units(limit.cost) } else { None };
+        let Some(units) = units else { return self.settle(others, arrival, spent, refusal) };
         let (limiter, now) = (self.limiter(limit), arrival.now);
-        let bucket = limiter.open(arrival.caller, now);
-        let limit = &limiter.policy;
-        match bucket.arrive(units) {
-            Ok(level) => {
+        let reserved = arrival.step.reserved(&limiter);
+        let bucket = match reserved {
+            None => limiter.open(arrival.caller, now),
+            Some(reserved) => limiter.open_again(reserved, arrival.caller, now),
+        };
+        let arrived = match reserved {
+            None => bucket.arrive(units).map(|level| Some((level, units))),
+            Some(reserved) => bucket.grow(reserved, units),
+        };
+        match arrived {
+            Ok(grown) => {
                 let others = self.settle(others, arrival, spent, refusal)?;
-                let quota = quota_at(&limiter, if spends { Some(level) } else { bucket.level() }, now);
-                if spends {
-                    bucket.spend(level);
-                }
-                if spends && arrival.is_refundable {
-                    spent.push(Spent { limiter: Arc::clone(&limiter), level });
+                let level = grown.map_or(bucket.level(), |(level, _)| Some(level));
+                let quota = quota_at(&limiter, level, now);
+                match grown {
+                    None => {}
+                    Some((level, _)) if !is_reserved(&arrival.step) => bucket.spend(level),
+                    Some((level, units)) => {
+                        let mut reservation = bucket.reserve(&limiter, level, units);
+                        if limit.cost == Cost::Requests {
+                            reservation.settle(); // unless another limit refuses it
+                        }
+                        spent.push(reservation);
+                    }
                 }
                 Ok(nearer(Some(quota), others))
             }
@@ -173,15 +255,22 @@ impl Ledger {
                     Refusal::TooSoon(wait) => (wait, None),
                     Refusal::TooMuch => (Duration::MAX, Some(units)),
                 };
-                let quota = quota_at(&limiter, bucket.level(), now);
+                let level = reserved.map_or(bucket.level(), |reserved| bucket.level_without(reserved));
+                let quota = quota_at(&limiter, level, now);
                 let refusal = match refusal {
                     Some(longer) if longer.retry_after >= retry_after => longer,
-                    Some(_) | None => Limited { limit: Arc::clone(&limit.name), retry_after, never, quota },
+                    Some(_) | None => {
+                        Limited { limit: Arc::clone(&limiter.policy.name), retry_after, never, quota }
+                    }
                 };
                 self.settle(others, arrival, spent, Some(refusal))
             }
         }
     }
+}
+
+fn is_reserved<S: Step>(_: &S) -> bool {
+    S::RESERVES
 }
 
 /// Whether a request's body costs something.
@@ -200,3 +289,6 @@ fn quota_at(limiter: &Limiter, level: Option<Moment>, now: Moment) -> Quota {
     let (remaining, reset) = limiter.left(level, now);
     Quota { limit: Arc::clone(&limiter.policy), remaining, reset }
 }
+
+#[cfg(test)]
+mod tests;

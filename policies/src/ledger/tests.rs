@@ -61,27 +61,30 @@ fn a_refused_request_spends_nothing_at_any_limit() {
         "limits: [{name: all, rate: 10/s, burst: 3}, {name: user, key: {header: user}, rate: 1/s, burst: 1}]",
     );
     let (ledger, now) = (Ledger::new(), Instant::now());
-    assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now)), Ok(()));
+    assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, || None, now)), Ok(()));
     for _ in 0..100 {
-        assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now)), limited("user", 1000));
+        assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, || None, now)), limited("user", 1000));
     }
     assert_eq!(
-        short(ledger.admit(&snapshot, "digits", &BEN, now)),
+        short(ledger.admit(&snapshot, "digits", &BEN, || None, now)),
         Ok(()),
         "ana's refusals did not drain the total"
     );
-    assert_eq!(short(ledger.admit(&snapshot, "digits", &[("user", "cy")], now)), Ok(()));
-    assert_eq!(short(ledger.admit(&snapshot, "digits", &[("user", "di")], now)), limited("all", 100));
-    assert_eq!(short(ledger.admit(&snapshot, "digits", &[("user", "di")], now + ms(100))), Ok(()));
+    assert_eq!(short(ledger.admit(&snapshot, "digits", &[("user", "cy")], || None, now)), Ok(()));
+    assert_eq!(
+        short(ledger.admit(&snapshot, "digits", &[("user", "di")], || None, now)),
+        limited("all", 100)
+    );
+    assert_eq!(short(ledger.admit(&snapshot, "digits", &[("user", "di")], || None, now + ms(100))), Ok(()));
 }
 
 #[test]
 fn the_longest_wait_is_the_one_that_is_told() {
     let snapshot = policies("limits: [{name: a, rate: 10/s, burst: 1}, {name: b, rate: 1/s, burst: 1}]");
     let (ledger, now) = (Ledger::new(), Instant::now());
-    assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now)), Ok(()));
-    assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now)), limited("b", 1000));
-    assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now + ms(1000))), Ok(()));
+    assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, || None, now)), Ok(()));
+    assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, || None, now)), limited("b", 1000));
+    assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, || None, now + ms(1000))), Ok(()));
 }
 
 #[test]
@@ -90,9 +93,11 @@ fn rows_are_spent_once_they_are_known_and_a_refusal_then_gives_the_request_back(
         "limits: [{name: asks, rate: 1/h, burst: 2}, {name: rows, key: {header: user}, cost: rows, rate: 10/s}]",
     );
     let (ledger, now) = (Ledger::new(), Instant::now());
-    let ask = |rows, now| {
-        let admitted = ledger.admit(&snapshot, "m", &ANA, now)?;
-        ledger.charge(&snapshot, "m", &ANA, admitted, Usage { rows, bytes: 1 }, now)
+    let ask = |rows, now| -> Result<_, Limited> {
+        let admitted = ledger.admit(&snapshot, "m", &ANA, || None, now)?;
+        let mut charged = ledger.charge(&snapshot, "m", &ANA, admitted, Usage { rows, bytes: 1 }, now)?;
+        charged.reserved.settle();
+        Ok(charged.quota)
     };
     let left = ask(7, now).unwrap().unwrap();
     assert_eq!((&*left.limit.name, left.remaining, left.reset), ("rows", 3, ms(700)));
@@ -106,7 +111,7 @@ fn rows_are_spent_once_they_are_known_and_a_refusal_then_gives_the_request_back(
             "more than may ever come at once"
         );
     }
-    let other = ledger.admit(&snapshot, "m", &BEN, now).unwrap().quota.unwrap();
+    let other = ledger.admit(&snapshot, "m", &BEN, || None, now).unwrap().quota.unwrap();
     assert_eq!((&*other.limit.name, other.remaining), ("asks", 0), "the second of two");
     assert_eq!(short(ask(1, now)), limited("asks", 3_600_000));
     let left = ask(4, now + ms(7_200_000)).unwrap().unwrap();
@@ -119,7 +124,7 @@ fn what_time_has_paid_for_is_not_given_back() {
         policies("limits: [{name: asks, rate: 1/s, burst: 1}, {name: rows, cost: rows, rate: 10/s}]");
     let (ledger, now) = (Ledger::new(), Instant::now());
     let at = |milliseconds| now + ms(milliseconds);
-    let admit = |now| ledger.admit(&snapshot, "m", &ANA, now);
+    let admit = |now| ledger.admit(&snapshot, "m", &ANA, || None, now);
     let too_many = |admitted, now| {
         let usage = Usage { rows: 11, bytes: 1 };
         ledger.charge(&snapshot, "m", &ANA, admitted, usage, now).unwrap_err();
@@ -146,8 +151,11 @@ fn of_several_limits_the_one_is_told_of_which_the_smallest_part_is_left() {
         policies("limits: [{name: asks, rate: 1/h, burst: 4}, {name: bytes, cost: bytes, rate: 1000/s}]");
     let (ledger, now) = (Ledger::new(), Instant::now());
     let ask = |bytes| {
-        let admitted = ledger.admit(&snapshot, "m", &ANA, now).unwrap();
-        ledger.charge(&snapshot, "m", &ANA, admitted, Usage { rows: 1, bytes }, now).unwrap().unwrap()
+        let admitted = ledger.admit(&snapshot, "m", &ANA, || None, now).unwrap();
+        let mut charged =
+            ledger.charge(&snapshot, "m", &ANA, admitted, Usage { rows: 1, bytes }, now).unwrap();
+        charged.reserved.settle();
+        charged.quota.unwrap()
     };
     let told = |quota: Quota| (quota.limit.name.to_string(), quota.remaining);
     assert_eq!(told(ask(100)), ("asks".into(), 3), "what the body costs does not hide what its head did");
@@ -160,25 +168,25 @@ fn of_several_limits_the_one_is_told_of_which_the_smallest_part_is_left() {
 fn what_is_left_is_told_for_the_limit_with_the_least() {
     let snapshot = policies("limits: [{name: a, rate: 10/s}, {name: b, rate: 60/m, burst: 3}]");
     let (ledger, now) = (Ledger::new(), Instant::now());
-    let left = ledger.admit(&snapshot, "m", &ANA, now).unwrap().quota.unwrap();
+    let left = ledger.admit(&snapshot, "m", &ANA, || None, now).unwrap().quota.unwrap();
     assert_eq!((&*left.limit.name, left.remaining, left.reset), ("b", 2, ms(1000)));
     assert_eq!(left.limit.field(), "\"b\";q=3;w=3");
     assert_eq!(left.field(), "\"b\";r=2;t=1");
-    ledger.admit(&snapshot, "m", &ANA, now).unwrap();
-    let left = ledger.admit(&snapshot, "m", &ANA, now + ms(500)).unwrap().quota.unwrap();
+    ledger.admit(&snapshot, "m", &ANA, || None, now).unwrap();
+    let left = ledger.admit(&snapshot, "m", &ANA, || None, now + ms(500)).unwrap().quota.unwrap();
     assert_eq!((left.remaining, left.field().as_str()), (0, "\"b\";r=0;t=3"), "half of one is none");
-    let refused = ledger.admit(&snapshot, "m", &ANA, now + ms(500)).unwrap_err();
+    let refused = ledger.admit(&snapshot, "m", &ANA, || None, now + ms(500)).unwrap_err();
     assert_eq!((refused.quota.field().as_str(), refused.retry_after), ("\"b\";r=0;t=3", ms(500)));
-    assert_eq!(ledger.admit(&policies("models: {}"), "m", &ANA, now).unwrap().quota, None);
+    assert_eq!(ledger.admit(&policies("models: {}"), "m", &ANA, || None, now).unwrap().quota, None);
 }
 
 #[test]
 fn a_limit_leaves_other_models_alone() {
     let snapshot = policies("limits: [{name: a, models: [digits], rate: 1/h, burst: 1}]");
     let (ledger, now) = (Ledger::new(), Instant::now());
-    assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, now)), Ok(()));
-    assert!(ledger.admit(&snapshot, "digits", &ANA, now).is_err());
-    assert_eq!(short(ledger.admit(&snapshot, "letters", &ANA, now)), Ok(()));
+    assert_eq!(short(ledger.admit(&snapshot, "digits", &ANA, || None, now)), Ok(()));
+    assert!(ledger.admit(&snapshot, "digits", &ANA, || None, now).is_err());
+    assert_eq!(short(ledger.admit(&snapshot, "letters", &ANA, || None, now)), Ok(()));
 }
 
 #[test]
@@ -253,17 +261,17 @@ fn a_reload_keeps_the_limits_that_did_not_change() {
     let before = policies(
         "limits: [{name: same, rate: 1/h, burst: 1, models: [a]}, {name: new, rate: 1/h, burst: 1, models: [b]}]",
     );
-    assert_eq!(short(ledger.admit(&before, "a", &ANA, now)), Ok(()));
-    assert_eq!(short(ledger.admit(&before, "b", &ANA, now)), Ok(()));
+    assert_eq!(short(ledger.admit(&before, "a", &ANA, || None, now)), Ok(()));
+    assert_eq!(short(ledger.admit(&before, "b", &ANA, || None, now)), Ok(()));
 
     let after = policies(
         "limits: [{name: new, rate: 2/h, burst: 1, models: [b]}, {name: same, rate: 1/h, burst: 1, models: [a]}]",
     );
     ledger.retain(&after, EVERYTHING);
-    assert_eq!(short(ledger.admit(&after, "a", &ANA, now)), limited("same", 3_600_000));
-    assert_eq!(short(ledger.admit(&after, "b", &ANA, now)), Ok(()));
+    assert_eq!(short(ledger.admit(&after, "a", &ANA, || None, now)), limited("same", 3_600_000));
+    assert_eq!(short(ledger.admit(&after, "b", &ANA, || None, now)), Ok(()));
     assert_eq!(
-        short(ledger.admit(&before, "b", &ANA, now)),
+        short(ledger.admit(&before, "b", &ANA, || None, now)),
         limited("new", 1_800_000),
         "a late request meets the new rate"
     );
@@ -274,13 +282,14 @@ fn threads_share_a_burst_exactly() {
     let snapshot = policies("limits: [{name: a, rate: 1/h, burst: 1000}, {name: b, rate: 1/h, burst: 500}]");
     let (ledger, now) = (Ledger::new(), Instant::now());
     let admitted: usize = thread::scope(|scope| {
-        let ask = || (0..400).filter(|_| ledger.admit(&snapshot, "digits", &ANA, now).is_ok()).count();
+        let ask =
+            || (0..400).filter(|_| ledger.admit(&snapshot, "digits", &ANA, || None, now).is_ok()).count();
         let threads: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
         threads.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
     assert_eq!(admitted, 500);
     let only_a = policies("limits: [{name: a, rate: 1/h, burst: 1000}]");
-    let rest = (0..1000).filter(|_| ledger.admit(&only_a, "digits", &ANA, now).is_ok()).count();
+    let rest = (0..1000).filter(|_| ledger.admit(&only_a, "digits", &ANA, || None, now).is_ok()).count();
     assert_eq!(rest, 500, "what `b` refused was not spent at `a`");
 }
 
@@ -493,7 +502,7 @@ proptest! {
         for (pause, user) in arrivals {
             now += pause;
             let caller = [("user", ["ana", "ben", "cy"][user])];
-            let got = short(ledger.admit(&snapshot, "digits", &caller, start + Duration::from_nanos(now)));
+            let got = short(ledger.admit(&snapshot, "digits", &caller, || None, start + Duration::from_nanos(now)));
             let expected = match oracle.admit(&limits, user, now) {
                 None => Ok(()),
                 Some((limit, wait)) => {

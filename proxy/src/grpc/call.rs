@@ -105,6 +105,13 @@ impl Call for GrpcCall {
         Ok(header.into_iter().chain(left).min())
     }
 
+    fn length(&self) -> Option<u64> {
+        Some(match &self.message {
+            Message::Here(message) => message.len() as u64,
+            Message::Coming(_, prefix) => prefix.len() as u64,
+        })
+    }
+
     async fn read(&mut self, limits: &BodyLimits, _: Encoding, slot: &mut Slot) -> Result<Bytes, Refusal> {
         match &mut self.message {
             Message::Here(message) => {

@@ -222,6 +222,11 @@ impl<B: Body<Data = Bytes> + Unpin> Messages<B> {
 }
 
 impl Prefix {
+    /// Bytes of the message, as it comes.
+    pub(crate) fn len(self) -> usize {
+        self.len
+    }
+
     /// Whether a message may be so long.
     pub(crate) fn fits(self, bytes_max: usize) -> Result<(), Refusal> {
         if self.len <= bytes_max {

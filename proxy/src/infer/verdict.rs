@@ -1,5 +1,5 @@
-//! What an answer, or that there is none, says about the version that was asked: to its breaker, and to a rollout. Every way to
-//! end is judged here and nowhere else.
+//! What an answer, or that there is none, says about the version that was asked: to its breaker, and to a rollout; and whether
+//! the caller pays for it. Every way to end is judged here and nowhere else.
 
 use crate::refusal::Refusal;
 use policies::{Outcome, Sight};
@@ -65,9 +65,50 @@ pub(super) fn outcome<T>(answer: &Result<T, Refusal>) -> Outcome {
     }
 }
 
+/// Whether a request that was sent has cost its caller the rows and bytes that it has: it has run, or whether it has is not
+/// known and that is the caller's own doing. Else whoever leaves in time would compute for nothing.
+pub(super) fn is_paid_for<T>(answer: &Result<T, Refusal>) -> bool {
+    match answer {
+        Ok(_)
+        | Err(
+            Refusal::ModelFailed(_)
+            | Refusal::Internal(_)
+            | Refusal::DeadlineExceeded { .. }
+            | Refusal::ClientGone,
+        ) => true,
+        Err(
+            Refusal::RemoteFailed(_)
+            | Refusal::EngineDown(_)
+            | Refusal::NotReady(_)
+            | Refusal::Overloaded(_)
+            | Refusal::Busy { .. }
+            | Refusal::Invalid(_)
+            | Refusal::NotFound(_)
+            | Refusal::Forbidden(_)
+            | Refusal::Method { .. }
+            | Refusal::Unsupported(_)
+            | Refusal::TooLarge { .. }
+            | Refusal::Oversized { .. }
+            | Refusal::Crowded(_)
+            | Refusal::Encoding { .. }
+            | Refusal::BodyTimeout { .. }
+            | Refusal::Limited { .. }
+            | Refusal::Tripped { .. },
+        ) => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_was_turned_away_does_not_pay_and_who_left_does() {
+        let pays = |refusal| is_paid_for::<()>(&Err(refusal));
+        assert!(is_paid_for(&Ok(())) && pays(Refusal::ModelFailed("x".into())) && pays(Refusal::ClientGone));
+        let busy = Refusal::Busy { why: "x".into(), retry_after: Duration::ZERO };
+        assert!(!pays(busy) && !pays(Refusal::EngineDown("x".into())) && !pays(Refusal::Invalid("x".into())));
+    }
 
     #[test]
     fn only_the_versions_own_failures_count_against_it() {
