@@ -102,11 +102,22 @@ fn in_plain_words(error: &serde_saphyr::Error) -> String {
         SerdeUnknownField { field: name, expected, .. }
         | SerdeUnknownVariant { variant: name, expected, .. } => {
             let message = UserMessageFormatter.format_message(error);
+            let is_top = expected.contains(&"models");
+            if is_top && FIXED.contains(&name.as_ref()) {
+                return format!(
+                    "`{name}` is fixed when the process starts: it stands in its configuration, penstock.yaml, and a change of it \
+                     needs a restart"
+                );
+            }
             format!("{message}{}", did_you_mean(name, expected.iter().copied()))
         }
         other => UserMessageFormatter.format_message(other).into_owned(),
     }
 }
+
+/// What somebody may look for here, and stands in the configuration of the process.
+const FIXED: [&str; 9] =
+    ["listen", "workers", "policies", "state", "engine", "requests", "log", "traces", "drain"];
 
 /// Where reading stops. serde-saphyr tells the line but not the field, so the text is read once more, with a witness.
 fn field_being_read(text: &str) -> String {
@@ -138,6 +149,18 @@ mod tests {
             assert!(parse(text, "p.yaml").is_ok(), "{text:?}");
         }
         assert_eq!(parse("", "p.yaml"), Ok(Snapshot::default()));
+    }
+
+    #[test]
+    fn what_is_fixed_at_start_is_told_to_be_so() {
+        refuses(
+            "models: {}\nlisten: {http: '127.0.0.1:9000'}\n",
+            "
+p.yaml:2:1: listen: `listen` is fixed when the process starts: it stands in its configuration, penstock.yaml, and a change of it needs a restart
+",
+        );
+        let errors = parse("limit: []", "p.yaml").unwrap_err().to_string();
+        assert!(errors.contains("did you mean `limits`?"), "{errors}");
     }
 
     #[test]

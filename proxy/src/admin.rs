@@ -189,8 +189,10 @@ fn show(edit: Edit) -> Response<Vec<u8>> {
             };
             json_of(&revisions.iter().map(tagged).collect())
         }
-        Edit::Planned { plan, tag } => {
-            json_of(&json!({"tag": tag, "changes": plan.changes, "text": plan.to_string()}))
+        Edit::Planned { plan, tag, at_restart } => {
+            let words = at_restart.in_words().map(|words| format!("{words}\n")).unwrap_or_default();
+            let text = format!("{plan}{words}");
+            json_of(&json!({"tag": tag, "changes": plan.changes, "at_restart": at_restart, "text": text}))
         }
         Edit::Applied { plan, revision } => {
             let text = plan.to_string();

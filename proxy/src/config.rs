@@ -19,6 +19,8 @@ use std::time::Duration;
 /// Settings of one process, checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
+    /// Where they were read.
+    pub file: PathBuf,
     /// Where clients come.
     pub http: SocketAddr,
     /// Where clients come that speak gRPC; `None` means nowhere.
@@ -227,11 +229,11 @@ impl Config {
             .with_context(|| format!("cannot read the configuration {}", file.display()))?;
         let raw: RawConfig = serde_saphyr::from_str_valid(&text)
             .map_err(|error| anyhow::anyhow!("{}: {error}", file.display()))?;
-        let folder = std::path::absolute(file)?.parent().map_or_else(PathBuf::new, Path::to_path_buf);
-        Self::check(raw, &folder).with_context(|| format!("in {}", file.display()))
+        Self::check(raw, std::path::absolute(file)?).with_context(|| format!("in {}", file.display()))
     }
 
-    fn check(raw: RawConfig, folder: &Path) -> anyhow::Result<Self> {
+    fn check(raw: RawConfig, file: PathBuf) -> anyhow::Result<Self> {
+        let folder = file.parent().unwrap_or(Path::new(""));
         raw.listen.must_differ()?;
         if let Some(admin) = raw.listen.admin {
             ensure!(
@@ -254,14 +256,15 @@ impl Config {
             socket.display()
         );
         Ok(Self {
+            engine: engine_command(&raw.engine, raw.log.format, folder)?,
+            policies: raw.policies.map(|path| folder.join(path)),
+            state: raw.state.map(|path| folder.join(path)),
+            file,
             http: raw.listen.http,
             grpc: raw.listen.grpc,
             monitor: raw.listen.monitor,
             admin: raw.listen.admin,
             workers: raw.workers,
-            policies: raw.policies.map(|path| folder.join(path)),
-            state: raw.state.map(|path| folder.join(path)),
-            engine: engine_command(&raw.engine, raw.log.format, folder)?,
             control: raw.engine.control,
             socket,
             body: BodyLimits {
@@ -286,7 +289,7 @@ impl Config {
 const SOCKET_PATH_MAX: usize = 107;
 
 /// Stable per port, so that what a killed process leaves behind is found and replaced by the next.
-fn default_socket(port: u16) -> PathBuf {
+pub(crate) fn default_socket(port: u16) -> PathBuf {
     let folder = std::env::var_os("XDG_RUNTIME_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
     folder.join(format!("penstock-{port}.sock"))
 }

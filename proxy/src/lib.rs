@@ -9,6 +9,7 @@
 //! - requests in flight, their bodies and queued frames have limits, and what waits for a client or the engine a deadline.
 
 pub mod config;
+pub mod fixed;
 pub mod serve;
 
 pub mod service;

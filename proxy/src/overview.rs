@@ -2,6 +2,7 @@
 //! nothing but the counters that it moves anyway.
 
 use crate::directory::Directory;
+use crate::fixed::Fixed;
 use crate::link::Links;
 use crate::metrics::{Metrics, VersionMetrics};
 use crate::policy_state::PolicyState;
@@ -33,6 +34,8 @@ pub struct Overview {
     pub live: Arc<Live>,
     /// And the file that says it.
     pub policy: Arc<PolicyState>,
+    /// What is fixed, and may be changed in its file.
+    pub fixed: Arc<Fixed>,
     /// What the engine has.
     pub directory: Arc<Directory>,
     /// The way to it.
@@ -73,6 +76,7 @@ impl Overview {
             not_ready: self.readiness.server().err(),
             admin: self.admin.map(|admin| admin.to_string()),
             may_change: asker == Asker::Admin,
+            at_restart: self.fixed.last(),
             engine: self.engine(),
             traffic: self.traffic(),
             policy: Policy {

@@ -8,6 +8,7 @@
 //! it when the file is broken.
 
 use crate::files;
+use crate::fixed::Fixed;
 use crate::metrics::Metrics;
 use crate::policy_state::PolicyState;
 use crate::readiness::Readiness;
@@ -44,6 +45,8 @@ pub struct Reload {
     pub asked: mpsc::Receiver<Asked>,
     /// Where the policy in force is kept for the next start.
     pub last_good: Option<PathBuf>,
+    /// What no policy changes.
+    pub fixed: Arc<Fixed>,
 }
 
 /// What the last look at the file has shown.
@@ -162,7 +165,9 @@ impl Reload {
             Ask::History => Ok(Edit::History(self.revisions.all().cloned().collect())),
             Ask::Plan { text } => {
                 let snapshot = self.compiled(&text).await?;
-                Ok(Edit::Planned { plan: self.plan(&snapshot), tag: current.tag() })
+                let (plan, tag, fixed) = (self.plan(&snapshot), current.tag(), self.fixed.clone());
+                let at_restart = tokio::task::spawn_blocking(move || fixed.look()).await.unwrap_or_default();
+                Ok(Edit::Planned { plan, tag, at_restart })
             }
             Ask::Put { tag, .. } | Ask::RollBack { tag, .. } if tag != current.tag() => {
                 Err(Denied::Changed { tag: current.tag() })

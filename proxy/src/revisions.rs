@@ -1,6 +1,7 @@
 //! The policies that were in force, and what a person may ask of them: show, plan, put, roll back. Decides what is
 //! remembered and how a revision is told from another; carried out is it by `reload.rs`.
 
+use crate::fixed::AtRestart;
 use policies::Plan;
 use serde::Serialize;
 use std::collections::VecDeque;
@@ -144,6 +145,8 @@ pub(crate) enum Edit {
         plan: Plan,
         /// Of what it was compared with.
         tag: String,
+        /// What is not changed by it, nor by anything but a restart.
+        at_restart: AtRestart,
     },
     Applied {
         plan: Plan,

@@ -14,6 +14,7 @@ use crate::admin::Admin;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::drain::{self, Drain, StopSignal};
+use crate::fixed::Fixed;
 use crate::grpc::{Grpc, Listen};
 use crate::infer::Path;
 use crate::link::Links;
@@ -121,11 +122,13 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     http.add_tcp(&config.http.to_string());
     http.threads = Some(config.workers);
     let history = Arc::new(RolloutHistory::default());
+    let fixed = Arc::new(Fixed::new(config.clone()));
     let overview = Overview {
         metrics: metrics.clone(),
         ledger: path.ledger.clone(),
         live: path.live.clone(),
         policy: state.clone(),
+        fixed: fixed.clone(),
         directory: path.directory.clone(),
         links: path.links.clone(),
         slots: path.slots.clone(),
@@ -169,6 +172,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         revisions: Revisions::new(text, SystemTime::now()),
         asked,
         last_good,
+        fixed: fixed.clone(),
     });
     let supervisor = Supervisor {
         socket: config.socket.clone(),
@@ -182,6 +186,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let control = Control {
         work: Mutex::new(Some((supervisor, reload, rollouts))),
         drain_timeout: config.drain.timeout,
+        fixed,
         metrics,
         tracer,
         access,
@@ -238,6 +243,7 @@ struct Control {
     /// Taken when the service starts.
     work: Mutex<Option<(Supervisor, Option<Reload>, Rollouts)>>,
     drain_timeout: Duration,
+    fixed: Arc<Fixed>,
     metrics: Arc<Metrics>,
     tracer: Option<Arc<Tracer>>,
     access: Option<Arc<AccessLog>>,
@@ -250,6 +256,7 @@ impl BackgroundService for Control {
         let Some((supervisor, reload, rollouts)) = work else { return };
         // Hanging up must not end a process that has no file to read again.
         let _hangup = signal(SignalKind::hangup());
+        tokio::spawn(self.fixed.clone().watch());
         if let Some(reload) = reload {
             tokio::spawn(reload.run());
         }

@@ -4,6 +4,7 @@
 //! Counts only grow while a process runs, so that a reader makes rates from two readings, over whatever time it likes, and
 //! any number of readers may look. Fields come, and none goes or changes its meaning.
 
+use crate::fixed::AtRestart;
 use crate::histogram::Distribution;
 use crate::policy_state::Rejected;
 use crate::refused::Recent;
@@ -27,6 +28,8 @@ pub struct Status {
     pub admin: Option<String>,
     /// Whether this was asked there.
     pub may_change: bool,
+    /// What is not as the configuration says by now.
+    pub at_restart: AtRestart,
     /// The engine.
     pub engine: Engine,
     /// Requests that are being worked on.
@@ -265,7 +268,7 @@ pub struct Canary {
 /// The numbers of one gate.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Gate {
-    /// `errors`, `latency` or `disagreement`.
+    /// `errors`, `latency`, `faults` or `disagreement`.
     pub gate: String,
     /// Evidence that the candidate is worse; it is rolled back at `roll_back_at`.
     pub worse: f64,

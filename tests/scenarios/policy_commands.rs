@@ -55,7 +55,7 @@ fn a_policy_is_planned_applied_and_taken_back() {
     assert_eq!(
         plan,
         "model m\n  - 90 % go to version 1\n  - 10 % go to version 2\n  + 60 % go to version 1\n  + 40 % go to version 2\n  \
-         30.0000 % are answered by another version\n"
+         30.0000 % are answered by another version\nbreakers, limits and rollouts that are not named go on as they are\n"
     );
     assert_eq!(stack.metric("penstock_policy_generation"), 1.0, "nothing has happened yet");
 
@@ -206,4 +206,35 @@ fn a_process_starts_from_the_last_good_policy_when_the_file_is_broken() {
     std::fs::write(&stack.policies, BEFORE).unwrap();
     stack.wait_for_metric("penstock_policy_generation", 2.0);
     assert!(of_version_2(&stack) < answered);
+}
+
+#[test]
+fn what_only_a_restart_changes_is_told_to_who_plans_and_to_who_looks() {
+    let engine = engine();
+    let stack = stack(&engine);
+    let file = draft(&stack, AFTER);
+    let plan = || says(&penstock(&stack, &["plan", file.to_str().unwrap()]));
+    assert!(!plan().contains("restart"), "{}", plan());
+    let config = stack.folder().join("penstock.yaml");
+    let started = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, format!("{started}workers: 2\ndrain: {{delay: 1s}}\n")).unwrap();
+    let told = "workers and drain need a restart: fixed at start, and changed in the configuration since\n";
+    assert!(plan().contains(told), "{}", plan());
+    let json: serde_json::Value =
+        serde_json::from_str(&says(&penstock(&stack, &["plan", file.to_str().unwrap(), "--json"]))).unwrap();
+    assert_eq!(json["at_restart"]["settings"], serde_json::json!(["workers", "drain"]));
+    assert!(stack.log().contains(told.trim_end()), "{}", stack.log());
+    std::fs::write(&config, format!("{started}wrkers: 2\n")).unwrap();
+    stack.signal(rustix::process::Signal::HUP);
+    let status = eventually("the mistake to be shown", || {
+        let status = says(&penstock(&stack, &["status"]));
+        status.contains("a restart would fail").then_some(status)
+    });
+    assert!(status.contains("wrkers"), "{status}");
+    std::fs::write(&config, started).unwrap();
+    assert!(!plan().contains("restart"), "{}", plan());
+    let misplaced = draft(&stack, "listen: {http: '127.0.0.1:1'}\n");
+    let refused = penstock(&stack, &["apply", misplaced.to_str().unwrap()]);
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && why.contains("a change of it needs a restart"), "{why}");
 }

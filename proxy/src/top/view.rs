@@ -105,6 +105,9 @@ fn attention(lines: &mut Vec<Line<'static>>, status: &Status, width: usize) {
             BAD,
         );
     }
+    if let Some(words) = status.at_restart.in_words() {
+        wrap(lines, &format!("! {words}"), width, FAIR);
+    }
     for (model, split) in status.splits.as_object().into_iter().flatten() {
         if let Some(why) = split["mismatch"]["why"].as_str() {
             wrap(lines, &format!("! {model}: the shares are not as declared: {why}"), width, FAIR);

@@ -1,6 +1,7 @@
 //! Snapshots of the view in three sizes, from one made-up reading.
 
 use super::*;
+use crate::fixed::AtRestart;
 use crate::histogram::Histogram;
 use crate::policy_state::Rejected;
 use crate::refused::Recent;
@@ -223,6 +224,7 @@ fn what_is_wrong_comes_first_and_nothing_obeys_the_words_of_others() {
     let status = Status {
         not_ready: Some("the engine is away".into()),
         policy: Policy { rejected, ..reading().policy },
+        at_restart: AtRestart { settings: vec!["workers".into()], error: None },
         ..reading()
     };
     let shown = drawn(&watched(status), 100, 20);
@@ -231,6 +233,7 @@ fn what_is_wrong_comes_first_and_nothing_obeys_the_words_of_others() {
     assert!(lines[2].starts_with(
         "! the policy file is not in force, generation 4 goes on: policies.yaml:7: `canry`[31m"
     ));
+    assert!(shown.contains("! workers needs a restart: fixed at start"), "{shown}");
 }
 
 #[test]
