@@ -59,6 +59,8 @@ pub(crate) struct CanaryPolicy {
     /// Failing requests of the candidate that are too many, of all.
     pub(crate) failing_at_most: Millionths,
     pub(crate) slow: Option<SlowPolicy>,
+    /// Requests of which the version's own runner says that it has failed, and which are too many.
+    pub(crate) faulty_at_most: Option<Millionths>,
     /// Answers of the candidate that are not the baseline's and are too many, of all that a shadow compares.
     pub(crate) disagreeing_at_most: Option<Millionths>,
     /// Who gets the candidate first.
@@ -197,6 +199,8 @@ pub enum Sight {
     Answered(Duration),
     /// The version failed.
     Failed,
+    /// The engine went down as it ran.
+    Lost,
     /// There was no answer in time, which was so long.
     Late(Duration),
     /// Its client has left after so long.
@@ -216,7 +220,8 @@ impl Sight {
     /// What holds up or turns away one request does so to others at the same time.
     pub(crate) fn comes_in_bursts(self) -> bool {
         match self {
-            Self::Late(_) | Self::Gone(_) | Self::Unanswered => true,
+            // An engine takes with it all that it had.
+            Self::Lost | Self::Late(_) | Self::Gone(_) | Self::Unanswered => true,
             Self::Answered(_) | Self::Failed | Self::Refused | Self::Compared { .. } => false,
         }
     }
@@ -268,7 +273,7 @@ pub struct Record {
 /// The numbers of one gate.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct GateStatus {
-    /// `errors`, `latency` or `disagreement`.
+    /// `errors`, `latency`, `faults` or `disagreement`.
     pub gate: &'static str,
     /// Evidence that the candidate is worse; it is rolled back at `roll_back_at`.
     pub worse: f64,
@@ -473,7 +478,7 @@ impl Canary {
         for at in 0..self.gates.len() {
             let gate = &mut self.gates[at];
             if gate.hear(witness, now) && gate.worse() >= roll_back_at {
-                let (requests, events) = (gate.rare.requests(), gate.rare.events());
+                let (requests, events) = (gate.requests, gate.events);
                 let (version, baseline) = (self.policy.candidate.version, self.policy.baseline.version);
                 let of = format!("{events} of {requests} requests in this step");
                 let why = match gate.event {
@@ -482,6 +487,9 @@ impl Canary {
                     }
                     Event::Slow(_) => {
                         format!("version {version} is slow more often than version {baseline}: {of}")
+                    }
+                    Event::Fault => {
+                        format!("version {version} is at fault more often than version {baseline}: {of}")
                     }
                     Event::Disagreement => {
                         let most = gate.percent_at_most();
@@ -520,6 +528,7 @@ impl Canary {
         if self.phase != Phase::Running || now.saturating_duration_since(self.entered) < self.policy.dwell {
             return;
         }
+        self.gates.iter_mut().for_each(|gate| gate.look(now));
         let (verdict, gate, why) = self.verdict(now);
         let found = Some(Finding { share: self.share(), verdict, gate });
         if verdict == Verdict::Advance || self.judged != found {
@@ -585,7 +594,8 @@ impl Canary {
         }
     }
 
-    pub(crate) fn progress(&self, now: Instant) -> Progress {
+    pub(crate) fn progress(&mut self, now: Instant) -> Progress {
+        self.gates.iter_mut().for_each(|gate| gate.close_window(now));
         Progress {
             baseline: self.policy.baseline.version.0,
             candidate: self.candidate().0,
@@ -629,15 +639,17 @@ impl Canary {
     /// last: it changes with each answer where those are few, and is worth telling only when nothing else is missing.
     fn verdict(&self, now: Instant) -> (Verdict, Option<&'static str>, String) {
         for gate in &self.gates {
-            let (requests, needs) = (gate.rare.requests(), gate.rare.needs(ALPHA));
-            if requests < needs {
+            let (witnesses, needs) = (gate.rare.witnesses(), gate.rare.needs(ALPHA));
+            if witnesses < needs {
                 let name = gate.event.gate();
-                let why = format!("{name}: {requests} requests, at least {needs} are needed");
+                let of =
+                    if self.policy.stickiness.is_some() { "users, once each in a while" } else { "requests" };
+                let why = format!("{name}: {witnesses} {of}, at least {needs} are needed");
                 return (Verdict::InsufficientData, Some(name), why);
             }
         }
         if let Some(gate) = self.gates.iter().find(|gate| !gate.has_passed()) {
-            let (events, requests) = (gate.rare.events(), gate.rare.requests());
+            let (events, requests) = (gate.events, gate.requests);
             let (name, most) = (gate.event.gate(), gate.percent_at_most());
             let why = format!("{name}: {events} of {requests} is not shown to be below {most} %");
             return (Verdict::Hold, Some(name), why);
@@ -688,18 +700,20 @@ impl Canary {
             roll_back_at: self.roll_back_at(),
             rare: finite(gate.rare.value()),
             pass_at: 1.0 / ALPHA,
-            requests: gate.rare.requests(),
-            events: gate.rare.events(),
+            requests: gate.requests,
+            events: gate.events,
         };
         self.gates.iter().map(numbers).collect()
     }
 }
 
 fn gates(policy: &CanaryPolicy, now: Instant) -> Vec<Gate> {
-    let errors = Gate::new(Event::Error, policy.failing_at_most, now);
-    let slow = policy.slow.map(|slow| Gate::new(Event::Slow(slow.over), slow.at_most, now));
-    let disagreement = policy.disagreeing_at_most.map(|most| Gate::new(Event::Disagreement, most, now));
-    [errors].into_iter().chain(slow).chain(disagreement).collect()
+    let gate = |event, at_most| Gate::new(event, at_most, policy.dwell, now);
+    let errors = gate(Event::Error, policy.failing_at_most);
+    let slow = policy.slow.map(|slow| gate(Event::Slow(slow.over), slow.at_most));
+    let faults = policy.faulty_at_most.map(|most| gate(Event::Fault, most));
+    let disagreement = policy.disagreeing_at_most.map(|most| gate(Event::Disagreement, most));
+    [errors].into_iter().chain(slow).chain(faults).chain(disagreement).collect()
 }
 
 pub(crate) fn percent(share: Millionths) -> f64 {

@@ -290,6 +290,10 @@ fn canary(
         }
         None => Some(None),
     };
+    let faulty_at_most = match &written.gates.faults {
+        Some(gate) => faults.keep(&gates.join("faults").join("at_most"), millionths(gate.at_most)).map(Some),
+        None => Some(None),
+    };
     let slow = match &written.gates.latency {
         Some(latency) => {
             let at_most = (latency.at_most, "at_most");
@@ -305,6 +309,7 @@ fn canary(
         stickiness: stickiness?,
         failing_at_most: failing_at_most?,
         slow: slow?,
+        faulty_at_most: faulty_at_most?,
         disagreeing_at_most: disagreeing_at_most?,
         order: Order::default(),
     })

@@ -53,37 +53,65 @@ impl Worse {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Rare {
     bets: [f64; PARTS.len()],
-    /// What each bet wins, as a logarithm, when the event does not happen.
+    /// What each bet wins when the event does not happen.
     wins: [f64; PARTS.len()],
-    requests: u64,
-    events: u64,
+    witnesses: u64,
+}
+
+/// What is kept of it: how many were heard, and what each bet has made of them; none has lost all.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct KeptRare {
+    witnesses: u64,
+    bets: [Option<f64>; PARTS.len()],
 }
 
 impl Rare {
     /// `too_much` is a share of requests, above 0 and below 1.
     pub(crate) fn new(too_much: f64) -> Self {
-        let wins = PARTS.map(|part| ((1.0 - part * too_much) / (1.0 - too_much)).ln());
-        Self { bets: [0.0; PARTS.len()], wins, requests: 0, events: 0 }
+        let wins = PARTS.map(|part| (1.0 - part * too_much) / (1.0 - too_much));
+        Self { bets: [0.0; PARTS.len()], wins, witnesses: 0 }
     }
 
-    /// After so many requests, with so many events among them.
-    pub(crate) fn seen(too_much: f64, requests: u64, events: u64) -> Self {
-        let mut rare = Self { requests, events: events.min(requests), ..Self::new(too_much) };
+    /// After so many witnesses, to so many of whom the event has happened.
+    pub(crate) fn seen(too_much: f64, witnesses: u64, events: u64) -> Self {
+        let mut rare = Self { witnesses, ..Self::new(too_much) };
+        let events = events.min(witnesses);
         for ((bet, part), wins) in rare.bets.iter_mut().zip(PARTS).zip(rare.wins) {
             // Nothing times the logarithm of 0 is no number.
-            let lost = if rare.events == 0 { 0.0 } else { rare.events as f64 * part.ln() };
-            *bet = (rare.requests - rare.events) as f64 * wins + lost;
+            let lost = if events == 0 { 0.0 } else { events as f64 * part.ln() };
+            *bet = (witnesses - events) as f64 * wins.ln() + lost;
         }
         rare
     }
 
-    /// The candidate has answered a request, and the event happened or not.
-    pub(crate) fn observe(&mut self, happened: bool) {
-        self.requests += 1;
-        self.events += u64::from(happened);
+    /// Goes on with what was kept.
+    pub(crate) fn restored(too_much: f64, kept: &KeptRare) -> Self {
+        let bets = kept.bets.map(|bet| bet.unwrap_or(f64::NEG_INFINITY));
+        Self { bets, witnesses: kept.witnesses, ..Self::new(too_much) }
+    }
+
+    pub(crate) fn kept(&self) -> KeptRare {
+        // JSON knows no infinity.
+        let bets = self.bets.map(|bet| bet.is_finite().then_some(bet));
+        KeptRare { witnesses: self.witnesses, bets }
+    }
+
+    /// A witness of the candidate: to which part of its requests the event has happened. A bet is a line between what it
+    /// wins at 0 and what is left of it at 1, so that it is fair for every mean, and not of coins alone.
+    pub(crate) fn observe(&mut self, part_of_requests: f64) {
+        debug_assert!((0.0..=1.0).contains(&part_of_requests), "it is a part");
+        self.witnesses += 1;
         for ((bet, part), wins) in self.bets.iter_mut().zip(PARTS).zip(self.wins) {
-            // The bet on "never" is lost for good with the first event.
-            *bet += if happened { part.ln() } else { wins };
+            // The bet on "never" is lost for good with the first witness to whom nothing else has happened.
+            *bet += (wins + (part - wins) * part_of_requests).ln();
+        }
+    }
+
+    /// So many witnesses to whom it has not happened.
+    pub(crate) fn observe_none(&mut self, witnesses: u64) {
+        self.witnesses += witnesses;
+        for (bet, wins) in self.bets.iter_mut().zip(self.wins) {
+            *bet += wins.ln() * witnesses as f64;
         }
     }
 
@@ -92,9 +120,9 @@ impl Rare {
         mean(&self.bets)
     }
 
-    /// Requests that it takes at least, all without the event, before the answer can be yes.
+    /// Witnesses that it takes at least, all without the event, before the answer can be yes.
     pub(crate) fn needs(&self, alpha: f64) -> u64 {
-        let after = |requests: u64| mean(&self.wins.map(|wins| wins * requests as f64)) >= 1.0 / alpha;
+        let after = |witnesses: u64| mean(&self.wins.map(|wins| wins.ln() * witnesses as f64)) >= 1.0 / alpha;
         let (mut low, mut high) = (0, 1);
         while !after(high) {
             (low, high) = (high, high * 2);
@@ -106,12 +134,8 @@ impl Rare {
         high
     }
 
-    pub(crate) fn requests(&self) -> u64 {
-        self.requests
-    }
-
-    pub(crate) fn events(&self) -> u64 {
-        self.events
+    pub(crate) fn witnesses(&self) -> u64 {
+        self.witnesses
     }
 }
 
@@ -173,12 +197,38 @@ pub(crate) mod tests {
         let is_fooled = |dice: &mut Dice| {
             let mut rare = Rare::new(0.01);
             (0..5_000).any(|_| {
-                rare.observe(dice.falls(0.01));
+                rare.observe(f64::from(u8::from(dice.falls(0.01))));
                 rare.value() >= 20.0
             })
         };
         let fooled = (0..10_000).filter(|_| is_fooled(&mut dice)).count();
         assert!(fooled <= 500, "{fooled} of 10,000");
+    }
+
+    /// Users of ten requests, of which one in ten is too much: some fail always, some half of the time, some late.
+    #[test]
+    fn nor_is_what_happens_too_often_in_parts() {
+        let mut dice = Dice(19);
+        let is_fooled = |dice: &mut Dice| {
+            let mut rare = Rare::new(0.1);
+            (0..1_000).any(|_| {
+                let chance = if dice.falls(0.05) { 1.0 } else { 0.05 / 0.95 };
+                let failed = (0..10).filter(|_| dice.falls(chance)).count();
+                rare.observe(failed as f64 / 10.0);
+                rare.value() >= 20.0
+            })
+        };
+        // So close to 5 % that three standard deviations of chance are to be left to it.
+        let fooled = (0..10_000).filter(|_| is_fooled(&mut dice)).count();
+        assert!(fooled <= 565, "{fooled} of 10,000");
+        let mut rare = Rare::new(0.1);
+        (0..1_000).for_each(|_| rare.observe(if dice.falls(0.2) { 0.1 } else { 0.0 }));
+        assert!(rare.value() >= 20.0, "2 % is rare where 10 may be");
+        let kept = serde_json::to_string(&rare.kept()).unwrap();
+        assert_eq!(Rare::restored(0.1, &serde_json::from_str(&kept).unwrap()), rare);
+        rare.observe(1.0);
+        let kept = serde_json::to_string(&rare.kept()).unwrap();
+        assert_eq!(Rare::restored(0.1, &serde_json::from_str(&kept).unwrap()), rare);
     }
 
     #[test]
@@ -189,12 +239,15 @@ pub(crate) mod tests {
         let needs = rare.needs(0.05);
         assert!((300..500).contains(&needs), "{needs}");
         for _ in 1..needs {
-            rare.observe(false);
+            rare.observe(0.0);
         }
         assert!(rare.value() < 20.0);
-        rare.observe(false);
+        rare.observe(0.0);
         assert!(rare.value() >= 20.0);
-        rare.observe(true);
+        let mut at_once = Rare::new(0.01);
+        at_once.observe_none(needs);
+        assert!((at_once.value() / rare.value() - 1.0).abs() < 1e-9);
+        rare.observe(1.0);
         assert!(rare.value() < 20.0 && rare.value() > 0.0, "one failure costs, but not everything");
     }
 

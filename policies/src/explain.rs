@@ -155,6 +155,9 @@ fn write_canary(canary: &CanaryPolicy, out: &mut String) -> fmt::Result {
             slow.over
         )?;
     }
+    if let Some(faulty) = &canary.faulty_at_most {
+        writeln!(out, "  and that fewer than {} % of its requests are its own fault", share(faulty))?;
+    }
     if let Some(disagreeing) = &canary.disagreeing_at_most {
         let most = share(disagreeing);
         writeln!(

@@ -4,20 +4,24 @@
 //!
 //! The tests of [`evidence`](crate::evidence) hold for witnesses that know nothing of each other, so:
 //! - A sticky key is one witness. It is on the same side every time, and what fails for it may always fail for it, as
-//!   what is answered otherwise may always be.
+//!   what is answered otherwise may always be. Against the baseline it counts with its first failure, once in each asking,
+//!   however much went well before. For what is rare enough it counts once in each window, with the part of its requests in
+//!   it to which the event has happened: neither does who asks much hide the others, nor what goes well first what fails
+//!   then. So it is counted when the window is over, and not before; until then only nothing can be concluded from it.
 //! - What goes unanswered together is one witness: one stalled run makes many requests late, and one full queue turns
 //!   many away. The first of a burst counts, whichever side it is on.
 //!
 //! What was well for long would hide what is not now, so the question is asked anew at every step, and after so many events
 //! or so much time. Each asking has a stake, and stakes add up to 1: the sum may be looked at like a single test.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::canary::{ALL, Millionths, Sight, share_of_all};
-use crate::evidence::{Rare, Worse};
+use crate::evidence::{KeptRare, Rare, Worse};
 
 /// The chance that a candidate that is no worse is rolled back, in all gates and steps together; and the chance that
 /// one that fails too often passes a gate of one step.
@@ -37,8 +41,9 @@ const DISAGREEMENTS: u32 = 10;
 /// Askings that go on; the least promising of more ends with what it has come to.
 const ASKINGS_MAX: usize = 6;
 
-/// A sticky key says once in so long how well the candidate does.
-const KEY_WINDOW: Duration = Duration::from_secs(10);
+/// A sticky key says once in so long how well the candidate does, or once in this part of the least length of a step.
+const KEY_WINDOW_MAX: Duration = Duration::from_secs(10);
+const KEY_WINDOWS: u32 = 10;
 
 /// Keys that one asking, or one window, remembers. Further ones do not count, whichever version they have.
 const KEYS_MAX: usize = 5_000;
@@ -50,6 +55,8 @@ pub(crate) enum Event {
     Error,
     /// It took longer than this.
     Slow(Duration),
+    /// Whoever runs the version says that it has failed, or has gone with the request.
+    Fault,
     /// A copy of a request that the baseline has answered got another answer from the candidate.
     Disagreement,
 }
@@ -59,6 +66,7 @@ impl Event {
         match self {
             Self::Error => "errors",
             Self::Slow(_) => "latency",
+            Self::Fault => "faults",
             Self::Disagreement => "disagreement",
         }
     }
@@ -67,7 +75,7 @@ impl Event {
     fn over(self) -> Option<Duration> {
         match self {
             Self::Slow(over) => Some(over),
-            Self::Error | Self::Disagreement => None,
+            Self::Error | Self::Fault | Self::Disagreement => None,
         }
     }
 
@@ -75,7 +83,7 @@ impl Event {
     /// policy allows, because to the baseline it cannot happen.
     fn is_compared_with_the_baseline(self) -> bool {
         match self {
-            Self::Error | Self::Slow(_) => true,
+            Self::Error | Self::Slow(_) | Self::Fault => true,
             Self::Disagreement => false,
         }
     }
@@ -87,12 +95,21 @@ impl Event {
             // The baseline's impatient callers, and its full queue, balance the candidate's.
             (
                 Self::Error,
-                Sight::Failed | Sight::Unanswered | Sight::Late(_) | Sight::Gone(_) | Sight::Refused,
+                Sight::Failed
+                | Sight::Lost
+                | Sight::Unanswered
+                | Sight::Late(_)
+                | Sight::Gone(_)
+                | Sight::Refused,
             ) => Some(true),
             (Self::Slow(over), Sight::Answered(took)) => Some(took > over),
             // Who gave up early says nothing.
             (Self::Slow(over), Sight::Late(took) | Sight::Gone(took)) => (took > over).then_some(true),
-            (Self::Slow(_), Sight::Failed | Sight::Unanswered | Sight::Refused) => None,
+            (Self::Slow(_), Sight::Failed | Sight::Lost | Sight::Unanswered | Sight::Refused) => None,
+            (Self::Fault, Sight::Answered(_)) => Some(false),
+            (Self::Fault, Sight::Failed | Sight::Lost) => Some(true),
+            // Nobody blames the version for it.
+            (Self::Fault, Sight::Late(_) | Sight::Gone(_) | Sight::Unanswered | Sight::Refused) => None,
             (Self::Disagreement, Sight::Compared { agrees }) => Some(!agrees),
             (Self::Disagreement, _) | (_, Sight::Compared { .. }) => None,
         }
@@ -102,7 +119,7 @@ impl Event {
     fn is_the_versions(self, sight: Sight) -> bool {
         match (self, sight) {
             (Self::Error, Sight::Gone(_) | Sight::Refused) => false,
-            (Self::Error | Self::Slow(_) | Self::Disagreement, _) => true,
+            (Self::Error | Self::Slow(_) | Self::Fault | Self::Disagreement, _) => true,
         }
     }
 }
@@ -125,11 +142,22 @@ pub(crate) struct Gate {
     worse: Worsening,
     asked: Instant,
     pub(crate) rare: Rare,
-    /// Keys that have said something of the candidate in this window.
-    heard: HashSet<u64>,
+    /// Requests of the candidate in this step, and those to which the event has happened.
+    pub(crate) requests: u64,
+    pub(crate) events: u64,
+    /// What each key has had of the candidate in this window.
+    heard: HashMap<u64, Heard>,
     window: Instant,
+    window_length: Duration,
     /// When the last burst of unanswered requests began.
     burst: Option<Instant>,
+}
+
+/// Requests of one key.
+#[derive(Clone, Copy, Debug, Default)]
+struct Heard {
+    all: u32,
+    events: u32,
 }
 
 /// What is kept of the evidence over a restart.
@@ -143,14 +171,32 @@ pub(crate) struct Kept {
     worse: Worsening,
     requests: u64,
     events: u64,
+    /// Of processes before this was kept, every request was a witness.
+    #[serde(default)]
+    rare: Option<KeptRare>,
 }
 
 impl Gate {
-    pub(crate) fn new(event: Event, at_most: Millionths, now: Instant) -> Self {
+    /// In steps that last at least for `dwell`.
+    pub(crate) fn new(event: Event, at_most: Millionths, dwell: Duration, now: Instant) -> Self {
         let rare = Rare::new(share_of_all(at_most));
         let mut worse = Worsening::default();
         worse.ask_anew();
-        Self { event, at_most, worse, asked: now, rare, heard: HashSet::new(), window: now, burst: None }
+        let window_length = (dwell / KEY_WINDOWS).min(KEY_WINDOW_MAX);
+        let (heard, requests, events) = (HashMap::new(), 0, 0);
+        Self {
+            event,
+            at_most,
+            worse,
+            asked: now,
+            rare,
+            requests,
+            events,
+            heard,
+            window: now,
+            window_length,
+            burst: None,
+        }
     }
 
     /// Goes on as another gate of the same name: what was found out about the candidate stays, what was found about
@@ -158,8 +204,12 @@ impl Gate {
     pub(crate) fn become_like(&mut self, other: Self) {
         if self.event != other.event {
             *self = other;
-        } else if self.at_most != other.at_most {
-            (self.at_most, self.rare) = (other.at_most, other.rare);
+            return;
+        }
+        self.window_length = other.window_length;
+        if self.at_most != other.at_most {
+            self.at_most = other.at_most;
+            self.forget_step(other.window);
             if !self.event.is_compared_with_the_baseline() {
                 (self.worse, self.asked) = (other.worse, other.asked);
             }
@@ -170,10 +220,7 @@ impl Gate {
     pub(crate) fn hear(&mut self, witness: Witness, now: Instant) -> bool {
         let Witness { is_candidate, share, key, sight } = witness;
         let Some(happened) = self.event.happened(sight) else { return false };
-        let is_news = is_candidate && self.event.is_the_versions(sight) && self.is_news(key, now);
-        if is_news {
-            self.rare.observe(happened);
-        }
+        let is_news = is_candidate && self.event.is_the_versions(sight) && self.is_news(key, happened, now);
         let is_evidence = if self.event.is_compared_with_the_baseline() {
             happened && !(sight.comes_in_bursts() && self.is_in_a_burst(now))
         } else {
@@ -199,8 +246,32 @@ impl Gate {
     /// The next step begins.
     pub(crate) fn begin_step(&mut self, now: Instant) {
         self.ask_anew(now);
+        self.forget_step(now);
+    }
+
+    fn forget_step(&mut self, now: Instant) {
         self.rare = Rare::new(share_of_all(self.at_most));
+        (self.requests, self.events, self.window) = (0, 0, now);
         self.heard.clear();
+    }
+
+    /// Counts what keys have had, if their window is over. Call it before asking whether the gate has passed.
+    pub(crate) fn look(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.window) >= self.window_length {
+            self.close_window(now);
+        }
+    }
+
+    pub(crate) fn close_window(&mut self, now: Instant) {
+        let mut well = 0;
+        for (_, Heard { all, events }) in self.heard.drain() {
+            match events {
+                0 => well += 1,
+                events => self.rare.observe(f64::from(events) / f64::from(all)),
+            }
+        }
+        self.rare.observe_none(well);
+        self.window = now;
     }
 
     fn ask_anew(&mut self, now: Instant) {
@@ -232,8 +303,9 @@ impl Gate {
     }
 
     pub(crate) fn kept(&self) -> Kept {
-        let (requests, events) = (self.rare.requests(), self.rare.events());
-        Kept { over: self.event.over(), at_most: self.at_most, worse: self.worse.clone(), requests, events }
+        let (over, at_most, worse) = (self.event.over(), self.at_most, self.worse.clone());
+        let rare = Some(self.rare.kept());
+        Kept { over, at_most, worse, requests: self.requests, events: self.events, rare }
     }
 
     /// Goes on where an earlier process has stopped, as after a reload; `same_step` where its step, too, goes on.
@@ -246,17 +318,33 @@ impl Gate {
             self.worse = kept.worse.clone();
         }
         if is_same_limit && same_step {
-            self.rare = Rare::seen(share_of_all(self.at_most), kept.requests, kept.events);
+            let too_much = share_of_all(self.at_most);
+            self.rare = match &kept.rare {
+                Some(rare) => Rare::restored(too_much, rare),
+                None => Rare::seen(too_much, kept.requests, kept.events),
+            };
+            (self.requests, self.events) = (kept.requests, kept.events);
         }
     }
 
-    fn is_news(&mut self, key: Option<u64>, now: Instant) -> bool {
-        let Some(key) = key else { return true };
-        if now.saturating_duration_since(self.window) >= KEY_WINDOW {
-            self.heard.clear();
-            self.window = now;
-        }
-        self.heard.len() < KEYS_MAX && self.heard.insert(key)
+    /// Takes down a request of the candidate; whether it is the first of its key in this window.
+    fn is_news(&mut self, key: Option<u64>, happened: bool, now: Instant) -> bool {
+        self.requests += 1;
+        self.events += u64::from(happened);
+        self.look(now);
+        let Some(key) = key else {
+            self.rare.observe(f64::from(u8::from(happened)));
+            return true;
+        };
+        let is_full = self.heard.len() >= KEYS_MAX;
+        let heard = match self.heard.entry(key) {
+            Entry::Vacant(_) if is_full => return false,
+            Entry::Vacant(new) => new.insert(Heard::default()),
+            Entry::Occupied(known) => known.into_mut(),
+        };
+        heard.all = heard.all.saturating_add(1);
+        heard.events = heard.events.saturating_add(u32::from(happened)).min(heard.all);
+        heard.all == 1
     }
 
     fn is_in_a_burst(&mut self, now: Instant) -> bool {

@@ -186,6 +186,9 @@ pub(crate) struct Gates {
     pub(crate) errors: Option<ErrorGate>,
     /// Slow answers. Without it, nobody looks how long answers take.
     pub(crate) latency: Option<LatencyGate>,
+    /// Requests of which whoever runs the version says that it has failed, or that went down with the engine; not those that
+    /// were late, turned away, or left by their clients.
+    pub(crate) faults: Option<FaultGate>,
     /// Answers that are not the baseline's. Needs a `shadow` of the candidate, which says when two answers agree.
     pub(crate) disagreement: Option<DisagreementGate>,
 }
@@ -196,6 +199,15 @@ pub(crate) struct Gates {
 pub(crate) struct ErrorGate {
     /// Percent of the candidate's requests that must be shown not to fail before it gets more. The smaller, the more
     /// requests that takes: about 400 without a failure for 1, 4000 for 0.1. Default: 1.
+    #[schemars(range(min = 0.0001, max = 99.9999))]
+    pub(crate) at_most: f64,
+}
+
+/// How many requests may be the version's own fault.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FaultGate {
+    /// Percent of the candidate's requests that it has answered or failed.
     #[schemars(range(min = 0.0001, max = 99.9999))]
     pub(crate) at_most: f64,
 }

@@ -214,7 +214,8 @@ impl Path {
         let (outcome, ended) = (if is_lost { Outcome::Lost } else { outcome(&said) }, Instant::now());
         record.outcome = Some(outcome);
         pass.settle(outcome, ended);
-        Attempt { answer, sight: sight(&said, ended - asking.now), is_paid_for: is_paid_for(&said), ended }
+        let sight = if is_lost { Some(Sight::Lost) } else { sight(&said, ended - asking.now) };
+        Attempt { answer, sight, is_paid_for: is_paid_for(&said), ended }
     }
 
     /// Has the engine answer.
