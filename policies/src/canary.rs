@@ -18,17 +18,18 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::attribute::Attributes;
-use crate::gate::{ALPHA, Event, Gate, Kept, Witness};
+use crate::gate::{self, ALPHA, Event, Gate, Kept, Witness};
 use crate::pick::{Pick, PickReason, Stickiness, Target, WithoutKey};
 use crate::ring::{self, Order, Parts};
 use crate::tally::{self, Declared, Drawn, Instead};
 use crate::units::Version;
 
-/// Verdicts that are remembered.
+/// Verdicts that are remembered, and those of them that are kept over a restart.
 const HISTORY: usize = 64;
+const KEPT: usize = 32;
 
 /// A share of the requests, in millionths.
 pub(crate) type Millionths = u32;
@@ -228,7 +229,7 @@ impl Sight {
 }
 
 /// What is to be done about a rollout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// The candidate gets the next step's share.
@@ -254,7 +255,7 @@ impl Verdict {
 }
 
 /// A verdict with its numbers.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// When, as time that had passed in this step.
     pub after: Duration,
@@ -271,10 +272,11 @@ pub struct Record {
 }
 
 /// The numbers of one gate.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GateStatus {
     /// `errors`, `latency`, `faults` or `disagreement`.
-    pub gate: &'static str,
+    #[serde(deserialize_with = "gate_name")]
+    pub gate: GateName,
     /// Evidence that the candidate is worse; it is rolled back at `roll_back_at`.
     pub worse: f64,
     /// See there.
@@ -287,6 +289,15 @@ pub struct GateStatus {
     pub requests: u64,
     /// Those to which the event happened.
     pub events: u64,
+}
+
+/// Called so that it is not taken for text that is borrowed from what is read.
+type GateName = &'static str;
+
+fn gate_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'static str, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    // What another release has written must not keep this one from starting.
+    Ok(gate::NAMES.into_iter().find(|known| *known == name).unwrap_or("unknown"))
 }
 
 /// How far a rollout is.
@@ -337,6 +348,9 @@ pub struct Progress {
     phase: Phase,
     dwelt: Duration,
     gates: BTreeMap<String, Kept>,
+    /// The last few, oldest first.
+    #[serde(default)]
+    verdicts: Vec<Record>,
 }
 
 impl Progress {
@@ -607,6 +621,7 @@ impl Canary {
                 Phase::Paused | Phase::RolledBack | Phase::Promoted => Duration::ZERO,
             },
             gates: self.gates.iter().map(|gate| (gate.event.gate().to_owned(), gate.kept())).collect(),
+            verdicts: self.history.iter().skip(self.history.len().saturating_sub(KEPT)).cloned().collect(),
         }
     }
 
@@ -615,6 +630,7 @@ impl Canary {
         let versions = (self.policy.baseline.version.0, self.candidate().0);
         if versions == (progress.baseline, progress.candidate) {
             self.phase = progress.phase.clone();
+            self.history = progress.verdicts.iter().rev().take(KEPT).rev().cloned().collect();
             let same_step = self.go_to(progress.millionths);
             if same_step {
                 self.entered = now.checked_sub(progress.dwelt).unwrap_or(now);

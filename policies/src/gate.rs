@@ -61,8 +61,16 @@ pub(crate) enum Event {
     Disagreement,
 }
 
+/// Of all gates.
+pub(crate) const NAMES: [&str; 4] = [
+    Event::Error.gate(),
+    Event::Slow(Duration::ZERO).gate(),
+    Event::Fault.gate(),
+    Event::Disagreement.gate(),
+];
+
 impl Event {
-    pub(crate) fn gate(self) -> &'static str {
+    pub(crate) const fn gate(self) -> &'static str {
         match self {
             Self::Error => "errors",
             Self::Slow(_) => "latency",

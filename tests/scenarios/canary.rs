@@ -91,8 +91,13 @@ fn a_version_that_fails_is_rolled_back_and_stays_so_over_a_restart_and_a_reload(
         let saved = std::fs::read_to_string(stack.folder().join("state.json")).ok()?;
         saved.contains("rolled_back").then_some(())
     });
+    let verdicts = status(&stack)["verdicts"].clone();
+    assert!(!verdicts.as_array().unwrap().is_empty());
     stack.restart();
     assert_eq!(status(&stack)["phase"], "rolled_back");
+    assert_eq!(status(&stack)["verdicts"], verdicts, "why, is known after it as well");
+    let shown = told(&stack, &["status"]);
+    assert!(text(&shown.stdout).contains("roll back: version 2 fails more often"), "{}", text(&shown.stdout));
     assert!((0..50).all(|user| ask(&stack.client(), user).1 == "1"));
     std::fs::write(&stack.policies, policy(3, "1h")).unwrap();
     eventually("the next candidate to begin", || (status(&stack)["candidate"] == 3).then_some(()));

@@ -556,6 +556,36 @@ fn progress_survives_a_reload_and_a_restart_of_the_same_rollout_only() {
 }
 
 #[test]
+fn verdicts_survive_a_restart_in_bounded_number_and_are_not_told_twice() {
+    let mut world = World::new("steps: [10, 50], dwell: 1m", 1);
+    (0..600).for_each(|_| world.tell(true, FAST));
+    assert_eq!(world.wait(60), Some(Verdict::InsufficientData));
+    assert_eq!(world.work(1), Some(Verdict::Advance));
+    (0..50).for_each(|_| world.tell(true, Sight::Failed));
+    let mut told = world.canary.status().verdicts;
+    assert_eq!(told.len(), 3);
+    let restarted = |world: &mut World| {
+        let kept = serde_json::to_string(&world.canary.progress(world.now)).unwrap();
+        let mut next = Canary::new(policy("steps: [10, 50], dwell: 1m"), world.now);
+        next.restore(&serde_json::from_str(&kept).unwrap(), world.now);
+        next
+    };
+    world.canary = restarted(&mut world);
+    assert_eq!(world.canary.status().verdicts, told);
+    assert!(world.canary.news().is_empty(), "they were told by the process before");
+    for _ in 0..40 {
+        for command in [Command::Resume, Command::Abort] {
+            world.canary.command(command, "again", world.now).unwrap();
+        }
+    }
+    told = world.canary.status().verdicts;
+    world.canary = restarted(&mut world);
+    assert_eq!(world.canary.status().verdicts, told[told.len() - KEPT..]);
+    let of_another_release = serde_json::to_string(&told[0]).unwrap().replace("errors", "novelty");
+    assert_eq!(serde_json::from_str::<Record>(&of_another_release).unwrap().gates[0].gate, "unknown");
+}
+
+#[test]
 fn a_restart_keeps_no_evidence_about_another_limit() {
     let gates = |errors: u32, over: u32| {
         format!(
