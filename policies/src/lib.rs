@@ -57,7 +57,7 @@ pub use ledger::{
     Usage,
 };
 pub use limiter::{Cost, LimitPolicy, Limited, Quota};
-pub use live::{Generation, Live, Published};
+pub use live::{Adopted, Generation, Live, Published};
 pub use outcome::Outcome;
 pub use overload::{Criticality, Room, Standing};
 pub use parse::parse;

@@ -3,13 +3,16 @@
 //! Readers take one atomic load and keep what they got; a publisher replaces the pointer. A generation's number says
 //! which policy answered a request, so it moves only if the policy did.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use serde::Serialize;
 
 use crate::ledger::Ledger;
-use crate::snapshot::Snapshot;
+use crate::ring;
+use crate::snapshot::{Rings, Snapshot};
 
 /// A snapshot with the number under which it went live.
 #[derive(Debug, PartialEq, Eq)]
@@ -67,6 +70,40 @@ impl Live {
         ledger.roll_out(&next.snapshot, now);
         Published { generation: number, changed: true }
     }
+
+    /// Has the policy in force, of which `same` is a copy, divide its requests as another process does that has these rings.
+    /// It keeps its number: it says the same as before. By model, of those that both divide, what has come of it.
+    pub fn adopt(
+        &self,
+        same: Snapshot,
+        rings: &Rings,
+        ledger: &Ledger,
+        now: Instant,
+    ) -> BTreeMap<String, Adopted> {
+        let _publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.load();
+        let before = ledger.rings(&current.snapshot);
+        let snapshot = same.follow(&before).follow(rings);
+        let next = Arc::new(Generation { number: current.number, snapshot });
+        self.current.store(Arc::clone(&next));
+        ledger.roll_out(&next.snapshot, now);
+        let after = ledger.rings(&next.snapshot);
+        let both = after.0.into_iter().filter_map(|(model, now)| {
+            let (then, there) = (before.0.get(&model)?, rings.0.get(&model)?);
+            let moved = ring::moved(then, &now) as f64 / ring::POINTS as f64;
+            Some((model, Adopted { moved_percent: moved * 100.0, agrees: now == *there }))
+        });
+        both.collect()
+    }
+}
+
+/// What has come of a ring that another process has.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Adopted {
+    /// Percent of the users, or of the requests where each draws anew, that another version answers now.
+    pub moved_percent: f64,
+    /// Whether everybody is now answered as there; else the shares are others.
+    pub agrees: bool,
 }
 
 #[cfg(test)]
@@ -86,6 +123,35 @@ mod tests {
             Published { generation: 1, changed: false }
         );
         assert!(Arc::ptr_eq(&before, &live.load()));
+    }
+
+    /// One has come to its policy on the way over another, one has begun with it.
+    #[test]
+    fn a_process_divides_as_another_does_once_it_has_its_rings() {
+        let split = |weights: &str| {
+            parse(&format!("models: {{m: {{split: {{weights: {weights}, sticky: {{header: u}}}}}}, other: {{split: {{weights: {{1: 1, 2: 1}}}}}}}}"), "a").unwrap()
+        };
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        let (long, fresh) = (Live::new(split("{1: 90, 2: 10}")), Live::new(split("{1: 60, 2: 10, 3: 30}")));
+        long.publish(split("{1: 60, 2: 10, 3: 30}"), &ledger, now);
+        let users: Vec<_> = (0..1000).map(|user| user.to_string()).collect();
+        let of = |live: &Live| -> Vec<_> {
+            let snapshot = &live.load().snapshot;
+            let pick = |user: &String| ledger.pick(snapshot, "m", &[("u", user.as_str())], 0, |_| true);
+            users.iter().map(|user| pick(user).unwrap().version).collect()
+        };
+        assert_ne!(of(&long), of(&fresh));
+        let text = serde_json::to_string(&ledger.rings(&long.load().snapshot)).unwrap();
+        let rings: Rings = serde_json::from_str(&text).unwrap();
+        let adopted = fresh.adopt(split("{1: 60, 2: 10, 3: 30}"), &rings, &ledger, now);
+        assert_eq!(of(&long), of(&fresh));
+        assert!(adopted["m"].agrees && adopted["m"].moved_percent > 1.0, "{adopted:?}");
+        assert_eq!(adopted["other"], Adopted { moved_percent: 0.0, agrees: true });
+        assert_eq!(fresh.load().number, 1);
+        let again = fresh.adopt(split("{1: 60, 2: 10, 3: 30}"), &rings, &ledger, now);
+        assert_eq!(again["m"], Adopted { moved_percent: 0.0, agrees: true });
+        let elsewhere = Live::new(split("{1: 50, 2: 50}"));
+        assert!(!elsewhere.adopt(split("{1: 50, 2: 50}"), &rings, &ledger, now)["m"].agrees);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 
-/// Serves the dashboard with its buttons, `/canaries`, `/splits`, `/policy` and `/status`.
+/// Serves the dashboard with its buttons, `/canaries`, `/splits`, `/rings`, `/policy` and `/status`.
 #[derive(Debug)]
 pub struct Admin {
     /// Where canaries are.
@@ -43,7 +43,7 @@ const REASON_MAX: usize = 200;
 /// As much as a policy may have.
 const BODY: BodyLimits = BodyLimits { bytes_max: POLICY_BYTES_MAX, time_max: Duration::from_secs(10) };
 
-const HELP: &str = "here are / for people, GET /status, GET /canaries, GET /splits, POST /canaries/{model}/{pause|resume|promote|abort}?reason=..., GET and PUT /policy, \
+const HELP: &str = "here are / for people, GET /status, GET /canaries, GET /splits, GET and PUT /rings, POST /canaries/{model}/{pause|resume|promote|abort}?reason=..., GET and PUT /policy, \
      GET /policy/history, POST /policy/plan and POST /policy/rollback?to=GENERATION";
 
 #[async_trait]
@@ -70,6 +70,14 @@ impl ServeHttp for Admin {
             (&Method::GET, ["splits"]) => {
                 json_of(&serde_json::to_value(self.ledger.splits(Instant::now())).expect("names and numbers"))
             }
+            (&Method::GET, ["rings"]) => {
+                let rings = self.ledger.rings(&self.overview.live.load().snapshot);
+                json_of(&serde_json::to_value(rings).expect("names and numbers"))
+            }
+            (&Method::PUT, ["rings"]) => match self.text(session).await {
+                Ok(text) => self.adopt(&text).await,
+                Err(refusal) => refuse(refusal.status(), &refusal.to_string()),
+            },
             (&Method::POST, ["canaries", model, word]) => {
                 let model = percent_decode_str(model).decode_utf8_lossy();
                 let reason = parameter(query, "reason").unwrap_or_default();
@@ -132,6 +140,15 @@ impl Admin {
         }
     }
 
+    async fn adopt(&self, text: &str) -> Response<Vec<u8>> {
+        match serde_json::from_str(text) {
+            Ok(rings) => self.ask(Ask::Adopt { rings }).await,
+            Err(error) => {
+                refuse(StatusCode::UNPROCESSABLE_ENTITY, &format!("not what GET /rings shows: {error}"))
+            }
+        }
+    }
+
     async fn text(&self, session: &mut ServerSession) -> Result<String, Refusal> {
         let body = body::read_plain(session, &BODY, &mut self.slots.enter(Room::ALL)?).await?;
         String::from_utf8(body.into())
@@ -189,6 +206,7 @@ fn show(edit: Edit) -> Response<Vec<u8>> {
             };
             json_of(&revisions.iter().map(tagged).collect())
         }
+        Edit::Adopted(models) => json_of(&json!(models)),
         Edit::Planned { plan, tag, at_restart } => {
             let words = at_restart.in_words().map(|words| format!("{words}\n")).unwrap_or_default();
             let text = format!("{plan}{words}");

@@ -90,6 +90,28 @@ impl Remote {
         Ok(history.as_array().into_iter().flatten().map(line).collect())
     }
 
+    /// Who answers at which point, of every model that is divided: for another process.
+    pub fn rings(&self) -> anyhow::Result<String> {
+        Ok(format!("{}\n", self.call("GET", "/rings", "")?))
+    }
+
+    /// Divides requests as the process does from which these rings are.
+    pub fn adopt(&self, rings: &str, json: bool) -> anyhow::Result<String> {
+        let put = http::Request::put(self.url("/rings")).body(rings.to_owned())?;
+        let adopted = body_of(self.ask(put)?)?;
+        if json {
+            return Ok(format!("{adopted:#}\n"));
+        }
+        let line = |(model, adopted): (&String, &Value)| {
+            let moved = adopted["moved_percent"].as_f64().unwrap_or(f64::NAN);
+            let agrees = adopted["agrees"] == true;
+            let is = if agrees { "as there" } else { "not as there: the shares are others" };
+            format!("{model}: {is}; {moved:.4} % are answered by another version than before\n")
+        };
+        let text: String = adopted.as_object().into_iter().flatten().map(line).collect();
+        Ok(if text.is_empty() { "no model is divided both here and there\n".into() } else { text })
+    }
+
     fn call(&self, method: &str, path: &str, reason: &str) -> anyhow::Result<Value> {
         let reason = percent_encoding::utf8_percent_encode(reason, percent_encoding::NON_ALPHANUMERIC);
         let query = if method == "GET" { String::new() } else { format!("?reason={reason}") };

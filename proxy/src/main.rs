@@ -67,6 +67,14 @@ enum Command {
         #[command(flatten)]
         remote: Running,
     },
+    /// Show who answers at which point of the rings of a running penstock; or take over those of another one, whose users
+    /// then have the same versions here: `penstock rings --admin A | penstock rings --admin B -`.
+    Rings {
+        /// What another one has shown; `-` for standard input.
+        file: Option<PathBuf>,
+        #[command(flatten)]
+        remote: Running,
+    },
     /// Print the JSON schema of policy files, for editors.
     Schema,
     /// Show a running penstock in the terminal: who answers what share, where time goes, what was refused and why.
@@ -144,6 +152,10 @@ fn main() -> ExitCode {
             remote.ask(|remote, json| remote.roll_back(to, tag.as_deref(), json))
         }
         Command::History { remote } => remote.ask(|remote, json| remote.history(json)),
+        Command::Rings { file: None, remote } => remote.ask(|remote, _| remote.rings()),
+        Command::Rings { file: Some(file), remote } => {
+            rings(&file).and_then(|text| remote.ask(|remote, json| remote.adopt(&text, json)))
+        }
         Command::Top { address } => proxy::top::run(&address),
         Command::Status { remote } => remote.ask(|remote, json| remote.status(json)),
         Command::Canary { action, model, reason, remote } => {
@@ -178,6 +190,12 @@ fn serve(config: PathBuf) -> anyhow::Result<()> {
 fn read(file: &Path) -> anyhow::Result<String> {
     let (_, bytes) = proxy::reload::read(file)?;
     String::from_utf8(bytes).with_context(|| format!("{}", file.display()))
+}
+
+fn rings(file: &Path) -> anyhow::Result<String> {
+    let stdin = file == Path::new("-");
+    let text = if stdin { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
+    text.with_context(|| format!("cannot read {}", file.display()))
 }
 
 fn check(file: &Path, json: bool) -> anyhow::Result<()> {

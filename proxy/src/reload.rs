@@ -169,6 +169,11 @@ impl Reload {
                 let at_restart = tokio::task::spawn_blocking(move || fixed.look()).await.unwrap_or_default();
                 Ok(Edit::Planned { plan, tag, at_restart })
             }
+            Ask::Adopt { rings } => {
+                let snapshot = compiled_aside(self.revisions.current().text.as_bytes(), Path::new("policy"));
+                let snapshot = snapshot.await.map_err(Denied::Faulty)?;
+                Ok(Edit::Adopted(self.live.adopt(snapshot, &rings, &self.ledger, Instant::now())))
+            }
             Ask::Put { tag, .. } | Ask::RollBack { tag, .. } if tag != current.tag() => {
                 Err(Denied::Changed { tag: current.tag() })
             }

@@ -2,9 +2,9 @@
 //! remembered and how a revision is told from another; carried out is it by `reload.rs`.
 
 use crate::fixed::AtRestart;
-use policies::Plan;
+use policies::{Plan, Rings};
 use serde::Serialize;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::SystemTime;
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_64;
@@ -134,6 +134,10 @@ pub(crate) enum Ask {
         to: Option<u64>,
         tag: String,
     },
+    /// Divide requests as another process does.
+    Adopt {
+        rings: Rings,
+    },
 }
 
 /// What came of it.
@@ -152,6 +156,7 @@ pub(crate) enum Edit {
         plan: Plan,
         revision: Revision,
     },
+    Adopted(BTreeMap<String, policies::Adopted>),
 }
 
 /// Why nothing came of it.

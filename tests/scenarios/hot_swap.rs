@@ -1,8 +1,9 @@
 //! The policy file changes while requests go on: none fails, each sees one policy, and a mistake changes nothing.
 
-use harness::{Behaviour, Client, ScriptedEngine, Stack, eventually, infer_body};
+use harness::{Behaviour, Client, ScriptedEngine, Stack, binary, eventually, infer_body};
 use rustix::process::Signal;
 use std::path::Path;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 fn all_to(version: u32) -> String {
@@ -196,4 +197,60 @@ fn users_move_only_if_they_must_and_not_for_a_restart() {
     });
     stack.restart();
     assert_eq!(of(&stack), after);
+}
+
+/// A second replica starts with the policy to which the first has come on the way over another one.
+#[test]
+fn replicas_agree_once_one_has_the_others_rings_and_stay_so() {
+    let versions = [("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer), ("m", 3, Behaviour::Answer)];
+    let engine = ScriptedEngine::start(&versions);
+    let policy = |weights: &str| {
+        format!("models: {{m: {{split: {{weights: {weights}, sticky: {{header: x-user-id}}}}}}}}\n")
+    };
+    let start = |weights: &str| {
+        Stack::builder()
+            .policies(&policy(weights))
+            .external_engine(engine.socket())
+            .config("state: state.json")
+            .start()
+    };
+    let of = |stack: &Stack| -> Vec<String> {
+        let client = stack.client();
+        let ask = |user: usize| {
+            let user = format!("user-{user}");
+            let answer = client.infer("m", &[("x-user-id", &user)], &infer_body("x", [1, 1], &[0.0]));
+            answer.header("x-penstock-version").to_owned()
+        };
+        (0..300).map(ask).collect()
+    };
+    let change = |stack: &Stack, weights: &str, generation: f64| {
+        std::fs::write(&stack.policies, policy(weights)).unwrap();
+        stack.wait_for_metric("penstock_policy_generation", generation);
+    };
+    let first = start("{1: 90, 2: 10}");
+    change(&first, "{1: 50, 2: 10, 3: 40}", 2.0);
+    let mut second = start("{1: 50, 2: 10, 3: 40}");
+    assert_ne!(of(&first), of(&second), "each has its history");
+    let rings = first.folder().join("rings.json");
+    let penstock = |stack: &Stack, arguments: &[&str]| {
+        let admin = stack.admin.to_string();
+        let output =
+            Command::new(binary("penstock")).arg("rings").args(arguments).args(["--admin", &admin]).output();
+        let output = output.expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("text")
+    };
+    std::fs::write(&rings, penstock(&first, &[])).unwrap();
+    let adopted = penstock(&second, &[rings.to_str().unwrap()]);
+    assert!(adopted.starts_with("m: as there; "), "{adopted}");
+    assert_eq!(of(&first), of(&second));
+    assert_eq!(second.metric("penstock_policy_generation"), 1.0, "the policy is the same");
+    change(&first, "{1: 20, 2: 40, 3: 40}", 3.0);
+    change(&second, "{1: 20, 2: 40, 3: 40}", 2.0);
+    assert_eq!(of(&first), of(&second), "a change is the same for both");
+    let before = of(&second);
+    second.signal(rustix::process::Signal::TERM);
+    assert!(second.wait().success());
+    second.restart();
+    assert_eq!(of(&second), before);
 }
