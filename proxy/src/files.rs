@@ -1,9 +1,17 @@
-//! Replaces a file at once: whoever reads it, or is killed meanwhile, finds the old content or the new one.
+//! Replaces a file at once: whoever reads it, or is killed meanwhile, finds the old content or the new one. And reads one
+//! that may be anything, however long.
 
 use anyhow::Context;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Read, Write};
 use std::path::Path;
+
+/// A file that has at most so many bytes; of a longer one the beginning, which is one byte more than that.
+pub(crate) fn read_at_most(file: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(file)?.take(bytes_max as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
 
 /// Writes through a symbolic link, not in its place.
 pub(crate) fn replace(file: &Path, content: &[u8]) -> anyhow::Result<()> {

@@ -220,7 +220,7 @@ impl Reload {
         changes: &mut watch::Receiver<Duration>,
     ) -> std::io::Result<Vec<u8>> {
         let last_look = Instant::now() + STABLE_MAX;
-        let mut before = tokio::fs::read(&self.file).await;
+        let mut before = content_aside(&self.file).await;
         loop {
             let is_nothing_new =
                 matches!((&before, &self.seen), (Ok(bytes), Seen::Text(seen)) if bytes == seen);
@@ -233,7 +233,7 @@ impl Reload {
                 Ok(()) = changes.changed() => true,
                 () = tokio::time::sleep(wait) => false,
             };
-            let now = tokio::fs::read(&self.file).await;
+            let now = content_aside(&self.file).await;
             if changed {
                 settle = *changes.borrow_and_update();
             } else if before.as_ref().ok() == now.as_ref().ok() {
@@ -247,11 +247,21 @@ impl Reload {
 impl Seen {
     /// Whether that is what is there. A file that is gone may be written anew.
     fn is_still(&self, file: &Path) -> bool {
-        match std::fs::read(file) {
+        match content(file) {
             Ok(bytes) => matches!(self, Self::Text(seen) if *seen == bytes),
             Err(error) => error.kind() == std::io::ErrorKind::NotFound,
         }
     }
+}
+
+/// No more of it than shows that it is no policy: it may be anything, and of any length.
+fn content(file: &Path) -> std::io::Result<Vec<u8>> {
+    files::read_at_most(file, POLICY_BYTES_MAX)
+}
+
+async fn content_aside(file: &Path) -> std::io::Result<Vec<u8>> {
+    let file = file.to_owned();
+    tokio::task::spawn_blocking(move || content(&file)).await?
 }
 
 /// Writes a file if `may` says so just before; whether it did. A disk that is slow must not hold up whoever shares this
@@ -281,15 +291,14 @@ pub fn first(
     state.reject(&format!("{error:#}"), SystemTime::now());
     let (snapshot, bytes) = read(last_good)?;
     // It is told now, and not again before it changes.
-    let seen = std::fs::read(file).map_or(Seen::Missing, Seen::Text);
+    let seen = content(file).map_or(Seen::Missing, Seen::Text);
     tracing::error!("starting with the last policy that was in force, {}", last_good.display());
     Ok((snapshot, bytes, seen))
 }
 
 /// Reads a policy file for the first time.
 pub fn read(file: &Path) -> anyhow::Result<(policies::Snapshot, Vec<u8>)> {
-    let bytes =
-        std::fs::read(file).with_context(|| format!("cannot read the policy file {}", file.display()))?;
+    let bytes = content(file).with_context(|| format!("cannot read the policy file {}", file.display()))?;
     let snapshot = compile(&bytes, file).map_err(anyhow::Error::msg)?;
     Ok((snapshot, bytes))
 }
@@ -310,8 +319,7 @@ async fn compiled_aside(bytes: &[u8], file: &Path) -> Result<Snapshot, String> {
 fn compile(bytes: &[u8], file: &Path) -> Result<policies::Snapshot, String> {
     let origin = file.display().to_string();
     if bytes.len() > POLICY_BYTES_MAX {
-        let got = bytes.len();
-        return Err(format!("{origin}: it has {got} bytes, a policy has at most {POLICY_BYTES_MAX}"));
+        return Err(format!("{origin}: it is too long, a policy has at most {POLICY_BYTES_MAX} bytes"));
     }
     let text = std::str::from_utf8(bytes).map_err(|error| format!("{origin}: not UTF-8: {error}"))?;
     if text.trim().is_empty() {
@@ -363,6 +371,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn of_a_file_of_any_length_no_more_is_read_than_a_policy_may_have() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("p.yaml");
+        std::fs::File::create(&file).unwrap().set_len(1 << 40).unwrap();
+        assert_eq!(content(&file).unwrap().len(), POLICY_BYTES_MAX + 1);
+        assert!(read(&file).unwrap_err().to_string().contains("it is too long"));
+        std::fs::write(&file, vec![b'#'; POLICY_BYTES_MAX]).unwrap();
+        assert_eq!(content(&file).unwrap().len(), POLICY_BYTES_MAX);
+    }
+
+    #[test]
     fn a_file_that_is_no_policy_is_told_from_one_by_its_size() {
         let mut text = String::from("models: {}\n");
         let padded = |bytes: usize| " #".repeat(bytes / 2);
@@ -370,6 +389,6 @@ mod tests {
         assert!(compile(text.as_bytes(), Path::new("p")).is_ok());
         let large = text.clone() + &padded(9 << 20);
         let error = compile(large.as_bytes(), Path::new("p")).unwrap_err();
-        assert_eq!(error, format!("p: it has {} bytes, a policy has at most 1048576", large.len()));
+        assert_eq!(error, "p: it is too long, a policy has at most 1048576 bytes");
     }
 }
