@@ -2,7 +2,7 @@
 //! that a real model cannot be made to; it speaks the real wire over a real socket.
 
 use bytes::Bytes;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -44,6 +44,8 @@ struct Scripts {
     changed: Condvar,
     /// Versions that have vanished.
     gone: Mutex<HashSet<(String, u64)>>,
+    /// Tenant and criticality of the latest requests.
+    standings: Mutex<VecDeque<(u64, u32)>>,
     /// Who has to be told so.
     listeners: Mutex<Vec<Arc<Mutex<UnixStream>>>>,
 }
@@ -114,7 +116,17 @@ impl ScriptedEngine {
 
     /// Waits for a request to be cancelled.
     pub fn next_cancel(&self) -> Option<u64> {
-        self.cancels.lock().expect("unpoisoned").recv_timeout(Duration::from_secs(10)).ok()
+        self.next_cancel_within(Duration::from_secs(10))
+    }
+
+    /// The same, for no longer than this.
+    pub fn next_cancel_within(&self, time: Duration) -> Option<u64> {
+        self.cancels.lock().expect("unpoisoned").recv_timeout(time).ok()
+    }
+
+    /// Tenant and criticality of the latest request, in the words of the wire.
+    pub fn last_standing(&self) -> Option<(u64, u32)> {
+        self.scripts.standings.lock().expect("unpoisoned").back().copied()
     }
 
     /// Where it listens.
@@ -163,6 +175,12 @@ fn serve(mut stream: UnixStream, scripts: &Scripts, cancelled: &Sender<u64>) {
 
 fn answer(frame: &Frame, scripts: &Scripts, outbox: &mut Outbox) -> std::ops::ControlFlow<()> {
     let infer: Infer = prost::Message::decode(frame.metadata.clone()).expect("metadata decodes");
+    let mut standings = scripts.standings.lock().expect("unpoisoned");
+    if standings.len() == 16 {
+        standings.pop_front();
+    }
+    standings.push_back((infer.tenant, infer.criticality));
+    drop(standings);
     let version = (infer.model, infer.version);
     let behaviour = scripts.behaviour(&version);
     let refuse = |status: Status, message: &str| Reply {

@@ -286,3 +286,22 @@ fn a_version_that_is_mended_and_loaded_again_answers_at_once() {
     assert_eq!(ask(), 200);
     assert_eq!(stack.metric(state), 0.0);
 }
+
+/// What becomes of it in the queue is the engine's own test: here it learns who asks.
+#[test]
+fn the_engine_is_told_whose_request_it_is_and_how_much_that_matters() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let policy = "overload:\n  tenant: {header: x-tenant}\n  criticality:\n    - {when: {header: x-is, equals: critical}, is: critical}\n    - {when: {header: x-is, equals: batch}, is: sheddable}\n";
+    let stack = Stack::builder().policies(policy).external_engine(engine.socket()).start();
+    let client = stack.client();
+    let standing = |headers: &[(&str, &str)]| {
+        assert_eq!(client.infer("m", headers, &body()).status, 200);
+        engine.last_standing().expect("it was asked")
+    };
+    let (acme, batch) =
+        (standing(&[("x-tenant", "acme")]), standing(&[("x-tenant", "acme"), ("x-is", "batch")]));
+    let (other, nobody) = (standing(&[("x-tenant", "other"), ("x-is", "critical")]), standing(&[]));
+    assert_eq!((acme.1, batch.1, other.1, nobody.1), (2, 3, 1, 2));
+    assert!(acme.0 == batch.0 && acme.0 != other.0 && acme.0 != 0, "{acme:?} {batch:?} {other:?}");
+    assert_ne!(nobody.0, acme.0, "who names none is none of them");
+}

@@ -212,3 +212,23 @@ fn a_page_in_a_browser_can_not_tell_it_what_to_do() {
     let elsewhere = Client::new(stack.http).post("/canaries/m/promote", &[], b"");
     assert_eq!(elsewhere.status, 404, "clients do not reach it");
 }
+
+/// Between the request that shows enough and the next one there is nothing: neither time, nor anybody's cookie.
+#[test]
+fn after_the_request_that_decides_nobody_meets_the_candidate_who_had_it_before() {
+    let engine = versions();
+    let stack = stack(&engine, &policy(2, "1h"));
+    let client = stack.client();
+    let of_candidate: Vec<usize> = (0..400).filter(|user| ask(&client, *user).1 == "2").collect();
+    assert!(of_candidate.len() > 40, "{of_candidate:?}");
+    engine.set("m", 2, Behaviour::Fail);
+    let answers: Vec<_> = of_candidate.iter().map(|user| ask(&client, *user)).collect();
+    let met = answers.iter().take_while(|(status, _)| *status == 500).count();
+    assert!((1..=10).contains(&met), "{met} users met it");
+    assert!(answers[met..].iter().all(|answer| *answer == (200, "1".into())), "{answers:?}");
+    assert!(
+        of_candidate.iter().all(|user| ask(&client, *user) == (200, "1".into())),
+        "nor does any come back"
+    );
+    assert_eq!(status(&stack)["phase"], "rolled_back");
+}

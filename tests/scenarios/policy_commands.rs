@@ -238,3 +238,46 @@ fn what_only_a_restart_changes_is_told_to_who_plans_and_to_who_looks() {
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && why.contains("a change of it needs a restart"), "{why}");
 }
+
+/// Programs read what people read: each command that tells something tells it in JSON.
+#[test]
+fn every_command_has_an_answer_for_programs() {
+    let engine = engine();
+    let stack = stack(&engine);
+    let file = draft(&stack, AFTER);
+    let file = file.to_str().unwrap();
+    let json = |arguments: &[&str]| -> serde_json::Value {
+        let text = says(&penstock(&stack, &[arguments, &["--json"]].concat()));
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {text}"))
+    };
+    let check = Command::new(binary("penstock")).args(["check", file, "--json"]).output().expect("it runs");
+    let check: serde_json::Value = serde_json::from_str(&says(&check)).unwrap();
+    assert_eq!(check["valid"], true);
+    let plan = json(&["plan", file]);
+    assert_eq!(
+        (&plan["changes"][0]["of"], &plan["changes"][0]["moved_percent"]),
+        (&"model m".into(), &30.0.into())
+    );
+    assert_eq!(json(&["apply", file])["generation"], 2);
+    assert_eq!(json(&["rollback"])["generation"], 3);
+    let history = json(&["history"]);
+    assert_eq!((history.as_array().unwrap().len(), &history[2]["source"]), (3, &"roll_back".into()));
+    assert_eq!(json(&["status"])["policy"]["generation"], 3);
+    let rings = json(&["rings"]);
+    assert_eq!(rings["m"].as_array().map(Vec::len), Some(2), "{rings}");
+    let saved = draft(&stack, &rings.to_string());
+    assert_eq!(json(&["rings", saved.to_str().unwrap()])["m"]["agrees"], true);
+    let canary =
+        draft(&stack, "models: {m: {canary: {baseline: 1, candidate: 2, steps: [10], dwell: 1h}}}\n");
+    json(&["apply", canary.to_str().unwrap()]);
+    for (word, phase) in
+        [("pause", "paused"), ("resume", "running"), ("promote", "promoted"), ("abort", "rolled_back")]
+    {
+        assert_eq!(json(&["canary", word, "m"])["phase"], phase);
+    }
+    let schema = Command::new(binary("penstock")).arg("schema").output().expect("it runs");
+    assert!(
+        serde_json::from_str::<serde_json::Value>(&says(&schema)).unwrap()["properties"]["models"]
+            .is_object()
+    );
+}

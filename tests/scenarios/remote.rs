@@ -95,3 +95,35 @@ fn a_server_that_does_not_answer_costs_its_deadline_and_no_more() {
     there_engine.next_cancel().expect("a cancelled request");
     stack.wait_for_metric("penstock_requests_in_flight", 0.0);
 }
+
+/// Traffic moves to another server step by step, and back at once when that fails.
+#[test]
+fn a_server_is_rolled_out_to_everybody_or_back_by_what_its_answers_show() {
+    let canary = "canary: {baseline: 1, candidate: 2, steps: [20, 60], dwell: 100ms, sticky: {header: x-user-id}, \
+                  gates: {errors: {at_most: 50}}}";
+    for (behaviour, phase, answers) in
+        [(Behaviour::Answer, "promoted", "2"), (Behaviour::Fail, "rolled_back", "1")]
+    {
+        let there_engine = ScriptedEngine::start(&[("m", 7, behaviour)]);
+        let there = Stack::builder().external_engine(there_engine.socket()).start();
+        let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+        let stack =
+            Stack::builder().policies(&policy(&there, canary)).external_engine(engine.socket()).start();
+        let (client, admin, mut user) = (stack.client(), harness::Client::new(stack.admin), 0);
+        let mut ask = || {
+            user += 1;
+            let user = format!("user-{user}");
+            client.infer("m", &[("x-user-id", &user)], &body())
+        };
+        eventually(phase, || {
+            (0..20).for_each(|_| drop(ask()));
+            (admin.get("/canaries").json()["m"]["phase"] == phase).then_some(())
+        });
+        for _ in 0..50 {
+            let answer = ask();
+            assert_eq!((answer.status, answer.header("x-penstock-version")), (200, answers));
+        }
+        let failed = stack.metric("penstock_requests_total{model=\"m\",version=\"2\",outcome=\"failed\"}");
+        assert!(failed <= 20.0, "{failed} users met it");
+    }
+}

@@ -65,6 +65,10 @@ fn a_shadow_that_hangs_delays_nobody_and_takes_only_its_own_room() {
     ask(&stack, 20);
     assert!(began.elapsed() < Duration::from_secs(10), "no request waits for a copy");
     stack.wait_for_metric(&series("dropped"), 17.0);
+    // All have their answers while three copies go on waiting for theirs.
+    stack.wait_for_metric("penstock_requests_in_flight", 0.0);
+    assert_eq!(["agreed", "disagreed", "failed"].map(|outcome| stack.metric(&series(outcome))), [0.0; 3]);
+    assert!(engine.next_cancel_within(Duration::ZERO).is_none(), "nor has anybody given them up");
     let engine = versions(Behaviour::Fail);
     let stack = self::stack(&engine, "percent: 100");
     ask(&stack, 1);

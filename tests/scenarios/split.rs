@@ -115,3 +115,35 @@ fn a_version_of_a_split_that_is_not_there_is_told_to_be_missing() {
     assert!(shown.contains("version 2 has answered 0 % of "), "{shown}");
     assert!(shown.contains("100 % of its requests were not answered, because it was not ready\n"), "{shown}");
 }
+
+/// Users by a cookie among others, and by a parameter of the address.
+#[test]
+fn a_cookie_or_the_address_tells_users_apart_as_well() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer)]);
+    let body = infer_body("x", [1, 1], &[0.0]);
+    for sticky in ["cookie", "query"] {
+        let policy = format!(
+            "models: {{m: {{split: {{weights: {{1: 1, 2: 1}}, sticky: {{{sticky}: uid}}, without_key: 1}}}}}}\n"
+        );
+        let stack = Stack::builder().policies(&policy).external_engine(engine.socket()).start();
+        let client = stack.client();
+        let ask = |user: Option<usize>, other: usize| {
+            let user = user.map(|user| format!("uid=user-{user}")).unwrap_or_default();
+            let (path, cookie) = match sticky {
+                "cookie" => ("/v2/models/m/infer".into(), format!("theme={other}; {user}; last={other}")),
+                _ => (format!("/v2/models/m/infer?debug={other}&{user}"), format!("uid=user-{other}")),
+            };
+            let answer = client.post(&path, &[("cookie", &cookie)], &body);
+            assert_eq!(answer.status, 200, "{}", answer.text());
+            answer.header("x-penstock-version").to_owned()
+        };
+        let mut of_2 = 0;
+        for user in 0..100 {
+            let first = ask(Some(user), 1);
+            assert!((2..5).all(|other| ask(Some(user), other) == first), "{sticky} {user}");
+            of_2 += usize::from(first == "2");
+        }
+        assert!((20..=80).contains(&of_2), "{of_2} of 100 users by {sticky}"); // 50 expected, σ = 5
+        assert!((0..20).all(|other| ask(None, other) == "1"), "nobody is nobody");
+    }
+}
