@@ -658,9 +658,14 @@ impl Canary {
             let (witnesses, needs) = (gate.rare.witnesses(), gate.rare.needs(ALPHA));
             if witnesses < needs {
                 let name = gate.event.gate();
-                let of =
-                    if self.policy.stickiness.is_some() { "users, once each in a while" } else { "requests" };
-                let why = format!("{name}: {witnesses} {of}, at least {needs} are needed");
+                let why = if self.policy.stickiness.is_some() {
+                    let every = gate.window_length;
+                    format!(
+                        "{name}: users were heard {witnesses} times, each once in {every:?}; {needs} times are needed"
+                    )
+                } else {
+                    format!("{name}: {witnesses} requests, at least {needs} are needed")
+                };
                 return (Verdict::InsufficientData, Some(name), why);
             }
         }

@@ -7,7 +7,8 @@
 //!   what is answered otherwise may always be. Against the baseline it counts with its first failure, once in each asking,
 //!   however much went well before. For what is rare enough it counts once in each window, with the part of its requests in
 //!   it to which the event has happened: neither does who asks much hide the others, nor what goes well first what fails
-//!   then. So it is counted when the window is over, and not before; until then only nothing can be concluded from it.
+//!   then. So it is counted when the window is over, and not before: what has not failed yet may still. Of copies that are
+//!   compared, the first of a key in each window speaks against the candidate.
 //! - What goes unanswered together is one witness: one stalled run makes many requests late, and one full queue turns
 //!   many away. The first of a burst counts, whichever side it is on.
 //!
@@ -156,7 +157,8 @@ pub(crate) struct Gate {
     /// What each key has had of the candidate in this window.
     heard: HashMap<u64, Heard>,
     window: Instant,
-    window_length: Duration,
+    /// A key is heard once in so long.
+    pub(crate) window_length: Duration,
     /// When the last burst of unanswered requests began.
     burst: Option<Instant>,
 }
