@@ -18,7 +18,7 @@ use crate::ledger::CrowdPolicy;
 use crate::limiter::{Cost, LimitPolicy};
 use crate::overload::{Criticality, OverloadPolicy};
 use crate::pick::{Rule, Split, Stickiness, Target, WithoutKey};
-use crate::remote::{CaFault, Remote};
+use crate::remote::{FileFault, Remote};
 use crate::ring::Order;
 use crate::schema;
 use crate::shadow::{ShadowPolicy, Tolerance};
@@ -86,8 +86,10 @@ pub(crate) enum Fault {
     #[error("expected an http or https URL with a host and without a password, got `{0}`")]
     Url(String),
     #[error(transparent)]
-    Ca(#[from] CaFault),
-    #[error("a version that another server answers cannot be compared")]
+    Ca(#[from] FileFault),
+    #[error(
+        "what another server answers cannot be compared: neither does it get copies, nor do its requests"
+    )]
     RemoteShadow,
     #[error("expected a `shadow` of the candidate beside it, which compares answers")]
     NothingCompared,
@@ -181,6 +183,12 @@ fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Fau
     }
     if let Some(Some(canary)) = &canary
         && canary.disagreeing_at_most.is_some()
+        && remotes.contains_key(&canary.baseline.version)
+    {
+        faults.note(path.join("canary").join("gates").join("disagreement"), Fault::RemoteShadow);
+    }
+    if let Some(Some(canary)) = &canary
+        && canary.disagreeing_at_most.is_some()
         && !matches!(&shadow, Some(Some(shadow)) if shadow.version == canary.candidate.version)
     {
         faults.note(path.join("canary").join("gates").join("disagreement"), Fault::NothingCompared);
@@ -212,6 +220,9 @@ fn remotes(
             Some(ca) => faults.keep(&path.join("ca"), remote.with_ca(ca))?,
             None => remote,
         };
+        let own = remote.with_own(written.cert.as_deref(), written.key.as_deref());
+        let at = if written.cert.is_some() { "cert" } else { "key" };
+        let remote = faults.keep(&path.join(at), own)?;
         Some((version?, Arc::new(remote)))
     };
     written.iter().filter_map(remote).collect()

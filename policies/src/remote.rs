@@ -11,15 +11,25 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remote {
     uri: Uri,
-    /// A file.
-    ca: Option<Arc<Path>>,
+    tls: Tls,
+}
+
+/// PEM files of a connection over TLS.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Tls {
+    /// Certificates that vouch for the server; without them, those of the system do.
+    pub ca: Option<Arc<Path>>,
+    /// The certificate that we show, with those between it and one that the server trusts, and its key.
+    pub own: Option<(Arc<Path>, Arc<Path>)>,
 }
 
 /// Why a file with certificates makes no sense.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum CaFault {
-    #[error("only an https URL has a certificate that somebody vouches for")]
+pub(crate) enum FileFault {
+    #[error("only an https URL has certificates")]
     Plain,
+    #[error("`cert` and `key` belong together")]
+    Alone,
     #[error("expected an absolute path, got `{0}`")]
     Relative(String),
 }
@@ -30,24 +40,36 @@ impl Remote {
         let uri: Uri = url.parse().ok()?;
         let is_known = uri.scheme().is_some_and(|scheme| *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS);
         let authority = uri.authority().filter(|authority| !authority.host().is_empty())?;
-        (is_known && !authority.as_str().contains('@')).then_some(Self { uri, ca: None })
+        (is_known && !authority.as_str().contains('@')).then_some(Self { uri, tls: Tls::default() })
     }
 
     /// Whose certificate must be vouched for by those in this file, and not by the system's.
-    pub(crate) fn with_ca(self, file: &str) -> Result<Self, CaFault> {
-        if !self.is_tls() {
-            return Err(CaFault::Plain);
-        }
-        let path = Path::new(file);
-        if !path.is_absolute() {
-            return Err(CaFault::Relative(file.to_owned()));
-        }
-        Ok(Self { ca: Some(path.into()), ..self })
+    pub(crate) fn with_ca(self, file: &str) -> Result<Self, FileFault> {
+        let ca = Some(self.file(file)?);
+        Ok(Self { tls: Tls { ca, ..self.tls }, ..self })
     }
 
-    /// A PEM file of the certificates that vouch for it; without one, those of the system do.
-    pub fn ca(&self) -> Option<&Arc<Path>> {
-        self.ca.as_ref()
+    /// To which we show a certificate of our own.
+    pub(crate) fn with_own(self, cert: Option<&str>, key: Option<&str>) -> Result<Self, FileFault> {
+        let own = match (cert, key) {
+            (None, None) => None,
+            (Some(cert), Some(key)) => Some((self.file(cert)?, self.file(key)?)),
+            (Some(_), None) | (None, Some(_)) => return Err(FileFault::Alone),
+        };
+        Ok(Self { tls: Tls { own, ..self.tls }, ..self })
+    }
+
+    fn file(&self, file: &str) -> Result<Arc<Path>, FileFault> {
+        if !self.is_tls() {
+            return Err(FileFault::Plain);
+        }
+        let path = Path::new(file);
+        if path.is_absolute() { Ok(path.into()) } else { Err(FileFault::Relative(file.to_owned())) }
+    }
+
+    /// How it and we prove who we are.
+    pub fn tls(&self) -> &Tls {
+        &self.tls
     }
 
     /// Whether it is spoken to over TLS.
@@ -80,8 +102,11 @@ impl Remote {
 impl fmt::Display for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.uri.fmt(f)?;
-        match &self.ca {
-            Some(ca) => write!(f, ", for which {} vouches", ca.display()),
+        if let Some(ca) = &self.tls.ca {
+            write!(f, ", for which {} vouches", ca.display())?;
+        }
+        match &self.tls.own {
+            Some((cert, _)) => write!(f, ", which is shown {}", cert.display()),
             None => Ok(()),
         }
     }
@@ -112,9 +137,15 @@ mod tests {
     fn certificates_that_vouch_for_it_are_in_a_file_that_is_found_from_anywhere() {
         let remote = |url| Remote::parse(url).unwrap();
         let vouched = remote("https://a/b").with_ca("/etc/ca.pem").unwrap();
-        assert_eq!(vouched.ca().map(|ca| &**ca), Some(Path::new("/etc/ca.pem")));
+        assert_eq!(vouched.tls().ca.as_deref(), Some(Path::new("/etc/ca.pem")));
         assert_eq!(vouched.to_string(), "https://a/b, for which /etc/ca.pem vouches");
-        assert_eq!(remote("http://a/b").with_ca("/etc/ca.pem"), Err(CaFault::Plain));
-        assert_eq!(remote("https://a/b").with_ca("ca.pem"), Err(CaFault::Relative("ca.pem".into())));
+        assert_eq!(remote("http://a/b").with_ca("/etc/ca.pem"), Err(FileFault::Plain));
+        assert_eq!(remote("https://a/b").with_ca("ca.pem"), Err(FileFault::Relative("ca.pem".into())));
+        let shown = remote("https://a/b").with_own(Some("/our.pem"), Some("/our.key")).unwrap();
+        assert_eq!(shown.to_string(), "https://a/b, which is shown /our.pem");
+        assert_eq!(remote("https://a/b").with_own(Some("/our.pem"), None), Err(FileFault::Alone));
+        assert_eq!(remote("https://a/b").with_own(None, None), Ok(remote("https://a/b")));
+        let (cert, key) = (Some("/our.pem"), Some("/our.key"));
+        assert_eq!(remote("http://a/b").with_own(cert, key), Err(FileFault::Plain));
     }
 }

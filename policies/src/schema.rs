@@ -94,6 +94,12 @@ pub(crate) struct Remote {
     /// A PEM file, by its whole path, of the certificates that vouch for an `https` server. Default: those of the system.
     #[schemars(extend("examples" = ["/etc/penstock/ca.pem"]))]
     pub(crate) ca: Option<String>,
+    /// A PEM file, by its whole path, of the certificate that an `https` server is shown. Default: none.
+    #[schemars(extend("examples" = ["/etc/penstock/client.pem"]))]
+    pub(crate) cert: Option<String>,
+    /// A PEM file, by its whole path, of the key of that.
+    #[schemars(extend("examples" = ["/etc/penstock/client.key"]))]
+    pub(crate) key: Option<String>,
 }
 
 /// How requests are divided between versions.

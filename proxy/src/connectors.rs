@@ -1,12 +1,13 @@
-//! Connections to other servers, apart by who vouches for the certificates of those servers: the system, or the certificates
-//! of a file. Decides when such a file is read again; never where a request goes.
+//! Connections to other servers, apart by who vouches for the certificates of those servers, the system or the certificates
+//! of a file, and by the certificate that they are shown. Decides when such files are read again; never where a request goes.
 //!
 //! A file that is replaced is noticed within a few seconds. One that has become unreadable is told, and the certificates
 //! that were read before stay in force: they were right until just now.
 
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
-use pingora::tls::{RootCertStore, load_ca_file_into_store};
+use pingora::tls::{ClientConfig, RootCertStore, load_ca_file_into_store, load_certs_and_key_files};
+use policies::Tls;
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
@@ -25,14 +26,14 @@ const IDLE_CONNECTIONS_MAX: usize = 128;
 /// The ways to other servers; shared by all requests.
 #[derive(Default)]
 pub(crate) struct Connectors {
-    kept: Mutex<HashMap<Option<Arc<Path>>, Kept>>,
+    kept: Mutex<HashMap<Tls, Kept>>,
 }
 
 #[derive(Clone)]
 struct Kept {
     connector: Arc<Connector>,
-    /// The file, when it was read.
-    modified: Option<SystemTime>,
+    /// The files, when they were read.
+    modified: Vec<SystemTime>,
     looked: Instant,
 }
 
@@ -43,20 +44,21 @@ impl fmt::Debug for Connectors {
 }
 
 impl Connectors {
-    /// The way to a server whose certificate those of this file vouch for; without one, those of the system do.
+    /// The way to a server that is shown this, and for whose certificate this vouches.
     ///
     /// # Errors
     /// Why there is none.
-    pub(crate) async fn of(&self, ca: Option<&Arc<Path>>) -> Result<Arc<Connector>, String> {
-        let (key, now) = (ca.cloned(), Instant::now());
+    pub(crate) async fn of(&self, tls: &Tls) -> Result<Arc<Connector>, String> {
+        let (key, now) = (tls.clone(), Instant::now());
+        let has_files = *tls != Tls::default();
         let kept = self.kept.lock().expect("no panic under this lock").get(&key).cloned();
-        let is_recent = |kept: &Kept| ca.is_none() || now.duration_since(kept.looked) < LOOK_EVERY;
+        let is_recent = |kept: &Kept| !has_files || now.duration_since(kept.looked) < LOOK_EVERY;
         if let Some(kept) = kept.as_ref().filter(|kept| is_recent(kept)) {
             return Ok(Arc::clone(&kept.connector));
         }
         // Reads files, and pingora panics where it cannot.
         let (file, before) = (key.clone(), kept.clone());
-        let made = tokio::task::spawn_blocking(move || make(file.as_deref(), before, now)).await;
+        let made = tokio::task::spawn_blocking(move || make(&file, before, now)).await;
         let made = made.map_err(|_| "the certificates that are trusted cannot be read".to_owned()).flatten();
         let next = match (made, kept) {
             (Ok(made), _) => made,
@@ -76,25 +78,53 @@ impl Connectors {
     }
 }
 
-/// The same as before, if that is what the file still holds.
-fn make(ca: Option<&Path>, before: Option<Kept>, now: Instant) -> Result<Kept, String> {
-    let Some(ca) = ca else {
-        return Ok(Kept { connector: Arc::new(Connector::new(None)), modified: None, looked: now });
+/// The same as before, if that is what the files still hold.
+fn make(tls: &Tls, before: Option<Kept>, now: Instant) -> Result<Kept, String> {
+    let Tls { ca, own } = tls;
+    let files = ca.iter().chain(own.iter().flat_map(|(cert, key)| [cert, key]));
+    let modified = |file: &Arc<Path>| {
+        let modified = std::fs::metadata(file).and_then(|file| file.modified());
+        modified.map_err(|error| unreadable(file, &error))
     };
-    let unreadable = |error: &dyn fmt::Display| format!("{}: {error}", ca.display());
-    let modified =
-        std::fs::metadata(ca).and_then(|file| file.modified()).map_err(|error| unreadable(&error))?;
-    if let Some(before) = before.filter(|before| before.modified == Some(modified)) {
+    let modified = files.map(modified).collect::<Result<Vec<_>, _>>()?;
+    if let Some(before) = before.filter(|before| before.modified == modified) {
         return Ok(Kept { looked: now, ..before });
     }
-    let mut trusted = RootCertStore::empty();
-    load_ca_file_into_store(ca, &mut trusted).map_err(|error| unreadable(&error))?;
-    if trusted.is_empty() {
-        return Err(unreadable(&"it holds no certificate"));
+    if let Some(ca) = ca {
+        let mut trusted = RootCertStore::empty();
+        load_ca_file_into_store(ca, &mut trusted).map_err(|error| unreadable(ca, &error))?;
+        if trusted.is_empty() {
+            return Err(unreadable(ca, &"it holds no certificate"));
+        }
     }
-    let file = ca.to_str().ok_or_else(|| unreadable(&"its name is not UTF-8"))?.to_owned();
-    let options = ConnectorOptions { ca_file: Some(file), ..ConnectorOptions::new(IDLE_CONNECTIONS_MAX) };
-    Ok(Kept { connector: Arc::new(Connector::new(Some(options))), modified: Some(modified), looked: now })
+    let own = own.as_ref().map(|(cert, key)| pair(cert, key)).transpose()?;
+    let ca = ca.as_deref().map(name).transpose()?;
+    let options = (ca.is_some() || own.is_some()).then(|| ConnectorOptions {
+        ca_file: ca,
+        cert_key_file: own,
+        ..ConnectorOptions::new(IDLE_CONNECTIONS_MAX)
+    });
+    Ok(Kept { connector: Arc::new(Connector::new(options)), modified, looked: now })
+}
+
+/// Pingora panics where these do not make a pair.
+fn pair(cert: &Path, key: &Path) -> Result<(String, String), String> {
+    let (cert_name, key_name) = (name(cert)?, name(key)?);
+    let loaded = load_certs_and_key_files(&cert_name, &key_name).map_err(|error| unreadable(cert, &error))?;
+    let (certs, own) =
+        loaded.ok_or_else(|| unreadable(cert, &"it holds no certificate, or its key no key"))?;
+    pingora::tls::install_default_crypto_provider();
+    let config = ClientConfig::builder().with_root_certificates(RootCertStore::empty());
+    config.with_client_auth_cert(certs, own).map_err(|error| unreadable(key, &error))?;
+    Ok((cert_name, key_name))
+}
+
+fn name(file: &Path) -> Result<String, String> {
+    file.to_str().map(str::to_owned).ok_or_else(|| unreadable(file, &"its name is not UTF-8"))
+}
+
+fn unreadable(file: &Path, error: &dyn fmt::Display) -> String {
+    format!("{}: {error}", file.display())
 }
 
 #[cfg(test)]
@@ -106,10 +136,33 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file: Arc<Path> = folder.path().join("ca.pem").into();
         let connectors = Connectors::default();
-        let why = connectors.of(Some(&file)).await.err().unwrap();
+        let tls = Tls { ca: Some(file.clone()), own: None };
+        let why = connectors.of(&tls).await.err().unwrap();
         assert!(why.ends_with("No such file or directory (os error 2)"), "{why}");
         std::fs::write(&file, "").unwrap();
-        let why = connectors.of(Some(&file)).await.err().unwrap();
+        let why = connectors.of(&tls).await.err().unwrap();
         assert!(why.ends_with("ca.pem: it holds no certificate"), "{why}");
+    }
+
+    #[tokio::test]
+    async fn a_key_that_is_not_the_certificates_is_told_and_shown_to_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str, text: String| -> Arc<Path> {
+            let file = folder.path().join(name);
+            std::fs::write(&file, text).unwrap();
+            file.into()
+        };
+        let made = rcgen::generate_simple_self_signed(vec!["us".to_owned()]).unwrap();
+        let other = rcgen::KeyPair::generate().unwrap();
+        let cert = file("cert.pem", made.cert.pem());
+        let (key, other) =
+            (file("key.pem", made.signing_key.serialize_pem()), file("other.pem", other.serialize_pem()));
+        let connectors = Connectors::default();
+        let of = |key: &Arc<Path>| Tls { ca: None, own: Some((cert.clone(), key.clone())) };
+        let why = connectors.of(&of(&other)).await.err().unwrap();
+        assert!(why.contains("other.pem: "), "{why}");
+        let why = connectors.of(&of(&cert)).await.err().unwrap();
+        assert!(why.contains("cert.pem: "), "{why}");
+        assert!(connectors.of(&of(&key)).await.is_ok());
     }
 }

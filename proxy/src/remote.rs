@@ -91,7 +91,7 @@ impl Remotes {
         may_repeat: impl FnOnce() -> bool,
     ) -> Result<Passed, Refusal> {
         let exchange = async {
-            let connector = self.connectors.of(remote.ca()).await.map_err(Refusal::RemoteFailed)?;
+            let connector = self.connectors.of(remote.tls()).await.map_err(Refusal::RemoteFailed)?;
             let peer = self.peer(remote).await?;
             let exchanged = async {
                 let mut head =

@@ -4,7 +4,9 @@
 use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::PrivateKeyDer;
-use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoClientAuth, WebPkiClientVerifier};
+use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -20,6 +22,11 @@ fn authority(name: &str) -> Authority {
 
 /// Serves over TLS as whoever is called `name`; where.
 fn serve(authority: &Authority, name: &str) -> SocketAddr {
+    serve_whom(authority, name, Arc::new(NoClientAuth))
+}
+
+/// The same for those whom `verifier` knows.
+fn serve_whom(authority: &Authority, name: &str, verifier: Arc<dyn ClientCertVerifier>) -> SocketAddr {
     let key = KeyPair::generate().expect("a key");
     let params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
     let certificate = params.signed_by(&key, authority).expect("a certificate");
@@ -27,7 +34,7 @@ fn serve(authority: &Authority, name: &str) -> SocketAddr {
     let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("protocol versions of the provider")
-        .with_no_client_auth()
+        .with_client_cert_verifier(verifier)
         .with_single_cert(
             vec![certificate.der().clone()],
             PrivateKeyDer::try_from(key.serialize_der()).expect("a key"),
@@ -129,5 +136,36 @@ fn a_certificate_that_is_not_theirs_is_a_502_with_a_reason_and_counts_against_th
         let refused = client.infer("m", &[], &body());
         assert_eq!(refused.status, 503, "{}", refused.text());
         assert!(refused.error().contains("keeps failing"), "{}", refused.error());
+    }
+}
+
+#[test]
+fn a_server_that_wants_to_know_who_asks_is_shown_the_certificate_of_a_file() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let (servers, clients) = (authority("servers"), authority("clients"));
+    let mut known = RootCertStore::empty();
+    known.add(clients.der().clone()).expect("a certificate");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(known.into(), provider).build().expect("a root");
+    let there = serve_whom(&servers, "localhost", verifier);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let write = |name: &str, text: String| {
+        let file = folder.path().join(name);
+        std::fs::write(&file, text).expect("a file");
+        file.display().to_string()
+    };
+    let ca = write("ca.pem", servers.pem());
+    let stranger = stack(&engine, there, &format!(", ca: '{ca}'"));
+    let refused = stranger.client().infer("m", &[], &body());
+    assert_eq!(refused.status, 502, "{}", refused.text());
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new(vec!["us".to_owned()]).expect("a name");
+    let cert = write("cert.pem", params.signed_by(&key, &clients).expect("a certificate").pem());
+    let key = write("key.pem", key.serialize_pem());
+    let stack = stack(&engine, there, &format!(", ca: '{ca}', cert: '{cert}', key: '{key}'"));
+    for _ in 0..3 {
+        let answer = stack.client().infer("m", &[], &body());
+        assert_eq!((answer.status, answer.header("x-penstock-version")), (200, "2"), "{}", answer.text());
     }
 }
