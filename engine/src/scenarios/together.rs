@@ -122,7 +122,11 @@ fn a_model_that_failed_its_trial_never_runs_twice_at_once() {
             &fp32(&inputs[0]).iter().map(|x| x + coupled).collect::<Vec<_>>(),
         )])
     });
-    let engine = Engine::start_with(vec![model, candidate("other", double)], |settings| settings.lanes = 3);
+    let engine = Engine::start_with(vec![model, candidate("other", double)], |settings| {
+        settings.lanes = 3;
+        // Measured on a busy machine, three threads may seem best, and a run of either would take all lanes' cores.
+        settings.threads_per_lane = std::num::NonZeroUsize::new(1);
+    });
     let mut client = engine.connect();
     let index = client.index();
     assert_eq!(index[0].max_batch, 1);
