@@ -187,8 +187,6 @@ pub struct Batch<T> {
     pub pieces: Arc<[Piece<T>]>,
     /// To be told that they are late: their deadline has passed, or will before they can have run.
     pub late: Vec<T>,
-    /// How long a job that came now would wait for its turn.
-    pub backlog: Duration,
     /// To be given back after the run.
     pub claim: Claim,
 }
@@ -602,9 +600,8 @@ impl<T: Clone> Batcher<T> {
         let curve = self.known(&bucket).map(|profile| &profile.curve);
         let takes = curve.and_then(|curve| curve.typical(rows)).unwrap_or_default();
         self.running.push(Running { number, bucket: bucket.clone(), rows, lanes, back: now + takes });
-        let backlog = self.backlog(now);
-        self.ahead = backlog;
-        Batch { pieces, late, backlog, claim: Claim { bucket, number, rows, began: now } }
+        self.ahead = self.backlog(now);
+        Batch { pieces, late, claim: Claim { bucket, number, rows, began: now } }
     }
 
     fn known(&self, bucket: &Bucket) -> Option<&Profile> {

@@ -64,15 +64,15 @@ struct Bisection {
 
 impl Lane {
     fn run(&mut self) {
-        while let Some(Batch { pieces, late, backlog, claim }) = self.queue.next(self.number) {
+        while let Some(Batch { pieces, late, claim }) = self.queue.next(self.number) {
             turn_away(&late);
-            let ended = if pieces.is_empty() { Ended::Failed } else { self.answer(&pieces, backlog) };
+            let ended = if pieces.is_empty() { Ended::Failed } else { self.answer(&pieces) };
             self.queue.finish(self.number, claim, ended);
         }
     }
 
-    fn answer(&mut self, pieces: &[Piece<Arc<Job>>], backlog: Duration) -> Ended {
-        let failure = match self.attempt(pieces, backlog) {
+    fn answer(&mut self, pieces: &[Piece<Arc<Job>>]) -> Ended {
+        let failure = match self.attempt(pieces) {
             Ok(()) => return Ended::Ran,
             Err(failure) => failure,
         };
@@ -82,7 +82,7 @@ impl Lane {
             return Ended::Failed;
         }
         let mut bisection = Bisection::default();
-        self.bisect(pieces, &failure, backlog, &mut bisection);
+        self.bisect(pieces, &failure, &mut bisection);
         // Where all fail, the model is to blame.
         if bisection.some_ran {
             bisection.failed.iter().for_each(|job| self.queue.convict(job));
@@ -92,13 +92,7 @@ impl Lane {
 
     /// Runs the halves of what failed, gathered again from the original bytes, until those that the model cannot take
     /// are alone: at most twice as many runs as there are pieces, or as there are rows where memory does not suffice.
-    fn bisect(
-        &mut self,
-        pieces: &[Piece<Arc<Job>>],
-        failure: &Failure,
-        backlog: Duration,
-        into: &mut Bisection,
-    ) {
+    fn bisect(&mut self, pieces: &[Piece<Arc<Job>>], failure: &Failure, into: &mut Bisection) {
         let Some(halves) = halves(pieces, failure) else {
             let job = &pieces[0].job;
             self.give_up(job, failure.status, failure);
@@ -113,9 +107,9 @@ impl Lane {
             if half.is_empty() {
                 continue;
             }
-            match self.attempt(&half, backlog) {
+            match self.attempt(&half) {
                 Ok(()) => into.some_ran = true,
-                Err(failure) => self.bisect(&half, &failure, backlog, into),
+                Err(failure) => self.bisect(&half, &failure, into),
             }
         }
     }
@@ -126,7 +120,7 @@ impl Lane {
     }
 
     /// Runs pieces of one bucket together and answers them. A panic is a failure like any other.
-    fn attempt(&mut self, pieces: &[Piece<Arc<Job>>], backlog: Duration) -> Result<(), Failure> {
+    fn attempt(&mut self, pieces: &[Piece<Arc<Job>>]) -> Result<(), Failure> {
         let started = Instant::now();
         let rows = rows_of(pieces);
         self.watchdog.began(self.number, &pieces[0].job.request.version, started);
@@ -139,7 +133,7 @@ impl Lane {
                 self.watchdog.device_lost(failure.error.message.clone());
             }
         })?;
-        split::reply(pieces, &outputs, Ran { started, in_place, ended: Instant::now(), rows, backlog });
+        split::reply(pieces, &outputs, Ran { started, in_place, ended: Instant::now(), rows });
         for Piece { job, rows, .. } in pieces {
             // A piece may have told its caller that the whole has failed.
             if *rows < job.request.rows && !job.is_wanted() {

@@ -30,8 +30,6 @@ pub(crate) struct Ran {
     pub(crate) in_place: Instant,
     pub(crate) ended: Instant,
     pub(crate) rows: u32,
-    /// What waited when it was formed.
-    pub(crate) backlog: Duration,
 }
 
 impl Ran {
@@ -180,7 +178,6 @@ fn reply_parts(
 ) {
     // Copied before a mailbox is locked: outputs may be large, and a lock is held for the frame heads only.
     let mut payloads = cut(parts, outputs, alone).into_iter();
-    let backlog_us = micros(ran.backlog);
     let mut writer = Writer {
         outputs,
         ran,
@@ -189,7 +186,7 @@ fn reply_parts(
         phases: ran.phases(),
         runs: runs.unwrap_or_else(|| vec![ran.told()]),
         batch: span_of(parts),
-        reply: Reply { status: Status::Ok as i32, backlog_us, ..Reply::default() },
+        reply: Reply { status: Status::Ok as i32, ..Reply::default() },
         describes_all: false,
     };
     for parts in parts.chunk_by(|one, other| one.job.mailbox.connection == other.job.mailbox.connection) {

@@ -290,10 +290,7 @@ pub struct Reply {
     /// When it makes sense to ask again, µs; 0 if that is not known.
     #[prost(uint64, tag = "5")]
     pub retry_after_us: u64,
-    /// How long a request that came when this batch was formed would have waited for its turn, µs.
-    #[prost(uint64, tag = "6")]
-    pub backlog_us: u64,
-    /// Of a [`Control`]: the first index that shows what it did.
+    /// Of a [`Control`]: the first index that shows what it did. Tag 6 was another field's.
     #[prost(uint64, tag = "7")]
     pub revision: u64,
 }
