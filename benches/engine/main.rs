@@ -138,7 +138,7 @@ fn measure(models: &Path, workload: &Workload, device: Device, takes: Duration) 
     let load = || torch::load(&file, Some(Manifest::parse(&manifest)?), device).map_err(anyhow::Error::msg);
     let model = load()?;
     let Rows::UpTo(most) = model.spec().rows else { anyhow::bail!("its model.yaml declares no rows") };
-    let (form, report) = optimise::optimise(&*model, most, &Pace::alone());
+    let (form, report) = optimise::optimise(&*model, most, &Pace::alone(), &|_, _| true);
     let best = form.unwrap_or(load()?);
     let (served, lanes) = serve(models, workload.model, device)?;
     let mut driver = Driver::connect(&served, workload)?;

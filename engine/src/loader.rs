@@ -595,7 +595,7 @@ fn how(version: &Version) -> String {
     }
 }
 
-/// The fastest form that is as good, if it passes the same trial. What remembers earlier runs stays as it is.
+/// The fastest form of those that are as good and pass the same trial. What remembers earlier runs stays as it is.
 fn in_best_form(
     model: Box<dyn Model>,
     verdict: &Verdict,
@@ -615,9 +615,9 @@ fn in_best_form(
         again.is_ok_and(|again| again == *verdict)
             && golden.is_none_or(|golden| golden.check(form, pace).is_ok())
     };
-    match optimise(&*model, most, pace) {
-        (Some(form), report) if passes(&*form, &report) => (form, report),
-        _ => (model, Report::default()),
+    match optimise(&*model, most, pace, &passes) {
+        (Some(form), report) => (form, report),
+        (None, _) => (model, Report::default()),
     }
 }
 

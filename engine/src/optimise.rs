@@ -36,8 +36,14 @@ pub struct Report {
     pub error_max: f64,
 }
 
-/// The best form of `model`, if that is not the model itself; it runs batches of at most `most` rows.
-pub fn optimise(model: &dyn Model, most: u32, pace: &Pace) -> (Option<Box<dyn Model>>, Report) {
+/// The best form of `model` that `passes`, if that is not the model itself; it runs batches of at most `most` rows. Only a form
+/// that would be kept is asked to pass, with the report on it.
+pub fn optimise(
+    model: &dyn Model,
+    most: u32,
+    pace: &Pace,
+    passes: &dyn Fn(&dyn Model, &Report) -> bool,
+) -> (Option<Box<dyn Model>>, Report) {
     let Some(made_up) = MadeUp::new(model, pace) else { return Default::default() };
     let sizes = sizes(model, &made_up, most, pace);
     let mut best: (Option<Box<dyn Model>>, Report, f64) = (None, Report::default(), GAIN_MIN);
@@ -52,8 +58,10 @@ pub fn optimise(model: &dyn Model, most: u32, pace: &Pace) -> (Option<Box<dyn Mo
                 let gains = || per_row.iter().map(|(_, before, after)| before / after);
                 let gain = (gains().map(f64::ln).sum::<f64>() / per_row.len().max(1) as f64).exp();
                 tracing::debug!(%optimisation, gain, error_max, "tried");
-                if gain > best.2 && gains().all(|gain| gain >= LOSS_MAX) {
-                    best = (Some(other), Report { kept: Some(optimisation), per_row, error_max }, gain);
+                let is_better = gain > best.2 && gains().all(|gain| gain >= LOSS_MAX);
+                let report = Report { kept: Some(optimisation), per_row, error_max };
+                if is_better && passes(&*other, &report) {
+                    best = (Some(other), report, gain);
                 }
             }
             Err(why) => tracing::debug!(%optimisation, "not taken: {why}"),
@@ -167,8 +175,25 @@ mod tests {
         })
     }
 
+    fn optimise_any(plain: &Scripted) -> (Option<Box<dyn Model>>, Report) {
+        optimise(plain, 8, &Pace::alone(), &|_, _| true)
+    }
+
     fn kept(plain: Scripted) -> Option<Optimisation> {
-        optimise(&plain, 8, &Pace::alone()).1.kept
+        optimise_any(&plain).1.kept
+    }
+
+    #[test]
+    fn where_the_fastest_form_does_not_pass_the_next_best_is_kept() {
+        use Optimisation::*;
+        for (first, last) in [(Freeze, Inference), (Inference, Freeze)] {
+            let plain = model(4000, 0.0)
+                .with_form(first, || Ok(model(2000, 0.0)))
+                .with_form(last, || Ok(model(500, 0.0)));
+            let passes = |_: &dyn Model, report: &Report| report.kept != Some(last);
+            let (form, report) = optimise(&plain, 8, &Pace::alone(), &passes);
+            assert_eq!((form.is_some(), report.kept), (true, Some(first)), "{report}");
+        }
     }
 
     #[test]
@@ -178,7 +203,7 @@ mod tests {
             .with_form(Freeze, || Ok(model(2000, 0.0)))
             .with_form(Inference, || Ok(model(1000, 0.00001)))
             .with_form(ChannelsLast, || Ok(model(10, 1.0)));
-        let (form, report) = optimise(&plain, 8, &Pace::alone());
+        let (form, report) = optimise_any(&plain);
         assert!(form.is_some());
         assert_eq!((report.kept, report.per_row.len()), (Some(Inference), 2));
         assert!(report.error_max > 0.0 && report.error_max < 1e-4, "{report}");
@@ -197,7 +222,7 @@ mod tests {
                 Ok(vec![output_fp32("y", &inputs[0].shape, &fp32(&inputs[0]))])
             });
             let plain = plain.with_form(Optimisation::Bfloat16, || Ok(model(1000, 0.01)));
-            optimise(&plain, 8, &Pace::alone()).1.kept
+            optimise_any(&plain).1.kept
         };
         assert_eq!((forms(true), forms(false)), (Some(Optimisation::Bfloat16), None));
     }
