@@ -114,6 +114,10 @@ impl Case {
             check_inputs(spec, self.inputs.clone(), &self.payload).map_err(|refusal| refusal.to_string())?;
         let (given, payload) =
             with_masks(spec, given, &self.payload).map_err(|refusal| refusal.to_string())?;
+        for Given { slot, datatype, bytes, .. } in &given {
+            let checked = spec.inputs[*slot].check_values(*datatype, &payload[bytes.clone()]);
+            checked.map_err(|refusal| refusal.to_string())?;
+        }
         let rows = rows(spec, &given)?;
         let inputs = given.into_iter().map(|given| Gathered {
             slot: given.slot,

@@ -6,7 +6,7 @@ use crate::batcher::{Criticality, Grouping, Priority};
 use crate::connection::Mailbox;
 use crate::model::{Dimension, Named, Output, RANK_MAX, Rows, Slot, Spec, Version};
 use crate::padding;
-use crate::values::{element, out_of_bounds, width};
+use crate::values::{Allowed, element, out_of_range, width};
 use bytes::Bytes;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -270,7 +270,7 @@ impl Refusal {
 }
 
 impl Request {
-    /// Checks everything that can be checked without running the model.
+    /// Checks everything that can be checked without reading whole tensors; [`Self::check_values`] does the rest.
     pub(crate) fn check_for(
         version: &Arc<Version>,
         inputs: Vec<TensorMeta>,
@@ -296,6 +296,14 @@ impl Request {
             }
         }
         Ok(Self { version: Arc::clone(version), inputs, rows, payload, wanted, real })
+    }
+
+    /// Whether some of its rows have only values that the model takes. It reads all of them.
+    pub(crate) fn check_values(&self, first: u32, rows: u32) -> Result<(), Refusal> {
+        let slots = &self.version.model.spec().inputs;
+        self.inputs.iter().enumerate().try_for_each(|(position, given)| {
+            slots[given.slot].check_values(given.datatype, self.part(position, first, rows))
+        })
     }
 
     /// The bytes of some rows of one of its inputs.
@@ -367,18 +375,33 @@ impl Given {
         {
             return Err(Refusal::Datatype { name: name(), want: form.datatype.name(), got: datatype.name() });
         }
+        Ok(Self { slot, datatype, shape: meta.shape, bytes })
+    }
+}
+
+impl Slot {
+    /// Whether a tensor for it has only values that it takes.
+    pub(crate) fn check_values(&self, datatype: Datatype, bytes: &[u8]) -> Result<(), Refusal> {
+        let name = || self.name.clone();
         // C++ reads a bool as one bit of truth: a byte of 2 would be neither.
         if datatype == Datatype::Bool
-            && let Some(got) = payload[bytes.clone()].iter().copied().find(|byte| *byte > 1)
+            && let Some(got) = bytes.iter().copied().find(|byte| *byte > 1)
         {
             return Err(Refusal::Bool { name: name(), got });
         }
-        if let Some((min, max)) = declared.bounds
-            && let Some(got) = out_of_bounds(datatype, &payload[bytes.clone()], (min, max))
-        {
-            return Err(Refusal::Bounds { name: name(), got, min, max });
+        let Some((min, max)) = self.bounds else { return Ok(()) };
+        let allowed = Allowed { bounds: (min, max), filling: self.filling() };
+        match out_of_range(datatype, bytes, allowed) {
+            Some(got) => Err(Refusal::Bounds { name: name(), got, min, max }),
+            None => Ok(()),
         }
-        Ok(Self { slot, datatype, shape: meta.shape, bytes })
+    }
+
+    /// With what it is padded, if it may be.
+    fn filling(&self) -> Option<i64> {
+        let is_named = |dimension: &Dimension| matches!(dimension, Dimension::Named(_));
+        let may_be = self.form.as_ref().is_some_and(|form| form.shape.iter().any(is_named));
+        may_be.then_some(if self.mask { 0 } else { self.pad as i64 })
     }
 }
 
@@ -680,8 +703,10 @@ mod tests {
         let catalog = catalog_of("m", 1, Scripted::new(spec, |_| unreachable!("only checked")));
         let inputs = vec![meta("a", Datatype::Bool, &[3], 0)];
         let version = catalog.find("m", 1).ok().unwrap();
-        let checked = Request::check_for(version, inputs, vec![], Bytes::from_static(&[0, 1, 2]));
-        let refusal = checked.err().unwrap();
+        let request = Request::check_for(version, inputs, vec![], Bytes::from_static(&[0, 1, 2]));
+        let request = request.ok().unwrap();
+        assert_eq!(request.check_values(0, 2), Ok(()));
+        let refusal = request.check_values(2, 1).unwrap_err();
         assert_eq!(refusal.to_string(), "input `a`: a BOOL byte is 2, only 0 and 1 are");
     }
 

@@ -1,6 +1,9 @@
 //! A lane: one OS thread that runs batches, one after the other. It decides what becomes of a batch that fails: its
 //! halves run again, from the original bytes, and their halves, so that only what the model cannot take fails. It
 //! holds no lock while a model runs.
+//!
+//! It also turns away requests with values that the model does not take. To find those, whole tensors are read: the thread
+//! that reads frames has no time for that, and who is refused for another reason must not cost it.
 
 use crate::batcher::{Batch, Ended, Grouping, Piece};
 use crate::job::{Job, Refusal};
@@ -8,6 +11,7 @@ use crate::model::{Gathered, ModelError, Output, Rows};
 use crate::queue::Queue;
 use crate::split::{self, Ran};
 use crate::watchdog::Watchdog;
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -72,6 +76,38 @@ impl Lane {
     }
 
     fn answer(&mut self, pieces: &[Piece<Arc<Job>>]) -> Ended {
+        let fit = self.fit(pieces);
+        if fit.is_empty() {
+            return Ended::Failed;
+        }
+        match self.answer_fit(&fit) {
+            // That says nothing about a run of all.
+            Ended::Ran if fit.len() < pieces.len() => Ended::Failed,
+            ended => ended,
+        }
+    }
+
+    /// Without those whose values the model does not take, who are told so.
+    fn fit<'a>(&self, pieces: &'a [Piece<Arc<Job>>]) -> Cow<'a, [Piece<Arc<Job>>]> {
+        let check = |piece: &Piece<Arc<Job>>| piece.job.request.check_values(piece.first, piece.rows);
+        let Some(first) = pieces.iter().position(|piece| check(piece).is_err()) else {
+            return Cow::Borrowed(pieces);
+        };
+        let mut fit = pieces[..first].to_vec();
+        for piece in &pieces[first..] {
+            match check(piece) {
+                Ok(()) => fit.push(piece.clone()),
+                Err(refusal) => {
+                    split::turn_away(&piece.job, &refusal);
+                    // Of a request in pieces the rest waits.
+                    self.queue.forget(&piece.job);
+                }
+            }
+        }
+        Cow::Owned(fit)
+    }
+
+    fn answer_fit(&mut self, pieces: &[Piece<Arc<Job>>]) -> Ended {
         let failure = match self.attempt(pieces) {
             Ok(()) => return Ended::Ran,
             Err(failure) => failure,

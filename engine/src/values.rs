@@ -26,17 +26,27 @@ pub(crate) fn all_finite(datatype: Datatype, bytes: &[u8]) -> bool {
     }
 }
 
-/// The first integer that is not within the bounds, both included.
-pub(crate) fn out_of_bounds(datatype: Datatype, bytes: &[u8], bounds: (i64, i64)) -> Option<i64> {
-    fn first(values: impl IntoIterator<Item = i64>, (min, max): (i64, i64)) -> Option<i64> {
-        values.into_iter().find(|value| *value < min || *value > max)
+/// Integers that may be.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Allowed {
+    /// The least and the largest.
+    pub(crate) bounds: (i64, i64),
+    /// Another one: what the engine itself fills up with.
+    pub(crate) filling: Option<i64>,
+}
+
+/// The first integer that may not be.
+pub(crate) fn out_of_range(datatype: Datatype, bytes: &[u8], allowed: Allowed) -> Option<i64> {
+    fn first(values: impl IntoIterator<Item = i64>, allowed: Allowed) -> Option<i64> {
+        let Allowed { bounds: (min, max), filling } = allowed;
+        values.into_iter().find(|value| (*value < min || *value > max) && Some(*value) != filling)
     }
     match datatype {
-        Datatype::Uint8 => first(bytes.iter().map(|byte| i64::from(*byte)), bounds),
-        Datatype::Int8 => first(chunks(bytes).map(|bytes| i64::from(i8::from_le_bytes(*bytes))), bounds),
-        Datatype::Int16 => first(chunks(bytes).map(|bytes| i64::from(i16::from_le_bytes(*bytes))), bounds),
-        Datatype::Int32 => first(chunks(bytes).map(|bytes| i64::from(i32::from_le_bytes(*bytes))), bounds),
-        Datatype::Int64 => first(chunks(bytes).map(|bytes| i64::from_le_bytes(*bytes)), bounds),
+        Datatype::Uint8 => first(bytes.iter().map(|byte| i64::from(*byte)), allowed),
+        Datatype::Int8 => first(chunks(bytes).map(|bytes| i64::from(i8::from_le_bytes(*bytes))), allowed),
+        Datatype::Int16 => first(chunks(bytes).map(|bytes| i64::from(i16::from_le_bytes(*bytes))), allowed),
+        Datatype::Int32 => first(chunks(bytes).map(|bytes| i64::from(i32::from_le_bytes(*bytes))), allowed),
+        Datatype::Int64 => first(chunks(bytes).map(|bytes| i64::from_le_bytes(*bytes)), allowed),
         Datatype::Bool
         | Datatype::Fp16
         | Datatype::Bf16
@@ -177,11 +187,13 @@ mod tests {
 
     #[test]
     fn bounds_are_included_and_signs_respected() {
-        let find = |datatype, bytes: &[u8]| out_of_bounds(datatype, bytes, (-2, 5));
+        let allowed = Allowed { bounds: (-2, 5), filling: Some(9) };
+        let find = |datatype, bytes: &[u8]| out_of_range(datatype, bytes, allowed);
         assert_eq!(find(Datatype::Int8, &[0xfe, 5, 0xfd]), Some(-3));
         assert_eq!(find(Datatype::Uint8, &[5, 0xfe]), Some(254));
         assert_eq!(find(Datatype::Int16, &6i16.to_le_bytes()), Some(6));
         assert_eq!(find(Datatype::Int32, &(-2i32).to_le_bytes()), None);
+        assert_eq!((find(Datatype::Uint8, &[9]), find(Datatype::Uint8, &[8])), (None, Some(8)));
         assert_eq!(find(Datatype::Int64, &i64::MIN.to_le_bytes()), Some(i64::MIN));
     }
 }

@@ -252,3 +252,58 @@ fn a_row_whose_output_must_be_finite_and_is_not_fails_alone() {
         assert_eq!(reply.reply.timing.as_ref().unwrap().batch_requests, 3, "they ran together, once");
     }
 }
+
+#[test]
+fn a_row_beyond_the_declared_bounds_is_refused_and_those_that_ran_with_it_are_answered() {
+    let gate = Arc::new(Gate::default());
+    let (seen, passing) = (Arc::new(Mutex::new(Vec::new())), Arc::clone(&gate));
+    let noted = Arc::clone(&seen);
+    let mut spec = rows_spec(&[("ids", 1)], &[("y", 1)], 4);
+    let form = spec.inputs[0].form.as_mut().unwrap();
+    form.datatype = Datatype::Int64;
+    spec.inputs[0].bounds = Some((0, 9));
+    let model = Scripted::new(spec, move |inputs| {
+        passing.pass();
+        let bytes = inputs[0].parts.concat();
+        let ids: Vec<i64> =
+            bytes.chunks_exact(8).map(|id| i64::from_le_bytes(id.try_into().unwrap())).collect();
+        noted.lock().unwrap().extend(&ids);
+        let y: Vec<f32> = ids.iter().map(|id| *id as f32).collect();
+        Ok(vec![output_fp32("y", &inputs[0].shape, &y)])
+    });
+    let load: Load = Box::new(|| Ok(Loaded { model: Box::new(model), golden: None, preprocess: None }));
+    let engine = Engine::start(vec![to_load("ids", 1, load)]);
+    let mut client = engine.connect();
+    client.index();
+    let ask = |ids: &[i64]| {
+        let bytes: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
+        Asked::of("ids").input("ids", Datatype::Int64, &[ids.len() as u64, 1], &bytes)
+    };
+    gate.shut();
+    client.infer(1, ask(&[1]));
+    gate.await_held(1);
+    seen.lock().unwrap().clear();
+    // The fourth runs in pieces, and its second one is bad.
+    client.infer_all([
+        (2, ask(&[2])),
+        (3, ask(&[10])),
+        (4, ask(&[4])),
+        (5, ask(&[1, 1, 1, 1, 1, 1, 1, 1, -1])),
+    ]);
+    assert!(client.barrier().is_empty(), "what waits has been read by nobody");
+    gate.open();
+    let replies = client.replies(5);
+    let refused = |id: usize, got: i64| {
+        let (status, message) = (replies[id - 1].status(), &replies[id - 1].reply.message);
+        let says = format!("input `ids`: {got} is not within 0 to 9");
+        assert_eq!((status, message), (Status::InvalidArgument, &says));
+    };
+    refused(3, 10);
+    refused(5, -1);
+    for (id, y) in [(1, 1.0), (2, 2.0), (4, 4.0)] {
+        assert_eq!(replies[id - 1].fp32("y"), [y]);
+    }
+    let seen = seen.lock().unwrap();
+    assert!(!seen.contains(&10) && !seen.contains(&-1), "{seen:?}");
+    assert_eq!(client.barrier().len(), 0);
+}
