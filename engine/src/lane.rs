@@ -272,3 +272,77 @@ fn gather(pieces: &[Piece<Arc<Job>>]) -> Vec<Gathered<'_>> {
     }
     gathered
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batcher::Limits;
+    use crate::connection::Mailbox;
+    use crate::job::Terms;
+    use crate::scripted::{Scripted, catalog_of, fp32, one_row, rows_spec, terms};
+    use prost::Message;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+    use std::sync::Mutex;
+    use wire::{Decoder, Reply};
+
+    /// A mailbox, and the other end of its socket.
+    fn mailbox(runtime: &tokio::runtime::Runtime) -> (Arc<Mailbox>, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let _entered = runtime.enter();
+        let (_, ours) = tokio::net::UnixStream::from_std(ours).unwrap().into_split();
+        runtime.block_on(ours.writable()).unwrap();
+        (Arc::new(Mailbox::new(1, 1 << 20, Arc::new(ours))), theirs)
+    }
+
+    /// So many replies, by id.
+    fn replies(mut socket: UnixStream, count: usize) -> Vec<(u64, Status, String)> {
+        let (mut decoder, mut replies) = (Decoder::new(wire::Limits::default()), Vec::new());
+        while replies.len() < count {
+            let mut chunk = [0; 4096];
+            let read = socket.read(&mut chunk).unwrap();
+            decoder.buffer().extend_from_slice(&chunk[..read]);
+            while let Some(frame) = decoder.decode().unwrap() {
+                let reply = Reply::decode(frame.metadata).unwrap();
+                replies.push((frame.id, reply.status(), reply.message));
+            }
+        }
+        replies.sort();
+        replies
+    }
+
+    #[test]
+    fn what_expires_while_its_batch_is_divided_is_told_so_and_does_not_run_again() {
+        let runs = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&runs);
+        let expires = Instant::now() + Duration::from_millis(2);
+        let model = Scripted::new(rows_spec(&[("x", 1)], &[("y", 1)], 4), move |inputs| {
+            noted.lock().unwrap().push(fp32(&inputs[0]));
+            // It takes longer than some have time for.
+            while Instant::now() <= expires {
+                std::thread::yield_now();
+            }
+            Err(ModelError::new("poison"))
+        });
+        let catalog = catalog_of("m", 1, model);
+        let version = catalog.find("m", 1).ok().unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let (mailbox, theirs) = mailbox(&runtime);
+        let piece = |id: u64, deadline| {
+            let terms = Terms { deadline, ..terms(id) };
+            let job = Job::new(one_row(version, &[id as f32]), terms, Arc::clone(&mailbox));
+            Piece { job: Arc::new(job), first: 0, rows: 1 }
+        };
+        let pieces =
+            [piece(1, Some(expires)), piece(2, None), piece(3, Some(expires)), piece(4, Some(expires))];
+        let queue = Arc::new(Queue::new(Limits { rows: 10, bytes: 1000 }, 1));
+        let watchdog = Arc::new(Watchdog::new(1));
+        let mut lane = Lane { number: 0, queue, watchdog, logged: None, unlogged: 0 };
+        assert_eq!(lane.answer(&pieces), Ended::Failed);
+        assert_eq!(*runs.lock().unwrap(), [vec![1.0, 2.0, 3.0, 4.0], vec![2.0]]);
+        let late = |id| (id, Status::DeadlineExceeded, Refusal::Expired.to_string());
+        let failed = (2, Status::ModelFailed, "poison".to_owned());
+        assert_eq!(replies(theirs, 4), [late(1), failed, late(3), late(4)]);
+    }
+}

@@ -251,8 +251,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batcher::{Criticality, Priority};
-    use crate::scripted::{Scripted, catalog_of, rows_spec};
+    use crate::scripted::{Scripted, catalog_of, rows_spec, terms};
     use std::task::{Context, Poll, Waker};
 
     /// Nobody works here, so that everything waits.
@@ -277,23 +276,11 @@ mod tests {
         }
 
         fn submit(&self, id: u64, payload: usize, tensor_bytes: usize) -> Result<(), Refusal> {
-            let terms = Terms {
-                id,
-                received: Instant::now(),
-                prepared: Duration::ZERO,
-                deadline: None,
-                priority: Priority::Normal,
-                criticality: Criticality::Normal,
-                tenant: 0,
-                caller: 0,
-                trace: None,
-                metadata_bytes: 10,
-            };
             let raw = Raw {
                 version: Arc::clone(&self.version),
                 infer: Infer::default(),
                 payload: Bytes::from(vec![0; payload]),
-                terms,
+                terms: terms(id),
                 mailbox: Arc::clone(&self.mailbox),
                 cancelled: Arc::default(),
             };

@@ -244,62 +244,79 @@ fn into_refusal(id: u64, refused: Refused<Arc<Job>>) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batcher::{Criticality, Priority};
     use crate::connection::Mailbox;
-    use crate::job::{Request, Terms};
-    use crate::scripted::{Scripted, catalog_of, rows_spec};
-    use bytes::Bytes;
-    use wire::{Datatype, TensorMeta};
+    use crate::job::Terms;
+    use crate::model::Version;
+    use crate::scripted::{Scripted, catalog_of, one_row, rows_spec, terms};
+    use crate::suspects::MEMORY;
 
-    /// A job of one row.
-    fn job(id: u64, mailbox: &Arc<Mailbox>) -> Arc<Job> {
-        let spec = rows_spec(&[("x", 1)], &[("y", 1)], 4);
-        let catalog = catalog_of("m", 1, Scripted::new(spec, |_| unreachable!("nothing runs")));
-        let version = catalog.find("m", 1).ok().unwrap();
-        let x = TensorMeta {
-            name: "x".into(),
-            datatype: Datatype::Fp32 as u32,
-            shape: vec![1, 1],
-            offset: 0,
-            bytes: 0,
-        };
-        let request = Request::check_for(version, vec![x], Vec::new(), Bytes::from(vec![0; 4]));
-        let terms = Terms {
-            id,
-            received: Instant::now(),
-            prepared: Duration::ZERO,
-            deadline: None,
-            priority: Priority::Normal,
-            criticality: Criticality::Normal,
-            tenant: 0,
-            caller: 0,
-            trace: None,
-            metadata_bytes: 10,
-        };
-        Arc::new(Job::new(request.ok().unwrap(), terms, Arc::clone(mailbox)))
+    /// A queue for one lane, and a version of which nothing runs.
+    struct World {
+        queue: Queue,
+        version: Arc<Version>,
+        mailbox: Arc<Mailbox>,
+        _ends: (tokio::runtime::Runtime, tokio::net::UnixStream),
+    }
+
+    impl World {
+        fn new() -> Self {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+            let entered = runtime.enter();
+            let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+            drop(entered);
+            let mailbox = Arc::new(Mailbox::new(1, 1 << 20, Arc::new(ours.into_split().1)));
+            let spec = rows_spec(&[("x", 1)], &[("y", 1)], 4);
+            let catalog = catalog_of("m", 1, Scripted::new(spec, |_| unreachable!("nothing runs")));
+            let version = Arc::clone(catalog.find("m", 1).ok().unwrap());
+            let queue = Queue::new(Limits { rows: 10, bytes: 1000 }, 1);
+            Self { queue, version, mailbox, _ends: (runtime, theirs) }
+        }
+
+        /// A job of one row.
+        fn job(&self, id: u64, caller: u64) -> Arc<Job> {
+            let terms = Terms { caller, ..terms(id) };
+            Arc::new(Job::new(one_row(&self.version, &[0.0]), terms, Arc::clone(&self.mailbox)))
+        }
+
+        fn submit(&self, jobs: &[&Arc<Job>], now: Instant) {
+            let mut refused = Vec::new();
+            let mut orders = jobs.iter().map(|job| Order::Run(Arc::clone(job))).collect();
+            self.queue.submit(&mut orders, &mut refused, now);
+            assert!(refused.is_empty(), "{refused:?}");
+        }
+
+        /// How many jobs the next batch has.
+        fn run(&self) -> usize {
+            let Batch { pieces, claim, .. } = self.queue.next(0).unwrap();
+            self.queue.finish(0, claim, Ended::Failed);
+            pieces.len()
+        }
     }
 
     #[test]
     fn a_job_that_is_forgotten_does_not_take_another_of_its_id_along() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
-        let _entered = runtime.enter();
-        let (ours, _theirs) = tokio::net::UnixStream::pair().unwrap();
-        let mailbox = Arc::new(Mailbox::new(1, 1 << 20, Arc::new(ours.into_split().1)));
-        let queue = Queue::new(Limits { rows: 10, bytes: 1000 }, 1);
-        let (before, after) = (job(7, &mailbox), job(7, &mailbox));
-        let submit = |job: &Arc<Job>| {
-            let mut refused = Vec::new();
-            queue.submit(&mut vec![Order::Run(Arc::clone(job))], &mut refused, Instant::now());
-            assert!(refused.is_empty());
-        };
-        submit(&before);
-        let ran = queue.next(0).unwrap();
+        let world = World::new();
+        let (before, after, now) = (world.job(7, 0), world.job(7, 0), Instant::now());
+        world.submit(&[&before], now);
+        let ran = world.queue.next(0).unwrap();
         // The first has its answer, and whoever has read it asks again under the same id.
-        submit(&after);
-        queue.forget(&before);
-        assert_eq!(queue.under_way(), 2, "the run, and what waits");
-        queue.forget(&after);
-        assert_eq!(queue.under_way(), 1);
-        queue.finish(0, ran.claim, Ended::Ran);
+        world.submit(&[&after], now);
+        world.queue.forget(&before);
+        assert_eq!(world.queue.under_way(), 2, "the run, and what waits");
+        world.queue.forget(&after);
+        assert_eq!(world.queue.under_way(), 1);
+        world.queue.finish(0, ran.claim, Ended::Ran);
+    }
+
+    #[test]
+    fn who_has_made_batches_fail_runs_alone_for_a_while_and_with_others_after_it() {
+        let (world, now) = (World::new(), Instant::now());
+        let (guilty, other) = (world.job(1, 66), world.job(2, 77));
+        (0..2).for_each(|_| world.queue.convict(&guilty));
+        world.submit(&[&guilty, &other], now);
+        assert_eq!([world.run(), world.run()], [1, 1]);
+        let convicted_by = Instant::now();
+        world.submit(&[&world.job(3, 66), &world.job(4, 77)], convicted_by + MEMORY);
+        assert_eq!(world.run(), 2, "it is forgotten");
     }
 }

@@ -1,15 +1,17 @@
-//! A model for tests whose answers are a closure's.
+//! A model for tests whose answers are a closure's, and requests for it.
 
-use crate::batcher::Grouping;
+use crate::batcher::{Criticality, Grouping, Priority};
 use crate::calibrate::Way;
 use crate::catalog::{Catalog, State};
+use crate::job::{Request, Terms};
 use crate::loader::Retirement;
 use crate::model::{
     Dimension, Form, Gathered, Model, ModelError, Optimisation, Output, Rows, Slot, Spec, Tolerance, Version,
 };
 use bytes::Bytes;
 use std::sync::Arc;
-use wire::Datatype;
+use std::time::{Duration, Instant};
+use wire::{Datatype, TensorMeta};
 
 /// Makes another form of a scripted model.
 type Other = dyn Fn() -> Result<Scripted, String> + Send + Sync;
@@ -121,4 +123,33 @@ pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
     let mut catalog = Catalog::default();
     catalog.set(name, number, State::Ready(Arc::new(version)));
     catalog
+}
+
+/// A request of one row for a model whose one input is `x`, FP32.
+pub(crate) fn one_row(version: &Arc<Version>, x: &[f32]) -> Request {
+    let meta = TensorMeta {
+        name: "x".into(),
+        datatype: Datatype::Fp32 as u32,
+        shape: vec![1, x.len() as u64],
+        offset: 0,
+        bytes: 0,
+    };
+    let bytes: Vec<u8> = x.iter().flat_map(|value| value.to_le_bytes()).collect();
+    Request::check_for(version, vec![meta], Vec::new(), bytes.into()).expect("it fits")
+}
+
+/// What a request says beside its tensors, if it asks for nothing special.
+pub(crate) fn terms(id: u64) -> Terms {
+    Terms {
+        id,
+        received: Instant::now(),
+        prepared: Duration::ZERO,
+        deadline: None,
+        priority: Priority::Normal,
+        criticality: Criticality::Normal,
+        tenant: 0,
+        caller: 0,
+        trace: None,
+        metadata_bytes: 10,
+    }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 const STRIKES: u32 = 2;
 
 /// How long a failure is remembered, and how long its author runs alone.
-const MEMORY: Duration = Duration::from_secs(60);
+pub(crate) const MEMORY: Duration = Duration::from_secs(60);
 
 /// Callers that are remembered; beyond it nobody new is.
 const CALLERS_MAX: usize = 4096;
