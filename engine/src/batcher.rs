@@ -348,7 +348,7 @@ impl<T: Clone> Batcher<T> {
             bytes: (self.bytes + ticket.bytes).saturating_sub(self.limits.bytes),
         };
         let is_one_too_many = self.queues.len() >= QUEUES_MAX && !self.queues.contains_key(&ticket.bucket);
-        let Some(mut victims) = self.victims(&ticket, room).filter(|_| !is_one_too_many) else {
+        let Some(mut victims) = self.victims(&ticket, room, &[]).filter(|_| !is_one_too_many) else {
             return Err(Refused::Overloaded { wait: self.backlog(now), job: ticket.payload });
         };
         let profile = self.profile(&ticket.bucket);
@@ -369,7 +369,7 @@ impl<T: Clone> Batcher<T> {
         {
             let late = (now + forecast.answered).saturating_duration_since(deadline);
             let before = Place { urgency, arrival: self.pushed };
-            match self.victims(&ticket, Lack::Time { lane: late * self.lanes as u32, before }) {
+            match self.victims(&ticket, Lack::Time { lane: late * self.lanes as u32, before }, &victims) {
                 Some(those) => victims.extend(those),
                 None => return Err(Refused::TooLate { job: ticket.payload, wait: forecast.waits }),
             }

@@ -70,6 +70,17 @@ impl Parties {
     }
 }
 
+impl Party {
+    /// Rows of those of these that are of it.
+    fn rows_of(&self, gone: &[(u64, u64)]) -> u64 {
+        if gone.is_empty() {
+            return 0;
+        }
+        let those = self.jobs.values().filter(|waits| gone.contains(&waits.key));
+        those.map(|waits| u64::from(waits.rows)).sum()
+    }
+}
+
 /// A party, as far as it has lost somebody.
 struct Losing<'a> {
     criticality: Criticality,
@@ -80,8 +91,13 @@ struct Losing<'a> {
 }
 
 impl<T: Clone> Batcher<T> {
-    /// Those that go so that `ticket` has what it lacks, if there are enough of them.
-    pub(super) fn victims(&self, ticket: &Ticket<T>, mut lack: Lack) -> Option<Vec<(u64, u64)>> {
+    /// Those that go so that `ticket` has what it lacks, if there are enough of them beside those that have `gone` for it.
+    pub(super) fn victims(
+        &self,
+        ticket: &Ticket<T>,
+        mut lack: Lack,
+        gone: &[(u64, u64)],
+    ) -> Option<Vec<(u64, u64)>> {
         if lack.is_nothing() {
             return Some(Vec::new());
         }
@@ -94,14 +110,15 @@ impl<T: Clone> Batcher<T> {
         let mut others: Vec<Losing<'_>> = others
             .map(|((criticality, _), party)| Losing {
                 criticality: *criticality,
-                rows: party.rows,
+                rows: party.rows - party.rows_of(gone),
                 jobs: party.jobs.values().rev().peekable(),
             })
             .collect();
         let mut victims = Vec::new();
         while !lack.is_nothing() {
             let can_lose = |party: &mut &mut Losing<'_>| {
-                while party.jobs.next_if(|waits| !lack.is_met_by(waits)).is_some() {}
+                let stays = |waits: &&Waits| !lack.is_met_by(waits) || gone.contains(&waits.key);
+                while party.jobs.next_if(stays).is_some() {}
                 let is_less_critical = party.criticality > ticket.criticality;
                 let left = |waits: &&Waits| party.rows.saturating_sub(u64::from(waits.rows));
                 party.jobs.peek().is_some_and(|waits| is_less_critical || left(waits) >= share)
