@@ -56,12 +56,12 @@ const SHORT_SAMPLE: u64 = 8;
 /// What stands before a job is counted in slots of urgency this wide.
 const SLOT: Duration = Duration::from_millis(4);
 
-/// What may wait at most.
+/// What may be held at most.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Rows of all jobs together; a job counts as one at least.
+    /// Rows of all jobs that wait; a job counts as one at least.
     pub rows: u64,
-    /// Tensor bytes of all jobs together.
+    /// Bytes of all jobs that wait or run.
     pub bytes: usize,
 }
 
@@ -132,7 +132,7 @@ pub struct Ticket<T> {
     pub at_once: usize,
     /// Rows it adds to a batch, at least 1.
     pub rows: u32,
-    /// Bytes it holds while it waits.
+    /// Bytes it holds while it waits and runs.
     pub bytes: usize,
     /// When its answer becomes worthless.
     pub deadline: Option<Instant>,
@@ -149,7 +149,7 @@ pub struct Ticket<T> {
 /// Why a job may not wait; it is handed back.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refused<T> {
-    /// As many rows or bytes wait as may.
+    /// As many rows wait as may, or as many bytes are held.
     Overloaded {
         /// The job.
         job: T,
@@ -163,7 +163,7 @@ pub enum Refused<T> {
         /// How long it is expected to wait.
         wait: Duration,
     },
-    /// It alone is more than may ever wait.
+    /// It alone is more than may ever be held.
     TooLarge(T),
     /// A job of this connection and id waits already.
     Duplicate(T),
@@ -209,6 +209,8 @@ pub struct Claim {
     bucket: Bucket,
     number: u64,
     rows: u32,
+    /// Of the jobs of which nothing waits any more.
+    bytes: usize,
     began: Instant,
 }
 
@@ -241,6 +243,7 @@ pub struct Batcher<T> {
     /// each as if it ran alone.
     ahead: Duration,
     rows: u64,
+    /// With those of what runs.
     bytes: usize,
     pushed: u64,
     claimed: u64,
@@ -413,6 +416,7 @@ impl<T: Clone> Batcher<T> {
     pub fn finish(&mut self, claim: Claim, ended: Ended, now: Instant) {
         self.running.retain(|running| running.number != claim.number);
         self.versions.get_mut(&claim.bucket.version).expect("it ran").running -= 1;
+        self.bytes -= claim.bytes;
         let profile = self.profile(&claim.bucket);
         match (ended, &mut profile.cap) {
             // A single row says nothing about how many fit.
@@ -497,6 +501,11 @@ impl<T: Clone> Batcher<T> {
         ids.into_iter().filter_map(|id| self.cancel(connection, id)).collect()
     }
 
+    /// Bytes of what waits and runs.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Jobs that wait.
     pub fn len(&self) -> usize {
         self.places.len()
@@ -570,24 +579,33 @@ impl<T: Clone> Batcher<T> {
             let piece = most.min(waiting.ticket.rows - first);
             waiting.gone += piece;
             this.parties.leave(&waiting.ticket, place);
-            let job = if waiting.gone == waiting.ticket.rows {
+            let (job, bytes) = if waiting.gone == waiting.ticket.rows {
                 let Waiting { ticket, .. } = found.remove();
                 this.places.remove(&(ticket.connection, ticket.id));
-                this.bytes -= ticket.bytes;
-                ticket.payload
+                (ticket.payload, ticket.bytes)
             } else {
-                waiting.ticket.payload.clone()
+                (waiting.ticket.payload.clone(), 0)
             };
             queue.leave(slot, u64::from(piece));
             this.rows -= u64::from(piece);
-            (connection, Piece { job, first, rows: piece })
+            (connection, Piece { job, first, rows: piece }, bytes)
         };
-        let late = late.into_iter().map(|place| take(self, place, u32::MAX).1.job).collect();
+        let late = late
+            .into_iter()
+            .map(|place| {
+                let (_, piece, freed) = take(self, place, u32::MAX);
+                self.bytes -= freed;
+                piece.job
+            })
+            .collect();
+        let mut bytes = 0;
         let mut pieces: Vec<_> = pieces
             .into_iter()
             .map(|(place, piece)| {
                 rows += piece;
-                take(self, place, piece)
+                let (connection, piece, held) = take(self, place, piece);
+                bytes += held;
+                (connection, piece)
             })
             .collect();
         pieces.sort_by_key(|(connection, _)| *connection);
@@ -601,7 +619,7 @@ impl<T: Clone> Batcher<T> {
         let takes = curve.and_then(|curve| curve.typical(rows)).unwrap_or_default();
         self.running.push(Running { number, bucket: bucket.clone(), rows, lanes, back: now + takes });
         self.ahead = self.backlog(now);
-        Batch { pieces, late, claim: Claim { bucket, number, rows, began: now } }
+        Batch { pieces, late, claim: Claim { bucket, number, rows, bytes, began: now } }
     }
 
     fn known(&self, bucket: &Bucket) -> Option<&Profile> {

@@ -17,6 +17,10 @@ const LANES_OF_A_GPU: NonZeroUsize = NonZeroUsize::new(2).expect("2 is not 0");
 /// Large models are read from slow disks, and run first when others leave the cores to them; what takes longer than this hangs.
 const LOAD_MAX: Duration = Duration::from_secs(600);
 
+/// Of the memory, requests have one in so many bytes, and no more than that.
+const QUEUE_SHARE: u64 = 8;
+const QUEUE_BYTES_MAX: u64 = 512 << 20;
+
 /// Runs models for penstock, over one Unix socket.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "penstock-engine", version)]
@@ -45,9 +49,10 @@ pub struct Config {
     #[arg(long, value_name = "N", default_value = "16384")]
     pub queue_rows: NonZeroU64,
 
-    /// Tensor bytes that may wait.
-    #[arg(long, value_name = "BYTES", default_value = "268435456")]
-    pub queue_bytes: NonZeroUsize,
+    /// Bytes of requests that wait or run, with the copies that runs are made from; by default an eighth of the memory, 512 MiB
+    /// at most.
+    #[arg(long, value_name = "BYTES")]
+    pub queue_bytes: Option<NonZeroUsize>,
 
     /// Memory that the engine may hold, in MiB; by default 90 % of what the machine or control group has.
     #[arg(long, value_name = "MIB")]
@@ -133,7 +138,7 @@ pub struct Settings {
     pub run_max: Duration,
     /// A version that takes longer to load is given up.
     pub load_max: Duration,
-    /// What may wait.
+    /// What may wait and run.
     pub queue: Limits,
     /// What may be held in all.
     pub memory: Memory,
@@ -153,6 +158,8 @@ impl Config {
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let on_gpu = matches!(device, Device::Cuda(_));
         // A second batch is copied while the GPU computes the first; the CPU's part of either is small.
+        let memory = Memory::new(self.memory_mib.map(|mib| mib.get() << 20));
+        let queue_bytes = (memory.limit / QUEUE_SHARE).min(QUEUE_BYTES_MAX) as usize;
         let (lanes, threads) = if on_gpu { (LANES_OF_A_GPU, Some(NonZeroUsize::MIN)) } else { (cores, None) };
         Settings {
             socket: self.socket.clone(),
@@ -162,17 +169,52 @@ impl Config {
             threads_per_lane: self.threads_per_lane.or(threads),
             run_max: Duration::from_secs(self.run_seconds_max.get()),
             load_max: LOAD_MAX,
-            queue: Limits { rows: self.queue_rows.get(), bytes: self.queue_bytes.get() },
-            memory: Memory::new(self.memory_mib.map(|mib| mib.get() << 20)),
+            queue: Limits {
+                rows: self.queue_rows.get(),
+                bytes: self.queue_bytes.map_or(queue_bytes, NonZeroUsize::get),
+            },
+            memory,
             device_memory: on_gpu.then(|| Arc::new(move || probe(device)) as DeviceProbe),
             unread_bytes_max: 512 << 20,
         }
     }
 }
 
+impl Settings {
+    /// Bytes of the largest request: while it runs there is a copy of it.
+    pub(crate) fn payload_bytes_max(&self) -> usize {
+        wire::Limits::default().payload_bytes.min(self.queue.bytes / 2)
+    }
+
+    /// Bytes of requests that are pre-processed, which do not wait yet, and of the tensors that they become.
+    pub(crate) fn preparing_bytes_max(&self) -> usize {
+        self.queue.bytes / 2
+    }
+
+    /// Bytes that all requests may hold: those are not to be had for models.
+    pub(crate) fn request_bytes_max(&self) -> u64 {
+        self.queue.bytes.saturating_add(self.preparing_bytes_max()) as u64
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn requests_have_a_share_of_the_memory_and_no_more_than_they_need() {
+        let settings = |arguments: &[&str]| {
+            let line = ["penstock-engine", "--socket", "s", "--models", "m"].iter().chain(arguments);
+            Config::try_parse_from(line).unwrap().settings(Device::Cpu, |_| None)
+        };
+        let small = settings(&["--memory-mib", "800"]);
+        let held = (small.queue.bytes, small.payload_bytes_max(), small.request_bytes_max());
+        assert_eq!(held, (100 << 20, 50 << 20, 150 << 20));
+        let large = settings(&["--memory-mib", "80000"]);
+        assert_eq!((large.queue.bytes, large.payload_bytes_max()), (512 << 20, 256 << 20));
+        let given = settings(&["--memory-mib", "80000", "--queue-bytes", "1000"]);
+        assert_eq!(given.queue.bytes, 1000);
+    }
 
     #[test]
     fn a_device_is_written_as_it_is_read_and_nothing_else_is_taken() {

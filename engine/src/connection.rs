@@ -175,6 +175,7 @@ pub(crate) struct Shared {
     pub(crate) catalog: watch::Receiver<Arc<Catalog>>,
     pub(crate) loader: Orders,
     pub(crate) memory: Memory,
+    pub(crate) request_bytes_max: u64,
     pub(crate) device_memory: Option<Arc<DeviceGauge>>,
     pub(crate) hello: Hello,
     pub(crate) frames: Limits,
@@ -202,6 +203,7 @@ pub(crate) async fn serve(stream: UnixStream, connection: u64, shared: Shared) -
         catalog: shared.catalog.clone(),
         loader: shared.loader.clone(),
         memory: shared.memory,
+        request_bytes_max: shared.request_bytes_max,
         device_memory: shared.device_memory.clone(),
         decoder: Decoder::new(shared.frames),
         orders: Vec::new(),
@@ -239,6 +241,7 @@ struct Reader {
     catalog: watch::Receiver<Arc<Catalog>>,
     loader: Orders,
     memory: Memory,
+    request_bytes_max: u64,
     device_memory: Option<Arc<DeviceGauge>>,
     decoder: Decoder,
     /// Emptied after each read; kept for its memory.
@@ -322,6 +325,8 @@ impl Reader {
         let device = self.device_memory.as_ref().and_then(DeviceGauge::read);
         let health = Health {
             under_way: self.preparers.under_way() + self.queue.under_way(),
+            request_bytes: (self.preparers.bytes() + self.queue.bytes()) as u64,
+            request_bytes_max: self.request_bytes_max,
             device,
             ..self.memory.health()
         };

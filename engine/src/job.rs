@@ -80,7 +80,8 @@ impl Job {
             trace,
             metadata_bytes,
         } = terms;
-        let bytes = metadata_bytes + request.payload.len();
+        // The run is made from a copy. It has room before it is let in: a lane that found none could only refuse it later.
+        let bytes = metadata_bytes.saturating_add(request.payload.len().saturating_mul(2));
         let (answered, done) = (AtomicBool::new(false), Mutex::default());
         Self {
             request,
@@ -200,7 +201,7 @@ pub(crate) enum Refusal {
     Duplicate { id: u64 },
     #[error("the queue is full; what waits takes about {} ms", wait.as_millis())]
     Overloaded { wait: Duration },
-    #[error("{rows} rows and {bytes} bytes in one request are more than may ever wait")]
+    #[error("{rows} rows and {bytes} bytes in one request are more than may ever be held")]
     TooLarge { rows: u32, bytes: usize },
     #[error("it would be late: about {} ms of work stand before it", wait.as_millis())]
     TooLate { wait: Duration },

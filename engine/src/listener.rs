@@ -118,7 +118,7 @@ impl Listener {
         let watchdog = Arc::new(Watchdog::new(self.settings.lanes));
         let mut lanes_ended = lane::start(self.settings.lanes, &queue, &watchdog).map_err(failed)?;
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).get();
-        let preparers = Preparers::start(threads, self.settings.queue.bytes).map_err(failed)?;
+        let preparers = Preparers::start(threads, self.settings.preparing_bytes_max()).map_err(failed)?;
         let cores = Cores {
             lanes: self.settings.lanes,
             cores: self.settings.cores,
@@ -133,22 +133,21 @@ impl Listener {
                 cores,
                 load_max: self.settings.load_max,
                 memory: self.settings.memory,
+                request_bytes_max: self.settings.request_bytes_max(),
                 device_memory: self.settings.device_memory.clone(),
                 interrupted: Interrupted::beside(&self.path),
             },
             candidates,
         )
         .map_err(failed)?;
-        let frames = Limits {
-            payload_bytes: Limits::default().payload_bytes.min(self.settings.queue.bytes),
-            ..Limits::default()
-        };
+        let frames = Limits { payload_bytes: self.settings.payload_bytes_max(), ..Limits::default() };
         let shared = Shared {
             queue: Arc::clone(&queue),
             preparers: Arc::clone(&preparers),
             catalog: watching,
             loader: orders,
             memory: self.settings.memory,
+            request_bytes_max: self.settings.request_bytes_max(),
             device_memory: self.settings.device_memory.clone().map(DeviceGauge::new),
             hello: Hello {
                 pid: std::process::id(),

@@ -159,6 +159,8 @@ pub(crate) struct Setup {
     /// A version that takes longer to load is given up.
     pub(crate) load_max: Duration,
     pub(crate) memory: Memory,
+    /// Bytes of that which requests may hold.
+    pub(crate) request_bytes_max: u64,
     pub(crate) device_memory: Option<DeviceProbe>,
     pub(crate) interrupted: Interrupted,
 }
@@ -360,8 +362,8 @@ impl Shelf {
     fn bring_up(&mut self, candidate: Candidate) -> Result<(), String> {
         let Candidate { name, version: number, stamp, bytes, load } = candidate;
         let was_ready = matches!(self.catalog.state(&name, number), Some(State::Ready(_)));
-        let room = self.setup.memory.has_room(bytes, memory::resident());
-        let begun = room
+        let begun = self
+            .has_room(bytes)
             .and_then(|()| self.does_not_hang(&name, number))
             .and_then(|()| self.setup.interrupted.begin(&name, number, &stamp));
         let prepared = begun.and_then(|()| self.prepare(&name, number, load));
@@ -389,6 +391,19 @@ impl Shelf {
                 Err(why)
             }
         }
+    }
+
+    /// Whether a model of so many bytes fits, at last without what the allocator keeps.
+    fn has_room(&self, bytes: u64) -> Result<(), String> {
+        let Setup { memory, request_bytes_max, ref queue, .. } = self.setup;
+        let fits = || {
+            let requests = request_bytes_max.saturating_sub(queue.bytes() as u64);
+            memory.has_room(bytes, memory::resident(), requests)
+        };
+        fits().or_else(|_| {
+            memory::give_back();
+            fits()
+        })
     }
 
     /// A GPU that has failed for good does not even say how much memory it has.

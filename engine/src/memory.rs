@@ -42,17 +42,19 @@ impl Memory {
         }
     }
 
-    /// Whether a model of so many bytes can be loaded beside what is resident already.
-    pub(crate) fn has_room(self, model_bytes: u64, resident: u64) -> Result<(), String> {
+    /// Whether a model of so many bytes can be loaded beside what is resident already, and what requests may still take.
+    pub(crate) fn has_room(self, model_bytes: u64, resident: u64, requests: u64) -> Result<(), String> {
         let needed = PER_FILE_BYTE.saturating_mul(model_bytes);
-        if resident.saturating_add(needed) <= self.limit {
+        if resident.saturating_add(requests).saturating_add(needed) <= self.limit {
             return Ok(());
         }
         Err(format!(
-            "no memory to load it: about {} MiB are needed, {} of {} MiB are in use; unload a version or give more",
+            "no memory to load it: about {} MiB are needed, {} of {} MiB are in use, and requests may take {} more; \
+             unload a version or give more",
             needed >> 20,
             resident >> 20,
-            self.limit >> 20
+            self.limit >> 20,
+            requests >> 20
         ))
     }
 }
@@ -172,9 +174,10 @@ mod tests {
     #[test]
     fn a_model_that_does_not_fit_is_told_by_how_much() {
         let memory = Memory { limit: 100 << 20, available: 200 << 20 };
-        assert_eq!(memory.has_room(10 << 20, 60 << 20), Ok(()));
-        let error = memory.has_room(11 << 20, 60 << 20).unwrap_err();
-        assert!(error.contains("about 44 MiB are needed, 60 of 100 MiB are in use"), "{error}");
+        assert_eq!(memory.has_room(10 << 20, 30 << 20, 30 << 20), Ok(()));
+        let error = memory.has_room(11 << 20, 30 << 20, 30 << 20).unwrap_err();
+        let says = "about 44 MiB are needed, 30 of 100 MiB are in use, and requests may take 30 more";
+        assert!(error.contains(says), "{error}");
     }
 
     #[test]

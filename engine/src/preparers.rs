@@ -168,6 +168,11 @@ impl Preparers {
         self.shared.lock().requests as u64
     }
 
+    /// Bytes of those, and of the tensors that they become.
+    pub(crate) fn bytes(&self) -> usize {
+        self.shared.lock().bytes
+    }
+
     /// From now on nothing may come; returns when all that has come is in the queue.
     pub(crate) async fn close(&self) {
         self.shared.lock().ending = Ending::Closed;

@@ -158,6 +158,11 @@ impl Queue {
         (state.batcher.len() + state.batcher.running()) as u64
     }
 
+    /// Bytes of jobs that wait or run, with the copies that runs are made from.
+    pub(crate) fn bytes(&self) -> usize {
+        self.lock().batcher.bytes()
+    }
+
     /// Forgets what was learned about a version that no job needs any more.
     pub(crate) fn forget_version(&self, version: u32) {
         // Named, so that it is freed after the lock is.
@@ -236,7 +241,9 @@ fn into_refusal(id: u64, refused: Refused<Arc<Job>>) -> Refusal {
     match refused {
         Refused::Overloaded { wait, .. } => Refusal::Overloaded { wait },
         Refused::TooLate { wait, .. } => Refusal::TooLate { wait },
-        Refused::TooLarge(job) => Refusal::TooLarge { rows: job.request.rows, bytes: job.bytes },
+        Refused::TooLarge(job) => {
+            Refusal::TooLarge { rows: job.request.rows, bytes: job.request.payload.len() }
+        }
         Refused::Duplicate(_) => Refusal::Duplicate { id },
     }
 }

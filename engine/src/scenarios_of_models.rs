@@ -254,6 +254,22 @@ fn a_version_that_does_not_fit_into_memory_is_refused_and_the_others_serve() {
 }
 
 #[test]
+fn what_requests_may_hold_is_not_to_be_had_for_models() {
+    let folder = Folder::default();
+    folder.put(1, Ok(1.0));
+    let (_engine, mut client) = folder.start_with(|settings| {
+        settings.memory = Memory { limit: 8 << 30, available: 9 << 30 };
+        settings.queue.bytes = 4 << 30;
+    });
+    folder.put_file(2, |file| file.bytes = 1 << 29);
+    let (status, why, _) = load(&mut client);
+    assert_eq!(status, Status::ModelFailed);
+    assert!(why.contains("and requests may take 6144 more"), "{why}");
+    folder.put_file(2, |file| file.bytes = 1 << 28);
+    assert_eq!(load(&mut client).0, Status::Ok);
+}
+
+#[test]
 fn an_order_for_what_is_not_there_is_refused() {
     let folder = Folder::default();
     folder.put(1, Ok(1.0));

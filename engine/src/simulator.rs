@@ -100,6 +100,7 @@ mod schedules {
             }
             must!(self.inside.is_empty(), "never left: {:?}", self.inside.keys());
             must!(!self.batcher.has_next() && self.batcher.is_empty(), "something is left");
+            must!(self.batcher.bytes() == 0, "bytes of nothing");
             must!(self.batcher.backlog(self.now).is_zero(), "a backlog of nothing");
             Ok(())
         }
@@ -144,6 +145,7 @@ mod schedules {
                 .any(|other| self.jobs[*other as usize].key == job.key && self.waits(*other));
             let mut shed = Vec::new();
             let pushed = self.batcher.push(ticket, &mut shed, self.now);
+            must!(self.batcher.bytes() <= self.limits.bytes, "more is held than may be");
             must!(pushed.is_ok() || shed.is_empty(), "somebody has gone for nothing");
             for victim in shed {
                 let other = &self.jobs[victim as usize];
@@ -171,7 +173,8 @@ mod schedules {
                 }
                 Err(Refused::Duplicate(got)) => must!(got == payload && waits_already, "no duplicate"),
                 Err(Refused::Overloaded { job: got, .. }) => {
-                    must!(got == payload && !self.batcher.is_empty(), "an empty queue is not full");
+                    let is_idle = self.batcher.is_empty() && self.batcher.running() == 0;
+                    must!(got == payload && !is_idle, "where nothing waits or runs there is room");
                 }
                 Err(Refused::TooLarge(got)) => {
                     must!(got == payload && u64::from(job.rows) > self.limits.rows, "not too large");

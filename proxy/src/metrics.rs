@@ -166,6 +166,10 @@ pub struct Metrics {
     pub engine_up: Gauge,
     /// Requests that wait in the engine, and runs that have not ended.
     pub engine_under_way: Gauge<u64, AtomicU64>,
+    /// Bytes of what waits and runs in the engine, with the copies that runs are made from.
+    pub engine_request_bytes: Gauge<u64, AtomicU64>,
+    /// Bytes that these may be.
+    pub engine_request_bytes_max: Gauge<u64, AtomicU64>,
     /// Bytes of the engine that are in memory.
     pub engine_resident_bytes: Gauge<u64, AtomicU64>,
     /// Bytes that the engine may hold.
@@ -236,6 +240,8 @@ impl Metrics {
             engine_starts: Counter::default(),
             engine_up: Gauge::default(),
             engine_under_way: Gauge::default(),
+            engine_request_bytes: Gauge::default(),
+            engine_request_bytes_max: Gauge::default(),
             engine_resident_bytes: Gauge::default(),
             engine_memory_bytes: Gauge::default(),
             device_held_bytes: Gauge::default(),
@@ -333,6 +339,16 @@ impl Metrics {
             "engine_under_way",
             "Requests that wait in the engine, and runs that have not ended",
             metrics.engine_under_way.clone(),
+        );
+        registry.register(
+            "engine_request_bytes",
+            "Bytes of requests that wait or run in the engine, with the copies that runs are made from",
+            metrics.engine_request_bytes.clone(),
+        );
+        registry.register(
+            "engine_request_bytes_max",
+            "Bytes that these may be",
+            metrics.engine_request_bytes_max.clone(),
         );
         registry.register(
             "engine_resident_bytes",

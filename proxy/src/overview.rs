@@ -105,6 +105,8 @@ impl Overview {
             device: self.links.device(),
             starts: metrics.engine_starts.get(),
             under_way: metrics.engine_under_way.get(),
+            request_bytes: metrics.engine_request_bytes.get(),
+            request_bytes_max: metrics.engine_request_bytes_max.get(),
             resident_bytes: metrics.engine_resident_bytes.get(),
             memory_bytes: metrics.engine_memory_bytes.get(),
             gpu: (total_bytes > 0).then(|| Gpu {

@@ -62,6 +62,10 @@ pub struct Engine {
     pub starts: u64,
     /// Requests that wait, and runs that have not ended, a second ago at most.
     pub under_way: u64,
+    /// Bytes of those requests, with the copies that runs are made from.
+    pub request_bytes: u64,
+    /// Bytes that these may be; models have the rest of `memory_bytes`.
+    pub request_bytes_max: u64,
     /// Bytes of it that are in memory.
     pub resident_bytes: u64,
     /// Bytes that it may hold.

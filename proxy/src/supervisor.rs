@@ -208,6 +208,8 @@ impl Supervisor {
                     self.metrics.engine_resident_bytes.set(health.resident_bytes);
                     self.metrics.engine_memory_bytes.set(health.memory_bytes);
                     self.metrics.engine_under_way.set(health.under_way);
+                    self.metrics.engine_request_bytes.set(health.request_bytes);
+                    self.metrics.engine_request_bytes_max.set(health.request_bytes_max);
                     let DeviceMemory { held_bytes, free_bytes, total_bytes } =
                         health.device.unwrap_or_default();
                     self.metrics.device_held_bytes.set(held_bytes);

@@ -195,6 +195,23 @@ fn a_full_queue_refuses_by_rows_and_by_bytes() {
 }
 
 #[test]
+fn what_runs_is_held_until_its_run_has_ended() {
+    let mut world = World::new(10, 25);
+    world.push_plain(&[1, 2], 0, 0);
+    assert_eq!(world.step(), Step::Run(vec![1, 2]));
+    let third = world.ticket(3, 0, 0);
+    assert!(!world.push(third), "nothing waits, and a batch of 20 bytes runs");
+    world.finish_all();
+    world.push_plain(&[3], 0, 0);
+    world.push_due(4, 0, ms(5));
+    world.now += ms(6);
+    assert_eq!(world.step(), Step::RunAfterExpired(vec![3], vec![4]));
+    world.push_plain(&[5], 0, 0);
+    let sixth = world.ticket(6, 0, 0);
+    assert!(!world.push(sixth));
+}
+
+#[test]
 fn an_id_that_waits_already_is_refused() {
     let mut world = World::new(10, 1000);
     world.push_plain(&[1], 0, 0);

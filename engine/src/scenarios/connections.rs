@@ -17,7 +17,7 @@ fn a_connection_begins_with_who_the_engine_is_and_what_it_has() {
     assert_eq!(hello.kind, Kind::Hello);
     let hello = Hello::decode(hello.metadata).unwrap();
     assert_eq!(hello.pid, std::process::id());
-    assert_eq!(hello.payload_bytes_max, 1 << 20, "no request may take more than the whole queue");
+    assert_eq!(hello.payload_bytes_max, 1 << 19, "no request and its copy may take more than all may");
     let mut index = Vec::new();
     while index.first().is_none_or(|entry: &ModelEntry| entry.state != ModelState::Ready as i32) {
         index = Index::decode(client.frame().unwrap().metadata).unwrap().models;

@@ -175,3 +175,35 @@ fn a_full_queue_has_room_for_who_matters_more_and_for_another_tenant() {
     gate.open();
     assert!(many.replies(3).iter().chain(&few.replies(2)).all(|answer| answer.status() == Status::Ok));
 }
+
+#[test]
+fn bytes_are_for_what_waits_and_what_runs_and_for_the_copies_that_runs_are_made_from() {
+    // As much as two requests of 16 rows and 8 bytes each, their copies and what is said beside them.
+    let room = 2 * (2 * 16 * 8 + 100);
+    let (_engine, mut client, gate) = engine_with_held_lane(|settings| settings.queue.bytes = room);
+    let values = [0.5; 32];
+    let large = || Asked::of("double").fp32("x", &[16, 2], &values);
+    gate.open();
+    assert_eq!(client.reply().unwrap().id, 1);
+    gate.shut();
+    client.infer(2, large());
+    gate.await_held(1);
+    client.infer(3, large());
+    assert!(client.barrier().is_empty(), "it waits");
+    client.infer(4, large());
+    let refused = client.reply().unwrap();
+    assert_eq!((refused.id, refused.status()), (4, Status::Overloaded), "{refused:?}");
+    client.send(Kind::Ping, 7, &Hello::default(), Bytes::new());
+    let health = loop {
+        let frame = client.frame().expect("the engine lives");
+        if frame.kind == Kind::Pong {
+            break Health::decode(frame.metadata).unwrap();
+        }
+    };
+    assert!((512..room as u64).contains(&health.request_bytes), "{health:?}");
+    assert_eq!(health.request_bytes_max, room as u64 * 3 / 2);
+    gate.open();
+    assert_eq!(client.replies(2).iter().map(|reply| reply.id).collect::<Vec<_>>(), [2, 3]);
+    client.infer(5, large());
+    assert_eq!(client.reply().unwrap().status(), Status::Ok);
+}

@@ -42,6 +42,12 @@ pub struct Health {
     /// Requests that wait, and runs that have not ended.
     #[prost(uint64, tag = "5")]
     pub under_way: u64,
+    /// Bytes of those requests, with the copies that runs are made from.
+    #[prost(uint64, tag = "6")]
+    pub request_bytes: u64,
+    /// Bytes that these may be.
+    #[prost(uint64, tag = "7")]
+    pub request_bytes_max: u64,
 }
 
 /// The memory of a GPU.
