@@ -8,7 +8,7 @@
 //!               frames  ▲     checked   who with whom   runs                     one reply each
 //!                       └──▶ preparers (preprocess): pictures and texts become tensors, where that is declared
 //!
-//!   library (manifest, golden) ─▶ loader: torch::load ─▶ trial ─▶ optimise ─▶ calibrate ─▶ catalog: ready
+//!   library (manifest, golden) ─▶ loader, attempt: torch::load ─▶ trial ─▶ optimise ─▶ calibrate ─▶ catalog: ready
 //! ```
 //!
 //! Invariants:
@@ -48,6 +48,7 @@ pub mod memory;
 mod catalog;
 mod interrupted;
 mod loader;
+mod attempt;
 mod trial;
 pub mod optimise;
 mod calibrate;
