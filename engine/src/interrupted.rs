@@ -1,4 +1,4 @@
-//! Remembers which version is being tried out in a file that outlives the process. A trial that a segmentation fault or
+//! Remembers which versions are being tried out in a file that outlives the process. A trial that a segmentation fault or
 //! the kernel cuts short would otherwise be begun again by the next engine, and by the one after that, and take all
 //! other models along each time. Decides that twice is enough; never that the version is bad: whoever orders it to be
 //! loaded has it tried again.
@@ -11,10 +11,14 @@ use std::{fs, io};
 /// So often a trial may end the engine; the first time may have been an accident.
 const TIMES_MAX: u32 = 2;
 
-/// The trial that is under way, or that was when the last engine ended.
+/// Versions that are remembered; beyond it the oldest is forgotten.
+const RECORDS_MAX: usize = 64;
+
+/// The trials that are under way, and those that were when an engine ended. If there was more than one, any of them may have
+/// done it, and counts as if it had.
 pub(crate) struct Interrupted {
     path: PathBuf,
-    last: Option<Record>,
+    records: Vec<Record>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -31,42 +35,54 @@ impl Interrupted {
     /// What the engine that listened at `socket` before this one has left.
     pub(crate) fn beside(socket: &Path) -> Self {
         let path = file_of(socket);
-        let last = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        Self { path, last }
+        let records = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
+        Self { path, records: records.unwrap_or_default() }
     }
 
     /// Notes that a trial begins; an error says why it does not.
     pub(crate) fn begin(&mut self, model: &str, version: u64, stamp: &Stamp) -> Result<(), String> {
         let stamp = format!("{stamp:?}");
-        let is_same = |last: &&Record| (&*last.model, last.version, &last.stamp) == (model, version, &stamp);
-        let times = self.last.as_ref().filter(is_same).map_or(0, |last| last.times);
+        let known = self.records.iter().find(|record| record.is_of(model, version));
+        let times = known.filter(|record| record.stamp == stamp).map_or(0, |record| record.times);
         if times >= TIMES_MAX {
             return Err(format!(
                 "its trial has ended the engine {times} times; it is tried again when its files change or somebody loads it"
             ));
         }
-        self.last = Some(Record { model: model.to_owned(), version, stamp, times: times + 1 });
-        if let Err(error) = self.write() {
-            tracing::debug!("{}: {error}", self.path.display());
-        }
+        self.records.retain(|record| !record.is_of(model, version));
+        self.records.push(Record { model: model.to_owned(), version, stamp, times: times + 1 });
+        let many = self.records.len().saturating_sub(RECORDS_MAX);
+        self.records.drain(..many);
+        self.write();
         Ok(())
     }
 
     /// It has ended, one way or the other, and the engine lives.
-    pub(crate) fn end(&mut self) {
-        self.last = None;
-        forget(&self.path);
+    pub(crate) fn end(&mut self, model: &str, version: u64) {
+        self.records.retain(|record| !record.is_of(model, version));
+        self.write();
     }
 
-    /// Lets a version be tried again that somebody asks for.
+    /// Lets a model be tried again that somebody asks for.
     pub(crate) fn forgive(&mut self, model: &str) {
-        if self.last.as_ref().is_some_and(|last| last.model == model) {
-            self.end();
+        self.records.retain(|record| record.model != model);
+        self.write();
+    }
+
+    fn write(&self) {
+        if self.records.is_empty() {
+            return forget(&self.path);
+        }
+        let text = serde_json::to_vec(&self.records).expect("names and numbers");
+        if let Err(error) = fs::write(&self.path, text) {
+            tracing::debug!("{}: {error}", self.path.display());
         }
     }
+}
 
-    fn write(&self) -> io::Result<()> {
-        fs::write(&self.path, serde_json::to_vec(&self.last)?)
+impl Record {
+    fn is_of(&self, model: &str, version: u64) -> bool {
+        (&*self.model, self.version) == (model, version)
     }
 }
 
@@ -107,9 +123,30 @@ mod tests {
         let mut asked = Interrupted::beside(&socket);
         asked.forgive("m");
         assert_eq!(asked.begin("m", 2, &Stamp::made_up(7)), Ok(()));
-        asked.end();
+        asked.end("m", 2);
         assert_eq!((begin(2, 7), begin(2, 7)), (Ok(()), Ok(())), "a trial that ended counts for nothing");
         excuse(&socket);
         assert_eq!(begin(2, 7), Ok(()), "one that was told to stop is no accident");
+    }
+
+    #[test]
+    fn trials_of_others_that_end_well_do_not_make_up_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("engine.sock");
+        let stamp = Stamp::made_up(1);
+        // Each engine loads a sound model first, and then one that ends it.
+        let engine = || {
+            let mut trials = Interrupted::beside(&socket);
+            trials.begin("a", 1, &stamp).unwrap();
+            trials.end("a", 1);
+            trials.begin("m", 1, &stamp)
+        };
+        assert_eq!((engine(), engine()), (Ok(()), Ok(())));
+        assert!(engine().is_err());
+        let mut trials = Interrupted::beside(&socket);
+        for version in 0..2 * RECORDS_MAX as u64 {
+            trials.begin("many", version, &stamp).unwrap();
+        }
+        assert_eq!(Interrupted::beside(&socket).records.len(), RECORDS_MAX);
     }
 }

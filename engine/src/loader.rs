@@ -442,7 +442,7 @@ impl Shelf {
         let tried = attempt.within(self.setup.load_max);
         memory::give_back();
         if !self.device_is_lost() {
-            self.setup.interrupted.end();
+            self.setup.interrupted.end(name, number);
         }
         let tried = tried.map_err(|given_up| match given_up {
             GivenUp::Failed(why) => why,
