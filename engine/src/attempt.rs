@@ -1,5 +1,5 @@
 //! What it takes to load a version and to find out about it, made on a thread of its own: a model that hangs holds nobody up
-//! but itself. Decides when that is so: where no run of it ends for so long.
+//! but itself. Says for how long it has got nowhere; what follows from that is the loader's.
 //!
 //! ```text
 //!   load ─▶ trial ─▶ golden answers ─▶ faster form ─▶ calibration ─▶ padding
@@ -17,8 +17,9 @@ use crate::preprocess::Preprocess;
 use crate::schedule;
 use crate::trial::{self, Verdict};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, mpsc};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 /// A model and what was found out about it.
 pub(crate) struct Tried {
@@ -40,49 +41,61 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
-    /// Makes it on a thread of its own: a model that hangs holds nobody up but itself. It has, where no run of it ends
-    /// for so long.
-    pub(crate) fn within(self, run_max: Duration) -> Result<Tried, GivenUp> {
+    /// Begins it; `ended` is called when it has ended.
+    pub(crate) fn begin(self, ended: impl FnOnce() + Send + 'static) -> Result<Running, String> {
         let Self { load, cores, beside, pace } = self;
         let pace = Arc::new(pace);
-        let (done, trial) = mpsc::channel();
+        let (done, result) = mpsc::channel();
         let own = Arc::clone(&pace);
         let work = move || {
             schedule::in_the_background();
             let tried = catch_unwind(AssertUnwindSafe(|| try_out(load, cores, beside.as_ref(), &own)));
             let tried =
                 tried.unwrap_or_else(|panic| Err(format!("panic while loading: {}", text_of(&*panic))));
-            let _ = done.send(tried); // nobody waits any more: it was given up
+            let _ = done.send(tried); // nobody waits any more when the engine stops
+            ended();
         };
-        std::thread::Builder::new()
-            .name("trial".into())
-            .spawn(work)
-            .map_err(|error| GivenUp::Failed(format!("cannot start a thread: {error}")))?;
-        loop {
-            let runs = pace.runs();
-            match trial.recv_timeout(run_max) {
-                Ok(tried) => return tried.map_err(GivenUp::Failed),
-                Err(_) if pace.runs() != runs => {}
-                Err(_) => {
-                    let seconds = run_max.as_secs();
-                    let why = format!(
-                        "no run of its trial has ended within {seconds} s; its thread runs on until the engine ends"
-                    );
-                    return Err(GivenUp::Hangs { why, trial });
-                }
-            }
-        }
+        let started = std::thread::Builder::new().name("trial".into()).spawn(work);
+        started.map_err(|error| format!("cannot start a thread: {error}"))?;
+        Ok(Running { pace, result, progress: (0, Instant::now()) })
     }
 }
 
-/// Why an attempt came to nothing.
-pub(crate) enum GivenUp {
-    Failed(String),
-    /// What it sends, should it end after all.
-    Hangs {
-        why: String,
-        trial: mpsc::Receiver<Result<Tried, String>>,
-    },
+/// An attempt that has begun.
+pub(crate) struct Running {
+    pace: Arc<Pace>,
+    result: mpsc::Receiver<Result<Tried, String>>,
+    /// Runs that had ended when they were last seen to be more, and when that was.
+    progress: (u64, Instant),
+}
+
+impl Running {
+    /// What came of it; nothing once no run of it has ended for so long.
+    pub(crate) fn wait(&mut self, patience: Duration) -> Option<Result<Tried, String>> {
+        loop {
+            let left =
+                patience.checked_sub(self.stands_still(Instant::now())).filter(|left| !left.is_zero())?;
+            match self.result.recv_timeout(left) {
+                Ok(tried) => return Some(tried),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Some(Err("its thread is gone".into())),
+            }
+        }
+    }
+
+    /// What came of it, if it has ended.
+    pub(crate) fn ended(&self) -> Option<Result<Tried, String>> {
+        self.result.try_recv().ok()
+    }
+
+    /// For how long no run of it has ended, as far as that was looked at.
+    pub(crate) fn stands_still(&mut self, now: Instant) -> Duration {
+        let runs = self.pace.runs();
+        if runs != self.progress.0 {
+            self.progress = (runs, now);
+        }
+        now.saturating_duration_since(self.progress.1)
+    }
 }
 
 fn try_out(
@@ -129,10 +142,11 @@ fn in_best_form(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scripted::{Scripted, rows_spec};
 
     #[test]
-    fn a_model_that_hangs_in_its_trial_is_given_up_and_named() {
-        let (_hold, held) = mpsc::channel::<()>();
+    fn who_has_waited_in_vain_for_a_model_that_hangs_may_still_hear_of_it() {
+        let (release, held) = mpsc::channel::<()>();
         // Stands for a model whose first run does not end.
         let hangs: crate::library::Load = Box::new(move || {
             let _ = held.recv();
@@ -140,10 +154,24 @@ mod tests {
         });
         let cores = Cores { lanes: 1, cores: 1, threads: None };
         let attempt = Attempt { load: hangs, cores, beside: None, pace: Pace::alone() };
-        let Err(GivenUp::Hangs { why, trial }) = attempt.within(Duration::from_millis(1)) else {
-            panic!("it must be given up");
-        };
-        assert!(why.starts_with("no run of its trial has ended within"), "{why}");
-        assert!(matches!(trial.try_recv(), Err(mpsc::TryRecvError::Empty)), "it still runs");
+        let (told, is_told) = mpsc::channel();
+        let mut running = attempt.begin(move || told.send(()).unwrap()).unwrap();
+        assert!(running.wait(Duration::from_millis(1)).is_none() && running.ended().is_none());
+        release.send(()).unwrap();
+        is_told.recv().unwrap();
+        let came_back = running.ended().and_then(Result::err);
+        assert_eq!(came_back.as_deref(), Some("it came back"));
+    }
+
+    #[test]
+    fn a_trial_stands_still_since_a_run_of_it_has_last_ended() {
+        let (result, pace) = (mpsc::channel().1, Arc::new(Pace::alone()));
+        let (model, now) = (Scripted::new(rows_spec(&[], &[("y", 1)], 8), |_| Ok(vec![])), Instant::now());
+        let mut running = Running { pace: Arc::clone(&pace), result, progress: (0, now) };
+        let at = |seconds| now + Duration::from_secs(seconds);
+        assert_eq!(running.stands_still(at(5)), Duration::from_secs(5));
+        let _ = pace.run(&model, &[]);
+        assert_eq!(running.stands_still(at(6)), Duration::ZERO);
+        assert_eq!(running.stands_still(at(9)), Duration::from_secs(3));
     }
 }

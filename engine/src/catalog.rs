@@ -22,9 +22,14 @@ pub(crate) struct Catalog {
 
 #[derive(Clone)]
 pub(crate) enum State {
-    Loading,
+    Loading {
+        /// Why that takes so long, if it does.
+        why: String,
+    },
     Ready(Arc<Version>),
-    Unavailable { why: String },
+    Unavailable {
+        why: String,
+    },
 }
 
 impl Catalog {
@@ -45,7 +50,7 @@ impl Catalog {
             Some(State::Unavailable { why }) => {
                 Refusal::Unavailable { model, version, why: why.clone(), known }
             }
-            Some(State::Loading | State::Ready(_)) => Refusal::Loading { model, version, known },
+            Some(State::Loading { .. } | State::Ready(_)) => Refusal::Loading { model, version, known },
         })
     }
 
@@ -97,7 +102,9 @@ impl State {
     fn to_wire(&self, name: &str, version: u64) -> ModelEntry {
         let blank = ModelEntry { name: name.to_owned(), version, ..ModelEntry::default() };
         match self {
-            Self::Loading => ModelEntry { state: ModelState::Loading as i32, ..blank },
+            Self::Loading { why } => {
+                ModelEntry { state: ModelState::Loading as i32, reason: why.clone(), ..blank }
+            }
             Self::Unavailable { why } => {
                 ModelEntry { state: ModelState::Unavailable as i32, reason: why.clone(), ..blank }
             }

@@ -17,6 +17,9 @@ const LANES_OF_A_GPU: NonZeroUsize = NonZeroUsize::new(2).expect("2 is not 0");
 /// Large models are read from slow disks, and run first when others leave the cores to them; what takes longer than this hangs.
 const LOAD_MAX: Duration = Duration::from_secs(600);
 
+/// A version that is slow for good reasons falsifies what others measure beside it, so they are not loaded at once.
+const LOAD_PATIENCE: Duration = Duration::from_secs(10);
+
 /// Of the memory, requests have one in so many bytes, and no more than that.
 const QUEUE_SHARE: u64 = 8;
 const QUEUE_BYTES_MAX: u64 = 512 << 20;
@@ -136,6 +139,8 @@ pub struct Settings {
     pub threads_per_lane: Option<NonZeroUsize>,
     /// A run that takes longer ends the engine.
     pub run_max: Duration,
+    /// A version of which no run has ended for so long is not waited for while others are to be loaded.
+    pub load_patience: Duration,
     /// A version that takes longer to load is given up.
     pub load_max: Duration,
     /// What may wait and run.
@@ -158,6 +163,7 @@ impl Config {
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let on_gpu = matches!(device, Device::Cuda(_));
         // A second batch is copied while the GPU computes the first; the CPU's part of either is small.
+        let run_max = Duration::from_secs(self.run_seconds_max.get());
         let memory = Memory::new(self.memory_mib.map(|mib| mib.get() << 20));
         let queue_bytes = (memory.limit / QUEUE_SHARE).min(QUEUE_BYTES_MAX) as usize;
         let (lanes, threads) = if on_gpu { (LANES_OF_A_GPU, Some(NonZeroUsize::MIN)) } else { (cores, None) };
@@ -167,7 +173,8 @@ impl Config {
             lanes: self.lanes.unwrap_or(lanes).get(),
             cores: cores.get(),
             threads_per_lane: self.threads_per_lane.or(threads),
-            run_max: Duration::from_secs(self.run_seconds_max.get()),
+            run_max,
+            load_patience: LOAD_PATIENCE.min(run_max),
             load_max: LOAD_MAX,
             queue: Limits {
                 rows: self.queue_rows.get(),

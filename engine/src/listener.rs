@@ -131,6 +131,7 @@ impl Listener {
                 queue: Arc::clone(&queue),
                 watchdog: Arc::clone(&watchdog),
                 cores,
+                load_patience: self.settings.load_patience,
                 load_max: self.settings.load_max,
                 memory: self.settings.memory,
                 request_bytes_max: self.settings.request_bytes_max(),

@@ -1,5 +1,5 @@
 //! Brings versions up and takes them down, on one thread of its own: the engine listens at once, answers while
-//! others load, and a broken version disturbs nobody.
+//! others load, and a broken version disturbs nobody. One that gets nowhere is set aside, and the next one is loaded.
 //!
 //! ```text
 //!   load ─▶ trial ─▶ faster form ─▶ golden answers ─▶ calibration ─▶ in the catalog, in place of what was there
@@ -9,7 +9,7 @@
 //! A version whose files have changed is loaded beside the one that serves, which serves on if the new one is no
 //! good. Nothing is ever unloaded because it is old: it is what one rolls back to.
 
-use crate::attempt::{Attempt, GivenUp, Tried};
+use crate::attempt::{Attempt, Running, Tried};
 use crate::batcher::{Bucket, Grouping};
 use crate::calibrate::{Calibration, Cores, Precedent, Way};
 use crate::catalog::{Catalog, State};
@@ -32,12 +32,16 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use wire::{Action, Control, Limits, Status};
 
 /// Orders that may wait for their turn.
 const ORDERS_MAX: usize = 64;
+
+/// Attempts that others do not wait for, with those that were given up and still run. When there are as many, the next one
+/// that gets nowhere is waited for.
+const ASIDE_MAX: usize = 4;
 
 /// Takes orders for the loader's thread. The thread ends when the first of the handles' owner, [`Loader`], does.
 #[derive(Clone)]
@@ -65,6 +69,8 @@ enum Told {
     },
     /// No request needs the version of this key any more.
     Retired(u32),
+    /// An attempt has ended.
+    Tried,
     Stop,
 }
 
@@ -75,7 +81,7 @@ impl Orders {
         let waiting = Waiting(Arc::clone(&self.waiting));
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= ORDERS_MAX {
             let why = format!("{ORDERS_MAX} orders wait already");
-            return answer.set(Some((Status::Overloaded, why)), 0);
+            return answer.tell(Some((Status::Overloaded, why)), 0);
         }
         let _ = self.told.send(Told::Order { control, answer, _waiting: waiting });
     }
@@ -98,32 +104,38 @@ struct Answer {
 }
 
 /// What came of an order.
+#[derive(Default)]
 struct Outcome {
+    is_told: bool,
     failure: Option<Failure>,
     /// Of the catalog that shows it.
     revision: u64,
 }
 
-/// An order that nobody has carried out has failed.
-impl Default for Outcome {
-    fn default() -> Self {
-        Self { failure: Some((Status::Internal, "the loader has ended".into())), revision: 0 }
-    }
-}
-
 impl Answer {
-    fn set(&self, failure: Option<Failure>, revision: u64) {
-        *self.result.lock().expect("no panic while it is set") = Outcome { failure, revision };
+    /// What came of the order, or of a part of it that took longer.
+    fn tell(&self, failure: Option<Failure>, revision: u64) {
+        let mut outcome = self.result.lock().expect("no panic while it is told");
+        (outcome.is_told, outcome.revision) = (true, revision);
+        match (&mut outcome.failure, failure) {
+            (Some((_, why)), Some((_, more))) => *why = format!("{why}; {more}"),
+            (before @ None, failure) => *before = failure,
+            (Some(_), None) => {}
+        }
     }
 }
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        let Outcome { failure, revision } =
-            std::mem::take(self.result.get_mut().expect("no panic while it was set"));
-        split::answer_order(&self.mailbox, self.id, failure, revision);
+        let outcome = std::mem::take(self.result.get_mut().expect("no panic while it was told"));
+        let nobody = || Some((Status::Internal, ENDED.into()));
+        let failure = if outcome.is_told { outcome.failure } else { nobody() };
+        split::answer_order(&self.mailbox, self.id, failure, outcome.revision);
     }
 }
+
+/// Why an order has failed that nobody has carried out.
+const ENDED: &str = "the loader has ended";
 
 /// Tells the loader when it is dropped, which is after the last request that used its version.
 pub(crate) struct Retirement(Option<(u32, mpsc::Sender<Told>)>);
@@ -152,7 +164,9 @@ pub(crate) struct Setup {
     pub(crate) queue: Arc<Queue>,
     pub(crate) watchdog: Arc<Watchdog>,
     pub(crate) cores: Cores,
-    /// A version that takes longer to load is given up.
+    /// A version of which no run has ended for so long is set aside,
+    pub(crate) load_patience: Duration,
+    /// and after so long given up.
     pub(crate) load_max: Duration,
     pub(crate) memory: Memory,
     /// Bytes of that which requests may hold.
@@ -170,7 +184,7 @@ pub(crate) fn start(setup: Setup, candidates: Vec<Candidate>) -> io::Result<(Loa
         stamps: BTreeMap::new(),
         held: HashMap::new(),
         keys: 0..,
-        hung: HashMap::new(),
+        aside: Vec::new(),
         told: told.clone(),
         inbox,
         later: VecDeque::new(),
@@ -181,6 +195,7 @@ pub(crate) fn start(setup: Setup, candidates: Vec<Candidate>) -> io::Result<(Loa
         schedule::in_the_background();
         shelf.load_all(candidates);
         shelf.carry_out();
+        shelf.stop();
     })?;
     Ok((Loader { told: told.clone() }, Orders { told, waiting: Arc::default() }))
 }
@@ -194,8 +209,7 @@ struct Shelf {
     /// By key, until no request needs it: models are freed here, not on a lane.
     held: HashMap<u32, Held>,
     keys: std::ops::RangeFrom<u32>,
-    /// Trials that were given up: what they send when they end after all.
-    hung: HashMap<(String, u64), mpsc::Receiver<Result<Tried, String>>>,
+    aside: Vec<Aside>,
     told: mpsc::Sender<Told>,
     inbox: mpsc::Receiver<Told>,
     /// Orders that came while another was carried out.
@@ -211,6 +225,26 @@ struct Held {
     unloading: Vec<Arc<Answer>>,
 }
 
+/// An attempt that has begun.
+struct Aside {
+    name: String,
+    number: u64,
+    stamp: Stamp,
+    /// Of its `model.pt`.
+    bytes: u64,
+    attempt: Running,
+    /// Orders that it is a part of.
+    answers: Vec<Arc<Answer>>,
+    /// Whatever comes of it, nobody wants it.
+    is_given_up: bool,
+}
+
+impl Aside {
+    fn is_of(&self, name: &str, number: u64) -> bool {
+        self.name == name && self.number == number
+    }
+}
+
 /// Why an order was not carried out.
 type Failure = (Status, String);
 
@@ -218,7 +252,7 @@ impl Shelf {
     /// Loads them one after the other.
     fn load_all(&mut self, candidates: Vec<Candidate>) {
         for candidate in candidates {
-            let _ = self.bring_up(candidate);
+            let _ = self.bring_up(candidate, None);
             self.look_in();
             if self.is_stopping {
                 return;
@@ -234,12 +268,29 @@ impl Shelf {
             }
             match self.later.pop_front() {
                 Some(Told::Order { control, answer, .. }) => self.obey(&control, &answer),
-                Some(Told::Retired(_) | Told::Stop) => unreachable!("look_in keeps orders only"),
-                None => match self.inbox.recv() {
-                    Ok(told) => self.hear(told),
-                    Err(_) => return,
-                },
+                Some(Told::Retired(_) | Told::Tried | Told::Stop) => unreachable!("only orders are kept"),
+                None => {
+                    if let Some(told) = self.next_told() {
+                        self.hear(told);
+                    }
+                }
             }
+        }
+    }
+
+    /// What is told next; nothing if what was set aside has to be looked at before.
+    fn next_told(&mut self) -> Option<Told> {
+        let (now, most) = (Instant::now(), self.setup.load_max);
+        let hopeful = self.aside.iter_mut().filter(|aside| !aside.is_given_up);
+        match hopeful.map(|aside| most.saturating_sub(aside.attempt.stands_still(now))).min() {
+            Some(left) => self.inbox.recv_timeout(left).ok(),
+            None => self.inbox.recv().ok(),
+        }
+    }
+
+    fn stop(&mut self) {
+        for answer in self.aside.drain(..).flat_map(|aside| aside.answers) {
+            answer.tell(Some((Status::Internal, ENDED.into())), self.catalog.revision());
         }
     }
 
@@ -249,6 +300,7 @@ impl Shelf {
         while let Ok(told) = self.inbox.try_recv() {
             self.hear(told);
         }
+        self.look_aside();
     }
 
     fn hear(&mut self, told: Told) {
@@ -259,13 +311,14 @@ impl Shelf {
                 self.setup.queue.forget_version(key);
                 memory::give_back();
             }
+            Told::Tried => {} // whoever waits looks at it next
             Told::Stop => self.is_stopping = true,
         }
     }
 
     fn obey(&mut self, control: &Control, answer: &Arc<Answer>) {
         let done = match control.action() {
-            Action::Load => self.load(control),
+            Action::Load => self.load(control, answer),
             Action::Unload => self.unload(control, answer),
             Action::Unspecified => Err((Status::InvalidArgument, "an order of no known kind".into())),
         };
@@ -273,11 +326,11 @@ impl Shelf {
         if let Some((_, why)) = &failure {
             tracing::warn!(model = control.model, "{why}");
         }
-        answer.set(failure, self.catalog.revision());
+        answer.tell(failure, self.catalog.revision());
     }
 
     /// Makes a model what its folder says: loads what is new or has changed, takes out what is gone.
-    fn load(&mut self, control: &Control) -> Result<(), Failure> {
+    fn load(&mut self, control: &Control, answer: &Arc<Answer>) -> Result<(), Failure> {
         let is_meant = |name: &str, version: u64| {
             name == control.model && (control.version == 0 || control.version == version)
         };
@@ -309,11 +362,12 @@ impl Shelf {
             .filter_map(|candidate| {
                 self.look_in();
                 let number = candidate.version;
-                self.bring_up(candidate).err().map(|why| format!("version {number}: {why}"))
+                self.bring_up(candidate, Some(answer)).err().map(|why| format!("version {number}: {why}"))
             })
             .collect();
         let is_gone = !gone.is_empty();
         for version in gone {
+            self.take_aside(&control.model, version, "its folder is gone");
             self.stamps.remove(&(control.model.clone(), version));
             self.catalog.remove(&control.model, version);
             tracing::info!(model = control.model, version, "unloaded: its folder is gone");
@@ -343,6 +397,7 @@ impl Shelf {
             held.unloading.push(Arc::clone(answer));
         }
         for version in versions {
+            self.take_aside(name, version, "it was unloaded");
             let Some(State::Ready(ready)) = self.catalog.state(name, version) else { continue };
             let held = self.held.get_mut(&ready.key).expect("what is ready is held");
             held.unloading.push(Arc::clone(answer));
@@ -354,16 +409,129 @@ impl Shelf {
         Ok(())
     }
 
-    /// Loads one version and puts it in its place. What was ready there stays if the new one is no good.
-    fn bring_up(&mut self, candidate: Candidate) -> Result<(), String> {
+    /// Loads one version and puts it in its place, or sets it aside. What was ready there stays if the new one is no good.
+    fn bring_up(&mut self, candidate: Candidate, answer: Option<&Arc<Answer>>) -> Result<(), String> {
         let Candidate { name, version: number, stamp, bytes, load } = candidate;
-        let was_ready = matches!(self.catalog.state(&name, number), Some(State::Ready(_)));
+        if let Some(aside) = self.aside_of(&name, number) {
+            if aside.stamp != stamp {
+                return Err(
+                    "what its files were before is still being loaded; load it again after that".into()
+                );
+            }
+            aside.answers.extend(answer.cloned());
+            return Ok(());
+        }
         let begun = self
             .has_room(bytes)
             .and_then(|()| self.does_not_hang(&name, number))
-            .and_then(|()| self.setup.interrupted.begin(&name, number, &stamp));
-        let prepared = begun.and_then(|()| self.prepare(&name, number, load));
-        match prepared.and_then(|version| self.put_in_place(version)) {
+            .and_then(|()| self.setup.interrupted.begin(&name, number, &stamp))
+            .and_then(|()| self.begin(&name, number, load));
+        let attempt = match begun {
+            Ok(attempt) => attempt,
+            Err(why) => return self.settle(name, number, stamp, Err(why)),
+        };
+        let answers = answer.cloned().into_iter().collect();
+        let mut aside = Aside { name, number, stamp, bytes, attempt, answers, is_given_up: false };
+        let most = self.setup.load_max;
+        let has_place = self.aside.len() < ASIDE_MAX;
+        let patience = if has_place { self.setup.load_patience.min(most) } else { most };
+        if let Some(tried) = aside.attempt.wait(patience) {
+            return self.end(aside, tried).1;
+        }
+        if patience < most {
+            self.set_aside(aside);
+            return Ok(());
+        }
+        // Its answer is this one's.
+        aside.answers.clear();
+        self.aside.push(aside);
+        self.give_up(self.aside.len() - 1, &hangs(most))
+    }
+
+    /// Others are loaded in place of waiting for it.
+    fn set_aside(&mut self, aside: Aside) {
+        let seconds = self.setup.load_patience.as_secs();
+        let why = format!("no run of its trial has ended for {seconds} s; others are loaded meanwhile");
+        tracing::warn!(model = aside.name, version = aside.number, "{why}");
+        if !matches!(self.catalog.state(&aside.name, aside.number), Some(State::Ready(_))) {
+            self.catalog.set(&aside.name, aside.number, State::Loading { why });
+            self.announce();
+        }
+        self.aside.push(aside);
+    }
+
+    /// Takes in what has ended of what was set aside, and gives up what gets nowhere.
+    fn look_aside(&mut self) {
+        let (now, most) = (Instant::now(), self.setup.load_max);
+        let mut at = 0;
+        while let Some(aside) = self.aside.get_mut(at) {
+            if let Some(tried) = aside.attempt.ended() {
+                let aside = self.aside.swap_remove(at);
+                if !aside.is_given_up {
+                    let number = aside.number;
+                    let (answers, result) = self.end(aside, tried);
+                    self.tell(answers, number, result);
+                }
+                continue;
+            }
+            if !aside.is_given_up && aside.attempt.stands_still(now) >= most {
+                // Whoever has ordered it is told.
+                let _ = self.give_up(at, &hangs(most));
+            }
+            at += 1;
+        }
+    }
+
+    /// Nobody waits for it any more. Nothing can stop its thread: it is remembered until it ends.
+    fn give_up(&mut self, at: usize, why: &str) -> Result<(), String> {
+        let aside = &mut self.aside[at];
+        aside.is_given_up = true;
+        let answers = std::mem::take(&mut aside.answers);
+        let (name, number, stamp) = (aside.name.clone(), aside.number, aside.stamp.clone());
+        self.setup.interrupted.end(&name, number);
+        let result = self.settle(name, number, stamp, Err(why.to_owned()));
+        self.tell(answers, number, result.clone());
+        result
+    }
+
+    /// Gives up what was set aside of a version, if anything was.
+    fn take_aside(&mut self, name: &str, number: u64, why: &str) {
+        let is_meant = |aside: &Aside| aside.is_of(name, number) && !aside.is_given_up;
+        if let Some(at) = self.aside.iter().position(is_meant) {
+            let _ = self.give_up(at, why);
+        }
+    }
+
+    fn aside_of(&mut self, name: &str, number: u64) -> Option<&mut Aside> {
+        self.aside.iter_mut().find(|aside| aside.is_of(name, number) && !aside.is_given_up)
+    }
+
+    fn tell(&self, answers: Vec<Arc<Answer>>, number: u64, result: Result<(), String>) {
+        let failure = result.err().map(|why| (Status::ModelFailed, format!("version {number}: {why}")));
+        answers.iter().for_each(|answer| answer.tell(failure.clone(), self.catalog.revision()));
+    }
+
+    /// An attempt has ended; gives back who waits for what has come of it.
+    fn end(&mut self, aside: Aside, tried: Result<Tried, String>) -> (Vec<Arc<Answer>>, Result<(), String>) {
+        let Aside { name, number, stamp, answers, .. } = aside;
+        memory::give_back();
+        if !self.device_is_lost() {
+            self.setup.interrupted.end(&name, number);
+        }
+        let version = tried.map(|tried| self.version(&name, number, tried));
+        (answers, self.settle(name, number, stamp, version))
+    }
+
+    /// Puts a version in its place, or says why there is none.
+    fn settle(
+        &mut self,
+        name: String,
+        number: u64,
+        stamp: Stamp,
+        version: Result<Version, String>,
+    ) -> Result<(), String> {
+        let was_ready = matches!(self.catalog.state(&name, number), Some(State::Ready(_)));
+        match version.and_then(|version| self.put_in_place(version)) {
             Ok(version) => {
                 self.stamps.insert((name, number), stamp);
                 self.announce();
@@ -392,6 +560,8 @@ impl Shelf {
     /// Whether a model of so many bytes fits, at last without what the allocator keeps.
     fn has_room(&self, bytes: u64) -> Result<(), String> {
         let Setup { memory, request_bytes_max, ref queue, .. } = self.setup;
+        // Those that are being loaded have not taken yet what they need.
+        let bytes = self.aside.iter().map(|aside| aside.bytes).sum::<u64>().saturating_add(bytes);
         let fits = || {
             let requests = request_bytes_max.saturating_sub(queue.bytes() as u64);
             memory.has_room(bytes, memory::resident(), requests)
@@ -419,38 +589,27 @@ impl Shelf {
     }
 
     /// A trial that was given up and still runs holds memory: another one of the same version would do the same.
-    fn does_not_hang(&mut self, name: &str, number: u64) -> Result<(), String> {
-        let which = (name.to_owned(), number);
-        if let Some(hung) = self.hung.remove(&which)
-            && let Err(mpsc::TryRecvError::Empty) = hung.try_recv()
-        {
-            self.hung.insert(which, hung);
+    fn does_not_hang(&self, name: &str, number: u64) -> Result<(), String> {
+        if self.aside.iter().any(|aside| aside.is_of(name, number)) {
             return Err("its last trial has not ended, and still runs".into());
         }
         Ok(())
     }
 
-    /// Everything that has to be known about a version before it answers.
-    fn prepare(&mut self, name: &str, number: u64, load: crate::library::Load) -> Result<Version, String> {
-        let queue = Arc::clone(&self.setup.queue);
+    /// Begins to find out everything that has to be known about a version before it answers.
+    fn begin(&self, name: &str, number: u64, load: crate::library::Load) -> Result<Running, String> {
+        let (queue, told) = (Arc::clone(&self.setup.queue), self.told.clone());
         let attempt = Attempt {
             load,
             cores: self.setup.cores,
             beside: self.beside(name, number).map(Precedent::of),
             pace: Pace::beside(move || queue.begun()),
         };
-        let tried = attempt.within(self.setup.load_max);
-        memory::give_back();
-        if !self.device_is_lost() {
-            self.setup.interrupted.end(name, number);
-        }
-        let tried = tried.map_err(|given_up| match given_up {
-            GivenUp::Failed(why) => why,
-            GivenUp::Hangs { why, trial } => {
-                self.hung.insert((name.to_owned(), number), trial);
-                why
-            }
-        })?;
+        attempt.begin(move || drop(told.send(Told::Tried)))
+    }
+
+    /// A version of which everything is known.
+    fn version(&mut self, name: &str, number: u64, tried: Tried) -> Version {
         let Tried {
             model,
             verdict: Verdict { grouping, mut why_alone },
@@ -472,7 +631,7 @@ impl Shelf {
         let model: Arc<dyn Model> = model.into();
         let held = Held { name: name.to_owned(), number, _model: Arc::clone(&model), unloading: Vec::new() };
         self.held.insert(key, held);
-        Ok(Version {
+        Version {
             key,
             name: name.to_owned(),
             number,
@@ -485,7 +644,7 @@ impl Shelf {
             form: report.to_string(),
             curve: points,
             _retirement: Retirement(Some((key, self.told.clone()))),
-        })
+        }
     }
 
     /// The version that this one replaces; else the newest of its model that answers.
@@ -501,8 +660,9 @@ impl Shelf {
     /// What does not answer yet is going to.
     fn announce_loading(&mut self, candidates: &[Candidate]) {
         for Candidate { name, version, .. } in candidates {
-            if !matches!(self.catalog.state(name, *version), Some(State::Ready(_))) {
-                self.catalog.set(name, *version, State::Loading);
+            let is_ready = matches!(self.catalog.state(name, *version), Some(State::Ready(_)));
+            if !is_ready && self.aside_of(name, *version).is_none() {
+                self.catalog.set(name, *version, State::Loading { why: String::new() });
             }
         }
         if !candidates.is_empty() {
@@ -513,6 +673,11 @@ impl Shelf {
     fn announce(&mut self) {
         self.setup.catalog.send_replace(Arc::new(self.catalog.revised()));
     }
+}
+
+fn hangs(most: Duration) -> String {
+    let seconds = most.as_secs();
+    format!("no run of its trial has ended within {seconds} s; its thread runs on until the engine ends")
 }
 
 /// How a version's requests are run.

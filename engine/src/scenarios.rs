@@ -60,6 +60,7 @@ impl Engine {
             cores: 1,
             threads_per_lane: None,
             run_max: Duration::from_secs(60),
+            load_patience: Duration::from_secs(60),
             load_max: Duration::from_secs(60),
             queue: Limits { rows: 1000, bytes: 1 << 20 },
             memory: Memory { limit: u64::MAX, available: u64::MAX },

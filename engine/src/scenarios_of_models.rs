@@ -21,6 +21,8 @@ struct Folder {
     versions: Arc<Mutex<BTreeMap<u64, File>>>,
     /// Every run enters here.
     gate: Arc<Gate>,
+    /// Whoever reads a file that hangs enters here.
+    disk: Arc<Gate>,
     /// Models that have not been freed.
     alive: Arc<AtomicUsize>,
     /// How often one was loaded.
@@ -34,6 +36,7 @@ struct File {
     /// An error instead of a model, or by what it multiplies.
     factor: Result<f32, &'static str>,
     golden: Option<&'static str>,
+    hangs: bool,
 }
 
 /// What a model of a test holds as long as it is loaded.
@@ -53,7 +56,7 @@ impl Folder {
 
     fn put_file(&self, version: u64, change: impl FnOnce(&mut File)) {
         let mut versions = self.versions.lock().unwrap();
-        let blank = File { stamp: 0, bytes: 0, factor: Ok(1.0), golden: None };
+        let blank = File { stamp: 0, bytes: 0, factor: Ok(1.0), golden: None, hangs: false };
         let file = versions.entry(version).or_insert(blank);
         file.stamp += 1;
         change(file);
@@ -73,8 +76,11 @@ impl Folder {
 
     fn candidate(&self, version: u64, file: File) -> Candidate {
         let (gate, count) = (Arc::clone(&self.gate), Arc::clone(&self.alive));
-        let loads = Arc::clone(&self.loads);
+        let (loads, disk) = (Arc::clone(&self.loads), Arc::clone(&self.disk));
         let load = move || {
+            if file.hangs {
+                disk.pass();
+            }
             let factor = file.factor?;
             loads.fetch_add(1, Ordering::SeqCst);
             count.fetch_add(1, Ordering::SeqCst);
@@ -353,4 +359,89 @@ fn while_a_trial_that_was_given_up_still_runs_there_is_no_other_of_that_version(
     // The trial that hung ends in its own time.
     while load(&mut client).0 != Status::Ok {}
     assert_eq!(answer(&mut client, 1), Ok(30.0));
+}
+
+/// Reads until `holds` of the versions that are told of.
+fn until(client: &mut Client, holds: impl Fn(&[ModelEntry]) -> bool) {
+    while !holds(&client.latest.models) {
+        client.frame().expect("the engine lives");
+    }
+}
+
+fn is_aside(entry: &ModelEntry) -> bool {
+    entry.state() == ModelState::Loading && entry.reason.starts_with("no run of its trial has ended for")
+}
+
+#[test]
+fn while_one_version_hangs_the_others_are_loaded_and_it_becomes_ready_when_it_comes_back() {
+    let folder = Folder::default();
+    folder.disk.shut();
+    folder.put_file(1, |file| (file.hangs, file.factor) = (true, Ok(2.0)));
+    folder.put(2, Ok(3.0));
+    let patience = Duration::from_millis(20);
+    let engine = Engine::start_library(folder.library(), |settings| settings.load_patience = patience);
+    let mut client = engine.connect();
+    until(&mut client, |index| {
+        index.len() == 2 && is_aside(&index[0]) && index[1].state() == ModelState::Ready
+    });
+    assert_eq!(answer(&mut client, 2), Ok(30.0));
+    assert!(answer(&mut client, 1).unwrap_err().contains("is still loading"));
+    // Who orders it now waits for it, and so does nobody else.
+    order(&mut client, Action::Load, 0);
+    folder.put(3, Ok(4.0));
+    let mut other = engine.connect();
+    order(&mut other, Action::Load, 3);
+    assert_eq!(obeyed(&mut other).0, Status::Ok);
+    folder.disk.open();
+    let (status, why, index) = obeyed(&mut client);
+    assert_eq!((status, index[0].state()), (Status::Ok, ModelState::Ready), "{why}");
+    assert_eq!(answer(&mut client, 1), Ok(20.0));
+    assert_eq!(folder.loads.load(Ordering::SeqCst), 3, "each was loaded once");
+}
+
+#[test]
+fn a_version_that_is_unloaded_while_its_files_hang_does_not_come_back() {
+    let folder = Folder::default();
+    folder.put(1, Ok(1.0));
+    let patience = Duration::from_millis(20);
+    let (engine, mut client) = folder.start_with(|settings| settings.load_patience = patience);
+    folder.disk.shut();
+    folder.put_file(1, |file| (file.hangs, file.factor) = (true, Ok(2.0)));
+    order(&mut client, Action::Load, 0);
+    folder.disk.await_held(1);
+    let mut other = engine.connect();
+    assert_eq!(answer(&mut other, 1), Ok(10.0), "the old one serves on");
+    order(&mut other, Action::Unload, 1);
+    assert_eq!(obeyed(&mut other).0, Status::Ok);
+    let (status, why, _) = obeyed(&mut client);
+    assert_eq!(status, Status::ModelFailed);
+    assert_eq!(why, "version 1: it was unloaded; what was loaded before serves on");
+    folder.disk.open();
+    while load(&mut client).0 != Status::Ok {}
+    let loads = folder.loads.load(Ordering::SeqCst);
+    assert_eq!((answer(&mut client, 1), loads), (Ok(20.0), 3), "what hung was thrown away");
+}
+
+#[test]
+fn however_many_hang_the_last_is_loaded_and_each_is_named() {
+    let folder = Folder::default();
+    folder.disk.shut();
+    (1..=6).for_each(|version| folder.put_file(version, |file| file.hangs = true));
+    folder.put(7, Ok(1.0));
+    let (_engine, mut client) = folder.start_with(|settings| {
+        (settings.load_patience, settings.load_max) = (Duration::from_millis(10), Duration::from_millis(100));
+    });
+    let index = client.latest.models.clone();
+    for entry in &index[..6] {
+        assert_eq!(entry.state(), ModelState::Unavailable);
+        assert!(entry.reason.starts_with("no run of its trial has ended within"), "{entry:?}");
+    }
+    assert_eq!(answer(&mut client, 7), Ok(10.0));
+    let (status, why, _) = load(&mut client);
+    assert_eq!(
+        (status, why.matches("its last trial has not ended").count()),
+        (Status::ModelFailed, 6),
+        "{why}"
+    );
+    folder.disk.open();
 }

@@ -98,15 +98,48 @@ fn killed_it_leaves_a_socket_that_the_next_one_replaces() {
     assert_ends_well(next, &folder);
 }
 
+/// A model `x: [-1, 1] → y: [-1, 1]` that does this and returns `x`.
+fn define(version: &Path, body: &str) {
+    std::fs::create_dir_all(version).expect("a folder");
+    let text = format!("def forward(self, x):\n    {body}\n    return x\n");
+    engine::torch::define(&version.join("model.pt"), &text).expect("TorchScript");
+    let manifest = "inputs: [{name: x, datatype: FP32, shape: [-1, 1]}]\noutputs: [{name: 'y', datatype: FP32, shape: [-1, 1]}]";
+    std::fs::write(version.join("model.yaml"), manifest).expect("a file");
+}
+
+#[test]
+fn neither_a_file_that_is_never_read_to_its_end_nor_a_warm_up_that_never_ends_holds_up_other_models() {
+    let folder = tempfile::tempdir().unwrap();
+    let models = folder.path().join("models");
+    std::fs::create_dir_all(models.join("a-pipe/1")).unwrap();
+    assert!(Command::new("mkfifo").arg(models.join("a-pipe/1/model.pt")).status().unwrap().success());
+    define(&models.join("b-endless/1"), "while bool((x * 0 == 0).any()):\n        x = x * 0");
+    define(&models.join("c-sound/1"), "x = x * 2");
+    let mut child = engine(&folder.path().join("engine.sock"), &models)
+        .args(["--run-seconds-max", "1"])
+        .spawn()
+        .expect("the binary is built");
+    let log = BufReader::new(child.stderr.take().expect("piped"));
+    let mut set_aside = Vec::new();
+    for line in log.lines() {
+        let line = line.expect("text");
+        if line.contains("no run of its trial has ended for 1 s") {
+            set_aside.push(line);
+        } else if line.contains("ready, ") {
+            assert!(line.contains("c-sound"), "{line}");
+            break;
+        }
+    }
+    assert_eq!(set_aside.len(), 2, "{set_aside:?}");
+    assert!(set_aside[0].contains("a-pipe") && set_aside[1].contains("b-endless"), "{set_aside:?}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
 fn a_model_that_hangs_ends_the_engine_which_names_it() {
     let folder = tempfile::tempdir().unwrap();
-    let version = folder.path().join("models/endless/1");
-    std::fs::create_dir_all(&version).unwrap();
-    let body = "def forward(self, x):\n    while bool((x > 100).any()):\n        x = x + 1\n    return x\n";
-    engine::torch::define(&version.join("model.pt"), body).unwrap();
-    let manifest = "inputs: [{name: x, datatype: FP32, shape: [-1, 1]}]\noutputs: [{name: 'y', datatype: FP32, shape: [-1, 1]}]";
-    std::fs::write(version.join("model.yaml"), manifest).unwrap();
+    define(&folder.path().join("models/endless/1"), "while bool((x > 100).any()):\n        x = x + 1");
     let socket = folder.path().join("engine.sock");
     let mut child = engine(&socket, &folder.path().join("models"))
         .args(["--run-seconds-max", "1"])

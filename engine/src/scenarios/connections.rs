@@ -94,6 +94,7 @@ fn a_socket_is_taken_over_only_from_the_dead() {
         cores: 1,
         threads_per_lane: None,
         run_max: Duration::from_secs(60),
+        load_patience: Duration::from_secs(60),
         load_max: Duration::from_secs(60),
         queue: Limits { rows: 1, bytes: 1 },
         memory: Memory { limit: u64::MAX, available: u64::MAX },
