@@ -22,8 +22,9 @@ run: build ## start the demo: proxy and engine with configs/demo
 build: ## build the two binaries, optimised
 	$(WITH_LIBTORCH) cargo build --release --locked -p penstock-proxy -p penstock-engine --bins
 
-test: ## run all tests, then third-party clients and a browser against the built binaries
+test: ## run all tests, then third-party clients, published models (fetches 0.7 GB) and a browser against the built binaries
 	$(WITH_LIBTORCH) cargo build --workspace --bins --locked && cargo test --workspace --locked
+	python3 benches/models/make.py >/dev/null
 	clients=$$($(SETUP) --clients) && "$$clients" -m pytest tests/clients
 	$(WITH_LIBTORCH) tests/dashboard/run.sh
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes the folder of real models that the benchmarks serve, and prints its path.
+"""Makes the folder of real models that benchmarks and tests serve, and prints its path.
 
 Decides: which published weights are taken, how they become TorchScript, and what their model.yaml says.
 
@@ -7,10 +7,11 @@ Decides: which published weights are taken, how they become TorchScript, and wha
     minilm        all-MiniLM-L6-v2, sentence embeddings (Apache-2.0)  traced: input_ids, attention_mask -> embedding; takes texts
     silero_vad    Silero VAD, is there speech (MIT)                   its authors' file: keeps state between calls and wants an int
 
-Never: trains or changes a weight, touches a model that is there already (delete its folder to have it made anew), leaves a half-made
-one, or lets one pass that it has not loaded again and seen to do what is said of it here.
+Never: trains or changes a weight, touches a model that is there already unless its model.yaml is another one by now (delete its
+folder to have it made anew), leaves a half-made one, or lets one pass that it has not loaded again and seen to do what is said of it here.
 
     make.py [--out DIR]    DIR is `bench-models` in the cache folder of engine/setup/libtorch.py unless given
+    make.py --python       prints the path of the python that has torch, see environment()
 
 What it needs, 0.7 GB with pinned checksums, is fetched once, into `bench-python3.X` in the cache folder, where it takes 1.5 GB.
 """
@@ -67,9 +68,18 @@ preprocess: {text: {length_max: 256}}  # texts are taken as well; longer ones ar
 """
 
 
+# What lies beside each model.pt, and what is in it where that is written here.
+FILES = {
+    "efficientnet": {"model.yaml": EFFICIENTNET_YAML},
+    "minilm": {"model.yaml": MINILM_YAML, "tokenizer.json": None},
+    "silero_vad": {},
+}
+
+
 def main():
     parser = argparse.ArgumentParser(description="Makes the models of the benchmarks. See the top of this file.")
     parser.add_argument("--out", type=Path, help="the models folder; `bench-models` in the cache folder unless given")
+    parser.add_argument("--python", action="store_true", help="print the path of the python that makes them")
     parser.add_argument("--make", nargs="+", help=argparse.SUPPRESS)  # how this script calls itself where torch can be imported
     arguments = parser.parse_args()
     if arguments.make:
@@ -77,21 +87,35 @@ def main():
     try:
         with libtorch.cache_folder() as cache:
             out = (arguments.out or cache / "bench-models").absolute()
-            missing = [name for name in MAKERS if not (out / name / "1/model.pt").exists()]
-            if missing:
+            missing = [name for name in MAKERS if not is_made(out / name / "1", FILES[name])]
+            if missing and not arguments.python:
                 make_missing(cache, out, missing)
-        print(out)
+            print(environment(cache) if arguments.python else out)
     except (libtorch.SetupError, OSError) as error:
         sys.exit(f"penstock set-up: {error}")
 
 
-def make_missing(cache, out, missing):
-    libtorch.say(f"making {', '.join(missing)} in {out}; what that takes is fetched once, 0.7 GB")
+def is_made(version, files):
+    def is_there(name, text):
+        path = version / name
+        return path.exists() and (text is None or path.read_text() == text)
+
+    return all(is_there(name, text) for name, text in {"model.pt": None, **files}.items())
+
+
+def environment(cache):
+    """A python whose `import torch` works after `import os, sys; sys.setdlopenflags(os.RTLD_LAZY)`: what is linked is not all there."""
     python = libtorch.venv(cache, "bench", WANTED)
     for name in STAND_INS.split():
         link = site_packages(python.parents[1]) / f"torch/lib/lib{name}"
         if not link.is_symlink():
             link.symlink_to("libc10.so")  # any library will do; this one is loaded anyway
+    return python
+
+
+def make_missing(cache, out, missing):
+    libtorch.say(f"making {', '.join(missing)} in {out}; what that takes is fetched once, 0.7 GB")
+    python = environment(cache)
     out.mkdir(parents=True, exist_ok=True)
     work = out / ".partial"  # on the same disk, and by its dot no model
     shutil.rmtree(work, ignore_errors=True)
@@ -99,8 +123,10 @@ def make_missing(cache, out, missing):
         raise libtorch.SetupError("the models could not be made (see above)")
     for name in missing:
         (out / name).mkdir(exist_ok=True)
+        if (out / name / "1").exists():
+            (out / name / "1").rename(work / f"{name}.old")
         (work / name).rename(out / name / "1")
-    work.rmdir()
+    shutil.rmtree(work)
 
 
 def site_packages(environment):
