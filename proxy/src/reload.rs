@@ -104,8 +104,8 @@ impl Reload {
     }
 
     async fn look(&mut self, settle: Duration, changes: &mut watch::Receiver<Duration>) {
-        let bytes = match self.stable(settle, changes).await {
-            Ok(bytes) => bytes,
+        let (bytes, ahead) = match self.stable(settle, changes).await {
+            Ok(stable) => stable,
             Err(error) => {
                 if self.seen != Seen::Missing {
                     let error = format!("cannot read {}: {error}", self.file.display());
@@ -120,7 +120,8 @@ impl Reload {
         if matches!(&self.seen, Seen::Text(seen) if *seen == bytes) {
             return;
         }
-        match compiled_aside(&bytes, &self.file).await {
+        let compiling = ahead.unwrap_or_else(|| compile_aside(&bytes, &self.file));
+        match compiling.await {
             Ok(snapshot) => self.publish(snapshot, &bytes, Source::File, None).await,
             Err(error) => {
                 tracing::error!("policy stays as it is:\n{error}");
@@ -170,7 +171,7 @@ impl Reload {
                 Ok(Edit::Planned { plan, tag, at_restart })
             }
             Ask::Adopt { rings } => {
-                let snapshot = compiled_aside(self.revisions.current().text.as_bytes(), Path::new("policy"));
+                let snapshot = compile_aside(self.revisions.current().text.as_bytes(), Path::new("policy"));
                 let snapshot = snapshot.await.map_err(Denied::Faulty)?;
                 Ok(Edit::Adopted(self.live.adopt(snapshot, &rings, &self.ledger, Instant::now())))
             }
@@ -207,25 +208,27 @@ impl Reload {
     }
 
     async fn compiled(&self, text: &str) -> Result<Snapshot, Denied> {
-        let compiled = compiled_aside(text.as_bytes(), Path::new("policy")).await;
-        let snapshot = compiled.map_err(Denied::Faulty)?;
+        let compiling = compile_aside(text.as_bytes(), Path::new("policy"));
+        let snapshot = compiling.await.map_err(Denied::Faulty)?;
         Ok(snapshot.follow(&self.ledger.rings(&self.live.load().snapshot)))
     }
 
     /// The file, once it has stopped changing: whoever writes it needs a moment between truncating and finishing, and
-    /// half a policy may well be a policy.
+    /// half a policy may well be a policy. What is probably whole is compiled meanwhile, once.
     async fn stable(
         &self,
         mut settle: Duration,
         changes: &mut watch::Receiver<Duration>,
-    ) -> std::io::Result<Vec<u8>> {
+    ) -> std::io::Result<(Vec<u8>, Option<Compiling>)> {
         let last_look = Instant::now() + STABLE_MAX;
         let mut before = content_aside(&self.file).await;
+        let is_new = |bytes: &&Vec<u8>| !matches!(&self.seen, Seen::Text(seen) if seen == *bytes);
+        let whole = before.as_ref().ok().filter(is_new).filter(|_| settle == SETTLE_WHOLE);
+        let mut ahead = whole.map(|bytes| compile_aside(bytes, &self.file));
         loop {
-            let is_nothing_new =
-                matches!((&before, &self.seen), (Ok(bytes), Seen::Text(seen)) if bytes == seen);
+            let is_nothing_new = before.as_ref().is_ok_and(|bytes| !is_new(&bytes));
             if is_nothing_new || Instant::now() >= last_look {
-                return before;
+                return Ok((before?, ahead));
             }
             // What is gone may be on its way under another name.
             let wait = if before.is_ok() { settle } else { SETTLE };
@@ -236,8 +239,13 @@ impl Reload {
             let now = content_aside(&self.file).await;
             if changed {
                 settle = *changes.borrow_and_update();
-            } else if before.as_ref().ok() == now.as_ref().ok() {
-                return now;
+            }
+            let is_same = before.as_ref().ok() == now.as_ref().ok();
+            if is_same && !changed {
+                return Ok((now?, ahead));
+            }
+            if !is_same {
+                ahead = None;
             }
             before = now;
         }
@@ -304,17 +312,22 @@ pub fn read(file: &Path) -> anyhow::Result<(policies::Snapshot, Vec<u8>)> {
 }
 
 /// On a thread of its own, which lets requests go first: a large policy takes as long as fifty of them.
-async fn compiled_aside(bytes: &[u8], file: &Path) -> Result<Snapshot, String> {
+fn compile_aside(bytes: &[u8], file: &Path) -> Compiling {
     let (bytes, file) = (bytes.to_vec(), file.to_owned());
     let (done, compiled) = oneshot::channel();
     let work = move || {
         let _ = rustix::process::nice(NICE); // where it may not, it takes its turn like others
-        let _ = done.send(compile(&bytes, &file));
+        let _ = done.send(compile(&bytes, &file)); // who asked may want another by now
     };
     let started = std::thread::Builder::new().name("policy".into()).spawn(work);
-    started.map_err(|error| format!("it cannot be read now: {error}"))?;
-    compiled.await.map_err(|_| "reading it has failed".to_owned())?
+    Box::pin(async move {
+        started.map_err(|error| format!("it cannot be read now: {error}"))?;
+        compiled.await.map_err(|_| "reading it has failed".to_owned())?
+    })
 }
+
+/// What becomes of a policy that is being compiled, whether or not anybody waits for it.
+type Compiling = std::pin::Pin<Box<dyn Future<Output = Result<Snapshot, String>> + Send>>;
 
 fn compile(bytes: &[u8], file: &Path) -> Result<policies::Snapshot, String> {
     let origin = file.display().to_string();
