@@ -87,10 +87,6 @@ pub(crate) enum Fault {
     Url(String),
     #[error(transparent)]
     Ca(#[from] FileFault),
-    #[error(
-        "what another server answers cannot be compared: neither does it get copies, nor do its requests"
-    )]
-    RemoteShadow,
     #[error("expected a `shadow` of the candidate beside it, which compares answers")]
     NothingCompared,
     #[error("expected tolerances that are 0 or more")]
@@ -176,17 +172,6 @@ fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Fau
         None => Some(None),
     };
     let remotes = remotes(&model.remote, &path.join("remote"), faults);
-    if let Some(Some(shadow)) = &shadow
-        && remotes.contains_key(&shadow.version)
-    {
-        faults.note(path.join("shadow").join("version"), Fault::RemoteShadow);
-    }
-    if let Some(Some(canary)) = &canary
-        && canary.disagreeing_at_most.is_some()
-        && remotes.contains_key(&canary.baseline.version)
-    {
-        faults.note(path.join("canary").join("gates").join("disagreement"), Fault::RemoteShadow);
-    }
     if let Some(Some(canary)) = &canary
         && canary.disagreeing_at_most.is_some()
         && !matches!(&shadow, Some(Some(shadow)) if shadow.version == canary.candidate.version)

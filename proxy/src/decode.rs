@@ -2,6 +2,8 @@
 //! Protocol's JSON and Triton's binary tensor extension; checks that the body agrees with itself. Whether it
 //! fits the model is the engine's to say: it owns the declaration.
 
+pub(crate) mod answer;
+
 use crate::numbers::{Skeleton, read_floats};
 use crate::refusal::Refusal;
 use crate::tensor_json::{TensorData, quote_non_finite};

@@ -23,7 +23,7 @@ use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::remote::Remotes;
 use crate::route::Target;
-use crate::shadow::Shadows;
+use crate::shadow::{Answer, Copy, Shadows, ToServer, Written};
 use crate::slots::Slots;
 use crate::trace::Trace;
 use bytes::Bytes;
@@ -56,7 +56,7 @@ pub struct Path {
     /// Room for requests.
     pub slots: Arc<Slots>,
     /// The way to versions that other servers answer.
-    pub remotes: Remotes,
+    pub remotes: Arc<Remotes>,
     /// What is counted.
     pub metrics: Arc<Metrics>,
 }
@@ -192,13 +192,21 @@ impl Path {
         let read = |call: &mut C| body.decode(call, asking.models.entry(model, version));
         let answer = match asking.snapshot.remote(model, Version(version)) {
             Some(remote) => {
+                let copy = request.and_then(|mut request| {
+                    asking.snapshot.model(model)?.shadow()?;
+                    let infer = self.engine_request(&mut request, asking, record);
+                    self.copy(call, (&infer, &request.payload), body, asking)
+                });
                 let body = body.as_it_came.clone();
                 // Boxed: it is ten times what waiting for the engine takes, and every request would carry it.
-                let answer = Box::pin(self.elsewhere(call, remote, body, asking, record)).await;
+                let answer = Box::pin(self.elsewhere(call, remote, (body, copy), asking, record)).await;
                 answer.map_err(Into::into)
             }
             None => match request.map_or_else(|| read(call), Ok) {
-                Ok(request) => self.here(call, request, asking, record).await.map(|answer| (answer, Ok(()))),
+                Ok(request) => {
+                    let answer = self.here(call, request, body, asking, record).await;
+                    answer.map(|answer| (answer, Ok(())))
+                }
                 Err(refusal) => Err(refusal.into()),
             },
         };
@@ -223,18 +231,13 @@ impl Path {
         &self,
         call: &mut C,
         mut request: InferRequest,
+        body: &Body,
         asking: &Asking<'_>,
         record: &mut Record,
     ) -> Result<C::Answer, Unanswered> {
-        let Asking { snapshot, ref models, target, version, deadline, now, .. } = *asking;
-        let mut infer = engine_request(target.model, version, &mut request, &deadline, record, now);
-        infer.caller = asking.by.caller;
-        stand(&mut infer, asking.standing);
-        let shadow = snapshot.model(target.model).and_then(ModelPolicy::shadow);
-        let copy = shadow.and_then(|policy| {
-            let (assigned, coin) = (asking.by.assigned, rand::rng().random());
-            self.shadows.copy(policy, models, (&infer, &request.payload), assigned, coin)
-        });
+        let Asking { ref models, target, version, deadline, now, .. } = *asking;
+        let infer = self.engine_request(&mut request, asking, record);
+        let copy = self.copy(call, (&infer, &request.payload), body, asking);
         let counters = self.metrics.version(target.model, version);
         let _waiting = counters.statistics.wait();
         record.asked = Some(counters);
@@ -244,7 +247,7 @@ impl Path {
                 let inferred = Inferred { model, version, entry, reply: &reply, payload: &frame.payload };
                 let answer = call.encode(&request, inferred);
                 if let Some(copy) = copy {
-                    self.shadows.send(copy, reply, frame.payload);
+                    self.shadows.send(copy, Answer::Engine(reply.outputs, frame.payload));
                 }
                 answer.map_err(Unanswered::from)
             }
@@ -260,12 +263,47 @@ impl Path {
         answer
     }
 
+    fn engine_request(&self, request: &mut InferRequest, asking: &Asking<'_>, record: &Record) -> Infer {
+        let Asking { target, version, deadline, now, .. } = asking;
+        let mut infer = engine_request(target.model, *version, request, deadline, record, *now);
+        infer.caller = asking.by.caller;
+        stand(&mut infer, asking.standing);
+        infer
+    }
+
+    /// A copy for the shadow, if the policy and the dice want one.
+    fn copy<C: Call>(
+        &self,
+        call: &C,
+        (infer, payload): (&Infer, &Bytes),
+        body: &Body,
+        asking: &Asking<'_>,
+    ) -> Option<Copy> {
+        let Asking { snapshot, models, target, by, .. } = asking;
+        let policy = snapshot.model(target.model)?.shadow()?;
+        let version = policy.version();
+        if version.0 == infer.version || !policy.takes(rand::rng().random()) {
+            return None;
+        }
+        let server = match snapshot.remote(target.model, version) {
+            None => None,
+            Some(remote) => match call.forward() {
+                Ok(head) => Some(ToServer::new(remote, head, body.as_it_came.clone())),
+                Err(_) => {
+                    self.shadows.drop_one(target.model, version.0); // it cannot be asked in these words
+                    return None;
+                }
+            },
+        };
+        self.shadows.copy(policy, models, (infer, payload), server, by.assigned)
+    }
+
     /// Has another server answer; and what that answer says about the version.
     async fn elsewhere<C: Call>(
         &self,
         call: &mut C,
         remote: &Remote,
-        body: Bytes,
+        (body, copy): (Bytes, Option<Copy>),
         asking: &Asking<'_>,
         record: &Record,
     ) -> Result<(C::Answer, Result<(), Refusal>), Refusal> {
@@ -280,6 +318,9 @@ impl Path {
             () = call.gone() => return Err(Refusal::ClientGone),
         };
         let said = passed.refusal().map_or(Ok(()), Err);
+        if let (Some(copy), Ok(())) = (copy, &said) {
+            self.shadows.send(copy, Answer::Server(Written::of(&passed)));
+        }
         Ok((call.pass(passed), said))
     }
 

@@ -74,13 +74,14 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let drain = Arc::new(Drain::default());
     let links = Arc::new(Links::new(config.socket.clone()));
     let ledger = Arc::new(Ledger::new());
+    let remotes = Arc::new(Remotes::default());
     let path = Arc::new(Path {
-        remotes: Remotes::default(),
+        remotes: remotes.clone(),
         metrics: metrics.clone(),
         live: Arc::new(Live::new(snapshot.follow(&kept.rings))),
         ledger: ledger.clone(),
         directory: Arc::new(Directory::default()),
-        shadows: Shadows::new(links.clone(), metrics.clone(), ledger),
+        shadows: Shadows::new(links.clone(), remotes, metrics.clone(), ledger),
         links,
         body: config.body,
         slots: Arc::new(Slots::new(config.in_flight_max, config.in_flight_bytes_max)),

@@ -1,16 +1,22 @@
 //! Copies of answered requests for another version, whose answers are compared with what the client got and then
 //! dropped. A copy is sent after the answer is known, after everybody else's requests, and only while few others are
-//! under way: whatever becomes of it, the client does not notice.
+//! under way: whatever becomes of it, the client does not notice. Either version may be another server's.
 
+use crate::call::JSON_LEN;
+use crate::deadline::{Deadline, header_number};
+use crate::decode::answer;
 use crate::directory::Models;
 use crate::link::Links;
 use crate::metrics::Metrics;
+use crate::refusal::Refusal;
+use crate::remote::{Passed, Remotes};
 use bytes::Bytes;
-use policies::{Assignment, Ledger, ShadowPolicy, Tolerance, Version};
+use http::{HeaderMap, Method, header};
+use policies::{Assignment, Ledger, Remote, ShadowPolicy, Tolerance, Version};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
-use wire::{Datatype, Infer, Reply, Status, TensorMeta};
+use wire::{Datatype, Infer, Reply, Status, TensorMeta, Timing};
 
 /// In the engine's words: after those of everybody else, and the first to be turned away.
 const LAST: u32 = 3;
@@ -26,6 +32,7 @@ const AT_ONCE_BYTES: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Shadows {
     links: Arc<Links>,
+    remotes: Arc<Remotes>,
     metrics: Arc<Metrics>,
     ledger: Arc<Ledger>,
     under_way: Arc<Mutex<UnderWay>>,
@@ -39,47 +46,53 @@ struct UnderWay {
 
 impl Shadows {
     /// None yet.
-    pub fn new(links: Arc<Links>, metrics: Arc<Metrics>, ledger: Arc<Ledger>) -> Self {
-        Self { links, metrics, ledger, under_way: Arc::default() }
+    pub fn new(links: Arc<Links>, remotes: Arc<Remotes>, metrics: Arc<Metrics>, ledger: Arc<Ledger>) -> Self {
+        Self { links, remotes, metrics, ledger, under_way: Arc::default() }
     }
 
-    /// A copy of a request that is about to be sent, if the policy and the dice want one and there is room. `assigned` is
+    /// A copy of a request that is about to be sent, if there is room; to the engine, or to a server as it came. `assigned` is
     /// the side of a rollout whose answer its client gets.
     pub(crate) fn copy(
         &self,
         policy: &Arc<ShadowPolicy>,
         models: &Models,
         (infer, payload): (&Infer, &Bytes),
+        server: Option<ToServer>,
         assigned: Option<Assignment>,
-        draw: u64,
     ) -> Option<Copy> {
         let version = policy.version().0;
-        if version == infer.version || !policy.takes(draw) {
-            return None;
-        }
         let deadline = policy.deadline().unwrap_or(Duration::from_micros(infer.budget_us));
         let is_busy = || models.gate(&infer.model, version)?.check(deadline, Instant::now());
-        let is_ready = models.is_ready(&infer.model, version) && is_busy().is_none();
-        let place = || self.place(&infer.model, payload.len(), policy.in_flight_max());
+        let is_ready = server.is_some() || models.is_ready(&infer.model, version) && is_busy().is_none();
+        let bytes = server.as_ref().map_or(payload.len(), |server| server.body.len());
+        let place = || self.place(&infer.model, bytes, policy.in_flight_max());
         let place = if is_ready { place() } else { None };
         let Some(place) = place else {
-            self.metrics.count_shadow(&infer.model, version, "dropped");
+            self.drop_one(&infer.model, version);
             return None;
         };
         let caller = (infer.caller != 0).then_some(infer.caller);
-        let infer = copied(infer, version, deadline);
-        let (policy, payload) = (Arc::clone(policy), payload.clone());
-        Some(Copy { policy, infer, payload, deadline, caller, assigned, place })
+        let to = match server {
+            Some(server) => To::Server(server),
+            None => To::Engine(Box::new(copied(infer, version, deadline)), payload.clone()),
+        };
+        let (policy, model) = (Arc::clone(policy), infer.model.clone());
+        Some(Copy { policy, model, version, to, deadline, caller, assigned, place })
+    }
+
+    /// Counts a copy that is not sent.
+    pub(crate) fn drop_one(&self, model: &str, version: u64) {
+        self.metrics.count_shadow(model, version, "dropped");
     }
 
     /// Sends a copy, and compares its answer with the one that the client got; waits for nothing.
-    pub(crate) fn send(&self, copy: Copy, reply: Reply, answer: Bytes) {
-        let (links, metrics, ledger) =
-            (Arc::clone(&self.links), Arc::clone(&self.metrics), Arc::clone(&self.ledger));
+    pub(crate) fn send(&self, copy: Copy, answer: Answer) {
+        let (links, remotes) = (Arc::clone(&self.links), Arc::clone(&self.remotes));
+        let (metrics, ledger) = (Arc::clone(&self.metrics), Arc::clone(&self.ledger));
         tokio::spawn(async move {
-            let (model, version) = (copy.infer.model.clone(), copy.infer.version);
+            let (model, version) = (copy.model.clone(), copy.version);
             let (caller, assigned) = (copy.caller, copy.assigned);
-            let outcome = copy.compare(&links, &metrics, reply, answer).await;
+            let outcome = copy.compare(&links, &remotes, &metrics, answer).await;
             let agrees = match outcome {
                 "agreed" => Some(true),
                 "disagreed" => Some(false),
@@ -111,8 +124,9 @@ impl Shadows {
 /// A request's copy, not yet sent.
 pub(crate) struct Copy {
     policy: Arc<ShadowPolicy>,
-    infer: Infer,
-    payload: Bytes,
+    model: String,
+    version: u64,
+    to: To,
     deadline: Duration,
     /// Who asked.
     caller: Option<u64>,
@@ -120,35 +134,155 @@ pub(crate) struct Copy {
     place: Place,
 }
 
+/// Who is to answer it.
+enum To {
+    Engine(Box<Infer>, Bytes),
+    Server(ToServer),
+}
+
+/// A request as it came, for another server.
+pub(crate) struct ToServer {
+    remote: Arc<Remote>,
+    method: Method,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl ToServer {
+    pub(crate) fn new(remote: &Arc<Remote>, (method, mut headers): (Method, HeaderMap), body: Bytes) -> Self {
+        // Its client may read what is compressed, and this one does not.
+        headers.remove(header::ACCEPT_ENCODING);
+        Self { remote: Arc::clone(remote), method, headers, body }
+    }
+}
+
+/// What the client got.
+pub(crate) enum Answer {
+    Engine(Vec<TensorMeta>, Bytes),
+    Server(Written),
+}
+
+/// What a server has written.
+pub(crate) struct Written {
+    body: Bytes,
+    json_len: Option<usize>,
+    is_plain: bool,
+}
+
+impl Written {
+    pub(crate) fn of(passed: &Passed) -> Self {
+        let json_len = header_number(&passed.headers, &JSON_LEN).unwrap_or(Some(usize::MAX));
+        let is_plain = !passed.headers.contains_key(header::CONTENT_ENCODING);
+        Self { body: passed.body.clone(), json_len, is_plain }
+    }
+
+    fn outputs(&self) -> Option<(Vec<TensorMeta>, Bytes)> {
+        if self.is_plain { answer::outputs(&self.body, self.json_len) } else { None }
+    }
+}
+
 impl Copy {
     /// What became of it, in the word of the metric.
-    async fn compare(self, links: &Links, metrics: &Metrics, reply: Reply, answer: Bytes) -> &'static str {
-        let started = Instant::now();
-        let Self { policy, infer, payload, deadline, place, .. } = self;
-        let asked = async {
-            let pending = links.worker().await?.send(&infer, payload);
-            pending?.answer().await
-        };
-        let Ok(Ok(frame)) = tokio::time::timeout(deadline, asked).await else { return "failed" };
-        let Ok(shadow) = <Reply as prost::Message>::decode(frame.metadata) else { return "failed" };
-        // The model has run, whoever it was for.
-        let counters = metrics.version(&infer.model, infer.version);
-        match shadow.status() {
-            Status::Ok => {
-                let (statistics, timing) = (&counters.statistics, shadow.timing.as_ref());
-                statistics.served(started.elapsed(), timing, SystemTime::now());
-                timing.into_iter().for_each(|timing| statistics.ran(timing));
+    async fn compare(
+        self,
+        links: &Links,
+        remotes: &Remotes,
+        metrics: &Metrics,
+        answer: Answer,
+    ) -> &'static str {
+        let Self { policy, model, version, to, deadline, place, .. } = self;
+        let shadow = match to {
+            To::Engine(infer, payload) => {
+                let asked = ask_engine(&infer, payload, links, deadline);
+                match asked.await {
+                    Ok((outputs, payload, served)) => {
+                        // The model has run, whoever it was for.
+                        let counters = metrics.version(&model, version);
+                        let (statistics, timing) = (&counters.statistics, served.timing.as_ref());
+                        statistics.served(served.took, timing, SystemTime::now());
+                        timing.into_iter().for_each(|timing| statistics.ran(timing));
+                        Answer::Engine(outputs, payload)
+                    }
+                    Err(outcome) => return outcome,
+                }
             }
-            Status::Overloaded | Status::DeadlineExceeded => return "dropped",
-            _ => return "failed",
-        }
-        let is_small = answer.len() <= AT_ONCE_BYTES;
+            To::Server(server) => match ask_server(server, remotes, deadline).await {
+                Ok(written) => Answer::Server(written),
+                Err(outcome) => return outcome,
+            },
+        };
+        let bytes = |answer: &Answer| match answer {
+            Answer::Engine(_, payload) => payload.len(),
+            Answer::Server(written) => written.body.len(),
+        };
+        let is_small = bytes(&answer).max(bytes(&shadow)) <= AT_ONCE_BYTES;
         let compare = move || {
-            let alike = alike(&policy, (&reply.outputs, &answer), (&shadow.outputs, &frame.payload));
+            let alike =
+                answer.outputs().zip(shadow.outputs()).map(|((one, payload), (other, other_payload))| {
+                    alike(&policy, (&one, &payload), (&other, &other_payload))
+                });
             drop(place);
-            if alike { "agreed" } else { "disagreed" }
+            match alike {
+                Some(true) => "agreed",
+                Some(false) => "disagreed",
+                // A server that speaks another protocol, or compresses unasked.
+                None => "failed",
+            }
         };
         if is_small { compare() } else { tokio::task::spawn_blocking(compare).await.unwrap_or("failed") }
+    }
+}
+
+impl Answer {
+    fn outputs(self) -> Option<(Vec<TensorMeta>, Bytes)> {
+        match self {
+            Self::Engine(outputs, payload) => Some((outputs, payload)),
+            Self::Server(written) => written.outputs(),
+        }
+    }
+}
+
+struct Served {
+    took: Duration,
+    timing: Option<Timing>,
+}
+
+/// Outputs and their bytes; else the word of the metric.
+async fn ask_engine(
+    infer: &Infer,
+    payload: Bytes,
+    links: &Links,
+    deadline: Duration,
+) -> Result<(Vec<TensorMeta>, Bytes, Served), &'static str> {
+    let started = Instant::now();
+    let asked = async {
+        let pending = links.worker().await?.send(infer, payload);
+        pending?.answer().await
+    };
+    let Ok(Ok(frame)) = tokio::time::timeout(deadline, asked).await else { return Err("failed") };
+    let Ok(reply) = <Reply as prost::Message>::decode(frame.metadata) else { return Err("failed") };
+    match reply.status() {
+        Status::Ok => {
+            let served = Served { took: started.elapsed(), timing: reply.timing };
+            Ok((reply.outputs, frame.payload, served))
+        }
+        Status::Overloaded | Status::DeadlineExceeded => Err("dropped"),
+        _ => Err("failed"),
+    }
+}
+
+async fn ask_server(
+    ToServer { remote, method, headers, body }: ToServer,
+    remotes: &Remotes,
+    deadline: Duration,
+) -> Result<Written, &'static str> {
+    let deadline = Deadline::of(deadline, None, Instant::now());
+    let asked = remotes.ask(&remote, (&method, &headers), body, (&deadline, None), || false).await;
+    let Ok(passed) = asked else { return Err("failed") };
+    match passed.refusal() {
+        None => Ok(Written::of(&passed)),
+        Some(Refusal::Overloaded(_)) => Err("dropped"),
+        Some(_) => Err("failed"),
     }
 }
 
@@ -173,10 +307,14 @@ fn lock(under_way: &Mutex<UnderWay>) -> MutexGuard<'_, UnderWay> {
     under_way.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-type Answer<'a> = (&'a [TensorMeta], &'a [u8]);
+type Tensors<'a> = (&'a [TensorMeta], &'a [u8]);
 
 /// Whether two versions have said the same: the same outputs, each within its tolerance.
-fn alike(policy: &ShadowPolicy, (outputs, payload): Answer<'_>, (others, other_payload): Answer<'_>) -> bool {
+fn alike(
+    policy: &ShadowPolicy,
+    (outputs, payload): Tensors<'_>,
+    (others, other_payload): Tensors<'_>,
+) -> bool {
     outputs.len() == others.len()
         && outputs.iter().all(|output| {
             let Some(other) = others.iter().find(|other| other.name == output.name) else { return false };

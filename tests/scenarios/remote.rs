@@ -127,3 +127,45 @@ fn a_server_is_rolled_out_to_everybody_or_back_by_what_its_answers_show() {
         assert!(failed <= 20.0, "{failed} users met it");
     }
 }
+
+/// Copies go to another server as they came, and come from one whose answers clients get.
+#[test]
+fn answers_of_another_server_are_compared_with_ours_whichever_of_them_clients_get() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let series = |version: u32, outcome: &str| {
+        format!("penstock_shadows_total{{model=\"m\",version=\"{version}\",outcome=\"{outcome}\"}}")
+    };
+    // What a scripted version answers is its number.
+    for (there_version, outcome) in [(1, "agreed"), (7, "disagreed")] {
+        let there_engine = ScriptedEngine::start(&[("m", there_version, Behaviour::Answer)]);
+        let there = Stack::builder().external_engine(there_engine.socket()).start();
+        for (answers, copies) in [(1, 2), (2, 1)] {
+            let more = format!("split: {{weights: {{{answers}: 1}}}}, shadow: {{version: {copies}}}");
+            let stack =
+                Stack::builder().policies(&policy(&there, &more)).external_engine(engine.socket()).start();
+            let client = stack.client();
+            for asked in 1..=3 {
+                let answer = client.infer("m", &[("accept-encoding", "gzip")], &body());
+                assert_eq!(answer.status, 200, "{}", answer.text());
+                assert_eq!(answer.header("x-penstock-version"), answers.to_string());
+                stack.wait_for_metric(&series(copies, outcome), f64::from(asked));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_server_that_hangs_over_copies_delays_nobody() {
+    let there_engine = ScriptedEngine::start(&[("m", 1, Behaviour::Hang)]);
+    let there = Stack::builder().external_engine(there_engine.socket()).start();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let more = "split: {weights: {1: 1}}, shadow: {version: 2, in_flight_max: 3, deadline: 10m}";
+    let stack = Stack::builder().policies(&policy(&there, more)).external_engine(engine.socket()).start();
+    let client = stack.client();
+    for _ in 0..20 {
+        assert_eq!(client.infer("m", &[], &body()).status, 200);
+    }
+    stack.wait_for_metric("penstock_shadows_total{model=\"m\",version=\"2\",outcome=\"dropped\"}", 17.0);
+    stack.wait_for_metric("penstock_requests_in_flight", 0.0);
+    assert_eq!(there.metric("penstock_requests_in_flight"), 3.0, "they wait there still");
+}
