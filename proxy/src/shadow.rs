@@ -2,6 +2,8 @@
 //! dropped. A copy is sent after the answer is known, after everybody else's requests, and only while few others are
 //! under way: whatever becomes of it, the client does not notice. Either version may be another server's.
 
+mod alike;
+
 use crate::call::JSON_LEN;
 use crate::deadline::{Deadline, header_number};
 use crate::decode::answer;
@@ -10,13 +12,14 @@ use crate::link::Links;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::remote::{Passed, Remotes};
+use alike::alike;
 use bytes::Bytes;
 use http::{HeaderMap, Method, header};
-use policies::{Assignment, Ledger, Remote, ShadowPolicy, Tolerance, Version};
+use policies::{Assignment, Ledger, Remote, ShadowPolicy, Version};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
-use wire::{Datatype, Infer, Reply, Status, TensorMeta, Timing};
+use wire::{Infer, Reply, Status, TensorMeta, Timing};
 
 /// In the engine's words: after those of everybody else, and the first to be turned away.
 const LAST: u32 = 3;
@@ -307,101 +310,15 @@ fn lock(under_way: &Mutex<UnderWay>) -> MutexGuard<'_, UnderWay> {
     under_way.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-type Tensors<'a> = (&'a [TensorMeta], &'a [u8]);
-
-/// Whether two versions have said the same: the same outputs, each within its tolerance.
-fn alike(
-    policy: &ShadowPolicy,
-    (outputs, payload): Tensors<'_>,
-    (others, other_payload): Tensors<'_>,
-) -> bool {
-    outputs.len() == others.len()
-        && outputs.iter().all(|output| {
-            let Some(other) = others.iter().find(|other| other.name == output.name) else { return false };
-            let (Ok((datatype, at)), Ok((other_datatype, other_at))) =
-                (output.locate(payload), other.locate(other_payload))
-            else {
-                return false;
-            };
-            if datatype != other_datatype || output.shape != other.shape {
-                return false;
-            }
-            let (one, other) = (&payload[at], &other_payload[other_at]);
-            // Whatever is no floating-point number is compared as it is.
-            let Some((size, float)) = float_of(datatype) else { return one == other };
-            if policy.is_by_argmax(&output.name) {
-                let row = output.shape.last().copied().unwrap_or(1).max(1) as usize * size;
-                let values = |row: &'_ [u8]| row.chunks_exact(size).map(float).collect::<Vec<_>>();
-                let mut rows = one.chunks(row).zip(other.chunks(row));
-                return rows.all(|(row, other)| has_same_largest(&values(row), &values(other)));
-            }
-            let mut pairs = one.chunks_exact(size).map(float).zip(other.chunks_exact(size).map(float));
-            pairs.all(|(one, other)| is_within(policy.tolerance(), one, other))
-        })
-}
-
 /// The same for another version, in nobody's way.
 fn copied(infer: &Infer, version: u64, deadline: Duration) -> Infer {
     let (budget_us, priority, criticality) = (deadline.as_micros() as u64, LAST, SHEDDABLE);
     Infer { version, budget_us, priority, criticality, trace: None, caller: 0, ..infer.clone() }
 }
 
-/// Reads an element.
-type Read = fn(&[u8]) -> f64;
-
-/// How many bytes an element of a floating-point tensor has, and how it is read.
-fn float_of(datatype: Datatype) -> Option<(usize, Read)> {
-    match datatype {
-        Datatype::Fp64 => Some((8, |b| f64::from_le_bytes(b.try_into().expect("8 bytes")))),
-        Datatype::Fp32 => Some((4, |b| f32::from_le_bytes(b.try_into().expect("4 bytes")).into())),
-        Datatype::Fp16 => Some((2, |b| half::f16::from_le_bytes(b.try_into().expect("2 bytes")).into())),
-        Datatype::Bf16 => Some((2, |b| half::bf16::from_le_bytes(b.try_into().expect("2 bytes")).into())),
-        _ => None,
-    }
-}
-
-fn is_within(tolerance: Tolerance, one: f64, other: f64) -> bool {
-    if !one.is_finite() || !other.is_finite() {
-        return one == other || (one.is_nan() && other.is_nan());
-    }
-    (one - other).abs() <= tolerance.absolute() + tolerance.relative() * one.abs().max(other.abs())
-}
-
-/// Whether the same value of both rows is the largest, the first where there are several. A NaN is larger than nothing and
-/// agrees with nothing but a NaN.
-fn has_same_largest(row: &[f64], other: &[f64]) -> bool {
-    let larger = |best: (usize, f64), next: (usize, f64)| if next.1 > best.1 { next } else { best };
-    let largest = |row: &[f64]| {
-        let numbers = row.iter().copied().enumerate().filter(|(_, value)| !value.is_nan());
-        numbers.reduce(larger).map(|(at, _)| at)
-    };
-    let are_nan_alike = row.iter().zip(other).all(|(one, other)| one.is_nan() == other.is_nan());
-    are_nan_alike && largest(row) == largest(other)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn policy(compare: &str) -> Arc<ShadowPolicy> {
-        let text = format!("models: {{m: {{shadow: {{version: 2, compare: {compare}}}}}}}");
-        let snapshot = policies::parse(&text, "p").unwrap_or_else(|errors| panic!("{errors}"));
-        Arc::clone(snapshot.model("m").unwrap().shadow().unwrap())
-    }
-
-    fn output(datatype: Datatype, shape: &[u64]) -> Vec<TensorMeta> {
-        vec![TensorMeta {
-            name: "y".into(),
-            datatype: datatype as u32,
-            shape: shape.into(),
-            offset: 0,
-            bytes: 0,
-        }]
-    }
-
-    fn fp32(values: &[f32]) -> Vec<u8> {
-        values.iter().flat_map(|value| value.to_le_bytes()).collect()
-    }
 
     #[test]
     fn a_copy_is_in_nobodys_way_however_critical_its_original_is() {
@@ -410,42 +327,5 @@ mod tests {
         let copy = copied(&original, 2, Duration::from_millis(5));
         assert_eq!((copy.priority, copy.criticality, copy.tenant, copy.caller), (3, 3, 7, 0));
         assert_eq!((copy.version, copy.budget_us), (2, 5_000));
-    }
-
-    #[test]
-    fn answers_are_alike_within_the_tolerance_and_not_beyond() {
-        let meta = output(Datatype::Fp32, &[1, 3]);
-        let says = |compare: &str, one: &[f32], other: &[f32]| {
-            alike(&policy(compare), (&meta, &fp32(one)), (&meta, &fp32(other)))
-        };
-        assert!(says("{}", &[1.0, 2.0, f32::NAN], &[1.000_001, 2.0, f32::NAN]), "by default about 1e-4");
-        assert!(!says("{}", &[1.0, 2.0, 3.0], &[1.01, 2.0, 3.0]));
-        assert!(says("{relative: 0.02}", &[1.0, 2.0, 3.0], &[1.01, 2.0, 3.0]));
-        assert!(says("{absolute: 0.5, relative: 0}", &[0.0, 2.0, 3.0], &[0.5, 2.0, 3.0]));
-        assert!(!says("{absolute: 0.5}", &[f32::NAN, 2.0, 3.0], &[0.5, 2.0, 3.0]));
-        assert!(!says("{absolute: 0.5}", &[f32::INFINITY, 2.0, 3.0], &[0.5, 2.0, 3.0]));
-        assert!(says("{argmax: [y]}", &[0.1, 0.9, 0.2], &[0.3, 0.5, 0.4]));
-        assert!(!says("{argmax: [y]}", &[0.1, 0.9, 0.2], &[0.6, 0.5, 0.4]));
-        assert!(!says("{argmax: [y]}", &[0.9, 0.1, 0.2], &[f32::NAN; 3]), "a version that has lost its mind");
-        assert!(!says("{argmax: [y]}", &[0.1, 0.9, 0.2], &[f32::NAN, 0.9, 0.2]));
-        assert!(says("{argmax: [y]}", &[f32::NAN, 0.9, 0.2], &[f32::NAN, 0.8, 0.3]));
-    }
-
-    #[test]
-    fn other_shapes_names_and_types_are_no_agreement() {
-        let policy = policy("{}");
-        let (one, wide) = (output(Datatype::Fp32, &[1, 2]), output(Datatype::Fp32, &[2, 1]));
-        let bytes = fp32(&[1.0, 2.0]);
-        assert!(alike(&policy, (&one, &bytes), (&one, &bytes)));
-        assert!(!alike(&policy, (&one, &bytes), (&wide, &bytes)));
-        assert!(!alike(&policy, (&one, &bytes), (&[], &bytes)));
-        assert!(!alike(&policy, (&one, &bytes), (&one, &bytes[..4])), "a tensor that is cut");
-        let integers = output(Datatype::Int64, &[1]);
-        assert!(alike(&policy, (&integers, &7i64.to_le_bytes()), (&integers, &7i64.to_le_bytes())));
-        assert!(!alike(&policy, (&integers, &7i64.to_le_bytes()), (&integers, &8i64.to_le_bytes())));
-        let halves = output(Datatype::Fp16, &[1]);
-        let half = |value: f32| half::f16::from_f32(value).to_le_bytes();
-        assert!(alike(&policy, (&halves, &half(1.0)), (&halves, &half(1.0))));
-        assert!(!alike(&policy, (&halves, &half(1.0)), (&halves, &half(1.1))));
     }
 }
