@@ -159,3 +159,67 @@ fn an_engine_that_leaks_is_replaced_before_its_memory_is_spent_and_no_request_no
         (stack.metric("penstock_engine_resident_bytes") < f64::from(800 << 20)).then_some(())
     });
 }
+
+/// Nobody knows which of them have run: none is run again, and all are told.
+#[test]
+fn what_waits_in_an_engine_that_is_killed_is_told_so_and_not_repeated() {
+    let models = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(models.path().join("slow")).expect("a folder");
+    let slow = repository("tests/data/models/slow/1");
+    std::os::unix::fs::symlink(slow, models.path().join("slow/1")).expect("a link");
+    let stack = Stack::builder().models(models.path()).start();
+    let engine = stack.engine_pid().expect("an engine");
+    let body = infer_body("x", [64, 4], &[1.0; 256]);
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let ask = || stack.client().infer("slow", &[], &body).status;
+        let asked: Vec<_> = (0..32).map(|_| scope.spawn(ask)).collect();
+        eventually("a queue", || (stack.metric("penstock_requests_in_flight") >= 16.0).then_some(()));
+        kill_process(engine, Signal::KILL).expect("it runs");
+        asked.into_iter().map(|one| one.join().expect("an answer")).collect()
+    });
+    assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
+    let lost = statuses.iter().filter(|status| **status == 503).count();
+    assert!(lost >= 4, "two lanes of 50 ms each cannot have answered them: {statuses:?}");
+    assert!(!stack.metrics().contains("penstock_retries_total{"), "{}", stack.metrics());
+}
+
+/// An engine that gives its place to another one says what it has not run, and that is asked of the other one, within the
+/// budget for that.
+#[test]
+fn who_asks_while_another_engine_takes_over_is_answered_by_one_of_them() {
+    let models = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(models.path().join("leaky")).expect("a folder");
+    let leaky = repository("tests/data/models/leaky/1");
+    std::os::unix::fs::symlink(leaky, models.path().join("leaky/1")).expect("a link");
+    let stack = Stack::builder().models(models.path()).memory_mib(800).start();
+    let first = stack.engine_pid().expect("an engine");
+    let (stop, asked) = (AtomicBool::new(false), Mutex::new(0));
+    std::thread::scope(|scope| {
+        for leaks in [true, false] {
+            let (stack, stop, asked) = (&stack, &stop, &asked);
+            scope.spawn(move || {
+                let client = stack.client();
+                for at in 0.. {
+                    // Each of the first hundred of one thread leaves 8 MB behind.
+                    let value = if leaks && at < 100 { 1000.0 } else { 1.0 };
+                    let answer = client.infer("leaky", &[], &infer_body("x", [1, 4], &[value; 4]));
+                    assert_eq!(answer.status, 200, "{}", answer.text());
+                    *asked.lock().expect("unpoisoned") += 1;
+                    if stop.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            });
+        }
+        eventually("another engine to take over", || test_kill_process(first).is_err().then_some(()));
+        stop.store(true, Ordering::Relaxed);
+    });
+    let page = stack.metrics();
+    let retries = page.lines().filter_map(|line| line.strip_prefix("penstock_retries_total{"));
+    let retries = retries.map(|line| {
+        assert!(line.contains("reason=\"engine_replaced\",outcome=\"answered\""), "{line}");
+        line.rsplit(' ').next().and_then(|count| count.parse::<f64>().ok()).expect("a number")
+    });
+    let (retries, asked) = (retries.sum::<f64>(), asked.into_inner().expect("unpoisoned"));
+    assert!(retries <= 10.0 + f64::from(asked) / 10.0, "{retries} of {asked}");
+}
