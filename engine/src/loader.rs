@@ -36,7 +36,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use wire::{Action, Control, Limits, Status};
 
-/// Orders that may wait for their turn.
+/// Orders that may wait to be answered.
 const ORDERS_MAX: usize = 64;
 
 /// Attempts that others do not wait for, with those that were given up and still run. When there are as many, the next one
@@ -65,7 +65,6 @@ enum Told {
     Order {
         control: Control,
         answer: Arc<Answer>,
-        _waiting: Waiting,
     },
     /// No request needs the version of this key any more.
     Retired(u32),
@@ -77,13 +76,18 @@ enum Told {
 impl Orders {
     /// Hands an order in; its answer comes when it has been carried out, or refused.
     pub(crate) fn give(&self, control: Control, mailbox: &Arc<Mailbox>, id: u64) {
-        let answer = Arc::new(Answer { mailbox: Arc::clone(mailbox), id, result: Mutex::default() });
-        let waiting = Waiting(Arc::clone(&self.waiting));
-        if self.waiting.fetch_add(1, Ordering::Relaxed) >= ORDERS_MAX {
+        let others = self.waiting.fetch_add(1, Ordering::Relaxed);
+        let answer = Arc::new(Answer {
+            mailbox: Arc::clone(mailbox),
+            id,
+            result: Mutex::default(),
+            _waiting: Waiting(Arc::clone(&self.waiting)),
+        });
+        if others >= ORDERS_MAX {
             let why = format!("{ORDERS_MAX} orders wait already");
             return answer.tell(Some((Status::Overloaded, why)), 0);
         }
-        let _ = self.told.send(Told::Order { control, answer, _waiting: waiting });
+        let _ = self.told.send(Told::Order { control, answer });
     }
 }
 
@@ -101,6 +105,7 @@ struct Answer {
     mailbox: Arc<Mailbox>,
     id: u64,
     result: Mutex<Outcome>,
+    _waiting: Waiting,
 }
 
 /// What came of an order.
@@ -267,7 +272,7 @@ impl Shelf {
                 return;
             }
             match self.later.pop_front() {
-                Some(Told::Order { control, answer, .. }) => self.obey(&control, &answer),
+                Some(Told::Order { control, answer }) => self.obey(&control, &answer),
                 Some(Told::Retired(_) | Told::Tried | Told::Stop) => unreachable!("only orders are kept"),
                 None => {
                     if let Some(told) = self.next_told() {

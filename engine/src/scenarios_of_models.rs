@@ -400,6 +400,23 @@ fn while_one_version_hangs_the_others_are_loaded_and_it_becomes_ready_when_it_co
 }
 
 #[test]
+fn no_more_orders_wait_for_a_version_that_hangs_than_may_wait() {
+    let folder = Folder::default();
+    folder.disk.shut();
+    folder.put_file(1, |file| file.hangs = true);
+    let patience = Duration::from_millis(10);
+    let engine = Engine::start_library(folder.library(), |settings| settings.load_patience = patience);
+    let mut client = engine.connect();
+    until(&mut client, |index| index.len() == 1 && is_aside(&index[0]));
+    let control = Control { action: Action::Load as i32, model: "m".into(), version: 1 };
+    (0..65).for_each(|at| client.send(Kind::Control, ORDER + at, &control, Bytes::new()));
+    let refused = client.reply().unwrap();
+    assert_eq!((refused.id, refused.status()), (ORDER + 64, Status::Overloaded));
+    folder.disk.open();
+    assert!(client.replies(64).iter().all(|answer| answer.status() == Status::Ok));
+}
+
+#[test]
 fn a_version_that_is_unloaded_while_its_files_hang_does_not_come_back() {
     let folder = Folder::default();
     folder.put(1, Ok(1.0));
@@ -429,7 +446,7 @@ fn however_many_hang_the_last_is_loaded_and_each_is_named() {
     (1..=6).for_each(|version| folder.put_file(version, |file| file.hangs = true));
     folder.put(7, Ok(1.0));
     let (_engine, mut client) = folder.start_with(|settings| {
-        (settings.load_patience, settings.load_max) = (Duration::from_millis(10), Duration::from_millis(100));
+        (settings.load_patience, settings.load_max) = (Duration::from_millis(10), Duration::from_millis(500));
     });
     let index = client.latest.models.clone();
     for entry in &index[..6] {

@@ -58,10 +58,10 @@ def stack(
     )
     process = subprocess.Popen([TARGET / "penstock", "serve", "--config", config])
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while not is_ready(http):
             assert process.poll() is None, "penstock ended at its start"
-            assert time.monotonic() < deadline, "penstock was not ready within 60 s"
+            assert time.monotonic() < deadline, "penstock was not ready within 120 s"
             time.sleep(0.05)
         yield http, monitor
     finally:
