@@ -6,6 +6,9 @@
 #
 # It serves the demo until something else is mounted: models at /models, a folder with penstock.yaml and policies.yaml
 # at /etc/penstock. Mount the folder, not single files: editors replace files, and a mounted file keeps showing the old one.
+# With `--ulimit rtprio=1` the engine's reading thread may run at once, which makes refusals faster on kernels that interrupt nobody;
+# without it the engine says so in a line of its log, and all goes on. A file capability would not do: with one, the dynamic linker
+# does not look for libtorch beside the binary.
 # `docker stop` kills after 10 s, in the middle of requests; give it what penstock.yaml allows: `docker stop --time 45`.
 
 FROM rust:1.95-bookworm AS build

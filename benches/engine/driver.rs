@@ -334,7 +334,7 @@ impl<'w> Driver<'w> {
         let mut reader =
             Self { workload: self.workload, socket, decoder: Decoder::new(Limits::default()), sent: 0 };
         let reading = move || {
-            engine::schedule::at_once(); // a caller elsewhere would not wait for our cores
+            let _ = engine::schedule::at_once(); // a caller elsewhere would not wait for our cores
             let mut came = Vec::new();
             while came.len() < count as usize {
                 let (id, reply) = reader.reply(Some(Duration::from_secs(10)))?.context("an answer")?;

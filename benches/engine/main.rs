@@ -340,7 +340,7 @@ fn serve(models: &Path, model: &str, device: Device) -> anyhow::Result<(PathBuf,
     std::thread::spawn(move || {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().expect("tokio starts");
-        schedule::at_once(); // as the engine's own main does
+        let _ = schedule::at_once(); // as the engine's own main does
         runtime.block_on(async {
             let listener = Listener::bind(settings).expect("the socket is free");
             bound.send(()).expect("somebody waits");

@@ -48,9 +48,16 @@ fn run(config: &Config) -> anyhow::Result<()> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
     let settings = config.settings(device, torch::device_memory);
     torch::prepare(settings.lanes);
-    schedule::at_once();
+    let goes_first = schedule::at_once();
     runtime.block_on(async {
         let listener = Listener::bind(settings)?;
+        // Told here: of a start that fails there is but one line to read.
+        if let Err(error) = goes_first {
+            tracing::info!(
+                "requests may be read and refused some milliseconds late while models run, for want of CAP_SYS_NICE or \
+                 a limit of real-time priorities of 1: {error}"
+            );
+        }
         listener.serve(library, stop(config.supervised)?).await?;
         Ok(())
     })

@@ -1,6 +1,8 @@
 //! What the kernel is told about threads that must not stand in the way of others. Advice: where it cannot be followed,
 //! all goes on as before.
 
+use std::io;
+
 /// Gets a small share of the cores while others have work.
 const NICEST: i32 = 19;
 
@@ -13,16 +15,15 @@ const SLICE_NS: u64 = 100_000_000;
 
 /// This thread, but none that it starts, runs as soon as it has something to do: a request that is read or refused must not
 /// wait for the end of a run on the same core. On kernels that interrupt nobody for an ordinary thread (`PREEMPT_NONE`) that
-/// would be the next tick, 4 ms. Takes the right to do so (`CAP_SYS_NICE`).
-pub fn at_once() {
+/// would be the next tick, 4 ms. Takes the right to do so, `CAP_SYS_NICE` or a limit of real-time priorities of at least 1; an
+/// error says that it is not there.
+pub fn at_once() -> io::Result<()> {
     let parameters = libc::sched_param { sched_priority: 1 };
     // SAFETY: the kernel reads a structure that lives; 0 is this thread.
     let told = unsafe {
         libc::sched_setscheduler(0, libc::SCHED_RR | libc::SCHED_RESET_ON_FORK, &raw const parameters)
     };
-    if told != 0 {
-        tracing::debug!("the kernel takes no advice: {}", std::io::Error::last_os_error());
-    }
+    if told == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// This thread, and those that it starts, go after all others.
@@ -62,6 +63,6 @@ fn go_after(nice: i32, slice_ns: u64) {
     // SAFETY: the kernel reads `size` bytes of a structure that lives; 0 is this thread.
     let told = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) };
     if told != 0 {
-        tracing::debug!("the kernel takes no advice: {}", std::io::Error::last_os_error());
+        tracing::debug!("the kernel takes no advice: {}", io::Error::last_os_error());
     }
 }
