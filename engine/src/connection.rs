@@ -13,9 +13,9 @@
 use crate::batcher::{Criticality, Priority};
 use crate::catalog::Catalog;
 use crate::job::{Job, Refusal, Request, Terms, Traced};
-use crate::loader::Orders;
 use crate::memory::{DeviceGauge, Memory};
 use crate::model::Version;
+use crate::orders::Orders;
 use crate::preparers::{Prepared, Preparers, REQUESTS_MAX, Raw};
 use crate::queue::{Order, Queue};
 use crate::split;

@@ -47,6 +47,7 @@ pub mod golden;
 pub mod memory;
 mod catalog;
 mod interrupted;
+mod orders;
 mod loader;
 mod attempt;
 mod trial;

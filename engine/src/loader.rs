@@ -14,41 +14,29 @@ use crate::batcher::{Bucket, Grouping};
 use crate::calibrate::{Calibration, Cores, Precedent, Way};
 use crate::catalog::{Catalog, State};
 use crate::config::DeviceProbe;
-use crate::connection::Mailbox;
 use crate::curve::Curve;
 use crate::interrupted::Interrupted;
 use crate::job::{shortened, shortened_to};
 use crate::library::{Candidate, Library, Stamp};
 use crate::memory::{self, Memory};
 use crate::model::{Model, Version};
+use crate::orders::{Answer, ENDED, Failure, Orders, Retirement, Told};
 use crate::pace::Pace;
 use crate::queue::Queue;
 use crate::schedule;
-use crate::split;
 use crate::trial::Verdict;
 use crate::watchdog::Watchdog;
 use prost::Message;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use wire::{Action, Control, Limits, Status};
 
-/// Orders that may wait to be answered.
-const ORDERS_MAX: usize = 64;
-
 /// Attempts that others do not wait for, with those that were given up and still run. When there are as many, the next one
 /// that gets nowhere is waited for.
 const ASIDE_MAX: usize = 4;
-
-/// Takes orders for the loader's thread. The thread ends when the first of the handles' owner, [`Loader`], does.
-#[derive(Clone)]
-pub(crate) struct Orders {
-    told: mpsc::Sender<Told>,
-    waiting: Arc<AtomicUsize>,
-}
 
 /// The loader's thread, for as long as this lives.
 pub(crate) struct Loader {
@@ -58,106 +46,6 @@ pub(crate) struct Loader {
 impl Drop for Loader {
     fn drop(&mut self) {
         let _ = self.told.send(Told::Stop);
-    }
-}
-
-enum Told {
-    Order {
-        control: Control,
-        answer: Arc<Answer>,
-    },
-    /// No request needs the version of this key any more.
-    Retired(u32),
-    /// An attempt has ended.
-    Tried,
-    Stop,
-}
-
-impl Orders {
-    /// Hands an order in; its answer comes when it has been carried out, or refused.
-    pub(crate) fn give(&self, control: Control, mailbox: &Arc<Mailbox>, id: u64) {
-        let others = self.waiting.fetch_add(1, Ordering::Relaxed);
-        let answer = Arc::new(Answer {
-            mailbox: Arc::clone(mailbox),
-            id,
-            result: Mutex::default(),
-            _waiting: Waiting(Arc::clone(&self.waiting)),
-        });
-        if others >= ORDERS_MAX {
-            let why = format!("{ORDERS_MAX} orders wait already");
-            return answer.tell(Some((Status::Overloaded, why)), 0);
-        }
-        let _ = self.told.send(Told::Order { control, answer });
-    }
-}
-
-/// An order's place among those that wait.
-struct Waiting(Arc<AtomicUsize>);
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// What an order is answered, once nobody holds it any more.
-struct Answer {
-    mailbox: Arc<Mailbox>,
-    id: u64,
-    result: Mutex<Outcome>,
-    _waiting: Waiting,
-}
-
-/// What came of an order.
-#[derive(Default)]
-struct Outcome {
-    is_told: bool,
-    failure: Option<Failure>,
-    /// Of the catalog that shows it.
-    revision: u64,
-}
-
-impl Answer {
-    /// What came of the order, or of a part of it that took longer.
-    fn tell(&self, failure: Option<Failure>, revision: u64) {
-        let mut outcome = self.result.lock().expect("no panic while it is told");
-        (outcome.is_told, outcome.revision) = (true, revision);
-        match (&mut outcome.failure, failure) {
-            (Some((_, why)), Some((_, more))) => *why = format!("{why}; {more}"),
-            (before @ None, failure) => *before = failure,
-            (Some(_), None) => {}
-        }
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        let outcome = std::mem::take(self.result.get_mut().expect("no panic while it was told"));
-        let nobody = || Some((Status::Internal, ENDED.into()));
-        let failure = if outcome.is_told { outcome.failure } else { nobody() };
-        split::answer_order(&self.mailbox, self.id, failure, outcome.revision);
-    }
-}
-
-/// Why an order has failed that nobody has carried out.
-const ENDED: &str = "the loader has ended";
-
-/// Tells the loader when it is dropped, which is after the last request that used its version.
-pub(crate) struct Retirement(Option<(u32, mpsc::Sender<Told>)>);
-
-impl Retirement {
-    /// Of a version that no loader knows of.
-    #[cfg(test)]
-    pub(crate) fn of_nobody() -> Self {
-        Self(None)
-    }
-}
-
-impl Drop for Retirement {
-    fn drop(&mut self) {
-        if let Some((key, told)) = self.0.take() {
-            let _ = told.send(Told::Retired(key));
-        }
     }
 }
 
@@ -202,7 +90,7 @@ pub(crate) fn start(setup: Setup, candidates: Vec<Candidate>) -> io::Result<(Loa
         shelf.carry_out();
         shelf.stop();
     })?;
-    Ok((Loader { told: told.clone() }, Orders { told, waiting: Arc::default() }))
+    Ok((Loader { told: told.clone() }, Orders::new(told)))
 }
 
 /// All that is loaded; the one owner of the catalog.
@@ -249,9 +137,6 @@ impl Aside {
         self.name == name && self.number == number
     }
 }
-
-/// Why an order was not carried out.
-type Failure = (Status, String);
 
 impl Shelf {
     /// Loads them one after the other.
@@ -648,7 +533,7 @@ impl Shelf {
             pads: padding.is_ok(),
             form: report.to_string(),
             curve: points,
-            _retirement: Retirement(Some((key, self.told.clone()))),
+            _retirement: Retirement::new(key, self.told.clone()),
         }
     }
 

@@ -8,7 +8,7 @@
 
 use crate::batcher::Grouping;
 use crate::calibrate::Way;
-use crate::loader::Retirement;
+use crate::orders::Retirement;
 use crate::preprocess::Preprocess;
 use crate::values;
 pub use crate::values::Tolerance;

@@ -4,10 +4,10 @@ use crate::batcher::{Criticality, Grouping, Priority};
 use crate::calibrate::Way;
 use crate::catalog::{Catalog, State};
 use crate::job::{Request, Terms};
-use crate::loader::Retirement;
 use crate::model::{
     Dimension, Form, Gathered, Model, ModelError, Optimisation, Output, Rows, Slot, Spec, Tolerance, Version,
 };
+use crate::orders::Retirement;
 use bytes::Bytes;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
