@@ -84,6 +84,14 @@ impl Catalog {
         models.flat_map(|(name, versions)| versions.keys().map(move |version| (name.as_str(), *version)))
     }
 
+    /// All that answers.
+    pub(crate) fn ready(&self) -> impl Iterator<Item = &Arc<Version>> {
+        self.models.values().flat_map(BTreeMap::values).filter_map(|state| match state {
+            State::Ready(version) => Some(version),
+            State::Loading { .. } | State::Unavailable { .. } => None,
+        })
+    }
+
     pub(crate) fn set(&mut self, name: &str, version: u64, state: State) {
         self.models.entry(name.to_owned()).or_default().insert(version, state);
     }
@@ -113,7 +121,7 @@ impl State {
                 ModelEntry {
                     state: ModelState::Ready as i32,
                     reason: version.why_alone.clone(),
-                    load: u64::from(version.key) + 1,
+                    load: version.load(),
                     threads: version.way.threads as u32,
                     at_once: version.way.at_once as u32,
                     form: version.form.clone(),

@@ -32,10 +32,17 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc, watch};
 use wire::{
     Control, Decoder, Frame, FrameError, Health, Hello, Infer, Kind, Limits, Outbox, Segments, TraceContext,
+    VersionDrift,
 };
 
 /// Payloads below this are copied out of the buffer they were read into.
 const COPY_BYTES: usize = 4 << 10;
+
+/// Versions that one answer to a `Ping` tells the drift of: the rest is told by the next.
+const DRIFTS_MAX: usize = 16;
+
+/// Versions of which is remembered what was told.
+const TOLD_MAX: usize = 4096;
 
 /// Segments of one vectored write; the kernel takes 1024.
 const SEGMENTS_MAX: usize = 64;
@@ -206,6 +213,7 @@ pub(crate) async fn serve(stream: UnixStream, connection: u64, shared: Shared) -
         request_bytes_max: shared.request_bytes_max,
         device_memory: shared.device_memory.clone(),
         decoder: Decoder::new(shared.frames),
+        told: HashMap::new(),
         orders: Vec::new(),
         refused: Vec::new(),
     };
@@ -244,6 +252,8 @@ struct Reader {
     request_bytes_max: u64,
     device_memory: Option<Arc<DeviceGauge>>,
     decoder: Decoder,
+    /// Rows of each version, by key, that had been looked at when its drift was last told.
+    told: HashMap<u32, u64>,
     /// Emptied after each read; kept for its memory.
     orders: Vec<Order>,
     /// Likewise.
@@ -276,7 +286,7 @@ impl Reader {
                 Kind::Control => {
                     self.loader.give(Control::decode(frame.metadata)?, &self.mailbox, frame.id);
                 }
-                Kind::Ping => self.pong(frame.id),
+                Kind::Ping => self.pong(frame.id, &catalog),
                 Kind::Hello | Kind::Index | Kind::Reply | Kind::Pong => {
                     return Err(Ended::Direction(frame.kind));
                 }
@@ -321,16 +331,39 @@ impl Reader {
     }
 
     /// Lives, and says how much it holds.
-    fn pong(&self, id: u64) {
+    fn pong(&mut self, id: u64, catalog: &Catalog) {
         let device = self.device_memory.as_ref().and_then(DeviceGauge::read);
         let health = Health {
             under_way: self.preparers.under_way() + self.queue.under_way(),
             request_bytes: (self.preparers.bytes() + self.queue.bytes()) as u64,
             request_bytes_max: self.request_bytes_max,
             device,
+            drifts: self.drifts(catalog),
             ..self.memory.health()
         };
         self.mailbox.post(|outbox| outbox.push(Kind::Pong, id, &health, Bytes::new()));
+    }
+
+    /// Of some versions that have been asked since they were last told of; first of those that nobody was told of for
+    /// longest, by the rows that have come since.
+    fn drifts(&mut self, catalog: &Catalog) -> Vec<VersionDrift> {
+        if self.told.len() > TOLD_MAX {
+            self.told.clear(); // keys of what was unloaded are never used again
+        }
+        let mut news: Vec<_> = catalog
+            .ready()
+            .map(|version| {
+                let seen = version.drift.seen();
+                (seen - self.told.get(&version.key).copied().unwrap_or(0).min(seen), seen, version)
+            })
+            .filter(|(new, ..)| *new > 0)
+            .collect();
+        news.sort_unstable_by_key(|(new, ..)| std::cmp::Reverse(*new));
+        let told = news.into_iter().take(DRIFTS_MAX).map(|(_, seen, version)| {
+            self.told.insert(version.key, seen);
+            version.drift.to_wire(&version.name, version.number, version.load())
+        });
+        told.collect()
     }
 
     fn take_in(&mut self, frame: Frame, now: Instant, catalog: &Catalog) -> Result<(), Ended> {

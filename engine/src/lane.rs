@@ -169,7 +169,9 @@ impl Lane {
                 self.watchdog.device_lost(failure.error.message.clone());
             }
         })?;
-        split::reply(pieces, &outputs, Ran { started, in_place, ended: Instant::now(), rows });
+        let ended = Instant::now();
+        split::reply(pieces, &outputs, Ran { started, in_place, ended, rows });
+        pieces[0].job.request.version.drift.observe(pieces, &outputs, ended);
         for Piece { job, rows, .. } in pieces {
             // A piece may have told its caller that the whole has failed.
             if *rows < job.request.rows && !job.is_wanted() {

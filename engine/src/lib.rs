@@ -18,6 +18,7 @@
 //!   one that fails fails alone.
 //! - tokio never calls a model, and a lane never waits for a socket.
 //! - Everything that can grow has a bound: frames, queue, unread replies, connections, versions.
+//! - What is watched of tensors (`drift.rs`) is watched after the answers are on their way, and never waited for.
 //! - [`batcher`] and [`curve`] know no clock, thread or tensor; `torch.rs` alone names libtorch.
 
 pub mod config;
@@ -40,6 +41,7 @@ pub mod model;
 #[cfg(feature = "torch")]
 pub mod torch;
 mod split;
+mod drift;
 pub mod library;
 pub mod manifest;
 mod postprocess;

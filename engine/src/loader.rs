@@ -15,13 +15,15 @@ use crate::calibrate::{Calibration, Cores, Precedent, Way};
 use crate::catalog::{Catalog, State};
 use crate::config::DeviceProbe;
 use crate::curve::Curve;
+use crate::drift::Drift;
 use crate::interrupted::Interrupted;
 use crate::job::{shortened, shortened_to};
 use crate::library::{Candidate, Library, Stamp};
 use crate::memory::{self, Memory};
-use crate::model::{Model, Version};
+use crate::model::{Model, Spec, Version};
 use crate::orders::{Answer, ENDED, Failure, Orders, Retirement, Told};
 use crate::pace::Pace;
+use crate::preprocess::Preprocess;
 use crate::queue::Queue;
 use crate::schedule;
 use crate::trial::Verdict;
@@ -75,6 +77,7 @@ pub(crate) fn start(setup: Setup, candidates: Vec<Candidate>) -> io::Result<(Loa
         setup,
         catalog: Catalog::default(),
         stamps: BTreeMap::new(),
+        drifts: BTreeMap::new(),
         held: HashMap::new(),
         keys: 0..,
         aside: Vec::new(),
@@ -99,6 +102,8 @@ struct Shelf {
     catalog: Catalog,
     /// Of the files of what is ready.
     stamps: BTreeMap<(String, u64), Stamp>,
+    /// What is watched of each version's tensors, and of which files: unloaded and loaded again, the same ones go on.
+    drifts: BTreeMap<(String, u64), (Stamp, Arc<Drift>)>,
     /// By key, until no request needs it: models are freed here, not on a lane.
     held: HashMap<u32, Held>,
     keys: std::ops::RangeFrom<u32>,
@@ -259,6 +264,7 @@ impl Shelf {
         for version in gone {
             self.take_aside(&control.model, version, "its folder is gone");
             self.stamps.remove(&(control.model.clone(), version));
+            self.drifts.remove(&(control.model.clone(), version));
             self.catalog.remove(&control.model, version);
             tracing::info!(model = control.model, version, "unloaded: its folder is gone");
         }
@@ -408,7 +414,7 @@ impl Shelf {
         if !self.device_is_lost() {
             self.setup.interrupted.end(&name, number);
         }
-        let version = tried.map(|tried| self.version(&name, number, tried));
+        let version = tried.map(|tried| self.version(&name, number, &stamp, tried));
         (answers, self.settle(name, number, stamp, version))
     }
 
@@ -499,7 +505,7 @@ impl Shelf {
     }
 
     /// A version of which everything is known.
-    fn version(&mut self, name: &str, number: u64, tried: Tried) -> Version {
+    fn version(&mut self, name: &str, number: u64, stamp: &Stamp, tried: Tried) -> Version {
         let Tried {
             model,
             verdict: Verdict { grouping, mut why_alone },
@@ -519,6 +525,7 @@ impl Shelf {
         let points = curve.points().collect();
         self.setup.queue.seed(&Bucket { version: key, free, suspect: false }, curve);
         let model: Arc<dyn Model> = model.into();
+        let drift = self.drift(name, number, stamp, model.spec(), preprocess.as_ref());
         let held = Held { name: name.to_owned(), number, _model: Arc::clone(&model), unloading: Vec::new() };
         self.held.insert(key, held);
         Version {
@@ -533,8 +540,30 @@ impl Shelf {
             pads: padding.is_ok(),
             form: report.to_string(),
             curve: points,
+            drift,
             _retirement: Retirement::new(key, self.told.clone()),
         }
+    }
+
+    /// What is watched of a version's tensors: of the same files goes on, of others begins anew.
+    fn drift(
+        &mut self,
+        name: &str,
+        number: u64,
+        stamp: &Stamp,
+        spec: &Spec,
+        preprocess: Option<&Preprocess>,
+    ) -> Arc<Drift> {
+        let which = (name.to_owned(), number);
+        if let Some((of, drift)) = self.drifts.get(&which)
+            && of == stamp
+        {
+            return Arc::clone(drift);
+        }
+        let raw = preprocess.map(|preprocess| preprocess.raw_names()).unwrap_or_default();
+        let drift = Arc::new(Drift::of(spec, raw, Instant::now()));
+        self.drifts.insert(which, (stamp.clone(), Arc::clone(&drift)));
+        drift
     }
 
     /// The version that this one replaces; else the newest of its model that answers.

@@ -8,6 +8,7 @@
 
 use crate::batcher::Grouping;
 use crate::calibrate::Way;
+use crate::drift::Drift;
 use crate::orders::Retirement;
 use crate::preprocess::Preprocess;
 use crate::values;
@@ -239,8 +240,17 @@ pub(crate) struct Version {
     pub(crate) form: String,
     /// How long runs took when it was loaded, by rows.
     pub(crate) curve: Vec<(u32, Duration)>,
+    /// What is watched of its tensors; the same for as long as its files are.
+    pub(crate) drift: Arc<Drift>,
     /// Last, so that the model is let go before the loader is told.
     pub(crate) _retirement: Retirement,
+}
+
+impl Version {
+    /// Which load of its files this is, as proxies are told it.
+    pub(crate) fn load(&self) -> u64 {
+        u64::from(self.key) + 1
+    }
 }
 
 impl Spec {

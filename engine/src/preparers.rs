@@ -231,6 +231,7 @@ impl Shared {
     fn prepare(&self, version: &Arc<Version>, infer: Infer, payload: &Bytes) -> Result<Request, Refusal> {
         let preprocess = version.preprocess.as_ref().expect("only what is to be pre-processed comes here");
         let Infer { inputs, outputs, .. } = infer;
+        version.drift.observe_lengths(&inputs, payload, Instant::now());
         let work = || {
             let (inputs, tensors) = preprocess.apply(inputs, payload, &self.room)?;
             Request::check_for(version, inputs, outputs, tensors)

@@ -126,6 +126,11 @@ impl Preprocess {
     }
 
     /// Names that callers may use, beside those of the model's own inputs.
+    pub(crate) fn raw_names(&self) -> Vec<String> {
+        self.steps.iter().map(|step| step.input().to_owned()).collect()
+    }
+
+    /// The same in words.
     pub(crate) fn names(&self) -> String {
         self.steps.iter().map(|step| format!("`{}`", step.input())).collect::<Vec<_>>().join(", ")
     }

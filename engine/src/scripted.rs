@@ -3,6 +3,7 @@
 use crate::batcher::{Criticality, Grouping, Priority};
 use crate::calibrate::Way;
 use crate::catalog::{Catalog, State};
+use crate::drift::Drift;
 use crate::job::{Request, Terms};
 use crate::model::{
     Dimension, Form, Gathered, Model, ModelError, Optimisation, Output, Rows, Slot, Spec, Tolerance, Version,
@@ -105,6 +106,7 @@ pub(crate) fn output_fp32(name: &str, shape: &[u64], values: &[f32]) -> Output {
 /// A catalog in which one model is ready.
 pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
     let grouping = Grouping::Together { max_rows: 4 };
+    let drift = Arc::new(Drift::of(model.spec(), Vec::new(), Instant::now()));
     let (model, why_alone) = (Arc::new(model), String::new());
     let version = Version {
         key: 0,
@@ -118,6 +120,7 @@ pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
         pads: true,
         form: String::new(),
         curve: Vec::new(),
+        drift,
         _retirement: Retirement::of_nobody(),
     };
     let mut catalog = Catalog::default();

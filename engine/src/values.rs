@@ -135,24 +135,33 @@ pub(crate) fn element(datatype: Datatype, value: f64) -> Vec<u8> {
     }
 }
 
-fn values(datatype: Datatype, bytes: &[u8]) -> impl Iterator<Item = f64> {
-    bytes.chunks_exact(width(datatype)).map(move |element| {
-        let mut low = [0; 8];
-        low[..element.len()].copy_from_slice(element);
-        let bits = u64::from_le_bytes(low);
-        match datatype {
-            Datatype::Bool | Datatype::Uint8 => f64::from(bits as u8),
-            Datatype::Int8 => f64::from(bits as i8),
-            Datatype::Int16 => f64::from(bits as i16),
-            Datatype::Int32 => f64::from(bits as i32),
-            Datatype::Int64 => bits as i64 as f64,
-            Datatype::Fp16 => f16::from_bits(bits as u16).to_f64(),
-            Datatype::Bf16 => bf16::from_bits(bits as u16).to_f64(),
-            Datatype::Fp32 => f64::from(f32::from_bits(bits as u32)),
-            Datatype::Fp64 => f64::from_bits(bits),
-            Datatype::Bytes => unreachable!("it has no width"),
-        }
-    })
+/// All elements of a tensor.
+pub(crate) fn values(datatype: Datatype, bytes: &[u8]) -> impl Iterator<Item = f64> {
+    bytes.chunks_exact(width(datatype)).map(move |element| value(datatype, element))
+}
+
+/// One of them, by its place.
+pub(crate) fn value_at(datatype: Datatype, bytes: &[u8], place: usize) -> f64 {
+    let width = width(datatype);
+    value(datatype, &bytes[place * width..(place + 1) * width])
+}
+
+fn value(datatype: Datatype, element: &[u8]) -> f64 {
+    let mut low = [0; 8];
+    low[..element.len()].copy_from_slice(element);
+    let bits = u64::from_le_bytes(low);
+    match datatype {
+        Datatype::Bool | Datatype::Uint8 => f64::from(bits as u8),
+        Datatype::Int8 => f64::from(bits as i8),
+        Datatype::Int16 => f64::from(bits as i16),
+        Datatype::Int32 => f64::from(bits as i32),
+        Datatype::Int64 => bits as i64 as f64,
+        Datatype::Fp16 => f16::from_bits(bits as u16).to_f64(),
+        Datatype::Bf16 => bf16::from_bits(bits as u16).to_f64(),
+        Datatype::Fp32 => f64::from(f32::from_bits(bits as u32)),
+        Datatype::Fp64 => f64::from_bits(bits),
+        Datatype::Bytes => unreachable!("it has no width"),
+    }
 }
 
 fn chunks<const SIZE: usize>(bytes: &[u8]) -> impl Iterator<Item = &[u8; SIZE]> {

@@ -25,7 +25,7 @@ pub struct Hello {
 }
 
 /// How the engine is, asked by every `Ping`.
-#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+#[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Health {
     /// Bytes of it that are in memory.
     #[prost(uint64, tag = "1")]
@@ -48,6 +48,89 @@ pub struct Health {
     /// Bytes that these may be.
     #[prost(uint64, tag = "7")]
     pub request_bytes_max: u64,
+    /// What is known of the tensors of some versions, of those that have been asked since this connection was told of
+    /// them: a few at a time, all in turn.
+    #[prost(message, repeated, tag = "8")]
+    pub drifts: Vec<VersionDrift>,
+}
+
+/// How far what a version is given, and what it answers, have moved from its reference: the first rows that its files
+/// were given. By a sample of its rows.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct VersionDrift {
+    /// Of the model.
+    #[prost(string, tag = "1")]
+    pub name: String,
+    /// Which version.
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
+    /// See [`ModelEntry::load`].
+    #[prost(uint64, tag = "3")]
+    pub load: u64,
+    /// Rows that were looked at.
+    #[prost(uint64, tag = "4")]
+    pub seen: u64,
+    /// Whether the reference is complete.
+    #[prost(bool, tag = "5")]
+    pub has_reference: bool,
+    /// Windows of rows that were compared with it.
+    #[prost(uint64, tag = "6")]
+    pub windows: u64,
+    /// What the last one has shown; empty before there was one.
+    #[prost(message, repeated, tag = "7")]
+    pub tensors: Vec<TensorDrift>,
+    /// How sure it is of its answers; absent unless an output is declared to hold classes.
+    #[prost(message, optional, tag = "8")]
+    pub confidence: Option<Confidence>,
+}
+
+/// How far one tensor has moved: Jensen–Shannon divergences, 0 to 1 bit, in millionths.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct TensorDrift {
+    /// What it is.
+    #[prost(enumeration = "DriftSide", tag = "1")]
+    pub side: i32,
+    /// Its name; of what comes as bytes, its lengths are meant.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// The best guess; of the column that has moved most, where each is looked at by itself.
+    #[prost(uint32, tag = "3")]
+    pub bits_millionths: u32,
+    /// It is at least so much. More than 0 by chance in at most one of ten million windows of all that is watched of a version.
+    #[prost(uint32, tag = "4")]
+    pub least_millionths: u32,
+    /// It is at most so much, in any column.
+    #[prost(uint32, tag = "5")]
+    pub most_millionths: u32,
+    /// Which column.
+    #[prost(uint32, optional, tag = "6")]
+    pub column: Option<u32>,
+    /// Rows of the window.
+    #[prost(uint32, tag = "7")]
+    pub rows: u32,
+}
+
+/// What has moved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum DriftSide {
+    /// What a version is given.
+    Input = 0,
+    /// What it answers.
+    Output = 1,
+    /// How probable it holds the class to be that it holds most probable.
+    Confidence = 2,
+}
+
+/// Probabilities of the most probable class.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Confidence {
+    /// How many were within each tenth, from 0 to 1; always ten.
+    #[prost(uint64, repeated, tag = "1")]
+    pub tenths: Vec<u64>,
+    /// All of them together, in millionths.
+    #[prost(uint64, tag = "2")]
+    pub sum_millionths: u64,
 }
 
 /// The memory of a GPU.

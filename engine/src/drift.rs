@@ -1,0 +1,370 @@
+//! Watches what a version is given and what it answers: whether that is distributed as it was when the version was new, and
+//! how sure it is of its answers. A model whose world has moved on goes on answering, fast and without an error; this is
+//! how it is seen. Decides which values are looked at; says how far apart, never what is too far.
+//!
+//! ```text
+//!   a batch is answered ─▶ one row of it, at most one in a millisecond ─▶ one element of each tensor ─▶ Watch
+//! ```
+//!
+//! - **It costs next to nothing.** A row is read on the lane, after its answer is on its way; a lane never waits for
+//!   another one's, and the row is left out instead. Nothing is allocated once the bins are set.
+//! - **A row is one witness.** The elements of a row know of each other, so of each tensor one is drawn, or one of each of a
+//!   few columns. What is padding is no element.
+//! - Of what comes as bytes, a picture or a text, the lengths are watched where it becomes tensors.
+
+mod divergence;
+mod sketch;
+mod watch;
+
+use crate::batcher::Piece;
+use crate::job::Job;
+use crate::model::{Dimension, Form, Output, Rows, Spec};
+use crate::values::{value_at, values, width};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
+use std::time::{Duration, Instant};
+use watch::{CHANCE, Watch};
+use wire::{Confidence, Datatype, DriftSide, Elements, TensorDrift, TensorMeta, VersionDrift};
+
+/// Inputs, and outputs, that are watched: the first that are declared.
+const TENSORS_MAX: usize = 4;
+
+/// Of rows that are no longer, each place is watched by itself: it is a column with a meaning of its own.
+const COLUMNS_MAX: u64 = 16;
+
+/// Rows of more classes say nothing of how sure the version is: reading them would take too long.
+const CLASSES_MAX: usize = 4096;
+
+/// Rows of one version are looked at so often at most.
+const ROW_EVERY: Duration = Duration::from_millis(1);
+
+/// What is known of one version's files, whenever they were loaded.
+pub(crate) struct Drift {
+    tensors: Vec<Tensor>,
+    /// The output that holds classes.
+    classes: Option<Classes>,
+    rows: Watched,
+    /// Names of what comes as bytes.
+    raw: Vec<String>,
+    lengths: Watched,
+}
+
+/// Features that are watched together, and when the next row may be looked at.
+struct Watched {
+    origin: Instant,
+    due_us: AtomicU64,
+    eyes: Mutex<Eyes>,
+}
+
+struct Eyes {
+    watch: Watch,
+    dice: Dice,
+    sure: Sure,
+}
+
+/// How probable the most probable classes were.
+#[derive(Default)]
+struct Sure {
+    tenths: [u64; 10],
+    sum: f64,
+}
+
+/// A tensor that is watched.
+#[derive(Debug, PartialEq)]
+struct Tensor {
+    side: DriftSide,
+    name: String,
+    /// Among the inputs, or the outputs.
+    at: usize,
+    /// From the second on, where rows are the first.
+    dimensions: Vec<Dimension>,
+    has_rows: bool,
+    /// Features: its columns, or one.
+    features: usize,
+    /// The first of them.
+    first: usize,
+}
+
+struct Classes {
+    /// Among the outputs.
+    at: usize,
+    softmax: bool,
+    feature: usize,
+}
+
+impl Drift {
+    /// Of a model that takes and gives this, and may be sent `raw` inputs in place of its own.
+    pub(crate) fn of(spec: &Spec, raw: Vec<String>, now: Instant) -> Self {
+        let has_rows = matches!(spec.rows, Rows::UpTo(_));
+        let (mut tensors, mut features) = (Vec::new(), 0);
+        for (side, slots) in [(DriftSide::Input, &spec.inputs), (DriftSide::Output, &spec.outputs)] {
+            for (at, slot) in slots.iter().enumerate().take(TENSORS_MAX) {
+                let Some(form) = slot.form.as_ref().filter(|_| !slot.mask) else { continue };
+                let tensor = Tensor::of(side, slot.name.clone(), at, (form, has_rows), features);
+                features += tensor.features;
+                tensors.push(tensor);
+            }
+        }
+        let classes = spec.postprocess.as_ref().filter(|_| has_rows).and_then(|declared| {
+            let at = spec.outputs.iter().position(|slot| slot.name == declared.output)?;
+            Some(Classes { at, softmax: declared.softmax, feature: features })
+        });
+        features += usize::from(classes.is_some());
+        let lengths = Watched::new(Watch::new(raw.len(), CHANCE), now);
+        let rows = Watched::new(Watch::new(features, CHANCE), now);
+        Self { tensors, classes, rows, raw, lengths }
+    }
+
+    /// Looks at one of the rows that ran together, unless another was looked at a moment ago.
+    pub(crate) fn observe(&self, pieces: &[Piece<Arc<Job>>], outputs: &[Output], now: Instant) {
+        if self.tensors.is_empty() {
+            return;
+        }
+        let Some(mut eyes) = self.rows.look(now) else { return };
+        let Eyes { watch, dice, sure } = &mut *eyes;
+        let all: u32 = pieces.iter().map(|piece| piece.rows).sum();
+        let row = dice.below(u64::from(all)) as u32;
+        let mut before = 0;
+        let is_in = |piece: &&Piece<Arc<Job>>| {
+            before += piece.rows;
+            row < before
+        };
+        let Some(piece) = pieces.iter().find(is_in) else { return };
+        let request = &piece.job.request;
+        let own = piece.first + (row + piece.rows - before);
+        for tensor in &self.tensors {
+            let given = match tensor.side {
+                DriftSide::Input => {
+                    request.inputs.iter().position(|given| given.slot == tensor.at).map(|at| {
+                        let given = &request.inputs[at];
+                        (given.datatype, &given.shape[..], request.part(at, own, 1))
+                    })
+                }
+                DriftSide::Output | DriftSide::Confidence => outputs
+                    .get(tensor.at)
+                    .map(|output| (output.datatype, &output.shape[..], tensor.row(output, row))),
+            };
+            if let Some((datatype, shape, bytes)) = given {
+                tensor.read(datatype, shape, bytes, request.real.as_deref(), dice, watch);
+            }
+        }
+        if let Some((classes, output)) =
+            self.classes.as_ref().and_then(|classes| Some((classes, outputs.get(classes.at)?)))
+        {
+            let bytes = output.bytes.len() / output.shape[0] as usize;
+            let row = &output.bytes[row as usize * bytes..][..bytes];
+            if let Some(probability) = classes.confidence(output.datatype, row) {
+                watch.put(classes.feature, probability);
+                sure.count(probability);
+            }
+        }
+        watch.end_row(now);
+    }
+
+    /// Notes how long one element is of each of these that is raw, unless that was done a moment ago.
+    pub(crate) fn observe_lengths(&self, inputs: &[TensorMeta], payload: &[u8], now: Instant) {
+        if self.raw.is_empty() {
+            return;
+        }
+        let Some(mut eyes) = self.lengths.look(now) else { return };
+        let Eyes { watch, dice, .. } = &mut *eyes;
+        for (feature, name) in self.raw.iter().enumerate() {
+            let Some(meta) = inputs.iter().find(|meta| meta.name == *name) else { continue };
+            let Ok((Datatype::Bytes, range)) = meta.locate(payload) else { continue };
+            let mut elements = Elements::of(&payload[range]);
+            let count = elements.clone().try_count().unwrap_or(0) as u64;
+            if count > 0
+                && let Some(Ok(element)) = elements.nth(dice.below(count) as usize)
+            {
+                watch.put(feature, element.len() as f64);
+            }
+        }
+        watch.end_row(now);
+    }
+
+    /// Rows that were looked at so far.
+    pub(crate) fn seen(&self) -> u64 {
+        self.rows.lock().watch.seen
+    }
+
+    /// What proxies are told of it.
+    pub(crate) fn to_wire(&self, name: &str, version: u64, load: u64) -> VersionDrift {
+        let (rows, lengths) = (self.rows.lock(), self.lengths.lock());
+        let mut tensors: Vec<TensorDrift> = Vec::new();
+        let mut tell = |side: DriftSide, name: &str, watch: &Watch, features: std::ops::Range<usize>| {
+            let Some(compared) = watch.latest() else { return };
+            let own = &compared.divergences[features.clone()];
+            let worst = own.iter().enumerate().max_by(|(_, one), (_, other)| {
+                one.least.total_cmp(&other.least).then(one.bits.total_cmp(&other.bits))
+            });
+            let Some((column, worst)) = worst else { return };
+            let most = own.iter().map(|divergence| divergence.most).fold(0.0, f64::max);
+            tensors.push(TensorDrift {
+                side: side as i32,
+                name: name.to_owned(),
+                bits_millionths: millionths(worst.bits),
+                least_millionths: millionths(worst.least),
+                most_millionths: millionths(most),
+                column: (features.len() > 1).then_some(column as u32),
+                rows: compared.rows,
+            });
+        };
+        for tensor in &self.tensors {
+            tell(tensor.side, &tensor.name, &rows.watch, tensor.first..tensor.first + tensor.features);
+        }
+        if let Some(classes) = &self.classes {
+            tell(DriftSide::Confidence, "confidence", &rows.watch, classes.feature..classes.feature + 1);
+        }
+        for (feature, name) in self.raw.iter().enumerate() {
+            tell(DriftSide::Input, name, &lengths.watch, feature..feature + 1);
+        }
+        VersionDrift {
+            name: name.to_owned(),
+            version,
+            load,
+            seen: rows.watch.seen,
+            has_reference: rows.watch.has_reference(),
+            windows: rows.watch.windows,
+            tensors,
+            confidence: self.classes.as_ref().map(|_| rows.sure.to_wire()),
+        }
+    }
+}
+
+fn millionths(bits: f64) -> u32 {
+    (bits * 1e6).round() as u32
+}
+
+impl Sure {
+    fn count(&mut self, probability: f64) {
+        // What is no probability is counted as the nearest one.
+        let probability = probability.clamp(0.0, 1.0);
+        self.tenths[((probability * 10.0) as usize).min(9)] += 1;
+        self.sum += probability;
+    }
+
+    fn to_wire(&self) -> Confidence {
+        Confidence { tenths: self.tenths.into(), sum_millionths: (self.sum * 1e6) as u64 }
+    }
+}
+
+impl Watched {
+    fn new(watch: Watch, now: Instant) -> Self {
+        // Any odd number will do: who draws a row has nobody to hide it from.
+        let eyes = Eyes { watch, dice: Dice(0x9e37_79b9_7f4a_7c15), sure: Sure::default() };
+        Self { origin: now, due_us: AtomicU64::new(0), eyes: Mutex::new(eyes) }
+    }
+
+    /// The right to look at a row; nobody waits for it.
+    fn look(&self, now: Instant) -> Option<MutexGuard<'_, Eyes>> {
+        let now = now.saturating_duration_since(self.origin).as_micros() as u64;
+        if now < self.due_us.load(Ordering::Relaxed) {
+            return None;
+        }
+        let eyes = match self.eyes.try_lock() {
+            Ok(eyes) => eyes,
+            Err(TryLockError::WouldBlock) => return None,
+            Err(TryLockError::Poisoned(_)) => unreachable!("no panic while a row is looked at"),
+        };
+        self.due_us.store(now + ROW_EVERY.as_micros() as u64, Ordering::Relaxed);
+        Some(eyes)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Eyes> {
+        self.eyes.lock().expect("no panic while a row is looked at")
+    }
+}
+
+impl Tensor {
+    fn of(side: DriftSide, name: String, at: usize, (form, has_rows): (&Form, bool), first: usize) -> Self {
+        let dimensions = form.shape[usize::from(has_rows)..].to_vec();
+        let features = match &dimensions[..] {
+            &[Dimension::Fixed(columns)] if has_rows && columns <= COLUMNS_MAX => columns as usize,
+            _ => 1,
+        };
+        Self { side, name, at, dimensions, has_rows, features, first }
+    }
+
+    /// One row of an output.
+    fn row<'o>(&self, output: &'o Output, row: u32) -> &'o [u8] {
+        if !self.has_rows {
+            return &output.bytes;
+        }
+        let bytes = output.bytes.len() / output.shape[0] as usize;
+        &output.bytes[row as usize * bytes..][..bytes]
+    }
+
+    /// Looks at a row of it.
+    fn read(
+        &self,
+        datatype: Datatype,
+        shape: &[u64],
+        row: &[u8],
+        real: Option<&[u64]>,
+        dice: &mut Dice,
+        watch: &mut Watch,
+    ) {
+        if self.features > 1 {
+            for (column, value) in values(datatype, row).take(self.features).enumerate() {
+                watch.put(self.first + column, value);
+            }
+            return;
+        }
+        let sizes = &shape[usize::from(self.has_rows)..];
+        if let Some(place) = self.place(sizes, real, dice)
+            && place < row.len() / width(datatype)
+        {
+            watch.put(self.first, value_at(datatype, row, place));
+        }
+    }
+
+    /// Draws an element that is no padding.
+    fn place(&self, sizes: &[u64], real: Option<&[u64]>, dice: &mut Dice) -> Option<usize> {
+        let mut place = 0;
+        for (dimension, size) in self.dimensions.iter().zip(sizes) {
+            let own = match (dimension, real) {
+                (Dimension::Named(at), Some(real)) => real[*at].min(*size),
+                (Dimension::Named(_) | Dimension::Free | Dimension::Fixed(_), _) => *size,
+            };
+            if own == 0 {
+                return None;
+            }
+            place = place * size + dice.below(own);
+        }
+        Some(place as usize)
+    }
+}
+
+impl Classes {
+    /// How probable the most probable class is; nothing where no class is a number.
+    fn confidence(&self, datatype: Datatype, row: &[u8]) -> Option<f64> {
+        if row.len() > CLASSES_MAX * width(datatype) {
+            return None;
+        }
+        let largest = values(datatype, row).fold(f64::NEG_INFINITY, f64::max);
+        if !largest.is_finite() {
+            return None;
+        }
+        if !self.softmax {
+            return Some(largest);
+        }
+        let all: f64 = values(datatype, row).map(|logit| (logit - largest).exp()).sum();
+        Some(1.0 / all)
+    }
+}
+
+/// Xorshift (Marsaglia, 2003): a row to look at takes no better chance.
+struct Dice(u64);
+
+impl Dice {
+    /// Below `end`, which is not 0.
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        ((u128::from(self.0) * u128::from(end)) >> 64) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests;
