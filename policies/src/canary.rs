@@ -11,6 +11,8 @@
 //! than the policy allows. Nothing happens by default: without requests neither is ever shown, and the step is held; and
 //! so it is when the candidate has answered nobody lately, whatever it has shown before.
 //!
+//! Beside these a rollout may have a gate on its tensors, see `drift.rs`.
+//!
 //! Only requests that were assigned by chance or by the sticky key are evidence. Time is an argument; nothing happens
 //! between calls.
 
@@ -21,6 +23,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::attribute::Attributes;
+use crate::drift::{DriftGate, DriftSight, Finding as Drifted};
 use crate::gate::{self, ALPHA, Event, Gate, Kept, Witness};
 use crate::pick::{Pick, PickReason, Stickiness, Target, WithoutKey};
 use crate::ring::{self, Order, Parts};
@@ -64,6 +67,8 @@ pub(crate) struct CanaryPolicy {
     pub(crate) faulty_at_most: Option<Millionths>,
     /// Answers of the candidate that are not the baseline's and are too many, of all that a shadow compares.
     pub(crate) disagreeing_at_most: Option<Millionths>,
+    /// Of a bit, by which inputs and answers of the candidate may have moved from its reference.
+    pub(crate) drifting_at_most: Option<Millionths>,
     /// Who gets the candidate first.
     pub(crate) order: Order,
 }
@@ -274,7 +279,7 @@ pub struct Record {
 /// The numbers of one gate.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GateStatus {
-    /// `errors`, `latency`, `faults` or `disagreement`.
+    /// `errors`, `latency`, `faults`, `disagreement` or `drift`.
     #[serde(deserialize_with = "gate_name")]
     pub gate: GateName,
     /// Evidence that the candidate is worse; it is rolled back at `roll_back_at`.
@@ -405,6 +410,7 @@ pub(crate) struct Canary {
     step: usize,
     entered: Instant,
     gates: Vec<Gate>,
+    drift: Option<DriftGate>,
     /// When the candidate last answered.
     answered: Option<Instant>,
     /// What was last found when it was judged, so that it is told once; nothing since a person has stepped in.
@@ -417,6 +423,7 @@ pub(crate) struct Canary {
 impl Canary {
     pub(crate) fn new(policy: CanaryPolicy, now: Instant) -> Self {
         let gates = gates(&policy, now);
+        let drift = policy.drifting_at_most.map(DriftGate::new);
         Self {
             policy,
             begun: 0,
@@ -424,6 +431,7 @@ impl Canary {
             step: 0,
             entered: now,
             gates,
+            drift,
             answered: None,
             judged: None,
             history: VecDeque::new(),
@@ -462,10 +470,21 @@ impl Canary {
             }
             self.gates.push(gate);
         }
+        self.drift = policy.drifting_at_most.map(|at_most| {
+            let mut gate = self.drift.take().unwrap_or_else(|| DriftGate::new(at_most));
+            gate.become_like(at_most);
+            gate
+        });
         if !self.go_to(share) {
-            self.entered = now;
-            self.gates.iter_mut().for_each(|gate| gate.begin_step(now));
+            self.begin_step(now);
         }
+    }
+
+    /// What was found in another step has to be found anew.
+    fn begin_step(&mut self, now: Instant) {
+        self.entered = now;
+        self.gates.iter_mut().for_each(|gate| gate.begin_step(now));
+        self.drift.iter_mut().for_each(DriftGate::begin_step);
     }
 
     /// To the last step of no larger share, or to the first; whether it is of that share.
@@ -523,6 +542,17 @@ impl Canary {
         self.witness(of_candidate, key, Sight::Compared { agrees }, now);
     }
 
+    /// How far the tensors of one of its versions have moved. May roll back.
+    pub(crate) fn drifted(&mut self, version: Version, sight: DriftSight, now: Instant) {
+        let is_open = matches!(self.phase, Phase::Running | Phase::Paused);
+        let (baseline, candidate) = self.policy.versions_of_arms();
+        let Some(drift) = self.drift.as_mut().filter(|_| is_open) else { return };
+        drift.hear(version == candidate, sight);
+        if let Drifted::RollBack(why) = drift.finding(baseline, candidate) {
+            self.decide(Verdict::RollBack, why, now);
+        }
+    }
+
     /// Other files of one of its versions answer now: what was found out about those before says nothing about them. What
     /// is decided stays decided.
     pub(crate) fn begin_step_anew(&mut self, version: Version, now: Instant) {
@@ -534,6 +564,7 @@ impl Canary {
         self.note(Verdict::Hold, why, now);
         self.begun = self.begun.wrapping_add(1);
         self.gates = gates(&self.policy, now);
+        self.drift = self.policy.drifting_at_most.map(DriftGate::new);
         (self.entered, self.answered, self.judged) = (now, None, None);
     }
 
@@ -571,6 +602,7 @@ impl Canary {
                 self.begun = self.begun.wrapping_add(1);
                 (self.phase, self.step, self.entered, self.answered) = (Phase::Running, 0, now, None);
                 self.gates = gates(&self.policy, now);
+                self.drift.iter_mut().for_each(DriftGate::begin_step);
                 self.note(Verdict::Hold, format!("begun again by a person{because}"), now);
             }
             (Command::Promote, Phase::Running | Phase::Paused) => {
@@ -675,6 +707,18 @@ impl Canary {
             let why = format!("{name}: {events} of {requests} is not shown to be below {most} %");
             return (Verdict::Hold, Some(name), why);
         }
+        if let Some(drift) = &self.drift {
+            let (baseline, candidate) = self.policy.versions_of_arms();
+            let (verdict, why) = match drift.finding(baseline, candidate) {
+                Drifted::Passed => (Verdict::Advance, String::new()),
+                Drifted::RollBack(why) => (Verdict::RollBack, why),
+                Drifted::Hold(why) => (Verdict::Hold, why),
+                Drifted::Unknown(why) => (Verdict::InsufficientData, why),
+            };
+            if verdict != Verdict::Advance {
+                return (verdict, Some(DriftGate::NAME), why);
+            }
+        }
         let lately = (self.policy.dwell / LATELY).max(Duration::from_secs(1));
         if self.answered.is_none_or(|answered| now.saturating_duration_since(answered) > lately) {
             let why = format!("version {} has answered nobody for {lately:?}", self.candidate());
@@ -690,8 +734,7 @@ impl Canary {
             Verdict::Advance if self.step + 1 == self.policy.steps.len() => self.phase = Phase::Promoted,
             Verdict::Advance => {
                 self.step += 1;
-                self.entered = now;
-                self.gates.iter_mut().for_each(|gate| gate.begin_step(now));
+                self.begin_step(now);
             }
             Verdict::Hold | Verdict::InsufficientData => {}
         }
@@ -724,7 +767,7 @@ impl Canary {
             requests: gate.requests,
             events: gate.events,
         };
-        self.gates.iter().map(numbers).collect()
+        self.gates.iter().map(numbers).chain(self.drift.as_ref().map(DriftGate::numbers)).collect()
     }
 }
 

@@ -89,6 +89,10 @@ pub(crate) enum Fault {
     Ca(#[from] FileFault),
     #[error("expected a `shadow` of the candidate beside it, which compares answers")]
     NothingCompared,
+    #[error("what another server answers is not looked at, so nobody knows how far it has moved")]
+    RemoteDrift,
+    #[error("expected 0.0001 to 0.9999 bits, with at most six decimals, got {0}")]
+    Bits(f64),
     #[error("expected tolerances that are 0 or more")]
     Tolerance,
     #[error("expected more than the step before, which is {before}, got {got}")]
@@ -177,6 +181,12 @@ fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Fau
         && !matches!(&shadow, Some(Some(shadow)) if shadow.version == canary.candidate.version)
     {
         faults.note(path.join("canary").join("gates").join("disagreement"), Fault::NothingCompared);
+    }
+    if let Some(Some(canary)) = &canary
+        && canary.drifting_at_most.is_some()
+        && remotes.contains_key(&canary.candidate.version)
+    {
+        faults.note(path.join("canary").join("gates").join("drift"), Fault::RemoteDrift);
     }
     Some(ModelPolicy {
         labels,
@@ -290,6 +300,10 @@ fn canary(
         Some(gate) => faults.keep(&gates.join("faults").join("at_most"), millionths(gate.at_most)).map(Some),
         None => Some(None),
     };
+    let drifting_at_most = match &written.gates.drift {
+        Some(gate) => faults.keep(&gates.join("drift").join("at_most"), of_a_bit(gate.at_most)).map(Some),
+        None => Some(None),
+    };
     let slow = match &written.gates.latency {
         Some(latency) => {
             let at_most = (latency.at_most, "at_most");
@@ -307,6 +321,7 @@ fn canary(
         slow: slow?,
         faulty_at_most: faulty_at_most?,
         disagreeing_at_most: disagreeing_at_most?,
+        drifting_at_most: drifting_at_most?,
         order: Order::default(),
     })
 }
@@ -338,6 +353,16 @@ fn millionths(percent: f64) -> Result<Millionths, Fault> {
         return Err(Fault::PercentPrecision(percent));
     }
     Ok(millionths as Millionths)
+}
+
+fn of_a_bit(bits: f64) -> Result<Millionths, Fault> {
+    let millionths = (bits * 1e6).round();
+    let is_exact = (millionths / 1e6 - bits).abs() < 1e-12;
+    if (100.0..=999_900.0).contains(&millionths) && is_exact {
+        Ok(millionths as Millionths)
+    } else {
+        Err(Fault::Bits(bits))
+    }
 }
 
 fn labels(written: &BTreeMap<String, u64>, path: &Path, faults: &mut Faults) -> BTreeMap<Arc<str>, Version> {

@@ -165,6 +165,13 @@ fn write_canary(canary: &CanaryPolicy, out: &mut String) -> fmt::Result {
             "  and that it answers fewer than {most} % of the copies of requests otherwise than the baseline"
         )?;
     }
+    if let Some(drifting) = &canary.drifting_at_most {
+        let most = f64::from(*drifting) / 1e6;
+        writeln!(
+            out,
+            "  and that its inputs and answers have moved by less than {most} bits from its first rows"
+        )?;
+    }
     writeln!(out, "  none any more as soon as it is shown to be worse than the baseline")
 }
 

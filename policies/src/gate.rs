@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::canary::{ALL, Millionths, Sight, share_of_all};
+use crate::drift::DriftGate;
 use crate::evidence::{KeptRare, Rare, Worse};
 
 /// The chance that a candidate that is no worse is rolled back, in all gates and steps together; and the chance that
@@ -62,12 +63,13 @@ pub(crate) enum Event {
     Disagreement,
 }
 
-/// Of all gates.
-pub(crate) const NAMES: [&str; 4] = [
+/// Of all gates, with the one that counts no events.
+pub(crate) const NAMES: [&str; 5] = [
     Event::Error.gate(),
     Event::Slow(Duration::ZERO).gate(),
     Event::Fault.gate(),
     Event::Disagreement.gate(),
+    DriftGate::NAME,
 ];
 
 impl Event {

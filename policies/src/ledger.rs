@@ -30,6 +30,7 @@ use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Tripped};
 use crate::canary::{
     ALL, Assignment, Canary, CanaryPolicy, CanaryStatus, Command, Millionths, Progress, Record, Sight, Stage,
 };
+use crate::drift::DriftSight;
 use crate::limiter::{LimitPolicy, Limiter};
 use crate::outcome::Outcome;
 use crate::pick::Pick;
@@ -88,6 +89,10 @@ impl Rollout {
 
     fn is_of(&self, policy: &CanaryPolicy) -> bool {
         self.versions == policy.versions_of_arms()
+    }
+
+    fn has(&self, version: Version) -> bool {
+        version == self.versions.0 || version == self.versions.1
     }
 
     fn stage(&self) -> Stage {
@@ -208,6 +213,13 @@ impl Ledger {
         }
     }
 
+    /// Tells how far the tensors of a version have moved from its reference.
+    pub fn drifted(&self, model: &str, version: Version, sight: DriftSight, now: Instant) {
+        if let Some(rollout) = self.rollouts.load().get(model).filter(|rollout| rollout.has(version)) {
+            rollout.change(|canary| canary.drifted(version, sight, now));
+        }
+    }
+
     /// Has every rollout look whether its step is over, and gives the verdicts that nobody was told of. Call it a few
     /// times a second.
     pub fn judge(&self, now: Instant) -> Vec<(Arc<str>, Record)> {
@@ -224,12 +236,7 @@ impl Ledger {
 
     /// Other files of a version answer now than before: a rollout of it, or against it, begins its step anew.
     pub fn replaced(&self, model: &str, version: Version, now: Instant) {
-        let rollouts = self.rollouts.load();
-        let is_in = |rollout: &&Arc<Rollout>| {
-            let (baseline, candidate) = rollout.versions;
-            version == baseline || version == candidate
-        };
-        if let Some(rollout) = rollouts.get(model).filter(is_in) {
+        if let Some(rollout) = self.rollouts.load().get(model).filter(|rollout| rollout.has(version)) {
             rollout.change(|canary| canary.begin_step_anew(version, now));
         }
     }

@@ -39,6 +39,7 @@ mod shadow;
 
 mod outcome;
 mod gate;
+mod drift;
 mod gcra;
 mod limiter;
 mod window;
@@ -51,6 +52,7 @@ mod plan;
 pub use attribute::{Attribute, Attributes, Field};
 pub use breaker::{BreakerPolicy, BreakerState, Tripped};
 pub use canary::{Assignment, CanaryStatus, Command, GateStatus, Phase, Progress, Record, Sight, Verdict};
+pub use drift::DriftSight;
 pub use errors::{PolicyError, PolicyErrors};
 pub use ledger::{
     Admitted, BreakerStatus, Charged, CommandError, CrowdPolicy, Crowded, Ledger, Pass, Places, Reserved,

@@ -197,6 +197,8 @@ pub(crate) struct Gates {
     pub(crate) faults: Option<FaultGate>,
     /// Answers that are not the baseline's. Needs a `shadow` of the candidate, which says when two answers agree.
     pub(crate) disagreement: Option<DisagreementGate>,
+    /// Inputs and answers that are not distributed as they were when the candidate was new.
+    pub(crate) drift: Option<DriftGate>,
 }
 
 /// How many requests may fail.
@@ -224,6 +226,17 @@ pub(crate) struct FaultGate {
 pub(crate) struct DisagreementGate {
     /// Percent of the compared copies.
     #[schemars(range(min = 0.0001, max = 99.9999))]
+    pub(crate) at_most: f64,
+}
+
+/// How far inputs and answers may have moved from the first rows that the candidate was given. Where the baseline has moved
+/// as well, the rollout is held and not rolled back.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DriftGate {
+    /// Jensen–Shannon divergence, in bits: 0 where nothing has changed, 1 where nothing is as it was. A mean that has moved
+    /// by a standard deviation makes about 0.15. About 200 rows can show that it is below 0.1.
+    #[schemars(range(min = 0.0001, max = 0.9999))]
     pub(crate) at_most: f64,
 }
 

@@ -51,6 +51,7 @@ pub mod request_id;
 pub mod metrics;
 pub mod statistics;
 mod triton_metrics;
+pub mod drift;
 pub mod histogram;
 pub mod refused;
 pub mod trace;

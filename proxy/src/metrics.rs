@@ -4,6 +4,7 @@
 //! Label values come from the policy, the engine's index and closed lists, never from what a client sent, so
 //! that no client can make the number of series grow.
 
+use crate::drift::Drifts;
 use crate::export::SpanCounts;
 use crate::histogram::Histogram;
 use crate::refused::Refused;
@@ -154,6 +155,8 @@ pub struct Metrics {
     versions: Arc<RwLock<VersionMap>>,
     /// Requests without an answer, for people.
     pub refused: Refused,
+    /// How far tensors have moved, as the engine says.
+    pub drifts: Drifts,
     /// Requests being worked on.
     pub in_flight: Gauge,
     /// Number of the policy in force.
@@ -234,6 +237,7 @@ impl Metrics {
             shadows: Family::default(),
             versions: Arc::default(),
             refused: Refused::default(),
+            drifts: Drifts::default(),
             in_flight: Gauge::default(),
             policy_generation: Gauge::default(),
             policy_rejected: Counter::default(),
@@ -371,6 +375,7 @@ impl Metrics {
         ] {
             registry.register(name, help, gauge.clone());
         }
+        root.register_collector(Box::new(metrics.drifts.clone()));
         root.register_collector(Box::new(TritonMetrics(metrics.versions.clone())));
         Self { registry: root, ..metrics }
     }

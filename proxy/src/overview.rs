@@ -184,6 +184,7 @@ impl Overview {
             if let Some(counted) = self.metrics.known(model, *number) {
                 count(version, &counted);
             }
+            version.drift = self.metrics.drifts.of(model, *number);
             let shadow = snapshot.model(model).and_then(|policy| policy.shadow());
             if shadow.is_some_and(|shadow| shadow.version().0 == *number) {
                 version.copies = Some(self.metrics.copies(model, *number));

@@ -172,6 +172,44 @@ pub struct Version {
     pub batch_rows: Distribution,
     /// If it gets copies: what became of them.
     pub copies: Option<Copies>,
+    /// How far its tensors have moved; `None` before any was looked at.
+    pub drift: Option<Drift>,
+}
+
+/// How far what a version is given and answers has moved from its first rows, by a sample.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Drift {
+    /// Rows that were looked at.
+    pub rows: u64,
+    /// Whether enough of them were for something to compare with.
+    pub has_reference: bool,
+    /// Windows of rows that were compared.
+    pub windows: u64,
+    /// What the last of them has shown.
+    pub tensors: Vec<Moved>,
+    /// How probable the version held its answers to be, 0 to 1; empty unless it says so.
+    pub confidence: Distribution,
+}
+
+/// How far one tensor has moved: Jensen–Shannon divergences, 0 to 1 bit.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Moved {
+    /// `input`, `output` or `confidence`.
+    pub side: String,
+    /// Its name.
+    pub name: String,
+    /// The column that has moved most, where each is looked at by itself.
+    pub column: Option<u32>,
+    /// The best guess.
+    pub bits: f64,
+    /// At least; 0 unless it is more than chance explains.
+    pub least: f64,
+    /// At most.
+    pub most: f64,
+    /// Rows of the window.
+    pub rows: u32,
 }
 
 /// How long a run of so many rows takes.
@@ -272,7 +310,7 @@ pub struct Canary {
 /// The numbers of one gate.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Gate {
-    /// `errors`, `latency`, `faults` or `disagreement`.
+    /// `errors`, `latency`, `faults`, `disagreement` or `drift`.
     pub gate: String,
     /// Evidence that the candidate is worse; it is rolled back at `roll_back_at`.
     pub worse: f64,

@@ -13,6 +13,7 @@
 //! The engine exits when its standard input ends, so that even a killed proxy leaves no orphan.
 
 use crate::directory::Directory;
+use crate::drift;
 use crate::link::{Event, Link, Links};
 use crate::metrics::Metrics;
 use anyhow::Context;
@@ -25,7 +26,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{mpsc, watch};
-use wire::{Action, Control, DeviceMemory, Health, Hello, Index, ModelState, Reply, Status};
+use wire::{Action, Control, DeviceMemory, Health, Hello, Index, ModelState, Reply, Status, VersionDrift};
 
 /// How to start the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -125,6 +126,7 @@ impl Supervisor {
                 }
             };
             self.directory.disconnect();
+            self.metrics.drifts.clear();
             self.metrics.engine_up.set(0);
             engine.link.close(&reason);
             if let Some(process) = engine.process {
@@ -166,6 +168,10 @@ impl Supervisor {
         }
         let serves = |model: &str, version: Version| same.contains(&(model.to_owned(), version.0));
         self.ledger.retain(&self.live.load().snapshot, serves);
+        let entries = index.models.iter();
+        let now: BTreeMap<_, _> =
+            entries.map(|entry| ((entry.name.as_str(), entry.version), entry.load)).collect();
+        self.metrics.drifts.retain(|model, version, load| now.get(&(model, version)) == Some(&load));
         self.directory.publish(index);
     }
 
@@ -204,7 +210,8 @@ impl Supervisor {
                     self.metrics.engine_up.set(1);
                     self.publish(index, loads);
                 }
-                Some(Event::Pong(health)) => {
+                Some(Event::Pong(mut health)) => {
+                    self.moved(std::mem::take(&mut health.drifts));
                     self.metrics.engine_resident_bytes.set(health.resident_bytes);
                     self.metrics.engine_memory_bytes.set(health.memory_bytes);
                     self.metrics.engine_under_way.set(health.under_way);
@@ -223,6 +230,16 @@ impl Supervisor {
                 None => return Ended::Lost("its link has ended".into()),
             }
         }
+    }
+
+    /// Tells rollouts, and those who look, how far tensors have moved.
+    fn moved(&self, news: Vec<VersionDrift>) {
+        for of in &news {
+            if let Some(sight) = drift::sight(of) {
+                self.ledger.drifted(&of.name, Version(of.version), sight, Instant::now());
+            }
+        }
+        self.metrics.drifts.take(news);
     }
 
     /// Another engine, which has the same versions ready and gets all requests from now on; `None` if there is none, and
@@ -255,6 +272,7 @@ impl Supervisor {
         (successor.born, successor.patience) = (Instant::now(), patience);
         self.links.heed(&successor.hello);
         self.links.succeed(successor.socket.clone());
+        self.metrics.drifts.clear(); // the successor looks at rows anew
         self.publish(index, &mut successor.loads);
         Ok(Some(successor))
     }
