@@ -338,7 +338,7 @@ impl Reader {
             request_bytes: (self.preparers.bytes() + self.queue.bytes()) as u64,
             request_bytes_max: self.request_bytes_max,
             device,
-            drifts: self.drifts(catalog),
+            drifts: self.drifts(catalog, Instant::now()),
             ..self.memory.health()
         };
         self.mailbox.post(|outbox| outbox.push(Kind::Pong, id, &health, Bytes::new()));
@@ -346,7 +346,7 @@ impl Reader {
 
     /// Of some versions that have been asked since they were last told of; first of those that nobody was told of for
     /// longest, by the rows that have come since.
-    fn drifts(&mut self, catalog: &Catalog) -> Vec<VersionDrift> {
+    fn drifts(&mut self, catalog: &Catalog, now: Instant) -> Vec<VersionDrift> {
         if self.told.len() > TOLD_MAX {
             self.told.clear(); // keys of what was unloaded are never used again
         }
@@ -361,7 +361,7 @@ impl Reader {
         news.sort_unstable_by_key(|(new, ..)| std::cmp::Reverse(*new));
         let told = news.into_iter().take(DRIFTS_MAX).map(|(_, seen, version)| {
             self.told.insert(version.key, seen);
-            version.drift.to_wire(&version.name, version.number, version.load())
+            version.drift.to_wire(&version.name, version.number, version.load(), now)
         });
         told.collect()
     }

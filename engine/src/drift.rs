@@ -3,11 +3,13 @@
 //! how it is seen. Decides which values are looked at; says how far apart, never what is too far.
 //!
 //! ```text
-//!   a batch is answered ─▶ one row of it, at most one in a millisecond ─▶ one element of each tensor ─▶ Watch
+//!   a batch is answered ─▶ one row of it, of a thousand batches in a second ─▶ one element of each tensor ─▶ Watch
 //! ```
 //!
 //! - **It costs next to nothing.** A row is read on the lane, after its answer is on its way; a lane never waits for
 //!   another one's, and the row is left out instead. Nothing is allocated once the bins are set.
+//! - **No row is more likely to be looked at than another of the same time.** Where there are more batches than a thousand in
+//!   a second, each is drawn with the same chance: the first ones of bursts would be others than those that follow them.
 //! - **A row is one witness.** The elements of a row know of each other, so of each tensor one is drawn, or one of each of a
 //!   few columns. What is padding is no element.
 //! - Of what comes as bytes, a picture or a text, the lengths are watched where it becomes tensors.
@@ -35,8 +37,11 @@ const COLUMNS_MAX: u64 = 16;
 /// Rows of more classes say nothing of how sure the version is: reading them would take too long.
 const CLASSES_MAX: usize = 4096;
 
-/// Rows of one version are looked at so often at most.
-const ROW_EVERY: Duration = Duration::from_millis(1);
+/// Rows of one version are looked at so often at most, on average.
+const ROW_EVERY_NS: u64 = 1_000_000;
+
+/// How often batches come is an average over so many of them, in which a pause counts as no longer than ten rows take.
+const BATCHES: u64 = 64;
 
 /// What is known of one version's files, whenever they were loaded.
 pub(crate) struct Drift {
@@ -49,10 +54,14 @@ pub(crate) struct Drift {
     lengths: Watched,
 }
 
-/// Features that are watched together, and when the next row may be looked at.
+/// Features that are watched together, and which rows are looked at. Counters are read and written apart: what threads that
+/// meet there make of them is as good a chance.
 struct Watched {
     origin: Instant,
-    due_us: AtomicU64,
+    last_ns: AtomicU64,
+    /// Between two batches, on average.
+    gap_ns: AtomicU64,
+    chance: AtomicU64,
     eyes: Mutex<Eyes>,
 }
 
@@ -115,7 +124,7 @@ impl Drift {
         Self { tensors, classes, rows, raw, lengths }
     }
 
-    /// Looks at one of the rows that ran together, unless another was looked at a moment ago.
+    /// Looks at one of the rows that ran together, if it is drawn.
     pub(crate) fn observe(&self, pieces: &[Piece<Arc<Job>>], outputs: &[Output], now: Instant) {
         if self.tensors.is_empty() {
             return;
@@ -161,7 +170,7 @@ impl Drift {
         watch.end_row(now);
     }
 
-    /// Notes how long one element is of each of these that is raw, unless that was done a moment ago.
+    /// Notes how long one element is of each of these that is raw, if it is drawn.
     pub(crate) fn observe_lengths(&self, inputs: &[TensorMeta], payload: &[u8], now: Instant) {
         if self.raw.is_empty() {
             return;
@@ -188,7 +197,7 @@ impl Drift {
     }
 
     /// What proxies are told of it.
-    pub(crate) fn to_wire(&self, name: &str, version: u64, load: u64) -> VersionDrift {
+    pub(crate) fn to_wire(&self, name: &str, version: u64, load: u64, now: Instant) -> VersionDrift {
         let (rows, lengths) = (self.rows.lock(), self.lengths.lock());
         let mut tensors: Vec<TensorDrift> = Vec::new();
         let mut tell = |side: DriftSide, name: &str, watch: &Watch, features: std::ops::Range<usize>| {
@@ -218,6 +227,8 @@ impl Drift {
         for (feature, name) in self.raw.iter().enumerate() {
             tell(DriftSide::Input, name, &lengths.watch, feature..feature + 1);
         }
+        let last = rows.watch.latest();
+        let ms = |time: Duration| time.as_millis() as u64;
         VersionDrift {
             name: name.to_owned(),
             version,
@@ -225,6 +236,8 @@ impl Drift {
             seen: rows.watch.seen,
             has_reference: rows.watch.has_reference(),
             windows: rows.watch.windows,
+            ended_ms: last.map_or(0, |last| ms(now.saturating_duration_since(last.ended))),
+            lasted_ms: last.map_or(0, |last| ms(last.ended - last.began)),
             tensors,
             confidence: self.classes.as_ref().map(|_| rows.sure.to_wire()),
         }
@@ -252,22 +265,42 @@ impl Watched {
     fn new(watch: Watch, now: Instant) -> Self {
         // Any odd number will do: who draws a row has nobody to hide it from.
         let eyes = Eyes { watch, dice: Dice(0x9e37_79b9_7f4a_7c15), sure: Sure::default() };
-        Self { origin: now, due_us: AtomicU64::new(0), eyes: Mutex::new(eyes) }
+        Self {
+            origin: now,
+            last_ns: AtomicU64::new(0),
+            gap_ns: AtomicU64::new(ROW_EVERY_NS),
+            chance: AtomicU64::new(0x2545_f491_4f6c_dd1d),
+            eyes: Mutex::new(eyes),
+        }
+    }
+
+    /// Draws whether a row of this batch is looked at.
+    fn is_drawn(&self, now: Instant) -> bool {
+        let now = now.saturating_duration_since(self.origin).as_nanos() as u64;
+        let gap = now.saturating_sub(self.last_ns.load(Ordering::Relaxed)).min(10 * ROW_EVERY_NS);
+        self.last_ns.store(now, Ordering::Relaxed);
+        let average = self.gap_ns.load(Ordering::Relaxed);
+        let average = average - average / BATCHES + gap / BATCHES;
+        self.gap_ns.store(average, Ordering::Relaxed);
+        if average >= ROW_EVERY_NS {
+            return true;
+        }
+        let mut dice = Dice(self.chance.load(Ordering::Relaxed));
+        let drawn = dice.below(ROW_EVERY_NS);
+        self.chance.store(dice.0, Ordering::Relaxed);
+        drawn < average
     }
 
     /// The right to look at a row; nobody waits for it.
     fn look(&self, now: Instant) -> Option<MutexGuard<'_, Eyes>> {
-        let now = now.saturating_duration_since(self.origin).as_micros() as u64;
-        if now < self.due_us.load(Ordering::Relaxed) {
+        if !self.is_drawn(now) {
             return None;
         }
-        let eyes = match self.eyes.try_lock() {
-            Ok(eyes) => eyes,
-            Err(TryLockError::WouldBlock) => return None,
+        match self.eyes.try_lock() {
+            Ok(eyes) => Some(eyes),
+            Err(TryLockError::WouldBlock) => None,
             Err(TryLockError::Poisoned(_)) => unreachable!("no panic while a row is looked at"),
-        };
-        self.due_us.store(now + ROW_EVERY.as_micros() as u64, Ordering::Relaxed);
-        Some(eyes)
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Eyes> {

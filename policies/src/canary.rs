@@ -423,7 +423,7 @@ pub(crate) struct Canary {
 impl Canary {
     pub(crate) fn new(policy: CanaryPolicy, now: Instant) -> Self {
         let gates = gates(&policy, now);
-        let drift = policy.drifting_at_most.map(DriftGate::new);
+        let drift = policy.drifting_at_most.map(|at_most| DriftGate::new(at_most, now));
         Self {
             policy,
             begun: 0,
@@ -471,7 +471,7 @@ impl Canary {
             self.gates.push(gate);
         }
         self.drift = policy.drifting_at_most.map(|at_most| {
-            let mut gate = self.drift.take().unwrap_or_else(|| DriftGate::new(at_most));
+            let mut gate = self.drift.take().unwrap_or_else(|| DriftGate::new(at_most, now));
             gate.become_like(at_most);
             gate
         });
@@ -484,7 +484,7 @@ impl Canary {
     fn begin_step(&mut self, now: Instant) {
         self.entered = now;
         self.gates.iter_mut().for_each(|gate| gate.begin_step(now));
-        self.drift.iter_mut().for_each(DriftGate::begin_step);
+        self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
     }
 
     /// To the last step of no larger share, or to the first; whether it is of that share.
@@ -564,7 +564,7 @@ impl Canary {
         self.note(Verdict::Hold, why, now);
         self.begun = self.begun.wrapping_add(1);
         self.gates = gates(&self.policy, now);
-        self.drift = self.policy.drifting_at_most.map(DriftGate::new);
+        self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
         (self.entered, self.answered, self.judged) = (now, None, None);
     }
 
@@ -602,7 +602,7 @@ impl Canary {
                 self.begun = self.begun.wrapping_add(1);
                 (self.phase, self.step, self.entered, self.answered) = (Phase::Running, 0, now, None);
                 self.gates = gates(&self.policy, now);
-                self.drift.iter_mut().for_each(DriftGate::begin_step);
+                self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
                 self.note(Verdict::Hold, format!("begun again by a person{because}"), now);
             }
             (Command::Promote, Phase::Running | Phase::Paused) => {

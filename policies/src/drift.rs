@@ -8,10 +8,18 @@
 //! | is shown to be within it      | whatever      | may go on                                                       |
 //! | neither, or nothing is known  | whatever      | held                                                            |
 //!
-//! What is known is of whole windows of rows, and only of those that have ended in this step.
+//! What is known is of whole windows of rows, and only of those that have ended in this step. Windows of two versions do not
+//! end together: where the world changes for both, one of them says so first. So a candidate is rolled back only if the
+//! baseline's window lies between two of its own.
+//!
+//! ```text
+//!   candidate  ├── beyond ──┤├── beyond ──┤├── beyond ──┤
+//!   baseline            ├──── ? ────┤├── within ──┤          rolled back at the end of the candidate's third
+//! ```
 
 use crate::canary::{GateStatus, Millionths, share_of_all};
 use crate::units::Version;
+use std::time::Instant;
 
 /// How far what a version is given and answers has moved from its reference, by its last whole window of rows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,23 +32,22 @@ pub struct DriftSight {
     pub most: u32,
     /// Rows of the window.
     pub rows: u64,
-    /// Windows so far; fewer than before are those of another process.
-    pub windows: u64,
+    /// When the window began.
+    pub began: Instant,
+    /// When it ended.
+    pub ended: Instant,
 }
 
 /// What is known of both versions in this step.
 #[derive(Clone, Debug)]
 pub(crate) struct DriftGate {
     at_most: Millionths,
-    baseline: Arm,
-    candidate: Arm,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Arm {
-    sight: Option<DriftSight>,
-    /// Windows that had ended when the step began, as far as anybody knows.
-    over: u64,
+    /// When the step began.
+    entered: Instant,
+    baseline: Option<DriftSight>,
+    candidate: Option<DriftSight>,
+    /// When the first of the candidate's windows ended of which all have been beyond what may be.
+    beyond_since: Option<Instant>,
 }
 
 /// What it says.
@@ -55,36 +62,36 @@ pub(crate) enum Finding {
 impl DriftGate {
     pub(crate) const NAME: &str = "drift";
 
-    pub(crate) fn new(at_most: Millionths) -> Self {
-        Self { at_most, baseline: Arm::default(), candidate: Arm::default() }
+    pub(crate) fn new(at_most: Millionths, now: Instant) -> Self {
+        Self { at_most, entered: now, baseline: None, candidate: None, beyond_since: None }
     }
 
     /// Goes on under another limit.
     pub(crate) fn become_like(&mut self, at_most: Millionths) {
-        self.at_most = at_most;
+        if self.at_most != at_most {
+            (self.at_most, self.beyond_since) = (at_most, None);
+        }
     }
 
     pub(crate) fn hear(&mut self, is_candidate: bool, sight: DriftSight) {
-        let arm = if is_candidate { &mut self.candidate } else { &mut self.baseline };
-        if sight.windows < arm.over {
-            arm.over = 0; // another process counts
+        if sight.ended <= self.entered {
+            return;
         }
-        if sight.windows > arm.over {
-            arm.sight = Some(sight);
+        if !is_candidate {
+            self.baseline = Some(sight);
+            return;
         }
+        self.beyond_since = (sight.least > self.at_most).then(|| self.beyond_since.unwrap_or(sight.ended));
+        self.candidate = Some(sight);
     }
 
     /// The next step begins: what was seen before says nothing about it.
-    pub(crate) fn begin_step(&mut self) {
-        for arm in [&mut self.baseline, &mut self.candidate] {
-            if let Some(sight) = arm.sight.take() {
-                arm.over = sight.windows;
-            }
-        }
+    pub(crate) fn begin_step(&mut self, now: Instant) {
+        *self = Self::new(self.at_most, now);
     }
 
     pub(crate) fn finding(&self, baseline: Version, candidate: Version) -> Finding {
-        let Some(DriftSight { what, least, most, rows, .. }) = &self.candidate.sight else {
+        let Some(DriftSight { what, least, most, rows, ended, .. }) = &self.candidate else {
             return Finding::Unknown(format!(
                 "drift: no window of rows of version {candidate} was compared with its reference in this step"
             ));
@@ -92,8 +99,10 @@ impl DriftGate {
         let at_most = bits(self.at_most);
         if *least > self.at_most {
             let (least, moved) = (bits(*least), format!("{what} of version {candidate}"));
-            return match &self.baseline.sight {
-                Some(sight) if sight.most <= self.at_most => Finding::RollBack(format!(
+            let since = self.beyond_since.unwrap_or(*ended);
+            let is_between = |sight: &DriftSight| sight.began >= since && sight.ended <= *ended;
+            return match &self.baseline {
+                Some(sight) if sight.most <= self.at_most && is_between(sight) => Finding::RollBack(format!(
                     "{moved} has moved by {least} bits at least from its reference, of {at_most} that may be, and nothing of \
                      version {baseline} has: {rows} rows"
                 )),
@@ -118,7 +127,7 @@ impl DriftGate {
     /// In parts of what it takes, each of which is 1.
     pub(crate) fn numbers(&self) -> GateStatus {
         let at_most = f64::from(self.at_most);
-        let (worse, rare, requests) = match &self.candidate.sight {
+        let (worse, rare, requests) = match &self.candidate {
             Some(sight) => {
                 (f64::from(sight.least) / at_most, at_most / f64::from(sight.most.max(1)), sight.rows)
             }
@@ -135,59 +144,121 @@ fn bits(millionths: u32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
-    fn sight(least: u32, most: u32, windows: u64) -> DriftSight {
-        DriftSight { what: "input `pixels`".into(), least, most, rows: 512, windows }
+    /// Windows of five seconds, told when they end.
+    struct World {
+        gate: DriftGate,
+        began: Instant,
     }
 
-    fn found(baseline: Option<DriftSight>, candidate: Option<DriftSight>) -> Finding {
-        let mut gate = DriftGate::new(100_000);
-        baseline.into_iter().for_each(|sight| gate.hear(false, sight));
-        candidate.into_iter().for_each(|sight| gate.hear(true, sight));
-        gate.finding(Version(1), Version(2))
-    }
+    const WITHIN: (u32, u32) = (0, 50_000);
+    const UNSURE: (u32, u32) = (0, 400_000);
+    const BEYOND: (u32, u32) = (300_000, 700_000);
 
-    #[test]
-    fn what_is_not_known_never_passes_and_never_rolls_back() {
-        let (well, unsure) = (sight(0, 50_000, 1), sight(0, 400_000, 1));
-        assert_eq!(found(None, Some(well.clone())), Finding::Passed, "whatever the baseline does");
-        assert!(matches!(found(Some(well.clone()), None), Finding::Unknown(_)));
-        assert!(matches!(found(None, None), Finding::Unknown(_)));
-        assert!(matches!(found(Some(well), Some(unsure)), Finding::Hold(_)));
-    }
+    impl World {
+        fn new() -> Self {
+            let began = Instant::now();
+            Self { gate: DriftGate::new(100_000, began), began }
+        }
 
-    #[test]
-    fn a_candidate_that_alone_has_moved_is_rolled_back_and_one_that_moves_with_the_baseline_is_held() {
-        let (well, unsure, far) = (sight(0, 50_000, 1), sight(0, 400_000, 1), sight(300_000, 700_000, 1));
-        let Finding::RollBack(why) = found(Some(well), Some(far.clone())) else { panic!("it must be") };
-        assert!(why.contains("input `pixels` of version 2 has moved by 0.3 bits at least"), "{why}");
-        for baseline in [Some(far.clone()), Some(unsure), None] {
-            assert!(matches!(found(baseline, Some(far.clone())), Finding::Hold(_)));
+        fn hear(&mut self, is_candidate: bool, ended: u64, (least, most): (u32, u32)) -> Finding {
+            let ended = self.began + Duration::from_secs(ended);
+            let began = ended - Duration::from_secs(5);
+            let what = "input `pixels`".into();
+            self.gate.hear(is_candidate, DriftSight { what, least, most, rows: 512, began, ended });
+            self.gate.finding(Version(1), Version(2))
+        }
+
+        fn candidate(&mut self, ended: u64, found: (u32, u32)) -> Finding {
+            self.hear(true, ended, found)
+        }
+
+        fn baseline(&mut self, ended: u64, found: (u32, u32)) -> Finding {
+            self.hear(false, ended, found)
         }
     }
 
     #[test]
+    fn what_is_not_known_never_passes_and_never_rolls_back() {
+        let mut world = World::new();
+        assert!(matches!(world.baseline(5, WITHIN), Finding::Unknown(_)));
+        assert!(matches!(world.candidate(5, UNSURE), Finding::Hold(_)));
+        assert_eq!(world.candidate(10, WITHIN), Finding::Passed);
+        assert_eq!(world.baseline(10, BEYOND), Finding::Passed, "whatever the baseline does");
+    }
+
+    #[test]
+    fn a_candidate_that_alone_has_moved_is_rolled_back() {
+        let mut world = World::new();
+        world.baseline(4, WITHIN);
+        assert!(matches!(world.candidate(5, BEYOND), Finding::Hold(_)));
+        assert!(matches!(world.baseline(9, WITHIN), Finding::Hold(_)), "a part of it is from before");
+        assert!(matches!(world.candidate(10, BEYOND), Finding::Hold(_)));
+        assert!(
+            matches!(world.baseline(14, WITHIN), Finding::Hold(_)),
+            "the candidate may be well again by now"
+        );
+        let Finding::RollBack(why) = world.candidate(15, BEYOND) else { panic!("it must be") };
+        assert!(why.contains("input `pixels` of version 2 has moved by 0.3 bits at least"), "{why}");
+    }
+
+    #[test]
+    fn a_world_that_moves_for_both_holds_whoever_says_so_first() {
+        for first in [false, true] {
+            let mut world = World::new();
+            world.baseline(4, WITHIN);
+            world.candidate(4, WITHIN);
+            for round in 1..20 {
+                let ended = 5 * round;
+                assert!(!matches!(world.hear(first, ended, BEYOND), Finding::RollBack(_)));
+                assert!(!matches!(world.hear(!first, ended + 3, BEYOND), Finding::RollBack(_)));
+            }
+            let Finding::Hold(why) = world.candidate(100, BEYOND) else { panic!("it must be held") };
+            assert!(why.contains("and so has input `pixels` of version 1"), "{why}");
+        }
+    }
+
+    #[test]
+    fn a_while_in_which_both_had_moved_rolls_nobody_back() {
+        let mut world = World::new();
+        world.candidate(5, BEYOND);
+        world.baseline(8, BEYOND);
+        world.baseline(13, WITHIN);
+        assert_eq!(world.candidate(10, WITHIN), Finding::Passed);
+        assert!(matches!(world.candidate(20, BEYOND), Finding::Hold(_)), "it begins anew");
+    }
+
+    #[test]
+    fn a_baseline_of_which_little_is_known_is_no_reason() {
+        let mut world = World::new();
+        for ended in [5, 10, 15] {
+            assert!(
+                matches!(world.candidate(ended, BEYOND), Finding::Hold(_)),
+                "nothing is known of the baseline"
+            );
+        }
+        world.baseline(20, UNSURE);
+        assert!(matches!(world.candidate(25, BEYOND), Finding::Hold(_)));
+    }
+
+    #[test]
     fn only_windows_that_end_in_a_step_count_for_it() {
-        let mut gate = DriftGate::new(100_000);
-        gate.hear(true, sight(0, 50_000, 7));
-        assert_eq!(gate.finding(Version(1), Version(2)), Finding::Passed);
-        gate.begin_step();
-        gate.hear(true, sight(0, 50_000, 7));
-        assert!(matches!(gate.finding(Version(1), Version(2)), Finding::Unknown(_)), "it ended before");
-        gate.hear(true, sight(0, 50_000, 8));
-        assert_eq!(gate.finding(Version(1), Version(2)), Finding::Passed);
-        gate.begin_step();
-        gate.hear(true, sight(0, 50_000, 1));
-        assert_eq!(gate.finding(Version(1), Version(2)), Finding::Passed, "of another process");
+        let mut world = World::new();
+        assert_eq!(world.candidate(5, WITHIN), Finding::Passed);
+        world.gate.begin_step(world.began + Duration::from_secs(6));
+        assert!(matches!(world.candidate(5, WITHIN), Finding::Unknown(_)), "it ended before");
+        assert_eq!(world.candidate(10, WITHIN), Finding::Passed);
     }
 
     #[test]
     fn its_numbers_are_parts_of_what_it_takes() {
-        let mut gate = DriftGate::new(100_000);
-        assert_eq!((gate.numbers().worse, gate.numbers().rare), (0.0, 0.0));
-        gate.hear(true, sight(50_000, 200_000, 1));
-        assert_eq!((gate.numbers().worse, gate.numbers().rare, gate.numbers().requests), (0.5, 0.5, 512));
-        gate.hear(true, sight(0, 0, 2));
-        assert!(gate.numbers().rare.is_finite());
+        let mut world = World::new();
+        assert_eq!((world.gate.numbers().worse, world.gate.numbers().rare), (0.0, 0.0));
+        world.candidate(5, (50_000, 200_000));
+        let numbers = world.gate.numbers();
+        assert_eq!((numbers.worse, numbers.rare, numbers.requests), (0.5, 0.5, 512));
+        world.candidate(10, (0, 0));
+        assert!(world.gate.numbers().rare.is_finite());
     }
 }

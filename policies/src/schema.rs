@@ -235,7 +235,7 @@ pub(crate) struct DisagreementGate {
 #[serde(deny_unknown_fields)]
 pub(crate) struct DriftGate {
     /// Jensen–Shannon divergence, in bits: 0 where nothing has changed, 1 where nothing is as it was. A mean that has moved
-    /// by a standard deviation makes about 0.15. About 200 rows can show that it is below 0.1.
+    /// by a standard deviation makes about 0.15. A window of 512 rows can show that it is below 0.03.
     #[schemars(range(min = 0.0001, max = 0.9999))]
     pub(crate) at_most: f64,
 }

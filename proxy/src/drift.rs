@@ -15,6 +15,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 use wire::{Confidence, DriftSide, TensorDrift, VersionDrift};
 
 /// The latest of each version that answers. Cloning shares it.
@@ -48,8 +49,9 @@ impl Drifts {
     }
 }
 
-/// What it means for a rollout; nothing before a window was compared.
-pub(crate) fn sight(drift: &VersionDrift) -> Option<DriftSight> {
+/// What it means for a rollout, as of `now`; nothing before a window was compared.
+pub(crate) fn sight(drift: &VersionDrift, now: Instant) -> Option<DriftSight> {
+    let ended = now.checked_sub(Duration::from_millis(drift.ended_ms))?;
     let furthest =
         drift.tensors.iter().max_by_key(|tensor| (tensor.least_millionths, tensor.bits_millionths))?;
     Some(DriftSight {
@@ -57,7 +59,8 @@ pub(crate) fn sight(drift: &VersionDrift) -> Option<DriftSight> {
         least: furthest.least_millionths,
         most: drift.tensors.iter().map(|tensor| tensor.most_millionths).max()?,
         rows: furthest.rows.into(),
-        windows: drift.windows,
+        began: ended.checked_sub(Duration::from_millis(drift.lasted_ms))?,
+        ended,
     })
 }
 
@@ -196,6 +199,8 @@ mod tests {
             seen: 1880,
             has_reference: true,
             windows: 1,
+            ended_ms: 100,
+            lasted_ms: 5000,
             tensors: vec![
                 tensor(DriftSide::Input, "pixels", 125_000, 400_000),
                 tensor(DriftSide::Output, "a \"b\"\n", 0, 500_000),
@@ -239,11 +244,16 @@ mod tests {
 
     #[test]
     fn rollouts_are_told_of_the_tensor_that_has_moved_most_and_of_all_that_may_have() {
-        let sight = sight(&told(1)).unwrap();
+        let now = Instant::now() + Duration::from_secs(60);
+        let sight = sight(&told(1), now).unwrap();
+        assert_eq!(
+            (now - sight.ended, sight.ended - sight.began),
+            (Duration::from_millis(100), Duration::from_secs(5))
+        );
         assert_eq!(
             (sight.what.as_str(), sight.least, sight.most),
             ("input `pixels`, column 3,", 125_000, 500_000)
         );
-        assert_eq!(super::sight(&VersionDrift { tensors: Vec::new(), ..told(1) }), None);
+        assert_eq!(super::sight(&VersionDrift { tensors: Vec::new(), ..told(1) }, now), None);
     }
 }

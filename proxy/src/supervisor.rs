@@ -234,9 +234,10 @@ impl Supervisor {
 
     /// Tells rollouts, and those who look, how far tensors have moved.
     fn moved(&self, news: Vec<VersionDrift>) {
+        let now = Instant::now();
         for of in &news {
-            if let Some(sight) = drift::sight(of) {
-                self.ledger.drifted(&of.name, Version(of.version), sight, Instant::now());
+            if let Some(sight) = drift::sight(of, now) {
+                self.ledger.drifted(&of.name, Version(of.version), sight, now);
             }
         }
         self.metrics.drifts.take(news);

@@ -11,7 +11,7 @@
 
 /// How certain `least` and `most` are: standard errors on the scale of the root of the divergence, where these depend on
 /// nothing but the number of rows.
-const ERRORS_BELOW: f64 = 5.0;
+const ERRORS_BELOW: f64 = 4.0;
 const ERRORS_ABOVE: f64 = 3.0;
 
 /// How far apart two distributions are, in bits.

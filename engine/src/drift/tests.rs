@@ -77,7 +77,7 @@ impl World {
     }
 
     fn told(&self) -> VersionDrift {
-        self.version.drift.to_wire("m", 1, 1)
+        self.version.drift.to_wire("m", 1, 1, self.now + Duration::from_secs(3))
     }
 }
 
@@ -98,6 +98,7 @@ fn the_column_that_has_moved_is_named_and_the_others_have_not() {
     }
     let told = world.told();
     assert_eq!((told.windows, told.seen), (1, u64::from(BINNED_ROWS + REFERENCE_ROWS + WINDOW_ROWS)));
+    assert_eq!((told.ended_ms, told.lasted_ms), (3000, 5110), "511 rows after the first one");
     let [x, y] = &told.tensors[..] else { panic!("{told:?}") };
     assert_eq!((x.side(), x.name.as_str(), x.column), (DriftSide::Input, "x", Some(1)));
     assert!(x.least_millionths > 100_000 && x.most_millionths > x.bits_millionths, "{x:?}");
@@ -130,23 +131,44 @@ fn each_row_of_a_batch_is_looked_at_with_its_own_answer() {
 }
 
 #[test]
-fn one_row_in_a_millisecond_is_looked_at_and_none_is_waited_for() {
+fn a_thousand_rows_in_a_second_are_looked_at_and_none_is_waited_for() {
     let world = World::of(rows_spec(&[("x", 1)], &[("y", 1)], 8));
     let (piece, y) = (world.request(1, &[1.0]), output_fp32("y", &[1, 1], &[1.0]));
+    let drift = &world.version.drift;
     let observe = |micros| {
         let now = world.now + Duration::from_micros(micros);
-        world.version.drift.observe(std::slice::from_ref(&piece), std::slice::from_ref(&y), now);
-        world.version.drift.seen()
+        drift.observe(std::slice::from_ref(&piece), std::slice::from_ref(&y), now);
     };
-    assert_eq!([1000, 1001, 1999, 2000].map(observe), [1, 1, 1, 2]);
-    let held = world.version.drift.rows.lock();
-    world.version.drift.observe(
-        std::slice::from_ref(&piece),
-        std::slice::from_ref(&y),
-        world.now + Duration::from_secs(1),
-    );
+    (0..50_000).for_each(|at| observe(20 * at));
+    assert!((800..1200).contains(&drift.seen()), "{} of 50,000 in a second", drift.seen());
+    let before = drift.seen();
+    (1..=500).for_each(|at| observe(1_000_000 + 2000 * at));
+    assert!(drift.seen() - before > 450, "of 500 in a second {} are", drift.seen() - before);
+    let before = drift.seen();
+    let held = drift.rows.lock();
+    observe(3_000_000);
     drop(held);
-    assert_eq!(world.version.drift.seen(), 2);
+    assert_eq!(drift.seen(), before);
+}
+
+/// Pairs of batches, of which the second comes soon after the first: slow ones, of which all are looked at, and fast ones.
+#[test]
+fn what_comes_second_is_looked_at_as_often_as_what_comes_first() {
+    for gap in [5000, 300] {
+        let world = World::of(rows_spec(&[("x", 1)], &[("y", 1)], 8));
+        let y = output_fp32("y", &[1, 1], &[1.0]);
+        let mut now = world.now;
+        for second in (0..).map(|at| at % 2) {
+            now += Duration::from_micros([gap, 40][second]);
+            let piece = world.request(1, &[second as f32]);
+            world.version.drift.observe(&[piece], std::slice::from_ref(&y), now);
+            if world.version.drift.seen() == u64::from(BINNED_ROWS) - 1 {
+                break;
+            }
+        }
+        let seconds = world.values(0).iter().filter(|value| **value == 1.0).count();
+        assert!((100..156).contains(&seconds), "{seconds} of 255, pairs every {gap} µs");
+    }
 }
 
 #[test]
@@ -219,7 +241,7 @@ fn of_what_comes_as_bytes_the_lengths_are_watched() {
     };
     (0..BINNED_ROWS + REFERENCE_ROWS).for_each(|at| send(&[at as usize % 40, 3]));
     (0..WINDOW_ROWS).for_each(|at| send(&[200 + at as usize % 40]));
-    let told = drift.to_wire("m", 1, 1);
+    let told = drift.to_wire("m", 1, 1, now);
     let [text] = &told.tensors[..] else { panic!("{told:?}") };
     assert_eq!((text.side(), text.name.as_str()), (DriftSide::Input, "text"));
     assert!(text.least_millionths > 700_000, "{text:?}");

@@ -59,6 +59,8 @@ enum Phase {
 pub(crate) struct Compared {
     /// Its rows.
     pub(crate) rows: u32,
+    pub(crate) began: Instant,
+    pub(crate) ended: Instant,
     /// By feature.
     pub(crate) divergences: Vec<Divergence>,
 }
@@ -109,7 +111,8 @@ impl Watch {
                 let between = |(one, other): (&Sketch, &Sketch)| {
                     Divergence::between(one.bins(), other.bins(), self.chance)
                 };
-                self.latest = Some(Compared { rows: self.rows, divergences: pairs.map(between).collect() });
+                let divergences = pairs.map(between).collect();
+                self.latest = Some(Compared { rows: self.rows, began, ended: now, divergences });
                 window.iter_mut().for_each(Sketch::empty);
                 self.windows += 1;
                 (self.rows, self.began) = (0, None);
@@ -226,12 +229,12 @@ mod tests {
                     let found = world.window(|| kind(&mut dice));
                     windows += 1;
                     shown += u32::from(found.least > 0.0);
-                    wrong += u32::from(found.most <= 0.0 || found.bits > 0.02);
+                    wrong += u32::from(found.most <= 0.0 || found.most > 0.05);
                 }
             }
         }
         assert!(windows >= 10_000 && shown <= windows / 100, "{shown} of {windows}");
-        assert_eq!(wrong, 0, "of {windows} windows of some 512 rows");
+        assert_eq!(wrong, 0, "of {windows} windows of 512 rows or so");
     }
 
     #[test]

@@ -82,6 +82,12 @@ pub struct VersionDrift {
     /// How sure it is of its answers; absent unless an output is declared to hold classes.
     #[prost(message, optional, tag = "8")]
     pub confidence: Option<Confidence>,
+    /// How long ago the last window ended, ms.
+    #[prost(uint64, tag = "9")]
+    pub ended_ms: u64,
+    /// How long it has lasted, ms.
+    #[prost(uint64, tag = "10")]
+    pub lasted_ms: u64,
 }
 
 /// How far one tensor has moved: Jensen–Shannon divergences, 0 to 1 bit, in millionths.

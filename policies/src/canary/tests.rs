@@ -768,8 +768,14 @@ fn files_that_are_replaced_have_to_show_everything_anew() {
     assert_eq!((world.canary.phase.clone(), world.canary.news().len()), (Phase::RolledBack, 0));
 }
 
-fn moved(least: u32, most: u32, windows: u64) -> DriftSight {
-    DriftSight { what: "output `y`".into(), least, most, rows: 600, windows }
+impl World {
+    /// A window of rows of this version ends, and so far have its tensors moved.
+    fn drift(&mut self, version: u64, least: u32, most: u32) {
+        let (began, ended) = (self.now, self.now + Duration::from_secs(5));
+        self.now = ended;
+        let sight = DriftSight { what: "output `y`".into(), least, most, rows: 600, began, ended };
+        self.canary.drifted(Version(version), sight, self.now);
+    }
 }
 
 #[test]
@@ -779,13 +785,13 @@ fn a_candidate_whose_world_is_not_known_to_be_its_own_gets_no_more_and_one_whose
     assert_eq!(world.work(60), Some(Verdict::InsufficientData));
     let why = world.canary.status().verdicts.pop().unwrap().why;
     assert!(why.contains("no window of rows of version 2"), "{why}");
-    world.canary.drifted(Version(2), moved(0, 300_000, 1), world.now);
+    world.drift(2, 0, 300_000);
     assert_eq!(world.work(1), Some(Verdict::Hold), "it may be as much as 0.3");
-    world.canary.drifted(Version(2), moved(0, 90_000, 2), world.now);
+    world.drift(2, 0, 90_000);
     assert_eq!(world.work(1), Some(Verdict::Advance));
     (0..600).for_each(|_| world.tell(true, FAST));
     assert_eq!(world.work(60), Some(Verdict::InsufficientData), "each step asks anew");
-    world.canary.drifted(Version(2), moved(0, 90_000, 3), world.now);
+    world.drift(2, 0, 90_000);
     assert_eq!(world.work(1), Some(Verdict::Advance));
     assert_eq!(world.canary.phase, Phase::Promoted);
 }
@@ -794,13 +800,17 @@ fn a_candidate_whose_world_is_not_known_to_be_its_own_gets_no_more_and_one_whose
 fn a_candidate_that_alone_has_moved_is_rolled_back_at_once_and_a_world_that_has_moved_only_holds() {
     let canary = "steps: [10], dwell: 1h, gates: {drift: {at_most: 0.1}}";
     let mut world = World::new(canary, 1);
-    world.canary.drifted(Version(1), moved(200_000, 400_000, 1), world.now);
-    world.canary.drifted(Version(2), moved(200_000, 400_000, 1), world.now);
+    for _ in 0..10 {
+        world.drift(1, 200_000, 400_000);
+        world.drift(2, 200_000, 400_000);
+    }
     assert_eq!(world.canary.phase, Phase::Running);
     (0..600).for_each(|_| world.tell(true, FAST));
     assert_eq!(world.work(3600), Some(Verdict::Hold));
     assert_eq!(world.canary.status().gates.last().map(|gate| (gate.gate, gate.worse)), Some(("drift", 2.0)));
-    world.canary.drifted(Version(1), moved(0, 50_000, 2), world.now);
+    world.drift(1, 0, 50_000);
+    assert_eq!(world.canary.phase, Phase::Running);
+    world.drift(2, 200_000, 400_000);
     assert_eq!(world.canary.phase, Phase::RolledBack);
     assert!(world.canary.news().pop().unwrap().why.contains("nothing of version 1 has"));
 }
@@ -808,7 +818,7 @@ fn a_candidate_that_alone_has_moved_is_rolled_back_at_once_and_a_world_that_has_
 #[test]
 fn what_moves_changes_nothing_for_those_who_have_not_asked() {
     let mut world = World::new("steps: [10], dwell: 1m", 1);
-    world.canary.drifted(Version(2), moved(900_000, 1_000_000, 1), world.now);
+    (0..10).for_each(|round| world.drift(1 + round % 2, 900_000, 1_000_000));
     (0..600).for_each(|_| world.tell(true, FAST));
     assert_eq!(world.work(60), Some(Verdict::Advance));
 }

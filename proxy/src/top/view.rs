@@ -3,7 +3,7 @@
 
 use super::Watched;
 use super::words::{bytes, clean, lasting, percent, rate, time};
-use crate::status::{Canary, Status, Version};
+use crate::status::{Canary, Moved, Status, Version};
 use ratatui::Frame;
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier, Style};
@@ -127,6 +127,22 @@ fn attention(lines: &mut Vec<Line<'static>>, status: &Status, width: usize) {
                 BAD,
             );
         }
+        moved(lines, version, width);
+    }
+}
+
+/// Bits beyond which it is told that something has moved, as the alert has it.
+const DRIFTED: f64 = 0.05;
+
+/// What is not as it was when a version was new.
+fn moved(lines: &mut Vec<Line<'static>>, version: &Version, width: usize) {
+    let tensors = version.drift.iter().flat_map(|drift| &drift.tensors);
+    for Moved { side, name, least, .. } in tensors.filter(|tensor| tensor.least > DRIFTED) {
+        let Version { model, version, .. } = version;
+        let text = format!(
+            "! {model} {version}: {side} {name} has moved by {least:.2} bits since the version was new"
+        );
+        wrap(lines, &text, width, FAIR);
     }
 }
 
@@ -148,7 +164,7 @@ struct Row<'a> {
     seconds: f64,
 }
 
-const COLUMNS: [Column; 11] = [
+const COLUMNS: [Column; 12] = [
     Column { title: "STATE", width: 12, rank: 4, cell: |row| state(row.version).0 },
     Column { title: "SHARE", width: 6, rank: 0, cell: |row| row.share.map_or("-".into(), percent) },
     Column { title: "OF", width: 6, rank: 3, cell: |row| row.declared.map_or("-".into(), percent) },
@@ -170,10 +186,17 @@ const COLUMNS: [Column; 11] = [
         rank: 10,
         cell: |row| row.version.batch_rows.mean().map_or("-".into(), |rows| format!("{rows:.1}")),
     },
+    Column { title: "DRIFT", width: 5, rank: 11, cell: drift },
 ];
 
 /// The name's column takes what is left of the width, within this.
 const NAME: std::ops::RangeInclusive<usize> = 10..=40;
+
+/// By how many bits the tensor has moved that has moved most.
+fn drift(row: &Row<'_>) -> String {
+    let tensors = row.version.drift.iter().flat_map(|drift| &drift.tensors);
+    tensors.map(|tensor| tensor.bits).reduce(f64::max).map_or("-".into(), |bits| format!("{bits:.2}"))
+}
 
 fn failed(row: &Row<'_>) -> String {
     match row.version.outcomes.sum() {

@@ -6,7 +6,7 @@ use crate::histogram::Histogram;
 use crate::policy_state::Rejected;
 use crate::refused::Recent;
 use crate::status::{
-    Breaker, Engine, Gate, Model, Outcomes, Policy, Refusals, Share, Times, Traffic, Verdict,
+    Breaker, Drift, Engine, Gate, Model, Moved, Outcomes, Policy, Refusals, Share, Times, Traffic, Verdict,
 };
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -29,6 +29,18 @@ fn version(model: &str, number: u64, served: u64, failed: u64) -> Version {
         batch_rows: rows.read(1.0),
         ..Version::default()
     }
+}
+
+fn drifted() -> Drift {
+    let tensor = |side: &str, name: &str, bits, least| Moved {
+        side: side.into(),
+        name: name.into(),
+        bits,
+        least,
+        ..Moved::default()
+    };
+    let tensors = vec![tensor("input", "pixels\u{1b}[2J", 0.21, 0.13), tensor("output", "digit", 0.02, 0.0)];
+    Drift { rows: 2000, has_reference: true, windows: 1, tensors, ..Drift::default() }
 }
 
 fn reading() -> Status {
@@ -114,7 +126,11 @@ fn watched(status: Status) -> Watched {
 
 /// The first lines and the last one; what is between them is empty.
 fn check(width: u16, height: u16, expect: &str, keys: &str) {
-    let shown = drawn(&watched(reading()), width, height);
+    check_of(reading(), width, height, expect, keys);
+}
+
+fn check_of(status: Status, width: u16, height: u16, expect: &str, keys: &str) {
+    let shown = drawn(&watched(status), width, height);
     let (body, last) = shown.trim_end_matches('\n').rsplit_once('\n').unwrap();
     assert_eq!(body.trim_end_matches('\n'), expect.trim_matches('\n'), "\n{shown}");
     assert_eq!((last, shown.lines().count()), (keys, usize::from(height)));
@@ -124,12 +140,13 @@ fn check(width: u16, height: u16, expect: &str, keys: &str) {
 fn a_wide_terminal_shows_everything() {
     let expect = "
 penstock ready  99/s  12 in flight  engine 152 MB  policy 4  up 10 s  3 in the engine  cpu  127.0.0.1:8002
+! digits 2: input pixels[2J has moved by 0.13 bits since the version was new
 ! sentence-embeddings-multilingual 1 keeps failing: its breaker is open for 7 s
 
-VERSION                                    STATE  SHARE     OF     RATE  FAILED    P50    P99  PROXY  QUEUE    RUN  ROWS
-digits 1                                   ready    90%    90%     89/s      0%  1.3ms  1.4ms   50us  200us  1.0ms   4.0
-digits 2                                   ready    10%    10%    9.9/s    3.0%  1.3ms  1.4ms   50us  200us  1.0ms   4.0
-sentence-embeddings-multilingual 1       breaker      -      -      0/s       -      -      -      -      -      -     -
+VERSION                              STATE  SHARE     OF     RATE  FAILED    P50    P99  PROXY  QUEUE    RUN  ROWS DRIFT
+digits 1                             ready    90%    90%     89/s      0%  1.3ms  1.4ms   50us  200us  1.0ms   4.0     -
+digits 2                             ready    10%    10%    9.9/s    3.0%  1.3ms  1.4ms   50us  200us  1.0ms   4.0  0.21
+sentence-embeddings-multil… 1      breaker      -      -      0/s       -      -      -      -      -      -     -     -
 
 digits: version 2 gets 10%, version 1 the rest; running, step 1 of 2
   errors       3 of 160           ██████████░░░░░░░░░░ ███████████████████░ worse 10%, well 75%
@@ -138,7 +155,9 @@ digits: version 2 gets 10%, version 1 the rest; running, step 1 of 2
 WITHOUT AN ANSWER
     812 rate_limited      3 s ago  digits 1  limit `per-user`[2J is exhausted, retry in 0.013 s
 ";
-    check(120, 40, expect, "q quits");
+    let mut status = reading();
+    status.versions[1].drift = Some(drifted());
+    check_of(status, 120, 40, expect, "q quits");
 }
 
 #[test]
