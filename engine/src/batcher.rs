@@ -33,6 +33,7 @@ use std::collections::btree_map::Entry as TreeEntry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use wire::Closed;
 
 /// No job is less urgent than one whose deadline is this long after its arrival.
 pub const PATIENCE: Duration = Duration::from_secs(1);
@@ -187,6 +188,8 @@ pub struct Batch<T> {
     pub pieces: Arc<[Piece<T>]>,
     /// To be told that they are late: their deadline has passed, or will before they can have run.
     pub late: Vec<T>,
+    /// Why there are no more pieces.
+    pub closed: Closed,
     /// To be given back after the run.
     pub claim: Claim,
 }
@@ -562,7 +565,7 @@ impl<T: Clone> Batcher<T> {
 
     /// Forms a batch.
     fn take(&mut self, bucket: Bucket, now: Instant) -> Batch<T> {
-        let Plan { pieces, late } = self.plan(&bucket, now);
+        let Plan { pieces, late, closed } = self.plan(&bucket, now);
         let queue = &self.queues[&bucket];
         let (head, _) = queue.waiting.first_key_value().expect("a head stands in a queue");
         let (head, lanes) = (*head, queue.lanes);
@@ -619,7 +622,7 @@ impl<T: Clone> Batcher<T> {
         let takes = curve.and_then(|curve| curve.typical(rows)).unwrap_or_default();
         self.running.push(Running { number, bucket: bucket.clone(), rows, lanes, back: now + takes });
         self.ahead = self.backlog(now);
-        Batch { pieces, late, claim: Claim { bucket, number, rows, bytes, began: now } }
+        Batch { pieces, late, closed, claim: Claim { bucket, number, rows, bytes, began: now } }
     }
 
     fn known(&self, bucket: &Bucket) -> Option<&Profile> {

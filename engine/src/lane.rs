@@ -17,7 +17,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
-use wire::Status;
+use wire::{Closed, Status};
 
 /// Details of failures are logged this often at most: whoever can make a model fail must not fill the disk.
 const LOG_EVERY: Duration = Duration::from_secs(1);
@@ -68,19 +68,19 @@ struct Bisection {
 
 impl Lane {
     fn run(&mut self) {
-        while let Some(Batch { pieces, late, claim }) = self.queue.next(self.number) {
+        while let Some(Batch { pieces, late, closed, claim }) = self.queue.next(self.number) {
             turn_away(&late);
-            let ended = if pieces.is_empty() { Ended::Failed } else { self.answer(&pieces) };
+            let ended = if pieces.is_empty() { Ended::Failed } else { self.answer(&pieces, closed) };
             self.queue.finish(self.number, claim, ended);
         }
     }
 
-    fn answer(&mut self, pieces: &[Piece<Arc<Job>>]) -> Ended {
+    fn answer(&mut self, pieces: &[Piece<Arc<Job>>], closed: Closed) -> Ended {
         let fit = self.fit(pieces);
         if fit.is_empty() {
             return Ended::Failed;
         }
-        match self.answer_fit(&fit) {
+        match self.answer_fit(&fit, closed) {
             // That says nothing about a run of all.
             Ended::Ran if fit.len() < pieces.len() => Ended::Failed,
             ended => ended,
@@ -107,8 +107,8 @@ impl Lane {
         Cow::Owned(fit)
     }
 
-    fn answer_fit(&mut self, pieces: &[Piece<Arc<Job>>]) -> Ended {
-        let failure = match self.attempt(pieces) {
+    fn answer_fit(&mut self, pieces: &[Piece<Arc<Job>>], closed: Closed) -> Ended {
+        let failure = match self.attempt(pieces, closed) {
             Ok(()) => return Ended::Ran,
             Err(failure) => failure,
         };
@@ -143,7 +143,7 @@ impl Lane {
             if half.is_empty() {
                 continue;
             }
-            match self.attempt(&half) {
+            match self.attempt(&half, Closed::Divided) {
                 Ok(()) => into.some_ran = true,
                 Err(failure) => self.bisect(&half, &failure, into),
             }
@@ -156,7 +156,7 @@ impl Lane {
     }
 
     /// Runs pieces of one bucket together and answers them. A panic is a failure like any other.
-    fn attempt(&mut self, pieces: &[Piece<Arc<Job>>]) -> Result<(), Failure> {
+    fn attempt(&mut self, pieces: &[Piece<Arc<Job>>], closed: Closed) -> Result<(), Failure> {
         let started = Instant::now();
         let rows = rows_of(pieces);
         self.watchdog.began(self.number, &pieces[0].job.request.version, started);
@@ -170,7 +170,7 @@ impl Lane {
             }
         })?;
         let ended = Instant::now();
-        split::reply(pieces, &outputs, Ran { started, in_place, ended, rows });
+        split::reply(pieces, &outputs, Ran { started, in_place, ended, rows, closed });
         pieces[0].job.request.version.drift.observe(pieces, &outputs, ended);
         for Piece { job, rows, .. } in pieces {
             // A piece may have told its caller that the whole has failed.
@@ -341,7 +341,7 @@ mod tests {
         let queue = Arc::new(Queue::new(Limits { rows: 10, bytes: 1000 }, 1));
         let watchdog = Arc::new(Watchdog::new(1));
         let mut lane = Lane { number: 0, queue, watchdog, logged: None, unlogged: 0 };
-        assert_eq!(lane.answer(&pieces), Ended::Failed);
+        assert_eq!(lane.answer(&pieces, Closed::Everything), Ended::Failed);
         assert_eq!(*runs.lock().unwrap(), [vec![1.0, 2.0, 3.0, 4.0], vec![2.0]]);
         let late = |id| (id, Status::DeadlineExceeded, Refusal::Expired.to_string());
         let failed = (2, Status::ModelFailed, "poison".to_owned());

@@ -246,6 +246,17 @@ pub(crate) struct Version {
     pub(crate) _retirement: Retirement,
 }
 
+impl Slot {
+    /// How many elements of this shape the caller has sent, whose sizes of the dimensions that have a name are `real`.
+    pub(crate) fn own_elements(&self, shape: &[u64], real: Option<&[u64]>) -> usize {
+        let own = |(at, size): (usize, &u64)| match (self.form.as_ref().map(|form| form.shape[at]), real) {
+            (Some(Dimension::Named(named)), Some(real)) => real[named].min(*size),
+            _ => *size,
+        };
+        shape.iter().enumerate().map(own).product::<u64>() as usize
+    }
+}
+
 impl Version {
     /// Which load of its files this is, as proxies are told it.
     pub(crate) fn load(&self) -> u64 {

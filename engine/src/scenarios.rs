@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 use wire::{
-    Datatype, Decoder, DeviceMemory, Frame, Health, Hello, Index, Infer, Kind, Layout, ModelEntry,
+    Closed, Datatype, Decoder, DeviceMemory, Frame, Health, Hello, Index, Infer, Kind, Layout, ModelEntry,
     ModelState, Outbox, Reply, Status, TensorMeta, TraceContext,
 };
 

@@ -12,7 +12,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire::{
-    Batch, Kind, Layout, Limits, Outbox, Phases, Reply, Run, Status, TensorMeta, Timing, TraceContext,
+    Batch, Closed, Kind, Layout, Limits, Outbox, Phases, Reply, Run, Status, TensorMeta, Timing, TraceContext,
 };
 
 /// Answers an order to the loader.
@@ -30,6 +30,8 @@ pub(crate) struct Ran {
     pub(crate) in_place: Instant,
     pub(crate) ended: Instant,
     pub(crate) rows: u32,
+    /// Why it had no more rows.
+    pub(crate) closed: Closed,
 }
 
 impl Ran {
@@ -40,7 +42,7 @@ impl Ran {
     }
 
     fn told(&self) -> Run {
-        Run { rows: self.rows, phases: Some(self.phases()) }
+        Run { rows: self.rows, phases: Some(self.phases()), closed: self.closed as i32 }
     }
 }
 
@@ -185,7 +187,7 @@ fn reply_parts(
         alone,
         phases: ran.phases(),
         runs: runs.unwrap_or_else(|| vec![ran.told()]),
-        batch: span_of(parts),
+        told: Told::of(parts),
         reply: Reply { status: Status::Ok as i32, ..Reply::default() },
         describes_all: false,
     };
@@ -276,7 +278,7 @@ struct Writer<'a> {
     phases: Phases,
     /// Taken by the first that is answered.
     runs: Vec<Run>,
-    batch: Option<Batch>,
+    told: Told,
     reply: Reply,
     /// The reply was last written for a job that wanted all outputs.
     describes_all: bool,
@@ -304,7 +306,7 @@ impl Writer<'_> {
             return;
         }
         self.describe(part);
-        self.reply.timing = Some(self.timing(job));
+        self.reply.timing = Some(self.timing(part));
         outbox.push(Kind::Reply, job.id, &self.reply, payload);
     }
 
@@ -366,7 +368,8 @@ impl Writer<'_> {
         }
     }
 
-    fn timing(&mut self, job: &Job) -> Timing {
+    fn timing(&mut self, part: &Part<'_>) -> Timing {
+        let job = part.job;
         let mut timing = Timing {
             prepare_us: micros(job.prepared),
             queue_us: micros(self.ran.started.saturating_duration_since(job.received + job.prepared)),
@@ -376,13 +379,18 @@ impl Writer<'_> {
             rows: job.request.rows,
             phases: Some(self.phases),
             runs: std::mem::take(&mut self.runs),
+            batch_id: self.told.id,
+            batch_trace_high: self.told.trace[0],
+            batch_trace_low: self.told.trace[1],
+            position: part.before as u32,
+            closed: self.ran.closed as i32,
+            padding_millionths: self.told.padding_millionths,
             ..Timing::default()
         };
-        if let (Some(trace), Some(batch)) = (&job.trace, &mut self.batch) {
+        if let Some(trace) = &job.trace {
             timing.received_unix_ns = trace.received_unix_ns;
-            // The first traced member takes the list along; the others learn the span only.
-            let members = std::mem::take(&mut batch.members);
-            timing.batch = Some(Batch { span: batch.span.clone(), members });
+            // The first traced member takes the list along.
+            timing.batch = self.told.members.take();
         }
         timing
     }
@@ -396,11 +404,47 @@ fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The span of a batch, in the trace of its first traced member.
-fn span_of(parts: &[Part<'_>]) -> Option<Batch> {
-    let members: Vec<TraceContext> =
-        parts.iter().filter_map(|part| part.job.trace.as_ref()).map(|trace| trace.context.clone()).collect();
-    let trace_id = members.first()?.trace_id.clone();
-    let span_id = Bytes::copy_from_slice(&rand::random::<[u8; 8]>());
-    Some(Batch { span: Some(TraceContext { trace_id, span_id }), members })
+/// What all members of a batch are told of it, for whoever looks at their traces.
+struct Told {
+    id: u64,
+    /// That of the first traced member.
+    trace: [u64; 2],
+    members: Option<Batch>,
+    padding_millionths: u32,
+}
+
+impl Told {
+    fn of(parts: &[Part<'_>]) -> Self {
+        let traced = parts.iter().filter_map(|part| Some((part.job.trace.as_ref()?, part.before as u32)));
+        let (members, positions): (Vec<TraceContext>, Vec<u32>) =
+            traced.map(|(trace, position)| (trace.context.clone(), position)).unzip();
+        let half = |at: usize| {
+            let id = members.first().map(|member| &member.trace_id[..]).unwrap_or_default();
+            id.get(at..at + 8)
+                .map_or(0, |half| u64::from_be_bytes(half.try_into().expect("it has eight bytes")))
+        };
+        Self {
+            id: rand::random::<u64>().max(1),
+            trace: [half(0), half(8)],
+            padding_millionths: padding_millionths(parts),
+            members: (!members.is_empty()).then_some(Batch { members, positions }),
+        }
+    }
+}
+
+/// Of the elements that these requests were given to run with, those that are padding.
+fn padding_millionths(parts: &[Part<'_>]) -> u32 {
+    if parts.iter().all(|part| part.job.request.real.is_none()) {
+        return 0;
+    }
+    let (mut all, mut own) = (0, 0);
+    for part in parts {
+        let request = &part.job.request;
+        let slots = &request.version.model.spec().inputs;
+        for given in &request.inputs {
+            all += elements(&given.shape);
+            own += slots[given.slot].own_elements(&given.shape, request.real.as_deref());
+        }
+    }
+    ((all - own) as f64 / all.max(1) as f64 * 1e6) as u32
 }

@@ -72,6 +72,11 @@ struct OutcomeLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ClosedLabels {
+    closed: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct StageLabels {
     stage: &'static str,
 }
@@ -146,6 +151,8 @@ pub struct Metrics {
     split_mismatch: Family<MismatchLabels, Gauge>,
     retries: Family<RetryLabels, Counter>,
     shadows: Family<OutcomeLabels, Counter>,
+    /// Batches by why they had no more rows, as [`wire::Closed::ALL`] has it.
+    batches: [Counter; wire::Closed::ALL.len()],
     /// Where the time goes.
     pub stages: StageMetrics,
     /// What became of spans.
@@ -216,7 +223,16 @@ impl Metrics {
             Unit::Seconds,
             durations,
         );
+        let batches: Family<ClosedLabels, Counter> = Family::default();
+        registry.register(
+            "batches",
+            "Batches of which an answer has told, by why they had no more rows",
+            batches.clone(),
+        );
+        let of =
+            |closed: wire::Closed| batches.get_or_create_owned(&ClosedLabels { closed: closed.as_word() });
         let metrics = Self {
+            batches: wire::Closed::ALL.map(of),
             stages,
             spans: SpanCounts::default(),
             access_dropped: Gauge::default(),
@@ -424,6 +440,13 @@ impl Metrics {
             run: self.run.get_or_create_owned(&labels),
             batch_rows: self.batch_rows.get_or_create_owned(&labels),
             statistics: Arc::default(),
+        }
+    }
+
+    /// Counts the batches that an answer tells of.
+    pub(crate) fn count_batches(&self, runs: &[wire::Run]) {
+        for run in runs {
+            self.batches[run.closed() as usize].inc();
         }
     }
 

@@ -7,7 +7,11 @@
 //!                    ├─ decode                     limits of what it holds, the version's breaker
 //!                    ├─ engine pre-processing      where the model declares it
 //!                    ├─ engine queue               links to the batch that it waited for
+//!                    ├─ engine run                 of those that do not tell of the batch; links to it
 //!                    ├─ batch                      once per batch, under its first traced member; links to all of them
+//!                    │    ├─ gather                the inputs of all rows are laid side by side
+//!                    │    ├─ execute               the model
+//!                    │    └─ split                 its outputs are cut into answers
 //!                    └─ reply                      written for the client, and taken by it
 //! canary verdict                                    on its own, as long as the step has lasted
 //! ```
@@ -72,9 +76,12 @@ pub(crate) struct SpanParts {
     from: SystemTime,
     to: SystemTime,
     attributes: Vec<KeyValue>,
-    links: Vec<SpanContext>,
+    links: Vec<Linked>,
     status: Status,
 }
+
+/// Another span, and what is to be known of it from here.
+type Linked = (SpanContext, Vec<KeyValue>);
 
 /// The spans of a request that has ended `now`.
 pub(crate) fn of_request(trace: &Trace, facts: &Facts<'_>, now: Instant) -> Vec<SpanParts> {
@@ -149,16 +156,13 @@ fn of_grpc(method: &'static str, status: &'static str) -> (String, Vec<KeyValue>
 }
 
 fn child(trace: &Trace, name: &'static str, from: SystemTime, to: SystemTime) -> SpanParts {
-    let span_id = SpanId::from_bytes(rand::rng().random());
+    under(&trace.context, name, from, to)
+}
+
+fn under(parent: &SpanContext, name: &'static str, from: SystemTime, to: SystemTime) -> SpanParts {
     SpanParts {
-        context: SpanContext::new(
-            trace.context.trace_id(),
-            span_id,
-            TraceFlags::SAMPLED,
-            false,
-            TraceState::NONE,
-        ),
-        parent: trace.context.span_id(),
+        context: sampled(parent.trace_id(), SpanId::from_bytes(rand::rng().random())),
+        parent: parent.span_id(),
         kind: SpanKind::Internal,
         name: name.into(),
         from,
@@ -169,8 +173,9 @@ fn child(trace: &Trace, name: &'static str, from: SystemTime, to: SystemTime) ->
     }
 }
 
-/// The wait in the queue, and the batch if it is this member's to tell. An engine that was not told of the trace says how
-/// long both took, not when: they began when the request was `sent`.
+/// The wait in the queue, and the batch if it is this request's to tell: that of its first traced member; else, where none
+/// was, anybody's who is kept for what has become of it, each in its own trace. An engine that was not told of the trace
+/// says how long both took, not when: they began when the request was `sent`.
 fn in_engine(trace: &Trace, facts: &Facts<'_>, timing: &Timing, sent: SystemTime) -> Vec<SpanParts> {
     let model = || KeyValue::new("penstock.model", facts.model.unwrap_or_default().to_owned());
     let received = match timing.received_unix_ns {
@@ -180,35 +185,66 @@ fn in_engine(trace: &Trace, facts: &Facts<'_>, timing: &Timing, sent: SystemTime
     let prepared = received + Duration::from_micros(timing.prepare_us);
     let dequeued = prepared + Duration::from_micros(timing.queue_us);
     let ran = dequeued + Duration::from_micros(timing.run_us);
-    let size = [
-        KeyValue::new("penstock.batch.rows", i64::from(timing.batch_rows)),
-        KeyValue::new("penstock.batch.requests", i64::from(timing.batch_requests)),
-    ];
-    let batch = timing.batch.as_ref();
-    let context = batch.and_then(|batch| batch.span.as_ref()).and_then(context_of);
-    let links = context.iter().cloned().collect();
+    let position = position(timing.position);
+    let told_in = trace_of(timing.batch_trace_high, timing.batch_trace_low);
+    let batch = (timing.batch_id > 0).then(|| {
+        let trace_id = told_in.unwrap_or(trace.context.trace_id());
+        sampled(trace_id, SpanId::from_bytes(timing.batch_id.to_be_bytes()))
+    });
+    let links: Vec<Linked> = batch.iter().map(|batch| (batch.clone(), Vec::new())).collect();
     let mut spans = Vec::new();
     if timing.prepare_us > 0 {
         let attributes = vec![model()];
         spans.push(SpanParts { attributes, ..child(trace, "engine pre-processing", received, prepared) });
     }
-    let attributes = vec![model()];
-    spans.push(SpanParts { attributes, links, ..child(trace, "engine queue", prepared, dequeued) });
-    let (Some(batch), Some(context)) = (batch, context) else {
-        let attributes = [model()].into_iter().chain(size).collect();
-        spans.push(SpanParts { attributes, ..child(trace, "engine run", dequeued, ran) });
+    let attributes = vec![model(), position.clone()];
+    let queue = child(trace, "engine queue", prepared, dequeued);
+    spans.push(SpanParts { attributes, links: links.clone(), ..queue });
+    let members = match (&timing.batch, told_in) {
+        (Some(batch), _) => {
+            let members = batch.members.iter().zip(&batch.positions);
+            members
+                .filter_map(|(member, at)| Some((context_of(member)?, vec![self::position(*at)])))
+                .collect()
+        }
+        (None, None) => vec![(trace.context.clone(), vec![position.clone()])],
+        (None, Some(_)) => Vec::new(),
+    };
+    let size = [
+        model(),
+        KeyValue::new("penstock.batch.rows", i64::from(timing.batch_rows)),
+        KeyValue::new("penstock.batch.requests", i64::from(timing.batch_requests)),
+        KeyValue::new("penstock.batch.closed", timing.closed().as_word()),
+        KeyValue::new("penstock.batch.padding", f64::from(timing.padding_millionths) / 1e6),
+    ];
+    let Some(context) = batch.filter(|_| !members.is_empty()) else {
+        let attributes = size.into_iter().chain([position]).collect();
+        spans.push(SpanParts { attributes, links, ..child(trace, "engine run", dequeued, ran) });
         return spans;
     };
-    if batch.members.is_empty() {
-        return spans; // another member of the batch exports its span
-    }
-    spans.push(SpanParts {
-        context,
-        attributes: [model()].into_iter().chain(size).collect(),
-        links: batch.members.iter().filter_map(context_of).collect(),
-        ..child(trace, "batch", dequeued, ran)
-    });
+    let stages = stages(&context, timing, dequeued);
+    let ended = stages.last().map_or(ran, |last| last.to.max(ran));
+    let run = child(trace, "batch", dequeued, ended);
+    spans.push(SpanParts { context, attributes: size.into(), links: members, ..run });
+    spans.extend(stages);
     spans
+}
+
+/// Where the time of a batch went.
+fn stages(batch: &SpanContext, timing: &Timing, dequeued: SystemTime) -> Vec<SpanParts> {
+    let Some(phases) = timing.phases else { return Vec::new() };
+    let mut from = dequeued;
+    let stages = [("gather", phases.input_ns), ("execute", phases.infer_ns), ("split", phases.output_ns)];
+    let stage = |(name, ns): (&'static str, u64)| {
+        let began = from;
+        from += Duration::from_nanos(ns);
+        under(batch, name, began, from)
+    };
+    stages.into_iter().map(stage).collect()
+}
+
+fn position(rows: u32) -> KeyValue {
+    KeyValue::new("penstock.batch.position", i64::from(rows))
 }
 
 /// A verdict about a canary, which took as long as its step.
@@ -246,7 +282,8 @@ pub(crate) fn of_verdict(context: SpanContext, model: &str, verdict: &policies::
 impl SpanParts {
     pub(crate) fn into_data(self, scope: InstrumentationScope) -> SpanData {
         let mut links = SpanLinks::default();
-        links.links = self.links.into_iter().map(|context| Link::new(context, Vec::new(), 0)).collect();
+        links.links =
+            self.links.into_iter().map(|(context, attributes)| Link::new(context, attributes, 0)).collect();
         SpanData {
             parent_span_is_remote: self.kind == SpanKind::Server,
             span_context: self.context,
@@ -268,5 +305,14 @@ impl SpanParts {
 fn context_of(wire: &TraceContext) -> Option<SpanContext> {
     let trace_id = TraceId::from_bytes(wire.trace_id.as_ref().try_into().ok()?);
     let span_id = SpanId::from_bytes(wire.span_id.as_ref().try_into().ok()?);
-    Some(SpanContext::new(trace_id, span_id, TraceFlags::SAMPLED, false, TraceState::NONE))
+    Some(sampled(trace_id, span_id))
+}
+
+fn trace_of(high: u64, low: u64) -> Option<TraceId> {
+    let id = TraceId::from(u128::from(high) << 64 | u128::from(low));
+    (id != TraceId::INVALID).then_some(id)
+}
+
+fn sampled(trace_id: TraceId, span_id: SpanId) -> SpanContext {
+    SpanContext::new(trace_id, span_id, TraceFlags::SAMPLED, false, TraceState::NONE)
 }

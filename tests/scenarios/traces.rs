@@ -3,7 +3,7 @@
 use harness::{Behaviour, Collector, ScriptedEngine, Stack, eventually, infer_body, repository};
 use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
-use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
+use opentelemetry_proto::tonic::trace::v1::span::{Link, SpanKind};
 use std::collections::HashSet;
 
 fn config(collector: &Collector, sample: f64) -> String {
@@ -45,7 +45,7 @@ fn a_traced_request_has_a_server_span_a_queue_span_and_a_batch() {
     let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let body = std::fs::read(repository("configs/demo/requests/digit-4.json")).expect("a sample request");
     assert_eq!(stack.client().infer("digits", &[("traceparent", parent)], &body).status, 200);
-    let spans = eventually("all spans", || Some(collector.spans()).filter(|spans| spans.len() >= 6));
+    let spans = eventually("all spans", || Some(collector.spans()).filter(|spans| spans.len() >= 9));
     let stages: Vec<_> = ["read", "decode", "reply"].map(|name| named(&spans, name)[0]).into();
     for (before, after) in stages.iter().zip(&stages[1..]) {
         assert!(before.end_time_unix_nano <= after.start_time_unix_nano, "stages follow each other");
@@ -65,6 +65,19 @@ fn a_traced_request_has_a_server_span_a_queue_span_and_a_batch() {
     assert_eq!(queue.links[0].span_id, batch.span_id, "the queue links to the batch it waited for");
     assert_eq!(batch.links[0].span_id, server.span_id, "the batch links to its members");
     assert_eq!(number(batch, "penstock.batch.requests"), 1);
+    assert_eq!(
+        (text(batch, "penstock.batch.closed"), number(queue, "penstock.batch.position")),
+        ("everything", 0)
+    );
+    assert_eq!(batch.links[0].attributes[0].key, "penstock.batch.position");
+    let inside: Vec<_> = ["gather", "execute", "split"].map(|name| named(&spans, name)[0]).into();
+    assert!(inside.iter().all(|stage| stage.parent_span_id == batch.span_id), "{inside:?}");
+    assert_eq!(inside[0].start_time_unix_nano, batch.start_time_unix_nano);
+    for (before, after) in inside.iter().zip(&inside[1..]) {
+        assert_eq!(before.end_time_unix_nano, after.start_time_unix_nano);
+    }
+    assert!(inside[2].end_time_unix_nano <= batch.end_time_unix_nano);
+    stack.wait_for_metric(r#"penstock_batches_total{closed="everything"}"#, 1.0);
     assert!(queue.end_time_unix_nano <= batch.start_time_unix_nano + 1000);
 }
 
@@ -105,6 +118,69 @@ fn requests_that_ran_together_link_to_one_batch() {
     for queue in named(&spans, "engine queue") {
         assert!(batches.contains(&queue.links[0].span_id));
     }
+    for batch in named(&spans, "batch") {
+        let position =
+            |link: &Link| match link.attributes[0].value.as_ref().and_then(|value| value.value.as_ref()) {
+                Some(Value::IntValue(position)) => *position,
+                other => panic!("{other:?}"),
+            };
+        let positions: HashSet<_> = batch.links.iter().map(position).collect();
+        assert_eq!(positions, (0..number(batch, "penstock.batch.rows")).collect(), "of rows that came alone");
+        for link in &batch.links {
+            let queue =
+                named(&spans, "engine queue").into_iter().find(|queue| queue.parent_span_id == link.span_id);
+            assert_eq!(queue.map(|queue| number(queue, "penstock.batch.position")), Some(position(link)));
+        }
+    }
+    let runs = named(&spans, "engine run");
+    assert_eq!(runs.len() + batches.len(), sent, "whoever does not tell of its batch tells how long it took");
+    assert!(runs.iter().all(|run| batches.contains(&run.links[0].span_id)));
+}
+
+/// A request that took long, which nobody knew before, beside one whose caller had asked for a trace.
+#[test]
+fn what_is_kept_at_its_end_links_to_its_batch_and_tells_of_it_where_nobody_else_does() {
+    let collector = Collector::start();
+    let traces = format!("traces: {{endpoint: 'http://{}', sample: 0, slow: 1ms}}", collector.address);
+    let stack = Stack::builder().models(repository("tests/data/models")).config(&traces).start_unready();
+    eventually("slow to be ready", || {
+        (stack.client().get("/v2/models/slow/ready").status == 200).then_some(())
+    });
+    let ask = |headers: &[(&str, &str)]| {
+        assert_eq!(stack.client().infer("slow", headers, &infer_body("x", [1, 4], &[1.0; 4])).status, 200);
+    };
+    ask(&[]);
+    let spans = eventually("all spans of a lone one", || {
+        Some(collector.spans())
+            .filter(|spans| !named(spans, "split").is_empty() && !named(spans, SERVER).is_empty())
+    });
+    let (server, batch) = (named(&spans, SERVER)[0], named(&spans, "batch")[0]);
+    assert_eq!((&batch.trace_id, &batch.parent_span_id), (&server.trace_id, &server.span_id));
+    assert_eq!(named(&spans, "engine queue")[0].links[0].span_id, batch.span_id);
+    assert_eq!(batch.links[0].span_id, server.span_id);
+    assert_eq!(named(&spans, "execute")[0].parent_span_id, batch.span_id);
+
+    let traced = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let trace_id = 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes();
+    let foreign = eventually("one that ran with a traced one", || {
+        std::thread::scope(|scope| {
+            for at in 0..8 {
+                let ask = &ask;
+                scope.spawn(move || if at % 4 == 0 { ask(&[("traceparent", traced)]) } else { ask(&[]) });
+            }
+        });
+        let spans = collector.spans();
+        let queues = named(&spans, "engine queue").into_iter();
+        let mut foreign =
+            queues.filter(|queue| queue.trace_id != trace_id && queue.links[0].trace_id == trace_id);
+        let span_id = foreign.next()?.links[0].span_id.clone();
+        let batch = named(&spans, "batch").into_iter().find(|batch| batch.span_id == span_id)?;
+        Some((batch.clone(), spans))
+    });
+    let (batch, spans) = foreign;
+    assert_eq!(batch.trace_id, trace_id, "it is told once, where it is traced");
+    let told = named(&spans, "batch").into_iter().filter(|other| other.span_id == batch.span_id);
+    assert_eq!(told.count(), 1);
 }
 
 #[test]

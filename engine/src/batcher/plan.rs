@@ -4,6 +4,7 @@
 use super::{Batcher, Bucket, Grouping, Place, Running, SHORT_SAMPLE, shared};
 use std::cell::LazyCell;
 use std::time::{Duration, Instant};
+use wire::Closed;
 
 /// Waiting for less than this is not worth falling asleep.
 const WAIT_MIN: Duration = Duration::from_micros(100);
@@ -22,6 +23,8 @@ pub(super) struct Plan {
     pub(super) pieces: Vec<(Place, u32)>,
     /// Those that are told that they are late.
     pub(super) late: Vec<Place>,
+    /// Why it has no more pieces.
+    pub(super) closed: Closed,
 }
 
 impl<T: Clone> Batcher<T> {
@@ -44,7 +47,7 @@ impl<T: Clone> Batcher<T> {
                 !self.have_time_after(extra * queue.lanes as u32, now)
             })
         });
-        let mut plan = Plan { pieces: Vec::new(), late: Vec::new() };
+        let mut plan = Plan { pieces: Vec::new(), late: Vec::new(), closed: Closed::Everything };
         // After each piece: all rows, and the first deadline.
         let mut sums: Vec<(u32, Option<Instant>)> = Vec::new();
         for (place, waiting) in &queue.waiting {
@@ -66,6 +69,10 @@ impl<T: Clone> Batcher<T> {
                 Grouping::Alone | Grouping::Serial => sums.is_empty(),
             };
             if !has_room {
+                plan.closed = match queue.grouping {
+                    Grouping::Together { .. } => Closed::Full,
+                    Grouping::Alone | Grouping::Serial => Closed::Alone,
+                };
                 break;
             }
             let earliest = [earliest, waiting.ticket.deadline].into_iter().flatten().min();
@@ -84,7 +91,16 @@ impl<T: Clone> Batcher<T> {
             sums.iter().rposition(|sum| sum.0 <= fill && in_time(takes, *sum))
         };
         let last = if *is_pressed { fits(&typical) } else { fits(&slow).or_else(|| fits(&typical)) };
-        plan.pieces.truncate(last.unwrap_or(0) + 1);
+        let kept = last.unwrap_or(0) + 1;
+        match sums.get(kept) {
+            Some((rows, _)) if *rows > fill => plan.closed = Closed::Efficient,
+            Some(_) => plan.closed = Closed::Deadline,
+            None if plan.closed == Closed::Everything && queue.held_since.is_some() => {
+                plan.closed = Closed::Waited;
+            }
+            None => {}
+        }
+        plan.pieces.truncate(kept);
         plan
     }
 

@@ -39,13 +39,17 @@ fn the_first_traced_member_of_a_batch_carries_the_list_of_all() {
     client.barrier();
     gate.open();
     let timings: Vec<_> = client.replies(4).into_iter().map(|answer| answer.reply.timing.unwrap()).collect();
-    assert_eq!(timings[1].batch, None);
-    let (first, second) = (timings[2].batch.clone().unwrap(), timings[3].batch.clone().unwrap());
-    assert_eq!(first.span, second.span);
-    let span = first.span.unwrap();
-    assert_eq!((&span.trace_id[..], span.span_id.len()), (&[3; 16][..], 8));
-    let members = |batch: &[TraceContext]| batch.iter().map(|member| member.span_id[0]).collect::<Vec<_>>();
-    assert_eq!((members(&first.members), members(&second.members)), (vec![3, 4], vec![]));
+    let batch = timings[2].batch.clone().unwrap();
+    assert_eq!(batch.members.iter().map(|member| member.span_id[0]).collect::<Vec<_>>(), [3, 4]);
+    assert_eq!((batch.positions, &timings[1].batch, &timings[3].batch), (vec![1, 2], &None, &None));
+    let of_three = u64::from_be_bytes([3; 8]);
+    for (position, timing) in timings[1..].iter().enumerate() {
+        assert_eq!(timing.batch_id, timings[1].batch_id, "all know the batch, traced or not");
+        assert_eq!((timing.batch_trace_high, timing.batch_trace_low), (of_three, of_three));
+        assert_eq!((timing.position, timing.closed()), (position as u32, Closed::Everything));
+    }
+    assert_ne!((timings[0].batch_id, timings[1].batch_id), (timings[1].batch_id, 0));
+    assert_eq!(timings[0].batch_trace_high, 0, "nobody in it is traced");
     assert!(timings[2].received_unix_ns > 1_600_000_000_000_000_000);
 }
 

@@ -28,9 +28,9 @@ pub mod tensor;
 pub use elements::{Elements, push_element};
 pub use frame::{Decoder, Frame, FrameError, Kind, Limits, PROTOCOL_VERSION};
 pub use message::{
-    Action, Batch, ClassForm, Confidence, Control, CurvePoint, DeviceMemory, DriftSide, Health, Hello, Index,
-    Infer, ModelEntry, ModelState, Phases, Postprocess, Reply, Run, Status, TensorDrift, TensorSpec, Timing,
-    TraceContext, VersionDrift,
+    Action, Batch, ClassForm, Closed, Confidence, Control, CurvePoint, DeviceMemory, DriftSide, Health,
+    Hello, Index, Infer, ModelEntry, ModelState, Phases, Postprocess, Reply, Run, Status, TensorDrift,
+    TensorSpec, Timing, TraceContext, VersionDrift,
 };
 pub use outbox::{Outbox, Segments};
 pub use tensor::{Datatype, Layout, TensorError, TensorMeta, element_count};

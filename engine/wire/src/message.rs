@@ -432,7 +432,7 @@ pub struct Timing {
     /// Arrival by the wall clock, ns since 1970; 0 unless the request is traced.
     #[prost(fixed64, tag = "5")]
     pub received_unix_ns: u64,
-    /// The batch's span; present when the request is traced.
+    /// Of the request that tells of the batch it ran in: the first one of it that is traced.
     #[prost(message, optional, tag = "6")]
     pub batch: Option<Batch>,
     /// Rows of this request; 1 where the model's first dimension is not a batch.
@@ -448,6 +448,75 @@ pub struct Timing {
     /// From arrival until its tensors were made of what was sent, µs; 0 if they were sent.
     #[prost(uint64, tag = "10")]
     pub prepare_us: u64,
+    /// The batch's span, drawn anew for each; never 0. Also of requests that are not traced, since some are only found worth
+    /// it at their end.
+    #[prost(fixed64, tag = "11")]
+    pub batch_id: u64,
+    /// The first half of the trace that tells of the batch; 0 where none of its requests was traced.
+    #[prost(fixed64, tag = "12")]
+    pub batch_trace_high: u64,
+    /// The second half.
+    #[prost(fixed64, tag = "13")]
+    pub batch_trace_low: u64,
+    /// Rows of the batch before those of this request.
+    #[prost(uint32, tag = "14")]
+    pub position: u32,
+    /// Why no more rows ran with these.
+    #[prost(enumeration = "Closed", tag = "15")]
+    pub closed: i32,
+    /// Of the elements that the batch was given, those that were padded, in millionths.
+    #[prost(uint32, tag = "16")]
+    pub padding_millionths: u32,
+}
+
+/// Why a batch has no more rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum Closed {
+    /// Nobody has said.
+    Unspecified = 0,
+    /// That was all that waited.
+    Everything = 1,
+    /// That was all, after it had waited for more.
+    Waited = 2,
+    /// As many rows as may run together.
+    Full = 3,
+    /// More would not have made rows any faster.
+    Efficient = 4,
+    /// More would have made somebody late.
+    Deadline = 5,
+    /// Its version runs one request at a time.
+    Alone = 6,
+    /// It is a part of a batch that has failed.
+    Divided = 7,
+}
+
+impl Closed {
+    /// All of them, by their numbers.
+    pub const ALL: [Self; 8] = [
+        Self::Unspecified,
+        Self::Everything,
+        Self::Waited,
+        Self::Full,
+        Self::Efficient,
+        Self::Deadline,
+        Self::Alone,
+        Self::Divided,
+    ];
+
+    /// For metrics and spans.
+    pub fn as_word(self) -> &'static str {
+        match self {
+            Self::Unspecified => "unspecified",
+            Self::Everything => "everything",
+            Self::Waited => "waited",
+            Self::Full => "full",
+            Self::Efficient => "efficient",
+            Self::Deadline => "deadline",
+            Self::Alone => "alone",
+            Self::Divided => "divided",
+        }
+    }
 }
 
 /// Where the time of one run went.
@@ -473,16 +542,19 @@ pub struct Run {
     /// Where its time went.
     #[prost(message, optional, tag = "2")]
     pub phases: Option<Phases>,
+    /// Why it had no more rows.
+    #[prost(enumeration = "Closed", tag = "3")]
+    pub closed: i32,
 }
 
-/// The span of a batch. Its id and trace are known to every traced member; one of them, the first, also
-/// carries the list of members, and its receiver is the one that exports the span.
+/// Who ran together. It comes with the reply to the first of them that is traced, whose receiver exports the batch's span;
+/// every member knows that span by [`Timing::batch_id`].
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Batch {
-    /// The batch's own span; its trace is that of the first traced member.
-    #[prost(message, optional, tag = "1")]
-    pub span: Option<TraceContext>,
-    /// All traced members, only in the first one's reply.
+    /// All traced members.
     #[prost(message, repeated, tag = "2")]
     pub members: Vec<TraceContext>,
+    /// Of each, the rows before its own.
+    #[prost(uint32, repeated, tag = "3")]
+    pub positions: Vec<u32>,
 }
