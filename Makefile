@@ -5,7 +5,7 @@ SETUP = python3 engine/setup/libtorch.py
 WITH_LIBTORCH = environment=$$($(SETUP)) && eval "$$environment" &&
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run build test bench bench-tensors soak bench-engine bench-decision lint env
+.PHONY: help run build test bench bench-tensors bench-watched soak bench-engine bench-decision lint env
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
@@ -34,6 +34,9 @@ bench: build ## compare Penstock with what it replaces
 bench-tensors: build ## the same for images of 600 kB, and for reading one as JSON
 	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare -- --tensors
 
+bench-watched: build ## what it costs to be watched: traces and the access log on and off in turn, and a scrape of 1,000 models
+	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare -- --watched
+
 soak: build ## half an hour of mixed traffic, reloads and bad clients: what both processes hold in memory
 	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare -- --soak 30
 
@@ -46,12 +49,10 @@ bench-decision: ## what a decision of the policy costs, in time and in instructi
 	  MIMALLOC_PURGE_DELAY=0 "$(TARGET)/release/decision" && \
 	  benches/decision/instructions.sh "$(TARGET)/release/decision"
 
-lint: ## check the formatting, then clippy with warnings as errors, then the alerts where promtool is there
+lint: ## check the formatting, then clippy with warnings as errors, then the alerts
 	cargo fmt --all --check
 	$(WITH_LIBTORCH) cargo clippy --workspace --all-targets --locked -- -D warnings
-	@if command -v promtool >/dev/null; then \
-	  promtool check rules configs/prometheus/alerts.yaml && promtool test rules configs/prometheus/alerts.test.yaml; \
-	else echo 'promtool is not there: the alerts are not checked'; fi
+	configs/prometheus/check.sh
 
 env: ## print the environment for plain cargo: eval "$(make -s env)"
 	@$(SETUP)
