@@ -8,11 +8,12 @@ mod json;
 mod load;
 mod server;
 mod soak;
+mod watched;
 
 use anyhow::Context;
 use clap::Parser;
 use load::Load;
-use server::{Server, Versions};
+use server::{Server, Versions, Watched};
 use std::time::Duration;
 
 const CONNECTIONS: usize = 32;
@@ -26,6 +27,9 @@ struct Options {
     /// Instead of small requests, images of 600 kB as binary tensors, and how long they take to decode as JSON.
     #[arg(long, conflicts_with = "soak")]
     tensors: bool,
+    /// Instead of HAProxy, what it costs to be watched.
+    #[arg(long, conflicts_with_all = ["soak", "tensors"])]
+    watched: bool,
     /// Instead of the comparison, everything at once for so long.
     #[arg(long, value_name = "MINUTES")]
     soak: Option<u64>,
@@ -33,8 +37,17 @@ struct Options {
 
 fn main() -> anyhow::Result<()> {
     let collector = harness::Collector::start();
-    let penstock = |name, versions| Server::penstock(name, versions, collector.address);
+    let penstock = |name, versions| Server::penstock(name, versions, Watched::By(collector.address));
     match Options::parse() {
+        Options { watched: true, .. } => {
+            println!(
+                "{CONNECTIONS} connections, 64 floats as JSON to linear versions; watched: 1 % of traces, all access lines"
+            );
+            let alone = Server::penstock("alone", Versions::Linear, Watched::ByNobody)?;
+            rounds(&[alone, penstock("watched", Versions::Linear)?])?;
+            watched::account();
+            watched::scrape();
+        }
         Options { soak: Some(minutes), .. } => {
             return soak::soak(&penstock("penstock", Versions::Demo)?, minutes);
         }

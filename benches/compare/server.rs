@@ -17,6 +17,15 @@ pub(crate) enum Versions {
     Pixels,
 }
 
+/// Who is told of requests.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Watched {
+    /// Only what is counted in any case.
+    ByNobody,
+    /// A collector of traces that is here, and a log of all requests that is thrown away.
+    By(SocketAddr),
+}
+
 /// One thing under measure.
 pub(crate) struct Server {
     pub(crate) name: &'static str,
@@ -51,11 +60,7 @@ impl Server {
     }
 
     /// Penstock with everything on, and the engine that it starts, splitting 90 to 10 over two versions.
-    pub(crate) fn penstock(
-        name: &'static str,
-        versions: Versions,
-        collector: SocketAddr,
-    ) -> anyhow::Result<Self> {
+    pub(crate) fn penstock(name: &'static str, versions: Versions, watched: Watched) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
         let [address, monitor] = harness::free_addresses();
         let models = folder.path().join("models");
@@ -81,12 +86,18 @@ impl Server {
              breaker: {{failures: 5}}\nlimits:\n  - {{name: all, rate: 1000000/s, burst: 1000000}}\n"
         );
         std::fs::write(folder.path().join("policies.yaml"), policies)?;
+        let watchers = match watched {
+            Watched::ByNobody => String::new(),
+            Watched::By(collector) => {
+                format!("traces: {{endpoint: 'http://{collector}', sample: 0.01}}\nlog: {{access: 1}}\n")
+            }
+        };
         let config = folder.path().join("penstock.yaml");
         std::fs::write(
             &config,
             format!(
                 "listen: {{http: '{address}', grpc: '127.0.0.1:0', monitor: '{monitor}'}}\npolicies: policies.yaml\n\
-                 engine: {{models: models, socket: engine.sock, lanes: 1, threads_per_lane: 1, control: true}}\ntraces: {{endpoint: 'http://{collector}', sample: 0.01}}\n",
+                 engine: {{models: models, socket: engine.sock, lanes: 1, threads_per_lane: 1, control: true}}\n{watchers}",
             ),
         )?;
         let mut command = Command::new(beside("penstock")?);

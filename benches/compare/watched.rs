@@ -1,0 +1,104 @@
+//! What counting costs that cannot be switched off: the account of one request, which every request gives; and a scrape of
+//! `/metrics` with many models. Both by themselves, without sockets.
+
+use policies::{Ledger, Outcome};
+use proxy::metrics::Metrics;
+use proxy::record::{Record, Watchers};
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use wire::{Confidence, DriftSide, Phases, Run, TensorDrift, Timing, VersionDrift};
+
+const REQUESTS: u32 = 1_000_000;
+const MODELS: u64 = 1000;
+const SCRAPES: usize = 21;
+
+/// The time that a request's own account takes: its stages, histograms, counters.
+pub(crate) fn account() {
+    let metrics = Arc::new(Metrics::new());
+    let ledger = Arc::new(Ledger::new());
+    let watchers = Watchers { metrics: metrics.clone(), ledger, tracer: None, access: None };
+    let phases = Some(Phases { input_ns: 2000, infer_ns: 40_000, output_ns: 3000 });
+    let runs = vec![Run { rows: 4, phases, ..Run::default() }];
+    let timing = Timing {
+        queue_us: 80,
+        run_us: 45,
+        batch_rows: 4,
+        batch_requests: 4,
+        rows: 1,
+        phases,
+        runs,
+        ..Timing::default()
+    };
+    let counted = metrics.version("digits", 1);
+    let began = Instant::now();
+    for _ in 0..REQUESTS {
+        let mut record = Record::begin(&metrics);
+        record.version = Some(("digits".to_owned(), 1));
+        record.outcome = Some(Outcome::Served);
+        record.asked = Some(counted.clone());
+        record.timing = Some(timing.clone());
+        let now = record.started;
+        record.stages.read = Some(now);
+        record.stages.sent = Some(now);
+        record.stages.answered = Some(now);
+        black_box(&record).close(&watchers);
+    }
+    let each = began.elapsed() / REQUESTS;
+    println!("\nthe account of one request, which nothing switches off: {each:?}");
+}
+
+/// The time of a scrape where each of 1,000 models has been asked, has a breaker's worth of series, and is watched.
+pub(crate) fn scrape() {
+    let metrics = Metrics::new();
+    for at in 0..MODELS {
+        let model = format!("model-{at}");
+        let version = metrics.version(&model, 1);
+        version.served.inc();
+        version.latency.observe(0.001, None, None);
+        [&version.queue, &version.run].into_iter().for_each(|times| times.observe(0.001));
+        version.batch_rows.observe(4.0);
+        metrics.drifts.take(vec![watched(&model)]);
+    }
+    let mut took: Vec<Duration> = (0..SCRAPES)
+        .map(|_| {
+            let began = Instant::now();
+            black_box(metrics.encode());
+            began.elapsed()
+        })
+        .collect();
+    took.sort_unstable();
+    let (lines, bytes) = (metrics.encode().lines().count(), metrics.encode().len());
+    println!(
+        "a scrape of {MODELS} models: {:.1?} at the median, {:.1?} at most; {lines} lines, {} kB",
+        took[SCRAPES / 2],
+        took[SCRAPES - 1],
+        bytes / 1000
+    );
+}
+
+fn watched(model: &str) -> VersionDrift {
+    let tensor = |side: DriftSide, name: &str| TensorDrift {
+        side: side as i32,
+        name: name.into(),
+        bits_millionths: 2000,
+        most_millionths: 12_000,
+        rows: 600,
+        ..TensorDrift::default()
+    };
+    VersionDrift {
+        name: model.into(),
+        version: 1,
+        load: 1,
+        seen: 2000,
+        has_reference: true,
+        windows: 1,
+        tensors: vec![
+            tensor(DriftSide::Input, "pixels"),
+            tensor(DriftSide::Output, "probabilities"),
+            tensor(DriftSide::Confidence, "confidence"),
+        ],
+        confidence: Some(Confidence { tenths: vec![10; 10], sum_millionths: 50_000_000 }),
+        ..VersionDrift::default()
+    }
+}
