@@ -88,6 +88,8 @@ test("shares are shown against declared weights, and where time goes", async () 
   const stages = page.locator("section[aria-label=digits] .legend").first();
   assert.match(await text(stages), /proxy \d.*queue \d.*run \d/s);
   assert.match(await text(page.locator(".columns")), /%/, "batch sizes");
+  const drift = page.locator("section[aria-label=digits] section[aria-label=Drift]");
+  await until("rows that were looked at", async () => /version 1, sure of its answers at \d+(\.\d)?\s% on average\s+\d+ rows were looked at/.test(await drift.innerText().catch(() => "")));
   assert.match(await text(page.locator("section[aria-label=Engine]")), /connected[\s\S]*MB[\s\S]*cpu/);
 });
 

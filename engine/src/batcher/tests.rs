@@ -109,6 +109,36 @@ fn a_batch_fills_up_to_the_row_limit_in_order_of_arrival() {
 }
 
 #[test]
+fn a_batch_says_why_it_has_no_more_rows() {
+    let closed = |world: &mut World| match world.batcher.next(world.now) {
+        Next::Run(batch) => {
+            world.claims.push(batch.claim);
+            batch.closed
+        }
+        other => panic!("{other:?}"),
+    };
+    let mut world = World::new(100, 10_000);
+    world.push_plain(&[1, 2, 3, 4, 5], 0, 0);
+    assert_eq!([closed(&mut world), closed(&mut world)], [Closed::Full, Closed::Everything]);
+    world.push_plain(&[6, 7], 1, 0);
+    assert_eq!([closed(&mut world), closed(&mut world)], [Closed::Alone, Closed::Everything]);
+
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 10), (2, 14), (4, 22)]);
+    world.push_due(1, 0, ms(25));
+    (2..5).for_each(|id| world.push_due(id, 0, ms(400)));
+    assert_eq!(closed(&mut world), Closed::Deadline);
+
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 3), (8, 3), (16, 8), (32, 20)]);
+    for id in 0..32 {
+        let ticket = Ticket { grouping: Grouping::Together { max_rows: 32 }, ..world.ticket(id, 0, 0) };
+        assert!(world.push(ticket));
+    }
+    assert_eq!(closed(&mut world), Closed::Efficient);
+}
+
+#[test]
 fn another_shape_does_not_cut_a_batch_short() {
     let mut world = World::new(10, 1000);
     world.push_plain(&[1], 0, 7);

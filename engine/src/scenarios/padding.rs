@@ -67,6 +67,9 @@ fn requests_of_many_sizes_are_padded_to_few_and_run_together() {
     );
     let ran_with = |at: usize| answers[at].reply.timing.as_ref().unwrap().batch_requests;
     assert_eq!([1, 2, 3, 5].map(ran_with), [4; 4]);
+    let padding = |at: usize| answers[at].reply.timing.as_ref().unwrap().padding_millionths;
+    assert_eq!([1, 2, 3, 5].map(padding), [250_000; 4], "5 of 20 elements of each input");
+    assert_eq!((padding(0), padding(4)), (0, 0));
     assert_eq!(ran_with(4), 1, "larger than any size that is padded to");
 }
 
