@@ -2,12 +2,12 @@
 //! but itself. Says for how long it has got nowhere; what follows from that is the loader's.
 //!
 //! ```text
-//!   load ─▶ trial ─▶ golden answers ─▶ faster form ─▶ calibration ─▶ padding
+//!   load ─▶ trial ─▶ golden answers ─▶ faster form ─▶ calibration ─▶ padding ─▶ reference
 //! ```
 
 use crate::batcher::Grouping;
 use crate::calibrate::{Calibration, Cores, Precedent, calibrate};
-use crate::golden::Golden;
+use crate::golden::{Golden, Reference};
 use crate::lane::text_of;
 use crate::library::Loaded;
 use crate::model::{Model, Optimisation};
@@ -30,6 +30,8 @@ pub(crate) struct Tried {
     pub(crate) preprocess: Option<Preprocess>,
     /// Why it may not be padded.
     pub(crate) padding: Result<(), String>,
+    /// What it was made for, if somebody says so.
+    pub(crate) reference: Vec<Reference>,
 }
 
 /// What it takes to load a model and to find out about it.
@@ -110,7 +112,8 @@ fn try_out(
     let (model, report) = in_best_form(model, &verdict, golden.as_ref(), pace);
     let calibration = calibrate(&*model, verdict.grouping, cores, beside, pace);
     let padding = trial::padding(&*model, pace);
-    Ok(Tried { model, verdict, report, calibration, preprocess, padding })
+    let reference = golden.map_or(Ok(Vec::new()), |golden| golden.reference(&*model, pace))?;
+    Ok(Tried { model, verdict, report, calibration, preprocess, padding, reference })
 }
 
 /// The fastest form of those that are as good and pass the same trial. What remembers earlier runs stays as it is.

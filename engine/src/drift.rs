@@ -19,6 +19,7 @@ mod sketch;
 mod watch;
 
 use crate::batcher::Piece;
+use crate::golden::Reference;
 use crate::job::Job;
 use crate::model::{Dimension, Form, Output, Rows, Spec};
 use crate::values::{value_at, values, width};
@@ -102,8 +103,9 @@ struct Classes {
 }
 
 impl Drift {
-    /// Of a model that takes and gives this, and may be sent `raw` inputs in place of its own.
-    pub(crate) fn of(spec: &Spec, raw: Vec<String>, now: Instant) -> Self {
+    /// Of a model that takes and gives this, and may be sent `raw` inputs in place of its own. It is compared with what it was
+    /// made for, if that is known, else with the first rows that come.
+    pub(crate) fn of(spec: &Spec, raw: Vec<String>, reference: &[Reference], now: Instant) -> Self {
         let has_rows = matches!(spec.rows, Rows::UpTo(_));
         let (mut tensors, mut features) = (Vec::new(), 0);
         for (side, slots) in [(DriftSide::Input, &spec.inputs), (DriftSide::Output, &spec.outputs)] {
@@ -121,7 +123,11 @@ impl Drift {
         features += usize::from(classes.is_some());
         let lengths = Watched::new(Watch::new(raw.len(), CHANCE), now);
         let rows = Watched::new(Watch::new(features, CHANCE), now);
-        Self { tensors, classes, rows, raw, lengths }
+        let drift = Self { tensors, classes, rows, raw, lengths };
+        if !reference.is_empty() {
+            drift.learn(reference, now);
+        }
+        drift
     }
 
     /// Looks at one of the rows that ran together, if it is drawn.
@@ -130,9 +136,8 @@ impl Drift {
             return;
         }
         let Some(mut eyes) = self.rows.look(now) else { return };
-        let Eyes { watch, dice, sure } = &mut *eyes;
         let all: u32 = pieces.iter().map(|piece| piece.rows).sum();
-        let row = dice.below(u64::from(all)) as u32;
+        let row = eyes.dice.below(u64::from(all)) as u32;
         let mut before = 0;
         let is_in = |piece: &&Piece<Arc<Job>>| {
             before += piece.rows;
@@ -141,33 +146,67 @@ impl Drift {
         let Some(piece) = pieces.iter().find(is_in) else { return };
         let request = &piece.job.request;
         let own = piece.first + (row + piece.rows - before);
+        let given = |slot| {
+            let at = request.inputs.iter().position(|given| given.slot == slot)?;
+            let given = &request.inputs[at];
+            Some((given.datatype, &given.shape[..], request.part(at, own, 1)))
+        };
+        self.read(&mut eyes, given, (outputs, row), request.real.as_deref());
+        eyes.watch.end_row(now);
+    }
+
+    /// Looks at all rows of what a version was made for, in no order: what was first in a file may be of one kind.
+    fn learn(&self, reference: &[Reference], now: Instant) {
+        let mut eyes = self.rows.lock();
+        let rows = |of: &'_ Reference| 0..of.rows;
+        let mut rows: Vec<(usize, u32)> =
+            reference.iter().enumerate().flat_map(|(at, of)| rows(of).map(move |row| (at, row))).collect();
+        eyes.watch.declare(rows.len() as u32);
+        while !rows.is_empty() {
+            let drawn = eyes.dice.below(rows.len() as u64) as usize;
+            let (at, row) = rows.swap_remove(drawn);
+            let Reference { given, payload, rows, outputs } = &reference[at];
+            let given = |slot| {
+                let given = given.iter().find(|given| given.slot == slot)?;
+                let bytes = &payload[given.bytes.clone()];
+                let length = bytes.len() / *rows as usize;
+                Some((given.datatype, &given.shape[..], &bytes[row as usize * length..][..length]))
+            };
+            self.read(&mut eyes, given, (outputs, row), None);
+            eyes.watch.end_row(now);
+        }
+        eyes.watch.seen = 0; // nobody has sent them
+        eyes.sure = Sure::default();
+    }
+
+    /// Reads a row of each tensor: the inputs as they are `given`, by slot, and that row of the outputs.
+    fn read<'r>(
+        &self,
+        eyes: &mut Eyes,
+        given: impl Fn(usize) -> Option<(Datatype, &'r [u64], &'r [u8])>,
+        (outputs, row): (&'r [Output], u32),
+        real: Option<&[u64]>,
+    ) {
+        let Eyes { watch, dice, sure } = eyes;
         for tensor in &self.tensors {
-            let given = match tensor.side {
-                DriftSide::Input => {
-                    request.inputs.iter().position(|given| given.slot == tensor.at).map(|at| {
-                        let given = &request.inputs[at];
-                        (given.datatype, &given.shape[..], request.part(at, own, 1))
-                    })
-                }
+            let found = match tensor.side {
+                DriftSide::Input => given(tensor.at),
                 DriftSide::Output | DriftSide::Confidence => outputs
                     .get(tensor.at)
                     .map(|output| (output.datatype, &output.shape[..], tensor.row(output, row))),
             };
-            if let Some((datatype, shape, bytes)) = given {
-                tensor.read(datatype, shape, bytes, request.real.as_deref(), dice, watch);
+            if let Some((datatype, shape, bytes)) = found {
+                tensor.read(datatype, shape, bytes, real, dice, watch);
             }
         }
-        if let Some((classes, output)) =
-            self.classes.as_ref().and_then(|classes| Some((classes, outputs.get(classes.at)?)))
-        {
-            let bytes = output.bytes.len() / output.shape[0] as usize;
-            let row = &output.bytes[row as usize * bytes..][..bytes];
-            if let Some(probability) = classes.confidence(output.datatype, row) {
-                watch.put(classes.feature, probability);
-                sure.count(probability);
-            }
+        let Some(classes) = &self.classes else { return };
+        let Some(output) = outputs.get(classes.at) else { return };
+        let bytes = output.bytes.len() / output.shape[0] as usize;
+        let row = &output.bytes[row as usize * bytes..][..bytes];
+        if let Some(probability) = classes.confidence(output.datatype, row) {
+            watch.put(classes.feature, probability);
+            sure.count(probability);
         }
-        watch.end_row(now);
     }
 
     /// Notes how long one element is of each of these that is raw, if it is drawn.

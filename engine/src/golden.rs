@@ -7,7 +7,9 @@
 //!             "outputs": [{"name": "y", "datatype": "FP32", "shape": [1], "data": [3]}]}]}
 //! ```
 //!
-//! Tensors are written as in the bodies of requests and answers, so that a case can be made of both.
+//! Tensors are written as in the bodies of requests and answers, so that a case can be made of both. Beside them may stand
+//! `"reference": [{"inputs": [..]}, ..]`, rows like those that the version was made for: it answers them when it is loaded, and
+//! what it is given later is compared with them (see drift.rs) in place of the first rows that come.
 
 use crate::job::{Given, check_inputs, with_masks};
 use crate::model::{Gathered, Model, Output, Rows, Spec, Tolerance};
@@ -24,7 +26,21 @@ use wire::{Datatype, Layout, TensorMeta};
 pub struct Golden {
     tolerance: Option<f64>,
     cases: Vec<Case>,
+    reference: Vec<Case>,
 }
+
+/// Rows like those that a version was made for, and what it answers.
+#[derive(Debug)]
+pub(crate) struct Reference {
+    pub(crate) given: Vec<Given>,
+    pub(crate) payload: Bytes,
+    /// 1 where the model's first dimension is not a batch.
+    pub(crate) rows: u32,
+    pub(crate) outputs: Vec<Output>,
+}
+
+/// Fewer rows are no distribution.
+const REFERENCE_ROWS_MIN: u32 = 100;
 
 #[derive(Debug)]
 struct Case {
@@ -44,7 +60,16 @@ struct Expected {
 #[serde(deny_unknown_fields)]
 struct RawGolden {
     tolerance: Option<f64>,
+    #[serde(default)]
     cases: Vec<RawCase>,
+    #[serde(default)]
+    reference: Vec<RawReference>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawReference {
+    inputs: Vec<RawTensor>,
 }
 
 #[derive(Deserialize)]
@@ -70,13 +95,32 @@ impl Golden {
         if raw.tolerance.is_some_and(|tolerance| !(0.0..1.0).contains(&tolerance)) {
             return Err("golden.json: tolerance must be at least 0 and less than 1".into());
         }
-        if raw.cases.is_empty() {
+        if raw.cases.is_empty() && raw.reference.is_empty() {
             return Err("golden.json: cases is empty; give at least one, or remove the file".into());
         }
         let cases = (1..).zip(raw.cases).map(|(number, case)| {
             Case::parse(case).map_err(|error| format!("golden.json, case {number}: {error}"))
         });
-        Ok(Self { tolerance: raw.tolerance, cases: cases.collect::<Result<_, _>>()? })
+        let cases = cases.collect::<Result<_, _>>()?;
+        let reference = (1..).zip(raw.reference).map(|(number, RawReference { inputs })| {
+            Case::of(inputs).map_err(|error| format!("golden.json, reference {number}: {error}"))
+        });
+        Ok(Self { tolerance: raw.tolerance, cases, reference: reference.collect::<Result<_, _>>()? })
+    }
+
+    /// Has the version answer what it was made for; nothing if nobody says what that is.
+    pub(crate) fn reference(&self, model: &dyn Model, pace: &Pace) -> Result<Vec<Reference>, String> {
+        let answered = (1..).zip(&self.reference).map(|(number, case)| {
+            case.answered(model, pace).map_err(|error| format!("golden.json, reference {number}: {error}"))
+        });
+        let answered = answered.collect::<Result<Vec<_>, _>>()?;
+        let rows: u32 = answered.iter().map(|reference| reference.rows).sum();
+        if !answered.is_empty() && rows < REFERENCE_ROWS_MIN {
+            return Err(format!(
+                "golden.json, reference: {rows} rows are no distribution; give at least {REFERENCE_ROWS_MIN}"
+            ));
+        }
+        Ok(answered)
     }
 
     /// Runs every case; the error names the first that is not answered as it should be.
@@ -93,22 +137,33 @@ impl Case {
         if raw.outputs.is_empty() {
             return Err("it expects no output".into());
         }
+        let outputs = raw.outputs.into_iter().map(|tensor| {
+            let (meta, datatype, bytes) = tensor.parse("output")?;
+            Ok(Expected { meta, datatype, bytes })
+        });
+        let outputs = outputs.collect::<Result<_, String>>()?;
+        Ok(Self { outputs, ..Self::of(raw.inputs)? })
+    }
+
+    /// That expects nothing.
+    fn of(raw: Vec<RawTensor>) -> Result<Self, String> {
         let (mut inputs, mut payload, mut layout) = (Vec::new(), Vec::new(), Layout::default());
-        for tensor in raw.inputs {
+        for tensor in raw {
             let (mut meta, _, bytes) = tensor.parse("input")?;
             meta.offset = layout.place(bytes.len()) as u64;
             payload.resize(meta.offset as usize, 0);
             payload.extend(bytes);
             inputs.push(meta);
         }
-        let outputs = raw.outputs.into_iter().map(|tensor| {
-            let (meta, datatype, bytes) = tensor.parse("output")?;
-            Ok(Expected { meta, datatype, bytes })
-        });
-        Ok(Self { inputs, payload: payload.into(), outputs: outputs.collect::<Result<_, String>>()? })
+        Ok(Self { inputs, payload: payload.into(), outputs: Vec::new() })
     }
 
     fn check(&self, model: &dyn Model, pace: &Pace, tolerance: Tolerance) -> Result<(), String> {
+        let outputs = self.answered(model, pace)?.outputs;
+        self.outputs.iter().try_for_each(|expected| expected.compare(&outputs, tolerance))
+    }
+
+    fn answered(&self, model: &dyn Model, pace: &Pace) -> Result<Reference, String> {
         let spec = model.spec();
         let given =
             check_inputs(spec, self.inputs.clone(), &self.payload).map_err(|refusal| refusal.to_string())?;
@@ -119,15 +174,19 @@ impl Case {
             checked.map_err(|refusal| refusal.to_string())?;
         }
         let rows = rows(spec, &given)?;
-        let inputs = given.into_iter().map(|given| Gathered {
+        let inputs = given.iter().map(|given| Gathered {
             slot: given.slot,
             datatype: given.datatype,
-            shape: given.shape,
-            parts: vec![&payload[given.bytes]],
+            shape: given.shape.clone(),
+            parts: vec![&payload[given.bytes.clone()]],
         });
         let outputs = pace.run(model, &inputs.collect::<Vec<_>>()).0.map_err(|error| error.message)?;
         spec.check_outputs(rows, &outputs).map_err(|wrong| wrong.to_string())?;
-        self.outputs.iter().try_for_each(|expected| expected.compare(&outputs, tolerance))
+        let rows = match spec.rows {
+            Rows::UpTo(_) => rows as u32,
+            Rows::None { .. } => 1,
+        };
+        Ok(Reference { given, payload, rows, outputs })
     }
 }
 
@@ -248,6 +307,27 @@ mod tests {
         assert!(golden("\"cases\": [],", "[1]").unwrap_err().starts_with("golden.json: duplicate field"));
         assert!(Golden::parse("{\"cases\": []}").unwrap_err().contains("cases is empty"));
         assert!(golden("\"tolerance\": 2,", "[1, 2]").unwrap_err().contains("less than 1"));
+    }
+
+    #[test]
+    fn a_reference_is_answered_and_has_to_be_a_distribution() {
+        let model = Scripted::new(rows_spec(&[("x", 1)], &[("y", 1)], 64), |inputs| {
+            let x = fp32(&inputs[0]);
+            Ok(vec![output_fp32("y", &[x.len() as u64, 1], &x.iter().map(|x| 2.0 * x).collect::<Vec<_>>())])
+        });
+        let reference = |rows: usize| {
+            let case = format!(
+                r#"{{"inputs": [{{"name": "x", "datatype": "FP32", "shape": [{rows}, 1], "data": {:?}}}]}}"#,
+                vec![3; rows]
+            );
+            let text = format!(r#"{{"reference": [{case}, {case}]}}"#);
+            Golden::parse(&text)?.reference(&model, &Pace::alone())
+        };
+        let answered = reference(60).unwrap();
+        assert_eq!((answered.len(), answered[1].rows), (2, 60));
+        assert_eq!(answered[1].outputs[0].bytes[..4], 6.0_f32.to_le_bytes());
+        assert!(reference(40).unwrap_err().contains("80 rows are no distribution; give at least 100"));
+        assert!(reference(65).unwrap_err().contains("reference 1: it has 65 rows, at most 64 run together"));
     }
 
     #[test]

@@ -143,6 +143,7 @@ pub(crate) struct Request {
 }
 
 /// One input and where its bytes are.
+#[derive(Debug)]
 pub(crate) struct Given {
     pub(crate) slot: usize,
     pub(crate) datatype: Datatype,

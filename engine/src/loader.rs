@@ -20,7 +20,7 @@ use crate::interrupted::Interrupted;
 use crate::job::{shortened, shortened_to};
 use crate::library::{Candidate, Library, Stamp};
 use crate::memory::{self, Memory};
-use crate::model::{Model, Spec, Version};
+use crate::model::{Model, Version};
 use crate::orders::{Answer, ENDED, Failure, Orders, Retirement, Told};
 use crate::pace::Pace;
 use crate::preprocess::Preprocess;
@@ -513,6 +513,7 @@ impl Shelf {
             calibration,
             preprocess,
             padding,
+            reference,
         } = tried;
         if let Err(why) = &padding {
             let separator = if why_alone.is_empty() { "" } else { "; " };
@@ -525,7 +526,9 @@ impl Shelf {
         let points = curve.points().collect();
         self.setup.queue.seed(&Bucket { version: key, free, suspect: false }, curve);
         let model: Arc<dyn Model> = model.into();
-        let drift = self.drift(name, number, stamp, model.spec(), preprocess.as_ref());
+        let raw = preprocess.as_ref().map(Preprocess::raw_names).unwrap_or_default();
+        let drift =
+            self.drift(name, number, stamp, || Drift::of(model.spec(), raw, &reference, Instant::now()));
         let held = Held { name: name.to_owned(), number, _model: Arc::clone(&model), unloading: Vec::new() };
         self.held.insert(key, held);
         Version {
@@ -546,22 +549,14 @@ impl Shelf {
     }
 
     /// What is watched of a version's tensors: of the same files goes on, of others begins anew.
-    fn drift(
-        &mut self,
-        name: &str,
-        number: u64,
-        stamp: &Stamp,
-        spec: &Spec,
-        preprocess: Option<&Preprocess>,
-    ) -> Arc<Drift> {
+    fn drift(&mut self, name: &str, number: u64, stamp: &Stamp, anew: impl FnOnce() -> Drift) -> Arc<Drift> {
         let which = (name.to_owned(), number);
         if let Some((of, drift)) = self.drifts.get(&which)
             && of == stamp
         {
             return Arc::clone(drift);
         }
-        let raw = preprocess.map(|preprocess| preprocess.raw_names()).unwrap_or_default();
-        let drift = Arc::new(Drift::of(spec, raw, Instant::now()));
+        let drift = Arc::new(anew());
         self.drifts.insert(which, (stamp.clone(), Arc::clone(&drift)));
         drift
     }

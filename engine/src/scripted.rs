@@ -106,7 +106,7 @@ pub(crate) fn output_fp32(name: &str, shape: &[u64], values: &[f32]) -> Output {
 /// A catalog in which one model is ready.
 pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
     let grouping = Grouping::Together { max_rows: 4 };
-    let drift = Arc::new(Drift::of(model.spec(), Vec::new(), Instant::now()));
+    let drift = Arc::new(Drift::of(model.spec(), Vec::new(), &[], Instant::now()));
     let (model, why_alone) = (Arc::new(model), String::new());
     let version = Version {
         key: 0,

@@ -228,7 +228,7 @@ fn how_sure_a_version_is_is_counted_and_watched() {
 
 #[test]
 fn of_what_comes_as_bytes_the_lengths_are_watched() {
-    let drift = Drift::of(&rows_spec(&[("x", 1)], &[("y", 1)], 8), vec!["text".into()], Instant::now());
+    let drift = Drift::of(&rows_spec(&[("x", 1)], &[("y", 1)], 8), vec!["text".into()], &[], Instant::now());
     let mut now = Instant::now();
     let mut send = |lengths: &[usize]| {
         let mut payload = Vec::new();
@@ -253,11 +253,43 @@ fn what_is_not_declared_is_not_watched_and_no_more_than_a_few_tensors_are() {
     let inputs: Vec<(&str, u64)> = names.iter().map(|name| (name.as_str(), 100)).collect();
     let mut spec = rows_spec(&inputs, &[("y", 1)], 8);
     spec.outputs[0].form = None;
-    let drift = Drift::of(&spec, Vec::new(), Instant::now());
+    let drift = Drift::of(&spec, Vec::new(), &[], Instant::now());
     let names: Vec<_> = drift.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
     assert_eq!(names, ["x0", "x1", "x2", "x3"]);
     assert!(
         drift.tensors.iter().all(|tensor| tensor.features == 1),
         "a hundred places have no meaning of their own"
     );
+}
+
+/// A file says what a version was made for, sorted as such files often are.
+#[test]
+fn what_a_version_was_made_for_may_be_declared_and_is_what_it_is_compared_with() {
+    let spec = rows_spec(&[("x", 1)], &[("y", 1)], 64);
+    let model = Scripted::new(spec.clone(), |inputs| {
+        let x = crate::scripted::fp32(&inputs[0]);
+        Ok(vec![output_fp32("y", &[x.len() as u64, 1], &x)])
+    });
+    let case = |first: u32| {
+        let x: Vec<f32> = (first..first + 50).map(|at| at as f32 / 1000.0).collect();
+        format!(r#"{{"inputs": [{{"name": "x", "datatype": "FP32", "shape": [50, 1], "data": {x:?}}}]}}"#)
+    };
+    let cases: Vec<String> = (0..20).map(|at| case(50 * at)).collect();
+    let golden =
+        crate::golden::Golden::parse(&format!(r#"{{"reference": [{}]}}"#, cases.join(", "))).unwrap();
+    let reference = golden.reference(&model, &crate::pace::Pace::alone()).unwrap();
+    for (moved, is_seen) in [(0.0, false), (0.5, true)] {
+        let mut world = World::of(spec.clone());
+        let drift = Drift::of(&spec, Vec::new(), &reference, world.now);
+        assert!(drift.to_wire("m", 1, 1, world.now).has_reference && drift.seen() == 0);
+        for at in 0..WINDOW_ROWS {
+            world.now += Duration::from_millis(10);
+            let (piece, y) =
+                (world.request(1, &[even(at) + moved]), output_fp32("y", &[1, 1], &[even(at) + moved]));
+            drift.observe(&[piece], &[y], world.now);
+        }
+        let told = drift.to_wire("m", 1, 1, world.now);
+        assert_eq!((told.windows, told.seen, told.tensors.len()), (1, u64::from(WINDOW_ROWS), 2));
+        assert!(told.tensors.iter().all(|tensor| (tensor.least_millionths > 100_000) == is_seen), "{told:?}");
+    }
 }

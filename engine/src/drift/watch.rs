@@ -32,6 +32,8 @@ pub(crate) const CHANCE: f64 = 1e-7;
 #[derive(Debug)]
 pub(crate) struct Watch {
     phase: Phase,
+    /// Rows that set the bins, and those of the reference.
+    first: [u32; 2],
     chance: f64,
     /// Rows in this phase, or window.
     rows: u32,
@@ -72,6 +74,7 @@ impl Watch {
         let values = || Vec::with_capacity(BINNED_ROWS as usize);
         Self {
             phase: Phase::Binning((0..features).map(|_| values()).collect()),
+            first: [BINNED_ROWS, REFERENCE_ROWS],
             chance: chance / features.max(1) as f64,
             rows: 0,
             began: None,
@@ -79,6 +82,12 @@ impl Watch {
             seen: 0,
             windows: 0,
         }
+    }
+
+    /// The reference is to be made of so many rows, which somebody else knows.
+    pub(crate) fn declare(&mut self, rows: u32) {
+        let binned = (rows / 5).clamp(1, BINNED_ROWS);
+        self.first = [binned, rows.saturating_sub(binned)];
     }
 
     /// The value of a feature in the row that is being read; a row may lack some.
@@ -97,11 +106,11 @@ impl Watch {
         self.seen += 1;
         let began = *self.began.get_or_insert(now);
         match &mut self.phase {
-            Phase::Binning(values) if self.rows >= BINNED_ROWS => {
+            Phase::Binning(values) if self.rows >= self.first[0] => {
                 self.phase = Phase::Counting(values.iter_mut().map(Sketch::by).collect());
                 (self.rows, self.began) = (0, None);
             }
-            Phase::Counting(reference) if self.rows >= REFERENCE_ROWS => {
+            Phase::Counting(reference) if self.rows >= self.first[1] => {
                 let window = reference.iter().map(Sketch::emptied).collect();
                 self.phase = Phase::Comparing { reference: std::mem::take(reference), window };
                 (self.rows, self.began) = (0, None);
