@@ -813,6 +813,12 @@ fn a_candidate_that_alone_has_moved_is_rolled_back_at_once_and_a_world_that_has_
     world.drift(2, 200_000, 400_000);
     assert_eq!(world.canary.phase, Phase::RolledBack);
     assert!(world.canary.news().pop().unwrap().why.contains("nothing of version 1 has"));
+
+    let kept = serde_json::to_string(&world.canary.progress(world.now)).unwrap();
+    let mut next = Canary::new(policy(canary), world.now);
+    next.restore(&serde_json::from_str(&kept).unwrap(), world.now);
+    assert_eq!(next.phase, Phase::RolledBack);
+    assert_eq!(next.status().verdicts, world.canary.status().verdicts, "a restart keeps the gate's name");
 }
 
 #[test]
