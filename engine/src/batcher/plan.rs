@@ -53,10 +53,10 @@ impl<T: Clone> Batcher<T> {
         for (place, waiting) in &queue.waiting {
             let (rows, earliest) = sums.last().copied().unwrap_or_default();
             let piece = (waiting.ticket.rows - waiting.gone).min(most);
-            let is_too_long = |deadline: Instant, rows| deadline < now + typical(rows);
+            // Where there is too much to do, a run that is probably in vain takes the place of another.
             let is_hopeless = |deadline| {
-                is_too_long(deadline, piece)
-                    || efficient.is_some_and(|rows| is_too_long(deadline, rows.max(piece))) && *is_pressed
+                deadline < now + typical(piece)
+                    || efficient.is_some_and(|rows| deadline < now + slow(rows.max(piece))) && *is_pressed
             };
             let is_late =
                 |deadline| deadline <= now || (is_hopeless(deadline) && self.is_tried(bucket, piece, now));

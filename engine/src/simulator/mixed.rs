@@ -204,7 +204,7 @@ fn too_much_work_of_lengths_that_nobody_has_seen_is_done_as_well_from_the_first_
             let least = seconds.iter().copied().fold(f64::INFINITY, f64::min);
             let mean = seconds.iter().sum::<f64>() / seconds.len() as f64;
             // In 200 ms there is no time for batches as large as may be of all lengths.
-            assert!(least >= 0.8, "{lengths:?} after {saturated_before} s: {seconds:.2?}");
+            assert!(least >= 0.75, "{lengths:?} after {saturated_before} s: {seconds:.2?}");
             assert!(seconds[0] >= 0.9 * mean, "{lengths:?} after {saturated_before} s: {seconds:.2?}");
             assert!(all.too_late * 50 <= all.in_time, "{all:?}");
             assert!(all.given_up * 10 <= all.in_time, "{all:?}");
