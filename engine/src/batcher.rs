@@ -587,7 +587,11 @@ impl<T: Clone> Batcher<T> {
                 this.places.remove(&(ticket.connection, ticket.id));
                 (ticket.payload, ticket.bytes)
             } else {
-                (waiting.ticket.payload.clone(), 0)
+                // What becomes of the rest does not end the run of this part.
+                let ticket = &mut waiting.ticket;
+                let held = ticket.bytes / (ticket.rows - first) as usize * piece as usize;
+                ticket.bytes -= held;
+                (ticket.payload.clone(), held)
             };
             queue.leave(slot, u64::from(piece));
             this.rows -= u64::from(piece);
@@ -637,14 +641,12 @@ impl<T: Clone> Batcher<T> {
                 && other.free.len() == bucket.free.len()
                 && profile.curve.has_slope()
         };
-        let share = |other: &Bucket| values(other) / values(bucket);
-        let near = self
-            .profiles
-            .iter()
-            .filter(is_like)
-            .min_by(|(one, _), (other, _)| share(one).ln().abs().total_cmp(&share(other).ln().abs()));
+        let near = self.profiles.iter().filter(is_like).min_by(|(one, _), (other, _)| {
+            let distance = |other| ratio(other, bucket).ln().abs();
+            distance(one).total_cmp(&distance(other))
+        });
         if let Some((other, profile)) = near {
-            new.curve.expect(&profile.curve, share(other));
+            new.curve.expect(&profile.curve, ratio(other, bucket));
         }
         new
     }
@@ -671,9 +673,12 @@ impl<T: Clone> Batcher<T> {
     }
 }
 
-/// How many values one row of such a shape has, as far as that differs from shape to shape.
-fn values(bucket: &Bucket) -> f32 {
-    bucket.free.iter().map(|dimension| *dimension as f32).product::<f32>().max(1.0)
+/// How large rows of one shape are against those of another. Several inputs often share a dimension, of which there is one
+/// number each; so it is the mean of the dimensions' ratios and not their product.
+fn ratio(one: &Bucket, other: &Bucket) -> f32 {
+    let size = |dimension: &u64| (*dimension).max(1) as f32;
+    let sum: f32 = one.free.iter().zip(&other.free).map(|(one, other)| (size(one) / size(other)).ln()).sum();
+    (sum / one.free.len().max(1) as f32).exp()
 }
 
 impl Grouping {

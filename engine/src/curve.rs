@@ -14,6 +14,9 @@ const RECENT: usize = 15;
 /// Runs of all sizes that the slow quantile is taken of.
 const RATIOS: usize = 256;
 
+/// Microseconds; nothing is predicted to take longer.
+const PREDICTED_MAX: f32 = 3.6e9;
+
 /// Before this many runs nothing is predicted.
 const RUNS_MIN: u64 = 3;
 
@@ -45,7 +48,7 @@ pub struct Curve {
     sizes: BTreeMap<u32, Recent>,
     /// Sizes that were seen; rows and microseconds both rise.
     points: Vec<Point>,
-    /// What other shapes of the model let expect, until this one has run.
+    /// What another shape of the model lets expect of sizes beyond what has run.
     expected: Vec<Point>,
     /// Observed through predicted, of the last runs.
     ratios: Vec<f32>,
@@ -76,7 +79,8 @@ impl Curve {
     /// Learns from one run.
     pub fn observe(&mut self, rows: u32, took: Duration) {
         let micros = took.as_secs_f32() * 1e6;
-        if let Some(typical) = self.micros(rows) {
+        // Against what was only expected, a run says nothing of how much runs vary.
+        if let Some(typical) = self.micros(rows).filter(|_| self.runs >= RUNS_MIN) {
             let at = self.runs as usize % RATIOS;
             put(&mut self.ratios, at, micros / typical.max(1.0));
         }
@@ -322,7 +326,8 @@ fn slowness(ratios: &[f32]) -> f32 {
 }
 
 fn from_micros(micros: f32) -> Duration {
-    Duration::from_secs_f32(micros.max(0.0) / 1e6)
+    // Whatever was expected of shapes far apart, it is a time that can be added to another.
+    Duration::from_secs_f32(micros.clamp(0.0, PREDICTED_MAX) / 1e6)
 }
 
 #[cfg(test)]

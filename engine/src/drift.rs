@@ -420,7 +420,8 @@ impl Classes {
         if !self.softmax {
             return Some(largest);
         }
-        let all: f64 = values(datatype, row).map(|logit| (logit - largest).exp()).sum();
+        let numbers = values(datatype, row).filter(|logit| !logit.is_nan());
+        let all: f64 = numbers.map(|logit| (logit - largest).exp()).sum();
         Some(1.0 / all)
     }
 }

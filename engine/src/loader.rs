@@ -456,8 +456,9 @@ impl Shelf {
     /// Whether a model of so many bytes fits, at last without what the allocator keeps.
     fn has_room(&self, bytes: u64) -> Result<(), String> {
         let Setup { memory, request_bytes_max, ref queue, .. } = self.setup;
-        // Those that are being loaded have not taken yet what they need.
-        let bytes = self.aside.iter().map(|aside| aside.bytes).sum::<u64>().saturating_add(bytes);
+        // Those that are being loaded have not taken yet what they need; those that were given up take no more.
+        let loading = self.aside.iter().filter(|aside| !aside.is_given_up);
+        let bytes = loading.map(|aside| aside.bytes).sum::<u64>().saturating_add(bytes);
         let fits = || {
             let requests = request_bytes_max.saturating_sub(queue.bytes() as u64);
             memory.has_room(bytes, memory::resident(), requests)

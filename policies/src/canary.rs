@@ -640,8 +640,7 @@ impl Canary {
         }
     }
 
-    pub(crate) fn progress(&mut self, now: Instant) -> Progress {
-        self.gates.iter_mut().for_each(|gate| gate.close_window(now));
+    pub(crate) fn progress(&self, now: Instant) -> Progress {
         Progress {
             baseline: self.policy.baseline.version.0,
             candidate: self.candidate().0,

@@ -274,16 +274,23 @@ impl Gate {
         }
     }
 
-    pub(crate) fn close_window(&mut self, now: Instant) {
-        let mut well = 0;
-        for (_, Heard { all, events }) in self.heard.drain() {
+    fn close_window(&mut self, now: Instant) {
+        self.rare = self.with_window();
+        self.heard.clear();
+        self.window = now;
+    }
+
+    /// What is known with what keys have had in this window so far.
+    fn with_window(&self) -> Rare {
+        let (mut rare, mut well) = (self.rare, 0);
+        for Heard { all, events } in self.heard.values() {
             match events {
                 0 => well += 1,
-                events => self.rare.observe(f64::from(events) / f64::from(all)),
+                events => rare.observe(f64::from(*events) / f64::from(*all)),
             }
         }
-        self.rare.observe_none(well);
-        self.window = now;
+        rare.observe_none(well);
+        rare
     }
 
     fn ask_anew(&mut self, now: Instant) {
@@ -316,7 +323,7 @@ impl Gate {
 
     pub(crate) fn kept(&self) -> Kept {
         let (over, at_most, worse) = (self.event.over(), self.at_most, self.worse.clone());
-        let rare = Some(self.rare.kept());
+        let rare = Some(self.with_window().kept());
         Kept { over, at_most, worse, requests: self.requests, events: self.events, rare }
     }
 

@@ -51,6 +51,9 @@ impl Drifts {
 
 /// What it means for a rollout, as of `now`; nothing before a window was compared.
 pub(crate) fn sight(drift: &VersionDrift, now: Instant) -> Option<DriftSight> {
+    if drift.windows == 0 {
+        return None; // lengths alone do not tell what a model is given, nor when
+    }
     let ended = now.checked_sub(Duration::from_millis(drift.ended_ms))?;
     let furthest =
         drift.tensors.iter().max_by_key(|tensor| (tensor.least_millionths, tensor.bits_millionths))?;
@@ -181,6 +184,13 @@ impl Collector for Drifts {
 mod tests {
     use super::*;
     use crate::metrics::Metrics;
+
+    #[test]
+    fn lengths_without_a_window_of_rows_mean_nothing_to_a_rollout() {
+        let now = Instant::now();
+        let lengths_only = VersionDrift { windows: 0, ended_ms: 0, lasted_ms: 0, ..told(1) };
+        assert!(sight(&told(1), now).is_some() && sight(&lengths_only, now).is_none());
+    }
 
     fn told(load: u64) -> VersionDrift {
         let tensor = |side: DriftSide, name: &str, least, most| TensorDrift {

@@ -167,5 +167,6 @@ fn a_server_that_hangs_over_copies_delays_nobody() {
     }
     stack.wait_for_metric("penstock_shadows_total{model=\"m\",version=\"2\",outcome=\"dropped\"}", 17.0);
     stack.wait_for_metric("penstock_requests_in_flight", 0.0);
-    assert_eq!(there.metric("penstock_requests_in_flight"), 3.0, "they wait there still");
+    // They wait there still; the last of them may be on its way.
+    there.wait_for_metric("penstock_requests_in_flight", 3.0);
 }

@@ -1,7 +1,7 @@
 //! Predicts when a job that comes now would be answered, from what waits before it, what runs, and how long such runs took.
 //! A prediction, not a promise: whoever finds nothing before it gets the benefit of the doubt.
 
-use super::{Batcher, Bucket, Grouping, HEAD_START, PATIENCE, Priority, Queue, Running, SLOT, Ticket};
+use super::{Batcher, Bucket, Grouping, PATIENCE, Queue, Running, Ticket};
 use std::time::{Duration, Instant};
 
 /// What is predicted may well take so many times as long when many are waiting.
@@ -73,21 +73,21 @@ impl<T: Clone> Batcher<T> {
         Some(Forecast { waits, answered: waits + run })
     }
 
-    /// Whether all who wait are still answered in time, as if all had the usual priority, if something else takes so much
-    /// lane time first.
+    /// Whether all who wait and have a deadline can still be answered in time if something else takes so much lane time first.
     pub(super) fn have_time_after(&self, first: Duration, now: Instant) -> bool {
-        let mut due: Vec<(u64, f64)> = Vec::new();
+        let mut due: Vec<(Instant, f64)> = Vec::new();
         for (bucket, queue) in &self.queues {
             let row = self.work(bucket, queue, queue.rows).as_secs_f64() / queue.rows.max(1) as f64;
-            due.extend(queue.slots.iter().map(|(slot, rows)| (*slot, *rows as f64 * row)));
+            due.extend(queue.waiting.values().filter_map(|waiting| {
+                let rows = waiting.ticket.rows - waiting.gone;
+                Some((waiting.ticket.deadline?, f64::from(rows) * row))
+            }));
         }
-        due.sort_unstable_by_key(|(slot, _)| *slot);
+        due.sort_unstable_by_key(|(deadline, _)| *deadline);
         let mut takes = (self.residual(now) + first).as_secs_f64();
-        let head_start = HEAD_START * Priority::Normal as u32;
-        due.into_iter().all(|(slot, work)| {
+        due.into_iter().all(|(deadline, work)| {
             takes += work;
-            let left = (self.origin + SLOT * slot as u32).saturating_duration_since(now + head_start);
-            takes * MARGIN <= left.as_secs_f64() * self.lanes as f64
+            takes * MARGIN <= deadline.saturating_duration_since(now).as_secs_f64() * self.lanes as f64
         })
     }
 

@@ -298,7 +298,10 @@ fn the_rest_of_a_large_job_can_be_cancelled() {
     assert!(world.push(large));
     assert_eq!(world.step(), Step::Run(vec![1]));
     assert_eq!(world.batcher.cancel(1, 1), Some(1));
-    assert_eq!((world.step(), world.batcher.rows, world.batcher.bytes), (Step::Idle, 0, 0));
+    assert_eq!((world.step(), world.batcher.rows), (Step::Idle, 0));
+    assert_eq!(world.batcher.bytes(), 4, "what runs is still there");
+    world.finish_all();
+    assert_eq!(world.batcher.bytes(), 0);
 }
 
 #[test]
@@ -489,6 +492,31 @@ fn a_shape_that_has_not_run_is_expected_to_take_what_the_nearest_one_does() {
         Step::Run(vec![1, 2]),
         "22 ms and 20 for each more: three may take longer than 50"
     );
+}
+
+#[test]
+fn dimensions_that_several_inputs_share_count_once() {
+    let mut world = World::new(100, 10_000);
+    let bucket = |length: u64| Bucket { version: 0, free: vec![length; 3], suspect: false };
+    for rows in [1, 2, 4, 1, 2, 4] {
+        world.batcher.learn(&bucket(16), rows, ms(u64::from(rows)));
+    }
+    let known = world.batcher.profile(&bucket(512)).curve.typical(1).unwrap();
+    assert!((ms(30)..ms(35)).contains(&known), "{known:?} for 32 times as many tokens");
+    let far = Bucket { version: 0, free: vec![u64::MAX; 3], suspect: false };
+    assert!(world.batcher.profile(&far).curve.typical(u32::MAX).unwrap() < Duration::from_secs(4000));
+}
+
+#[test]
+fn only_who_has_a_deadline_can_be_late_and_an_urgent_one_not_sooner() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 10), (4, 30)]);
+    world.push_plain(&[1, 2, 3, 4, 5], 0, 0);
+    world.now += ms(2000);
+    let deadline = Some(world.now + ms(30));
+    assert!(world.push(Ticket { priority: Priority::High, deadline, ..world.ticket(6, 0, 0) }));
+    assert!(world.batcher.have_time_after(ms(10), world.now));
+    assert!(!world.batcher.have_time_after(ms(30), world.now));
 }
 
 #[test]

@@ -556,6 +556,19 @@ fn progress_survives_a_reload_and_a_restart_of_the_same_rollout_only() {
 }
 
 #[test]
+fn who_looks_or_saves_often_does_not_make_one_user_many() {
+    let looked_at = |looks: usize| {
+        let mut world = World::new("steps: [10], dwell: 10m", 1);
+        for _ in 0..20 {
+            world.canary.witness(world.assigned(true), Some(7), FAST, world.now);
+            (0..looks).for_each(|_| drop(world.canary.progress(world.now)));
+        }
+        (world.canary.progress(world.now).gates, world.canary.gates[0].rare)
+    };
+    assert_eq!(looked_at(0), looked_at(3));
+}
+
+#[test]
 fn verdicts_survive_a_restart_in_bounded_number_and_are_not_told_twice() {
     let mut world = World::new("steps: [10, 50], dwell: 1m", 1);
     (0..600).for_each(|_| world.tell(true, FAST));
