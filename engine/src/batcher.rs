@@ -10,10 +10,12 @@
 //!            push ─▶ queue of bucket B: [t=1 ms]…          ─┴▶ next: takes from the queue with the first head
 //! ```
 //!
-//! There is no delay to tune. Each bucket has a [`Curve`], learned from its own runs, and three rules use it:
+//! There is no delay to tune. Each bucket has a [`Curve`], learned from its own runs, and four rules use it:
 //! - **Size**: as much of what waits as makes rows faster, up to the limit; less if the first deadline leaves no time.
 //! - **Waiting**: an idle lane waits for the next arrival only if that is expected to lower the sum of all latencies
 //!   (what the joint run saves exceeds what those who are here lose), and no deadline is at stake.
+//! - **Giving up**: who has no time for a batch as large as is of use runs in a smaller one, unless that would make others
+//!   late, of whatever shape; then it is told that it is late.
 //! - **Admission**: a job is refused at once if what stands before it will take too long.
 //!
 //! Urgency is the deadline, or [`PATIENCE`] where that is sooner, plus [`HEAD_START`] for each step of lower

@@ -327,7 +327,8 @@ fn slowness(ratios: &[f32]) -> f32 {
 
 fn from_micros(micros: f32) -> Duration {
     // Whatever was expected of shapes far apart, it is a time that can be added to another.
-    Duration::from_secs_f32(micros.clamp(0.0, PREDICTED_MAX) / 1e6)
+    let micros = if micros > 0.0 { micros.min(PREDICTED_MAX) } else { 0.0 };
+    Duration::from_secs_f32(micros / 1e6)
 }
 
 #[cfg(test)]
@@ -386,6 +387,20 @@ mod tests {
         assert_eq!(curve.efficient(8), Some(8));
         (0..3).for_each(|_| curve.observe(1, us(90)));
         assert_eq!(micros(curve.typical(1)), 90);
+    }
+
+    #[test]
+    fn shapes_without_proportion_let_nothing_be_expected_that_is_no_time() {
+        let known = learned(&[1, 2], |rows| u64::from(rows) * 1_000_000);
+        for share in [0.0, f32::MIN_POSITIVE, f32::INFINITY] {
+            let mut curve = Curve::default();
+            curve.expect(&known, share);
+            (0..3).for_each(|_| curve.observe(4, us(0)));
+            for rows in [1, 4, u32::MAX] {
+                let predicted = [curve.typical(rows), curve.slow(rows)];
+                assert!(predicted.into_iter().flatten().all(|time| time < Duration::from_secs(4000)));
+            }
+        }
     }
 
     #[test]

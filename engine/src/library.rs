@@ -73,7 +73,7 @@ pub struct Candidate {
     pub stamp: Stamp,
     /// Size of its `model.pt`.
     pub bytes: u64,
-    /// Loads it; called once, on the loader's thread. The error is one line.
+    /// Loads it; called once, on the thread of an attempt. The error is one line.
     pub load: Load,
 }
 

@@ -2,7 +2,7 @@
 //! others load, and a broken version disturbs nobody. One that gets nowhere is set aside, and the next one is loaded.
 //!
 //! ```text
-//!   load ─▶ trial ─▶ faster form ─▶ golden answers ─▶ calibration ─▶ in the catalog, in place of what was there
+//!   attempt (load, trial, measure) ─▶ in the catalog, in place of what was there
 //!   unload ─▶ out of the catalog ─▶ what waits and runs is finished ─▶ freed here ─▶ the caller is told
 //! ```
 //!
