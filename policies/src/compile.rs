@@ -18,6 +18,7 @@ use crate::ledger::CrowdPolicy;
 use crate::limiter::{Cost, LimitPolicy};
 use crate::overload::{Criticality, OverloadPolicy};
 use crate::pick::{Rule, Split, Stickiness, Target, WithoutKey};
+use crate::place::Place;
 use crate::remote::{FileFault, Remote};
 use crate::ring::Order;
 use crate::schema;
@@ -112,19 +113,19 @@ pub(crate) enum Fault {
 struct Faults(Vec<(Path, Fault)>);
 
 impl Faults {
-    fn note(&mut self, path: Path, fault: impl Into<Fault>) {
-        self.0.push((path, fault.into()));
+    fn note(&mut self, place: &Place<'_>, fault: impl Into<Fault>) {
+        self.0.push((place.path(), fault.into()));
     }
 
-    fn note_above(&mut self, most: u64, got: u64, path: &Path) {
+    fn note_above(&mut self, most: u64, got: u64, path: &Place<'_>) {
         if got > most {
-            self.note(path.clone(), Fault::TooMany { most, got });
+            self.note(path, Fault::TooMany { most, got });
         }
     }
 
     /// The value, or `None` with its fault noted.
-    fn keep<T>(&mut self, path: &Path, result: Result<T, impl Into<Fault>>) -> Option<T> {
-        result.map_err(|fault| self.note(path.clone(), fault)).ok()
+    fn keep<T>(&mut self, path: &Place<'_>, result: Result<T, impl Into<Fault>>) -> Option<T> {
+        result.map_err(|fault| self.note(path, fault)).ok()
     }
 }
 
@@ -133,10 +134,11 @@ impl Faults {
 pub(crate) fn compile(file: &schema::File) -> Result<Snapshot, Vec<(Path, Fault)>> {
     let mut faults = Faults::default();
     let mut models = BTreeMap::new();
+    let place = Place::new("models");
     for (name, model) in file.models.iter().flatten() {
-        let path = Path::new("models").join(name.as_str());
+        let path = place.join(name.as_str());
         if name.is_empty() {
-            faults.note(path.clone(), Fault::Empty);
+            faults.note(&path, Fault::Empty);
         }
         if let Some(policy) = model_policy(name, model, &path, &mut faults) {
             models.insert(Arc::from(name.as_str()), policy);
@@ -147,7 +149,12 @@ pub(crate) fn compile(file: &schema::File) -> Result<Snapshot, Vec<(Path, Fault)
     if faults.0.is_empty() { Ok(Snapshot::new(models, limits, crowds, overload)) } else { Err(faults.0) }
 }
 
-fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Faults) -> Option<ModelPolicy> {
+fn model_policy(
+    name: &str,
+    model: &schema::Model,
+    path: &Place<'_>,
+    faults: &mut Faults,
+) -> Option<ModelPolicy> {
     let labels = labels(&model.labels, &path.join("labels"), faults);
     let mut rules = Vec::new();
     for (at, written) in model.rules.iter().enumerate() {
@@ -163,7 +170,7 @@ fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Fau
         None => Some(None),
     };
     if model.split.is_some() && model.canary.is_some() {
-        faults.note(path.join("canary"), Fault::SplitAndCanary);
+        faults.note(&path.join("canary"), Fault::SplitAndCanary);
     }
     let deadline = duration_or(model.deadline.as_deref(), DEFAULT_DEADLINE, &path.join("deadline"), faults);
     let breaker = breaker_policy(&model.breaker, deadline, &path.join("breaker"), faults);
@@ -180,13 +187,13 @@ fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Fau
         && canary.disagreeing_at_most.is_some()
         && !matches!(&shadow, Some(Some(shadow)) if shadow.version == canary.candidate.version)
     {
-        faults.note(path.join("canary").join("gates").join("disagreement"), Fault::NothingCompared);
+        faults.note(&path.join("canary").join("gates").join("disagreement"), Fault::NothingCompared);
     }
     if let Some(Some(canary)) = &canary
         && canary.drifting_at_most.is_some()
         && remotes.contains_key(&canary.candidate.version)
     {
-        faults.note(path.join("canary").join("gates").join("drift"), Fault::RemoteDrift);
+        faults.note(&path.join("canary").join("gates").join("drift"), Fault::RemoteDrift);
     }
     Some(ModelPolicy {
         labels,
@@ -203,7 +210,7 @@ fn model_policy(name: &str, model: &schema::Model, path: &Path, faults: &mut Fau
 
 fn remotes(
     written: &BTreeMap<String, schema::Remote>,
-    path: &Path,
+    path: &Place<'_>,
     faults: &mut Faults,
 ) -> BTreeMap<Version, Arc<Remote>> {
     let remote = |(number, written): (&String, &schema::Remote)| {
@@ -226,7 +233,7 @@ fn remotes(
 fn shadow(
     written: &schema::Shadow,
     labels: &BTreeMap<Arc<str>, Version>,
-    path: &Path,
+    path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<Arc<ShadowPolicy>> {
     let target = target(&written.version, labels, &path.join("version"), faults);
@@ -256,7 +263,7 @@ fn shadow(
 fn fallback(
     written: &schema::Fallback,
     labels: &BTreeMap<Arc<str>, Version>,
-    path: &Path,
+    path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<Fallback> {
     let target = target(&written.version, labels, &path.join("version"), faults);
@@ -268,7 +275,7 @@ fn canary(
     model: &str,
     written: &schema::Canary,
     labels: &BTreeMap<Arc<str>, Version>,
-    path: &Path,
+    path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<CanaryPolicy> {
     let baseline = target(&written.baseline, labels, &path.join("baseline"), faults);
@@ -276,7 +283,7 @@ fn canary(
     if let (Some(baseline), Some(candidate)) = (&baseline, &candidate)
         && baseline.version == candidate.version
     {
-        faults.note(path.join("candidate"), Fault::SameVersion(candidate.version));
+        faults.note(&path.join("candidate"), Fault::SameVersion(candidate.version));
     }
     let steps = match &written.steps {
         Some(steps) => rising(steps, &path.join("steps"), faults),
@@ -326,16 +333,16 @@ fn canary(
     })
 }
 
-fn rising(written: &[f64], path: &Path, faults: &mut Faults) -> Option<Vec<Millionths>> {
+fn rising(written: &[f64], path: &Place<'_>, faults: &mut Faults) -> Option<Vec<Millionths>> {
     if written.is_empty() {
-        faults.note(path.clone(), Fault::Empty);
+        faults.note(path, Fault::Empty);
     }
     faults.note_above(MOST_STEPS, written.len() as u64, path);
     let mut steps = Vec::new();
     for (at, percent) in written.iter().enumerate() {
         let step = faults.keep(&path.join(at), millionths(*percent))?;
         if steps.last().is_some_and(|before| *before >= step) {
-            faults.note(path.join(at), Fault::NotRising { before: written[at - 1], got: *percent });
+            faults.note(&path.join(at), Fault::NotRising { before: written[at - 1], got: *percent });
         }
         steps.push(step);
     }
@@ -365,17 +372,21 @@ fn of_a_bit(bits: f64) -> Result<Millionths, Fault> {
     }
 }
 
-fn labels(written: &BTreeMap<String, u64>, path: &Path, faults: &mut Faults) -> BTreeMap<Arc<str>, Version> {
+fn labels(
+    written: &BTreeMap<String, u64>,
+    path: &Place<'_>,
+    faults: &mut Faults,
+) -> BTreeMap<Arc<str>, Version> {
     let mut labels = BTreeMap::new();
     for (label, version) in written {
         let path = path.join(label.as_str());
         if label == "random" {
-            faults.note(path.clone(), Fault::ReservedLabel);
+            faults.note(&path, Fault::ReservedLabel);
         } else if !is_label(label) {
-            faults.note(path.clone(), Fault::Label(label.clone()));
+            faults.note(&path, Fault::Label(label.clone()));
         }
         if *version == 0 {
-            faults.note(path, UnitError::Version(version.to_string()));
+            faults.note(&path, UnitError::Version(version.to_string()));
         }
         labels.insert(Arc::from(label.as_str()), Version(*version));
     }
@@ -391,7 +402,7 @@ fn is_label(text: &str) -> bool {
 fn target(
     name: &str,
     labels: &BTreeMap<Arc<str>, Version>,
-    path: &Path,
+    path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<Target> {
     let found = snapshot::target(labels, name).ok_or_else(|| {
@@ -406,7 +417,7 @@ fn split(
     model: &str,
     written: &schema::Split,
     labels: &BTreeMap<Arc<str>, Version>,
-    path: &Path,
+    path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<Split> {
     let weights = path.join("weights");
@@ -432,7 +443,7 @@ fn stickiness(
     model: &str,
     (sticky, without_key): (Option<&schema::StickyKey>, Option<&str>),
     labels: &BTreeMap<Arc<str>, Version>,
-    path: &Path,
+    path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<Option<Stickiness>> {
     let fallback = path.join("without_key");
@@ -453,7 +464,7 @@ fn stickiness(
 fn rule(
     written: &schema::Rule,
     labels: &BTreeMap<Arc<str>, Version>,
-    path: &Path,
+    path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<Rule> {
     let when = condition(&written.when, &path.join("when"), faults);
@@ -461,7 +472,7 @@ fn rule(
     Some(Rule { when: when?, target: target? })
 }
 
-fn condition(written: &schema::Condition, path: &Path, faults: &mut Faults) -> Option<Condition> {
+fn condition(written: &schema::Condition, path: &Place<'_>, faults: &mut Faults) -> Option<Condition> {
     let attribute = match (&written.header, &written.cookie, &written.query) {
         (Some(name), None, None) => faults.keep(&path.join("header"), header(name)),
         (None, Some(name), None) => faults.keep(&path.join("cookie"), cookie(name)),
@@ -480,7 +491,7 @@ fn condition(written: &schema::Condition, path: &Path, faults: &mut Faults) -> O
 
 fn overload(written: Option<&schema::Overload>, faults: &mut Faults) -> OverloadPolicy {
     let Some(written) = written else { return OverloadPolicy::default() };
-    let path = Path::new("overload");
+    let path = Place::new("overload");
     let tenant = written.tenant.as_ref().and_then(|tenant| attribute(tenant, &path.join("tenant"), faults));
     let conditions = written.criticality.iter().enumerate();
     let criticality = conditions.filter_map(|(at, class)| {
@@ -500,7 +511,7 @@ impl From<schema::Criticality> for Criticality {
     }
 }
 
-fn attribute(written: &schema::Attribute, path: &Path, faults: &mut Faults) -> Option<Attribute> {
+fn attribute(written: &schema::Attribute, path: &Place<'_>, faults: &mut Faults) -> Option<Attribute> {
     match written {
         schema::Attribute::Header(name) => faults.keep(&path.join("header"), header(name)),
         schema::Attribute::Cookie(name) => faults.keep(&path.join("cookie"), cookie(name)),
@@ -508,7 +519,7 @@ fn attribute(written: &schema::Attribute, path: &Path, faults: &mut Faults) -> O
     }
 }
 
-fn sticky_key(written: &schema::StickyKey, path: &Path, faults: &mut Faults) -> Option<Attribute> {
+fn sticky_key(written: &schema::StickyKey, path: &Place<'_>, faults: &mut Faults) -> Option<Attribute> {
     let field = |name: &str, field: fn(Arc<str>) -> Field| {
         if name.is_empty() { Err(Fault::Empty) } else { Ok(Attribute::Body(field(name.into()))) }
     };
@@ -553,7 +564,7 @@ fn is_token(text: &str) -> bool {
 fn breaker_policy(
     written: &schema::Breaker,
     deadline: Duration,
-    path: &Path,
+    path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<BreakerPolicy> {
     let default = BreakerPolicy::default();
@@ -568,7 +579,7 @@ fn breaker_policy(
     faults.note_above(MOST_PROBES, probes.map_or(0, |probes| probes.get().into()), &path.join("probes"));
     if max_open_for < open_for {
         let fault = Fault::ShorterThanFirst { longest: max_open_for, first: open_for };
-        faults.note(path.join("max_open_for"), fault);
+        faults.note(&path.join("max_open_for"), fault);
     }
     let window = duration_or(written.window.as_deref(), default.window, &path.join("window"), faults);
     let of_at_least = count_or(written.of_at_least, default.of_at_least, &path.join("of_at_least"), faults);
@@ -598,7 +609,7 @@ fn breaker_policy(
 fn slow_policy(
     over: &str,
     (percent, name): (f64, &'static str),
-    path: &Path,
+    path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<SlowPolicy> {
     let over = faults.keep(&path.join("over"), units::duration(over));
@@ -611,21 +622,22 @@ fn limit_policies(
     written: &[schema::Limit],
     faults: &mut Faults,
 ) -> (Vec<Arc<LimitPolicy>>, Vec<Arc<CrowdPolicy>>) {
-    faults.note_above(MOST_LIMITS, written.len() as u64, &Path::new("limits"));
+    let place = Place::new("limits");
+    faults.note_above(MOST_LIMITS, written.len() as u64, &place);
     let mut names = BTreeSet::new();
     let (mut limits, mut crowds) = (Vec::new(), Vec::new());
     for (at, limit) in written.iter().enumerate() {
-        let path = Path::new("limits").join(at);
+        let path = place.join(at);
         if limit.name.is_empty() {
-            faults.note(path.join("name"), Fault::Empty);
+            faults.note(&path.join("name"), Fault::Empty);
         }
         if !names.insert(limit.name.as_str()) {
-            faults.note(path.join("name"), Fault::DuplicateLimit(limit.name.clone()));
+            faults.note(&path.join("name"), Fault::DuplicateLimit(limit.name.clone()));
         }
         match (&limit.rate, limit.in_flight_max) {
             (Some(rate), None) => limits.extend(limit_policy(limit, rate, &path, faults).map(Arc::new)),
             (None, Some(most)) => crowds.extend(crowd_policy(limit, most, &path, faults).map(Arc::new)),
-            (Some(_), Some(_)) | (None, None) => faults.note(path, Fault::OneLimit),
+            (Some(_), Some(_)) | (None, None) => faults.note(&path, Fault::OneLimit),
         }
     }
     limits.sort_by(|a, b| a.name.cmp(&b.name));
@@ -633,14 +645,19 @@ fn limit_policies(
     (limits, crowds)
 }
 
-fn crowd_policy(written: &schema::Limit, most: u32, path: &Path, faults: &mut Faults) -> Option<CrowdPolicy> {
+fn crowd_policy(
+    written: &schema::Limit,
+    most: u32,
+    path: &Place<'_>,
+    faults: &mut Faults,
+) -> Option<CrowdPolicy> {
     let of_rates = [
         ("cost", written.cost.is_some()),
         ("burst", written.burst.is_some()),
         ("max_keys", written.max_keys.is_some()),
     ];
     for (name, _) in of_rates.into_iter().filter(|(_, is_written)| *is_written) {
-        faults.note(path.join(name), Fault::OfRates);
+        faults.note(&path.join(name), Fault::OfRates);
     }
     let (key, models) = key_and_models(written, path, faults);
     let most = faults.keep(&path.join("in_flight_max"), units::count(most));
@@ -651,7 +668,7 @@ fn crowd_policy(written: &schema::Limit, most: u32, path: &Path, faults: &mut Fa
 #[expect(clippy::type_complexity, reason = "two results of two optional fields")]
 fn key_and_models(
     written: &schema::Limit,
-    path: &Path,
+    path: &Place<'_>,
     faults: &mut Faults,
 ) -> (Option<Option<Attribute>>, Option<Option<BTreeSet<Arc<str>>>>) {
     let key = match &written.key {
@@ -669,7 +686,7 @@ fn key_and_models(
 fn limit_policy(
     written: &schema::Limit,
     rate: &str,
-    path: &Path,
+    path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<LimitPolicy> {
     let (key, models) = key_and_models(written, path, faults);
@@ -683,7 +700,7 @@ fn limit_policy(
     };
     let (rate, burst) = rate.zip(burst)?;
     if rate.interval().saturating_mul(burst.get()) > LONGEST_REFILL {
-        faults.note(path.join("burst"), Fault::EndlessRefill { burst, rate });
+        faults.note(&path.join("burst"), Fault::EndlessRefill { burst, rate });
     }
     Some(LimitPolicy {
         name: written.name.as_str().into(),
@@ -700,7 +717,7 @@ fn limit_policy(
     })
 }
 
-fn duration_or(written: Option<&str>, default: Duration, path: &Path, faults: &mut Faults) -> Duration {
+fn duration_or(written: Option<&str>, default: Duration, path: &Place<'_>, faults: &mut Faults) -> Duration {
     match written {
         Some(text) => faults.keep(path, units::duration(text)).unwrap_or(default),
         None => default,
@@ -710,7 +727,7 @@ fn duration_or(written: Option<&str>, default: Duration, path: &Path, faults: &m
 fn count_or(
     written: Option<u32>,
     default: NonZeroU32,
-    path: &Path,
+    path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<NonZeroU32> {
     match written {

@@ -24,6 +24,8 @@ mod parse;
 mod attribute;
 mod ring;
 mod pick;
+mod place;
+mod plain;
 mod overload;
 mod remote;
 mod snapshot;

@@ -193,7 +193,7 @@ impl Split {
 
     /// Leaves as many users as can be with the versions that they have on another ring.
     pub(crate) fn follow(&mut self, old: &Parts) {
-        if ring::is_sound(old) {
+        if ring::is_sound(old) && self.parts() != *old {
             self.ring = self.ring_of(&ring::follow(old, &self.lengths()));
         }
     }

@@ -51,8 +51,17 @@ impl Snapshot {
         crowds: Vec<Arc<CrowdPolicy>>,
         overload: OverloadPolicy,
     ) -> Self {
-        let models: BTreeMap<_, _> =
-            models.into_iter().map(|(name, policy)| (name, Arc::new(policy))).collect();
+        let models = models.into_iter().map(|(name, policy)| (name, Arc::new(policy))).collect();
+        Self::found(models, limits, crowds, overload)
+    }
+
+    /// With what requests find models by.
+    fn found(
+        models: BTreeMap<Arc<str>, Arc<ModelPolicy>>,
+        limits: Vec<Arc<LimitPolicy>>,
+        crowds: Vec<Arc<CrowdPolicy>>,
+        overload: OverloadPolicy,
+    ) -> Self {
         let by_name = models.iter().map(|(name, policy)| (Arc::clone(name), Arc::clone(policy))).collect();
         Self { models, by_name, limits, crowds, overload }
     }
@@ -60,17 +69,16 @@ impl Snapshot {
     /// Leaves as many users as can be with the versions that they have on these rings.
     #[must_use]
     pub fn follow(self, rings: &Rings) -> Self {
-        let Self { models, by_name, limits, crowds, overload } = self;
+        let Self { mut models, by_name, limits, crowds, overload } = self;
         drop(by_name);
-        let followed = |(name, policy): (Arc<str>, Arc<ModelPolicy>)| {
-            let mut policy = Arc::into_inner(policy).expect("nobody else has it yet");
-            if let Some(ring) = rings.0.get(&*name) {
+        for (name, policy) in &mut models {
+            if let Some(ring) = rings.0.get(&**name) {
+                let policy = Arc::get_mut(policy).expect("nobody else has it yet");
                 policy.split.iter_mut().for_each(|split| split.follow(ring));
                 policy.canary.iter_mut().for_each(|canary| canary.follow(ring));
             }
-            (name, policy)
-        };
-        Self::new(models.into_iter().map(followed).collect(), limits, crowds, overload)
+        }
+        Self::found(models, limits, crowds, overload)
     }
 
     /// The policy of the model called `name`. `None` means that its highest ready version answers, with the default
