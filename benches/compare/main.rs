@@ -6,6 +6,7 @@
 
 mod json;
 mod load;
+mod paired;
 mod server;
 mod soak;
 mod watched;
@@ -37,14 +38,24 @@ struct Options {
 
 fn main() -> anyhow::Result<()> {
     let collector = harness::Collector::start();
-    let penstock = |name, versions| Server::penstock(name, versions, Watched::By(collector.address));
+    let watched = Watched { traces: Some(collector.address), lines: true };
+    let penstock = |name, versions| Server::penstock(name, versions, watched);
     match Options::parse() {
         Options { watched: true, .. } => {
+            let nobody = Watched::default();
+            let ways = [
+                ("alone", nobody),
+                ("lines", Watched { lines: true, ..nobody }),
+                ("traces", Watched { traces: watched.traces, ..nobody }),
+                ("both", watched),
+            ];
             println!(
-                "{CONNECTIONS} connections, 64 floats as JSON to linear versions; watched: 1 % of traces, all access lines"
+                "{CONNECTIONS} connections, 64 floats as JSON to linear versions; alone, with an access line for each \
+                 request, with 1 % of traces, with both"
             );
-            let alone = Server::penstock("alone", Versions::Linear, Watched::ByNobody)?;
-            rounds(&[alone, penstock("watched", Versions::Linear)?])?;
+            let penstock = |(name, watched)| Server::penstock(name, Versions::Linear, watched);
+            paired::compare(&ways.map(penstock).into_iter().collect::<anyhow::Result<Vec<_>>>()?)?;
+            watched::line();
             watched::account();
             watched::scrape();
         }

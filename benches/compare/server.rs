@@ -17,13 +17,13 @@ pub(crate) enum Versions {
     Pixels,
 }
 
-/// Who is told of requests.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Watched {
-    /// Only what is counted in any case.
-    ByNobody,
-    /// A collector of traces that is here, and a log of all requests that is thrown away.
-    By(SocketAddr),
+/// Who is told of requests, beside what is counted in any case.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Watched {
+    /// A collector that gets 1 % of the traces.
+    pub(crate) traces: Option<SocketAddr>,
+    /// Somebody who reads a line for each request, at the other end of a pipe.
+    pub(crate) lines: bool,
 }
 
 /// One thing under measure.
@@ -86,12 +86,11 @@ impl Server {
              breaker: {{failures: 5}}\nlimits:\n  - {{name: all, rate: 1000000/s, burst: 1000000}}\n"
         );
         std::fs::write(folder.path().join("policies.yaml"), policies)?;
-        let watchers = match watched {
-            Watched::ByNobody => String::new(),
-            Watched::By(collector) => {
-                format!("traces: {{endpoint: 'http://{collector}', sample: 0.01}}\nlog: {{access: 1}}\n")
-            }
-        };
+        let traces = watched
+            .traces
+            .map(|collector| format!("traces: {{endpoint: 'http://{collector}', sample: 0.01}}\n"));
+        let lines = if watched.lines { "log: {access: 1, format: json}\n" } else { "" };
+        let watchers = format!("{}{lines}", traces.unwrap_or_default());
         let config = folder.path().join("penstock.yaml");
         std::fs::write(
             &config,
@@ -101,8 +100,11 @@ impl Server {
             ),
         )?;
         let mut command = Command::new(beside("penstock")?);
-        command.arg("serve").arg("--config").arg(&config).env("PENSTOCK_LOG", "warn").stdout(Stdio::null());
-        let server = Self { name, address, request, process: command.spawn()?, folder }.once_it_listens()?;
+        command.arg("serve").arg("--config").arg(&config).env("PENSTOCK_LOG", "warn").stdout(Stdio::piped());
+        let mut process = command.spawn()?;
+        let mut out = process.stdout.take().context("it was asked for")?;
+        std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink()));
+        let server = Self { name, address, request, process, folder }.once_it_listens()?;
         harness::eventually("penstock to be ready", || {
             (harness::Client::new(address).get("/v2/health/ready").status == 200).then_some(())
         });
@@ -121,14 +123,7 @@ impl Server {
 
     /// CPU time of the process and its children so far, user and system.
     pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
-        let mut ticks = 0;
-        for pid in self.pids() {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-            let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-            ensure!(fields.len() > 12, "/proc/{pid}/stat has changed its form");
-            ticks += fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
-        }
-        Ok(Duration::from_millis(ticks * 10)) // Linux tells user space 100 ticks a second
+        self.pids().into_iter().map(cpu_of).sum()
     }
 
     fn once_it_listens(mut self) -> anyhow::Result<Self> {
@@ -156,6 +151,19 @@ fn family(pid: u32) -> Vec<u32> {
         .filter_map(|task| std::fs::read_to_string(task.path().join("children")).ok())
         .collect::<String>();
     std::iter::once(pid).chain(children.split_whitespace().filter_map(|child| child.parse().ok())).collect()
+}
+
+/// In nanoseconds, where `/proc/PID/stat` counts in hundredths of a second.
+fn cpu_of(pid: u32) -> anyhow::Result<Duration> {
+    let mut clock: libc::clockid_t = 0;
+    // SAFETY: it writes to `clock` and nothing else.
+    let known = unsafe { libc::clock_getcpuclockid(pid as libc::pid_t, &raw mut clock) };
+    ensure!(known == 0, "process {pid} is gone");
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: it writes to `time` and nothing else.
+    let told = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    ensure!(told == 0, "process {pid} is gone");
+    Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
 }
 
 fn beside(name: &str) -> anyhow::Result<PathBuf> {

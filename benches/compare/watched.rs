@@ -1,12 +1,14 @@
-//! What counting costs that cannot be switched off: the account of one request, which every request gives; and a scrape of
-//! `/metrics` with many models. Both by themselves, without sockets.
+//! What watching costs by itself, without sockets: a line of the access log; the account of one request, which nothing switches
+//! off; a scrape of `/metrics` with many models.
 
 use policies::{Ledger, Outcome};
+use proxy::access::{AccessConfig, AccessLog, Line, Moment};
+use proxy::log::Format;
 use proxy::metrics::Metrics;
 use proxy::record::{Record, Watchers};
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 use wire::{Confidence, DriftSide, Phases, Run, TensorDrift, Timing, VersionDrift};
 
 const REQUESTS: u32 = 1_000_000;
@@ -45,7 +47,34 @@ pub(crate) fn account() {
         black_box(&record).close(&watchers);
     }
     let each = began.elapsed() / REQUESTS;
-    println!("\nthe account of one request, which nothing switches off: {each:?}");
+    println!("the account of one request, which nothing switches off: {each:?}");
+}
+
+/// The time that a line of the access log takes whoever has answered the request; it is written elsewhere, together with others.
+pub(crate) fn line() {
+    let log = AccessLog::to(AccessConfig { sample: 1.0, format: Format::Json }, std::io::sink());
+    let began = Instant::now();
+    for number in 0..REQUESTS {
+        log.write(&Line {
+            time: Moment(SystemTime::now()),
+            request_id: "957ccaacb59c5a74",
+            trace_id: None,
+            method: "POST",
+            route: "/v2/models/{model}/infer",
+            status: 200,
+            reason: None,
+            model: Some("digits"),
+            version: Some(1),
+            pick: Some("split"),
+            generation: 1,
+            duration_ms: f64::from(number % 1000) / 1e3,
+            queue_ms: Some(0.083),
+            run_ms: Some(0.041),
+            batch_rows: Some(4),
+        });
+    }
+    let each = began.elapsed() / REQUESTS;
+    println!("\na line of the access log, until it is among those that wait: {each:?}");
 }
 
 /// The time of a scrape where each of 1,000 models has been asked, has a breaker's worth of series, and is watched.

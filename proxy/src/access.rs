@@ -1,17 +1,21 @@
-//! The access log: one line for each request. Decides what a line says and that nobody waits for it: lines go to a thread
-//! of their own, and when it does not keep up they are dropped and counted.
+//! The access log: one line for each request. Decides which requests leave one, and what it says; how lines are written so
+//! that nobody waits for it, [`gathered`] does.
+
+mod gathered;
 
 use crate::log::Format;
+use gathered::Gathered;
 use rand::Rng;
-use serde::Serialize;
-use std::io::{self, BufWriter, Write};
-use std::sync::Mutex;
+use serde::{Serialize, Serializer};
+use std::cell::RefCell;
+use std::fmt;
+use std::io::{self, Write};
+use std::time::{Duration, SystemTime};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 
-/// Lines that wait to be written, at most.
-const WAITING_MAX: usize = 4 << 10;
+/// Whoever reads the lines has so long to take the last of them.
+const LAST_MAX: Duration = Duration::from_secs(1);
 
 /// Which requests leave a line, and in which form.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -26,16 +30,14 @@ pub struct AccessConfig {
 #[derive(Debug)]
 pub struct AccessLog {
     config: AccessConfig,
-    lines: NonBlocking,
-    /// Taken at the end.
-    worker: Mutex<Option<WorkerGuard>>,
+    lines: Gathered,
 }
 
 /// What a line says. Times in milliseconds.
 #[derive(Debug, Serialize)]
 pub struct Line<'a> {
-    /// When the request was over (RFC 3339, UTC); filled in when it is written.
-    pub time: String,
+    /// When the request was over.
+    pub time: Moment,
     /// As the client was told it.
     pub request_id: &'a str,
     /// Present when the request is kept as a trace.
@@ -74,26 +76,52 @@ pub struct Line<'a> {
     pub batch_rows: Option<u32>,
 }
 
+/// In RFC 3339, UTC, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment(pub SystemTime);
+
+impl fmt::Display for Moment {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = OffsetDateTime::from(self.0);
+        let time = time.replace_millisecond(time.millisecond()).map_err(|_| fmt::Error)?;
+        let mut text = [0; 32];
+        let mut left = &mut text[..];
+        time.format_into(&mut left, &Rfc3339).map_err(|_| fmt::Error)?;
+        let length = 32 - left.len();
+        out.write_str(str::from_utf8(&text[..length]).map_err(|_| fmt::Error)?)
+    }
+}
+
+impl Serialize for Moment {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+thread_local! {
+    /// A line before it is with the others: made without holding anybody up, in memory that is there already.
+    static TEXT: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(512));
+}
+
 impl AccessLog {
     /// Lines go to standard output, which is the collector's on every platform that runs containers.
     pub fn new(config: AccessConfig) -> Self {
-        Self::to(config, BufWriter::new(io::stdout()))
+        Self::to(config, io::stdout())
     }
 
-    fn to(config: AccessConfig, writer: impl Write + Send + 'static) -> Self {
-        let builder = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(WAITING_MAX);
-        let (lines, worker) = builder.thread_name("access-log").finish(writer);
-        Self { config, lines, worker: Mutex::new(Some(worker)) }
+    /// Lines go elsewhere.
+    pub fn to(config: AccessConfig, writer: impl Write + Send + 'static) -> Self {
+        Self { config, lines: Gathered::to(writer) }
     }
 
     /// Lines that were dropped.
     pub fn dropped(&self) -> u64 {
-        self.lines.error_counter().dropped_lines() as u64
+        self.lines.dropped()
     }
 
-    /// Writes what waits, for as long as the library gives it; for the end of the process.
+    /// Writes what waits, unless that is not taken; for the end of the process.
     pub fn close(&self) {
-        self.worker.lock().expect("no panic while held").take();
+        self.lines.close(LAST_MAX);
     }
 
     /// Whether a request leaves a line.
@@ -101,19 +129,17 @@ impl AccessLog {
         has_reason || self.config.sample >= 1.0 || rand::rng().random::<f64>() < self.config.sample
     }
 
-    /// Writes it; never waits.
-    pub fn write(&self, mut line: Line<'_>) {
-        let now = OffsetDateTime::now_utc();
-        let now = now.replace_millisecond(now.millisecond()).expect("it is its own");
-        line.time = now.format(&Rfc3339).expect("a year of four digits");
-        let mut text = Vec::with_capacity(384);
-        match self.config.format {
-            Format::Json => serde_json::to_writer(&mut text, &line).expect("our own types serialise"),
-            Format::Pretty => line.in_words(&mut text).expect("a Vec takes any bytes"),
-        }
-        text.push(b'\n');
-        // Dropped lines are counted there.
-        let _ = self.lines.clone().write_all(&text);
+    /// Has it written; never waits for that.
+    pub fn write(&self, line: &Line<'_>) {
+        TEXT.with_borrow_mut(|text| {
+            text.clear();
+            match self.config.format {
+                Format::Json => serde_json::to_writer(&mut *text, line).expect("our own types serialise"),
+                Format::Pretty => line.in_words(text).expect("a Vec takes any bytes"),
+            }
+            text.push(b'\n');
+            self.lines.take(text);
+        });
     }
 }
 
@@ -138,7 +164,7 @@ impl Line<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
+    use std::sync::{Arc, Mutex};
 
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
@@ -157,14 +183,14 @@ mod tests {
     fn written(format: Format, line: Line<'_>) -> String {
         let written = Written::default();
         let log = AccessLog::to(AccessConfig { sample: 0.0, format }, written.clone());
-        log.write(line);
-        drop(log);
+        log.write(&line);
+        log.close();
         String::from_utf8(written.0.lock().unwrap().clone()).unwrap()
     }
 
     fn line() -> Line<'static> {
         Line {
-            time: String::new(),
+            time: Moment(SystemTime::UNIX_EPOCH + Duration::from_micros(1_500_000_000_123_456)),
             request_id: "r1",
             trace_id: None,
             method: "POST",
@@ -191,10 +217,14 @@ mod tests {
             (value["model"].as_str(), value["reason"].as_str()),
             (Some("a \"b\"\nc"), Some("overloaded"))
         );
-        assert!(value["time"].as_str().unwrap().ends_with('Z'), "{json}");
+        assert_eq!(value["time"], "2017-07-14T02:40:00.123Z", "{json}");
         let pretty = written(Format::Pretty, line());
         assert_eq!(pretty.lines().count(), 1, "{pretty}");
-        assert!(pretty.contains("503 POST") && pretty.contains("refused: overloaded [r1]"), "{pretty}");
+        assert!(
+            pretty.starts_with("2017-07-14T02:40:00.123Z 503 POST")
+                && pretty.contains("refused: overloaded [r1]"),
+            "{pretty}"
+        );
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What became of one request, counted once at its end. The only caller of metrics and spans on the request
 //! path; decides nothing.
 
-use crate::access::{AccessLog, Line};
+use crate::access::{AccessLog, Line, Moment};
 use crate::infer::Chosen;
 use crate::metrics::{Metrics, TraceLabel, VersionMetrics};
 use crate::refusal::Refusal;
@@ -218,7 +218,7 @@ impl Record {
             self.observe_stages(metrics, now);
         }
         if let Some(access) = access.as_ref().filter(|access| access.wants(self.refusal.is_some())) {
-            access.write(self.line(trace.as_ref().map(|trace| trace.id()), now));
+            access.write(&self.line(trace.as_ref().map(|trace| trace.id()), now));
         }
         if let (Some(trace), Some(tracer)) = (&trace, tracer) {
             tracer.finish(trace, &self.facts(), now);
@@ -243,7 +243,7 @@ impl Record {
         let ms = |us: u64| us as f64 / 1e3;
         let timing = self.timing.as_ref();
         Line {
-            time: String::new(),
+            time: Moment(SystemTime::now()),
             request_id: self.id(),
             trace_id,
             method: self.method.as_str(),

@@ -1,0 +1,205 @@
+//! Lines on their way out: whoever has one lays it with the others and goes on; a thread of its own writes them. Decides when
+//! that happens and what is dropped; never looks into a line.
+//!
+//! ```text
+//!   requests ─▶ waiting, at most 1 MiB ─▶ 50 ms after the first line, or once there are 256 KiB: one write
+//! ```
+//!
+//! A write for each line would cost a request more than all else that watches it: the thread would have to be woken, and the
+//! kernel be asked, each time. This way it sleeps until there is a first line, and so many times a second at most.
+
+use std::io::Write;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread;
+use std::time::Duration;
+
+/// Bytes that wait to be written, at most; another so many may be on their way.
+const WAITING_MAX: usize = 1 << 20;
+
+/// So many are written without waiting for more.
+const ENOUGH: usize = WAITING_MAX / 4;
+
+/// A line is held back for so long at most, if what was before it is written.
+const GATHERED_FOR: Duration = Duration::from_millis(50);
+
+/// The way to a writer. Its thread ends when this is closed or dropped, as soon as everything is written.
+#[derive(Debug)]
+pub(crate) struct Gathered(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    waiting: Mutex<Waiting>,
+    /// There is a first line, or enough, or no more will come.
+    due: Condvar,
+    /// The last line is written.
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    bytes: Vec<u8>,
+    lines: u64,
+    dropped: u64,
+    closed: bool,
+    ended: bool,
+}
+
+impl Gathered {
+    pub(crate) fn to(mut writer: impl Write + Send + 'static) -> Self {
+        let shared = Arc::new(Shared {
+            waiting: Mutex::new(Waiting { bytes: Vec::with_capacity(WAITING_MAX), ..Waiting::default() }),
+            due: Condvar::new(),
+            ended: Condvar::new(),
+        });
+        let own = shared.clone();
+        let named = thread::Builder::new().name("access-log".into());
+        named.spawn(move || own.write_to(&mut writer)).expect("the system has room for a thread");
+        Self(shared)
+    }
+
+    /// Takes a line with its end; never waits for the writer.
+    pub(crate) fn take(&self, line: &[u8]) {
+        let mut waiting = self.0.lock();
+        let (before, after) = (waiting.bytes.len(), waiting.bytes.len() + line.len());
+        if after > WAITING_MAX || waiting.closed {
+            waiting.dropped += 1;
+            return;
+        }
+        waiting.bytes.extend_from_slice(line);
+        waiting.lines += 1;
+        drop(waiting);
+        if before == 0 || (before < ENOUGH && after >= ENOUGH) {
+            self.0.due.notify_one();
+        }
+    }
+
+    /// Lines that nobody has.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.0.lock().dropped
+    }
+
+    /// Takes no more lines, and waits until what is here is written, for at most `time_max`.
+    pub(crate) fn close(&self, time_max: Duration) {
+        let mut waiting = self.0.lock();
+        waiting.closed = true;
+        self.0.due.notify_one();
+        // A writer that is stuck keeps its lines; they are lost with the process.
+        drop(self.0.ended.wait_timeout_while(waiting, time_max, |waiting| !waiting.ended));
+    }
+}
+
+impl Drop for Gathered {
+    fn drop(&mut self) {
+        self.0.lock().closed = true;
+        self.0.due.notify_one();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().expect("no panic while it is held")
+    }
+
+    /// Until it is closed and all is written.
+    fn write_to(&self, writer: &mut impl Write) {
+        let mut bytes = Vec::with_capacity(WAITING_MAX);
+        while let Some(lines) = self.gather(&mut bytes) {
+            let written = writer.write_all(&bytes).and_then(|()| writer.flush());
+            bytes.clear();
+            if written.is_err() {
+                self.lock().dropped += lines; // of some of them it is not known
+            }
+        }
+        self.lock().ended = true;
+        self.ended.notify_all();
+    }
+
+    /// Takes what waits in exchange for the empty `bytes`, once it is due; `None` when there will be no more.
+    fn gather(&self, bytes: &mut Vec<u8>) -> Option<u64> {
+        let no_panic = "no panic while it is held";
+        let waiting = self.lock();
+        let is_empty = |waiting: &mut Waiting| waiting.bytes.is_empty() && !waiting.closed;
+        let waiting = self.due.wait_while(waiting, is_empty).expect(no_panic);
+        let is_little = |waiting: &mut Waiting| waiting.bytes.len() < ENOUGH && !waiting.closed;
+        let gathered = self.due.wait_timeout_while(waiting, GATHERED_FOR, is_little);
+        let (mut waiting, _) = gathered.expect(no_panic);
+        std::mem::swap(&mut waiting.bytes, bytes);
+        let lines = std::mem::take(&mut waiting.lines);
+        (lines > 0).then_some(lines)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+    const LONG: Duration = Duration::from_secs(30);
+
+    /// Each write is one message, and takes until there is room for it.
+    struct Pipe(SyncSender<Vec<u8>>);
+
+    impl Write for Pipe {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.send(bytes.to_vec()).map_err(|_| io::ErrorKind::BrokenPipe)?;
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn pipe() -> (Gathered, Receiver<Vec<u8>>) {
+        let (pipe, written) = sync_channel(0);
+        (Gathered::to(Pipe(pipe)), written)
+    }
+
+    #[test]
+    fn lines_that_come_together_are_one_write_and_stay_in_order() {
+        let (lines, written) = pipe();
+        let all: Vec<String> = (0..1000).map(|number| format!("{number}\n")).collect();
+        all.iter().for_each(|line| lines.take(line.as_bytes()));
+        let reader = thread::spawn(move || written.iter().collect::<Vec<_>>());
+        lines.close(LONG);
+        let writes = reader.join().unwrap();
+        assert_eq!(writes.concat(), all.concat().as_bytes());
+        assert!(writes.len() <= 2, "{} writes of {} lines", writes.len(), all.len());
+        assert_eq!(lines.dropped(), 0);
+    }
+
+    #[test]
+    fn a_line_is_written_without_others_and_so_is_the_next_one() {
+        let (lines, written) = pipe();
+        for line in ["one\n", "two\n"] {
+            lines.take(line.as_bytes());
+            assert_eq!(written.recv_timeout(LONG).unwrap(), line.as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_writer_that_is_stuck_holds_up_nobody_and_what_finds_no_room_is_counted() {
+        let (lines, written) = pipe();
+        let line = [b'x'; 1 << 10];
+        let offered = 3 * (WAITING_MAX / line.len()) as u64;
+        (0..offered).for_each(|_| lines.take(&line));
+        let dropped = lines.dropped();
+        assert!(dropped >= offered / 3, "two of them are room, and one is not: {dropped}");
+        lines.close(Duration::ZERO);
+        let taken: usize = written.iter().map(|write| write.len()).sum();
+        assert_eq!(taken as u64 / line.len() as u64 + dropped, offered, "each is written or counted");
+    }
+
+    #[test]
+    fn what_a_broken_pipe_does_not_take_is_counted_and_ends_nothing() {
+        let (lines, written) = pipe();
+        drop(written);
+        lines.take(b"one\n");
+        lines.take(b"two\n");
+        lines.close(LONG);
+        assert_eq!(lines.dropped(), 2);
+        lines.take(b"three\n");
+        assert_eq!(lines.dropped(), 3, "nobody would write it any more");
+    }
+}
