@@ -4,8 +4,9 @@
 
 pub(crate) mod answer;
 
-use crate::numbers::{Skeleton, read_floats};
+use crate::numbers;
 use crate::refusal::Refusal;
+use crate::skeleton::Skeleton;
 use crate::tensor_json::{TensorData, quote_non_finite};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -374,23 +375,24 @@ impl Payload<'_> {
     fn fill(&mut self, text: &RawValue, datatype: Datatype, shape: &[u64]) -> Result<(), serde_json::Error> {
         let cut = self.skeleton.and_then(|skeleton| skeleton.cut(text.get()));
         self.filled += usize::from(cut.is_some());
-        match (datatype, cut) {
-            (Datatype::Fp32, Some(numbers)) => {
-                let count = read_floats(numbers, &mut self.bytes);
-                // What is wrong with it, a second reading finds out.
-                if count.is_some() && count == element_count(shape) {
-                    Ok(())
-                } else {
-                    Err(Error::custom("unusual"))
-                }
-            }
-            (_, cut) => {
-                let text = cut.unwrap_or(text.get().as_bytes());
-                let mut parser = serde_json::Deserializer::from_slice(text);
-                TensorData { bytes: &mut self.bytes, datatype, shape }.deserialize(&mut parser)?;
-                parser.end()
-            }
+        if let Some(numbers) = cut
+            && datatype != Datatype::Bool
+        {
+            let elements = element_count(shape).unwrap_or(usize::MAX);
+            // Two characters make an element.
+            self.bytes.reserve(elements.min(numbers.len() / 2) * datatype.size().unwrap_or(LENGTH_BYTES));
+            let sizes = numbers::read(numbers, datatype, &mut self.bytes);
+            // What is wrong with it, a second reading finds out.
+            return match sizes.as_deref() {
+                Some([all]) if *all == elements as u64 => Ok(()),
+                Some(sizes) if sizes == shape => Ok(()),
+                Some(_) | None => Err(Error::custom("unusual")),
+            };
         }
+        let text = cut.unwrap_or(text.get().as_bytes());
+        let mut parser = serde_json::Deserializer::from_slice(text);
+        TensorData { bytes: &mut self.bytes, datatype, shape }.deserialize(&mut parser)?;
+        parser.end()
     }
 
     /// Aligns the payload for the next tensor and returns its offset.
@@ -400,7 +402,7 @@ impl Payload<'_> {
         }
         let offset = self.layout.place(0);
         self.bytes.resize(offset, 0);
-        // A hint only, and never more than the body can fill: two characters make an element.
+        // A hint only.
         if let Some(elements) = element_count(shape) {
             self.bytes
                 .reserve(elements.saturating_mul(datatype.size().unwrap_or(LENGTH_BYTES)).min(64 << 10));

@@ -29,6 +29,7 @@ mod deadline;
 mod field;
 pub mod shadow;
 pub mod tensor_json;
+mod skeleton;
 mod numbers;
 mod nested;
 mod columns;

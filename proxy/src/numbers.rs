@@ -1,277 +1,268 @@
-//! Long arrays of floats in a JSON body, read about twice as fast as a parser of everything can: they are most of such a
-//! body. [`Skeleton`] finds where they stand and leaves the rest, which is short, to the parser; [`read_floats`] reads one.
+//! Arrays of numbers in a JSON body, which are most of such a body where there are any: read several times as fast as by a
+//! parser of everything, into the very bytes of a tensor, and rounded exactly.
 //!
 //! Never decides what is an error. Whatever is unusual is left alone, and who asks reads the whole body as any other.
 
-use memchr::{memchr2, memmem};
+mod brackets;
+mod decimal;
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
-/// Shorter arrays are not worth the search.
-const WORTH_CUTTING: usize = 32;
+use brackets::{Brackets, Last};
+use decimal::Element;
+use wire::Datatype;
 
-/// A JSON text without the contents of its long arrays of numbers.
-pub(crate) struct Skeleton<'a> {
-    /// Has `[]` in place of each.
-    pub(crate) json: Vec<u8>,
-    /// Where that stands, and what stood there.
-    cuts: Vec<(usize, &'a [u8])>,
+/// Appends the numbers of an array, which may be nested, as elements of this datatype; the size of the arrays at each depth.
+/// `None` if anything else stands there, or a number that the datatype does not hold: then what was appended is of no use.
+pub(crate) fn read(text: &[u8], datatype: Datatype, bytes: &mut Vec<u8>) -> Option<Vec<u64>> {
+    match datatype {
+        Datatype::Uint8 => all::<u8, 1>(text, bytes),
+        Datatype::Int8 => all::<i8, 1>(text, bytes),
+        Datatype::Int16 => all::<i16, 2>(text, bytes),
+        Datatype::Int32 => all::<i32, 4>(text, bytes),
+        Datatype::Int64 => all::<i64, 8>(text, bytes),
+        Datatype::Fp32 => all::<f32, 4>(text, bytes),
+        Datatype::Fp64 => all::<f64, 8>(text, bytes),
+        Datatype::Bool | Datatype::Fp16 | Datatype::Bf16 | Datatype::Bytes => None,
+    }
 }
 
-impl<'a> Skeleton<'a> {
-    /// `None` if there is nothing to leave out. What is taken for an array of numbers may be anything else without a quote.
-    pub(crate) fn of(json: &'a [u8]) -> Option<Self> {
-        let mut skeleton = Self { json: Vec::new(), cuts: Vec::new() };
-        let mut copied = 0;
-        for key in memmem::find_iter(json, b"\"data\"") {
-            // An escaped quote: this is the inside of a string.
-            if key < copied || key > 0 && json[key - 1] == b'\\' {
-                continue;
+fn all<T: Element<N>, const N: usize>(text: &[u8], bytes: &mut Vec<u8>) -> Option<Vec<u64>> {
+    let mut reader = Reader { text, brackets: Brackets::default(), at: 0, count: 0 };
+    #[cfg(target_arch = "x86_64")]
+    if wide::is_available() {
+        // SAFETY: the processor has the instructions.
+        unsafe { wide::read::<T, N>(&mut reader, bytes) }?;
+    }
+    reader.rest::<T, N>(bytes)?;
+    Some(reader.brackets.into_sizes())
+}
+
+/// How far an array has been read.
+struct Reader<'a> {
+    text: &'a [u8],
+    brackets: Brackets,
+    /// Where the last number has ended.
+    at: usize,
+    /// How many have been read.
+    count: u64,
+}
+
+impl Reader<'_> {
+    /// Reads the numbers that are left, to the end of the array.
+    fn rest<T: Element<N>, const N: usize>(&mut self, bytes: &mut Vec<u8>) -> Option<()> {
+        loop {
+            let start = self.skip()?;
+            if start == self.text.len() {
+                return Some(());
             }
-            let Some(start) = after(json, key + b"\"data\"".len(), b':').and_then(|at| after(json, at, b'['))
-            else {
-                continue;
-            };
-            let Some(length) = memchr2(b']', b'"', &json[start..]) else { break };
-            if length < WORTH_CUTTING || json[start + length] == b'"' {
-                continue;
-            }
-            skeleton.json.extend_from_slice(&json[copied..start]);
-            skeleton.cuts.push((skeleton.json.len() - 1, &json[start - 1..=start + length]));
-            copied = start + length;
-        }
-        if skeleton.cuts.is_empty() {
-            return None;
-        }
-        skeleton.json.extend_from_slice(&json[copied..]);
-        Some(skeleton)
-    }
-
-    /// What was left out of `text`, which is a part of the skeleton that the parser has found to be an array.
-    pub(crate) fn cut(&self, text: &str) -> Option<&'a [u8]> {
-        let at = (text.as_ptr() as usize).checked_sub(self.json.as_ptr() as usize)?;
-        self.cuts.iter().find(|(place, _)| *place == at).map(|(_, numbers)| *numbers)
-    }
-
-    /// How many there are.
-    pub(crate) fn cuts(&self) -> usize {
-        self.cuts.len()
-    }
-}
-
-/// The place after `byte`, if that is what comes next.
-fn after(json: &[u8], at: usize, byte: u8) -> Option<usize> {
-    let at = at + json[at..].iter().position(|byte| !is_space(*byte))?;
-    (json[at] == byte).then_some(at + 1)
-}
-
-fn is_space(byte: u8) -> bool {
-    matches!(byte, b' ' | b'\n' | b'\t' | b'\r')
-}
-
-/// Appends the numbers of an array as FP32, each rounded to the nearest; how many there are. `None` if anything else stands
-/// there, or a number that FP32 does not hold: then what was appended is of no use.
-pub(crate) fn read_floats(array: &[u8], bytes: &mut Vec<u8>) -> Option<usize> {
-    let mut numbers = Numbers { rest: array.strip_prefix(b"[")?.strip_suffix(b"]")? };
-    let mut count = 0;
-    loop {
-        numbers.skip_spaces();
-        bytes.extend_from_slice(&numbers.float()?.to_le_bytes());
-        count += 1;
-        numbers.skip_spaces();
-        match numbers.rest.split_first() {
-            None => return Some(count),
-            Some((b',', rest)) => numbers.rest = rest,
-            Some(_) => return None,
-        }
-    }
-}
-
-struct Numbers<'a> {
-    rest: &'a [u8],
-}
-
-/// 10^0 to 10^22, which are doubles without an error.
-const POWERS: [f64; 23] = [
-    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18,
-    1e19, 1e20, 1e21, 1e22,
-];
-
-/// The nearest doubles to their inverses: dividing takes longer than all the rest.
-const INVERSES: [f64; 23] = [
-    1e-0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8, 1e-9, 1e-10, 1e-11, 1e-12, 1e-13, 1e-14, 1e-15,
-    1e-16, 1e-17, 1e-18, 1e-19, 1e-20, 1e-21, 1e-22,
-];
-
-const WHOLE_POWERS: [u64; 9] = [1, 10, 100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000];
-
-/// More do not fit into 64 bits.
-const DIGITS_MAX: usize = 19;
-
-impl<'a> Numbers<'a> {
-    fn skip_spaces(&mut self) {
-        while let [byte, rest @ ..] = self.rest
-            && is_space(*byte)
-        {
-            self.rest = rest;
+            self.number::<T, N>(start, bytes)?;
         }
     }
 
-    /// The next number, as JSON writes them.
-    fn float(&mut self) -> Option<f32> {
-        let token = self.rest;
-        let is_negative = self.take(b'-');
-        let mut mantissa = 0;
-        let whole = match self.rest {
-            // Most are so small.
-            [digit @ b'0'..=b'9', b'.', ..] => {
-                (mantissa, self.rest) = (u64::from(digit - b'0'), &self.rest[1..]);
-                1
-            }
-            _ => self.digits(&mut mantissa),
-        };
-        if whole == 0 || whole > 1 && token[usize::from(is_negative)] == b'0' {
-            return None;
-        }
-        let mut fraction = 0;
-        if self.take(b'.') {
-            fraction = self.digits(&mut mantissa);
-            if fraction == 0 {
-                return None;
-            }
-        }
-        let exponent = if self.take(b'e') || self.take(b'E') { self.exponent()? } else { 0 };
-        let token = &token[..token.len() - self.rest.len()];
-        let float = if whole + fraction <= DIGITS_MAX {
-            nearest(mantissa, exponent - fraction as i64)
-                .map(|float| if is_negative { -float } else { float })
-        } else {
-            None
-        };
-        let float = float.or_else(|| std::str::from_utf8(token).ok()?.parse().ok())?;
-        float.is_finite().then_some(float)
+    /// Reads one number, whatever stands before it.
+    fn next<T: Element<N>, const N: usize>(&mut self, bytes: &mut Vec<u8>) -> Option<()> {
+        let start = self.skip()?;
+        self.number::<T, N>(start, bytes)
     }
 
-    fn take(&mut self, byte: u8) -> bool {
-        match self.rest {
-            [first, rest @ ..] if *first == byte => {
-                self.rest = rest;
-                true
-            }
-            _ => false,
-        }
+    /// Where the next number begins, or the end.
+    fn skip(&mut self) -> Option<usize> {
+        let last = if self.count == 0 { Last::Nothing } else { Last::Value };
+        self.brackets.skip(self.text, self.at, last, self.count)
     }
 
-    /// Reads digits into `mantissa`, which overflows if there are too many; how many there were.
-    fn digits(&mut self, mantissa: &mut u64) -> usize {
-        let before = self.rest.len();
-        while let Some(text) = self.rest.first_chunk() {
-            let (value, digits) = digits_of_eight(*text);
-            *mantissa = mantissa.wrapping_mul(WHOLE_POWERS[digits]).wrapping_add(value);
-            self.rest = &self.rest[digits..];
-            if digits < 8 {
-                return before - self.rest.len();
-            }
-        }
-        while let [digit @ b'0'..=b'9', rest @ ..] = self.rest {
-            *mantissa = mantissa.wrapping_mul(10).wrapping_add(u64::from(digit - b'0'));
-            self.rest = rest;
-        }
-        before - self.rest.len()
+    fn number<T: Element<N>, const N: usize>(&mut self, start: usize, bytes: &mut Vec<u8>) -> Option<()> {
+        let (number, length) = portable::number::<T, N>(&self.text[start..])?;
+        bytes.extend_from_slice(&number);
+        self.at = start + length;
+        self.count += 1;
+        Some(())
     }
-
-    /// Of ten. Beyond what any number needs it is wrong, and `nearest` takes none of that.
-    fn exponent(&mut self) -> Option<i64> {
-        let is_negative = self.take(b'-');
-        if !is_negative {
-            self.take(b'+');
-        }
-        let mut exponent = 0;
-        let digits = self.digits(&mut exponent);
-        let exponent = if digits <= 4 { exponent as i64 } else { i64::from(u16::MAX) };
-        (digits > 0).then_some(if is_negative { -exponent } else { exponent })
-    }
-}
-
-/// The number that eight characters begin with, and how many of them it has. Branches would be guessed wrong: numbers differ
-/// in length.
-fn digits_of_eight(text: [u8; 8]) -> (u64, usize) {
-    // A digit is 0 to 9 now, and lacks the upper bit still when 0x76 is added. What that does to those after the first
-    // other character does not matter.
-    let digits = u64::from_le_bytes(text) ^ 0x3030_3030_3030_3030;
-    let others = (digits.wrapping_add(0x7676_7676_7676_7676) | digits) & 0x8080_8080_8080_8080;
-    let count = others.trailing_zeros() / 8;
-    // Zeros in front; then each step adds neighbours: ones to tens, then hundreds, then four and four.
-    let digits = digits.checked_shl(64 - 8 * count).unwrap_or(0);
-    let pairs = (digits.wrapping_mul(10) + (digits >> 8)) & 0x00ff_00ff_00ff_00ff;
-    let fours = (pairs.wrapping_mul(100) + (pairs >> 16)) & 0x0000_ffff_0000_ffff;
-    ((fours.wrapping_mul(10_000) + (fours >> 32)) & 0xffff_ffff, count as usize)
-}
-
-/// `mantissa` times ten to the `exponent`, as FP32. It is computed as a double, which is off by less than four of its last
-/// places; `None` where that might decide to which side it is rounded, or where the result has fewer places than usual.
-fn nearest(mantissa: u64, exponent: i64) -> Option<f32> {
-    const DROPPED: u64 = (1 << 29) - 1; // of the 52 places of a double FP32 has 23
-    const TIE: u64 = 1 << 28;
-    const ERROR: u64 = 4;
-    if mantissa == 0 {
-        return Some(0.0);
-    }
-    let powers = if exponent < 0 { &INVERSES } else { &POWERS };
-    let power = powers.get(usize::try_from(exponent.unsigned_abs()).ok()?)?;
-    let double = mantissa as f64 * power;
-    let is_usual = double >= f64::from(f32::MIN_POSITIVE);
-    let is_clear = (double.to_bits() & DROPPED).abs_diff(TIE) > ERROR;
-    (is_usual && is_clear).then_some(double as f32)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
 
-    fn read(text: &str) -> Option<Vec<f32>> {
-        let mut bytes = Vec::new();
-        let count = read_floats(format!("[{text}]").as_bytes(), &mut bytes)?;
-        let floats: Vec<_> = bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
-        assert_eq!(floats.len(), count);
-        Some(floats)
+    /// Whatever the processor has, all ways of reading must agree.
+    fn read<T: Element<N>, const N: usize>(text: &str) -> Option<(Vec<u64>, Vec<u8>)> {
+        let (mut quick, mut bytes) = (Vec::new(), Vec::new());
+        let sizes = all::<T, N>(text.as_bytes(), &mut quick);
+        let mut reader = Reader { text: text.as_bytes(), brackets: Brackets::default(), at: 0, count: 0 };
+        let portable = reader.rest::<T, N>(&mut bytes).map(|()| reader.brackets.into_sizes());
+        assert_eq!(sizes, portable, "{text}");
+        let sizes = sizes?;
+        assert!(quick == bytes, "{text}");
+        Some((sizes, bytes))
+    }
+
+    fn floats(text: &str) -> Option<Vec<f32>> {
+        let (_, bytes) = read::<f32, 4>(text)?;
+        Some(bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+    }
+
+    /// Enough before and after that no number is near an end.
+    fn between(text: &str) -> String {
+        let others = ["0.5"; 30].join(", ");
+        format!("[{others}, {text},{others}]")
     }
 
     #[test]
     fn numbers_are_those_of_json_and_nothing_else() {
         assert_eq!(
-            read(" 1 ,-2.5,\n3e2 , 0,-0.0,1E+2,25e-1\t"),
+            floats("[ 1 ,-2.5,\n3e2 , 0,-0.0,1E+2,25e-1\t]"),
             Some(vec![1.0, -2.5, 300.0, 0.0, -0.0, 100.0, 2.5])
         );
+        for number in ["1", "-2.5", "3e2", " 7", "-0.0", "1E+2", "25e-1 ", "0.10", "100.25", "\n1", " \t-1\r"]
+        {
+            let got = floats(&between(number)).unwrap();
+            assert_eq!((got.len(), got[30]), (61, number.trim().parse().unwrap()), "{number}");
+        }
         for text in [
             "",
             " ",
             "1,",
             ",1",
             "1 2",
+            "1  2",
             "01",
             "-01",
+            "01.5",
+            "-00.5",
             "1.",
+            "-1.",
             ".5",
+            "-.5",
             "+1",
             "-",
+            "--1",
+            "1-",
+            "1-1",
             "1e",
             "1e+",
+            "e1",
+            "1.5.5",
+            "1..5",
             "NaN",
             "Infinity",
             "0x1",
-            "1,[2]",
             "1]",
+            "[1",
             "1_0",
+            "Y",
             "\u{661}",
             "null",
+            "true",
             "1e39",
             "1e99999999999999999999",
             "12345678a",
             "1:2345678",
+            "123456789/12345678",
+            "1;2",
+            "1\u{0}2",
+            "\u{1}1",
+            "1\u{b}",
         ] {
-            assert_eq!(read(text), None, "{text}");
+            assert_eq!(floats(&between(text)), None, "{text}");
+            if !text.trim().is_empty() {
+                assert_eq!(floats(&format!("[{text}]")), None, "{text}");
+            }
         }
-        assert_eq!(read("1e-99999,0e99999"), Some(vec![0.0, 0.0]), "too small for any place");
+        assert_eq!(floats("[1e-99999,0e99999]"), Some(vec![0.0, 0.0]), "too small for any place");
+    }
+
+    #[test]
+    fn the_sizes_are_what_the_nesting_says() {
+        let sizes = |text: &str| read::<u8, 1>(text).map(|(sizes, _)| sizes);
+        for (text, want) in [
+            ("[]", &[0][..]),
+            (" [ ] ", &[0]),
+            ("[1,2,3]", &[3]),
+            ("[[1,2],[3,4],[5,6]]", &[3, 2]),
+            ("[ [1, 2 ] ,\n[3, 4]\t,[ 5,6 ] ]", &[3, 2]),
+            ("[[[1]],[[2]]]", &[2, 1, 1]),
+            ("[[],[]]", &[2, 0]),
+        ] {
+            assert_eq!(sizes(text).as_deref(), Some(want), "{text}");
+        }
+        for text in [
+            "7",
+            "[",
+            "]",
+            "[1",
+            "1]",
+            "[1]]",
+            "[1][2]",
+            "[1],",
+            ",[1]",
+            "[[1,2],[3]]",
+            "[1,[2]]",
+            "[[1],2]",
+            "[[],1]",
+            "[[[1]],[2]]",
+            "[[],[[]],[1]]",
+            "[[1],[]]",
+            "[[1][2]]",
+            "[[1],,[2]]",
+            "[[1] 2]",
+            "[1 [2]]",
+            "[[1,],[2]]",
+            "[,[1]]",
+            "[[1],]",
+        ] {
+            assert_eq!(sizes(text), None, "{text}");
+        }
+        let deep = |depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth));
+        assert_eq!(sizes(&deep(16)).map(|sizes| sizes.len()), Some(16));
+        assert_eq!(sizes(&deep(17)), None);
+        assert_eq!(sizes(&deep(1_000_000)), None);
+    }
+
+    #[test]
+    fn long_rows_are_counted_wherever_they_end() {
+        for columns in 1..80 {
+            let row = vec!["0.125"; columns].join(",");
+            let text = format!("[[{row}],[{row}], [{row}]]");
+            let (sizes, bytes) = read::<f32, 4>(&text).unwrap();
+            assert_eq!((sizes, bytes.len()), (vec![3, columns as u64], 12 * columns));
+            assert_eq!(read::<f32, 4>(&format!("[[{row}],[{row},1]]")), None);
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_in_range_or_nothing() {
+        assert_eq!(read::<u8, 1>(&between("7")), None, "0.5 is none of them");
+        let whole = |text: &str| format!("[{0}{text},{0}7]", "0, 1,".repeat(20));
+        let last = |bytes: Vec<u8>, size: usize| bytes[bytes.len() - 2 * size..bytes.len() - size].to_vec();
+        for number in [
+            i64::MIN,
+            i64::MIN + 1,
+            -1_000_000_000_000_000_000,
+            -1,
+            0,
+            9,
+            10,
+            999_999_999_999_999_999,
+            i64::MAX,
+        ] {
+            let (_, bytes) = read::<i64, 8>(&whole(&number.to_string())).unwrap();
+            assert_eq!(bytes[40 * 8..41 * 8], number.to_le_bytes(), "{number}");
+        }
+        let (_, bytes) = read::<i16, 2>(&format!("[{}-32768]", "1,".repeat(40))).unwrap();
+        assert_eq!(last([&bytes[..], &[0, 0]].concat(), 2), (-32768_i16).to_le_bytes());
+        for (text, fits) in
+            [("255", true), ("256", false), ("-1", false), ("-0", false), ("1.0", false), ("1e1", false)]
+        {
+            assert_eq!(read::<u8, 1>(&whole(text)).is_some(), fits, "{text}");
+        }
+        assert_eq!(read::<i64, 8>(&whole("9223372036854775808")), None);
+        assert_eq!(read::<i8, 1>(&whole("-129")), None);
+        assert_eq!(read::<i32, 4>(&whole("2147483648")), None);
     }
 
     #[test]
@@ -286,55 +277,114 @@ mod tests {
             "1.1754942e-38",
             "1e-45",
             "7e-46",
-            "9007199254740993",
+            "9007199254740993", // the same for doubles
+            "9007199254740993.0000000001",
+            "9007199254740992.9999999999",
             "18446744073709551615",
             "184467440737095516150000000000000000000",
             "0.00000000000000000000000000000000000000000000012345678901234567890",
             "123456789012345678901234567890.12345678901234567890",
             "8589973000.5",
             "8.5899735e9",
+            "0.0000000000000000000000000000001",
+            "0.00000000000000000000000000000000001",
         ] {
-            assert_eq!(read(text), Some(vec![text.parse().unwrap()]), "{text}");
+            compare(&[text.to_owned()]);
+            compare(&vec![text.to_owned(); 9]);
         }
     }
 
+    /// All numbers as both kinds of floats, with what the standard library reads.
+    fn compare(numbers: &[String]) {
+        let singles: Vec<f32> = numbers.iter().map(|number| number.parse().unwrap()).collect();
+        let doubles: Vec<f64> = numbers.iter().map(|number| number.parse().unwrap()).collect();
+        let text = format!("[{}]", numbers.join(", "));
+        if singles.iter().all(|single| single.is_finite()) {
+            let (_, bytes) = read::<f32, 4>(&text).unwrap();
+            for ((got, want), number) in bytes.as_chunks().0.iter().zip(singles).zip(numbers) {
+                assert_eq!(f32::from_le_bytes(*got).to_bits(), want.to_bits(), "{number} as FP32");
+            }
+        }
+        let (_, bytes) = read::<f64, 8>(&text).unwrap();
+        for ((got, want), number) in bytes.as_chunks().0.iter().zip(doubles).zip(numbers) {
+            assert_eq!(f64::from_le_bytes(*got).to_bits(), want.to_bits(), "{number} as FP64");
+        }
+    }
+
+    /// What one is tried on: random values as they are usually written, digits of all lengths, and texts that lie at, just
+    /// below or just above the middle between two floats, where rounding is hardest.
+    fn number(random: &mut StdRng) -> String {
+        let single = loop {
+            let single = f32::from_bits(random.random());
+            if single.is_finite() && (single == 0.0 || (1e-12..1e12).contains(&single.abs())) {
+                break single;
+            }
+        };
+        match random.random_range(0..8) {
+            0 => f64::from(single).to_string(),
+            1 => single.to_string(),
+            2 => random.random::<f64>().to_string(),
+            3 => format!("{:e}", f64::from_bits(random.random::<u64>() & !(3 << 61))),
+            4 => format!("{:.*}", random.random_range(0..20), random.random_range(-1000.0..1000.0)),
+            5 => {
+                let digits = random.random_range(1..26);
+                let mut text: String =
+                    (0..digits).map(|_| char::from(random.random_range(b'0'..=b'9'))).collect();
+                text.insert(random.random_range(0..digits), '.');
+                let text = text.trim_start_matches('0');
+                let sign = if random.random() { "-" } else { "" };
+                let zero = if text.starts_with('.') { "0" } else { "" };
+                format!("{sign}{zero}{text}0")
+            }
+            6 => {
+                let next = f32::from_bits(single.to_bits() + 1);
+                close_to(f64::from(single).midpoint(f64::from(next)), random)
+            }
+            _ => {
+                // A whole number of 54 bits, of which the last one is set, lies between two doubles.
+                let middle = random.random_range(1_u64 << 53..1 << 54) | 1;
+                let place = random.random_range(0..40);
+                close_to_text(&exactly(middle, place), random)
+            }
+        }
+    }
+
+    fn close_to(value: f64, random: &mut StdRng) -> String {
+        close_to_text(&format!("{value:.*}", random.random_range(1..25)), random)
+    }
+
+    /// The text, or one of its neighbours in the last digit.
+    fn close_to_text(text: &str, random: &mut StdRng) -> String {
+        let (rest, last) = text.split_at(text.len() - 1);
+        let digit = last.parse::<u8>().unwrap() as i8 + random.random_range(-1..=1);
+        if (0..10).contains(&digit) { format!("{rest}{digit}") } else { text.to_owned() }
+    }
+
+    /// `whole` divided by two so many times, as the first 18 digits or a few less.
+    fn exactly(whole: u64, place: u32) -> String {
+        let scaled = (u128::from(whole) * 10_u128.pow(18)) >> place;
+        let text = format!("{scaled:019}");
+        let (front, back) = text.split_at(text.len() - 18);
+        let keep = 19_usize.saturating_sub(front.len()).clamp(1, 18);
+        format!("{front}.{}", &back[..keep])
+    }
+
     #[test]
-    fn only_the_contents_of_long_arrays_are_left_out() {
-        let numbers = (0..20).map(|number| number.to_string()).collect::<Vec<_>>().join(", ");
-        let json = format!(
-            r#"{{"id": "\"data\": [{numbers}]", "inputs": [{{"data": [1, 2]}}, {{"data" : [{numbers}]}}, {{"data": ["{numbers}"]}}]}}"#
-        );
-        let skeleton = Skeleton::of(json.as_bytes()).unwrap();
-        let want = json.replacen(&format!("\"data\" : [{numbers}]"), "\"data\" : []", 1);
-        assert_eq!(std::str::from_utf8(&skeleton.json), Ok(want.as_str()));
-        let at = want.find(" : []").unwrap() + 3;
-        let text = std::str::from_utf8(&skeleton.json[at..at + 2]).unwrap();
-        assert_eq!(skeleton.cut(text), Some(format!("[{numbers}]").as_bytes()));
-        assert_eq!(skeleton.cut("[]"), None, "not a part of it");
-        assert!(Skeleton::of(br#"{"data": [1, 2]}"#).is_none());
-        assert!(Skeleton::of(format!(r#"{{"data": [{numbers}"#).as_bytes()).is_none(), "it does not end");
+    fn a_million_numbers_are_read_as_the_standard_library_reads_them() {
+        let mut random = StdRng::seed_from_u64(20_261_126);
+        for _ in 0..1000 {
+            let numbers: Vec<_> = (0..1000).map(|_| number(&mut random)).collect();
+            compare(&numbers);
+        }
     }
 
     proptest! {
         #[test]
-        fn whatever_is_written_is_read_as_the_standard_library_reads_it(
-            doubles in prop::collection::vec(any::<f64>(), 1..20), floats in prop::collection::vec(any::<f32>(), 1..20),
-        ) {
-            let texts: Vec<_> = doubles.iter().map(f64::to_string).chain(floats.iter().map(|float| f64::from(*float).to_string()))
-                .chain(floats.iter().map(f32::to_string)).chain(doubles.iter().map(|double| format!("{double:e}")))
-                .filter(|text| text.parse::<f32>().is_ok_and(f32::is_finite))
-                .collect();
-            let want: Vec<f32> = texts.iter().map(|text| text.parse().unwrap()).collect();
-            if !want.is_empty() {
-                let got = read(&texts.join(","));
-                prop_assert_eq!(got, Some(want));
-            }
-        }
-
-        #[test]
-        fn nothing_panics(text in prop::collection::vec(prop::sample::select(b"0123456789.-+eE, [\"]data:".to_vec()), 0..80)) {
-            let _ = read_floats(&text, &mut Vec::new());
-            let _ = Skeleton::of(&text);
+        fn nothing_panics_and_all_ways_agree(text in prop::collection::vec(prop::sample::select(b"0123456789.-+eE, [\n]".to_vec()), 0..200)) {
+            let text = String::from_utf8(text).unwrap();
+            let _ = read::<f32, 4>(&text);
+            let _ = read::<f64, 8>(&between(&text));
+            let _ = read::<i32, 4>(&format!("[{}{text}]", "1,".repeat(40)));
         }
     }
 }
