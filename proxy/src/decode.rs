@@ -378,15 +378,18 @@ impl Payload<'_> {
         if let Some(numbers) = cut
             && datatype != Datatype::Bool
         {
-            let elements = element_count(shape).unwrap_or(usize::MAX);
-            // Two characters make an element.
-            self.bytes.reserve(elements.min(numbers.len() / 2) * datatype.size().unwrap_or(LENGTH_BYTES));
-            let sizes = numbers::read(numbers, datatype, &mut self.bytes);
+            let unusual = || Error::custom("unusual");
+            // An element takes two characters or more.
+            let elements = element_count(shape).filter(|elements| *elements <= numbers.len() / 2);
+            let elements = elements.ok_or_else(unusual)?;
+            let begin = self.bytes.len();
+            self.bytes.resize(begin + elements * datatype.size().unwrap_or(0), 0);
+            let sizes = numbers::read(numbers, datatype, &mut self.bytes[begin..]);
             // What is wrong with it, a second reading finds out.
             return match sizes.as_deref() {
                 Some([all]) if *all == elements as u64 => Ok(()),
                 Some(sizes) if sizes == shape => Ok(()),
-                Some(_) | None => Err(Error::custom("unusual")),
+                Some(_) | None => Err(unusual()),
             };
         }
         let text = cut.unwrap_or(text.get().as_bytes());

@@ -11,73 +11,82 @@ mod wide;
 
 use brackets::{Brackets, Last};
 use decimal::Element;
+use std::slice;
 use wire::Datatype;
 
-/// Appends the numbers of an array, which may be nested, as elements of this datatype; the size of the arrays at each depth.
-/// `None` if anything else stands there, or a number that the datatype does not hold: then what was appended is of no use.
-pub(crate) fn read(text: &[u8], datatype: Datatype, bytes: &mut Vec<u8>) -> Option<Vec<u64>> {
+/// Reads the numbers of an array, which may be nested, as elements of this datatype, into `room` for exactly so many; the size
+/// of the arrays at each depth. `None` if there are more or fewer, or anything else stands there, or a number that the datatype
+/// does not hold.
+pub(crate) fn read(text: &[u8], datatype: Datatype, room: &mut [u8]) -> Option<Vec<u64>> {
     match datatype {
-        Datatype::Uint8 => all::<u8, 1>(text, bytes),
-        Datatype::Int8 => all::<i8, 1>(text, bytes),
-        Datatype::Int16 => all::<i16, 2>(text, bytes),
-        Datatype::Int32 => all::<i32, 4>(text, bytes),
-        Datatype::Int64 => all::<i64, 8>(text, bytes),
-        Datatype::Fp32 => all::<f32, 4>(text, bytes),
-        Datatype::Fp64 => all::<f64, 8>(text, bytes),
+        Datatype::Uint8 => all::<u8, 1>(text, room),
+        Datatype::Int8 => all::<i8, 1>(text, room),
+        Datatype::Int16 => all::<i16, 2>(text, room),
+        Datatype::Int32 => all::<i32, 4>(text, room),
+        Datatype::Int64 => all::<i64, 8>(text, room),
+        Datatype::Fp32 => all::<f32, 4>(text, room),
+        Datatype::Fp64 => all::<f64, 8>(text, room),
         Datatype::Bool | Datatype::Fp16 | Datatype::Bf16 | Datatype::Bytes => None,
     }
 }
 
-fn all<T: Element<N>, const N: usize>(text: &[u8], bytes: &mut Vec<u8>) -> Option<Vec<u64>> {
-    let mut reader = Reader { text, brackets: Brackets::default(), at: 0, count: 0 };
+fn all<T: Element<N>, const N: usize>(text: &[u8], room: &mut [u8]) -> Option<Vec<u64>> {
+    let mut reader = Reader::new(text, room);
     #[cfg(target_arch = "x86_64")]
     if wide::is_available() {
         // SAFETY: the processor has the instructions.
-        unsafe { wide::read::<T, N>(&mut reader, bytes) }?;
+        unsafe { wide::read::<T, N>(&mut reader) }?;
     }
-    reader.rest::<T, N>(bytes)?;
-    Some(reader.brackets.into_sizes())
+    reader.rest::<T>()
 }
 
 /// How far an array has been read.
-struct Reader<'a> {
+struct Reader<'a, 'b, const N: usize> {
     text: &'a [u8],
     brackets: Brackets,
     /// Where the last number has ended.
     at: usize,
-    /// How many have been read.
-    count: u64,
+    /// For the numbers that are to come.
+    room: slice::IterMut<'b, [u8; N]>,
+    /// How many there are in all.
+    elements: usize,
 }
 
-impl Reader<'_> {
+impl<'a, 'b, const N: usize> Reader<'a, 'b, N> {
+    fn new(text: &'a [u8], room: &'b mut [u8]) -> Self {
+        let room = room.as_chunks_mut().0;
+        let elements = room.len();
+        Self { text, brackets: Brackets::default(), at: 0, room: room.iter_mut(), elements }
+    }
+
     /// Reads the numbers that are left, to the end of the array.
-    fn rest<T: Element<N>, const N: usize>(&mut self, bytes: &mut Vec<u8>) -> Option<()> {
+    fn rest<T: Element<N>>(mut self) -> Option<Vec<u64>> {
         loop {
             let start = self.skip()?;
             if start == self.text.len() {
-                return Some(());
+                return (self.room.len() == 0).then(|| self.brackets.into_sizes());
             }
-            self.number::<T, N>(start, bytes)?;
+            self.number::<T>(start)?;
         }
     }
 
     /// Reads one number, whatever stands before it.
-    fn next<T: Element<N>, const N: usize>(&mut self, bytes: &mut Vec<u8>) -> Option<()> {
+    fn next<T: Element<N>>(&mut self) -> Option<()> {
         let start = self.skip()?;
-        self.number::<T, N>(start, bytes)
+        self.number::<T>(start)
     }
 
     /// Where the next number begins, or the end.
     fn skip(&mut self) -> Option<usize> {
-        let last = if self.count == 0 { Last::Nothing } else { Last::Value };
-        self.brackets.skip(self.text, self.at, last, self.count)
+        let count = self.elements - self.room.len();
+        let last = if count == 0 { Last::Nothing } else { Last::Value };
+        self.brackets.skip(self.text, self.at, last, count as u64)
     }
 
-    fn number<T: Element<N>, const N: usize>(&mut self, start: usize, bytes: &mut Vec<u8>) -> Option<()> {
+    fn number<T: Element<N>>(&mut self, start: usize) -> Option<()> {
         let (number, length) = portable::number::<T, N>(&self.text[start..])?;
-        bytes.extend_from_slice(&number);
+        *self.room.next()? = number;
         self.at = start + length;
-        self.count += 1;
         Some(())
     }
 }
@@ -91,13 +100,21 @@ mod tests {
 
     /// Whatever the processor has, all ways of reading must agree.
     fn read<T: Element<N>, const N: usize>(text: &str) -> Option<(Vec<u64>, Vec<u8>)> {
-        let (mut quick, mut bytes) = (Vec::new(), Vec::new());
-        let sizes = all::<T, N>(text.as_bytes(), &mut quick);
-        let mut reader = Reader { text: text.as_bytes(), brackets: Brackets::default(), at: 0, count: 0 };
-        let portable = reader.rest::<T, N>(&mut bytes).map(|()| reader.brackets.into_sizes());
-        assert_eq!(sizes, portable, "{text}");
+        let numbers =
+            text.split(',').filter(|part| part.contains(|each: char| each.is_ascii_digit())).count();
+        let mut rooms = [(); 2].map(|()| vec![0; N * numbers]);
+        let [quick, bytes] = &mut rooms;
+        let sizes = all::<T, N>(text.as_bytes(), quick);
+        assert_eq!(sizes, Reader::new(text.as_bytes(), bytes).rest::<T>(), "{text}");
         let sizes = sizes?;
         assert!(quick == bytes, "{text}");
+        if text.len() < 1000 {
+            for other in [numbers + 1, numbers.saturating_sub(1)] {
+                let sizes = all::<T, N>(text.as_bytes(), &mut vec![0; N * other]);
+                assert!(sizes.is_none() || other == numbers, "room for {other}: {text}");
+            }
+        }
+        let [_, bytes] = rooms;
         Some((sizes, bytes))
     }
 

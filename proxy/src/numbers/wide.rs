@@ -21,10 +21,7 @@ pub(super) fn is_available() -> bool {
 
 /// Reads the numbers that `reader` has left, but perhaps the last one.
 #[target_feature(enable = "avx2,bmi1,lzcnt")]
-pub(super) fn read<T: Element<N>, const N: usize>(
-    reader: &mut Reader<'_>,
-    bytes: &mut Vec<u8>,
-) -> Option<()> {
+pub(super) fn read<T: Element<N>, const N: usize>(reader: &mut Reader<'_, '_, N>) -> Option<()> {
     let text = reader.text;
     let (blocks, rest) = text.as_chunks();
     let mut padded = [b' '; BLOCK];
@@ -39,11 +36,10 @@ pub(super) fn read<T: Element<N>, const N: usize>(
             ends &= ends - 1;
             match usual::<T, N>(text, reader.at, end) {
                 Some(number) => {
-                    bytes.extend_from_slice(&number);
+                    *reader.room.next()? = number;
                     reader.at = end;
-                    reader.count += 1;
                 }
-                None => reader.next::<T, N>(bytes)?,
+                None => reader.next::<T>()?,
             }
         }
     }
