@@ -67,11 +67,8 @@ pub trait Call: Send {
     /// the policy names one.
     fn parameter(&self, body: &Bytes, name: &str) -> Option<String>;
 
-    /// Whether another server can be asked in this protocol.
-    fn can_be_forwarded(&self) -> bool;
-
-    /// What another server is to be asked, beside the body as it came; an error where it does not speak this protocol.
-    fn forward(&self) -> Result<(Method, HeaderMap), Refusal>;
+    /// What another server is to be asked, beside the body as it came; `None` where it does not speak this protocol.
+    fn forward(&self) -> Option<(Method, HeaderMap)>;
 
     /// The engine's answer to `request`.
     fn encode(&self, request: &InferRequest, inferred: Inferred<'_>) -> Result<Self::Answer, Refusal>;
@@ -184,17 +181,10 @@ impl Call for HttpCall<'_> {
         field::parameter(body.get(..json_len.unwrap_or(body.len()))?, name)
     }
 
-    fn can_be_forwarded(&self) -> bool {
+    fn forward(&self) -> Option<(Method, HeaderMap)> {
         match self.dialect {
-            Dialect::OpenInference => true,
-            Dialect::TfServing | Dialect::TorchServe => false,
-        }
-    }
-
-    fn forward(&self) -> Result<(Method, HeaderMap), Refusal> {
-        match self.dialect {
-            Dialect::OpenInference => Ok((self.head().method.clone(), self.head().headers.clone())),
-            Dialect::TfServing | Dialect::TorchServe => Err(dialect::elsewhere()),
+            Dialect::OpenInference => Some((self.head().method.clone(), self.head().headers.clone())),
+            Dialect::TfServing | Dialect::TorchServe => None,
         }
     }
 

@@ -62,15 +62,11 @@ impl Dialect {
 
 /// What the engine says of the model that is asked.
 pub(crate) fn declared(entry: Option<&ModelEntry>) -> Result<&ModelEntry, Refusal> {
-    entry.ok_or_else(elsewhere)
-}
-
-/// Why a version that another server answers is not asked.
-pub(crate) fn elsewhere() -> Refusal {
-    Refusal::Unsupported(
-        "this version is another server's, which is asked in the Open Inference Protocol only: use /v2"
-            .into(),
-    )
+    entry.ok_or_else(|| {
+        Refusal::Unsupported(
+            "only another server has this model, and what it takes is not known here: use /v2".into(),
+        )
+    })
 }
 
 /// An output of an answer, and its bytes from where it has been written to.

@@ -5,6 +5,7 @@
 //! limit is spent before the body is read, because reading it is what the limit protects; a request that is refused later
 //! has spent it. Rows and bytes are reserved, and given back by whoever has had nothing for them.
 
+mod elsewhere;
 mod once_more;
 mod verdict;
 
@@ -23,14 +24,16 @@ use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::remote::Remotes;
 use crate::route::Target;
-use crate::shadow::{Answer, Copy, Shadows, ToServer, Written};
+use crate::shadow::{Answer, Copy, Shadows, ToServer};
 use crate::slots::Slots;
 use crate::trace::Trace;
+use crate::translated;
 use bytes::Bytes;
+use elsewhere::declaration;
 use once_more::{Again, Unanswered};
 use policies::{
-    Assignment, Criticality, Drawn, Field, Instead, Ledger, Limited, Live, ModelPolicy, Outcome, Pass,
-    Remote, Sight, Snapshot, Standing, Usage, Version,
+    Assignment, Criticality, Drawn, Field, Instead, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Sight,
+    Snapshot, Standing, Usage, Version,
 };
 use rand::Rng;
 use std::sync::Arc;
@@ -80,9 +83,7 @@ impl Path {
             None => target,
         };
         let early = match asks_of_body(snapshot, target) {
-            None => {
-                Some(self.choose(snapshot, &models, target, (call, &Caller::new(call.head())), record)?)
-            }
+            None => Some(self.choose(snapshot, &models, target, &Caller::new(call.head()), record)?),
             Some(_) => must_be_there(snapshot, &models, target).map(|()| None)?,
         };
         let most = Deadline::at_most(snapshot.deadline(target.model), call.timeout()?);
@@ -110,7 +111,7 @@ impl Path {
         record.slot = Some(slot);
         record.stages.read = Some(Instant::now());
         let entry = match &early {
-            Some(chosen) => models.entry(target.model, chosen.number),
+            Some(chosen) => declaration(snapshot, &models, target.model, chosen.number),
             None => models.find(target).ok(),
         };
         let request = body.decode(call, entry);
@@ -122,7 +123,7 @@ impl Path {
             Some(chosen) => chosen,
             None => {
                 let caller = Caller::with_body(call.head(), of_body.as_deref());
-                self.choose(snapshot, &models, target, (call, &caller), record)?
+                self.choose(snapshot, &models, target, &caller, record)?
             }
         };
         let (version, by) = (chosen.number, chosen.by);
@@ -189,19 +190,29 @@ impl Path {
         record: &mut Record,
     ) -> Attempt<C::Answer> {
         let (model, version) = (asking.target.model, asking.version);
-        let read = |call: &mut C| body.decode(call, asking.models.entry(model, version));
+        let entry = declaration(asking.snapshot, &asking.models, model, version);
+        let read = |call: &mut C| body.decode(call, entry);
         let answer = match asking.snapshot.remote(model, Version(version)) {
-            Some(remote) => {
-                let copy = request.and_then(|mut request| {
-                    asking.snapshot.model(model)?.shadow()?;
-                    let infer = self.engine_request(&mut request, asking, record);
-                    self.copy(call, (&infer, &request.payload), body, asking)
-                });
-                let body = body.as_it_came.clone();
-                // Boxed: it is ten times what waiting for the engine takes, and every request would carry it.
-                let answer = Box::pin(self.elsewhere(call, remote, (body, copy), asking, record)).await;
-                answer.map_err(Into::into)
-            }
+            // Boxed: they are ten times what waiting for the engine takes, and every request would carry it.
+            Some(remote) => match call.forward() {
+                Some(head) => {
+                    let copy = request.and_then(|mut request| {
+                        asking.snapshot.model(model)?.shadow()?;
+                        let infer = self.engine_request(&mut request, asking, record);
+                        self.copy(call, (&infer, &request.payload), body, asking)
+                    });
+                    let asked = ((head, body.as_it_came.clone()), copy);
+                    let answer = Box::pin(self.elsewhere(call, remote, asked, asking, record)).await;
+                    answer.map_err(Into::into)
+                }
+                None => match request.map_or_else(|| read(call), Ok) {
+                    Ok(request) => {
+                        let asked = self.in_other_words(call, remote, (request, entry), body, asking, record);
+                        Box::pin(asked).await.map(|answer| (answer, Ok(()))).map_err(Into::into)
+                    }
+                    Err(refusal) => Err(refusal.into()),
+                },
+            },
             None => match request.map_or_else(|| read(call), Ok) {
                 Ok(request) => {
                     let answer = self.here(call, request, body, asking, record).await;
@@ -287,53 +298,27 @@ impl Path {
         }
         let server = match snapshot.remote(target.model, version) {
             None => None,
-            Some(remote) => match call.forward() {
-                Ok(head) => Some(ToServer::new(remote, head, body.as_it_came.clone())),
-                Err(_) => {
-                    self.shadows.drop_one(target.model, version.0); // it cannot be asked in these words
-                    return None;
-                }
-            },
+            Some(remote) => {
+                let (head, body) = match call.forward() {
+                    Some(head) => (head, body.as_it_came.clone()),
+                    None => translated::written(infer, payload, &call.head().headers),
+                };
+                Some(ToServer::new(remote, head, body))
+            }
         };
         self.shadows.copy(policy, models, (infer, payload), server, by.assigned)
     }
 
-    /// Has another server answer; and what that answer says about the version.
-    async fn elsewhere<C: Call>(
-        &self,
-        call: &mut C,
-        remote: &Remote,
-        (body, copy): (Bytes, Option<Copy>),
-        asking: &Asking<'_>,
-        record: &Record,
-    ) -> Result<(C::Answer, Result<(), Refusal>), Refusal> {
-        let (method, headers) = call.forward()?;
-        let (model, version) = (asking.target.model, Version(asking.version));
-        let may_repeat = || self.ledger.may_repeat(asking.snapshot, model, version);
-        let terms = (&asking.deadline, record.sampling.kept());
-        let asked = self.remotes.ask(remote, (&method, &headers), body, terms, may_repeat);
-        let passed = tokio::select! {
-            biased;
-            answer = asked => answer?,
-            () = call.gone() => return Err(Refusal::ClientGone),
-        };
-        let said = passed.refusal().map_or(Ok(()), Err);
-        if let (Some(copy), Ok(())) = (copy, &said) {
-            self.shadows.send(copy, Answer::Server(Written::of(&passed)));
-        }
-        Ok((call.pass(passed), said))
-    }
-
     /// The version that answers.
-    fn choose<C: Call>(
+    fn choose(
         &self,
         snapshot: &Snapshot,
         models: &Models,
         target: Target<'_>,
-        (call, caller): (&C, &Caller<'_>),
+        caller: &Caller<'_>,
         record: &mut Record,
     ) -> Result<Chosen, Refusal> {
-        match self.pick(snapshot, models, target, (call, caller)) {
+        match self.pick(snapshot, models, target, caller) {
             Some(chosen) if is_ready(snapshot, models, target.model, chosen.number) => {
                 record.choose(target.model, &chosen);
                 Ok(chosen)
@@ -349,18 +334,14 @@ impl Path {
 
     /// The version that is pinned by the path, else picked by the policy, else the highest that is ready. Whether the first
     /// two are, is not asked.
-    fn pick<C: Call>(
+    fn pick(
         &self,
         snapshot: &Snapshot,
         models: &Models,
         target: Target<'_>,
-        (call, caller): (&C, &Caller<'_>),
+        caller: &Caller<'_>,
     ) -> Option<Chosen> {
-        // A candidate that cannot be asked in these words leaves its share of them to the baseline.
-        let is_ready = |version: Version| match snapshot.remote(target.model, version) {
-            Some(_) => call.can_be_forwarded(),
-            None => models.is_ready(target.model, version.0),
-        };
+        let is_ready = |version: Version| is_ready(snapshot, models, target.model, version.0);
         let draw = || rand::rng().random();
         let picked = || self.ledger.pick(snapshot, target.model, caller, draw(), is_ready);
         let unassigned = |number, reason| Chosen { number, reason, ..Chosen::default() };

@@ -64,6 +64,7 @@ pub mod log;
 mod gate;
 mod connectors;
 pub mod remote;
+mod translated;
 pub mod directory;
 pub mod supervisor;
 pub mod reload;

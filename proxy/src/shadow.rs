@@ -179,7 +179,8 @@ impl Written {
         Self { body: passed.body.clone(), json_len, is_plain }
     }
 
-    fn outputs(&self) -> Option<(Vec<TensorMeta>, Bytes)> {
+    /// `None` if it is no answer of the Open Inference Protocol, or a compressed one.
+    pub(crate) fn outputs(&self) -> Option<(Vec<TensorMeta>, Bytes)> {
         if self.is_plain { answer::outputs(&self.body, self.json_len) } else { None }
     }
 }

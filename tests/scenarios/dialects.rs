@@ -219,19 +219,6 @@ limits: [{name: per-user, key: {header: x-user-id}, rate: 1/h, burst: 1}]
 }
 
 #[test]
-fn what_another_server_answers_is_asked_in_its_own_protocol() {
-    let policy = "models: {digits: {remote: {3: {url: 'http://127.0.0.1:9/v2/models/digits/infer'}}, split: {weights: {3: 1}}}}";
-    let stack = Stack::builder().policies(policy).start();
-    for (path, body) in
-        [("/v1/models/digits:predict", r#"{"instances": [1]}"#), ("/predictions/digits", "[1]")]
-    {
-        let answer = stack.client().post(path, &[], body.as_bytes());
-        assert_eq!(answer.status, 501, "{path}: {}", answer.text());
-        assert!(answer.text().contains("use /v2"), "{path}: {}", answer.text());
-    }
-}
-
-#[test]
 fn torchserves_management_loads_and_unloads_and_changes_nothing_else() {
     let stack = demo();
     let client = stack.client();

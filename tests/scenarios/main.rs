@@ -22,6 +22,7 @@ mod http_edges;
 mod queries;
 mod readme;
 mod remote;
+mod remote_protocols;
 mod remote_tls;
 mod retry;
 mod request_path;

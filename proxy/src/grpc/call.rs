@@ -133,14 +133,8 @@ impl Call for GrpcCall {
         decode::parameter_of(body, name)
     }
 
-    fn can_be_forwarded(&self) -> bool {
-        false
-    }
-
-    fn forward(&self) -> Result<(Method, HeaderMap), Refusal> {
-        Err(Refusal::Unsupported(
-            "another server answers this version, and it is asked over HTTP only: ask for it at the HTTP port".into(),
-        ))
+    fn forward(&self) -> Option<(Method, HeaderMap)> {
+        None
     }
 
     fn encode(&self, request: &InferRequest, inferred: Inferred<'_>) -> Result<Outgoing, Refusal> {
@@ -148,7 +142,7 @@ impl Call for GrpcCall {
     }
 
     fn pass(&self, _: Passed) -> Outgoing {
-        unreachable!("`forward` lets nothing be sent to another server")
+        unreachable!("`forward` says that no other server speaks this protocol")
     }
 
     async fn gone(&mut self) {

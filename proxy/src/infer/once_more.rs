@@ -65,7 +65,7 @@ impl Path {
                 let _ = tokio::time::timeout(NEWS_MAX.min(asking.deadline.left(Instant::now())), news).await;
                 let models = self.directory.load();
                 let caller = Caller::with_body(call.head(), asking.of_body);
-                let chosen = self.pick(snapshot, &models, target, (call, &caller))?;
+                let chosen = self.pick(snapshot, &models, target, &caller)?;
                 let is_ready = is_ready(snapshot, &models, target.model, chosen.number);
                 if !is_ready {
                     return None;

@@ -1,0 +1,96 @@
+//! Versions that another server answers: how one is asked, as the request came where its caller speaks that server's protocol, in
+//! other words where not. Decides only that; which version answers, the path decides.
+
+use super::{Asking, Body, Path};
+use crate::call::{Call, Inferred};
+use crate::decode::InferRequest;
+use crate::directory::Models;
+use crate::record::Record;
+use crate::refusal::Refusal;
+use crate::remote::Passed;
+use crate::route::Target;
+use crate::shadow::{Answer, Copy, Written};
+use crate::translated;
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+use policies::{Remote, Snapshot, Version};
+use wire::ModelEntry;
+
+/// What a server is asked: method, headers, body.
+type Asked = ((Method, HeaderMap), Bytes);
+
+impl Path {
+    /// Has another server answer a request as it came; and what that answer says about the version.
+    pub(super) async fn elsewhere<C: Call>(
+        &self,
+        call: &mut C,
+        remote: &Remote,
+        (asked, copy): (Asked, Option<Copy>),
+        asking: &Asking<'_>,
+        record: &Record,
+    ) -> Result<(C::Answer, Result<(), Refusal>), Refusal> {
+        let passed = self.exchange(call, remote, asked, asking, record).await?;
+        let said = passed.refusal().map_or(Ok(()), Err);
+        if let (Some(copy), Ok(())) = (copy, &said) {
+            self.shadows.send(copy, Answer::Server(Written::of(&passed)));
+        }
+        Ok((call.pass(passed), said))
+    }
+
+    /// Has another server answer who asks in a protocol that it does not speak.
+    pub(super) async fn in_other_words<C: Call>(
+        &self,
+        call: &mut C,
+        remote: &Remote,
+        (mut request, entry): (InferRequest, Option<&ModelEntry>),
+        body: &Body,
+        asking: &Asking<'_>,
+        record: &Record,
+    ) -> Result<C::Answer, Refusal> {
+        let infer = self.engine_request(&mut request, asking, record);
+        let copy = self.copy(call, (&infer, &request.payload), body, asking);
+        let asked = translated::written(&infer, &request.payload, &call.head().headers);
+        let passed = self.exchange(call, remote, asked, asking, record).await?;
+        let (reply, payload) = translated::answer(&passed)?;
+        let (model, version) = (asking.target.model, asking.version);
+        let inferred = Inferred { model, version, entry, reply: &reply, payload: &payload };
+        let answer = call.encode(&request, inferred)?;
+        if let Some(copy) = copy {
+            self.shadows.send(copy, Answer::Engine(reply.outputs, payload));
+        }
+        Ok(answer)
+    }
+
+    /// Asks another server, for as long as somebody waits for it.
+    async fn exchange<C: Call>(
+        &self,
+        call: &mut C,
+        remote: &Remote,
+        ((method, headers), body): Asked,
+        asking: &Asking<'_>,
+        record: &Record,
+    ) -> Result<Passed, Refusal> {
+        let (model, version) = (asking.target.model, Version(asking.version));
+        let may_repeat = || self.ledger.may_repeat(asking.snapshot, model, version);
+        let terms = (&asking.deadline, record.sampling.kept());
+        let asked = self.remotes.ask(remote, (&method, &headers), body, terms, may_repeat);
+        tokio::select! {
+            biased;
+            answer = asked => answer,
+            () = call.gone() => Err(Refusal::ClientGone),
+        }
+    }
+}
+
+/// What a version takes. Of another server's it is not known, and taken to be what the versions here take.
+pub(super) fn declaration<'m>(
+    snapshot: &Snapshot,
+    models: &'m Models,
+    model: &str,
+    version: u64,
+) -> Option<&'m ModelEntry> {
+    match snapshot.remote(model, Version(version)) {
+        None => models.entry(model, version),
+        Some(_) => models.find(Target { model, pinned: None }).ok(),
+    }
+}
