@@ -1,5 +1,5 @@
 """Published models through the whole stack: what callers get is what the bare model says (see bare_models.py), however their
-pictures and sentences were put together. EfficientNet-Lite0 looks at pictures, MiniLM reads sentences."""
+pictures and sentences were put together, over HTTP and gRPC. EfficientNet-Lite0 looks at pictures, MiniLM reads sentences."""
 
 import json
 import pathlib
@@ -8,8 +8,11 @@ import sys
 
 import numpy
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton
-from conftest import CHECKOUT, stack
+from conftest import CHECKOUT, free_address, stack
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import InferenceServerException
 
 PICTURES = pathlib.Path(__file__).resolve().parents[1] / "data/pictures"
 PNGS = ["rgb.png", "narrow.png"]
@@ -39,7 +42,8 @@ SENTENCES = [
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """A client of a stack with both models, what the bare models say, where the stack is, and what EfficientNet's classes are."""
+    """A client of a stack with both models, what the bare models say, where the stack answers HTTP and gRPC, and what
+    EfficientNet's classes are."""
     make = [sys.executable, CHECKOUT / "benches/models/make.py"]
     made, python = (
         pathlib.Path(subprocess.check_output([*make, *more], text=True).strip()) for more in ([], ["--python"])
@@ -61,13 +65,14 @@ def served(tmp_path_factory):
     bare = [python, "-I", pathlib.Path(__file__).with_name("bare_models.py")]
     said = json.loads(subprocess.run(bare, input=json.dumps(asked), stdout=subprocess.PIPE, text=True, check=True).stdout)
     names = (made / "efficientnet/1/labels.txt").read_text().splitlines()
-    with stack(tmp_path_factory.mktemp("real"), models) as (http, _monitor):
+    grpc = free_address()
+    with stack(tmp_path_factory.mktemp("real"), models, grpc=grpc) as (http, _monitor):
         with triton.InferenceServerClient(http, concurrency=16, network_timeout=60) as client:
-            yield client, {name: numpy.array(rows) for name, rows in said.items()}, http, names
+            yield client, {name: numpy.array(rows) for name, rows in said.items()}, (http, grpc), names
 
 
-def files(name: str, rows: list[bytes]) -> list[triton.InferInput]:
-    tensor = triton.InferInput(name, [len(rows)], "BYTES")
+def files(name: str, rows: list[bytes], protocol=triton) -> list:
+    tensor = protocol.InferInput(name, [len(rows)], "BYTES")
     tensor.set_data_from_numpy(numpy.array(rows, dtype=numpy.object_))
     return [tensor]
 
@@ -106,7 +111,7 @@ def test_the_same_photograph_is_the_same_in_every_format(served):
 
 
 def test_curl_sends_a_file_and_gets_the_name_of_what_is_on_it(served):
-    _, bare, http, names = served
+    _, bare, (http, _), names = served
     url = f"http://{http}/predictions/efficientnet"
     said = json.loads(subprocess.check_output(["curl", "-sST", PICTURES / "baseline.jpg", url]))
     top = int(numpy.argmax(bare["logits"][0]))
@@ -130,3 +135,32 @@ def test_who_says_nearly_the_same_is_nearest(served):
     likeness = rows @ rows.T - 2 * numpy.eye(len(rows))
     nearest = likeness.argmax(axis=1)
     assert nearest.tolist() == [at ^ 1 for at in range(len(SENTENCES))], likeness.round(2)
+
+
+def test_texts_and_pictures_go_over_grpc_and_names_come_back(served):
+    _, bare, (_, grpc), names = served
+    with triton_grpc.InferenceServerClient(grpc) as client:
+        asked = files("text", [sentence.encode() for sentence in SENTENCES], triton_grpc)
+        rows = client.infer("minilm", asked).as_numpy("embedding")
+        numpy.testing.assert_allclose(rows, bare["embeddings"], atol=1e-4)
+        picture = files("image", [(PICTURES / "rgb.png").read_bytes()], triton_grpc)
+        best = triton_grpc.InferRequestedOutput("logits", class_count=3)
+        (classes,) = client.infer("efficientnet", picture, outputs=[best]).as_numpy("logits")
+        # As Triton writes them: how much, which, and its name.
+        _, which, name = classes[0].decode().split(":", 2)
+        top = int(numpy.argmax(bare["logits"][0]))
+        assert (len(classes), int(which), name) == (3, top, names[top])
+        with pytest.raises(InferenceServerException, match="row 1 is not UTF-8") as error:
+            client.infer("minilm", files("text", [b"a", b"\xff"], triton_grpc))
+        assert error.value.status() == "StatusCode.INVALID_ARGUMENT"
+
+
+def test_texts_may_come_as_typed_contents_as_well(served):
+    _, bare, (_, grpc), _ = served
+    request = service_pb2.ModelInferRequest(model_name="minilm")
+    tensor = request.inputs.add(name="text", datatype="BYTES", shape=[len(SENTENCES)])
+    tensor.contents.bytes_contents.extend(sentence.encode() for sentence in SENTENCES)
+    with triton_grpc.InferenceServerClient(grpc) as client:
+        answer = client._client_stub.ModelInfer(request)
+    rows = numpy.frombuffer(answer.raw_output_contents[0], numpy.float32).reshape(len(SENTENCES), -1)
+    numpy.testing.assert_allclose(rows, bare["embeddings"], atol=1e-4)
