@@ -279,9 +279,13 @@ impl Reader {
     fn take_in_all(&mut self) -> Result<(), Ended> {
         let now = Instant::now();
         let catalog = Arc::clone(&self.catalog.borrow());
+        let mut announced = None;
         while let Some(frame) = self.decoder.decode()? {
             match frame.kind {
-                Kind::Infer => self.take_in(frame, now, &catalog)?,
+                Kind::Infer => {
+                    announced = announced.or_else(|| self.queue.announce());
+                    self.take_in(frame, now, &catalog)?;
+                }
                 Kind::Cancel => self.cancel(frame.id),
                 Kind::Control => {
                     self.loader.give(Control::decode(frame.metadata)?, &self.mailbox, frame.id);
@@ -293,6 +297,7 @@ impl Reader {
             }
         }
         self.submit(now);
+        drop(announced);
         Ok(())
     }
 

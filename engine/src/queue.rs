@@ -6,9 +6,13 @@ use crate::curve::Curve;
 use crate::job::{Job, Refusal};
 use crate::split;
 use crate::suspects::Suspects;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::thread::Thread;
 use std::time::{Duration, Instant};
+
+/// A lane that was woken for work that is still being read waits for it awake for so long at most.
+const AWAKE_MAX: Duration = Duration::from_micros(100);
 
 /// What a connection asks of the queue.
 pub(crate) enum Order {
@@ -21,8 +25,12 @@ pub(crate) enum Order {
 /// Work that waits, shared by connections and lanes.
 pub(crate) struct Queue {
     state: Mutex<State>,
-    /// One for each lane.
-    wakes: Vec<Condvar>,
+    /// The lanes' threads, each from its first question on.
+    lanes: Vec<OnceLock<Thread>>,
+    /// Lanes that sleep, for those who do not hold the lock.
+    asleep: AtomicUsize,
+    /// Something is being read that will probably be submitted soon.
+    announced: AtomicBool,
     /// Batches that lanes have taken.
     begun: AtomicU64,
 }
@@ -35,6 +43,8 @@ struct State {
     /// Lanes that sleep. The one that fell asleep last is woken first: its caches are still warm, and at low load
     /// the others are left alone.
     idle: Vec<usize>,
+    /// A lane that was woken for what is announced, and is on its way.
+    called: Option<usize>,
     /// What each lane runs.
     running: Vec<Option<Pieces>>,
     stopping: bool,
@@ -46,11 +56,35 @@ impl Queue {
             batcher: Batcher::new(limits, lanes, Instant::now()),
             suspects: Suspects::default(),
             idle: Vec::new(),
+            called: None,
             running: vec![None; lanes],
             stopping: false,
         };
-        let wakes = (0..lanes).map(|_| Condvar::new()).collect();
-        Self { state: Mutex::new(state), wakes, begun: AtomicU64::new(0) }
+        Self {
+            state: Mutex::new(state),
+            lanes: (0..lanes).map(|_| OnceLock::new()).collect(),
+            asleep: AtomicUsize::new(0),
+            announced: AtomicBool::new(false),
+            begun: AtomicU64::new(0),
+        }
+    }
+
+    /// Says that a request has come which is still to be read and checked: if it would be the only one, a lane that sleeps
+    /// wakes up meanwhile, which takes about as long. To be dropped once it was submitted, or was not.
+    pub(crate) fn announce(self: &Arc<Self>) -> Option<Announcement> {
+        if self.asleep.load(Ordering::Relaxed) == 0 {
+            return None;
+        }
+        let mut state = self.lock();
+        if state.called.is_some() || !state.batcher.is_empty() {
+            return None;
+        }
+        let lane = self.pop_idle(&mut state)?;
+        state.called = Some(lane);
+        self.announced.store(true, Ordering::Release);
+        drop(state);
+        self.wake(lane);
+        Some(Announcement(Arc::clone(self)))
     }
 
     /// Carries out `orders`, in order, and empties them. Adds the jobs that may not wait to `refused`, and tells those
@@ -101,20 +135,48 @@ impl Queue {
                 }
                 Next::Idle if state.stopping && state.batcher.is_empty() => return None,
                 Next::Idle => None,
-                Next::Wait(until) => Some(until.saturating_duration_since(now)),
+                Next::Wait(until) => Some(until),
             };
-            state.idle.push(lane);
-            state = match until {
-                None => self.wakes[lane]
-                    .wait_while(state, |state| state.idle.contains(&lane))
-                    .expect("no panic under the queue's lock"),
-                Some(wait) => {
-                    let woken =
-                        self.wakes[lane].wait_timeout_while(state, wait, |state| state.idle.contains(&lane));
-                    woken.expect("no panic under the queue's lock").0
-                }
-            };
-            state.idle.retain(|idle| *idle != lane);
+            state = self.sleep(lane, until, state);
+        }
+    }
+
+    /// Until the lane is woken, or the time has come.
+    fn sleep<'a>(
+        &'a self,
+        lane: usize,
+        until: Option<Instant>,
+        mut state: MutexGuard<'a, State>,
+    ) -> MutexGuard<'a, State> {
+        let _ = self.lanes[lane].set(std::thread::current());
+        state.idle.push(lane);
+        self.asleep.store(state.idle.len(), Ordering::Relaxed);
+        loop {
+            drop(state);
+            match until {
+                None => std::thread::park(),
+                Some(until) => std::thread::park_timeout(until.saturating_duration_since(Instant::now())),
+            }
+            self.wait_awake();
+            state = self.lock();
+            if !state.idle.contains(&lane) {
+                break;
+            }
+            if until.is_some_and(|until| until <= Instant::now()) {
+                state.idle.retain(|idle| *idle != lane);
+                self.asleep.store(state.idle.len(), Ordering::Relaxed);
+                break;
+            }
+        }
+        state.called.take_if(|called| *called == lane);
+        state
+    }
+
+    /// For what is announced. Whoever fell asleep for the lock would have to be woken once more.
+    fn wait_awake(&self) {
+        let until = Instant::now() + AWAKE_MAX;
+        while self.announced.load(Ordering::Acquire) && Instant::now() < until {
+            std::thread::yield_now();
         }
     }
 
@@ -195,17 +257,39 @@ impl Queue {
 
     /// Wakes a lane if one sleeps and there is something for it: each wake-up is a system call.
     fn wake_one(&self, mut state: MutexGuard<'_, State>) {
-        let woken = if state.batcher.has_next() { state.idle.pop() } else { None };
+        // Who is on its way finds all that there is.
+        let is_needed = state.called.is_none() && state.batcher.has_next();
+        let woken = if is_needed { self.pop_idle(&mut state) } else { None };
         drop(state);
         if let Some(lane) = woken {
-            self.wakes[lane].notify_one();
+            self.wake(lane);
         }
     }
 
+    fn pop_idle(&self, state: &mut State) -> Option<usize> {
+        let lane = state.idle.pop();
+        self.asleep.store(state.idle.len(), Ordering::Relaxed);
+        lane
+    }
+
+    fn wake(&self, lane: usize) {
+        self.lanes[lane].get().expect("it has fallen asleep").unpark();
+    }
+
     fn wake_all(&self, mut state: MutexGuard<'_, State>) {
-        state.idle.clear();
+        let idle = std::mem::take(&mut state.idle);
+        self.asleep.store(0, Ordering::Relaxed);
         drop(state);
-        self.wakes.iter().for_each(Condvar::notify_one);
+        idle.into_iter().for_each(|lane| self.wake(lane));
+    }
+}
+
+/// Work is on its way; see [`Queue::announce`].
+pub(crate) struct Announcement(Arc<Queue>);
+
+impl Drop for Announcement {
+    fn drop(&mut self) {
+        self.0.announced.store(false, Ordering::Release);
     }
 }
 
@@ -313,6 +397,54 @@ mod tests {
         world.queue.forget(&after);
         assert_eq!(world.queue.under_way(), 1);
         world.queue.finish(0, ran.claim, Ended::Ran);
+    }
+
+    /// Until so many lanes sleep, and none is on its way.
+    fn all_sleep(queue: &Queue, lanes: usize) {
+        let sleep = || {
+            let state = queue.lock();
+            state.idle.len() == lanes && state.called.is_none()
+        };
+        while !sleep() {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn what_is_announced_wakes_one_lane_which_sleeps_again_if_nothing_comes() {
+        let World { version, mailbox, _ends, .. } = World::new();
+        let queue = Arc::new(Queue::new(Limits { rows: 10, bytes: 1000 }, 2));
+        let (ran, runs) = std::sync::mpsc::channel();
+        let lanes: Vec<_> = (0..2)
+            .map(|lane| {
+                let (queue, ran) = (Arc::clone(&queue), ran.clone());
+                std::thread::spawn(move || {
+                    while let Some(Batch { pieces, claim, .. }) = queue.next(lane) {
+                        ran.send((lane, pieces.len())).unwrap();
+                        queue.finish(lane, claim, Ended::Ran);
+                    }
+                })
+            })
+            .collect();
+        for id in 1..100 {
+            all_sleep(&queue, 2);
+            let announced = queue.announce().expect("both sleep");
+            let called = queue.lock().called;
+            // It is awake or will be, and nobody else is woken for the same.
+            assert!(queue.announce().is_none());
+            if id % 2 == 0 {
+                drop(announced);
+                continue; // it was refused before it could wait
+            }
+            let job = Arc::new(Job::new(one_row(&version, &[0.0]), terms(id), Arc::clone(&mailbox)));
+            queue.submit(&mut vec![Order::Run(job)], &mut Vec::new(), Instant::now());
+            drop(announced);
+            let (lane, pieces) = runs.recv().unwrap();
+            assert_eq!(pieces, 1);
+            assert!(called.is_none_or(|called| called == lane), "lane {lane} ran in place of {called:?}");
+        }
+        queue.stop();
+        lanes.into_iter().for_each(|lane| lane.join().unwrap());
     }
 
     #[test]
