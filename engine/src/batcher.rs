@@ -377,7 +377,9 @@ impl<T: Clone> Batcher<T> {
         {
             let late = (now + forecast.answered).saturating_duration_since(deadline);
             let before = Place { urgency, arrival: self.pushed };
-            match self.victims(&ticket, Lack::Time { lane: late * self.lanes as u32, before }, &victims) {
+            let missing = late * self.lanes as u32;
+            let lane = missing.saturating_sub(self.time_left_by(&victims, before));
+            match self.victims(&ticket, Lack::Time { lane, before }, &victims) {
                 Some(those) => victims.extend(those),
                 None => return Err(Refused::TooLate { job: ticket.payload, wait: forecast.waits }),
             }

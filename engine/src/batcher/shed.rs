@@ -5,7 +5,7 @@
 //! Among equals that is the longest queue drop of Suter, Lakshman, Stiliadis and Choudhury (1998): whoever asks for less
 //! than an equal share of what there is gets it, whatever the others ask for.
 
-use super::{Batcher, Criticality, Place, Ticket};
+use super::{Batcher, Bucket, Criticality, Place, Ticket};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Values;
 use std::iter::{Peekable, Rev};
@@ -131,17 +131,26 @@ impl<T: Clone> Batcher<T> {
             if victims.len() > VICTIMS_MAX {
                 return None;
             }
-            lack = lack.without(gone, || self.lane_time(gone));
+            lack = lack.without(gone, || self.lane_time(&self.places[&gone.key].0, gone.rows));
         }
         Some(victims)
     }
 
-    /// What one of them would take, at the pace of full batches.
-    fn lane_time(&self, waits: &Waits) -> Duration {
-        let Some((bucket, _)) = self.places.get(&waits.key) else { return Duration::ZERO };
+    /// Lane time that these leave to whoever stands at this place.
+    pub(super) fn time_left_by(&self, gone: &[(u64, u64)], before: Place) -> Duration {
+        let of = |key: &(u64, u64)| {
+            let (bucket, place) = self.places.get(key)?;
+            let waiting = self.queues[bucket].waiting.get(place)?;
+            (*place < before).then(|| self.lane_time(bucket, waiting.ticket.rows))
+        };
+        gone.iter().filter_map(of).sum()
+    }
+
+    /// What so many rows of a bucket where something waits would take, at the pace of full batches.
+    fn lane_time(&self, bucket: &Bucket, rows: u32) -> Duration {
         let queue = &self.queues[bucket];
         let all = self.work(bucket, queue, queue.rows);
-        all.mul_f64(f64::from(waits.rows) / queue.rows.max(1) as f64)
+        all.mul_f64(f64::from(rows) / queue.rows.max(1) as f64)
     }
 }
 

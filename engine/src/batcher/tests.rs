@@ -779,3 +779,22 @@ fn time_is_made_like_room() {
     assert!(world.push(ticket), "another tenant has nothing waiting yet");
     assert_eq!(world.shed, [taken - 1]);
 }
+
+#[test]
+fn who_makes_room_makes_time_as_well() {
+    let mut world = World::new(4, 1000);
+    world.learn(0, 0, &[(1, 10), (4, 10)]);
+    let due = |world: &World, id, criticality, rows| Ticket {
+        criticality,
+        rows,
+        deadline: Some(world.now + ms(15)),
+        ..world.ticket(id, 0, 0)
+    };
+    let first = due(&world, 1, Criticality::Normal, 4);
+    assert!(world.push(first));
+    let equal = due(&world, 2, Criticality::Normal, 4);
+    assert!(!world.push(equal), "two batches do not fit");
+    let critical = due(&world, 3, Criticality::Critical, 4);
+    assert!(world.push(critical), "whoever has gone for its room takes no time any more");
+    assert_eq!(world.shed, [1]);
+}
