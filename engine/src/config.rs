@@ -61,6 +61,11 @@ pub struct Config {
     #[arg(long, value_name = "MIB")]
     pub memory_mib: Option<NonZeroU64>,
 
+    /// Folder for what was learned of versions, so that another engine goes on with it; by default the socket's path with
+    /// `.references` after it.
+    #[arg(long, value_name = "DIR")]
+    pub references: Option<PathBuf>,
+
     /// A run that takes longer ends the engine: its model is taken to hang.
     #[arg(long, value_name = "SECONDS", default_value = "60")]
     pub run_seconds_max: NonZeroU64,
@@ -149,6 +154,8 @@ pub struct Settings {
     pub memory: Memory,
     /// The memory of the GPU, if models run on one.
     pub device_memory: Option<DeviceProbe>,
+    /// Where what was learned of versions outlives the engine.
+    pub references: PathBuf,
     /// Reply bytes that a connection may leave unread before it is closed.
     pub unread_bytes_max: usize,
 }
@@ -167,7 +174,13 @@ impl Config {
         let memory = Memory::new(self.memory_mib.map(|mib| mib.get() << 20));
         let queue_bytes = (memory.limit / QUEUE_SHARE).min(QUEUE_BYTES_MAX) as usize;
         let (lanes, threads) = if on_gpu { (LANES_OF_A_GPU, Some(NonZeroUsize::MIN)) } else { (cores, None) };
+        let beside = || {
+            let mut path = self.socket.clone().into_os_string();
+            path.push(".references");
+            path.into()
+        };
         Settings {
+            references: self.references.clone().unwrap_or_else(beside),
             socket: self.socket.clone(),
             device: device.to_string(),
             lanes: self.lanes.unwrap_or(lanes).get(),

@@ -13,16 +13,21 @@
 //! - **A row is one witness.** The elements of a row know of each other, so of each tensor one is drawn, or one of each of a
 //!   few columns. What is padding is no element.
 //! - Of what comes as bytes, a picture or a text, the lengths are watched where it becomes tensors.
+//! - What was learned outlives the engine, see [`kept`]: it is what the same files are compared with later.
 
 mod divergence;
+mod kept;
 mod sketch;
 mod watch;
 
 use crate::batcher::Piece;
 use crate::golden::Reference;
 use crate::job::Job;
+use crate::library::Content;
 use crate::model::{Dimension, Form, Output, Rows, Spec};
 use crate::values::{value_at, values, width};
+use kept::Reference as Learned;
+pub(crate) use kept::{Kept, References};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
@@ -50,6 +55,8 @@ pub(crate) struct Drift {
     /// The output that holds classes.
     classes: Option<Classes>,
     rows: Watched,
+    /// Somebody says what it was made for, which is not learned.
+    is_declared: bool,
     /// Names of what comes as bytes.
     raw: Vec<String>,
     lengths: Watched,
@@ -123,11 +130,33 @@ impl Drift {
         features += usize::from(classes.is_some());
         let lengths = Watched::new(Watch::new(raw.len(), CHANCE), now);
         let rows = Watched::new(Watch::new(features, CHANCE), now);
-        let drift = Self { tensors, classes, rows, raw, lengths };
-        if !reference.is_empty() {
+        let drift = Self { tensors, classes, rows, is_declared: !reference.is_empty(), raw, lengths };
+        if drift.is_declared {
             drift.learn(reference, now);
         }
         drift
+    }
+
+    /// Goes on with what an earlier engine has learned of the same files; what somebody has declared stays.
+    pub(crate) fn go_on(&self, kept: &Kept) {
+        let rows = (!self.is_declared).then_some((&self.rows, &kept.rows));
+        for (watched, reference) in rows.into_iter().chain([(&self.lengths, &kept.lengths)]) {
+            let watch = &mut watched.lock().watch;
+            let features = watch.features();
+            let sketches = reference.as_ref().and_then(|reference| reference.sketches(features));
+            sketches.into_iter().for_each(|sketches| watch.go_on(sketches));
+        }
+    }
+
+    /// What is to be kept for later engines, of files of this content; nothing if that has not become more.
+    pub(crate) fn learned(&self, content: Content) -> Option<Kept> {
+        let (mut rows, mut lengths) = (self.rows.lock(), self.lengths.lock());
+        let is_news = [rows.watch.take_news() && !self.is_declared, lengths.watch.take_news()];
+        let learned = |watch: &Watch| watch.reference().map(Learned::of);
+        is_news.contains(&true).then(|| {
+            let rows = if self.is_declared { None } else { learned(&rows.watch) };
+            Kept::new(content, rows, learned(&lengths.watch))
+        })
     }
 
     /// Looks at one of the rows that ran together, if it is drawn.

@@ -14,9 +14,10 @@ use crate::manifest::Manifest;
 use crate::model::Model;
 use crate::preprocess::Preprocess;
 use std::fs;
-use std::io;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::Xxh3;
 
 /// More versions than this are a mistake, and every one of them is announced to every proxy.
 const VERSIONS_MAX: usize = 1024;
@@ -88,6 +89,41 @@ pub struct Loaded {
     pub golden: Option<Golden>,
     /// What is done to requests that bring something else than its tensors.
     pub preprocess: Option<Preprocess>,
+    /// Of its files, if anybody is to know them again.
+    pub content: Option<Content>,
+}
+
+/// What tells a version's files from others, wherever they lie and whenever they were written.
+pub type Content = [u8; 16];
+
+/// Of a long file only so much of the beginning and of the end: a model is an archive, at whose end the checksums of all that
+/// is in it stand.
+const ENDS: u64 = 1 << 20;
+
+/// Of the files in a version's folder.
+fn content_of(version: &Path) -> io::Result<Content> {
+    let mut hash = Xxh3::new();
+    for name in FILES {
+        let mut file = match fs::File::open(version.join(name)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                hash.update(&[0]);
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let length = file.metadata()?.len();
+        hash.update(&[1]);
+        hash.update(&length.to_le_bytes());
+        let mut bytes = Vec::new();
+        (&file).take(ENDS).read_to_end(&mut bytes)?;
+        if length > ENDS {
+            file.seek(SeekFrom::Start((length - ENDS).max(ENDS)))?;
+            (&file).take(ENDS).read_to_end(&mut bytes)?;
+        }
+        hash.update(&bytes);
+    }
+    Ok(hash.digest128().to_le_bytes())
 }
 
 /// Of each file of a version, what changes when somebody writes to it or puts another in its place.
@@ -180,7 +216,9 @@ where
     let model = load(&path.join("model.pt"), manifest)?;
     let tokenizer = || read(path, "tokenizer.json", TOKENIZER_BYTES_MAX);
     let bind = |declared| Preprocess::bind(declared, model.spec(), tokenizer);
-    Ok(Loaded { preprocess: declared.map(bind).transpose()?, golden, model })
+    // Where it cannot be read any more, it cannot be known again either.
+    let content = content_of(path).ok();
+    Ok(Loaded { preprocess: declared.map(bind).transpose()?, golden, model, content })
 }
 
 fn folders(parent: &Path) -> io::Result<Vec<(String, PathBuf)>> {
@@ -241,6 +279,31 @@ mod tests {
         let found: Vec<_> = found.iter().map(|found| (found.name.as_str(), found.version)).collect();
         assert_eq!(found, [("a", 1), ("a", 12)]);
         assert!(scan(&folder.path().join("nowhere"), &asked).is_err());
+    }
+
+    #[test]
+    fn the_same_files_are_known_again_elsewhere_and_others_are_not() {
+        let folder = models(&[("a/1", None), ("a/2", None)]);
+        let [one, other] = ["a/1", "a/2"].map(|version| folder.path().join(version));
+        let long: Vec<u8> = (0..3 * ENDS as usize).map(|at| (at / 7) as u8).collect();
+        let put = |version: &Path, model: &[u8]| fs::write(version.join("model.pt"), model).unwrap();
+        put(&one, &long);
+        put(&other, &long);
+        let content = content_of(&one).unwrap();
+        assert_eq!(content_of(&other).unwrap(), content);
+        for change in [0, long.len() - 1] {
+            let mut changed = long.clone();
+            changed[change] ^= 1;
+            put(&other, &changed);
+            assert_ne!(content_of(&other).unwrap(), content, "byte {change}");
+        }
+        put(&other, &long[..long.len() - 1]);
+        assert_ne!(content_of(&other).unwrap(), content, "it is shorter");
+        put(&other, &long);
+        fs::write(other.join("labels.txt"), "").unwrap();
+        assert_ne!(content_of(&other).unwrap(), content, "there is another file");
+        fs::rename(other.join("labels.txt"), other.join("model.yaml")).unwrap();
+        assert_ne!(content_of(&other).unwrap(), content);
     }
 
     #[test]

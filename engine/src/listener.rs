@@ -9,11 +9,13 @@ use crate::calibrate::Cores;
 use crate::catalog::Catalog;
 use crate::config::Settings;
 use crate::connection::{self, Shared};
+use crate::drift::{Kept, References};
 use crate::interrupted::{self, Interrupted};
 use crate::lane;
 use crate::library::{Library, ScanError};
 use crate::loader::{self, Setup};
 use crate::memory::DeviceGauge;
+use crate::model::Version;
 use crate::preparers::Preparers;
 use crate::queue::Queue;
 use crate::watchdog::Watchdog;
@@ -39,6 +41,9 @@ const CONNECTIONS_MAX: usize = 256;
 
 /// How long the queue may take to empty once the engine is told to stop.
 const DRAIN: Duration = Duration::from_secs(10);
+
+/// How often is looked whether something has been learned that is to outlive the engine.
+const KEEP_EVERY: Duration = Duration::from_secs(5);
 
 /// Why the engine does not start. Each says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +129,7 @@ impl Listener {
             cores: self.settings.cores,
             threads: self.settings.threads_per_lane.map(NonZeroUsize::get),
         };
+        let references = References::within(self.settings.references.clone());
         let (_loader, orders) = loader::start(
             Setup {
                 library,
@@ -137,10 +143,13 @@ impl Listener {
                 request_bytes_max: self.settings.request_bytes_max(),
                 device_memory: self.settings.device_memory.clone(),
                 interrupted: Interrupted::beside(&self.path),
+                references: references.clone(),
             },
             candidates,
         )
         .map_err(failed)?;
+        let keeping = tokio::spawn(keep_references(references.clone(), watching.clone()));
+        let all = (references, watching.clone());
         let frames = Limits { payload_bytes: self.settings.payload_bytes_max(), ..Limits::default() };
         let shared = Shared {
             queue: Arc::clone(&queue),
@@ -193,6 +202,9 @@ impl Listener {
         drained.send_replace(true);
         let _ = timeout_at(until, async { while connections.join_next().await.is_some() {} }).await;
         interrupted::excuse(&path);
+        keeping.abort();
+        let (references, catalog) = all;
+        keep(&references, learned(&catalog.borrow()));
         Ok(())
     }
 
@@ -214,6 +226,40 @@ impl Listener {
                 }
             };
             tracing::warn!("connection refused: {refusal}");
+        }
+    }
+}
+
+/// Keeps what is learned of versions, soon after it is.
+async fn keep_references(references: References, catalog: watch::Receiver<Arc<Catalog>>) {
+    let mut due = tokio::time::interval(KEEP_EVERY);
+    loop {
+        due.tick().await;
+        let (references, learned) = (references.clone(), learned(&catalog.borrow()));
+        if !learned.is_empty() {
+            // On a thread of its own: disks are slow, and this one reads requests.
+            let _ = tokio::task::spawn_blocking(move || keep(&references, learned)).await;
+        }
+    }
+}
+
+/// What has been learned of which version of which model since this was last asked.
+fn learned(catalog: &Catalog) -> Vec<(String, u64, Kept)> {
+    let learned = |version: &Arc<Version>| {
+        let kept = version.drift.learned(version.content?)?;
+        Some((version.name.clone(), version.number, kept))
+    };
+    catalog.ready().filter_map(learned).collect()
+}
+
+fn keep(references: &References, learned: Vec<(String, u64, Kept)>) {
+    for (model, version, kept) in learned {
+        if let Err(error) = references.write(&model, version, &kept) {
+            tracing::warn!(
+                model,
+                version,
+                "what was learned of its tensors is lost with this engine: {error}"
+            );
         }
     }
 }

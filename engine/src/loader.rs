@@ -15,7 +15,7 @@ use crate::calibrate::{Calibration, Cores, Precedent, Way};
 use crate::catalog::{Catalog, State};
 use crate::config::DeviceProbe;
 use crate::curve::Curve;
-use crate::drift::Drift;
+use crate::drift::{Drift, References};
 use crate::interrupted::Interrupted;
 use crate::job::{shortened, shortened_to};
 use crate::library::{Candidate, Library, Stamp};
@@ -68,6 +68,7 @@ pub(crate) struct Setup {
     pub(crate) request_bytes_max: u64,
     pub(crate) device_memory: Option<DeviceProbe>,
     pub(crate) interrupted: Interrupted,
+    pub(crate) references: References,
 }
 
 /// Loads `candidates`, all that the library has, and then whatever is ordered.
@@ -515,6 +516,7 @@ impl Shelf {
             preprocess,
             padding,
             reference,
+            content,
         } = tried;
         if let Err(why) = &padding {
             let separator = if why_alone.is_empty() { "" } else { "; " };
@@ -528,8 +530,12 @@ impl Shelf {
         self.setup.queue.seed(&Bucket { version: key, free, suspect: false }, curve);
         let model: Arc<dyn Model> = model.into();
         let raw = preprocess.as_ref().map(Preprocess::raw_names).unwrap_or_default();
-        let drift =
-            self.drift(name, number, stamp, || Drift::of(model.spec(), raw, &reference, Instant::now()));
+        let kept = content.and_then(|content| self.setup.references.read(name, number, content));
+        let drift = self.drift(name, number, stamp, || {
+            let drift = Drift::of(model.spec(), raw, &reference, Instant::now());
+            kept.iter().for_each(|kept| drift.go_on(kept));
+            drift
+        });
         let held = Held { name: name.to_owned(), number, _model: Arc::clone(&model), unloading: Vec::new() };
         self.held.insert(key, held);
         Version {
@@ -545,6 +551,7 @@ impl Shelf {
             form: report.to_string(),
             curve: points,
             drift,
+            content,
             _retirement: Retirement::new(key, self.told.clone()),
         }
     }

@@ -9,6 +9,7 @@
 use crate::batcher::Grouping;
 use crate::calibrate::Way;
 use crate::drift::Drift;
+use crate::library::Content;
 use crate::orders::Retirement;
 use crate::preprocess::Preprocess;
 use crate::values;
@@ -242,6 +243,8 @@ pub(crate) struct Version {
     pub(crate) curve: Vec<(u32, Duration)>,
     /// What is watched of its tensors; the same for as long as its files are.
     pub(crate) drift: Arc<Drift>,
+    /// Of its files, if anybody is to know them again.
+    pub(crate) content: Option<Content>,
     /// Last, so that the model is let go before the loader is told.
     pub(crate) _retirement: Retirement,
 }

@@ -55,6 +55,7 @@ impl Engine {
         let socket = folder.path().join("engine.sock");
         let mut settings = Settings {
             socket: socket.clone(),
+            references: folder.path().join("references"),
             device: "cpu".into(),
             lanes: 1,
             cores: 1,
@@ -341,7 +342,7 @@ where
 {
     let load: Load = Box::new(|| {
         let model = Box::new(Scripted::new(rows_spec(&[("x", 2)], &[("y", 2)], 16), script));
-        Ok(Loaded { model, golden: None, preprocess: None })
+        Ok(Loaded { model, golden: None, preprocess: None, content: None })
     });
     to_load(name, 1, load)
 }

@@ -95,6 +95,7 @@ impl Folder {
                 model: Box::new(model),
                 golden: file.golden.map(Golden::parse).transpose()?,
                 preprocess: None,
+                content: Some([file.stamp as u8; 16]),
             })
         };
         Candidate {

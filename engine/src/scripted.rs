@@ -121,6 +121,7 @@ pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
         form: String::new(),
         curve: Vec::new(),
         drift,
+        content: None,
         _retirement: Retirement::of_nobody(),
     };
     let mut catalog = Catalog::default();

@@ -255,10 +255,20 @@ impl Config {
             "engine.socket: {} is {length} bytes long, at most {most} can be used",
             socket.display()
         );
+        let state = raw.state.map(|path| folder.join(path));
+        // What engines learn is for all that come after: those that take turns, and those of a later start.
+        let references = match &state {
+            Some(state) => state.with_extension("references"),
+            None => {
+                let mut beside = socket.clone().into_os_string();
+                beside.push(".references");
+                beside.into()
+            }
+        };
         Ok(Self {
-            engine: engine_command(&raw.engine, raw.log.format, folder)?,
+            engine: engine_command(&raw.engine, raw.log.format, folder, &references)?,
             policies: raw.policies.map(|path| folder.join(path)),
-            state: raw.state.map(|path| folder.join(path)),
+            state,
             file,
             http: raw.listen.http,
             grpc: raw.listen.grpc,
@@ -294,7 +304,12 @@ pub(crate) fn default_socket(port: u16) -> PathBuf {
     folder.join(format!("penstock-{port}.sock"))
 }
 
-fn engine_command(raw: &RawEngine, format: Format, folder: &Path) -> anyhow::Result<Option<EngineCommand>> {
+fn engine_command(
+    raw: &RawEngine,
+    format: Format,
+    folder: &Path,
+    references: &Path,
+) -> anyhow::Result<Option<EngineCommand>> {
     if !raw.managed {
         let own = [
             ("binary", raw.binary.is_some()),
@@ -330,6 +345,7 @@ fn engine_command(raw: &RawEngine, format: Format, folder: &Path) -> anyhow::Res
     option("--lanes", raw.lanes.map(|lanes| lanes.to_string()));
     option("--threads-per-lane", raw.threads_per_lane.map(|threads| threads.to_string()));
     option("--memory-mib", raw.memory_mib.map(|mib| mib.to_string()));
+    option("--references", Some(references.display().to_string()));
     option("--log-format", Some(format.as_str().to_owned()));
     Ok(Some(EngineCommand { binary, arguments }))
 }
@@ -398,6 +414,18 @@ mod tests {
         assert_eq!(config.traces, None);
         let engine = config.engine.unwrap();
         assert!(engine.arguments[1].ends_with("/models") && Path::new(&engine.arguments[1]).is_absolute());
+    }
+
+    #[test]
+    fn what_engines_learn_is_for_all_that_come_after_and_lies_with_the_state_if_there_is_one() {
+        let references = |more: &str| {
+            let engine = format!("engine: {{models: models, binary: engine, socket: e.sock}}\n{more}");
+            let arguments = read(&engine).unwrap().engine.unwrap().arguments;
+            let at = arguments.iter().position(|argument| argument == "--references").unwrap();
+            Path::new(&arguments[at + 1]).file_name().unwrap().to_owned()
+        };
+        assert_eq!(references(""), "e.sock.references");
+        assert_eq!(references("state: state.json"), "state.references");
     }
 
     #[test]

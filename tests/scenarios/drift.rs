@@ -47,6 +47,42 @@ fn pixels(drift: &Value, what: &str) -> f64 {
     tensor.and_then(|tensor| tensor[what].as_f64()).unwrap_or(-1.0)
 }
 
+/// What changes over weeks is seen by engines that are replaced every few days.
+#[test]
+fn an_engine_that_follows_a_killed_one_knows_what_pictures_were_like() {
+    let policies = "models: {digits: {split: {weights: {1: 50, 2: 50}}}}\n";
+    let mut stack = Stack::builder().policies(policies).config("state: state.json").start();
+    let (client, mut pictures) = (stack.client(), Pictures::new());
+    eventually("a reference", || {
+        (0..8).for_each(|_| pictures.send(&client, 1, false));
+        (drift(&stack, 1)["has_reference"] == true).then_some(())
+    });
+    let kept = stack.folder().join("state.references/digits/1");
+    eventually("it to be kept", || kept.is_file().then_some(()));
+    let first = stack.engine_pid().expect("an engine");
+    rustix::process::kill_process(first, rustix::process::Signal::KILL).expect("it runs");
+    eventually("another engine", || {
+        let is_ready = client.get("/v2/models/digits/versions/1/ready").status == 200;
+        (is_ready && stack.engine_pid() != Some(first)).then_some(())
+    });
+    eventually("inverted pictures to be seen by it, and by what it was not told", || {
+        (0..8).for_each(|_| pictures.send(&client, 1, true));
+        (pixels(&drift(&stack, 1), "least") > 0.05).then_some(())
+    });
+    let seen = drift(&stack, 1);
+    assert!(seen["windows"].as_u64() == Some(1), "the first window is the first one after the kill: {seen}");
+    stack.restart();
+    let client = stack.client();
+    eventually("a process that has begun anew", || {
+        (client.get("/v2/models/digits/versions/1/ready").status == 200).then_some(())
+    });
+    eventually("it to know, too", || {
+        pictures.send(&client, 1, true);
+        (drift(&stack, 1)["has_reference"] == true).then_some(())
+    });
+    assert!(drift(&stack, 1)["rows"].as_u64() < Some(1000), "it has not learned anew");
+}
+
 #[test]
 fn inverted_pictures_are_seen_and_a_candidate_that_alone_gets_them_is_rolled_back() {
     let stack = Stack::builder().policies(&rollout("24h")).start();

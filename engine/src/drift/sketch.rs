@@ -57,6 +57,23 @@ impl Sketch {
         &self.counts[..self.edges.len() + 2]
     }
 
+    /// Where bins end.
+    pub(crate) fn edges(&self) -> &[f64] {
+        &self.edges
+    }
+
+    /// What [`Self::edges`] and [`Self::bins`] have said of one; `None` if these are not of any.
+    pub(crate) fn restored(edges: &[f64], bins: &[u32]) -> Option<Self> {
+        let is_one = edges.len() + 2 <= BINS_MAX && bins.len() == edges.len() + 2;
+        let is_sorted = edges.iter().all(|edge| !edge.is_nan()) && edges.is_sorted();
+        if !is_one || !is_sorted {
+            return None;
+        }
+        let mut counts = [0; BINS_MAX];
+        counts[..bins.len()].copy_from_slice(bins);
+        Some(Self { edges: edges.to_vec(), counts })
+    }
+
     /// Forgets what was counted.
     pub(crate) fn empty(&mut self) {
         self.counts = [0; BINS_MAX];

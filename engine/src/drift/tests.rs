@@ -282,6 +282,7 @@ fn what_a_version_was_made_for_may_be_declared_and_is_what_it_is_compared_with()
         let mut world = World::of(spec.clone());
         let drift = Drift::of(&spec, Vec::new(), &reference, world.now);
         assert!(drift.to_wire("m", 1, 1, world.now).has_reference && drift.seen() == 0);
+        assert_eq!(drift.learned([1; 16]), None, "it is read again with the files");
         for at in 0..WINDOW_ROWS {
             world.now += Duration::from_millis(10);
             let (piece, y) =
@@ -292,4 +293,65 @@ fn what_a_version_was_made_for_may_be_declared_and_is_what_it_is_compared_with()
         assert_eq!((told.windows, told.seen, told.tensors.len()), (1, u64::from(WINDOW_ROWS), 2));
         assert!(told.tensors.iter().all(|tensor| (tensor.least_millionths > 100_000) == is_seen), "{told:?}");
     }
+}
+
+#[test]
+fn another_engine_goes_on_with_what_was_learned_of_the_same_files() {
+    let spec = || rows_spec(&[("x", 3)], &[("y", 1)], 8);
+    let mut world = World::of(spec());
+    let rows = |at| ([even(at), even(at + 7), 5.0], [even(at + 3)]);
+    for at in 0..BINNED_ROWS + REFERENCE_ROWS {
+        assert_eq!(world.version.drift.learned([1; 16]), None, "it is not whole");
+        let (x, y) = rows(at);
+        world.row(&x, &y);
+    }
+    let kept = world.version.drift.learned([1; 16]).unwrap();
+    assert_eq!(world.version.drift.learned([1; 16]), None, "it is no news any more");
+
+    let mut next = World::of(spec());
+    next.version.drift.go_on(&kept);
+    let told = next.told();
+    assert_eq!((told.has_reference, told.seen, told.tensors.len()), (true, 0, 0));
+    for at in 0..WINDOW_ROWS {
+        let ([first, second, third], y) = rows(at);
+        for world in [&mut world, &mut next] {
+            world.row(&[first, second + 0.5, third], &y);
+        }
+    }
+    assert_eq!(next.told().tensors, world.told().tensors, "they find the same");
+    assert!(next.told().tensors[0].least_millionths > 100_000);
+    assert_eq!(next.version.drift.learned([1; 16]), None, "and nothing is to be written again");
+
+    let mut other = World::of(rows_spec(&[("x", 2)], &[("y", 1)], 8));
+    other.version.drift.go_on(&kept);
+    assert!(!other.told().has_reference, "what was learned of other tensors says nothing of these");
+    other.row(&[0.0, 1.0], &[0.0]);
+}
+
+#[test]
+fn lengths_are_learned_and_kept_by_themselves() {
+    let spec = rows_spec(&[("x", 1)], &[("y", 1)], 8);
+    let (mut now, of) = (Instant::now(), || Drift::of(&spec, vec!["text".into()], &[], Instant::now()));
+    let mut send = |drift: &Drift, length: usize| {
+        let mut payload = Vec::new();
+        push_element(&mut payload, &vec![b'a'; length]);
+        let bytes = payload.len() as u64;
+        let meta = TensorMeta {
+            name: "text".into(),
+            datatype: Datatype::Bytes as u32,
+            shape: vec![1],
+            offset: 0,
+            bytes,
+        };
+        now += Duration::from_millis(10);
+        drift.observe_lengths(&[meta], &payload, now);
+    };
+    let drift = of();
+    (0..BINNED_ROWS + REFERENCE_ROWS).for_each(|at| send(&drift, at as usize % 40));
+    let kept = drift.learned([1; 16]).unwrap();
+    let next = of();
+    next.go_on(&kept);
+    (0..WINDOW_ROWS).for_each(|at| send(&next, 200 + at as usize % 40));
+    let told = next.to_wire("m", 1, 1, now);
+    assert!(!told.has_reference && told.tensors[0].least_millionths > 700_000, "{told:?}");
 }

@@ -43,6 +43,8 @@ pub(crate) struct Watch {
     pub(crate) seen: u64,
     /// Windows that were compared.
     pub(crate) windows: u64,
+    /// The reference is whole, and nobody was given it yet.
+    is_news: bool,
 }
 
 #[derive(Debug)]
@@ -81,6 +83,7 @@ impl Watch {
             latest: None,
             seen: 0,
             windows: 0,
+            is_news: false,
         }
     }
 
@@ -114,6 +117,7 @@ impl Watch {
                 let window = reference.iter().map(Sketch::emptied).collect();
                 self.phase = Phase::Comparing { reference: std::mem::take(reference), window };
                 (self.rows, self.began) = (0, None);
+                self.is_news = true;
             }
             Phase::Comparing { reference, window } if is_whole(self.rows, now - began) => {
                 let pairs = reference.iter().zip(window.iter());
@@ -130,9 +134,36 @@ impl Watch {
         }
     }
 
+    /// Goes on with a reference that was learned before, of as many features.
+    pub(crate) fn go_on(&mut self, reference: Vec<Sketch>) {
+        let window = reference.iter().map(Sketch::emptied).collect();
+        self.phase = Phase::Comparing { reference, window };
+        (self.rows, self.began) = (0, None);
+    }
+
+    pub(crate) fn features(&self) -> usize {
+        match &self.phase {
+            Phase::Binning(values) => values.len(),
+            Phase::Counting(sketches) | Phase::Comparing { reference: sketches, .. } => sketches.len(),
+        }
+    }
+
+    /// The reference, once it is whole.
+    pub(crate) fn reference(&self) -> Option<&[Sketch]> {
+        match &self.phase {
+            Phase::Binning(_) | Phase::Counting(_) => None,
+            Phase::Comparing { reference, .. } => Some(reference),
+        }
+    }
+
+    /// Whether a reference has been learned since this was last asked.
+    pub(crate) fn take_news(&mut self) -> bool {
+        std::mem::take(&mut self.is_news)
+    }
+
     /// Whether there is a reference.
     pub(crate) fn has_reference(&self) -> bool {
-        matches!(self.phase, Phase::Comparing { .. })
+        self.reference().is_some()
     }
 
     /// What a feature was in the rows that set its bins.

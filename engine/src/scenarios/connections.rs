@@ -89,6 +89,7 @@ fn a_socket_is_taken_over_only_from_the_dead() {
     let engine = Engine::start(vec![]);
     let settings = |path: &PathBuf| Settings {
         socket: path.clone(),
+        references: path.with_extension("references"),
         device: "cpu".into(),
         lanes: 1,
         cores: 1,
