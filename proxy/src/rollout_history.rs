@@ -92,6 +92,8 @@ impl RolloutHistory {
         let now = unix_ms(now);
         let mut courses = self.lock();
         let Some(course) = courses.get_mut(model) else { return };
+        // A point of the step that follows may have come between the verdict and this: it would seem to begin twice.
+        course.shown.points.pop_if(|last| last.step > record.step);
         course.push(now, record.step, &record.gates);
         if course.shown.marks.len() == MARKS_MAX {
             course.shown.marks.pop_front();
@@ -179,6 +181,13 @@ mod tests {
         ledger.roll_out(&policy(3), now);
         history.sample(&ledger.rollouts(), second(2001));
         assert_eq!((history.of("m").points.len(), history.of("m").marks.len()), (1, 0), "another candidate");
+        let mut ahead = ledger.rollouts();
+        ahead.get_mut("m").unwrap().step = 2;
+        history.sample(&ahead, second(2002));
+        ledger.command("m", Command::Abort, "enough", now).unwrap();
+        ledger.judge(now).iter().for_each(|(model, record)| history.mark(model, record, second(2003)));
+        let steps: Vec<_> = history.of("m").points.iter().map(|point| point.step).collect();
+        assert_eq!(steps, [1, 1], "what followed the verdict was seen before it");
         ledger.roll_out(&policies::Snapshot::default(), now);
         history.sample(&ledger.rollouts(), second(2002));
         assert_eq!(history.of("m"), History::default());
