@@ -192,6 +192,8 @@ pub struct Batch<T> {
     pub late: Vec<T>,
     /// Why there are no more pieces.
     pub closed: Closed,
+    /// What it takes as a rule, if that is known.
+    pub expected: Option<Duration>,
     /// To be given back after the run.
     pub claim: Claim,
 }
@@ -627,10 +629,11 @@ impl<T: Clone> Batcher<T> {
         self.claimed += 1;
         self.versions.entry(bucket.version).or_default().running += 1;
         let curve = self.known(&bucket).map(|profile| &profile.curve);
-        let takes = curve.and_then(|curve| curve.typical(rows)).unwrap_or_default();
+        let expected = curve.and_then(|curve| curve.typical(rows));
+        let takes = expected.unwrap_or_default();
         self.running.push(Running { number, bucket: bucket.clone(), rows, lanes, back: now + takes });
         self.ahead = self.backlog(now);
-        Batch { pieces, late, closed, claim: Claim { bucket, number, rows, bytes, began: now } }
+        Batch { pieces, late, closed, expected, claim: Claim { bucket, number, rows, bytes, began: now } }
     }
 
     fn known(&self, bucket: &Bucket) -> Option<&Profile> {

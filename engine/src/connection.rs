@@ -340,6 +340,7 @@ impl Reader {
         let device = self.device_memory.as_ref().and_then(DeviceGauge::read);
         let health = Health {
             under_way: self.preparers.under_way() + self.queue.under_way(),
+            running: self.queue.running(),
             request_bytes: (self.preparers.bytes() + self.queue.bytes()) as u64,
             request_bytes_max: self.request_bytes_max,
             device,

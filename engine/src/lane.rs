@@ -59,6 +59,9 @@ struct Failure {
     error: ModelError,
 }
 
+/// Why a batch has no more rows, and what it is expected to take, if that is known.
+type Formed = (Closed, Option<Duration>);
+
 /// What became of the members of a batch that failed.
 #[derive(Default)]
 struct Bisection {
@@ -68,19 +71,21 @@ struct Bisection {
 
 impl Lane {
     fn run(&mut self) {
-        while let Some(Batch { pieces, late, closed, claim }) = self.queue.next(self.number) {
+        while let Some(Batch { pieces, late, closed, expected, claim }) = self.queue.next(self.number) {
             turn_away(&late);
-            let ended = if pieces.is_empty() { Ended::Failed } else { self.answer(&pieces, closed) };
+            let ended =
+                if pieces.is_empty() { Ended::Failed } else { self.answer(&pieces, (closed, expected)) };
             self.queue.finish(self.number, claim, ended);
         }
     }
 
-    fn answer(&mut self, pieces: &[Piece<Arc<Job>>], closed: Closed) -> Ended {
+    fn answer(&mut self, pieces: &[Piece<Arc<Job>>], formed: Formed) -> Ended {
         let fit = self.fit(pieces);
         if fit.is_empty() {
             return Ended::Failed;
         }
-        match self.answer_fit(&fit, closed) {
+        let formed = if fit.len() < pieces.len() { (formed.0, None) } else { formed };
+        match self.answer_fit(&fit, formed) {
             // That says nothing about a run of all.
             Ended::Ran if fit.len() < pieces.len() => Ended::Failed,
             ended => ended,
@@ -107,8 +112,8 @@ impl Lane {
         Cow::Owned(fit)
     }
 
-    fn answer_fit(&mut self, pieces: &[Piece<Arc<Job>>], closed: Closed) -> Ended {
-        let failure = match self.attempt(pieces, closed) {
+    fn answer_fit(&mut self, pieces: &[Piece<Arc<Job>>], formed: Formed) -> Ended {
+        let failure = match self.attempt(pieces, formed) {
             Ok(()) => return Ended::Ran,
             Err(failure) => failure,
         };
@@ -143,7 +148,7 @@ impl Lane {
             if half.is_empty() {
                 continue;
             }
-            match self.attempt(&half, Closed::Divided) {
+            match self.attempt(&half, (Closed::Divided, None)) {
                 Ok(()) => into.some_ran = true,
                 Err(failure) => self.bisect(&half, &failure, into),
             }
@@ -156,7 +161,7 @@ impl Lane {
     }
 
     /// Runs pieces of one bucket together and answers them. A panic is a failure like any other.
-    fn attempt(&mut self, pieces: &[Piece<Arc<Job>>], closed: Closed) -> Result<(), Failure> {
+    fn attempt(&mut self, pieces: &[Piece<Arc<Job>>], formed: Formed) -> Result<(), Failure> {
         let started = Instant::now();
         let rows = rows_of(pieces);
         self.watchdog.began(self.number, &pieces[0].job.request.version, started);
@@ -169,8 +174,10 @@ impl Lane {
                 self.watchdog.device_lost(failure.error.message.clone());
             }
         })?;
-        let ended = Instant::now();
-        split::reply(pieces, &outputs, Ran { started, in_place, ended, rows, closed });
+        let (ended, (closed, expected)) = (Instant::now(), formed);
+        let padding_millionths = split::padding_millionths(pieces);
+        let ran = Ran { started, in_place, ended, rows, closed, expected, padding_millionths };
+        split::reply(pieces, &outputs, ran);
         pieces[0].job.request.version.drift.observe(pieces, &outputs, ended);
         for Piece { job, rows, .. } in pieces {
             // A piece may have told its caller that the whole has failed.
@@ -341,7 +348,7 @@ mod tests {
         let queue = Arc::new(Queue::new(Limits { rows: 10, bytes: 1000 }, 1));
         let watchdog = Arc::new(Watchdog::new(1));
         let mut lane = Lane { number: 0, queue, watchdog, logged: None, unlogged: 0 };
-        assert_eq!(lane.answer(&pieces, Closed::Everything), Ended::Failed);
+        assert_eq!(lane.answer(&pieces, (Closed::Everything, None)), Ended::Failed);
         assert_eq!(*runs.lock().unwrap(), [vec![1.0, 2.0, 3.0, 4.0], vec![2.0]]);
         let late = |id| (id, Status::DeadlineExceeded, Refusal::Expired.to_string());
         let failed = (2, Status::ModelFailed, "poison".to_owned());

@@ -220,6 +220,11 @@ impl Queue {
         (state.batcher.len() + state.batcher.running()) as u64
     }
 
+    /// Runs that have not ended.
+    pub(crate) fn running(&self) -> u64 {
+        self.lock().batcher.running() as u64
+    }
+
     /// Bytes of jobs that wait or run, with the copies that runs are made from.
     pub(crate) fn bytes(&self) -> usize {
         self.lock().batcher.bytes()

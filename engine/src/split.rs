@@ -32,6 +32,10 @@ pub(crate) struct Ran {
     pub(crate) rows: u32,
     /// Why it had no more rows.
     pub(crate) closed: Closed,
+    /// What it was expected to take, if that was known.
+    pub(crate) expected: Option<Duration>,
+    /// Of the elements that it was given, those that are padding.
+    pub(crate) padding_millionths: u32,
 }
 
 impl Ran {
@@ -42,7 +46,13 @@ impl Ran {
     }
 
     fn told(&self) -> Run {
-        Run { rows: self.rows, phases: Some(self.phases()), closed: self.closed as i32 }
+        Run {
+            rows: self.rows,
+            phases: Some(self.phases()),
+            closed: self.closed as i32,
+            expected_us: self.expected.map_or(0, |expected| micros(expected).max(1)),
+            padding_millionths: self.padding_millionths,
+        }
     }
 }
 
@@ -384,7 +394,7 @@ impl Writer<'_> {
             batch_trace_low: self.told.trace[1],
             position: part.before as u32,
             closed: self.ran.closed as i32,
-            padding_millionths: self.told.padding_millionths,
+            padding_millionths: self.ran.padding_millionths,
             ..Timing::default()
         };
         if let Some(trace) = &job.trace {
@@ -410,7 +420,6 @@ struct Told {
     /// That of the first traced member.
     trace: [u64; 2],
     members: Option<Batch>,
-    padding_millionths: u32,
 }
 
 impl Told {
@@ -426,25 +435,25 @@ impl Told {
         Self {
             id: rand::random::<u64>().max(1),
             trace: [half(0), half(8)],
-            padding_millionths: padding_millionths(parts),
             members: (!members.is_empty()).then_some(Batch { members, positions }),
         }
     }
 }
 
-/// Of the elements that these requests were given to run with, those that are padding.
-fn padding_millionths(parts: &[Part<'_>]) -> u32 {
-    if parts.iter().all(|part| part.job.request.real.is_none()) {
+/// Of the elements that these ran with, those that are padding.
+pub(crate) fn padding_millionths(pieces: &[Piece<Arc<Job>>]) -> u32 {
+    if pieces.iter().all(|piece| piece.job.request.real.is_none()) {
         return 0;
     }
-    let (mut all, mut own) = (0, 0);
-    for part in parts {
-        let request = &part.job.request;
+    let (mut all, mut own) = (0.0, 0.0);
+    for Piece { job, rows, .. } in pieces {
+        let request = &job.request;
+        let part = f64::from(*rows) / f64::from(request.rows);
         let slots = &request.version.model.spec().inputs;
         for given in &request.inputs {
-            all += elements(&given.shape);
-            own += slots[given.slot].own_elements(&given.shape, request.real.as_deref());
+            all += elements(&given.shape) as f64 * part;
+            own += slots[given.slot].own_elements(&given.shape, request.real.as_deref()) as f64 * part;
         }
     }
-    ((all - own) as f64 / all.max(1) as f64 * 1e6) as u32
+    ((all - own) / all.max(1.0) * 1e6) as u32
 }

@@ -37,6 +37,10 @@ struct Scale {
 const SECONDS: Scale = Scale { unit: 6.25e-6, sum_unit: 1e-9, powers: 4..=22 };
 /// 5 µs to 2.6 s.
 const SHORT_TIMES: Scale = Scale { unit: 1.25e-6, sum_unit: 1e-9, powers: 2..=21 };
+/// 1/128 to 1.
+const PARTS: Scale = Scale { unit: 1.0 / 128.0, sum_unit: 1e-6, powers: 0..=7 };
+/// An eighth to eight times.
+const TIMES: Scale = Scale { unit: 1.0 / 64.0, sum_unit: 1e-6, powers: 3..=9 };
 /// 1 to 1,024.
 const ROWS: Scale = Scale { unit: 1.0, sum_unit: 1.0, powers: 0..=10 };
 
@@ -49,6 +53,16 @@ impl Histogram {
     /// Of times of which many are short, in seconds.
     pub fn of_short_times() -> Self {
         Self::new(SHORT_TIMES)
+    }
+
+    /// Of parts of a whole, 0 to 1.
+    pub fn of_parts() -> Self {
+        Self::new(PARTS)
+    }
+
+    /// Of how many times as much something was than it was expected to be.
+    pub fn of_times() -> Self {
+        Self::new(TIMES)
     }
 
     /// Of rows.

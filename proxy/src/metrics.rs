@@ -125,6 +125,10 @@ pub struct VersionMetrics {
     pub run: Histogram,
     /// Rows that ran together.
     pub batch_rows: Histogram,
+    /// Of the elements that a batch was given, the part that is padding.
+    pub batch_padding: Histogram,
+    /// What a batch took, through what it was expected to take when it was formed.
+    pub over_expected: Histogram,
     /// The same and more, as Triton counts it.
     pub statistics: Arc<Statistics>,
 }
@@ -141,12 +145,15 @@ pub struct Metrics {
     queue: Family<VersionLabels, Histogram, fn() -> Histogram>,
     run: Family<VersionLabels, Histogram, fn() -> Histogram>,
     batch_rows: Family<VersionLabels, Histogram, fn() -> Histogram>,
+    batch_padding: Family<VersionLabels, Histogram, fn() -> Histogram>,
+    over_expected: Family<VersionLabels, Histogram, fn() -> Histogram>,
     breaker: Family<VersionLabels, Gauge>,
     refusals: Family<RefusalLabels, Counter>,
     canary_share: Family<VersionLabels, Gauge<f64, AtomicU64>>,
     canary_step: Family<VersionLabels, Gauge>,
     canary_evidence: Family<EvidenceLabels, Gauge<f64, AtomicU64>>,
     canary_verdicts: Family<VerdictLabels, Counter>,
+    split_share: Family<VersionLabels, Gauge<f64, AtomicU64>>,
     split_evidence: Family<ModelLabels, Gauge<f64, AtomicU64>>,
     split_mismatch: Family<MismatchLabels, Gauge>,
     retries: Family<RetryLabels, Counter>,
@@ -176,6 +183,10 @@ pub struct Metrics {
     pub engine_up: Gauge,
     /// Requests that wait in the engine, and runs that have not ended.
     pub engine_under_way: Gauge<u64, AtomicU64>,
+    /// Runs that have not ended.
+    pub engine_running: Gauge<u64, AtomicU64>,
+    /// Requests that wait in the engine.
+    pub engine_waiting: Gauge<u64, AtomicU64>,
     /// Bytes of what waits and runs in the engine, with the copies that runs are made from.
     pub engine_request_bytes: Gauge<u64, AtomicU64>,
     /// Bytes that these may be.
@@ -241,12 +252,15 @@ impl Metrics {
             run: Family::new_with_constructor(Histogram::of_seconds),
             queue: Family::new_with_constructor(Histogram::of_seconds),
             batch_rows: Family::new_with_constructor(Histogram::of_rows),
+            batch_padding: Family::new_with_constructor(Histogram::of_parts),
+            over_expected: Family::new_with_constructor(Histogram::of_times),
             breaker: Family::default(),
             refusals: Family::default(),
             canary_share: Family::default(),
             canary_step: Family::default(),
             canary_evidence: Family::default(),
             canary_verdicts: Family::default(),
+            split_share: Family::default(),
             split_evidence: Family::default(),
             split_mismatch: Family::default(),
             retries: Family::default(),
@@ -260,6 +274,8 @@ impl Metrics {
             engine_starts: Counter::default(),
             engine_up: Gauge::default(),
             engine_under_way: Gauge::default(),
+            engine_running: Gauge::default(),
+            engine_waiting: Gauge::default(),
             engine_request_bytes: Gauge::default(),
             engine_request_bytes_max: Gauge::default(),
             engine_resident_bytes: Gauge::default(),
@@ -308,6 +324,16 @@ impl Metrics {
             "Rows that ran together with a request's own",
             metrics.batch_rows.clone(),
         );
+        registry.register(
+            "batch_padding_ratio",
+            "Of the elements that a batch was given, the part that is padding",
+            metrics.batch_padding.clone(),
+        );
+        registry.register(
+            "engine_run_over_expected_ratio",
+            "Time that a batch took, through the time that it was expected to take when it was formed",
+            metrics.over_expected.clone(),
+        );
         registry.register("breaker_state", "0 passing, 1 probing, 2 tripped", metrics.breaker.clone());
         registry.register("refusals", "Requests that got no answer, by reason", metrics.refusals.clone());
         registry.register(
@@ -322,6 +348,11 @@ impl Metrics {
             metrics.canary_evidence.clone(),
         );
         registry.register("canary_verdicts", "Verdicts on rollouts", metrics.canary_verdicts.clone());
+        registry.register(
+            "split_share",
+            "Share of a split that the policy declares for a version, of 1",
+            metrics.split_share.clone(),
+        );
         registry.register(
             "split_evidence",
             "Evidence that the shares which are seen are not those that were declared, as a share of what it takes to say so",
@@ -359,6 +390,12 @@ impl Metrics {
             "engine_under_way",
             "Requests that wait in the engine, and runs that have not ended",
             metrics.engine_under_way.clone(),
+        );
+        registry.register("engine_running", "Batches that run in the engine", metrics.engine_running.clone());
+        registry.register(
+            "engine_waiting",
+            "Requests that wait in the engine",
+            metrics.engine_waiting.clone(),
         );
         registry.register(
             "engine_request_bytes",
@@ -439,14 +476,18 @@ impl Metrics {
             queue: self.queue.get_or_create_owned(&labels),
             run: self.run.get_or_create_owned(&labels),
             batch_rows: self.batch_rows.get_or_create_owned(&labels),
+            batch_padding: self.batch_padding.get_or_create_owned(&labels),
+            over_expected: self.over_expected.get_or_create_owned(&labels),
             statistics: Arc::default(),
         }
     }
 
-    /// Counts the batches that an answer tells of.
-    pub(crate) fn count_batches(&self, runs: &[wire::Run]) {
+    /// Counts the batches of a version that an answer tells of.
+    pub(crate) fn count_batches(&self, version: &VersionMetrics, runs: &[wire::Run]) {
         for run in runs {
             self.batches[run.closed() as usize].inc();
+            version.batch_padding.observe(f64::from(run.padding_millionths) / 1e6);
+            run.over_expected().into_iter().for_each(|times| version.over_expected.observe(times));
         }
     }
 
@@ -479,6 +520,7 @@ impl Metrics {
 
     /// Shows these splits and no others.
     pub fn set_splits(&self, splits: &BTreeMap<String, SplitStatus>) {
+        self.split_share.clear();
         self.split_evidence.clear();
         self.split_mismatch.clear();
         for (model, split) in splits {
@@ -486,6 +528,10 @@ impl Metrics {
             if let Some(mismatch) = &split.mismatch {
                 let labels = MismatchLabels { model: model.clone(), cause: mismatch.cause };
                 self.split_mismatch.get_or_create_owned(&labels).set(1);
+            }
+            for share in &split.versions {
+                let labels = VersionLabels { model: model.clone(), version: share.version };
+                self.split_share.get_or_create_owned(&labels).set(share.declared_percent / 100.0);
             }
             let evidence = self.split_evidence.get_or_create_owned(&ModelLabels { model });
             evidence.set(split.evidence / split.mismatch_at);
@@ -560,6 +606,47 @@ mod tests {
         );
         assert!(text.contains(r#"penstock_refusals_total{reason="rate_limited"} 1"#), "{text}");
         assert!(text.ends_with("# EOF\n"));
+    }
+
+    #[test]
+    fn whatever_a_model_is_called_its_series_are_a_line_each() {
+        let metrics = Metrics::new();
+        metrics.version("a \"b\"\n\\c", 1).served.inc();
+        let text = metrics.encode();
+        let line = r#"penstock_requests_total{model="a \"b\"\n\\c",version="1",outcome="served"} 1"#;
+        assert!(text.lines().any(|found| found == line), "{text}");
+        assert!(
+            text.lines().all(|line| line.starts_with('#')
+                || line.starts_with("penstock_")
+                || line.starts_with("nv_"))
+        );
+    }
+
+    #[test]
+    fn batches_are_counted_once_with_what_was_padding_and_how_long_they_took_against_what_was_expected() {
+        let metrics = Metrics::new();
+        let phases = wire::Phases { input_ns: 100_000, infer_ns: 800_000, output_ns: 100_000 };
+        let run = wire::Run {
+            rows: 8,
+            phases: Some(phases),
+            closed: wire::Closed::Full as i32,
+            expected_us: 500,
+            padding_millionths: 250_000,
+        };
+        let unknown = wire::Run { expected_us: 0, padding_millionths: 0, ..run };
+        metrics.count_batches(&metrics.version("digits", 2), &[run, unknown]);
+        let text = metrics.encode();
+        for line in [
+            r#"penstock_batches_total{closed="full"} 2"#,
+            r#"penstock_batch_padding_ratio_sum{model="digits",version="2"} 0.25"#,
+            r#"penstock_batch_padding_ratio_bucket{le="0.0078125",model="digits",version="2"} 1"#,
+            r#"penstock_batch_padding_ratio_bucket{le="0.25",model="digits",version="2"} 2"#,
+            r#"penstock_engine_run_over_expected_ratio_count{model="digits",version="2"} 1"#,
+            r#"penstock_engine_run_over_expected_ratio_bucket{le="1.0",model="digits",version="2"} 0"#,
+            r#"penstock_engine_run_over_expected_ratio_bucket{le="2.0",model="digits",version="2"} 1"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+        }
     }
 
     #[test]

@@ -207,7 +207,7 @@ impl Record {
             }
             if let Some(timing) = timing {
                 version.statistics.ran(timing);
-                metrics.count_batches(&timing.runs);
+                metrics.count_batches(&version, &timing.runs);
                 let (queue, run) = (timing.queue_us as f64 / 1e6, timing.run_us as f64 / 1e6);
                 let prepare = timing.prepare_us as f64 / 1e6;
                 version.proxy.observe((took.as_secs_f64() - prepare - queue - run).max(0.0));

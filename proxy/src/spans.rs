@@ -16,6 +16,7 @@
 //! canary verdict                                    on its own, as long as the step has lasted
 //! ```
 
+use crate::infer::PINNED;
 use crate::record::Stages;
 use crate::trace::Trace;
 use opentelemetry::trace::{Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
@@ -113,7 +114,9 @@ fn server(trace: &Trace, facts: &Facts<'_>, ended: SystemTime) -> SpanParts {
         attributes.push(KeyValue::new("penstock.version", version as i64));
         // Which version somebody gets is a flag with variants (semantic conventions, feature flags; not yet stable there).
         attributes.push(KeyValue::new("feature_flag.key", model.to_owned()));
+        attributes.push(KeyValue::new("feature_flag.provider.name", "penstock"));
         attributes.push(KeyValue::new("feature_flag.result.variant", version.to_string()));
+        attributes.extend(facts.pick.map(|pick| KeyValue::new("feature_flag.result.reason", reason(pick))));
     }
     attributes.extend(facts.pick.map(|pick| KeyValue::new("penstock.pick", pick)));
     attributes.extend(facts.label.map(|label| KeyValue::new("penstock.label", label.to_owned())));
@@ -132,6 +135,18 @@ fn server(trace: &Trace, facts: &Facts<'_>, ended: SystemTime) -> SpanParts {
         attributes,
         links: Vec::new(),
         status,
+    }
+}
+
+/// What the semantic conventions call the reason of a pick.
+fn reason(pick: &'static str) -> &'static str {
+    match pick {
+        "sticky" | "random" => "split",
+        "rule" => "targeting_match",
+        "without_key" | "highest" => "default",
+        PINNED => "static",
+        // Another one answers in its place.
+        _ => "unknown",
     }
 }
 

@@ -315,7 +315,7 @@ mod tests {
     const PHASES: Phases = Phases { input_ns: 1, infer_ns: 20, output_ns: 300 };
 
     fn timing(rows: u32, runs: &[u32]) -> Timing {
-        let run = |rows: &u32| Run { rows: *rows, phases: Some(PHASES), closed: 0 };
+        let run = |rows: &u32| Run { rows: *rows, phases: Some(PHASES), ..Run::default() };
         Timing {
             queue_us: 5,
             rows,

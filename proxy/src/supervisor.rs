@@ -128,6 +128,10 @@ impl Supervisor {
             self.directory.disconnect();
             self.metrics.drifts.clear();
             self.metrics.engine_up.set(0);
+            let Metrics { engine_under_way, engine_running, engine_waiting, .. } = &*self.metrics;
+            for gauge in [engine_under_way, engine_running, engine_waiting] {
+                gauge.set(0);
+            }
             engine.link.close(&reason);
             if let Some(process) = engine.process {
                 end(process).await;
@@ -215,6 +219,8 @@ impl Supervisor {
                     self.metrics.engine_resident_bytes.set(health.resident_bytes);
                     self.metrics.engine_memory_bytes.set(health.memory_bytes);
                     self.metrics.engine_under_way.set(health.under_way);
+                    self.metrics.engine_running.set(health.running);
+                    self.metrics.engine_waiting.set(health.under_way.saturating_sub(health.running));
                     self.metrics.engine_request_bytes.set(health.request_bytes);
                     self.metrics.engine_request_bytes_max.set(health.request_bytes_max);
                     let DeviceMemory { held_bytes, free_bytes, total_bytes } =

@@ -111,6 +111,7 @@ fn a_version_of_a_split_that_is_not_there_is_told_to_be_missing() {
     (0..100).for_each(|_| drop(client.infer("m", &[], &body)));
     stack.wait_for_metric("penstock_split_mismatch{model=\"m\",cause=\"unanswered\"}", 1.0);
     assert!(stack.metric("penstock_split_evidence{model=\"m\"}") >= 1.0);
+    assert_eq!(stack.metric("penstock_split_share{model=\"m\",version=\"2\"}"), 0.5);
     let shown = status(&stack);
     assert!(shown.contains("version 2 has answered 0 % of "), "{shown}");
     assert!(shown.contains("100 % of its requests were not answered, because it was not ready\n"), "{shown}");

@@ -251,6 +251,106 @@ fn what_fails_or_is_refused_or_takes_long_is_kept_whatever_the_sampling_rate() {
     assert!(stack.metric("penstock_spans_exported_total") >= 3.0);
 }
 
+/// A caller who has one version for good, and one who asks for a label that nobody has.
+#[test]
+fn a_span_says_which_version_its_caller_got_and_why_or_why_it_got_no_answer() {
+    let collector = Collector::start();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer)]);
+    let stack = Stack::builder()
+        .policies(
+            "models: {m: {labels: {new: 2}, split: {weights: {new: 100}, sticky: {header: x-user-id}}}}\n\
+             limits: [{name: per-user, key: {header: x-user-id}, rate: 1/h, burst: 1}]\n",
+        )
+        .external_engine(engine.socket())
+        .config(&config(&collector, 1.0))
+        .start();
+    let ask = || stack.client().infer("m", &[("x-user-id", "ana")], &infer_body("x", [1, 1], &[0.0])).status;
+    assert_eq!((ask(), ask()), (200, 429));
+    let servers = eventually("two server spans", || {
+        let servers: Vec<_> = named(&collector.spans(), SERVER).into_iter().cloned().collect();
+        (servers.len() == 2).then_some(servers)
+    });
+    let [answered, refused] = &servers[..] else { panic!("{servers:?}") };
+    for (key, value) in [
+        ("penstock.model", "m"),
+        ("penstock.label", "new"),
+        ("penstock.pick", "sticky"),
+        ("feature_flag.key", "m"),
+        ("feature_flag.provider.name", "penstock"),
+        ("feature_flag.result.variant", "2"),
+        ("feature_flag.result.reason", "split"),
+    ] {
+        assert_eq!(text(answered, key), value, "{key}");
+    }
+    assert_eq!((number(answered, "penstock.version"), number(answered, "penstock.generation")), (2, 1));
+    assert_eq!((text(refused, "error.type"), number(refused, "penstock.generation")), ("rate_limited", 1));
+    assert_eq!(number(refused, "http.response.status_code"), 429);
+    let status = refused.status.as_ref().map_or(0, |status| status.code);
+    assert_eq!(status, 0, "what a caller has to mend is no error of the server");
+}
+
+#[test]
+fn a_trace_that_is_kept_is_an_example_of_its_time() {
+    let collector = Collector::start();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let stack = Stack::builder().config(&config(&collector, 0.0)).external_engine(engine.socket()).start();
+    let body = infer_body("x", [1, 1], &[0.0]);
+    let example = "# {trace_id=\"0af7651916cd43dd8448eb211c80319c\"}";
+    assert_eq!(stack.client().infer("m", &[], &body).status, 200);
+    assert!(!stack.metrics().contains("# {trace_id="), "nobody has kept it");
+    let parent = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+    assert_eq!(stack.client().infer("m", &[parent], &body).status, 200);
+    let page = eventually("the example", || Some(stack.metrics()).filter(|page| page.contains(example)));
+    let line = page.lines().find(|line| line.contains(example)).unwrap_or_default();
+    assert!(line.starts_with("penstock_request_duration_seconds_bucket{le="), "{line}");
+    assert!(line.contains(r#"model="m",version="1"} "#), "{line}");
+}
+
+/// As many as a head has room for, which is more than the 32 that a vendor has to pass on.
+#[test]
+fn a_caller_with_a_thousand_other_vendors_is_traced_like_others() {
+    let collector = Collector::start();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let stack = Stack::builder().config(&config(&collector, 0.0)).external_engine(engine.socket()).start();
+    let vendors: Vec<String> = (0..1000).map(|vendor| format!("v{vendor}=1")).collect();
+    let headers = [
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("tracestate", &*vendors.join(",")),
+    ];
+    assert_eq!(stack.client().infer("m", &headers, &infer_body("x", [1, 1], &[0.0])).status, 200);
+    let spans =
+        eventually("its span", || Some(collector.spans()).filter(|spans| !named(spans, SERVER).is_empty()));
+    let server = named(&spans, SERVER)[0];
+    assert_eq!(server.trace_id, 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes());
+    assert_eq!(server.parent_span_id, 0xb7ad_6b71_6920_3331_u64.to_be_bytes());
+}
+
+/// It takes connections and whatever is sent, and never answers: a process that is stopped, a network that swallows.
+#[test]
+fn a_collector_that_hangs_costs_its_spans_and_nothing_else() {
+    for protocol in ["grpc", "http"] {
+        let collector = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback has free ports");
+        let address = collector.local_addr().expect("it is bound");
+        let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+        let traces = format!("traces: {{endpoint: 'http://{address}', protocol: {protocol}, sample: 1.0}}");
+        let mut stack = Stack::builder().config(&traces).external_engine(engine.socket()).start();
+        let client = stack.client();
+        let ask = |count: u32| {
+            let body = infer_body("x", [1, 1], &[0.0]);
+            (0..count).for_each(|_| assert_eq!(client.infer("m", &[], &body).status, 200));
+        };
+        ask(100);
+        // It is given up after five seconds.
+        eventually("its spans to be given up", || {
+            ask(10);
+            (stack.metric("penstock_spans_lost_total") >= 100.0).then_some(())
+        });
+        assert_eq!(stack.metric("penstock_spans_exported_total"), 0.0);
+        stack.signal(rustix::process::Signal::TERM);
+        assert!(stack.wait().success(), "{protocol}");
+    }
+}
+
 #[test]
 fn a_collector_that_is_away_costs_nothing() {
     let nobody = harness::free_address();

@@ -52,6 +52,9 @@ pub struct Health {
     /// them: a few at a time, all in turn.
     #[prost(message, repeated, tag = "8")]
     pub drifts: Vec<VersionDrift>,
+    /// Runs that have not ended.
+    #[prost(uint64, tag = "9")]
+    pub running: u64,
 }
 
 /// How far what a version is given, and what it answers, have moved from its reference: the first rows that its files
@@ -545,6 +548,21 @@ pub struct Run {
     /// Why it had no more rows.
     #[prost(enumeration = "Closed", tag = "3")]
     pub closed: i32,
+    /// What it was expected to take when it was formed, µs; 0 where nothing was known.
+    #[prost(uint64, tag = "4")]
+    pub expected_us: u64,
+    /// Of the elements that it was given, those that were padded, in millionths.
+    #[prost(uint32, tag = "5")]
+    pub padding_millionths: u32,
+}
+
+impl Run {
+    /// What it took, through what it was expected to take; `None` where nothing was known.
+    pub fn over_expected(&self) -> Option<f64> {
+        let Phases { input_ns, infer_ns, output_ns } = self.phases?;
+        let took_us = (input_ns + infer_ns + output_ns) as f64 / 1e3;
+        (self.expected_us > 0).then(|| took_us / self.expected_us as f64)
+    }
 }
 
 /// Who ran together. It comes with the reply to the first of them that is traced, whose receiver exports the batch's span;
