@@ -71,4 +71,7 @@ until_shown "version 3 gets"
 ask_until "rolled back"
 say "What was decided, and why:"
 status
+if [ -t 0 ]; then
+  read -rp $'\nThe dashboard shows it as long as it is so. Enter puts everything back: ' || true
+fi
 say "Everything is as it was before."
