@@ -4,12 +4,26 @@
 use anyhow::Context;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// A file that has at most so many bytes; of a longer one the beginning, which is one byte more than that.
 pub(crate) fn read_at_most(file: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
+    at_most(File::open(file)?, bytes_max)
+}
+
+/// The same, but of nothing that is no file: whoever opens a pipe waits for its writer, perhaps for ever.
+pub(crate) fn read_file_at_most(file: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
+    let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(file)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+    }
+    at_most(file, bytes_max)
+}
+
+fn at_most(file: File, bytes_max: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(file)?.take(bytes_max as u64 + 1).read_to_end(&mut bytes)?;
+    file.take(bytes_max as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -264,7 +264,7 @@ impl Seen {
 
 /// No more of it than shows that it is no policy: it may be anything, and of any length.
 fn content(file: &Path) -> std::io::Result<Vec<u8>> {
-    files::read_at_most(file, POLICY_BYTES_MAX)
+    files::read_file_at_most(file, POLICY_BYTES_MAX)
 }
 
 async fn content_aside(file: &Path) -> std::io::Result<Vec<u8>> {
@@ -290,7 +290,7 @@ pub fn first(
     last_good: Option<&Path>,
     state: &PolicyState,
 ) -> anyhow::Result<(Snapshot, Vec<u8>, Seen)> {
-    let error = match read(file) {
+    let error = match compiled(content(file), file) {
         Ok((snapshot, bytes)) => return Ok((snapshot, bytes.clone(), Seen::Text(bytes))),
         Err(error) => error,
     };
@@ -304,9 +304,13 @@ pub fn first(
     Ok((snapshot, bytes, seen))
 }
 
-/// Reads a policy file for the first time.
+/// Reads a policy, which may come through a pipe.
 pub fn read(file: &Path) -> anyhow::Result<(policies::Snapshot, Vec<u8>)> {
-    let bytes = content(file).with_context(|| format!("cannot read the policy file {}", file.display()))?;
+    compiled(files::read_at_most(file, POLICY_BYTES_MAX), file)
+}
+
+fn compiled(bytes: std::io::Result<Vec<u8>>, file: &Path) -> anyhow::Result<(policies::Snapshot, Vec<u8>)> {
+    let bytes = bytes.with_context(|| format!("cannot read the policy file {}", file.display()))?;
     let snapshot = compile(&bytes, file).map_err(anyhow::Error::msg)?;
     Ok((snapshot, bytes))
 }

@@ -160,6 +160,32 @@ fn a_file_that_vanishes_or_is_emptied_changes_nothing() {
     wait_for(&stack, "2");
 }
 
+/// A folder, a pipe to which nobody writes, a device without an end, a link to itself: each is told, and what comes after it counts.
+#[test]
+fn what_is_no_file_changes_nothing_and_holds_up_nothing_that_comes_after_it() {
+    let (_engine, stack) = start();
+    let odd = stack.folder().join("odd");
+    let link = |to: &Path| std::os::unix::fs::symlink(to, &odd).expect("a link");
+    let pipe = || assert!(Command::new("mkfifo").arg(&odd).status().expect("coreutils are there").success());
+    let makes: [&dyn Fn(); 4] =
+        [&|| std::fs::create_dir(&odd).expect("a folder"), &pipe, &|| link(Path::new("/dev/zero")), &|| {
+            link(&stack.policies)
+        }];
+    for (at, make) in makes.iter().enumerate() {
+        make();
+        std::fs::remove_file(&stack.policies).expect("it is there");
+        std::fs::rename(&odd, &stack.policies).expect("a rename");
+        stack.wait_for_metric("penstock_policy_rejected_total", (1 + at) as f64);
+        let version = 1 + (1 + at as u32) % 2;
+        if std::fs::remove_file(&stack.policies).is_err() {
+            std::fs::remove_dir(&stack.policies).expect("it is a folder");
+        }
+        std::fs::write(&odd, all_to(version)).expect("a file");
+        std::fs::rename(&odd, &stack.policies).expect("a rename");
+        wait_for(&stack, &version.to_string());
+    }
+}
+
 /// A third version takes a tenth from the first: nobody else moves, and a restart moves nobody at all.
 #[test]
 fn users_move_only_if_they_must_and_not_for_a_restart() {
