@@ -79,6 +79,7 @@ mod dashboard;
 pub mod monitor;
 mod origin;
 pub mod admin;
+mod aside;
 pub mod rollouts;
 pub mod command;
 mod shares;

@@ -7,6 +7,7 @@
 //! covers file systems that send no events. The last policy that was in force is kept, so that a process can start from
 //! it when the file is broken.
 
+use crate::aside;
 use crate::files;
 use crate::fixed::Fixed;
 use crate::metrics::Metrics;
@@ -15,12 +16,12 @@ use crate::readiness::Readiness;
 use crate::revisions::{Ask, Asked, Denied, Edit, Revisions, Source};
 use anyhow::Context;
 use notify::Watcher;
-use policies::{Ledger, Live, Plan, Snapshot, Version};
+use policies::{Generation, Ledger, Live, Plan, Snapshot, Version};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 /// Keeps [`Live`] in step with a file.
 #[derive(Debug)]
@@ -29,6 +30,8 @@ pub struct Reload {
     pub file: PathBuf,
     /// Where it is published.
     pub live: Arc<Live>,
+    /// What was in force before, for as long as requests may have it: none of them is to be the one that frees it.
+    pub before: Option<Arc<Generation>>,
     /// Told what is gone.
     pub ledger: Arc<Ledger>,
     /// Knows which versions exist, and whether those that the policy names do.
@@ -64,8 +67,6 @@ pub enum Seen {
 const SETTLE: Duration = Duration::from_millis(100);
 /// The same, once its writer has closed it or it was moved there whole. Some scripts write a file in several goes.
 const SETTLE_WHOLE: Duration = Duration::from_millis(10);
-/// In a thread's own units: a tenth of what a request's thread weighs.
-const NICE: i32 = 10;
 /// A thousand models with all that can be said of them take less.
 pub(crate) const POLICY_BYTES_MAX: usize = 1 << 20;
 /// A file that does not stop changing is read all the same.
@@ -133,12 +134,16 @@ impl Reload {
     }
 
     async fn publish(&mut self, snapshot: Snapshot, text: &[u8], source: Source, restores: Option<u64>) {
+        let before = self.live.load();
         let published = self.live.publish(snapshot, &self.ledger, Instant::now());
         let text = String::from_utf8_lossy(text).into_owned();
         self.revisions.note(published.generation, text, source, restores, SystemTime::now());
         self.state.accept();
         if !published.changed {
             return;
+        }
+        if let Some(older) = self.before.replace(before) {
+            aside::free(older);
         }
         let models = self.readiness.directory.load();
         self.ledger
@@ -315,19 +320,11 @@ fn compiled(bytes: std::io::Result<Vec<u8>>, file: &Path) -> anyhow::Result<(pol
     Ok((snapshot, bytes))
 }
 
-/// On a thread of its own, which lets requests go first: a large policy takes as long as fifty of them.
+/// A large policy takes as long as hundreds of requests: they go first.
 fn compile_aside(bytes: &[u8], file: &Path) -> Compiling {
     let (bytes, file) = (bytes.to_vec(), file.to_owned());
-    let (done, compiled) = oneshot::channel();
-    let work = move || {
-        let _ = rustix::process::nice(NICE); // where it may not, it takes its turn like others
-        let _ = done.send(compile(&bytes, &file)); // who asked may want another by now
-    };
-    let started = std::thread::Builder::new().name("policy".into()).spawn(work);
-    Box::pin(async move {
-        started.map_err(|error| format!("it cannot be read now: {error}"))?;
-        compiled.await.map_err(|_| "reading it has failed".to_owned())?
-    })
+    let compiling = aside::begin(move || compile(&bytes, &file));
+    Box::pin(async { compiling.await.unwrap_or_else(|| Err("it cannot be read now".to_owned())) })
 }
 
 /// What becomes of a policy that is being compiled, whether or not anybody waits for it.

@@ -165,6 +165,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let reload = config.policies.clone().map(|file| Reload {
         file,
         live: path.live.clone(),
+        before: None,
         ledger: path.ledger.clone(),
         readiness: readiness.clone(),
         metrics: metrics.clone(),
