@@ -41,7 +41,11 @@ const BODIES_MAX: usize = 16;
 const REASON_MAX: usize = 200;
 
 /// As much as a policy may have.
-const BODY: BodyLimits = BodyLimits { bytes_max: POLICY_BYTES_MAX, time_max: Duration::from_secs(10) };
+const POLICY: BodyLimits = BodyLimits { bytes_max: POLICY_BYTES_MAX, time_max: Duration::from_secs(10) };
+
+/// Rings have a history: 25 bytes for each of their parts, of which a change of weights makes a few, and 1,024 at most. This is a
+/// thousand models with all that they can have.
+const RINGS: BodyLimits = BodyLimits { bytes_max: 32 << 20, time_max: Duration::from_secs(10) };
 
 const HELP: &str = "here are / for people, GET /status, GET /canaries, GET /splits, GET and PUT /rings, POST /canaries/{model}/{pause|resume|promote|abort}?reason=..., GET and PUT /policy, \
      GET /policy/history, POST /policy/plan and POST /policy/rollback?to=GENERATION";
@@ -74,7 +78,7 @@ impl ServeHttp for Admin {
                 let rings = self.ledger.rings(&self.overview.live.load().snapshot);
                 json_of(&serde_json::to_value(rings).expect("names and numbers"))
             }
-            (&Method::PUT, ["rings"]) => match self.text(session).await {
+            (&Method::PUT, ["rings"]) => match self.text(session, &RINGS).await {
                 Ok(text) => self.adopt(&text).await,
                 Err(refusal) => refuse(refusal.status(), &refusal.to_string()),
             },
@@ -85,7 +89,7 @@ impl ServeHttp for Admin {
             }
             (&Method::GET, ["policy"]) => self.ask(Ask::Show).await,
             (&Method::GET, ["policy", "history"]) => self.ask(Ask::History).await,
-            (&Method::POST, ["policy", "plan"]) => match self.text(session).await {
+            (&Method::POST, ["policy", "plan"]) => match self.text(session, &POLICY).await {
                 Ok(text) => self.ask(Ask::Plan { text }).await,
                 Err(refusal) => refuse(refusal.status(), &refusal.to_string()),
             },
@@ -99,7 +103,7 @@ impl ServeHttp for Admin {
 impl Admin {
     /// Not those of the requests: a person has something to change just when these are all taken.
     pub fn slots() -> Arc<Slots> {
-        Arc::new(Slots::new(BODIES_MAX, BODIES_MAX * BODY.bytes_max))
+        Arc::new(Slots::new(BODIES_MAX, BODIES_MAX * POLICY.bytes_max + RINGS.bytes_max))
     }
 
     fn obey(&self, model: &str, word: &str, reason: &str) -> Response<Vec<u8>> {
@@ -126,7 +130,7 @@ impl Admin {
 
     async fn put(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
         let Some(tag) = tag_of(session) else { return untagged() };
-        match self.text(session).await {
+        match self.text(session, &POLICY).await {
             Ok(text) => self.ask(Ask::Put { text, tag }).await,
             Err(refusal) => refuse(refusal.status(), &refusal.to_string()),
         }
@@ -149,10 +153,9 @@ impl Admin {
         }
     }
 
-    async fn text(&self, session: &mut ServerSession) -> Result<String, Refusal> {
-        let body = body::read_plain(session, &BODY, &mut self.slots.enter(Room::ALL)?).await?;
-        String::from_utf8(body.into())
-            .map_err(|error| Refusal::Invalid(format!("policy: not UTF-8: {error}")))
+    async fn text(&self, session: &mut ServerSession, limits: &BodyLimits) -> Result<String, Refusal> {
+        let body = body::read_plain(session, limits, &mut self.slots.enter(Room::ALL)?).await?;
+        String::from_utf8(body.into()).map_err(|error| Refusal::Invalid(format!("not UTF-8: {error}")))
     }
 
     async fn ask(&self, ask: Ask) -> Response<Vec<u8>> {

@@ -1,6 +1,6 @@
 //! The policy file changes while requests go on: none fails, each sees one policy, and a mistake changes nothing.
 
-use harness::{Behaviour, Client, ScriptedEngine, Stack, binary, eventually, infer_body};
+use harness::{Behaviour, Client, ScriptedEngine, Stack, binary, eventually, infer_body, raw_exchange};
 use rustix::process::Signal;
 use std::path::Path;
 use std::process::Command;
@@ -279,4 +279,23 @@ fn replicas_agree_once_one_has_the_others_rings_and_stay_so() {
     assert!(second.wait().success());
     second.restart();
     assert_eq!(of(&second), before);
+}
+
+/// A thousand models, each with as many parts as there may be, are more than any policy is long.
+#[test]
+fn rings_of_a_long_history_are_taken_and_longer_ones_refused() {
+    let (_engine, stack) = start();
+    let admin = Client::new(stack.admin);
+    let parts: Vec<_> = (0..1024_u64).map(|at| (at << 54, 1 + at % 3)).collect();
+    let mut rings = serde_json::Map::new();
+    rings.extend((0..1000).map(|at| (format!("model-{at}"), serde_json::json!(parts))));
+    rings.insert("m".into(), serde_json::json!([[0, 2], [1_u64 << 63, 1]]));
+    let text = serde_json::json!(rings).to_string();
+    assert!(text.len() > 20 << 20, "{} bytes", text.len());
+    let adopted = admin.put("/rings", &[], text.as_bytes());
+    assert_eq!(adopted.status, 200, "{}", adopted.text());
+    assert!(adopted.json()["m"].is_object() && adopted.json()["model-0"].is_null(), "{}", adopted.text());
+    let longer = "PUT /rings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 33554433\r\n\r\n";
+    let refused = raw_exchange(stack.admin, longer.as_bytes(), false);
+    assert!(refused.starts_with("HTTP/1.1 413 "), "{refused}");
 }
