@@ -5,7 +5,7 @@ SETUP = python3 engine/setup/libtorch.py
 WITH_LIBTORCH = environment=$$($(SETUP)) && eval "$$environment" &&
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run build test bench bench-tensors bench-watched soak bench-engine bench-decision lint env
+.PHONY: help run build test bench bench-tensors bench-mlserver bench-watched soak bench-engine bench-decision lint env
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
@@ -33,6 +33,9 @@ bench: build ## compare Penstock with what it replaces
 
 bench-tensors: build ## the same for images of 600 kB, and for reading one as JSON
 	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare -- --tensors
+
+bench-mlserver: build ## the same beside MLServer (fetches 60 MB, and torch for Python)
+	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare -- --mlserver
 
 bench-watched: build ## what it costs to be watched: traces and the access log on and off in turn, and a scrape of 1,000 models
 	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare -- --watched

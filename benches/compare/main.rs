@@ -1,4 +1,4 @@
-//! What a request costs, against HAProxy answering a constant in the same run.
+//! What a request costs, against HAProxy answering a constant in the same run, or against another inference server.
 //!
 //! Machines differ and shared ones drift, so the result is a ratio of CPU time per request, taken in alternating
 //! rounds: what disturbs one disturbs the other. The driver shares the cores with what it measures, and its own CPU
@@ -28,6 +28,9 @@ struct Options {
     /// Instead of small requests, images of 600 kB as binary tensors, and how long they take to decode as JSON.
     #[arg(long, conflicts_with = "soak")]
     tensors: bool,
+    /// Instead of HAProxy, MLServer with the same linear model, over one connection, eight, and as many as else.
+    #[arg(long, conflicts_with_all = ["soak", "tensors", "watched"])]
+    mlserver: bool,
     /// Instead of HAProxy, what it costs to be watched.
     #[arg(long, conflicts_with_all = ["soak", "tensors"])]
     watched: bool,
@@ -59,6 +62,14 @@ fn main() -> anyhow::Result<()> {
             watched::account();
             watched::scrape();
         }
+        Options { mlserver: true, .. } => {
+            println!("64 floats as JSON to a linear model");
+            let servers = [penstock("penstock", Versions::Linear)?, Server::mlserver()?];
+            for connections in [1, 8, CONNECTIONS] {
+                println!("\nconnections: {connections}");
+                rounds(&servers, connections)?;
+            }
+        }
         Options { soak: Some(minutes), .. } => {
             return soak::soak(&penstock("penstock", Versions::Demo)?, minutes);
         }
@@ -66,18 +77,16 @@ fn main() -> anyhow::Result<()> {
             println!(
                 "{CONNECTIONS} connections; HAProxy is asked with 64 floats, penstock with 1x3x224x224 in binary"
             );
-            rounds(&[Server::haproxy()?, penstock("penstock", Versions::Pixels)?])?;
+            rounds(&[Server::haproxy()?, penstock("penstock", Versions::Pixels)?], CONNECTIONS)?;
             json::compare();
         }
         Options { .. } => {
             println!(
                 "{CONNECTIONS} connections, 64 floats as JSON: two linear versions; a linear one and 10 % to a CNN"
             );
-            rounds(&[
-                Server::haproxy()?,
-                penstock("penstock", Versions::Linear)?,
-                penstock("with CNN", Versions::Demo)?,
-            ])?;
+            let linear = penstock("penstock", Versions::Linear)?;
+            let servers = [Server::haproxy()?, linear, penstock("with CNN", Versions::Demo)?];
+            rounds(&servers, CONNECTIONS)?;
         }
     }
     println!("{} spans were exported meanwhile", collector.spans().len());
@@ -85,10 +94,10 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// Loads each of them in turn. The first is what the others are compared with.
-fn rounds(servers: &[Server]) -> anyhow::Result<()> {
+fn rounds(servers: &[Server], connections: usize) -> anyhow::Result<()> {
     println!("{ROUNDS} alternating rounds of {} s", ROUND.as_secs());
     let mut loads: Vec<_> =
-        servers.iter().map(|server| Load::new(server.address, &server.request, CONNECTIONS)).collect();
+        servers.iter().map(|server| Load::new(server.address, &server.request, connections)).collect();
     for load in &mut loads {
         load.run(WARM_UP).context("warming up")?;
     }

@@ -111,6 +111,43 @@ impl Server {
         Ok(server)
     }
 
+    /// MLServer with the demo's linear model, in the form that takes least: one process, nothing logged.
+    pub(crate) fn mlserver() -> anyhow::Result<Self> {
+        let sources = harness::repository("benches/mlserver");
+        let made = Command::new("python3").arg(sources.join("environment.py")).output().context("python3")?;
+        ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let python = PathBuf::from(String::from_utf8(made.stdout)?.trim());
+        let folder = tempfile::tempdir()?;
+        let [address, grpc, metrics] = harness::free_addresses();
+        let settings = format!(
+            r#"{{"host": "127.0.0.1", "http_port": {}, "grpc_port": {}, "metrics_port": {}, "parallel_workers": 0, "debug": false}}"#,
+            address.port(),
+            grpc.port(),
+            metrics.port()
+        );
+        std::fs::write(folder.path().join("settings.json"), settings)?;
+        let uri = harness::repository("configs/demo/models/digits/1/model.pt");
+        let model = format!(
+            r#"{{"name": "digits", "implementation": "digits.Digits", "parameters": {{"uri": "{}", "version": "1"}}}}"#,
+            uri.display()
+        );
+        std::fs::write(folder.path().join("model-settings.json"), model)?;
+        let process = Command::new(python.with_file_name("mlserver"))
+            .arg("start")
+            .arg(folder.path())
+            .env("PYTHONPATH", sources)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("mlserver")?;
+        let server =
+            Self { name: "MLServer", address, request: request(), process, folder }.once_it_listens()?;
+        harness::eventually("MLServer to have loaded its model", || {
+            (harness::Client::new(address).get("/v2/models/digits/ready").status == 200).then_some(())
+        });
+        Ok(server)
+    }
+
     /// Its own folder: configuration, policies, models.
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()

@@ -19,8 +19,8 @@ pub(super) trait Element<const N: usize> {
     /// Its bytes. `None` if it does not hold the number, or that takes longer to find out.
     fn of(decimal: Decimal) -> Option<[u8; N]>;
 
-    /// Its bytes, of a number whose digits after the point were taken for a whole number, with an error of up to six of its
-    /// last places.
+    /// Its bytes, of a number that is `whole` divided by ten so many times, where `whole` may be off by up to six of its last
+    /// places. `None` as above, and for types that are no shorter.
     fn of_double(_whole: f64, _places: u32, _is_negative: bool) -> Option<[u8; N]> {
         None
     }
