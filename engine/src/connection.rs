@@ -18,11 +18,13 @@ use crate::model::Version;
 use crate::orders::Orders;
 use crate::preparers::{Prepared, Preparers, REQUESTS_MAX, Raw};
 use crate::queue::{Order, Queue};
+use crate::region::{self, Region};
 use crate::split;
 use bytes::{Buf, Bytes};
 use prost::Message;
 use std::collections::HashMap;
 use std::io::{self, IoSlice};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
@@ -31,8 +33,8 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc, watch};
 use wire::{
-    Control, Decoder, Frame, FrameError, Health, Hello, Infer, Kind, Limits, Outbox, Segments, TraceContext,
-    VersionDrift,
+    Control, Decoder, Frame, FrameError, Health, Hello, Infer, Kind, Limits, Outbox, Placed, Segments,
+    TensorMeta, TraceContext, VersionDrift,
 };
 
 /// Payloads below this are copied out of the buffer they were read into.
@@ -170,6 +172,8 @@ pub(crate) enum Ended {
     Direction(Kind),
     #[error("metadata of a frame: {0}")]
     Metadata(#[from] prost::DecodeError),
+    #[error("{0}")]
+    Region(#[from] region::Outside),
     #[error("it left more than {most} bytes of replies unread")]
     Unread { most: usize },
 }
@@ -213,6 +217,8 @@ pub(crate) async fn serve(stream: UnixStream, connection: u64, shared: Shared) -
         request_bytes_max: shared.request_bytes_max,
         device_memory: shared.device_memory.clone(),
         decoder: Decoder::new(shared.frames),
+        payload_bytes_max: shared.frames.payload_bytes,
+        region: None,
         told: HashMap::new(),
         orders: Vec::new(),
         refused: Vec::new(),
@@ -252,6 +258,9 @@ struct Reader {
     request_bytes_max: u64,
     device_memory: Option<Arc<DeviceGauge>>,
     decoder: Decoder,
+    payload_bytes_max: usize,
+    /// Where the proxy lays large payloads, if it does.
+    region: Option<Arc<Region>>,
     /// Rows of each version, by key, that had been looked at when its drift was last told.
     told: HashMap<u32, u64>,
     /// Emptied after each read; kept for its memory.
@@ -262,21 +271,27 @@ struct Reader {
 
 impl Reader {
     async fn run(&mut self, mut socket: OwnedReadHalf) -> Result<(), Ended> {
+        let (read, files) = region::first_read(socket.as_ref(), self.decoder.buffer()).await?;
+        if read == 0 {
+            return Ok(());
+        }
+        self.take_in_all(&files)?;
+        drop(files);
         loop {
             tokio::select! {
                 read = socket.read_buf(self.decoder.buffer()) => {
                     if read? == 0 {
                         return if self.decoder.is_between_frames() { Ok(()) } else { Err(Ended::Cut) };
                     }
-                    self.take_in_all()?;
+                    self.take_in_all(&[])?;
                 }
                 Some(prepared) = self.prepared.recv() => self.go_on(prepared),
             }
         }
     }
 
-    /// What one read has brought.
-    fn take_in_all(&mut self) -> Result<(), Ended> {
+    /// What one read has brought, with the files beside it.
+    fn take_in_all(&mut self, files: &[OwnedFd]) -> Result<(), Ended> {
         let now = Instant::now();
         let catalog = Arc::clone(&self.catalog.borrow());
         let mut announced = None;
@@ -291,6 +306,7 @@ impl Reader {
                     self.loader.give(Control::decode(frame.metadata)?, &self.mailbox, frame.id);
                 }
                 Kind::Ping => self.pong(frame.id, &catalog),
+                Kind::Region => self.adopt(files, &wire::Region::decode(frame.metadata)?),
                 Kind::Hello | Kind::Index | Kind::Reply | Kind::Pong => {
                     return Err(Ended::Direction(frame.kind));
                 }
@@ -299,6 +315,17 @@ impl Reader {
         self.submit(now);
         drop(announced);
         Ok(())
+    }
+
+    fn adopt(&mut self, files: &[OwnedFd], said: &wire::Region) {
+        match Region::adopt(files, said) {
+            Ok(region) => {
+                self.region = Some(region);
+                self.mailbox.post(|outbox| outbox.push(Kind::Region, 0, &(), Bytes::new()));
+            }
+            // Unless it is told otherwise, the proxy writes everything to the socket.
+            Err(error) => tracing::warn!("no memory is shared with the proxy, which costs time: {error}"),
+        }
     }
 
     fn submit(&mut self, now: Instant) {
@@ -382,10 +409,23 @@ impl Reader {
         if payload.len() < COPY_BYTES {
             payload = Bytes::copy_from_slice(&payload);
         }
+        if let Some(placed) = infer.placed.take() {
+            payload = self.borrow(placed, &infer.inputs)?;
+        }
         if let Err(refusal) = self.let_in(infer, payload, terms, catalog) {
             self.refused.push((id, refusal));
         }
         Ok(())
+    }
+
+    /// A payload that is not in its frame.
+    fn borrow(&self, placed: Placed, inputs: &[TensorMeta]) -> Result<Bytes, Ended> {
+        if placed.bytes > self.payload_bytes_max as u64 {
+            let (got, limit) = (placed.bytes, self.payload_bytes_max);
+            return Err(FrameError::TooLong { part: "payload", got, limit }.into());
+        }
+        let region = self.region.as_ref().ok_or(region::Outside(placed))?;
+        Ok(region::steady(region.borrow(placed)?, inputs))
     }
 
     fn let_in(

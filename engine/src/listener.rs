@@ -164,6 +164,7 @@ impl Listener {
                 release: env!("CARGO_PKG_VERSION").into(),
                 device: self.settings.device.clone(),
                 payload_bytes_max: frames.payload_bytes as u64,
+                takes_regions: true,
             },
             frames,
             unread_bytes_max: self.settings.unread_bytes_max,

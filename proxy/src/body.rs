@@ -1,13 +1,15 @@
 //! Reads a request body whole, within its limits of size and time. Never interprets it.
 //!
 //! Pingora answers no `Expect: 100-continue` for a body that is read here, times no body as a whole, and limits
-//! no size: all three are this file's.
+//! no size: all three are this file's. Large ones are read past it, see [`crate::large_body`].
 
 use crate::compression::Coding;
 use crate::deadline::header_number;
+use crate::large_body::{self, LargeBody};
+use crate::link::Links;
 use crate::refusal::Refusal;
 use crate::slots::Slot;
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use http::header;
 use pingora::ErrorType;
 use pingora::protocols::http::ServerSession;
@@ -31,12 +33,14 @@ pub enum Encoding {
     Any,
 }
 
-/// The whole body of the current request; `slot` makes room for it.
+/// The whole body of the current request; `slot` makes room for it. A large one is read into memory that is shared with the
+/// engine if `links` are given, and there is room.
 pub async fn read(
     session: &mut ServerSession,
     limits: &BodyLimits,
     encoding: Encoding,
     slot: &mut Slot,
+    links: Option<&Links>,
 ) -> Result<Bytes, Refusal> {
     if encoding == Encoding::Known {
         Coding::of_body(&session.req_header().headers)?;
@@ -46,10 +50,17 @@ pub async fn read(
         return Err(Refusal::TooLarge { what: "the body", limit: limits.bytes_max });
     }
     slot.reserve(declared.unwrap_or(0))?;
+    let large = declared.and_then(|bytes| Some((LargeBody::begin(session, bytes)?, bytes)));
     if expects_continue(session) {
         session.write_continue_response().await.map_err(|_| Refusal::ClientGone)?;
     }
-    tokio::time::timeout(limits.time_max, collect(session, declared, limits, slot))
+    let body = async {
+        match large {
+            Some((large, bytes)) => collect_large(session, large, bytes, links).await,
+            None => collect(session, declared, limits, slot).await,
+        }
+    };
+    tokio::time::timeout(limits.time_max, body)
         .await
         .map_err(|_| Refusal::BodyTimeout { waited: limits.time_max })?
 }
@@ -60,7 +71,7 @@ pub(crate) async fn read_plain(
     limits: &BodyLimits,
     slot: &mut Slot,
 ) -> Result<Bytes, Refusal> {
-    let body = read(session, limits, Encoding::Known, slot).await?;
+    let body = read(session, limits, Encoding::Known, slot, None).await?;
     inflate(session, body, limits, slot).await
 }
 
@@ -76,6 +87,21 @@ pub(crate) async fn inflate(
         Some(coding) if !body.is_empty() => coding.inflate(body, limits, slot).await,
         Some(_) | None => Ok(body),
     }
+}
+
+async fn collect_large(
+    session: &mut ServerSession,
+    large: LargeBody,
+    bytes: usize,
+    links: Option<&Links>,
+) -> Result<Bytes, Refusal> {
+    if let Some(mut place) = links.and_then(|links| links.place(bytes)) {
+        large.read(session, &mut place.as_mut()).await?;
+        return Ok(place.freeze());
+    }
+    let mut whole = BytesMut::with_capacity(bytes);
+    large.read(session, &mut (&mut whole).limit(bytes)).await?;
+    Ok(whole.freeze())
 }
 
 async fn collect(
@@ -127,10 +153,10 @@ pub async fn discard(session: &mut ServerSession) {
 pub async fn linger(session: &mut ServerSession) {
     const BYTES_MAX: usize = 16 << 20;
     const SILENCE_MAX: Duration = Duration::from_millis(200);
+    let mut read = large_body::skip(session, BYTES_MAX, SILENCE_MAX).await;
     if session.is_body_done() || expects_continue(session) {
         return;
     }
-    let mut read = 0;
     while read < BYTES_MAX {
         match tokio::time::timeout(SILENCE_MAX, session.read_request_body()).await {
             Ok(Ok(Some(chunk))) => read += chunk.len(),

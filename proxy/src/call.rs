@@ -9,6 +9,7 @@ use crate::decode::InferRequest;
 use crate::dialect::{self, Dialect, Form, tf_serving, torchserve};
 use crate::encode::{Encoded, encode};
 use crate::field;
+use crate::link::Links;
 use crate::raw_request;
 use crate::refusal::Refusal;
 use crate::remote::Passed;
@@ -100,6 +101,8 @@ pub struct HttpCall<'s> {
     session: &'s mut ServerSession,
     dialect: Dialect,
     label: Option<&'s str>,
+    /// With whom memory is shared.
+    links: &'s Links,
     /// How the answer is to be formed, once the body has been read.
     form: Form,
 }
@@ -121,8 +124,19 @@ impl fmt::Debug for HttpCall<'_> {
 
 impl<'s> HttpCall<'s> {
     /// A request whose head has been read, and the label in its path.
-    pub fn new(session: &'s mut ServerSession, dialect: Dialect, label: Option<&'s str>) -> Self {
-        Self { session, dialect, label, form: Form::default() }
+    pub fn new(
+        session: &'s mut ServerSession,
+        dialect: Dialect,
+        label: Option<&'s str>,
+        links: &'s Links,
+    ) -> Self {
+        Self { session, dialect, label, links, form: Form::default() }
+    }
+
+    /// Whether the tensors go on as they come: others are written anew.
+    fn is_plain_binary(&self) -> bool {
+        let headers = &self.head().headers;
+        headers.contains_key(&JSON_LEN) && !headers.contains_key(header::CONTENT_ENCODING)
     }
 }
 
@@ -153,7 +167,8 @@ impl Call for HttpCall<'_> {
         encoding: Encoding,
         slot: &mut Slot,
     ) -> Result<Bytes, Refusal> {
-        body::read(self.session, limits, encoding, slot).await
+        let links = self.is_plain_binary().then_some(self.links);
+        body::read(self.session, limits, encoding, slot, links).await
     }
 
     async fn inflate(&mut self, body: Bytes, limits: &BodyLimits, slot: &mut Slot) -> Result<Bytes, Refusal> {

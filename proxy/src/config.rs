@@ -47,6 +47,8 @@ pub struct Config {
     pub in_flight_max: usize,
     /// Bytes of their bodies together.
     pub in_flight_bytes_max: usize,
+    /// Bytes of memory that each worker shares with the engine, for large bodies; 0 for none.
+    pub shared_bytes: usize,
     /// The form of log lines.
     pub log: Format,
     /// Which requests leave a line, if any.
@@ -169,6 +171,8 @@ struct RawRequests {
     in_flight_max: usize,
     #[garde(range(min = 1, max = 1_000_000))]
     in_flight_mib_max: usize,
+    #[garde(range(max = 65_536))]
+    shared_mib: usize,
 }
 
 impl Default for RawRequests {
@@ -178,6 +182,7 @@ impl Default for RawRequests {
             body_time_max: Duration::from_secs(30),
             in_flight_max: 1024,
             in_flight_mib_max: 512,
+            shared_mib: 32,
         }
     }
 }
@@ -283,6 +288,7 @@ impl Config {
             },
             in_flight_max: raw.requests.in_flight_max,
             in_flight_bytes_max: raw.requests.in_flight_mib_max << 20,
+            shared_bytes: raw.requests.shared_mib << 20,
             log: raw.log.format,
             access: raw.log.access.map(|sample| AccessConfig { sample, format: raw.log.format }),
             traces: raw.traces.map(|traces| TraceConfig {

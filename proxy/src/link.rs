@@ -2,16 +2,19 @@
 //! the one that waits for it. Decides nothing about requests; never looks into tensors.
 //!
 //! Each proxy worker has its own link, so that a request, its frame and its answer stay on one thread. A link
-//! that breaks fails everything it carries at once and is not repaired: the next request opens a new one.
+//! that breaks fails everything it carries at once and is not repaired: the next request opens a new one. It may have
+//! memory of both, see [`crate::region`]: a payload that lies there is not written, only told of.
 
 use crate::pulse::Pulse;
+use crate::region::{Place, Region};
 use arc_swap::ArcSwap;
 use bytes::{Buf, Bytes};
+use prost::Message;
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -75,6 +78,7 @@ struct Shared {
     ended: Notify,
     /// Tells requests that they have waited for a while.
     pulse: Pulse,
+    region: Option<Arc<Region>>,
 }
 
 #[derive(Debug, Default)]
@@ -95,18 +99,37 @@ impl Link {
     pub async fn connect(socket: &Path, on_event: impl Fn(Event) + Send + 'static) -> io::Result<Self> {
         let stream = UnixStream::connect(socket).await?;
         is_trusted(&stream)?;
+        Ok(Self::over(stream, None, on_event))
+    }
+
+    /// The same, with memory of both where the engine and the system allow it.
+    async fn connect_sharing(socket: &Path, shared_bytes: usize) -> io::Result<Self> {
+        let stream = UnixStream::connect(socket).await?;
+        is_trusted(&stream)?;
+        let region = Region::offer(&stream, shared_bytes).await.inspect_err(|error| {
+            tracing::warn!("no memory is shared with the engine, which costs time: {error}");
+        });
+        Ok(Self::over(stream, region.ok(), |_| {}))
+    }
+
+    fn over(
+        stream: UnixStream,
+        region: Option<Arc<Region>>,
+        on_event: impl Fn(Event) + Send + 'static,
+    ) -> Self {
         let (read, write) = stream.into_split();
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             wake: Notify::new(),
             ended: Notify::new(),
             pulse: Pulse::default(),
+            region,
         });
         tokio::spawn(write_frames(write, shared.clone()));
         let beating = shared.clone();
         tokio::spawn(async move { beating.pulse.run(|| beating.lock().closed.is_some()).await });
         tokio::spawn(read_frames(read, shared.clone(), on_event));
-        Ok(Self { open: Arc::new(Open(shared)), payload_bytes_max: LIMITS.payload_bytes })
+        Self { open: Arc::new(Open(shared)), payload_bytes_max: LIMITS.payload_bytes }
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -115,25 +138,44 @@ impl Link {
 
     /// Sends a request. Dropping the returned [`Pending`] before it is answered cancels the request.
     pub fn send(&self, infer: &Infer, payload: Bytes) -> Result<Pending, LinkError> {
-        self.ask(Kind::Infer, infer, payload)
+        fits("the data of the tensors", payload.len(), self.payload_bytes_max)?;
+        let state = self.admit(infer.encoded_len() + PLACED_BYTES_MAX)?;
+        // Only what is sure to be told of is lent.
+        match self.shared().region.as_ref().and_then(|region| region.lend(&payload)) {
+            Some(placed) => {
+                let infer = Infer { placed: Some(placed), ..infer.clone() };
+                Ok(self.ask(state, Kind::Infer, &infer, Bytes::new()))
+            }
+            None => Ok(self.ask(state, Kind::Infer, infer, payload)),
+        }
     }
 
     /// Sends an order to load or unload a model. Dropping the [`Pending`] does not take it back.
     pub fn order(&self, control: &Control) -> Result<Pending, LinkError> {
-        self.ask(Kind::Control, control, Bytes::new())
+        Ok(self.ask(self.admit(control.encoded_len())?, Kind::Control, control, Bytes::new()))
     }
 
-    fn ask(&self, kind: Kind, metadata: &impl prost::Message, payload: Bytes) -> Result<Pending, LinkError> {
-        fits("what describes the tensors", metadata.encoded_len(), LIMITS.metadata_bytes)?;
-        fits("the data of the tensors", payload.len(), self.payload_bytes_max)?;
-        let (answer, receiver) = oneshot::channel();
-        let mut state = self.shared().lock();
+    /// Whether something can be asked now.
+    fn admit(&self, metadata_bytes: usize) -> Result<MutexGuard<'_, State>, LinkError> {
+        fits("what describes the tensors", metadata_bytes, LIMITS.metadata_bytes)?;
+        let state = self.shared().lock();
         if let Some(reason) = &state.closed {
             return Err(LinkError::Down(reason.clone()));
         }
         if state.outbox.pending_bytes() > Self::BACKLOG_BYTES {
             return Err(LinkError::Backlog(state.outbox.pending_bytes()));
         }
+        Ok(state)
+    }
+
+    fn ask(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        kind: Kind,
+        metadata: &impl prost::Message,
+        payload: Bytes,
+    ) -> Pending {
+        let (answer, receiver) = oneshot::channel();
         state.last_id += 1; // never reused: a late answer must not find another request under its id
         let id = state.last_id;
         state.waiting.insert(id, answer);
@@ -143,7 +185,7 @@ impl Link {
         if idle {
             self.shared().wake.notify_one();
         }
-        Ok(Pending { link: self.clone(), id, receiver })
+        Pending { link: self.clone(), id, receiver }
     }
 
     /// Asks whether the engine is there; the answer comes as an [`Event::Pong`].
@@ -188,6 +230,9 @@ impl Link {
 
 /// What an engine may say, and what it may be told unless it takes less.
 const LIMITS: Limits = Limits { metadata_bytes: 1 << 20, payload_bytes: 256 << 20 };
+
+/// What it takes to say where a payload lies.
+const PLACED_BYTES_MAX: usize = 32;
 
 fn fits(what: &'static str, got: usize, limit: usize) -> Result<(), LinkError> {
     if got <= limit { Ok(()) } else { Err(LinkError::TooLong { what, limit }) }
@@ -351,6 +396,11 @@ fn deliver(frame: Frame, shared: &Shared, on_event: &impl Fn(Event)) -> Result<(
         Kind::Index => {
             on_event(Event::Index(prost::Message::decode(frame.metadata.clone()).map_err(broken)?))
         }
+        Kind::Region => {
+            let region =
+                shared.region.as_ref().ok_or("the engine has mapped memory that nobody has offered")?;
+            region.accept();
+        }
         Kind::Infer | Kind::Cancel | Kind::Ping | Kind::Control => {
             return Err(format!("the engine sent {:?}, which only the proxy sends", frame.kind));
         }
@@ -368,6 +418,12 @@ pub struct Links {
     payload_bytes_max: AtomicUsize,
     /// Where it runs models; empty before it has said so.
     device: ArcSwap<String>,
+    /// Bytes of memory that each worker shares with it; 0 where none is to be shared.
+    shared_bytes: usize,
+    /// Whether it takes that.
+    takes_regions: AtomicBool,
+    /// Those of links that are open, and of some that are not.
+    regions: Mutex<Vec<Weak<Region>>>,
     /// Engines that have taken over so far; a link is to the one of its time.
     successions: AtomicU64,
     /// Another engine is about to take over: what the present one is told now would be forgotten.
@@ -388,10 +444,18 @@ impl Links {
             socket,
             payload_bytes_max: AtomicUsize::new(LIMITS.payload_bytes),
             device: ArcSwap::default(),
+            shared_bytes: 0,
+            takes_regions: AtomicBool::new(false),
+            regions: Mutex::default(),
             successions: AtomicU64::new(0),
             is_handing_over: AtomicBool::new(false),
             connecting: tokio::sync::Mutex::default(),
         }
+    }
+
+    /// The same, each of which shares so many bytes of memory with the engine, if that takes it.
+    pub fn sharing(self, shared_bytes: usize) -> Self {
+        Self { shared_bytes, ..self }
     }
 
     /// From now on requests go to the engine that listens there. Those that are under way stay where they are.
@@ -406,6 +470,7 @@ impl Links {
         let most = most.unwrap_or(LIMITS.payload_bytes).min(LIMITS.payload_bytes);
         self.payload_bytes_max.store(most, Ordering::Relaxed);
         self.device.store(Arc::new(hello.device.clone()));
+        self.takes_regions.store(hello.takes_regions, Ordering::Relaxed);
     }
 
     /// Where the engine runs models, as it says; empty before it has.
@@ -429,11 +494,40 @@ impl Links {
         }
         // The supervisor's own link carries the events.
         let socket = self.socket.load_full();
-        let mut link =
-            Link::connect(&socket, |_| {}).await.map_err(|error| LinkError::Down(error.to_string()))?;
+        let link = if self.shared_bytes > 0 && self.takes_regions.load(Ordering::Relaxed) {
+            Link::connect_sharing(&socket, self.shared_bytes).await
+        } else {
+            Link::connect(&socket, |_| {}).await
+        };
+        let mut link = link.map_err(|error| LinkError::Down(error.to_string()))?;
+        if let Some(region) = &link.shared().region {
+            let mut regions = self.regions();
+            regions.retain(|region| region.strong_count() > 0);
+            regions.push(Arc::downgrade(region));
+        }
         link.payload_bytes_max = self.payload_bytes_max.load(Ordering::Relaxed);
         WORKER_LINK.set(Some((now, link.clone())));
         Ok(link)
+    }
+
+    /// Room for a body in the memory that this worker shares with the engine; nothing where there is none, or no engine.
+    pub(crate) fn place(&self, bytes: usize) -> Option<Place> {
+        let now = self.successions.load(Ordering::Acquire);
+        WORKER_LINK.with_borrow(|link| {
+            let (_, link) = link.as_ref().filter(|(of, link)| *of == now && !link.is_closed())?;
+            link.shared().region.as_ref()?.place(bytes)
+        })
+    }
+
+    /// Bytes that bodies have in the memory that workers share with the engine, and how many they may have.
+    pub fn shared_bytes(&self) -> (usize, usize) {
+        let regions: Vec<_> = self.regions().iter().filter_map(Weak::upgrade).collect();
+        let sum = |(used, most), (also, more)| (used + also, most + more);
+        regions.iter().map(|region| region.bytes()).fold((0, 0), sum)
+    }
+
+    fn regions(&self) -> MutexGuard<'_, Vec<Weak<Region>>> {
+        self.regions.lock().expect("no panic while it is held")
     }
 }
 

@@ -175,6 +175,8 @@ pub struct Metrics {
     pub in_flight: Gauge,
     /// Number of the policy in force.
     pub policy_generation: Gauge<u64, AtomicU64>,
+    /// Bytes that bodies have in the memory that is shared with the engine.
+    pub shared_bytes: Gauge<u64, AtomicU64>,
     /// Policy files that were refused.
     pub policy_rejected: Counter,
     /// Times the engine was started.
@@ -270,6 +272,7 @@ impl Metrics {
             drifts: Drifts::default(),
             in_flight: Gauge::default(),
             policy_generation: Gauge::default(),
+            shared_bytes: Gauge::default(),
             policy_rejected: Counter::default(),
             engine_starts: Counter::default(),
             engine_up: Gauge::default(),
@@ -374,6 +377,12 @@ impl Metrics {
             metrics.shadows.clone(),
         );
         registry.register("requests_in_flight", "Requests being worked on", metrics.in_flight.clone());
+        registry.register_with_unit(
+            "shared",
+            "Memory that bodies have of what is shared with the engine",
+            Unit::Bytes,
+            metrics.shared_bytes.clone(),
+        );
         registry.register(
             "policy_generation",
             "Number of the policy in force",

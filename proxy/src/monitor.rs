@@ -50,10 +50,11 @@ impl ServeHttp for Monitor {
 
 impl Monitor {
     fn show_metrics(&self) -> Response<Vec<u8>> {
-        let Overview { metrics, ledger, .. } = &self.overview;
+        let Overview { metrics, ledger, links, .. } = &self.overview;
         metrics.set_breakers(&ledger.breakers(Instant::now()));
         metrics.set_rollouts(&ledger.rollouts());
         metrics.set_splits(&ledger.splits(Instant::now()));
+        metrics.shared_bytes.set(links.shared_bytes().0 as u64);
         if let Some(access) = &self.access {
             metrics.access_dropped.set(access.dropped());
         }

@@ -120,11 +120,14 @@ impl Overview {
     fn traffic(&self) -> Traffic {
         let ((in_flight, in_flight_max), (body_bytes, body_bytes_max)) =
             (self.slots.requests(), self.slots.bytes());
+        let (shared_bytes, shared_bytes_max) = self.links.shared_bytes();
         Traffic {
             in_flight: in_flight as u64,
             in_flight_max: in_flight_max as u64,
             body_bytes: body_bytes as u64,
             body_bytes_max: body_bytes_max as u64,
+            shared_bytes: shared_bytes as u64,
+            shared_bytes_max: shared_bytes_max as u64,
         }
     }
 

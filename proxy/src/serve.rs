@@ -17,6 +17,7 @@ use crate::drain::{self, Drain, StopSignal};
 use crate::fixed::Fixed;
 use crate::grpc::{Grpc, Listen};
 use crate::infer::Path;
+use crate::large_body::Downstream;
 use crate::link::Links;
 use crate::log::Format;
 use crate::metrics::Metrics;
@@ -39,7 +40,9 @@ use crate::trace::Tracer;
 use anyhow::Context;
 use async_trait::async_trait;
 use pingora::apps::HttpServerOptions;
-use pingora::proxy::ProxyServiceBuilder;
+use pingora::listeners::ListenerConfig;
+use pingora::protocols::l4::stream::L4BufferSettings;
+use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
@@ -72,7 +75,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let tracer = tracer.transpose().context("traces")?.map(Arc::new);
     let access = config.access.map(AccessLog::new).map(Arc::new);
     let drain = Arc::new(Drain::default());
-    let links = Arc::new(Links::new(config.socket.clone()));
+    let links = Arc::new(Links::new(config.socket.clone()).sharing(config.shared_bytes));
     let ledger = Arc::new(Ledger::new());
     let remotes = Arc::new(Remotes::default());
     let path = Arc::new(Path {
@@ -119,8 +122,12 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let service = Service { path: path.clone(), repository, readiness: readiness.clone(), watchers };
     let mut options = HttpServerOptions::default();
     options.keepalive_request_limit = Some(KEEPALIVE_REQUESTS_MAX);
-    let mut http = ProxyServiceBuilder::new(&conf, service).name("http").server_options(options).build();
-    http.add_tcp(&config.http.to_string());
+    let mut proxy = http_proxy(&conf, service);
+    proxy.server_options = Some(options);
+    let mut http = ListeningService::new("http".into(), Downstream(Arc::new(proxy)));
+    // Large bodies are read past the buffer, and it stays as long as the connection.
+    let buffer = L4BufferSettings::default().read(READ_BUFFER_BYTES);
+    http.add_listener(ListenerConfig::tcp(config.http.to_string()).l4_buffer(buffer));
     http.threads = Some(config.workers);
     let history = Arc::new(RolloutHistory::default());
     let fixed = Arc::new(Fixed::new(config.clone()));
@@ -212,6 +219,9 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
 
 /// Questions about the policy that may wait for their turn.
 const ASKS_MAX: usize = 16;
+
+/// What is read at once of a head and a small body.
+const READ_BUFFER_BYTES: usize = 16 << 10;
 
 /// A connection is closed after this many requests, and with it goes what its buffers have grown to.
 const KEEPALIVE_REQUESTS_MAX: u32 = 100_000;

@@ -131,7 +131,7 @@ impl Service {
         record.route = route.name();
         match route {
             Route::Infer(dialect, address) => {
-                let mut call = HttpCall::new(session, dialect, address.label());
+                let mut call = HttpCall::new(session, dialect, address.label(), &self.path.links);
                 let answer = self.path.infer(&mut call, address.target(), record).await?;
                 Ok(Answer::inferred(answer).compressed(&session.req_header().headers).await)
             }

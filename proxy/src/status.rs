@@ -97,6 +97,10 @@ pub struct Traffic {
     pub body_bytes: u64,
     /// At most.
     pub body_bytes_max: u64,
+    /// Bytes that bodies have in the memory that is shared with the engine, in whole blocks.
+    pub shared_bytes: u64,
+    /// At most; 0 where no memory is shared.
+    pub shared_bytes_max: u64,
 }
 
 /// Which policy is in force.

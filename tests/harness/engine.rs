@@ -165,7 +165,7 @@ fn serve(mut stream: UnixStream, scripts: &Scripts, cancelled: &Sender<u64>) {
                 }
                 Kind::Cancel => drop(cancelled.send(frame.id)),
                 Kind::Ping => outbox.push(Kind::Pong, frame.id, &wire::Health::default(), Bytes::new()),
-                Kind::Hello | Kind::Index | Kind::Reply | Kind::Pong | Kind::Control => {
+                Kind::Hello | Kind::Index | Kind::Reply | Kind::Pong | Kind::Control | Kind::Region => {
                     panic!("only an engine sends {:?}", frame.kind)
                 }
             }

@@ -16,6 +16,7 @@ mod grpc_edges;
 mod grpc_extensions;
 mod extensions;
 mod hot_swap;
+mod large_bodies;
 mod pictures;
 mod policy_commands;
 mod http_edges;

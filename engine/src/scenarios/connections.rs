@@ -52,6 +52,25 @@ fn a_broken_stream_ends_its_own_connection_only() {
 }
 
 #[test]
+fn memory_that_cannot_be_mapped_is_not_shared_and_what_should_lie_there_ends_its_own_connection() {
+    let engine = Engine::start(vec![candidate("double", double)]);
+    let (mut liar, mut sound) = (engine.connect(), engine.connect());
+    let said = wire::Region { bytes: 1 << 20, block_bytes: 1 << 16 };
+    liar.send(Kind::Region, 0, &said, Bytes::new()); // and no files beside it
+    liar.index();
+    liar.infer(1, ask(1.0));
+    assert_eq!(liar.reply().unwrap().status(), Status::Ok);
+    let placed = Some(wire::Placed { offset: 0, bytes: 8, credit: 0 });
+    liar.send(Kind::Infer, 2, &Infer { placed, ..ask(1.0).infer }, Bytes::new());
+    while let Some(frame) = liar.frame() {
+        assert!(frame.kind != Kind::Reply && frame.kind != Kind::Region, "{frame:?}");
+    }
+    sound.index();
+    sound.infer(1, ask(1.0));
+    assert_eq!(sound.reply().unwrap().status(), Status::Ok);
+}
+
+#[test]
 fn a_proxy_that_does_not_read_is_let_go() {
     let engine = Engine::start_with(vec![], |settings| settings.unread_bytes_max = 10_000);
     let mut deaf = engine.connect();

@@ -32,6 +32,10 @@ pub enum Kind {
     Pong = 7,
     /// P → E: load or unload a model. Metadata [`crate::Control`]; answered by a `Reply` of the same id.
     Control = 8,
+    /// P → E, first frame of a connection if at all: memory of both, whose descriptors travel beside it; only to an engine
+    /// that [takes](crate::Hello::takes_regions) it. Metadata [`crate::Region`].
+    /// E → P: it is mapped, and payloads may lie there from now on. No metadata.
+    Region = 9,
 }
 
 impl Kind {
@@ -45,6 +49,7 @@ impl Kind {
             Self::Ping,
             Self::Pong,
             Self::Control,
+            Self::Region,
         ]
         .into_iter()
         .find(|known| *known as u16 == kind)
@@ -251,7 +256,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn any_kind() -> impl Strategy<Value = Kind> {
-        (1..=8_u16).prop_map(|kind| Kind::from_wire(kind).expect("all kinds are numbered from 1"))
+        (1..=9_u16).prop_map(|kind| Kind::from_wire(kind).expect("all kinds are numbered from 1"))
     }
 
     fn any_frame() -> impl Strategy<Value = (Kind, u64, Reply, Vec<u8>)> {

@@ -2,7 +2,8 @@
 //!
 //! One Unix socket carries many requests at once; frames of different requests interleave freely and are
 //! told apart by [`Frame::id`]. Reading order: [`frame`] (the envelope and its limits), [`message`] (what the
-//! metadata says), [`tensor`] (datatypes and where a tensor lies in the payload), [`outbox`] (coalesced writing).
+//! metadata says), [`tensor`] (datatypes and where a tensor lies in the payload), [`outbox`] (coalesced writing),
+//! [`mapping`] (memory of both, in which large payloads lie in place of the stream).
 //!
 //! ```text
 //!  0        4        6        8                16        20        24                32
@@ -21,16 +22,18 @@
 
 pub mod elements;
 pub mod frame;
+pub mod mapping;
 pub mod message;
 pub mod outbox;
 pub mod tensor;
 
 pub use elements::{Elements, push_element};
 pub use frame::{Decoder, Frame, FrameError, Kind, Limits, PROTOCOL_VERSION};
+pub use mapping::Mapping;
 pub use message::{
     Action, Batch, ClassForm, Closed, Confidence, Control, CurvePoint, DeviceMemory, DriftSide, Health,
-    Hello, Index, Infer, ModelEntry, ModelState, Phases, Postprocess, Reply, Run, Status, TensorDrift,
-    TensorSpec, Timing, TraceContext, VersionDrift,
+    Hello, Index, Infer, ModelEntry, ModelState, Phases, Placed, Postprocess, Region, Reply, Run, Status,
+    TensorDrift, TensorSpec, Timing, TraceContext, VersionDrift,
 };
 pub use outbox::{Outbox, Segments};
 pub use tensor::{Datatype, Layout, TensorError, TensorMeta, element_count};

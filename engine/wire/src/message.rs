@@ -22,6 +22,39 @@ pub struct Hello {
     /// [`Limits`](crate::Limits) let.
     #[prost(uint64, tag = "4")]
     pub payload_bytes_max: u64,
+    /// Whether payloads may lie in memory of both, see [`Region`].
+    #[prost(bool, tag = "5")]
+    pub takes_regions: bool,
+}
+
+/// Memory in which payloads may lie in place of the stream. It is the connection's, and ends with it.
+///
+/// Two memory files travel beside it, in this order. In the first lie payloads, each in a run of blocks: the proxy writes
+/// there what nobody reads, and only reads what it has lent; the engine only reads. The second has a little-endian `u32` for
+/// each block, which the engine increases when it gives back a payload that has its credit there. Both sides count, and
+/// neither believes what it cannot check: lengths travel in the stream.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Region {
+    /// Bytes for payloads: that of the first file, and a multiple of a block.
+    #[prost(uint64, tag = "1")]
+    pub bytes: u64,
+    /// Bytes of a block.
+    #[prost(uint64, tag = "2")]
+    pub block_bytes: u64,
+}
+
+/// Where a payload lies in the [`Region`] of its connection.
+#[derive(Clone, Copy, PartialEq, Eq, prost::Message)]
+pub struct Placed {
+    /// Its first byte there.
+    #[prost(uint64, tag = "1")]
+    pub offset: u64,
+    /// How many it has.
+    #[prost(uint64, tag = "2")]
+    pub bytes: u64,
+    /// The block whose count says that it was given back.
+    #[prost(uint32, tag = "3")]
+    pub credit: u32,
 }
 
 /// How the engine is, asked by every `Ping`.
@@ -357,6 +390,9 @@ pub struct Infer {
     /// waiting. 0 if nobody says.
     #[prost(fixed64, tag = "10")]
     pub tenant: u64,
+    /// Where the payload lies, if not in this frame, which has none then.
+    #[prost(message, optional, tag = "11")]
+    pub placed: Option<Placed>,
 }
 
 /// W3C identity of the span that a request belongs to.
