@@ -48,12 +48,13 @@ fn main() -> anyhow::Result<()> {
             let nobody = Watched::default();
             let ways = [
                 ("alone", nobody),
+                ("again", nobody),
                 ("lines", Watched { lines: true, ..nobody }),
                 ("traces", Watched { traces: watched.traces, ..nobody }),
                 ("both", watched),
             ];
             println!(
-                "{CONNECTIONS} connections, 64 floats as JSON to linear versions; alone, with an access line for each \
+                "{CONNECTIONS} connections, 64 floats as JSON to linear versions; alone, once more alone, with an access line for each \
                  request, with 1 % of traces, with both"
             );
             let penstock = |(name, watched)| Server::penstock(name, Versions::Linear, watched);

@@ -10,8 +10,8 @@ use crate::server::Server;
 use anyhow::Context;
 use std::time::{Duration, Instant};
 
-const ROUNDS: usize = 24;
-const ROUND: Duration = Duration::from_secs(1);
+const ROUNDS: usize = 80;
+const ROUND: Duration = Duration::from_millis(250);
 const WARM_UP: Duration = Duration::from_secs(2);
 const IDLE: Duration = Duration::from_secs(3);
 
@@ -63,6 +63,7 @@ pub(crate) fn compare(servers: &[Server]) -> anyhow::Result<()> {
 }
 
 fn idle(sides: &mut [Side<'_>]) -> anyhow::Result<()> {
+    std::thread::sleep(IDLE); // what was gathered while they warmed up is sent
     let before = sides.iter().map(|side| side.server.cpu()).collect::<anyhow::Result<Vec<_>>>()?;
     std::thread::sleep(IDLE);
     for (side, before) in sides.iter_mut().zip(before) {
