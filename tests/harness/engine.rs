@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -47,7 +48,14 @@ struct Scripts {
     /// Tenant and criticality of the latest requests.
     standings: Mutex<VecDeque<(u64, u32)>>,
     /// Who has to be told so.
-    listeners: Mutex<Vec<Arc<Mutex<UnixStream>>>>,
+    listeners: Mutex<Vec<Arc<Listener>>>,
+}
+
+/// A connection of the proxy's.
+struct Listener {
+    stream: Mutex<UnixStream>,
+    /// Whether requests came over it: the one that listens to what the engine says has none.
+    has_asked: AtomicBool,
 }
 
 impl Scripts {
@@ -64,7 +72,7 @@ impl Scripts {
         outbox.push(Kind::Index, 0, &index(self), Bytes::new());
         let news = outbox.take().concat();
         for listener in self.listeners.lock().expect("unpoisoned").iter() {
-            let _ = listener.lock().expect("unpoisoned").write_all(&news); // who has left needs no news
+            let _ = listener.stream.lock().expect("unpoisoned").write_all(&news); // who has left needs no news
         }
     }
 
@@ -81,7 +89,7 @@ pub struct ScriptedEngine {
     pub socket: PathBuf,
     scripts: Arc<Scripts>,
     cancels: Mutex<Receiver<u64>>,
-    _folder: tempfile::TempDir,
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl ScriptedEngine {
@@ -92,6 +100,27 @@ impl ScriptedEngine {
     pub fn start(versions: &[(&str, u64, Behaviour)]) -> Self {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let socket = folder.path().join("engine.sock");
+        Self::start_at(socket, Some(folder), versions)
+    }
+
+    /// Another one takes this one's place, with these versions. What this one has been asked stays with it.
+    pub fn succeeded_by(&self, versions: &[(&str, u64, Behaviour)]) -> Self {
+        std::fs::remove_file(&self.socket).expect("it listens there");
+        let successor = Self::start_at(self.socket.clone(), None, versions);
+        for listener in self.scripts.listeners.lock().expect("unpoisoned").iter() {
+            if !listener.has_asked.load(Ordering::Relaxed) {
+                let stream = listener.stream.lock().expect("unpoisoned");
+                let _ = stream.shutdown(std::net::Shutdown::Both); // it may have left
+            }
+        }
+        successor
+    }
+
+    fn start_at(
+        socket: PathBuf,
+        folder: Option<tempfile::TempDir>,
+        versions: &[(&str, u64, Behaviour)],
+    ) -> Self {
         let listener = UnixListener::bind(&socket).expect("a free path");
         let scripts: Arc<Scripts> = Arc::default();
         scripts
@@ -143,9 +172,10 @@ fn serve(mut stream: UnixStream, scripts: &Scripts, cancelled: &Sender<u64>) {
     outbox.push(Kind::Hello, 0, &hello, Bytes::new());
     outbox.push(Kind::Index, 0, &index(scripts), Bytes::new());
     let mut decoder = Decoder::new(frames);
-    let writer = Arc::new(Mutex::new(stream.try_clone().expect("a socket can be shared")));
-    scripts.listeners.lock().expect("unpoisoned").push(writer.clone());
-    let write = |bytes: &[u8]| writer.lock().expect("unpoisoned").write_all(bytes);
+    let writer = Mutex::new(stream.try_clone().expect("a socket can be shared"));
+    let listener = Arc::new(Listener { stream: writer, has_asked: AtomicBool::new(false) });
+    scripts.listeners.lock().expect("unpoisoned").push(listener.clone());
+    let write = |bytes: &[u8]| listener.stream.lock().expect("unpoisoned").write_all(bytes);
     loop {
         if write(&outbox.take().concat()).is_err() {
             return;
@@ -156,6 +186,7 @@ fn serve(mut stream: UnixStream, scripts: &Scripts, cancelled: &Sender<u64>) {
         while let Some(frame) = decoder.decode().expect("the proxy sends frames") {
             match frame.kind {
                 Kind::Infer => {
+                    listener.has_asked.store(true, Ordering::Relaxed);
                     if answer(&frame, scripts, &mut outbox).is_break() {
                         let cut = outbox.take().concat();
                         let _ = write(&cut[..cut.len() - 1]);

@@ -1,6 +1,6 @@
 //! A request that the engine did not run is asked once more, where that may help.
 
-use harness::{Behaviour, ScriptedEngine, Stack, infer_body};
+use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body};
 
 fn body() -> Vec<u8> {
     infer_body("x", [1, 1], &[0.0])
@@ -45,4 +45,41 @@ fn a_version_in_the_path_is_not_replaced_nor_does_the_same_engine_change_its_min
     assert_eq!(client.infer("fails", &[], &body()).status, 500);
     stack.wait_for_metric("penstock_requests_total{model=\"fails\",version=\"1\",outcome=\"failed\"}", 1.0);
     assert!(!stack.metrics().contains("penstock_retries_total{"), "{}", stack.metrics());
+}
+
+/// They wait in an engine that gives its place to another one and then says that it has run none of them. All are there before
+/// it does, and the other one serves before it says so.
+#[test]
+fn what_an_engine_that_was_replaced_has_not_run_is_asked_of_the_next_one_within_the_budget() {
+    const WAITING: usize = 30;
+    let old = ScriptedEngine::start(&[("m", 1, Behaviour::Hold), ("old", 1, Behaviour::Answer)]);
+    let stack = stack(&old, "models: {}\n");
+    let is_ready =
+        |model: &str| stack.client().get(&format!("/v2/models/{model}/versions/1/ready")).status == 200;
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let ask = || {
+            let answer = stack.client().infer("m", &[], &body());
+            if answer.status == 503 {
+                assert_eq!(answer.error(), "the engine is not available: it is stopping");
+            }
+            answer.status
+        };
+        let asked: Vec<_> = (0..WAITING).map(|_| scope.spawn(ask)).collect();
+        eventually("all to wait", || {
+            (stack.metric("penstock_requests_in_flight") == WAITING as f64).then_some(())
+        });
+        let _new = old.succeeded_by(&[("m", 1, Behaviour::Answer), ("new", 1, Behaviour::Answer)]);
+        eventually("the other engine to serve", || (is_ready("new") && !is_ready("old")).then_some(()));
+        old.set("m", 1, Behaviour::Stopping);
+        asked.into_iter().map(|one| one.join().expect("an answer")).collect()
+    });
+    let answered = statuses.iter().filter(|status| **status == 200).count();
+    assert!(statuses.iter().all(|status| [200, 503].contains(status)), "{statuses:?}");
+    // Ten are saved up, and a tenth of the requests.
+    assert!((10..=10 + WAITING / 10).contains(&answered), "{answered} of {WAITING} were answered");
+    let retries = |outcome: &str| {
+        format!("penstock_retries_total{{model=\"m\",reason=\"engine_replaced\",outcome=\"{outcome}\"}}")
+    };
+    stack.wait_for_metric(&retries("answered"), answered as f64);
+    stack.wait_for_metric(&retries("over_budget"), (WAITING - answered) as f64);
 }
