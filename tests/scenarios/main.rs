@@ -15,6 +15,7 @@ mod grpc;
 mod grpc_edges;
 mod grpc_extensions;
 mod extensions;
+mod fairness;
 mod hot_swap;
 mod large_bodies;
 mod pictures;

@@ -1,0 +1,51 @@
+//! Two tenants at one model that is asked for more than it can do: who floods it is turned away first, and who asks for
+//! little is answered. The queue is the engine's own.
+
+use harness::{Stack, eventually, infer_body, repository};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+const FLOODING: usize = 64;
+const QUIET: usize = 6;
+
+#[test]
+fn a_tenant_that_floods_is_turned_away_before_one_that_asks_for_little() {
+    let models = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(models.path().join("slow")).expect("a folder");
+    std::os::unix::fs::symlink(repository("tests/data/models/slow/1"), models.path().join("slow/1"))
+        .expect("a link");
+    let policy = "models: {slow: {deadline: 2s}}\noverload: {tenant: {header: x-tenant}}\n";
+    let stack = Stack::builder().models(models.path()).policies(policy).start();
+    // Two runs of 50 ms each, of which 40 in a second are what two cores can do.
+    let much = infer_body("x", [128, 4], &[1.0; 512]);
+    let little = infer_body("x", [1, 4], &[1.0; 4]);
+    let (is_over, turned_away, answered) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    let quiet: Vec<u16> = std::thread::scope(|scope| {
+        for _ in 0..FLOODING {
+            scope.spawn(|| {
+                let client = stack.client();
+                while !is_over.load(Ordering::Relaxed) {
+                    let answer = client.infer("slow", &[("x-tenant", "flooding")], &much);
+                    let count = match answer.status {
+                        200 => &answered,
+                        503 | 504 => &turned_away,
+                        other => panic!("{other}: {}", answer.text()),
+                    };
+                    count.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        eventually("more than the engine can do", || {
+            let [away, answered] = [&turned_away, &answered].map(|count| count.load(Ordering::Relaxed));
+            (away >= FLOODING && answered >= QUIET).then_some(())
+        });
+        let ask = |_| stack.client().infer("slow", &[("x-tenant", "quiet")], &little).status;
+        let quiet = (0..QUIET).map(ask).collect();
+        is_over.store(true, Ordering::Relaxed);
+        quiet
+    });
+    // Where the machine gets slower meanwhile, one may still be late.
+    let of_quiet = quiet.iter().filter(|status| **status == 200).count();
+    assert!(of_quiet >= QUIET - 1, "{quiet:?}");
+    let (turned_away, answered) = (turned_away.into_inner(), answered.into_inner());
+    assert!(turned_away > answered, "{turned_away} turned away, {answered} answered");
+}
