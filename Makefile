@@ -5,7 +5,7 @@ SETUP = python3 engine/setup/libtorch.py
 WITH_LIBTORCH = environment=$$($(SETUP)) && eval "$$environment" &&
 TARGET = $(or $(CARGO_TARGET_DIR),target)
 
-.PHONY: help run build test bench bench-tensors bench-mlserver bench-watched soak bench-engine bench-decision lint env
+.PHONY: help run build test bench bench-tensors bench-mlserver bench-watched bench-reloads soak bench-engine bench-decision lint env
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
@@ -39,6 +39,9 @@ bench-mlserver: build ## the same beside MLServer (fetches 60 MB, and torch for 
 
 bench-watched: build ## what it costs to be watched: traces and the access log on and off in turn, and a scrape of 1,000 models
 	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare -- --watched
+
+bench-reloads: build ## how soon a change of a large policy takes effect, and what requests notice of it
+	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare -- --reloads
 
 soak: build ## half an hour of mixed traffic, reloads and bad clients: what both processes hold in memory
 	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare -- --soak 30

@@ -81,7 +81,7 @@ async fn connection(
 }
 
 /// Whether `buffer` holds one whole response with a Content-Length.
-fn is_whole(buffer: &[u8]) -> anyhow::Result<bool> {
+pub(crate) fn is_whole(buffer: &[u8]) -> anyhow::Result<bool> {
     let Some(head) = buffer.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(false) };
     ensure!(buffer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(buffer));
     let text = std::str::from_utf8(&buffer[..head])?;

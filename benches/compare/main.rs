@@ -5,8 +5,11 @@
 //! is not counted. Everything that a user would have on is on: split, limiter, breaker, metrics, traces of 1 %.
 
 mod json;
+#[path = "../large_policy.rs"]
+mod large_policy;
 mod load;
 mod paired;
+mod reloads;
 mod server;
 mod soak;
 mod watched;
@@ -34,6 +37,9 @@ struct Options {
     /// Instead of HAProxy, what it costs to be watched.
     #[arg(long, conflicts_with_all = ["soak", "tensors"])]
     watched: bool,
+    /// Instead of HAProxy, what a change of a large policy takes, and what requests notice of it.
+    #[arg(long, conflicts_with_all = ["soak", "tensors", "watched"])]
+    reloads: bool,
     /// Instead of the comparison, everything at once for so long.
     #[arg(long, value_name = "MINUTES")]
     soak: Option<u64>,
@@ -70,6 +76,9 @@ fn main() -> anyhow::Result<()> {
                 println!("\nconnections: {connections}");
                 rounds(&servers, connections)?;
             }
+        }
+        Options { reloads: true, .. } => {
+            return reloads::reloads(&Server::penstock("penstock", Versions::Linear, Watched::default())?);
         }
         Options { soak: Some(minutes), .. } => {
             return soak::soak(&penstock("penstock", Versions::Demo)?, minutes);

@@ -100,7 +100,7 @@ impl Server {
             ),
         )?;
         let mut command = Command::new(beside("penstock")?);
-        command.arg("serve").arg("--config").arg(&config).env("PENSTOCK_LOG", "warn").stdout(Stdio::piped());
+        command.arg("serve").arg("--config").arg(&config).env("PENSTOCK_LOG", "error").stdout(Stdio::piped());
         let mut process = command.spawn()?;
         let mut out = process.stdout.take().context("it was asked for")?;
         std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink()));

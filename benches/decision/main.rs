@@ -3,9 +3,14 @@
 //! policy, and what a caller's bucket takes of memory.
 //!
 //! `decision` measures times. `decision N` only decides N times: under `valgrind --tool=callgrind`, the difference between
-//! two numbers is exact, whatever the machine does meanwhile; `benches/decision/instructions.sh` does that.
+//! two numbers is exact, whatever the machine does meanwhile; `benches/decision/instructions.sh` does that. `decision 0 N` only swaps N
+//! times, for `perf record`.
+
+#[path = "../large_policy.rs"]
+mod large_policy;
 
 use hdrhistogram::Histogram;
+use large_policy::MODELS;
 use policies::{Attributes, Ledger, Live, Outcome, Snapshot};
 use std::time::{Duration, Instant};
 
@@ -13,17 +18,16 @@ use std::time::{Duration, Instant};
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-const MODELS: usize = 1_000;
 const CALLERS: usize = 100_000;
 const DECISIONS: usize = 2_000_000;
 
 fn main() -> anyhow::Result<()> {
-    let count = std::env::args().nth(1).map(|count| count.parse::<usize>()).transpose()?;
-    let text = policy();
-    let snapshot = || policies::parse(&text, "policies.yaml").map_err(|errors| anyhow::anyhow!("{errors}"));
-    let world = World::new(snapshot()?);
-    if let Some(count) = count {
-        (0..count).for_each(|at| world.decide(&world.request(at), at as u64, world.start));
+    let count = |at| std::env::args().nth(at).map(|count| count.parse::<usize>()).transpose();
+    let text = policy(5);
+    let world = World::new(parsed(&text)?);
+    if let Some(decisions) = count(1)? {
+        (0..decisions).for_each(|at| world.decide(&world.request(at), at as u64, world.start));
+        (0..count(2)?.unwrap_or(0)).try_for_each(|at| world.swap(&policy(6 + at)).map(drop))?;
         return Ok(());
     }
 
@@ -54,17 +58,8 @@ fn main() -> anyhow::Result<()> {
         clock.value_at_quantile(0.5)
     );
 
-    let mut swaps = Vec::new();
-    for round in 0..20 {
-        let other = text.replace("failures: 5", &format!("failures: {}", 6 + round));
-        let began = Instant::now();
-        let snapshot =
-            policies::parse(&other, "policies.yaml").map_err(|errors| anyhow::anyhow!("{errors}"))?;
-        let parsed = began.elapsed();
-        world.live.publish(snapshot, &world.ledger, Instant::now());
-        world.ledger.retain(&world.live.load().snapshot, |_, _| true);
-        swaps.push((began.elapsed(), parsed));
-    }
+    let swaps: Result<Vec<_>, _> = (0..20).map(|round| world.swap(&policy(6 + round))).collect();
+    let mut swaps = swaps?;
     swaps.sort_unstable();
     let (whole, parsed): (Duration, Duration) = swaps[swaps.len() / 2];
     println!(
@@ -89,6 +84,16 @@ impl World {
         let (ledger, start) = (Ledger::new(), Instant::now());
         ledger.roll_out(&snapshot, start);
         Self { live: Live::new(snapshot), ledger, models, callers, start }
+    }
+
+    /// Reads another policy and puts it in force: how long both took together, and the reading alone.
+    fn swap(&self, text: &str) -> anyhow::Result<(Duration, Duration)> {
+        let began = Instant::now();
+        let snapshot = parsed(text)?;
+        let read = began.elapsed();
+        self.live.publish(snapshot, &self.ledger, Instant::now());
+        self.ledger.retain(&self.live.load().snapshot, |_, _| true);
+        Ok((began.elapsed(), read))
     }
 
     /// What the proxy has just read from a socket.
@@ -136,14 +141,13 @@ impl Attributes for Caller<'_> {
     }
 }
 
-fn policy() -> String {
-    let mut text = String::from("models:\n");
-    for at in 0..MODELS {
-        text += &format!(
-            "  model-{at}:\n    labels: {{stable: 1, next: 2, trial: 3}}\n    split:\n      weights: {{stable: 80, next: 15, trial: 5}}\n      sticky: {{header: x-user-id}}\n    deadline: 2s\n    breaker: {{failures: 5, failing: 50}}\n"
-        );
-    }
-    text + "limits:\n  - {name: per-user, key: {header: x-user-id}, rate: 1000000/h, burst: 1000000, max_keys: 200000}\n  - {name: total, rate: 1000000000/h, burst: 1000000000}\n"
+fn policy(failures: usize) -> String {
+    let limits = "limits:\n  - {name: per-user, key: {header: x-user-id}, rate: 1000000/h, burst: 1000000, max_keys: 200000}\n  - {name: total, rate: 1000000000/h, burst: 1000000000}\n";
+    format!("models:\n{}{limits}", large_policy::models(failures))
+}
+
+fn parsed(text: &str) -> anyhow::Result<Snapshot> {
+    policies::parse(text, "policies.yaml").map_err(|errors| anyhow::anyhow!("{errors}"))
 }
 
 /// Bytes of this process that are in memory.

@@ -1,0 +1,210 @@
+//! What a change of a large policy takes, and what requests notice of it: how long from the moment at which the file is moved
+//! there to the first answer that is decided by it; and the latency of requests at a steady rate, in windows with changes and
+//! windows without, which alternate. Each request has a time at which it is due, so that an answer that is late hides no other.
+//!
+//! What two windows without changes differ by is what the machine does; it is told beside what changes do.
+
+use crate::large_policy;
+use crate::load::is_whole;
+use crate::server::Server;
+use anyhow::{Context, ensure};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Changes of which each is waited for.
+const CHANGES: usize = 60;
+
+/// Connections with a thread each, and how often each of them asks: 1,600 requests in a second.
+const CONNECTIONS: u32 = 16;
+const EVERY: Duration = Duration::from_millis(10);
+
+/// Windows with changes, of which each has a window without before it and one after it.
+const WINDOWS: usize = 20;
+const WINDOW: Duration = Duration::from_secs(2);
+const CHANGE_EVERY: Duration = Duration::from_millis(250);
+
+/// Prints both.
+pub(crate) fn reloads(server: &Server) -> anyhow::Result<()> {
+    let file = PolicyFile { file: server.folder().join("policies.yaml"), failures: AtomicU64::new(5) };
+    let mut client = Connection::open(server)?;
+    effect(&mut client, &file)?;
+    traffic(server, &file)
+}
+
+fn effect(client: &mut Connection, file: &PolicyFile) -> anyhow::Result<()> {
+    let mut took = Vec::new();
+    for _ in 0..CHANGES {
+        let before = client.generation()?;
+        let beside = file.write_another()?;
+        let began = Instant::now();
+        std::fs::rename(beside, &file.file)?;
+        while client.generation()? == before {
+            ensure!(began.elapsed() < Duration::from_secs(10), "the policy has not changed");
+        }
+        took.push(began.elapsed());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    took.remove(0); // the small policy that was there at first
+    took.sort_unstable();
+    let at = |share: f64| took[(took.len() as f64 * share) as usize];
+    println!(
+        "a policy of {} models, from its file to the first answer by it: {:.1?} at the median, {:.1?} to {:.1?} for nine in ten, {:.1?} at most",
+        large_policy::MODELS,
+        at(0.5),
+        at(0.05),
+        at(0.95),
+        took[took.len() - 1]
+    );
+    Ok(())
+}
+
+fn traffic(server: &Server, file: &PolicyFile) -> anyhow::Result<()> {
+    let rate = CONNECTIONS as f64 / EVERY.as_secs_f64();
+    println!(
+        "{rate} requests/s over {CONNECTIONS} connections; in {WINDOWS} windows of {WINDOW:?} a change every {CHANGE_EVERY:?}, none in those between"
+    );
+    window(server, None)?; // to warm up
+    let mut calm = vec![window(server, None)?];
+    let mut changing = Vec::new();
+    for _ in 0..WINDOWS {
+        changing.push(window(server, Some(file))?);
+        calm.push(window(server, None)?);
+    }
+    for (name, share) in [("median", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)] {
+        let [calm, changing] =
+            [&calm, &changing].map(|all| all.iter().map(|one| quantile(one, share)).collect::<Vec<_>>());
+        // Each against the mean of its two neighbours, so that a machine that gets slower is no ratio.
+        let around = |at: usize| f64::midpoint(calm[at], calm[at + 1]);
+        let ratios: Vec<f64> = changing.iter().enumerate().map(|(at, one)| one / around(at)).collect();
+        let chance: Vec<f64> =
+            (1..WINDOWS).map(|at| calm[at] / f64::midpoint(calm[at - 1], calm[at + 1])).collect();
+        println!(
+            "  {name:6} {:4.0} µs without, {:4.0} with changes: {} times; windows without among themselves {}",
+            median(&calm),
+            median(&changing),
+            spread(&ratios),
+            spread(&chance)
+        );
+    }
+    Ok(())
+}
+
+/// Latencies in microseconds, sorted.
+fn window(server: &Server, changes: Option<&PolicyFile>) -> anyhow::Result<Vec<f64>> {
+    let times = WINDOW.as_millis() / CHANGE_EVERY.as_millis();
+    // Written before, because that takes time as well.
+    let written = changes.map(|file| (0..times).map(|_| file.write_another()).collect::<Result<Vec<_>, _>>());
+    let written = written.transpose()?.unwrap_or_default();
+    let begin = Instant::now() + Duration::from_millis(50);
+    std::thread::scope(|scope| {
+        let steady = |number: u32| {
+            let first = begin + EVERY * number / CONNECTIONS;
+            scope.spawn(move || Connection::open(server)?.steady(first, begin + WINDOW))
+        };
+        let threads: Vec<_> = (0..CONNECTIONS).map(steady).collect();
+        for (at, beside) in (0..).zip(written) {
+            let next = begin + CHANGE_EVERY / 2 + CHANGE_EVERY * at;
+            std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            std::fs::rename(beside, server.folder().join("policies.yaml"))?;
+        }
+        let mut all = Vec::new();
+        for thread in threads {
+            all.extend(thread.join().expect("no panic")?);
+        }
+        all.sort_by(f64::total_cmp);
+        Ok(all)
+    })
+}
+
+/// Each change is another policy.
+struct PolicyFile {
+    file: PathBuf,
+    failures: AtomicU64,
+}
+
+impl PolicyFile {
+    /// Writes one beside it, to be moved there.
+    fn write_another(&self) -> anyhow::Result<PathBuf> {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed) as usize;
+        let own = "models:\n  digits:\n    split: {weights: {1: 90, 2: 10}}\n";
+        let beside = self.file.with_extension(failures.to_string());
+        std::fs::write(&beside, format!("{own}{}", large_policy::models(failures)))?;
+        Ok(beside)
+    }
+}
+
+/// One that blocks: its thread does nothing else, so what it measures is not what else its thread has to do.
+struct Connection {
+    stream: TcpStream,
+    request: Vec<u8>,
+    answer: Vec<u8>,
+}
+
+impl Connection {
+    fn open(server: &Server) -> anyhow::Result<Self> {
+        let address: SocketAddr = server.address;
+        let stream = TcpStream::connect(address).context("connecting")?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        Ok(Self { stream, request: server.request.clone(), answer: Vec::new() })
+    }
+
+    fn ask(&mut self) -> anyhow::Result<()> {
+        self.stream.write_all(&self.request)?;
+        self.answer.clear();
+        let mut chunk = [0; 4096];
+        while !is_whole(&self.answer)? {
+            let read = self.stream.read(&mut chunk)?;
+            ensure!(read > 0, "closed after {:?}", String::from_utf8_lossy(&self.answer));
+            self.answer.extend_from_slice(&chunk[..read]);
+        }
+        Ok(())
+    }
+
+    fn generation(&mut self) -> anyhow::Result<u64> {
+        self.ask()?;
+        let text = String::from_utf8_lossy(&self.answer);
+        let line = text.lines().find_map(|line| line.strip_prefix("x-penstock-generation: "));
+        Ok(line.context("a generation")?.parse()?)
+    }
+
+    /// Asks at `next` and so on.
+    fn steady(mut self, mut next: Instant, until: Instant) -> anyhow::Result<Vec<f64>> {
+        let mut took = Vec::new();
+        while next < until {
+            let due = next.saturating_duration_since(Instant::now());
+            std::thread::sleep(due);
+            // One that had to wait for the answer before it counts from when it was due.
+            let sent = if due.is_zero() { next } else { Instant::now() };
+            self.ask()?;
+            took.push(sent.elapsed().as_secs_f64() * 1e6);
+            next += EVERY;
+        }
+        Ok(took)
+    }
+}
+
+fn quantile(sorted: &[f64], share: f64) -> f64 {
+    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
+}
+
+fn median(all: &[f64]) -> f64 {
+    let mut sorted = all.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    quantile(&sorted, 0.5)
+}
+
+/// The median and the quartiles.
+fn spread(all: &[f64]) -> String {
+    let mut sorted = all.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    format!(
+        "{:.2} ({:.2} to {:.2})",
+        quantile(&sorted, 0.5),
+        quantile(&sorted, 0.25),
+        quantile(&sorted, 0.75)
+    )
+}
