@@ -2,7 +2,7 @@
 //! that happens and what is dropped; never looks into a line.
 //!
 //! ```text
-//!   requests ─▶ waiting, at most 1 MiB ─▶ 50 ms after the first line, or once there are 256 KiB: one write
+//!   requests ─▶ waiting, at most 1 MiB ─▶ 50 ms after the first line, or once there are 256 KiB: a write for each 4 KiB
 //! ```
 //!
 //! A write for each line would cost a request more than all else that watches it: the thread would have to be woken, and the
@@ -18,6 +18,9 @@ const WAITING_MAX: usize = 1 << 20;
 
 /// So many are written without waiting for more.
 const ENOUGH: usize = WAITING_MAX / 4;
+
+/// So much is written to a pipe whole or not at all (`PIPE_BUF`): what others write there stands between lines.
+const AT_ONCE_MAX: usize = 4 << 10;
 
 /// A line is held back for so long at most, if what was before it is written.
 const GATHERED_FOR: Duration = Duration::from_millis(50);
@@ -38,7 +41,6 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Waiting {
     bytes: Vec<u8>,
-    lines: u64,
     dropped: u64,
     closed: bool,
     ended: bool,
@@ -66,7 +68,6 @@ impl Gathered {
             return;
         }
         waiting.bytes.extend_from_slice(line);
-        waiting.lines += 1;
         drop(waiting);
         if before == 0 || (before < ENOUGH && after >= ENOUGH) {
             self.0.due.notify_one();
@@ -102,20 +103,28 @@ impl Shared {
 
     /// Until it is closed and all is written.
     fn write_to(&self, writer: &mut impl Write) {
-        let mut bytes = Vec::with_capacity(WAITING_MAX);
-        while let Some(lines) = self.gather(&mut bytes) {
-            let written = writer.write_all(&bytes).and_then(|()| writer.flush());
-            bytes.clear();
-            if written.is_err() {
-                self.lock().dropped += lines; // of some of them it is not known
+        let (mut bytes, mut is_cut) = (Vec::with_capacity(WAITING_MAX), false);
+        while self.gather(&mut bytes) {
+            let mut rest = &bytes[..];
+            while !rest.is_empty() {
+                let (lines, after) = rest.split_at(at_once(rest));
+                // What was cut does not spoil what follows.
+                let end: &[u8] = if is_cut { b"\n" } else { b"" };
+                is_cut = writer.write_all(end).and_then(|()| writer.write_all(lines)).is_err();
+                if is_cut {
+                    self.lock().dropped += count(lines); // one of them may be there in part
+                }
+                rest = after;
             }
+            is_cut |= writer.flush().is_err();
+            bytes.clear();
         }
         self.lock().ended = true;
         self.ended.notify_all();
     }
 
-    /// Takes what waits in exchange for the empty `bytes`, once it is due; `None` when there will be no more.
-    fn gather(&self, bytes: &mut Vec<u8>) -> Option<u64> {
+    /// Takes what waits in exchange for the empty `bytes`, once it is due; nothing when there will be no more.
+    fn gather(&self, bytes: &mut Vec<u8>) -> bool {
         let no_panic = "no panic while it is held";
         let waiting = self.lock();
         let is_empty = |waiting: &mut Waiting| waiting.bytes.is_empty() && !waiting.closed;
@@ -124,9 +133,21 @@ impl Shared {
         let gathered = self.due.wait_timeout_while(waiting, GATHERED_FOR, is_little);
         let (mut waiting, _) = gathered.expect(no_panic);
         std::mem::swap(&mut waiting.bytes, bytes);
-        let lines = std::mem::take(&mut waiting.lines);
-        (lines > 0).then_some(lines)
+        !bytes.is_empty()
     }
+}
+
+/// How much is written at once: whole lines, of one at least.
+fn at_once(lines: &[u8]) -> usize {
+    let is_end = |byte: &u8| *byte == b'\n';
+    let most = lines.len().min(AT_ONCE_MAX);
+    let within = lines[..most].iter().rposition(is_end);
+    let end = within.or_else(|| lines.iter().position(is_end));
+    end.map_or(lines.len(), |end| end + 1)
+}
+
+fn count(lines: &[u8]) -> u64 {
+    lines.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
 #[cfg(test)]
@@ -167,6 +188,59 @@ mod tests {
         assert_eq!(writes.concat(), all.concat().as_bytes());
         assert!(writes.len() <= 2, "{} writes of {} lines", writes.len(), all.len());
         assert_eq!(lines.dropped(), 0);
+    }
+
+    #[test]
+    fn what_is_written_at_once_is_whole_lines_and_fits_a_pipe() {
+        let long = [&[b'x'; 5000][..], b"\n"].concat();
+        let all = [&b"short\n".repeat(1000)[..], &long, b"short\n"].concat();
+        let (mut rest, mut writes) = (&all[..], Vec::new());
+        while !rest.is_empty() {
+            let (lines, after) = rest.split_at(at_once(rest));
+            writes.push(lines);
+            rest = after;
+        }
+        assert!(writes.iter().all(|lines| lines.ends_with(b"\n")));
+        assert!(writes.iter().all(|lines| lines.len() <= AT_ONCE_MAX || *lines == long));
+        assert_eq!(writes.len(), 4, "6,000 bytes, a line that is longer, and the last");
+    }
+
+    /// Takes a part of what is written, once.
+    struct Full(Arc<Mutex<Vec<u8>>>, Option<usize>);
+
+    impl Write for Full {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            match self.1.take() {
+                Some(0) => Err(io::ErrorKind::WouldBlock.into()),
+                Some(room) => {
+                    self.1 = Some(0);
+                    self.0.lock().unwrap().extend_from_slice(&bytes[..room]);
+                    Ok(room)
+                }
+                None => {
+                    self.0.lock().unwrap().extend_from_slice(bytes);
+                    Ok(bytes.len())
+                }
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_line_that_was_cut_does_not_spoil_the_next() {
+        let written = Arc::new(Mutex::new(Vec::new()));
+        let lines = Gathered::to(Full(written.clone(), Some(2)));
+        lines.take(b"one\n");
+        while lines.dropped() == 0 {
+            thread::yield_now();
+        }
+        lines.take(b"two\n");
+        lines.close(LONG);
+        assert_eq!(*written.lock().unwrap(), b"on\ntwo\n");
+        assert_eq!(lines.dropped(), 1);
     }
 
     #[test]
