@@ -25,7 +25,6 @@ mod attribute;
 mod ring;
 mod pick;
 mod place;
-mod plain;
 mod overload;
 mod remote;
 mod snapshot;

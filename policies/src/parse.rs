@@ -13,7 +13,6 @@ use serde_saphyr::{Location, MessageFormatter, UserMessageFormatter};
 
 use crate::compile::{Fault, compile};
 use crate::errors::{PolicyError, PolicyErrors, did_you_mean};
-use crate::plain;
 use crate::schema::File;
 use crate::snapshot::Snapshot;
 
@@ -23,11 +22,6 @@ use crate::snapshot::Snapshot;
 /// Everything that is wrong with the values, in one go. Text that is not YAML, a field that does not exist and a value
 /// of the wrong type are reported alone, because reading stops there.
 pub fn parse(text: &str, origin: &str) -> Result<Snapshot, PolicyErrors> {
-    if let Some(file) = plain::read::<File>(text)
-        && let Ok(snapshot) = compile(&file)
-    {
-        return Ok(snapshot);
-    }
     let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
     // Noting where each field stands takes as long as reading them; only a file that is wrong is read so.
     if let Ok(file) = serde_saphyr::from_str_with_options::<File>(text, options.clone())
