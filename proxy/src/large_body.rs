@@ -147,9 +147,15 @@ struct Connection {
 impl Connection {
     /// How much was read along with this head, of its body. Known only if one read has brought both, as they came: this is
     /// about where requests end, and in doubt pingora is to say.
+    ///
+    /// A head may have begun in what pingora had left from the request before, which took no read. Then the read has brought
+    /// its last bytes and, if it begins with a copy of the head, these come once more within it. They end in an empty line,
+    /// and the head would have ended there; but not if they are nothing but the end of that line, or if the empty line is one
+    /// of those that a head may begin with. So heads that begin with the end of a line are not for us.
     fn read_beyond(&self, head: &[u8]) -> Option<usize> {
+        let begins_in_doubt = matches!(head.first(), None | Some(b'\r' | b'\n'));
         let beyond = self.first.strip_prefix(head)?;
-        (self.reads == 1).then_some(beyond.len())
+        (self.reads == 1 && !begins_in_doubt).then_some(beyond.len())
     }
 
     fn own(&mut self) -> &mut Stream {
@@ -292,6 +298,8 @@ impl GetSocketDigest for Connection {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pingora::apps::{HttpPersistentSettings, ReusedHttpStream};
+    use pingora::http::ResponseHeader;
     use pingora::protocols::l4::stream::Stream as L4Stream;
     use tokio::io::AsyncWriteExt;
     use tokio::net::{TcpListener, TcpStream};
@@ -344,6 +352,45 @@ mod tests {
             assert_eq!(session.get_header(header::CONTENT_LENGTH).unwrap(), "3");
             drop(writing.await.unwrap());
         }
+    }
+
+    /// Answers, and gives the session for the next request on the connection.
+    async fn answered(mut session: ServerSession) -> ServerSession {
+        let mut answer = ResponseHeader::build(200, None).unwrap();
+        answer.insert_header(header::CONTENT_LENGTH, 0).unwrap();
+        session.write_response_header(Box::new(answer)).await.unwrap();
+        let settings = HttpPersistentSettings::for_session(&session);
+        let stream = session.finish().await.unwrap().expect("it is kept");
+        let (stream, settings) = ReusedHttpStream::from_reusable_stream(stream, settings).consume();
+        let mut next = ServerSession::new_http1(stream);
+        settings.unwrap().apply_to_session(&mut next);
+        next
+    }
+
+    #[tokio::test]
+    async fn a_head_that_began_behind_the_request_before_is_not_taken_for_its_copy_in_the_body() {
+        let (mut client, mut session) = connected().await;
+        let begun = "\r\nPOST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 100000\r\n";
+        let first = format!("GET /v2/health/live HTTP/1.1\r\nHost: h\r\n\r\n{begun}");
+        client.write_all(first.as_bytes()).await.unwrap();
+        assert!(session.read_request().await.unwrap());
+        session.set_pipelining_enabled(true);
+        let mut session = answered(session).await;
+        // The first two bytes end the head. The rest is a body that begins with a copy of it, without the first two.
+        let rest = format!("{begun}\r\n");
+        client.write_all(rest.as_bytes()).await.unwrap();
+        assert!(session.read_request().await.unwrap());
+        assert_eq!(session.get_header(header::CONTENT_LENGTH).unwrap(), "100000");
+        assert!(LargeBody::begin(&mut session, 100_000).is_none());
+        let sent = [&rest.as_bytes()[2..], &body(100_000)].concat()[..100_000].to_vec();
+        let left = sent[rest.len() - 2..].to_vec();
+        let writing = tokio::spawn(async move { client.write_all(&left).await.map(|()| client) });
+        let mut whole = Vec::new();
+        while let Some(chunk) = session.read_request_body().await.unwrap() {
+            whole.extend_from_slice(&chunk);
+        }
+        assert!(whole == sent);
+        drop(writing.await.unwrap().unwrap());
     }
 
     #[tokio::test]
