@@ -1,4 +1,5 @@
 //! How much memory the process holds and may hold, and what the allocator keeps of it. Decides whether a model still fits.
+//! What a proxy has lent of its memory is none of ours, though reading it makes it resident here.
 
 use crate::config::DeviceProbe;
 use std::fs;
@@ -110,19 +111,33 @@ pub(crate) fn give_back() {
     unsafe { libc::malloc_trim(0) };
 }
 
-/// Bytes of the process that are in memory.
+/// Bytes of the process that are in memory, without those of memory files: the proxies have made these, keep them for as
+/// long as a connection lasts, and are charged for them.
 pub fn resident() -> u64 {
+    all_resident().saturating_sub(shared())
+}
+
+fn all_resident() -> u64 {
     let statm = fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
     pages * rustix::param::page_size() as u64
 }
 
+/// Resident bytes of memory files; 0 where the system does not tell.
+fn shared() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    kib(&status, "RssShmem:").unwrap_or(0)
+}
+
+/// What stands in a line of `kB`, in bytes.
+fn kib(text: &str, name: &str) -> Option<u64> {
+    let number = text.lines().find_map(|line| line.strip_prefix(name))?;
+    Some(number.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+}
+
 /// The least of the machine's memory and the limits of all control groups that we are in, of version 1 or 2.
 fn available(read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
-    let machine = read(Path::new("/proc/meminfo")).and_then(|text| {
-        let kib = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-        Some(kib.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
-    });
+    let machine = read(Path::new("/proc/meminfo")).and_then(|text| kib(&text, "MemTotal:"));
     let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
     let limits = groups.lines().flat_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
@@ -142,6 +157,7 @@ fn available(read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use wire::mapping::{Mapping, Writers};
 
     fn with_files(files: &[(&str, &str)]) -> Option<u64> {
         available(&|path| {
@@ -183,5 +199,23 @@ mod tests {
     #[test]
     fn this_process_is_resident() {
         assert!(resident() > 1 << 20 && resident() < Memory::new(None).limit);
+    }
+
+    #[test]
+    fn memory_that_a_proxy_has_lent_is_not_ours() {
+        const BYTES: usize = 128 << 20;
+        const MOST: u64 = 100 << 20;
+        let (file, theirs) = Mapping::make(BYTES, Writers::Maker).unwrap();
+        // SAFETY: all of it is mapped, and nobody else knows it.
+        unsafe { theirs.start().write_bytes(1, BYTES) };
+        drop(theirs);
+        let lent = Mapping::of(&file, BYTES, Writers::Maker).unwrap();
+        // SAFETY: likewise, and nobody writes it any more.
+        let read = unsafe { std::slice::from_raw_parts(lent.start().as_ptr(), BYTES) };
+        assert!(read.iter().step_by(1024).all(|byte| *byte == 1));
+        // Other tests take and give back memory meanwhile.
+        let held = resident();
+        assert!(shared() >= MOST);
+        assert!(held + MOST <= all_resident(), "{held}");
     }
 }
