@@ -197,7 +197,7 @@ fn serve(mut stream: UnixStream, scripts: &Scripts, cancelled: &Sender<u64>) {
                 Kind::Cancel => drop(cancelled.send(frame.id)),
                 Kind::Ping => outbox.push(Kind::Pong, frame.id, &wire::Health::default(), Bytes::new()),
                 Kind::Hello | Kind::Index | Kind::Reply | Kind::Pong | Kind::Control | Kind::Region => {
-                    panic!("only an engine sends {:?}", frame.kind)
+                    panic!("the proxy has no reason to send {:?} to this engine", frame.kind)
                 }
             }
         }
