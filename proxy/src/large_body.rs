@@ -36,12 +36,17 @@ use tokio::time::timeout;
 /// Shorter bodies are read as pingora reads them, in one or two portions.
 pub(crate) const LARGE_BYTES: usize = 64 << 10;
 
+/// As much of a head pingora reads at once, of one that begins in an empty buffer.
+const HEAD_READ_BYTES: usize = 4096;
+
 /// A body whose rest can be read from its connection.
 #[derive(Debug)]
 pub(crate) struct LargeBody {
     bytes: usize,
     /// Of them, those that were read along with the head.
     with_head: usize,
+    /// How long the connection was to be kept before. Meanwhile it is not: pingora believes that the body has been read.
+    keepalive: Option<u64>,
 }
 
 impl LargeBody {
@@ -60,7 +65,12 @@ impl LargeBody {
         let is_done = session.is_body_done();
         session.req_header_mut().insert_header(header::CONTENT_LENGTH, declared).ok()?;
         debug_assert_eq!(is_done, with_head == 0, "somebody has begun to read this body");
-        (is_done == (with_head == 0)).then_some(Self { bytes, with_head })
+        if is_done != (with_head == 0) {
+            return None;
+        }
+        let keepalive = session.get_keepalive_timeout();
+        session.set_server_keepalive(None);
+        Some(Self { bytes, with_head, keepalive })
     }
 
     /// Reads all of it into `room`, which has as much left. Whoever gives up before the end costs the client its connection.
@@ -71,8 +81,8 @@ impl LargeBody {
     ) -> Result<(), Refusal> {
         let ServerSession::H1(session) = session else { return Err(Refusal::ClientGone) };
         debug_assert_eq!(room.remaining_mut(), self.bytes);
-        let keepalive = session.get_keepalive_timeout();
-        session.set_server_keepalive(None);
+        // Pingora would have closed, had it had to ask for a body of which it had a part.
+        let is_last = self.with_head > 0 && session.response_written().is_some();
         let mut with_head = 0;
         while with_head < self.with_head {
             let Ok(Some(chunk)) = session.read_body_bytes().await else { return Err(Refusal::ClientGone) };
@@ -90,7 +100,9 @@ impl LargeBody {
             }
         }
         connection.unread.store(0, Ordering::Relaxed);
-        session.set_server_keepalive(keepalive);
+        if !is_last {
+            session.set_server_keepalive(self.keepalive);
+        }
         Ok(())
     }
 }
@@ -136,9 +148,10 @@ impl<A: ServerApp + Send + Sync + 'static> ServerApp for Downstream<A> {
 #[derive(Debug)]
 struct Connection {
     stream: Mutex<Stream>,
-    /// How often pingora has read since it has last written, and so since the last request has ended.
+    /// How often pingora has read since it has last written, and so since the last request has ended. More than once, too,
+    /// if one read has brought more than it reads of a head.
     reads: u32,
-    /// What the first of these reads has brought.
+    /// What the first of these reads has brought, if there was one only; never more than [`HEAD_READ_BYTES`].
     first: Vec<u8>,
     /// Bytes of a large body that were to come when it was last looked at.
     unread: AtomicUsize,
@@ -193,10 +206,11 @@ impl AsyncRead for Connection {
         let before = into.filled().len();
         let result = Pin::new(self.own()).poll_read(context, into);
         if result.is_ready() {
-            self.reads = self.reads.saturating_add(1);
+            let brought = &into.filled()[before..];
+            self.reads = self.reads.saturating_add(if brought.len() <= HEAD_READ_BYTES { 1 } else { 2 });
+            self.first.clear();
             if self.reads == 1 {
-                self.first.clear();
-                self.first.extend_from_slice(&into.filled()[before..]);
+                self.first.extend_from_slice(brought);
             }
         }
         result
@@ -354,6 +368,40 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn a_client_that_was_told_to_go_on_keeps_its_connection_unless_it_had_begun() {
+        for begun in [0, 1000] {
+            let (mut client, mut session) = connected().await;
+            let sent = body(LARGE_BYTES);
+            let (with_head, rest) = sent.split_at(begun);
+            client.write_all(&[head(sent.len()).as_bytes(), with_head].concat()).await.unwrap();
+            assert!(session.read_request().await.unwrap());
+            let large = LargeBody::begin(&mut session, sent.len()).unwrap();
+            session.write_continue_response().await.unwrap();
+            let rest = rest.to_vec();
+            let writing = tokio::spawn(async move { client.write_all(&rest).await.map(|()| client) });
+            let mut whole = bytes::BytesMut::with_capacity(sent.len());
+            large.read(&mut session, &mut (&mut whole).limit(sent.len())).await.unwrap();
+            assert!(whole == sent);
+            assert_eq!(session.get_keepalive().is_some(), begun == 0);
+            drop(writing.await.unwrap().unwrap());
+        }
+    }
+
+    #[tokio::test]
+    async fn no_connection_keeps_a_copy_of_a_body() {
+        let (mut client, mut session) = connected().await;
+        let sent = body(LARGE_BYTES - 1);
+        client.write_all(head(sent.len()).as_bytes()).await.unwrap();
+        assert!(session.read_request().await.unwrap());
+        session.write_continue_response().await.unwrap();
+        let writing = tokio::spawn(async move { client.write_all(&sent).await.map(|()| client) });
+        while session.read_request_body().await.unwrap().is_some() {}
+        drop(writing.await.unwrap().unwrap());
+        let ServerSession::H1(session) = &session else { unreachable!("it speaks HTTP/1") };
+        assert!(connection(session).unwrap().first.capacity() <= HEAD_READ_BYTES);
+    }
+
     /// Answers, and gives the session for the next request on the connection.
     async fn answered(mut session: ServerSession) -> ServerSession {
         let mut answer = ResponseHeader::build(200, None).unwrap();
@@ -418,6 +466,7 @@ mod tests {
         client.write_all(head(LARGE_BYTES).as_bytes()).await.unwrap();
         assert!(session.read_request().await.unwrap());
         let large = LargeBody::begin(&mut session, LARGE_BYTES).unwrap();
+        assert_eq!(session.get_keepalive(), None, "whoever stops here ends it");
         let mut room = bytes::BytesMut::with_capacity(LARGE_BYTES).limit(LARGE_BYTES);
         {
             let mut reading = Box::pin(large.read(&mut session, &mut room));
