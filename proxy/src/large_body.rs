@@ -10,6 +10,7 @@
 //!   pingora                pingora: the body          we, from the connection     pingora
 //! ```
 
+use crate::link::Links;
 use crate::refusal::Refusal;
 use crate::service::STALL_MAX;
 use async_trait::async_trait;
@@ -134,6 +135,7 @@ pub(crate) struct Downstream<A>(pub(crate) Arc<A>);
 #[async_trait]
 impl<A: ServerApp + Send + Sync + 'static> ServerApp for Downstream<A> {
     async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        Links::share_here();
         let stream = Mutex::new(stream);
         let connection = Connection { stream, reads: 0, first: Vec::new(), unread: AtomicUsize::new(0) };
         self.0.process_new(Box::new(connection), shutdown).await

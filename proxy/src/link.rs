@@ -12,6 +12,7 @@ use bytes::{Buf, Bytes};
 use prost::Message;
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
@@ -102,14 +103,12 @@ impl Link {
         Ok(Self::over(stream, None, on_event))
     }
 
-    /// The same, with memory of both where the engine and the system allow it.
-    async fn connect_sharing(socket: &Path, shared_bytes: usize) -> io::Result<Self> {
+    /// The same, with memory of both if the engine maps it.
+    async fn connect_sharing(socket: &Path, region: Arc<Region>, files: [OwnedFd; 2]) -> io::Result<Self> {
         let stream = UnixStream::connect(socket).await?;
         is_trusted(&stream)?;
-        let region = Region::offer(&stream, shared_bytes).await.inspect_err(|error| {
-            tracing::warn!("no memory is shared with the engine, which costs time: {error}");
-        });
-        Ok(Self::over(stream, region.ok(), |_| {}))
+        region.offer(&files, &stream).await?;
+        Ok(Self::over(stream, Some(region), |_| {}))
     }
 
     fn over(
@@ -418,8 +417,8 @@ pub struct Links {
     payload_bytes_max: AtomicUsize,
     /// Where it runs models; empty before it has said so.
     device: ArcSwap<String>,
-    /// Bytes of memory that each worker shares with it; 0 where none is to be shared.
-    shared_bytes: usize,
+    /// Bytes of memory that each worker shares with it; 0 where none is to be shared, or the system has none for it.
+    shared_bytes: AtomicUsize,
     /// Whether it takes that.
     takes_regions: AtomicBool,
     /// Those of links that are open, and of some that are not.
@@ -434,6 +433,8 @@ pub struct Links {
 
 thread_local! {
     static WORKER_LINK: std::cell::RefCell<Option<(u64, Link)>> = const { std::cell::RefCell::new(None) };
+    /// Whether a link of this thread has a use for memory of both.
+    static SHARES: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
 impl Links {
@@ -444,7 +445,7 @@ impl Links {
             socket,
             payload_bytes_max: AtomicUsize::new(LIMITS.payload_bytes),
             device: ArcSwap::default(),
-            shared_bytes: 0,
+            shared_bytes: AtomicUsize::new(0),
             takes_regions: AtomicBool::new(false),
             regions: Mutex::default(),
             successions: AtomicU64::new(0),
@@ -455,7 +456,7 @@ impl Links {
 
     /// The same, each of which shares so many bytes of memory with the engine, if that takes it.
     pub fn sharing(self, shared_bytes: usize) -> Self {
-        Self { shared_bytes, ..self }
+        Self { shared_bytes: AtomicUsize::new(shared_bytes), ..self }
     }
 
     /// From now on requests go to the engine that listens there. Those that are under way stay where they are.
@@ -494,10 +495,9 @@ impl Links {
         }
         // The supervisor's own link carries the events.
         let socket = self.socket.load_full();
-        let link = if self.shared_bytes > 0 && self.takes_regions.load(Ordering::Relaxed) {
-            Link::connect_sharing(&socket, self.shared_bytes).await
-        } else {
-            Link::connect(&socket, |_| {}).await
+        let link = match self.region() {
+            Some((region, files)) => Link::connect_sharing(&socket, region, files).await,
+            None => Link::connect(&socket, |_| {}).await,
         };
         let mut link = link.map_err(|error| LinkError::Down(error.to_string()))?;
         if let Some(region) = &link.shared().region {
@@ -508,6 +508,24 @@ impl Links {
         link.payload_bytes_max = self.payload_bytes_max.load(Ordering::Relaxed);
         WORKER_LINK.set(Some((now, link.clone())));
         Ok(link)
+    }
+
+    /// From now on the link of this thread shares memory, since large bodies are read here.
+    pub(crate) fn share_here() {
+        SHARES.set(true);
+    }
+
+    /// Memory for this thread's next link. A system that has none is not asked again.
+    fn region(&self) -> Option<(Arc<Region>, [OwnedFd; 2])> {
+        let bytes = self.shared_bytes.load(Ordering::Relaxed);
+        if bytes == 0 || !SHARES.get() || !self.takes_regions.load(Ordering::Relaxed) {
+            return None;
+        }
+        let made = Region::make(bytes).inspect_err(|error| {
+            tracing::warn!("no memory is shared with the engine, which costs time: {error}");
+            self.shared_bytes.store(0, Ordering::Relaxed);
+        });
+        made.ok()
     }
 
     /// Room for a body in the memory that this worker shares with the engine; nothing where there is none, or no engine.
@@ -669,6 +687,25 @@ mod tests {
             }
         };
         tokio::time::timeout(Duration::from_secs(10), its_tasks_end).await.expect("they end");
+    }
+
+    #[tokio::test]
+    async fn a_system_without_memory_to_share_is_asked_once_and_its_links_send() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("engine.sock");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let links = |bytes| {
+            let links = Links::new(path.clone()).sharing(bytes);
+            links.heed(&Hello { takes_regions: true, ..Hello::default() });
+            links
+        };
+        let (enough, too_much) = (links(1 << 20), links(1 << 62));
+        assert!(enough.region().is_none(), "no bodies are read on this thread");
+        Links::share_here();
+        assert!(enough.region().is_some());
+        let link = too_much.worker().await.unwrap();
+        assert!(link.shared().region.is_none());
+        assert_eq!(too_much.shared_bytes.load(Ordering::Relaxed), 0, "it is not asked again");
     }
 
     #[tokio::test]

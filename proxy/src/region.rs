@@ -35,8 +35,9 @@ pub(crate) struct Region {
 }
 
 impl Region {
-    /// Makes one of so many bytes, or somewhat fewer, and the files that the engine is to get.
-    fn make(bytes: usize) -> io::Result<(Arc<Self>, [OwnedFd; 2])> {
+    /// Makes one of so many bytes, or somewhat fewer, and the files that the engine is to get. An error where the system has
+    /// no such memory, or none left.
+    pub(crate) fn make(bytes: usize) -> io::Result<(Arc<Self>, [OwnedFd; 2])> {
         let blocks = (bytes / BLOCK_BYTES).max(1);
         let (payloads_file, payloads) = Mapping::make(blocks * BLOCK_BYTES, Writers::Maker)?;
         let (returned_file, returned) = Mapping::make(blocks * size_of::<u32>(), Writers::All)?;
@@ -44,18 +45,17 @@ impl Region {
         Ok((Arc::new(Self { payloads, returned, blocks, is_shared }), [payloads_file, returned_file]))
     }
 
-    /// Makes one and offers it to the engine, as the first that it is told over this socket.
-    pub(crate) async fn offer(socket: &UnixStream, bytes: usize) -> io::Result<Arc<Self>> {
-        let (region, files) = Self::make(bytes)?;
-        let said = wire::Region { bytes: region.payloads.bytes() as u64, block_bytes: BLOCK_BYTES as u64 };
+    /// Offers it to the engine, as the first that it is told over this socket. After an error, it cannot be told more.
+    pub(crate) async fn offer(&self, files: &[OwnedFd; 2], socket: &UnixStream) -> io::Result<()> {
+        let said = wire::Region { bytes: self.payloads.bytes() as u64, block_bytes: BLOCK_BYTES as u64 };
         let mut outbox = Outbox::new();
         outbox.push(Kind::Region, 0, &said, Bytes::new());
         let frame = outbox.take().concat();
-        let written = socket.async_io(Interest::WRITABLE, || Ok(send(socket, &frame, &files)?)).await?;
+        let written = socket.async_io(Interest::WRITABLE, || Ok(send(socket, &frame, files)?)).await?;
         if written < frame.len() {
             return Err(io::Error::other("a frame that describes it does not fit into an empty socket"));
         }
-        Ok(region)
+        Ok(())
     }
 
     /// The engine has it.
@@ -84,8 +84,11 @@ impl Region {
         Some(Placed { offset: offset as u64, bytes: payload.len() as u64, credit: run.first as u32 })
     }
 
-    /// Bytes that bodies have, and how many they may have.
+    /// Bytes that bodies have, and how many they may have: none before the engine has it.
     pub(crate) fn bytes(&self) -> (usize, usize) {
+        if !self.is_shared.load(Ordering::Acquire) {
+            return (0, 0);
+        }
         (self.blocks().in_use(|block| self.count(block)) * BLOCK_BYTES, self.payloads.bytes())
     }
 
@@ -205,11 +208,24 @@ mod tests {
         assert!(region.place(2 * BLOCK_BYTES + 1).is_none(), "never");
     }
 
+    #[tokio::test]
+    async fn a_socket_that_takes_no_offer_is_told_from_a_system_without_such_memory() {
+        let (region, files) = Region::make(BLOCK_BYTES).unwrap();
+        let (socket, engine) = UnixStream::pair().unwrap();
+        region.offer(&files, &socket).await.unwrap();
+        drop(engine);
+        assert!(region.offer(&files, &socket).await.is_err());
+        assert!(Region::make(1 << 62).is_err(), "nobody has as much");
+    }
+
     #[test]
     fn nothing_is_placed_before_the_engine_has_mapped_it() {
         let (region, _) = Region::make(BLOCK_BYTES).unwrap();
         assert!(region.place(1).is_none());
+        assert_eq!(region.bytes(), (0, 0));
         region.accept();
-        assert!(region.place(1).is_some());
+        let place = region.place(1);
+        assert!(place.is_some());
+        assert_eq!(region.bytes(), (BLOCK_BYTES, BLOCK_BYTES));
     }
 }
