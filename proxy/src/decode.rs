@@ -18,6 +18,9 @@ use std::time::Duration;
 use wire::elements::LENGTH_BYTES;
 use wire::{Datatype, Layout, TensorMeta, element_count};
 
+/// More inputs or outputs than this are no request but an attack on memory and time.
+pub(crate) const TENSORS_MAX: usize = 1024;
+
 /// A request that agrees with itself.
 #[derive(Debug, Default, PartialEq)]
 pub struct InferRequest {
@@ -165,6 +168,7 @@ impl<'de> Visitor<'de> for RequestSeed<'_, '_> {
                 }
                 "outputs" => {
                     let outputs: Vec<RawOutput> = fields.next_value()?;
+                    at_most_tensors(outputs.len())?;
                     request.outputs = outputs
                         .into_iter()
                         .map(|RawOutput { name, parameters }| RequestedOutput {
@@ -256,6 +260,7 @@ impl<'de> Visitor<'de> for InputsSeed<'_, '_> {
         let mut inputs = Vec::new();
         while let Some(input) = items.next_element_seed(InputSeed { payload: &mut *self.payload })? {
             inputs.push(input);
+            at_most_tensors(inputs.len())?;
         }
         Ok(inputs)
     }
@@ -454,6 +459,10 @@ impl Payload<'_> {
     }
 }
 
+fn at_most_tensors<E: Error>(got: usize) -> Result<(), E> {
+    if got > TENSORS_MAX { Err(E::custom(format_args!("more than {TENSORS_MAX} tensors"))) } else { Ok(()) }
+}
+
 fn read_datatype<E: Error>(name: &str) -> Result<Datatype, E> {
     Datatype::from_name(name).ok_or_else(|| {
         let known: Vec<_> = Datatype::ALL.iter().map(|datatype| datatype.name()).collect();
@@ -607,6 +616,20 @@ mod tests {
             let error = decode(json).unwrap_err();
             assert!(error.contains(says), "{json}: {error}");
         }
+    }
+
+    #[test]
+    fn more_tensors_than_any_model_takes_are_refused() {
+        let input = r#"{"name":"x","shape":[0],"datatype":"FP32","data":[]}"#;
+        let long = format!(r#"{{"name":"x","shape":[16],"datatype":"FP32","data":[{}1]}}"#, "1,".repeat(15));
+        let all = |one: &str, most: usize| vec![one; most].join(",");
+        for one in [input, long.as_str()] {
+            let decode = |most| decode(&format!(r#"{{"inputs":[{}]}}"#, all(one, most)));
+            assert_eq!(decode(1024).unwrap().inputs.len(), 1024);
+            assert!(decode(1025).unwrap_err().contains("more than 1024 tensors"));
+        }
+        let outputs = format!(r#"{{"inputs":[{input}],"outputs":[{}]}}"#, all(r#"{"name":"y"}"#, 1025));
+        assert!(decode(&outputs).unwrap_err().contains("more than 1024 tensors"));
     }
 
     #[test]

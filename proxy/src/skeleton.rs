@@ -10,7 +10,7 @@ const WORTH_CUTTING: usize = 32;
 pub(crate) struct Skeleton<'a> {
     /// Has `[]` in place of each array.
     pub(crate) json: Vec<u8>,
-    /// Where that stands, and what stood there.
+    /// Where that stands, in ascending order, and what stood there.
     cuts: Vec<(usize, &'a [u8])>,
 }
 
@@ -52,7 +52,9 @@ impl<'a> Skeleton<'a> {
     /// What was left out of `text`, which is a part of the skeleton that the parser has found to be an array.
     pub(crate) fn cut(&self, text: &str) -> Option<&'a [u8]> {
         let at = (text.as_ptr() as usize).checked_sub(self.json.as_ptr() as usize)?;
-        self.cuts.iter().find(|(place, _)| *place == at).map(|(_, numbers)| *numbers)
+        // There may be as many as a body holds.
+        let found = self.cuts.binary_search_by_key(&at, |(place, _)| *place).ok()?;
+        Some(self.cuts[found].1)
     }
 
     /// How many arrays were left out.
@@ -90,6 +92,20 @@ mod tests {
         assert!(Skeleton::of(br#"{"data": [1, 2]}"#).is_none());
         assert!(Skeleton::of(format!(r#"{{"data": [{numbers}"#).as_bytes()).is_none(), "it does not end");
         assert!(Skeleton::of(format!(r#"{{"data": [{numbers}}}]"#).as_bytes()).is_none(), "nor does this");
+    }
+
+    #[test]
+    fn each_of_many_is_found_where_it_stood() {
+        let array = |number: usize| format!("[{number:040}]");
+        let all: Vec<_> = (0..1000).map(|number| format!(r#"{{"data": {}}}"#, array(number))).collect();
+        let json = format!("[{}]", all.join(","));
+        let skeleton = Skeleton::of(json.as_bytes()).unwrap();
+        assert_eq!(skeleton.cuts(), 1000);
+        let text = std::str::from_utf8(&skeleton.json).unwrap();
+        for (number, (place, _)) in text.match_indices("[]").enumerate() {
+            assert_eq!(skeleton.cut(&text[place..]), Some(array(number).as_bytes()));
+            assert_eq!(skeleton.cut(&text[place + 1..]), None);
+        }
     }
 
     proptest! {

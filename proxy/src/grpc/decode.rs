@@ -3,15 +3,12 @@
 //! even copied, and floats are copied as they are.
 
 use super::fields::{Fields, Value, malformed, varint};
-use crate::decode::{InferRequest, RequestedOutput};
+use crate::decode::{InferRequest, RequestedOutput, TENSORS_MAX};
 use crate::refusal::Refusal;
 use bytes::Bytes;
 use std::convert::Infallible;
 use std::time::Duration;
 use wire::{Datatype, Layout, TensorMeta, element_count};
-
-/// More inputs, outputs or contents than this are no request but an attack on memory.
-const TENSORS_MAX: usize = 1024;
 
 /// What the engine's frames hold; a number of one byte may become one of eight.
 const PAYLOAD_BYTES_MAX: usize = 256 << 20;
@@ -186,10 +183,10 @@ fn read_shape(value: Value<'_>, shape: &mut Vec<u64>) -> Result<(), Refusal> {
 }
 
 /// The field of an `InferParameter` that is set, if one is.
-type Choice<'a> = Option<(u64, Value<'a>)>;
+pub(super) type Choice<'a> = Option<(u64, Value<'a>)>;
 
 /// An entry of a map of parameters: its key, and what it is.
-fn parameter(value: Value<'_>) -> Result<(&str, Choice<'_>), Refusal> {
+pub(super) fn parameter(value: Value<'_>) -> Result<(&str, Choice<'_>), Refusal> {
     let (mut key, mut choice) = ("", None);
     for field in Fields(value.bytes()?) {
         match field? {
