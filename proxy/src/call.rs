@@ -14,6 +14,7 @@ use crate::raw_request;
 use crate::refusal::Refusal;
 use crate::remote::Passed;
 use crate::slots::Slot;
+use crate::translated::Parameters;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, header, request};
 use pingora::protocols::http::ServerSession;
@@ -67,6 +68,11 @@ pub trait Call: Send {
     /// A parameter of the request in an inflated body, if it is a text, a whole number or a truth value. Only asked for where
     /// the policy names one.
     fn parameter(&self, body: &Bytes, name: &str) -> Option<String>;
+
+    /// What an inflated body says beside its tensors, for another server that is asked in other words.
+    fn parameters(&self, _body: &Bytes) -> Result<Parameters, Refusal> {
+        Ok(Parameters::default())
+    }
 
     /// What another server is to be asked, beside the body as it came; `None` where it does not speak this protocol.
     fn forward(&self) -> Option<(Method, HeaderMap)>;

@@ -23,6 +23,7 @@ mod health;
 mod listen;
 mod message;
 mod methods;
+mod parameters;
 mod status;
 mod stream;
 

@@ -199,7 +199,7 @@ impl Path {
                     let copy = request.and_then(|mut request| {
                         asking.snapshot.model(model)?.shadow()?;
                         let infer = self.engine_request(&mut request, asking, record);
-                        self.copy(call, (&infer, &request.payload), body, asking)
+                        self.copy(call, (&infer, &request), body, asking)
                     });
                     let asked = ((head, body.as_it_came.clone()), copy);
                     let answer = Box::pin(self.elsewhere(call, remote, asked, asking, record)).await;
@@ -248,7 +248,7 @@ impl Path {
     ) -> Result<C::Answer, Unanswered> {
         let Asking { ref models, target, version, deadline, now, .. } = *asking;
         let infer = self.engine_request(&mut request, asking, record);
-        let copy = self.copy(call, (&infer, &request.payload), body, asking);
+        let copy = self.copy(call, (&infer, &request), body, asking);
         let counters = self.metrics.version(target.model, version);
         let _waiting = counters.statistics.wait();
         record.asked = Some(counters);
@@ -286,7 +286,7 @@ impl Path {
     fn copy<C: Call>(
         &self,
         call: &C,
-        (infer, payload): (&Infer, &Bytes),
+        (infer, request): (&Infer, &InferRequest),
         body: &Body,
         asking: &Asking<'_>,
     ) -> Option<Copy> {
@@ -296,12 +296,24 @@ impl Path {
         if version.0 == infer.version || !policy.takes(rand::rng().random()) {
             return None;
         }
-        let server = match snapshot.remote(target.model, version) {
+        let (payload, server) = (&request.payload, snapshot.remote(target.model, version));
+        let is_server = |version| snapshot.remote(target.model, version).is_some();
+        // Another server ranks them itself; whole outputs are not to be compared with them.
+        if request.outputs.iter().any(|output| output.classes > 0)
+            && server.is_some() != is_server(Version(infer.version))
+        {
+            self.shadows.drop_one(target.model, version.0);
+            return None;
+        }
+        let server = match server {
             None => None,
             Some(remote) => {
                 let (head, body) = match call.forward() {
                     Some(head) => (head, body.as_it_came.clone()),
-                    None => translated::written(infer, payload, &call.head().headers),
+                    None => {
+                        let parameters = call.parameters(body.plain.as_ref().ok()?).ok()?;
+                        translated::written((infer, payload), parameters, &call.head().headers)
+                    }
                 };
                 Some(ToServer::new(remote, head, body))
             }

@@ -3,14 +3,15 @@
 //! protocol. Decides what such a server is asked; never which server that is.
 
 use crate::call::JSON_LEN;
+use crate::decode::InferRequest;
 use crate::refusal::Refusal;
 use crate::remote::Passed;
 use crate::shadow::Written;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use serde::Deserialize;
-use serde_json::json;
-use wire::{Infer, Reply};
+use serde_json::{Map, Value, json};
+use wire::{Datatype, Infer, Reply};
 
 /// They describe a body, or what its sender can read.
 const OF_THE_BODY: [HeaderName; 5] =
@@ -19,25 +20,46 @@ const OF_THE_BODY: [HeaderName; 5] =
 /// Of what another server says is wrong no more is passed on.
 const WORDS_MAX: usize = 1000;
 
-/// What the engine would be asked, for another server. Of `headers` those pass that concern the caller.
-pub(crate) fn written(infer: &Infer, payload: &Bytes, headers: &HeaderMap) -> ((Method, HeaderMap), Bytes) {
+/// What a request says beside its tensors: of itself, and of each input and output in their order.
+#[derive(Debug, Default)]
+pub struct Parameters {
+    pub(crate) of_request: Map<String, Value>,
+    pub(crate) of_inputs: Vec<Map<String, Value>>,
+    pub(crate) of_outputs: Vec<Map<String, Value>>,
+}
+
+/// What the engine would be asked, for another server, and what the engine is not told. Of `headers` those pass that concern
+/// the caller.
+pub(crate) fn written(
+    (infer, payload): (&Infer, &Bytes),
+    parameters: Parameters,
+    headers: &HeaderMap,
+) -> ((Method, HeaderMap), Bytes) {
+    let Parameters { mut of_request, of_inputs, of_outputs } = parameters;
+    let (mut of_inputs, mut of_outputs) = (of_inputs.into_iter(), of_outputs.into_iter());
     let mut tensors = Vec::new();
     let inputs = infer.inputs.iter().filter_map(|input| {
+        let mut parameters = of_inputs.next().unwrap_or_default();
         // Checked when the request was decoded.
         let (datatype, at) = input.locate(payload).ok()?;
-        let size = at.len();
+        parameters.insert("binary_data_size".into(), at.len().into());
         tensors.push(at);
         Some(json!({
-            "name": input.name, "datatype": datatype.name(), "shape": input.shape, "parameters": {"binary_data_size": size}
+            "name": input.name, "datatype": datatype.name(), "shape": input.shape, "parameters": parameters
         }))
     });
     let inputs: Vec<_> = inputs.collect();
-    let mut json = json!({"inputs": inputs, "parameters": {"binary_data_output": true}});
-    if !infer.outputs.is_empty() {
-        json["outputs"] = infer.outputs.iter().map(|name| json!({"name": name})).collect();
-    }
+    of_request.insert("binary_data_output".into(), true.into());
     if infer.priority > 0 {
-        json["parameters"]["priority"] = infer.priority.into();
+        of_request.insert("priority".into(), infer.priority.into());
+    }
+    let mut json = json!({"inputs": inputs, "parameters": of_request});
+    if !infer.outputs.is_empty() {
+        let outputs = infer.outputs.iter().map(|name| match of_outputs.next() {
+            Some(parameters) if !parameters.is_empty() => json!({"name": name, "parameters": parameters}),
+            Some(_) | None => json!({"name": name}),
+        });
+        json["outputs"] = outputs.collect();
     }
     let mut body = json.to_string().into_bytes();
     let json_len = body.len();
@@ -69,6 +91,27 @@ pub(crate) fn answer(passed: &Passed) -> Result<(Reply, Bytes), Refusal> {
     }
 }
 
+/// Classes that the other server has ranked go on as they are: it knows how. What it has not ranked is ranked here if the
+/// model is known here, for else nobody knows what its rows are.
+pub(crate) fn settle_classes(
+    request: &mut InferRequest,
+    reply: &Reply,
+    is_known: bool,
+) -> Result<(), Refusal> {
+    for wanted in request.outputs.iter_mut().filter(|wanted| wanted.classes > 0) {
+        let is_ranked = |datatype: u32| datatype == Datatype::Bytes as u32;
+        if reply.outputs.iter().any(|output| output.name == wanted.name && is_ranked(output.datatype)) {
+            wanted.classes = 0;
+        } else if !is_known {
+            let name = &wanted.name;
+            return Err(Refusal::Unsupported(format!(
+                "the other server has not ranked the classes of output `{name}`, and nobody here knows the model"
+            )));
+        }
+    }
+    Ok(())
+}
+
 /// What it says is wrong.
 fn words(passed: &Passed) -> Option<String> {
     #[derive(Deserialize)]
@@ -82,7 +125,7 @@ fn words(passed: &Passed) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decode::InferRequest;
+    use crate::decode::RequestedOutput;
     use http::StatusCode;
 
     fn headers(all: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -109,7 +152,7 @@ mod tests {
             ("grpc-accept-encoding", "gzip"),
             ("content-encoding", "gzip"),
         ]);
-        let ((method, passing), body) = written(&infer, &request.payload, &sent);
+        let ((method, passing), body) = written((&infer, &request.payload), Parameters::default(), &sent);
         assert_eq!(
             (method, passing.len(), &passing["x-user-id"]),
             (Method::POST, 3, &HeaderValue::from_static("ana"))
@@ -118,6 +161,51 @@ mod tests {
         let read = InferRequest::decode(&body, Some(json_len)).unwrap();
         assert!(read.binary_outputs);
         assert_eq!(read, InferRequest { binary_outputs: true, ..request });
+    }
+
+    #[test]
+    fn parameters_go_with_what_they_are_of() {
+        let one = |name: &str, value: Value| Map::from_iter([(name.to_owned(), value)]);
+        let parameters = Parameters {
+            of_request: one("sequence_id", 7.into()),
+            of_inputs: vec![Map::new(), one("unit", "mm".into())],
+            of_outputs: vec![one("classification", 3.into())],
+        };
+        let input = |name: &str| wire::TensorMeta {
+            name: name.into(),
+            datatype: Datatype::Uint8 as u32,
+            shape: vec![1],
+            ..wire::TensorMeta::default()
+        };
+        let (inputs, outputs) = (vec![input("a"), input("b")], vec!["y".into(), "z".into()]);
+        let infer = Infer { inputs, outputs, ..Infer::default() };
+        let (_, body) = written((&infer, &Bytes::from_static(b"x")), parameters, &HeaderMap::new());
+        let json: Value = serde_json::from_slice(&body[..body.len() - 2]).unwrap();
+        assert_eq!(json["parameters"], json!({"sequence_id": 7, "binary_data_output": true}));
+        assert_eq!(json["inputs"][0]["parameters"], json!({"binary_data_size": 1}));
+        assert_eq!(json["inputs"][1]["parameters"], json!({"binary_data_size": 1, "unit": "mm"}));
+        let outputs = json!([{"name": "y", "parameters": {"classification": 3}}, {"name": "z"}]);
+        assert_eq!(json["outputs"], outputs);
+    }
+
+    #[test]
+    fn classes_are_ranked_by_who_knows_how() {
+        let reply = |datatype: Datatype| Reply {
+            outputs: vec![wire::TensorMeta {
+                name: "y".into(),
+                datatype: datatype as u32,
+                ..wire::TensorMeta::default()
+            }],
+            ..Reply::default()
+        };
+        let settle = |datatype, is_known| {
+            let wanted = RequestedOutput { name: "y".into(), classes: 3, ..RequestedOutput::default() };
+            let mut request = InferRequest { outputs: vec![wanted], ..InferRequest::default() };
+            settle_classes(&mut request, &reply(datatype), is_known).map(|()| request.outputs[0].classes)
+        };
+        assert_eq!((settle(Datatype::Bytes, false), settle(Datatype::Bytes, true)), (Ok(0), Ok(0)));
+        assert_eq!(settle(Datatype::Fp32, true), Ok(3));
+        assert!(matches!(settle(Datatype::Fp32, false), Err(Refusal::Unsupported(_))));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use super::decode::{self, Names};
 use super::encode::{Form, encode};
 use super::message::{Messages, Outgoing, Prefix};
+use super::parameters::parameters;
 use crate::body::{BodyLimits, Encoding};
 use crate::call::{Call, Inferred};
 use crate::deadline::{TIMEOUT, header_number};
@@ -14,6 +15,7 @@ use crate::decode::InferRequest;
 use crate::refusal::Refusal;
 use crate::remote::Passed;
 use crate::slots::{Slot, Slots};
+use crate::translated::Parameters;
 use bytes::Bytes;
 use http::{HeaderMap, Method, request};
 use hyper::body::Incoming;
@@ -131,6 +133,10 @@ impl Call for GrpcCall {
 
     fn parameter(&self, body: &Bytes, name: &str) -> Option<String> {
         decode::parameter_of(body, name)
+    }
+
+    fn parameters(&self, body: &Bytes) -> Result<Parameters, Refusal> {
+        parameters(body)
     }
 
     fn forward(&self) -> Option<(Method, HeaderMap)> {

@@ -48,10 +48,12 @@ impl Path {
         record: &Record,
     ) -> Result<C::Answer, Refusal> {
         let infer = self.engine_request(&mut request, asking, record);
-        let copy = self.copy(call, (&infer, &request.payload), body, asking);
-        let asked = translated::written(&infer, &request.payload, &call.head().headers);
+        let copy = self.copy(call, (&infer, &request), body, asking);
+        let parameters = call.parameters(body.plain.as_ref().map_err(Refusal::clone)?)?;
+        let asked = translated::written((&infer, &request.payload), parameters, &call.head().headers);
         let passed = self.exchange(call, remote, asked, asking, record).await?;
         let (reply, payload) = translated::answer(&passed)?;
+        translated::settle_classes(&mut request, &reply, entry.is_some())?;
         let (model, version) = (asking.target.model, asking.version);
         let inferred = Inferred { model, version, entry, reply: &reply, payload: &payload };
         let answer = call.encode(&request, inferred)?;
