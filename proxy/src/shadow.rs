@@ -28,8 +28,8 @@ const SHEDDABLE: u32 = 3;
 /// Tensor bytes of all copies together: what they hold is beside what requests may hold.
 const BYTES_MAX: usize = 64 << 20;
 
-/// Answers that are larger are compared on another thread: on this one, clients wait.
-const AT_ONCE_BYTES: usize = 64 << 10;
+/// Answers that are larger are read and compared on another thread: on this one, clients wait.
+pub(crate) const AT_ONCE_BYTES: usize = 64 << 10;
 
 /// The copies that are under way.
 #[derive(Debug)]
@@ -182,6 +182,15 @@ impl Written {
     /// `None` if it is no answer of the Open Inference Protocol, or a compressed one.
     pub(crate) fn outputs(&self) -> Option<(Vec<TensorMeta>, Bytes)> {
         if self.is_plain { answer::outputs(&self.body, self.json_len) } else { None }
+    }
+
+    /// Why it is none that can be read here, although a client that it is passed on to may understand it.
+    pub(crate) fn foreign(&self) -> Option<String> {
+        if self.is_plain {
+            answer::foreign(&self.body, self.json_len)
+        } else {
+            Some("it is compressed".into())
+        }
     }
 }
 

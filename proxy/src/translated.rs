@@ -6,7 +6,7 @@ use crate::call::JSON_LEN;
 use crate::decode::InferRequest;
 use crate::refusal::Refusal;
 use crate::remote::Passed;
-use crate::shadow::Written;
+use crate::shadow::{AT_ONCE_BYTES, Written};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use serde::Deserialize;
@@ -76,12 +76,28 @@ pub(crate) fn written(
     ((Method::POST, passing), body.into())
 }
 
-/// What the other server has computed, or why it has not.
-pub(crate) fn answer(passed: &Passed) -> Result<(Reply, Bytes), Refusal> {
+/// What the other server has computed, or why it has not. A long answer is read on another thread: on this one, clients wait.
+pub(crate) async fn answer(passed: Passed) -> Result<(Reply, Bytes), Refusal> {
+    if passed.body.len() <= AT_ONCE_BYTES {
+        return read(&passed);
+    }
+    let reading = tokio::task::spawn_blocking(move || read(&passed)).await;
+    reading.unwrap_or_else(|error| Err(Refusal::Internal(format!("another server's answer: {error}"))))
+}
+
+fn read(passed: &Passed) -> Result<(Reply, Bytes), Refusal> {
     match passed.refusal() {
         None => {
-            let (outputs, payload) = Written::of(passed).outputs().ok_or_else(|| {
-                Refusal::RemoteFailed("its answer is none of the Open Inference Protocol".into())
+            let written = Written::of(passed);
+            let (outputs, payload) = written.outputs().ok_or_else(|| match written.foreign() {
+                // To those whom it is passed on to it may be of use: the version has not failed.
+                Some(why) => {
+                    let why: String = why.chars().take(WORDS_MAX).collect();
+                    Refusal::Unsupported(format!(
+                        "the other server's answer cannot be told in this protocol: {why}"
+                    ))
+                }
+                None => Refusal::RemoteFailed("its answer is none of the Open Inference Protocol".into()),
             })?;
             Ok((Reply { outputs, ..Reply::default() }, payload))
         }
@@ -215,17 +231,44 @@ mod tests {
             headers: headers(all),
             body: body.to_owned().into(),
         };
-        let said = |status, body| answer(&passed(status, body, &[])).unwrap_err().to_string();
+        let said = |status, body| read(&passed(status, body, &[])).unwrap_err().to_string();
         let head = r#"{"outputs":[{"name":"y","datatype":"UINT8","shape":[2],"parameters":{"binary_data_size":2}}]}"#;
         let length = head.len().to_string().leak();
         let (reply, payload) =
-            answer(&passed(200, &format!("{head}ab"), &[("inference-header-content-length", length)]))
-                .unwrap();
+            read(&passed(200, &format!("{head}ab"), &[("inference-header-content-length", length)])).unwrap();
         assert_eq!((reply.outputs.len(), &payload[..]), (1, &b"ab"[..]));
+        let foreign = r#"{"outputs":[{"name":"y","datatype":"UINT32","shape":[1],"data":[7]}]}"#;
+        let compressed = [("content-encoding", "gzip")];
+        for foreign in [passed(200, foreign, &[]), passed(200, "?", &compressed)] {
+            assert!(matches!(read(&foreign), Err(Refusal::Unsupported(_))), "{foreign:?}");
+        }
         assert!(said(200, "<html>").contains("its answer is none of the Open Inference Protocol"));
         assert!(said(400, r#"{"error": "no such input"}"#).contains("no such input"));
         assert!(said(400, "?").contains("the other server says so"));
         assert!(said(503, "?").contains("503") && said(404, "?").contains("404"));
         assert!(said(429, r#"{"error": "too much"}"#).contains("too much"));
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_is_not_read_where_clients_wait() {
+        let passed = |elements: usize| {
+            let data = vec!["1"; elements].join(",");
+            let body = format!(
+                r#"{{"outputs":[{{"name":"y","datatype":"UINT8","shape":[{elements}],"data":[{data}]}}]}}"#
+            );
+            Passed { status: StatusCode::OK, headers: HeaderMap::new(), body: body.into() }
+        };
+        for (elements, is_at_once) in [(10, true), (1 << 20, false)] {
+            let mut reading = std::pin::pin!(answer(passed(elements)));
+            let first =
+                std::future::poll_fn(|context| std::task::Poll::Ready(reading.as_mut().poll(context)));
+            let first = first.await;
+            assert_eq!(first.is_ready(), is_at_once, "{elements}");
+            let read = match first {
+                std::task::Poll::Ready(read) => read,
+                std::task::Poll::Pending => reading.await,
+            };
+            assert_eq!(read.unwrap().1.len(), elements);
+        }
     }
 }

@@ -4,16 +4,42 @@
 use super::{InputsSeed, Payload};
 use crate::tensor_json::quote_non_finite;
 use bytes::Bytes;
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::borrow::Cow;
 use std::fmt;
-use wire::TensorMeta;
+use wire::{Datatype, TensorMeta};
 
 /// Outputs, and the bytes in which they lie. `json_len` is how much of the body is JSON, where tensors follow as bytes.
 pub(crate) fn outputs(body: &Bytes, json_len: Option<usize>) -> Option<(Vec<TensorMeta>, Bytes)> {
     let json_len = json_len.unwrap_or(body.len());
     let (json, binary) = (body.get(..json_len)?, body.slice(json_len..));
     parse(json, &binary).ok().or_else(|| parse(&quote_non_finite(json)?, &binary).ok())
+}
+
+/// Which output of an answer is of a datatype that cannot be read here, be it in JSON or at all.
+pub(crate) fn foreign(body: &Bytes, json_len: Option<usize>) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Head {
+        outputs: Vec<Output>,
+    }
+    #[derive(Deserialize)]
+    struct Output {
+        name: String,
+        datatype: String,
+        data: Option<IgnoredAny>,
+    }
+    let json = body.get(..json_len.unwrap_or(body.len()))?;
+    let quoted = || quote_non_finite(json).map(|json| serde_json::from_slice(&json).ok());
+    let head: Head = serde_json::from_slice(json).ok().or_else(|| quoted()?)?;
+    let mut outputs = head.outputs.into_iter();
+    outputs.find_map(|Output { name, datatype, data }| match Datatype::from_name(&datatype) {
+        None => Some(format!("output `{name}` is {datatype}")),
+        Some(Datatype::Fp16 | Datatype::Bf16) if data.is_some() => {
+            Some(format!("output `{name}` is {datatype} in JSON"))
+        }
+        Some(_) => None,
+    })
 }
 
 fn parse(json: &[u8], binary: &Bytes) -> Result<(Vec<TensorMeta>, Bytes), serde_json::Error> {
@@ -77,5 +103,20 @@ mod tests {
             assert!(super::outputs(&Bytes::from(nothing), None).is_none(), "{nothing}");
         }
         assert!(super::outputs(&body, Some(body.len() + 1)).is_none());
+    }
+
+    #[test]
+    fn an_answer_that_cannot_be_read_here_is_told_from_what_is_none() {
+        let why = |json: &str| foreign(&Bytes::copy_from_slice(json.as_bytes()), None);
+        let fine = r#"{"name":"x","datatype":"FP32","shape":[1],"data":[NaN]}"#;
+        let output = |fields: &str| format!(r#"{{"outputs":[{fine},{{"name":"y","shape":[1],{fields}}}]}}"#);
+        let unknown = output(r#""datatype":"UINT32","data":[7]"#);
+        assert_eq!(why(&unknown).as_deref(), Some("output `y` is UINT32"));
+        let half = output(r#""datatype":"FP16","data":[0.5]"#);
+        assert_eq!(why(&half).as_deref(), Some("output `y` is FP16 in JSON"));
+        let binary = output(r#""datatype":"FP16","parameters":{"binary_data_size":3}"#);
+        for none in [binary.as_str(), "<html>", "{}", r#"{"outputs":[{"name":"y"}]}"#] {
+            assert_eq!(why(none), None, "{none}");
+        }
     }
 }

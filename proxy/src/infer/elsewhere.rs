@@ -52,7 +52,7 @@ impl Path {
         let parameters = call.parameters(body.plain.as_ref().map_err(Refusal::clone)?)?;
         let asked = translated::written((&infer, &request.payload), parameters, &call.head().headers);
         let passed = self.exchange(call, remote, asked, asking, record).await?;
-        let (reply, payload) = translated::answer(&passed)?;
+        let (reply, payload) = translated::answer(passed).await?;
         translated::settle_classes(&mut request, &reply, entry.is_some())?;
         let (model, version) = (asking.target.model, asking.version);
         let inferred = Inferred { model, version, entry, reply: &reply, payload: &payload };
