@@ -65,6 +65,11 @@ pub trait Call: Send {
     /// The tensors of an inflated body for a model that takes what `entry` says, if the engine has it.
     fn decode(&mut self, body: &Bytes, entry: Option<&ModelEntry>) -> Result<InferRequest, Refusal>;
 
+    /// Whether a body says nothing of datatypes, and means what the model declares: another version may take it otherwise.
+    fn is_read_by_declaration(&self) -> bool {
+        false
+    }
+
     /// A parameter of the request in an inflated body, if it is a text, a whole number or a truth value. Only asked for where
     /// the policy names one.
     fn parameter(&self, body: &Bytes, name: &str) -> Option<String>;
@@ -195,6 +200,15 @@ impl Call for HttpCall<'_> {
         };
         self.form = form;
         Ok(request)
+    }
+
+    fn is_read_by_declaration(&self) -> bool {
+        match self.dialect {
+            Dialect::OpenInference => {
+                header_number(&self.head().headers, &JSON_LEN).is_ok_and(|json_len| json_len == Some(0))
+            }
+            Dialect::TfServing | Dialect::TorchServe => true,
+        }
     }
 
     fn parameter(&self, body: &Bytes, name: &str) -> Option<String> {

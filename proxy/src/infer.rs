@@ -151,6 +151,12 @@ impl Path {
                 (instead, By { assigned: None, ..by }, pass)
             }
         };
+        let is_as_declared = || {
+            let declares = declaration(snapshot, &models, target.model, version);
+            declares.map(|entry| entry.version) == entry.map(|entry| entry.version)
+        };
+        // Else it is read anew, as the version takes it that has come in between.
+        let request = request.filter(|_| !call.is_read_by_declaration() || is_as_declared());
         let of_body = of_body.as_deref();
         let mut asking = Asking { snapshot, models, target, version, by, of_body, standing, deadline, now };
         reserved.settle();

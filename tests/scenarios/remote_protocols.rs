@@ -8,6 +8,9 @@ use protocol::inference::model_infer_request::InferRequestedOutputTensor;
 use protocol::inference::{InferParameter, ModelInferResponse};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::sync::mpsc::{Receiver, channel};
 use tonic::Code;
 
 /// Two stacks that have the same versions; what is version 9 of the first is the second's version 2.
@@ -123,6 +126,128 @@ fn a_model_that_only_the_other_server_has_is_asked_by_those_who_name_their_tenso
     let body = json!({"instances": [seven()]}).to_string();
     let refused = here.client().post("/v1/models/digits:predict", &[], body.as_bytes());
     assert_eq!((refused.status, refused.error().contains("use /v2")), (501, true), "{}", refused.text());
+}
+
+/// Version 1 takes other numbers than version 2, and both take the same words.
+#[test]
+fn who_sends_no_datatypes_is_understood_as_the_version_that_answers_takes_it() {
+    let models = tempfile::tempdir().expect("a folder");
+    for (version, datatype) in [("1", "INT64"), ("2", "FP32")] {
+        let folder = models.path().join("bare").join(version);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::copy(repository("tests/data/models/bare/1/model.pt"), folder.join("model.pt"))
+            .expect("copied");
+        let tensor = |name: &str| format!("[{{name: {name}, datatype: {datatype}, shape: [-1, 2]}}]");
+        let declared = format!("inputs: {}\noutputs: {}\nmax_batch: 4\n", tensor("x"), tensor("y"));
+        std::fs::write(folder.join("model.yaml"), declared).expect("a file");
+    }
+    let nobody = harness::free_address();
+    let policies = format!(
+        "models: {{bare: {{remote: {{9: {{url: 'http://{nobody}/infer'}}}}, split: {{weights: {{9: 1}}}}, \
+         breaker: {{failures: 1, open_for: 1h, fallback: {{version: 1}}}}}}}}\n"
+    );
+    let here = Stack::builder().models(models.path()).policies(&policies).start();
+    let client = here.client();
+    let post = |path: &str, body: &Value| client.post(path, &[], body.to_string().as_bytes());
+    let rows = json!({"instances": [[1, 2]]});
+    assert_eq!(post("/v1/models/bare:predict", &rows).status, 502);
+    let whole = post("/v1/models/bare:predict", &rows);
+    assert_eq!((whole.status, whole.header("x-penstock-version")), (200, "1"), "{}", whole.text());
+    assert_eq!(whole.text(), r#"{"predictions":[[2,4]]}"#);
+    let raw = [1i64, 2].map(i64::to_le_bytes).concat();
+    let whole = client.post("/v2/models/bare/infer", &[("inference-header-content-length", "0")], &raw);
+    assert_eq!((whole.status, whole.header("x-penstock-version")), (200, "1"), "{}", whole.text());
+    let broken = post("/v1/models/bare/versions/2:predict", &json!({"instances": [[0.25, 2]]}));
+    assert_eq!(broken.json(), json!({"predictions": [[0.5, 4.0]]}));
+}
+
+/// A server of a few lines: it answers everybody the same over HTTP, and tells what it was asked.
+fn scripted(body: &'static str) -> (SocketAddr, Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let (asked, asks) = channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut seen = Vec::new();
+            let is_whole = |seen: &[u8]| {
+                let text = String::from_utf8_lossy(seen).to_ascii_lowercase();
+                let (head, _) = text.split_once("\r\n\r\n")?;
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: "))?;
+                let length: usize = length.parse().expect("a number");
+                (seen.len() >= head.len() + 4 + length).then_some(())
+            };
+            while is_whole(&seen).is_none() {
+                let mut chunk = [0; 4096];
+                let Ok(read @ 1..) = stream.read(&mut chunk) else { break };
+                seen.extend_from_slice(&chunk[..read]);
+            }
+            let length = body.len();
+            let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+            let _ = stream.write_all((head + body).as_bytes()); // it may have left
+            let _ = asked.send(String::from_utf8_lossy(&seen).into_owned());
+        }
+    });
+    (address, asks)
+}
+
+/// Only another server has the model, and answers everybody with `body`.
+fn only_there(body: &'static str) -> (Stack, ScriptedEngine, Receiver<String>) {
+    let (there, asks) = scripted(body);
+    let engine = ScriptedEngine::start(&[("other", 1, Behaviour::Answer)]);
+    let policies = format!(
+        "models: {{digits: {{remote: {{9: {{url: 'http://{there}/infer'}}}}, split: {{weights: {{9: 1}}}}, \
+         breaker: {{failures: 2}}}}}}\n"
+    );
+    let here = Stack::builder().policies(&policies).external_engine(engine.socket()).start();
+    (here, engine, asks)
+}
+
+#[test]
+fn an_answer_that_grpc_callers_cannot_be_told_is_no_failure_of_the_version() {
+    let (here, _engine, _asks) =
+        only_there(r#"{"outputs":[{"name":"y","datatype":"UINT32","shape":[1],"data":[7]}]}"#);
+    for _ in 0..5 {
+        let untold = here.grpc_client().infer(request(""), &[]).unwrap_err();
+        assert_eq!(untold.code(), Code::Unimplemented, "{}", untold.message());
+        assert!(untold.message().contains("output `y` is UINT32"), "{}", untold.message());
+    }
+    let told = here.client().infer("digits", &[], &harness::infer_body("pixels", [1, 1], &[0.0]));
+    assert_eq!((told.status, told.json()["outputs"][0]["data"].clone()), (200, json!([7])));
+}
+
+#[test]
+fn what_grpc_callers_say_beside_their_tensors_reaches_the_other_server() {
+    let (here, _engine, asks) = only_there(
+        r#"{"outputs":[{"name":"probabilities","datatype":"BYTES","shape":[1,2],"data":["0.9:7:seven","0.1:1:one"]}]}"#,
+    );
+    let number = |number| InferParameter { parameter_choice: Some(ParameterChoice::Int64Param(number)) };
+    let output = InferRequestedOutputTensor {
+        name: "probabilities".into(),
+        parameters: [("classification".to_owned(), number(2))].into(),
+    };
+    let parameters = [("sequence_id".to_owned(), number(42))].into();
+    let answer =
+        ask(&here.grpc_client(), ModelInferRequest { outputs: vec![output], parameters, ..request("") });
+    assert_eq!((answer.outputs[0].datatype.as_str(), &answer.outputs[0].shape[..]), ("BYTES", &[1, 2][..]));
+    assert_eq!(answer.raw_output_contents[0], b"\x0b\0\0\00.9:7:seven\x09\0\0\00.1:1:one"[..]);
+    let asked = asks.recv().expect("it was asked");
+    assert!(asked.contains(r#""sequence_id":42"#) && asked.contains(r#""classification":2"#), "{asked}");
+}
+
+#[test]
+fn classes_that_nobody_has_ranked_are_not_guessed() {
+    let (here, _engine, _asks) =
+        only_there(r#"{"outputs":[{"name":"p","datatype":"FP32","shape":[2,2],"data":[0.1,0.2,0.3,0.4]}]}"#);
+    let parameters = [(
+        "classification".to_owned(),
+        InferParameter { parameter_choice: Some(ParameterChoice::Int64Param(3)) },
+    )];
+    let output = InferRequestedOutputTensor { name: "p".into(), parameters: parameters.into() };
+    let refused = here
+        .grpc_client()
+        .infer(ModelInferRequest { outputs: vec![output], ..request("") }, &[])
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented, "{}", refused.message());
 }
 
 #[test]
