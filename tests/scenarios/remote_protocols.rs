@@ -229,7 +229,7 @@ fn what_grpc_callers_say_beside_their_tensors_reaches_the_other_server() {
     let answer =
         ask(&here.grpc_client(), ModelInferRequest { outputs: vec![output], parameters, ..request("") });
     assert_eq!((answer.outputs[0].datatype.as_str(), &answer.outputs[0].shape[..]), ("BYTES", &[1, 2][..]));
-    assert_eq!(answer.raw_output_contents[0], b"\x0b\0\0\00.9:7:seven\x09\0\0\00.1:1:one"[..]);
+    assert_eq!(answer.raw_output_contents[0], b"\x0b\0\0\x000.9:7:seven\x09\0\0\x000.1:1:one"[..]);
     let asked = asks.recv().expect("it was asked");
     assert!(asked.contains(r#""sequence_id":42"#) && asked.contains(r#""classification":2"#), "{asked}");
 }
