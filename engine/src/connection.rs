@@ -294,11 +294,15 @@ impl Reader {
     fn take_in_all(&mut self, files: &[OwnedFd]) -> Result<(), Ended> {
         let now = Instant::now();
         let catalog = Arc::clone(&self.catalog.borrow());
-        let mut announced = None;
+        let (mut announced, mut frames) = (None, 0);
         while let Some(frame) = self.decoder.decode()? {
+            frames += 1;
             match frame.kind {
                 Kind::Infer => {
-                    announced = announced.or_else(|| self.queue.announce());
+                    // Where several have come, a lane would wait for all of them awake.
+                    if frames == 1 && self.decoder.is_between_frames() {
+                        announced = self.queue.announce();
+                    }
                     self.take_in(frame, now, &catalog)?;
                 }
                 Kind::Cancel => self.cancel(frame.id),
