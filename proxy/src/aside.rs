@@ -88,8 +88,9 @@ mod tests {
         let counted = begun.clone();
         let work = move || {
             let turn = counted.fetch_add(1, Ordering::Relaxed);
-            if let Some(held) = held.lock().expect("unpoisoned").take() {
-                let _ = held.recv(); // the first never comes to run
+            let first = held.lock().expect("unpoisoned").take();
+            if let Some(held) = first {
+                let _ = held.recv(); // it never comes to run
             }
             turn
         };

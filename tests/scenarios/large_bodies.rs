@@ -56,6 +56,20 @@ fn warm_up(stack: &Stack) -> Response {
     ask(&client, "digits", &request)
 }
 
+/// Bytes of the last output of an answer of so many rows.
+const PROBABILITIES: usize = ROWS * 10 * 4;
+
+/// Each engine chooses in which form it runs a model, and forms differ in the last places.
+fn is_like(answer: &[u8], right: &[u8]) -> bool {
+    let floats = |bytes: &[u8]| -> Vec<f32> {
+        bytes.as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    };
+    let [(answer, answered), (right, expected)] =
+        [answer, right].map(|body| body.split_at(body.len().saturating_sub(PROBABILITIES)));
+    let mut pairs = floats(answered).into_iter().zip(floats(expected));
+    answer == right && answered.len() == PROBABILITIES && pairs.all(|(a, b)| (a - b).abs() < 1e-5)
+}
+
 fn pinned_split() -> &'static str {
     "models: {digits: {split: {weights: {1: 1}}}}\n"
 }
@@ -66,7 +80,7 @@ fn tensors_in_shared_memory_are_answered_as_those_that_are_sent() {
     let sending = Stack::builder().policies(pinned_split()).config("requests: {shared_mib: 0}").start();
     let [in_memory, over_the_socket] = [&sharing, &sending].map(warm_up);
     assert_eq!(in_memory.status, 200, "{}", in_memory.text());
-    assert!(in_memory.body == over_the_socket.body);
+    assert!(is_like(&in_memory.body, &over_the_socket.body));
     assert_eq!((shared(&sharing).1, shared(&sending).1), (32 << 20, 0));
     wait_until_all_is_free(&sharing);
     let stop = AtomicBool::new(false);
@@ -96,7 +110,7 @@ fn what_finds_no_room_is_sent() {
                 let (client, request) = (stack.client(), binary_request("pixels", ROWS, 64));
                 for _ in 0..10 {
                     let answer = ask(&client, "digits", &request);
-                    assert!(answer.status == 200 && answer.body == right, "{}", answer.text());
+                    assert!(answer.status == 200 && is_like(&answer.body, &right), "{}", answer.text());
                 }
             });
         }
@@ -116,7 +130,7 @@ fn clients_that_leave_take_nothing_along() {
         drop(stream);
     }
     wait_until_all_is_free(&stack);
-    assert!(ask(&stack.client(), "digits", &binary_request("pixels", ROWS, 64)).body == right);
+    assert!(is_like(&ask(&stack.client(), "digits", &binary_request("pixels", ROWS, 64)).body, &right));
 }
 
 #[test]
@@ -131,7 +145,7 @@ fn a_killed_engine_takes_nothing_along() {
                 let (client, request) = (stack.client(), binary_request("pixels", ROWS, 64));
                 while !stop.load(Ordering::Relaxed) {
                     let answer = ask(&client, "digits", &request);
-                    assert!(answer.status != 200 || answer.body == right);
+                    assert!(answer.status != 200 || is_like(&answer.body, &right));
                     statuses.lock().expect("unpoisoned").push(answer.status);
                 }
             });
@@ -198,7 +212,7 @@ fn a_killed_proxy_leaves_nothing_mapped_in_the_engine() {
     drop(streams);
     eventually("nothing to be mapped", || (engine.mapped() == 0).then_some(()));
     stack.restart();
-    assert!(warm_up(&stack).body == right);
+    assert!(is_like(&warm_up(&stack).body, &right));
     assert!(engine.mapped() > 0);
     let engine_pid = Pid::from_child(&engine.0);
     kill_process(engine_pid, Signal::KILL).expect("it runs");
