@@ -259,6 +259,9 @@ impl Shared {
         if state.closed.is_none() {
             state.closed = Some(reason);
             state.waiting.clear(); // their receivers see the link closed
+            if let Some(region) = &self.region {
+                region.end();
+            }
             state.outbox = Outbox::new();
         }
         drop(state);

@@ -63,6 +63,11 @@ impl Region {
         self.is_shared.store(true, Ordering::Release);
     }
 
+    /// Notes that nobody shares it any more: what an engine that was killed has not given back is nobody's.
+    pub(crate) fn end(&self) {
+        self.is_shared.store(false, Ordering::Release);
+    }
+
     /// Room for a body; nothing if there is none, or nobody to share it with.
     pub(crate) fn place(self: &Arc<Self>, bytes: usize) -> Option<Place> {
         if !self.is_shared.load(Ordering::Acquire) {
@@ -84,7 +89,7 @@ impl Region {
         Some(Placed { offset: offset as u64, bytes: payload.len() as u64, credit: run.first as u32 })
     }
 
-    /// Bytes that bodies have, and how many they may have: none before the engine has it.
+    /// Bytes that bodies have, and how many they may have: none before the engine has it, nor after.
     pub(crate) fn bytes(&self) -> (usize, usize) {
         if !self.is_shared.load(Ordering::Acquire) {
             return (0, 0);
