@@ -149,7 +149,7 @@ impl Listener {
         )
         .map_err(failed)?;
         let keeping = tokio::spawn(keep_references(references.clone(), watching.clone()));
-        let all = (references, watching.clone());
+        let in_the_end = watching.clone();
         let frames = Limits { payload_bytes: self.settings.payload_bytes_max(), ..Limits::default() };
         let shared = Shared {
             queue: Arc::clone(&queue),
@@ -204,8 +204,7 @@ impl Listener {
         let _ = timeout_at(until, async { while connections.join_next().await.is_some() {} }).await;
         interrupted::excuse(&path);
         keeping.abort();
-        let (references, catalog) = all;
-        keep(&references, learned(&catalog.borrow()));
+        keep(&references, learned(&in_the_end.borrow()));
         Ok(())
     }
 

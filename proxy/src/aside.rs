@@ -48,7 +48,10 @@ fn on_a_thread<T: Send + 'static>(
     let (done, result) = oneshot::channel();
     let work = move || {
         stand();
-        let _ = done.send(work()); // who asked may want something else by now
+        // It may be long before its turn comes, and who asked may want something else by then, or have it already.
+        if !done.is_closed() {
+            let _ = done.send(work());
+        }
     };
     // Where no thread can be had, nobody will send.
     let _ = std::thread::Builder::new().name("policy".into()).spawn(work);
