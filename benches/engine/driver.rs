@@ -1,6 +1,7 @@
 //! Talks to an engine as a proxy does, and keeps count. Requests are made ahead; inputs are random numbers from a
 //! fixed seed, because what a model answers is not the matter here.
 
+use crate::region::Region;
 use anyhow::{Context, ensure};
 use bytes::{Buf, Bytes};
 use engine::model::Gathered;
@@ -190,6 +191,7 @@ const WARM_UP: Duration = Duration::from_secs(1);
 pub(crate) struct Driver<'w> {
     workload: &'w Workload,
     socket: UnixStream,
+    region: Region,
     decoder: Decoder,
     sent: u64,
 }
@@ -210,7 +212,9 @@ impl<'w> Driver<'w> {
     /// Another connection to an engine that is ready.
     pub(crate) fn join(socket: &Path, workload: &'w Workload) -> anyhow::Result<Self> {
         let socket = UnixStream::connect(socket)?;
-        Ok(Self { workload, socket, decoder: Decoder::new(Limits::default()), sent: 0 })
+        let payloads: Vec<&Bytes> = workload.requests.iter().map(|(_, payload)| payload).collect();
+        let region = Region::offer(&socket, &payloads)?;
+        Ok(Self { workload, socket, region, decoder: Decoder::new(Limits::default()), sent: 0 })
     }
 
     /// One request after the other with a pause after each, until told to stop; microseconds of each.
@@ -242,8 +246,7 @@ impl<'w> Driver<'w> {
 
     /// Returns once the model is ready.
     pub(crate) fn connect(socket: &Path, workload: &'w Workload) -> anyhow::Result<Self> {
-        let socket = UnixStream::connect(socket)?;
-        let mut driver = Self { workload, socket, decoder: Decoder::new(Limits::default()), sent: 0 };
+        let mut driver = Self::join(socket, workload)?;
         loop {
             let frame = driver.frame(None)?.context("the engine says what it has")?;
             if frame.kind != Kind::Index {
@@ -330,14 +333,14 @@ impl<'w> Driver<'w> {
         let count = (takes.as_secs_f64() / gap.as_secs_f64()) as u64;
         let (mut in_time, mut late) = (0u64, 0u64);
         // Somebody else reads: who writes large requests would find every answer late.
-        let socket = self.socket.try_clone()?;
-        let mut reader =
-            Self { workload: self.workload, socket, decoder: Decoder::new(Limits::default()), sent: 0 };
+        let mut socket = self.socket.try_clone()?;
+        let mut decoder = std::mem::replace(&mut self.decoder, Decoder::new(Limits::default()));
         let reading = move || {
             let _ = engine::schedule::at_once(); // a caller elsewhere would not wait for our cores
             let mut came = Vec::new();
             while came.len() < count as usize {
-                let (id, reply) = reader.reply(Some(Duration::from_secs(10)))?.context("an answer")?;
+                let wait = Some(Duration::from_secs(10));
+                let (id, reply) = reply(&mut socket, &mut decoder, wait)?.context("an answer")?;
                 came.push((id, Instant::now(), reply));
             }
             anyhow::Ok(came)
@@ -372,7 +375,11 @@ impl<'w> Driver<'w> {
 
     fn send(&mut self, budget: Duration) -> anyhow::Result<u64> {
         self.sent += 1;
-        let (infer, payload) = self.workload.request(self.sent as usize, budget);
+        let (mut infer, mut payload) = self.workload.request(self.sent as usize, budget);
+        infer.placed = self.region.place(self.sent as usize);
+        if infer.placed.is_some() {
+            payload = Bytes::new();
+        }
         let mut outbox = Outbox::new();
         outbox.push(Kind::Infer, self.sent, &infer, payload);
         let mut segments = outbox.take();
@@ -386,27 +393,44 @@ impl<'w> Driver<'w> {
     }
 
     fn reply(&mut self, wait: Option<Duration>) -> anyhow::Result<Option<(u64, Reply)>> {
-        while let Some(frame) = self.frame(wait)? {
-            if frame.kind == Kind::Reply {
-                return Ok(Some((frame.id, <Reply as prost::Message>::decode(frame.metadata)?)));
-            }
-        }
-        Ok(None)
+        reply(&mut self.socket, &mut self.decoder, wait)
     }
 
     fn frame(&mut self, wait: Option<Duration>) -> anyhow::Result<Option<Frame>> {
-        loop {
-            if let Some(frame) = self.decoder.decode()? {
-                return Ok(Some(frame));
-            }
-            let mut chunk = [0; 64 << 10];
-            self.socket.set_read_timeout(wait)?;
-            match self.socket.read(&mut chunk) {
-                Ok(0) => anyhow::bail!("the engine has closed the connection"),
-                Ok(read) => self.decoder.buffer().extend_from_slice(&chunk[..read]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
-                Err(error) => return Err(error.into()),
-            }
+        frame(&mut self.socket, &mut self.decoder, wait)
+    }
+}
+
+fn reply(
+    socket: &mut UnixStream,
+    decoder: &mut Decoder,
+    wait: Option<Duration>,
+) -> anyhow::Result<Option<(u64, Reply)>> {
+    while let Some(frame) = frame(socket, decoder, wait)? {
+        if frame.kind == Kind::Reply {
+            return Ok(Some((frame.id, <Reply as prost::Message>::decode(frame.metadata)?)));
+        }
+    }
+    Ok(None)
+}
+
+/// Nothing if none has come for so long.
+fn frame(
+    socket: &mut UnixStream,
+    decoder: &mut Decoder,
+    wait: Option<Duration>,
+) -> anyhow::Result<Option<Frame>> {
+    loop {
+        if let Some(frame) = decoder.decode()? {
+            return Ok(Some(frame));
+        }
+        let mut chunk = [0; 64 << 10];
+        socket.set_read_timeout(wait)?;
+        match socket.read(&mut chunk) {
+            Ok(0) => anyhow::bail!("the engine has closed the connection"),
+            Ok(read) => decoder.buffer().extend_from_slice(&chunk[..read]),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error.into()),
         }
     }
 }

@@ -6,6 +6,7 @@
 //! more work than it can do. The driver shares the cores with what it measures.
 
 mod driver;
+mod region;
 
 use anyhow::Context;
 use clap::Parser;

@@ -170,10 +170,21 @@ fn what_waits_in_an_engine_that_is_killed_is_told_so_and_not_repeated() {
     let stack = Stack::builder().models(models.path()).start();
     let engine = stack.engine_pid().expect("an engine");
     let body = infer_body("x", [64, 4], &[1.0; 256]);
+    let is_killed = AtomicBool::new(false);
+    // However long it takes to see a queue, there is one.
+    let ask = || {
+        let client = stack.client();
+        loop {
+            let status = client.infer("slow", &[], &body).status;
+            if is_killed.load(Ordering::Relaxed) || status != 200 {
+                return status;
+            }
+        }
+    };
     let statuses: Vec<u16> = std::thread::scope(|scope| {
-        let ask = || stack.client().infer("slow", &[], &body).status;
         let asked: Vec<_> = (0..32).map(|_| scope.spawn(ask)).collect();
         eventually("a queue", || (stack.metric("penstock_requests_in_flight") >= 16.0).then_some(()));
+        is_killed.store(true, Ordering::Relaxed);
         kill_process(engine, Signal::KILL).expect("it runs");
         asked.into_iter().map(|one| one.join().expect("an answer")).collect()
     });
