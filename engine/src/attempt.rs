@@ -1,5 +1,6 @@
-//! What it takes to load a version and to find out about it, made on a thread of its own: a model that hangs holds nobody up
-//! but itself. Says for how long it has got nowhere; what follows from that is the loader's.
+//! What it takes to load a version and to find out about it, made on a thread of its own, which stands to others as the
+//! loader's does: a model that hangs holds nobody up but itself. Says for how long it has got nowhere; what follows from that
+//! is the loader's.
 //!
 //! ```text
 //!   load ─▶ trial ─▶ golden answers ─▶ faster form ─▶ calibration ─▶ padding ─▶ reference
@@ -14,7 +15,6 @@ use crate::model::{Model, Optimisation};
 use crate::optimise::{Report, optimise};
 use crate::pace::Pace;
 use crate::preprocess::Preprocess;
-use crate::schedule;
 use crate::trial::{self, Verdict};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -52,7 +52,6 @@ impl Attempt {
         let (done, result) = mpsc::channel();
         let own = Arc::clone(&pace);
         let work = move || {
-            schedule::in_the_background();
             let tried = catch_unwind(AssertUnwindSafe(|| try_out(load, cores, beside.as_ref(), &own)));
             let tried =
                 tried.unwrap_or_else(|panic| Err(format!("panic while loading: {}", text_of(&*panic))));

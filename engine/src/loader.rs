@@ -89,8 +89,9 @@ pub(crate) fn start(setup: Setup, candidates: Vec<Candidate>) -> io::Result<(Loa
     };
     shelf.announce_loading(&candidates);
     std::thread::Builder::new().name("loader".into()).spawn(move || {
-        schedule::in_the_background();
+        schedule::beside_others();
         shelf.load_all(candidates);
+        schedule::in_the_background(); // what was loaded is asked now
         shelf.carry_out();
         shelf.stop();
     })?;

@@ -26,7 +26,13 @@ pub fn at_once() -> io::Result<()> {
     if told == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// This thread, and those that it starts, go after all others.
+/// This thread, and those that it starts, let everybody go first who wakes up, and still get on where no core is ever idle:
+/// for what somebody waits for, such as the models that an engine begins with.
+pub(crate) fn beside_others() {
+    go_after(NICE, SLICE_NS);
+}
+
+/// This thread, and those that it starts, go after all others. There may be no way back.
 pub(crate) fn in_the_background() {
     go_after(NICEST, SLICE_NS);
 }
