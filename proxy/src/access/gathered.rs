@@ -2,7 +2,7 @@
 //! that happens and what is dropped; never looks into a line.
 //!
 //! ```text
-//!   requests ─▶ waiting, at most 1 MiB ─▶ 50 ms after the first line, or once there are 256 KiB: a write for each 4 KiB
+//!   requests ─▶ waiting, at most 1 MiB ─▶ 50 ms after the first line, or once there are 64 KiB: a write for each 4 KiB
 //! ```
 //!
 //! A write for each line would cost a request more than all else that watches it: the thread would have to be woken, and the
@@ -16,8 +16,8 @@ use std::time::Duration;
 /// Bytes that wait to be written, at most; another so many may be on their way.
 const WAITING_MAX: usize = 1 << 20;
 
-/// So many are written without waiting for more.
-const ENOUGH: usize = WAITING_MAX / 4;
+/// So many are written without waiting for more: few enough to stay in a core's cache, beside what requests need there.
+const ENOUGH: usize = WAITING_MAX / 16;
 
 /// So much is written to a pipe whole or not at all (`PIPE_BUF`): what others write there stands between lines.
 const AT_ONCE_MAX: usize = 4 << 10;
