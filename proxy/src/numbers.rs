@@ -3,15 +3,19 @@
 //!
 //! Never decides what is an error. Whatever is unusual is left alone, and who asks reads the whole body as any other.
 
+#[cfg(target_arch = "x86_64")]
+mod blocks;
 mod brackets;
 mod decimal;
 mod portable;
+#[cfg(target_arch = "x86_64")]
+mod singles;
 #[cfg(target_arch = "x86_64")]
 mod wide;
 
 use brackets::{Brackets, Last};
 use decimal::Element;
-use std::slice;
+use std::mem;
 use wire::Datatype;
 
 /// Reads the numbers of an array, which may be nested, as elements of this datatype, into `room` for exactly so many; the size
@@ -33,9 +37,9 @@ pub(crate) fn read(text: &[u8], datatype: Datatype, room: &mut [u8]) -> Option<V
 fn all<T: Element<N>, const N: usize>(text: &[u8], room: &mut [u8]) -> Option<Vec<u64>> {
     let mut reader = Reader::new(text, room);
     #[cfg(target_arch = "x86_64")]
-    if wide::is_available() {
-        // SAFETY: the processor has the instructions.
-        unsafe { wide::read::<T, N>(&mut reader) }?;
+    if let Some(instructions) = wide::instructions().last() {
+        // SAFETY: the processor has them.
+        unsafe { wide::read::<T, N>(&mut reader, *instructions) }?;
     }
     reader.rest::<T>()
 }
@@ -47,7 +51,7 @@ struct Reader<'a, 'b, const N: usize> {
     /// Where the last number has ended.
     at: usize,
     /// For the numbers that are to come.
-    room: slice::IterMut<'b, [u8; N]>,
+    room: &'b mut [[u8; N]],
     /// How many there are in all.
     elements: usize,
 }
@@ -56,7 +60,7 @@ impl<'a, 'b, const N: usize> Reader<'a, 'b, N> {
     fn new(text: &'a [u8], room: &'b mut [u8]) -> Self {
         let room = room.as_chunks_mut().0;
         let elements = room.len();
-        Self { text, brackets: Brackets::default(), at: 0, room: room.iter_mut(), elements }
+        Self { text, brackets: Brackets::default(), at: 0, room, elements }
     }
 
     /// Reads the numbers that are left, to the end of the array.
@@ -64,7 +68,7 @@ impl<'a, 'b, const N: usize> Reader<'a, 'b, N> {
         loop {
             let start = self.skip()?;
             if start == self.text.len() {
-                return (self.room.len() == 0).then(|| self.brackets.into_sizes());
+                return self.room.is_empty().then(|| self.brackets.into_sizes());
             }
             self.number::<T>(start)?;
         }
@@ -85,8 +89,13 @@ impl<'a, 'b, const N: usize> Reader<'a, 'b, N> {
 
     fn number<T: Element<N>>(&mut self, start: usize) -> Option<()> {
         let (number, length) = portable::number::<T, N>(&self.text[start..])?;
-        *self.room.next()? = number;
-        self.at = start + length;
+        self.put(number, start + length)
+    }
+
+    /// The next number, and where it ends.
+    fn put(&mut self, number: [u8; N], end: usize) -> Option<()> {
+        let (place, room) = mem::take(&mut self.room).split_first_mut()?;
+        (*place, self.room, self.at) = (number, room, end);
         Some(())
     }
 }
@@ -102,19 +111,24 @@ mod tests {
     fn read<T: Element<N>, const N: usize>(text: &str) -> Option<(Vec<u64>, Vec<u8>)> {
         let numbers =
             text.split(',').filter(|part| part.contains(|each: char| each.is_ascii_digit())).count();
-        let mut rooms = [(); 2].map(|()| vec![0; N * numbers]);
-        let [quick, bytes] = &mut rooms;
-        let sizes = all::<T, N>(text.as_bytes(), quick);
-        assert_eq!(sizes, Reader::new(text.as_bytes(), bytes).rest::<T>(), "{text}");
+        let mut bytes = vec![0; N * numbers];
+        let sizes = Reader::new(text.as_bytes(), &mut bytes).rest::<T>();
+        #[cfg(target_arch = "x86_64")]
+        for instructions in wide::instructions() {
+            let mut quick = vec![0; N * numbers];
+            let mut reader = Reader::new(text.as_bytes(), &mut quick);
+            // SAFETY: the processor has them.
+            let rest = unsafe { wide::read::<T, N>(&mut reader, *instructions) };
+            assert_eq!(sizes, rest.and_then(|()| reader.rest::<T>()), "{text} with {instructions:?}");
+            assert!(sizes.is_none() || quick == bytes, "{text} with {instructions:?}");
+        }
         let sizes = sizes?;
-        assert!(quick == bytes, "{text}");
         if text.len() < 1000 {
             for other in [numbers + 1, numbers.saturating_sub(1)] {
                 let sizes = all::<T, N>(text.as_bytes(), &mut vec![0; N * other]);
                 assert!(sizes.is_none() || other == numbers, "room for {other}: {text}");
             }
         }
-        let [_, bytes] = rooms;
         Some((sizes, bytes))
     }
 
@@ -191,6 +205,35 @@ mod tests {
             }
         }
         assert_eq!(floats("[1e-99999,0e99999]"), Some(vec![0.0, 0.0]), "too small for any place");
+    }
+
+    #[test]
+    fn it_does_not_matter_where_a_number_stands() {
+        let after = |spaces: usize, text: &str| {
+            let others = ["0.5"; 30].join(", ");
+            format!("[{others}, {}{text},{others}]", " ".repeat(spaces))
+        };
+        for spaces in 0..70 {
+            for number in [
+                "0",
+                "-7",
+                "0.125",
+                "-12.75",
+                "1e2",
+                "-1.5e-1",
+                "4194304.5",
+                "0.1000000000000000055511151231257827",
+            ] {
+                let got = floats(&after(spaces, number)).unwrap();
+                assert_eq!((got.len(), got[30]), (61, number.parse().unwrap()), "{number} after {spaces}");
+            }
+            for text in [
+                "1.", "-", "-.5", ".5", "01", "-01", "1.2.3", "1..2", "1-2", "1 2", "", "1 ,", "1[", "]1",
+                "1e", "\u{1}1",
+            ] {
+                assert_eq!(floats(&after(spaces, text)), None, "{text} after {spaces}");
+            }
+        }
     }
 
     #[test]

@@ -13,17 +13,11 @@ pub(super) struct Decimal {
 
 /// A type that tensors have, of `N` bytes.
 pub(super) trait Element<const N: usize> {
-    /// Whether doubles that are a little off tell nearly all of its values.
-    const IS_SHORTER_THAN_A_DOUBLE: bool = false;
+    /// Whether it is FP32.
+    const IS_SINGLE: bool = false;
 
     /// Its bytes. `None` if it does not hold the number, or that takes longer to find out.
     fn of(decimal: Decimal) -> Option<[u8; N]>;
-
-    /// Its bytes, of a number that is `whole` divided by ten so many times, where `whole` may be off by up to six of its last
-    /// places. `None` as above, and for types that are no shorter.
-    fn of_double(_whole: f64, _places: u32, _is_negative: bool) -> Option<[u8; N]> {
-        None
-    }
 
     /// Its bytes, of a number that is written as JSON writes them. `None` if it does not hold it.
     fn parse(number: &str) -> Option<[u8; N]>;
@@ -50,24 +44,19 @@ const INVERSES: [f64; 2 * PLACES] = {
 };
 
 impl Element<4> for f32 {
-    const IS_SHORTER_THAN_A_DOUBLE: bool = true;
-
-    #[inline(always)]
-    fn of(Decimal { mantissa, places, is_negative }: Decimal) -> Option<[u8; 4]> {
-        Self::of_double(mantissa as f64, places, is_negative)
-    }
+    const IS_SINGLE: bool = true;
 
     /// In doubt where the error of the double might decide to which side it is rounded.
     #[inline(always)]
-    fn of_double(whole: f64, places: u32, is_negative: bool) -> Option<[u8; 4]> {
+    fn of(Decimal { mantissa, places, is_negative }: Decimal) -> Option<[u8; 4]> {
         const DROPPED: u64 = (1 << 29) - 1; // of the 52 places of a double FP32 has 23
         const TIE: u64 = 1 << 28;
-        const ERROR: u64 = 8;
+        const ERROR: u64 = 4; // of the last places of the double: it is rounded three times
         if places as usize >= PLACES {
             return None;
         }
         // Of so few places none is too small for FP32's usual form.
-        let double = whole * INVERSES[places as usize + PLACES * usize::from(is_negative)];
+        let double = mantissa as f64 * INVERSES[places as usize + PLACES * usize::from(is_negative)];
         let is_clear = (double.to_bits() & DROPPED).wrapping_sub(TIE - ERROR) > 2 * ERROR;
         is_clear.then(|| (double as f32).to_le_bytes())
     }

@@ -1,136 +1,206 @@
-//! Numbers of the usual form, read 32 characters at a time with AVX2: a sign or none, digits with a point among them or none,
-//! and between two of them a comma, or a comma and a space. The longest that Python and JavaScript write of a double fits.
-//!
-//! First it is found where numbers end, for 64 characters at once. Then each is read from its end, where its last digit
-//! always has the same place, without a branch that depends on how long it is. Whatever is not so goes to who reads everything.
+//! Numbers of the usual form, read with AVX2. First it is found, for some blocks of the text, where numbers begin and end, and
+//! which blocks have anything else than such numbers, commas and white space. Then each number is read without a branch that
+//! depends on how long it is. Whatever is not so goes to who reads everything.
 
 use super::Reader;
+use super::blocks::{BLOCK, BLOCKS, Blocks, Instructions};
 use super::decimal::{Decimal, Element};
+use super::singles;
 use std::arch::x86_64::*;
+use std::mem;
 
-/// Characters that are looked at together to find where numbers end.
-const BLOCK: usize = 64;
-
-/// Characters of which a number is read.
+/// Characters of which a number is read that is not FP32. The longest that Python and JavaScript write of a double fits.
 const WINDOW: usize = 32;
 
-/// Whether [`read`] may be called.
-pub(super) fn is_available() -> bool {
-    is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi1") && is_x86_feature_detected!("lzcnt")
+/// So far behind its begin may be looked at for a number.
+const BEHIND: usize = singles::WINDOW + 1;
+
+/// What [`read`] may be called with on this processor, the best one last.
+pub(super) fn instructions() -> &'static [Instructions] {
+    let has_avx2 = is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("bmi1")
+        && is_x86_feature_detected!("bmi2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("lzcnt")
+        && is_x86_feature_detected!("popcnt");
+    let has_avx512 = is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vbmi2");
+    match (has_avx2, has_avx512) {
+        (false, _) => &[],
+        (true, false) => &[Instructions::Avx2],
+        (true, true) => &[Instructions::Avx2, Instructions::Avx512],
+    }
 }
 
 /// Reads the numbers that `reader` has left, but perhaps the last one.
-#[target_feature(enable = "avx2,bmi1,lzcnt")]
-pub(super) fn read<T: Element<N>, const N: usize>(reader: &mut Reader<'_, '_, N>) -> Option<()> {
-    let text = reader.text;
-    let (blocks, rest) = text.as_chunks();
-    let mut padded = [b' '; BLOCK];
-    padded[..rest.len()].copy_from_slice(rest);
-    let mut was_in_number = 0;
-    for (at, block) in blocks.iter().chain([&padded]).enumerate() {
-        let between = between_numbers(block);
-        let mut ends = between & (!between << 1 | was_in_number);
-        was_in_number = !between >> 63;
-        while ends != 0 {
-            let end = at * BLOCK + ends.trailing_zeros() as usize;
-            ends &= ends - 1;
-            match usual::<T, N>(text, reader.at, end) {
-                Some(number) => {
-                    *reader.room.next()? = number;
-                    reader.at = end;
-                }
-                None => reader.next::<T>()?,
-            }
+#[target_feature(enable = "avx2,bmi1,bmi2,fma,lzcnt,popcnt")]
+pub(super) fn read<T: Element<N>, const N: usize>(
+    reader: &mut Reader<'_, '_, N>,
+    instructions: Instructions,
+) -> Option<()> {
+    if u32::try_from(reader.text.len()).is_err() {
+        return Some(());
+    }
+    let mut blocks = Blocks::new(instructions);
+    let (whole, rest) = reader.text.as_chunks();
+    let mut last = [b' '; BLOCK];
+    last[..rest.len()].copy_from_slice(rest);
+    for several in whole.chunks(BLOCKS).chain([&[last][..]]) {
+        blocks.advance(several);
+        numbers::<T, N>(reader, &blocks)?;
+        blocks.forget();
+    }
+    Some(())
+}
+
+/// Where a number begins and ends.
+type Edges = [u32; 2];
+
+fn places(edges: &Edges) -> [usize; 2] {
+    edges.map(|place| place as usize)
+}
+
+/// Reads the numbers that end in these blocks.
+#[target_feature(enable = "avx2,bmi1,bmi2,fma,lzcnt,popcnt")]
+fn numbers<T: Element<N>, const N: usize>(reader: &mut Reader<'_, '_, N>, blocks: &Blocks) -> Option<()> {
+    let last = reader.text.len().saturating_sub(BEHIND);
+    let mut left = blocks.numbers();
+    while !left.is_empty() {
+        let (begin, end) = blocks.unusual(reader.at);
+        // The last ones have too little behind them.
+        let (begin, end) = if begin < last { (begin, end) } else { (last, usize::MAX) };
+        left = usual::<T, N>(reader, left, begin)?;
+        while reader.at < end
+            && let [number, rest @ ..] = left
+        {
+            any::<T, N>(reader, blocks, number)?;
+            left = rest;
         }
     }
     Some(())
 }
 
-/// Where white space, commas and brackets are, the first character lowest.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn between_numbers(block: &[u8; BLOCK]) -> u64 {
-    let halves = block.as_chunks::<WINDOW>().0;
-    let [low, high] = [&halves[0], &halves[1]].map(|half| {
-        let text = load(half);
-        let is = |byte: u8| _mm256_set1_epi8(byte as i8);
-        let is_space = _mm256_cmpeq_epi8(_mm256_max_epu8(text, is(b' ')), is(b' '));
-        let is_comma = _mm256_cmpeq_epi8(text, is(b','));
-        // These two are alike but for two bits; some other characters that are no number are, too.
-        let is_bracket = _mm256_cmpeq_epi8(_mm256_or_si256(text, is(b'[' ^ b']')), is(b'[' | b']'));
-        u64::from(
-            _mm256_movemask_epi8(_mm256_or_si256(_mm256_or_si256(is_space, is_comma), is_bracket)) as u32
-        )
-    });
-    low | high << 32
+/// Reads a number and what stands before it, whatever that is.
+#[target_feature(enable = "avx2,bmi1,bmi2,fma,lzcnt,popcnt")]
+fn any<T: Element<N>, const N: usize>(
+    reader: &mut Reader<'_, '_, N>,
+    blocks: &Blocks,
+    edges: &Edges,
+) -> Option<()> {
+    let [begin, end] = places(edges);
+    let start = reader.skip()?;
+    let is_usual = start == begin && blocks.is_well_formed([begin, end]);
+    let from_begin = reader.text[begin..].first_chunk().filter(|_| is_usual);
+    let single = from_begin.filter(|_| T::IS_SINGLE).and_then(|from_begin| single(from_begin, end - begin));
+    match single {
+        Some(number) => reader.put(number, end)?,
+        None => reader.number::<T>(start)?,
+    }
+    // Else there is something behind it that is not looked at as such.
+    (reader.at == end).then_some(())
 }
 
-/// The number that ends at `end`, if after the one that ends at `after` there is nothing else.
-#[target_feature(enable = "avx2,bmi1,lzcnt")]
+/// Reads the numbers that end before `until`, up to which all is as usual, and which is not among the last `BEHIND` characters;
+/// those that are left.
+#[target_feature(enable = "avx2,bmi1,bmi2,fma,lzcnt,popcnt")]
+fn usual<'e, T: Element<N>, const N: usize>(
+    reader: &mut Reader<'_, '_, N>,
+    mut left: &'e [Edges],
+    until: usize,
+) -> Option<&'e [Edges]> {
+    let is_before = |edges: &Edges| places(edges)[1] < until;
+    let all = left.last().is_none_or(is_before);
+    let mut count = if all { left.len() } else { left.partition_point(is_before) };
+    loop {
+        let (numbers, behind) = left.split_at(count);
+        let room = mem::take(&mut reader.room);
+        let mut read = 0;
+        for (edges, place) in numbers.iter().zip(&mut *room) {
+            let edges = places(edges);
+            // SAFETY: a number begins before it ends, and its end is before `until`, from which there are `BEHIND` characters left.
+            let from_begin = unsafe { &*reader.text.as_ptr().add(edges[0]).cast() };
+            let Some(number) = number::<T, N>(reader.text, from_begin, edges) else { break };
+            *place = number;
+            read += 1;
+        }
+        reader.room = &mut room[read..];
+        if let Some(last) = read.checked_sub(1) {
+            reader.at = places(&numbers[last])[1];
+        }
+        let Some(_in_doubt) = numbers.get(read) else { return Some(behind) };
+        reader.next::<T>()?;
+        left = &left[read + 1..];
+        count -= read + 1;
+    }
+}
+
+/// The bytes of a number of the usual form. `None` if it takes more to know them.
+#[target_feature(enable = "avx2,bmi1,bmi2,fma,lzcnt,popcnt")]
 #[inline]
-fn usual<T: Element<N>, const N: usize>(text: &[u8], after: usize, end: usize) -> Option<[u8; N]> {
+fn number<T: Element<N>, const N: usize>(
+    text: &[u8],
+    from_begin: &[u8; BEHIND],
+    [begin, end]: [usize; 2],
+) -> Option<[u8; N]> {
+    if T::IS_SINGLE {
+        return single(from_begin, end - begin);
+    }
+    let sign = signs(from_begin);
+    let (mantissa, places) = digits(text, end - begin - sign, end)?;
+    T::of(Decimal { mantissa, places, is_negative: sign == 1 })
+}
+
+/// Characters of the sign of a number of the usual form. Where two bytes are compared, the compiler may take a register whose former
+/// value has to be waited for.
+#[inline(always)]
+fn signs(from_begin: &[u8; BEHIND]) -> usize {
+    // All digits have this bit, and a minus does not.
+    usize::from(!from_begin[0] >> 4 & 1)
+}
+
+/// The same, of a number of so many characters as FP32.
+#[target_feature(enable = "avx2,bmi1,bmi2,fma,lzcnt,popcnt")]
+#[inline]
+fn single<const N: usize>(from_begin: &[u8; BEHIND], length: usize) -> Option<[u8; N]> {
+    let sign = signs(from_begin);
+    let bits = singles::bits(from_begin[sign..].first_chunk()?, length - sign, sign)?;
+    let bytes = bits.to_le_bytes();
+    Some(std::array::from_fn(|place| bytes[place]))
+}
+
+/// The digits before `end`, of which so many characters are part, and how many stand behind the point. `None` if there are more than 18.
+#[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
+#[inline]
+fn digits(text: &[u8], length: usize, end: usize) -> Option<(i64, u32)> {
     // One more, which moves up where a point is taken out.
     let window: &[u8; WINDOW + 1] = text.get(end.checked_sub(WINDOW + 1)?..end)?.try_into().ok()?;
-    let distance = end - after;
-    if !(2..=WINDOW).contains(&distance) || window[WINDOW + 1 - distance] != b',' {
+    if length > WINDOW {
         return None;
     }
-    let length = distance - 1 - usize::from(window[WINDOW + 2 - distance] == b' ');
-    let first = (WINDOW - length) % WINDOW;
-    let is_negative = window[first + 1] == b'-';
-    let leads_with_zero = || text[end - length + usize::from(is_negative)] == b'0';
     let (before, window) = (load(window.first_chunk()?), load(window.last_chunk()?));
     let is = |byte: u8| _mm256_set1_epi8(byte as i8);
-    let digits_of = |text: __m256i| _mm256_add_epi8(text, is(0_u8.wrapping_sub(b'0')));
-
-    let digits = digits_of(window);
-    let is_digit = _mm256_cmpeq_epi8(_mm256_min_epu8(digits, is(9)), digits);
-    let is_point = _mm256_movemask_epi8(_mm256_cmpeq_epi8(window, is(b'.'))) as u32;
-    let others = !_mm256_movemask_epi8(is_digit) as u32 & u32::MAX << first;
-    // But for a sign in front, all that is no digit is one point.
-    let point = others ^ u32::from(is_negative) << first;
-    let count = (length as u32).wrapping_sub(u32::from(is_negative) + u32::from(point != 0));
-    let places = point.leading_zeros() % 32;
-    let whole = count.wrapping_sub(places) as i32;
-    let is_usual = point & !is_point == 0
-        && point & point.wrapping_sub(1) == 0
-        && point >> 31 == 0
-        && (whole == 1 || whole > 1 && !leads_with_zero());
-    if !is_usual {
-        return None;
-    }
+    let digits_of = |text: __m256i| _mm256_sub_epi8(text, is(b'0'));
+    let points = _mm256_movemask_epi8(_mm256_cmpeq_epi8(window, is(b'.'))) as u32;
+    let point = points & u32::MAX << (WINDOW - length);
+    let places = point.leading_zeros();
+    let count = length - usize::from(point != 0);
 
     // What stands before the point moves to where that was, and anything before the number becomes zeros.
-    let after_point = load(last(point.leading_zeros() as usize));
-    let digits = _mm256_blendv_epi8(digits_of(before), digits, after_point);
-    let digits = _mm256_and_si256(digits, load(last(count as usize)));
+    let digits = _mm256_blendv_epi8(digits_of(before), digits_of(window), load(last(places as usize)));
+    let digits = _mm256_and_si256(digits, load(last(count)));
     // Each step adds neighbours: ones to tens, then hundreds, then four and four.
     let pairs = _mm256_maddubs_epi16(digits, _mm256_set1_epi16(0x010a));
     let fours = _mm256_madd_epi16(pairs, _mm256_set1_epi32(0x0001_0064));
     let fours = _mm256_packus_epi32(fours, fours);
     let eights = _mm256_madd_epi16(fours, _mm256_set1_epi32(0x0001_2710));
-    if T::IS_SHORTER_THAN_A_DOUBLE {
-        return T::of_double(together(eights), places, is_negative);
-    }
     let upper = (_mm_cvtsi128_si64(_mm256_castsi256_si128(eights)) as u64).rotate_left(32);
     let lower = _mm256_extract_epi64::<2>(eights) as u64;
-    // More than 18 digits.
     if upper > 99 {
         return None;
     }
     let mantissa = upper * 10_000_000_000_000_000 + (lower & 0xffff_ffff) * 100_000_000 + (lower >> 32);
-    let mantissa = mantissa as i64;
-    T::of(Decimal { mantissa, places, is_negative })
-}
-
-/// Four times eight digits as one double.
-#[target_feature(enable = "avx2")]
-#[inline]
-fn together(eights: __m256i) -> f64 {
-    let eights = _mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b1000>(eights));
-    let parts = _mm256_mul_pd(_mm256_cvtepi32_pd(eights), _mm256_setr_pd(1e24, 1e16, 1e8, 1.0));
-    let halves = _mm_add_pd(_mm256_castpd256_pd128(parts), _mm256_extractf128_pd::<1>(parts));
-    _mm_cvtsd_f64(_mm_add_sd(halves, _mm_unpackhi_pd(halves, halves)))
+    Some((mantissa as i64, places % 32))
 }
 
 /// A mask of the last so many characters of a window, up to all.
