@@ -387,9 +387,7 @@ impl Payload<'_> {
             // An element takes two characters or more.
             let elements = element_count(shape).filter(|elements| *elements <= numbers.len() / 2);
             let elements = elements.ok_or_else(unusual)?;
-            let begin = self.bytes.len();
-            self.bytes.resize(begin + elements * datatype.size().unwrap_or(0), 0);
-            let sizes = numbers::read(numbers, datatype, &mut self.bytes[begin..]);
+            let sizes = numbers::read(numbers, datatype, elements, &mut self.bytes);
             // What is wrong with it, a second reading finds out.
             return match sizes.as_deref() {
                 Some([all]) if *all == elements as u64 => Ok(()),

@@ -15,13 +15,28 @@ mod wide;
 
 use brackets::{Brackets, Last};
 use decimal::Element;
-use std::mem;
+use std::mem::{self, MaybeUninit};
 use wire::Datatype;
 
-/// Reads the numbers of an array, which may be nested, as elements of this datatype, into `room` for exactly so many; the size
-/// of the arrays at each depth. `None` if there are more or fewer, or anything else stands there, or a number that the datatype
-/// does not hold.
-pub(crate) fn read(text: &[u8], datatype: Datatype, room: &mut [u8]) -> Option<Vec<u64>> {
+/// Reads the numbers of an array, which may be nested, as so many elements of this datatype, and appends them to `bytes`; the
+/// size of the arrays at each depth. `None` if there are more or fewer, or anything else stands there, or a number that the
+/// datatype does not hold: then nothing is appended.
+pub(crate) fn read(
+    text: &[u8],
+    datatype: Datatype,
+    elements: usize,
+    bytes: &mut Vec<u8>,
+) -> Option<Vec<u64>> {
+    let size = elements * datatype.size()?;
+    bytes.reserve_exact(size);
+    let sizes = into(text, datatype, &mut bytes.spare_capacity_mut()[..size])?;
+    // SAFETY: so many bytes more have been written there, else there would be no sizes.
+    unsafe { bytes.set_len(bytes.len() + size) };
+    Some(sizes)
+}
+
+/// The same, into `room` for exactly so many, which is full if there are sizes.
+fn into(text: &[u8], datatype: Datatype, room: &mut [MaybeUninit<u8>]) -> Option<Vec<u64>> {
     match datatype {
         Datatype::Uint8 => all::<u8, 1>(text, room),
         Datatype::Int8 => all::<i8, 1>(text, room),
@@ -34,7 +49,7 @@ pub(crate) fn read(text: &[u8], datatype: Datatype, room: &mut [u8]) -> Option<V
     }
 }
 
-fn all<T: Element<N>, const N: usize>(text: &[u8], room: &mut [u8]) -> Option<Vec<u64>> {
+fn all<T: Element<N>, const N: usize>(text: &[u8], room: &mut [MaybeUninit<u8>]) -> Option<Vec<u64>> {
     let mut reader = Reader::new(text, room);
     #[cfg(target_arch = "x86_64")]
     if let Some(instructions) = wide::instructions().last() {
@@ -51,13 +66,13 @@ struct Reader<'a, 'b, const N: usize> {
     /// Where the last number has ended.
     at: usize,
     /// For the numbers that are to come.
-    room: &'b mut [[u8; N]],
+    room: &'b mut [[MaybeUninit<u8>; N]],
     /// How many there are in all.
     elements: usize,
 }
 
 impl<'a, 'b, const N: usize> Reader<'a, 'b, N> {
-    fn new(text: &'a [u8], room: &'b mut [u8]) -> Self {
+    fn new(text: &'a [u8], room: &'b mut [MaybeUninit<u8>]) -> Self {
         let room = room.as_chunks_mut().0;
         let elements = room.len();
         Self { text, brackets: Brackets::default(), at: 0, room, elements }
@@ -95,7 +110,7 @@ impl<'a, 'b, const N: usize> Reader<'a, 'b, N> {
     /// The next number, and where it ends.
     fn put(&mut self, number: [u8; N], end: usize) -> Option<()> {
         let (place, room) = mem::take(&mut self.room).split_first_mut()?;
-        (*place, self.room, self.at) = (number, room, end);
+        (*place, self.room, self.at) = (number.map(MaybeUninit::new), room, end);
         Some(())
     }
 }
@@ -111,25 +126,34 @@ mod tests {
     fn read<T: Element<N>, const N: usize>(text: &str) -> Option<(Vec<u64>, Vec<u8>)> {
         let numbers =
             text.split(',').filter(|part| part.contains(|each: char| each.is_ascii_digit())).count();
-        let mut bytes = vec![0; N * numbers];
+        let mut bytes = room(N * numbers);
         let sizes = Reader::new(text.as_bytes(), &mut bytes).rest::<T>();
         #[cfg(target_arch = "x86_64")]
         for instructions in wide::instructions() {
-            let mut quick = vec![0; N * numbers];
+            let mut quick = room(N * numbers);
             let mut reader = Reader::new(text.as_bytes(), &mut quick);
             // SAFETY: the processor has them.
             let rest = unsafe { wide::read::<T, N>(&mut reader, *instructions) };
             assert_eq!(sizes, rest.and_then(|()| reader.rest::<T>()), "{text} with {instructions:?}");
-            assert!(sizes.is_none() || quick == bytes, "{text} with {instructions:?}");
+            assert!(sizes.is_none() || filled(&quick) == filled(&bytes), "{text} with {instructions:?}");
         }
         let sizes = sizes?;
         if text.len() < 1000 {
             for other in [numbers + 1, numbers.saturating_sub(1)] {
-                let sizes = all::<T, N>(text.as_bytes(), &mut vec![0; N * other]);
+                let sizes = all::<T, N>(text.as_bytes(), &mut room(N * other));
                 assert!(sizes.is_none() || other == numbers, "room for {other}: {text}");
             }
         }
-        Some((sizes, bytes))
+        Some((sizes, filled(&bytes)))
+    }
+
+    fn room(bytes: usize) -> Vec<MaybeUninit<u8>> {
+        vec![MaybeUninit::new(0); bytes]
+    }
+
+    fn filled(room: &[MaybeUninit<u8>]) -> Vec<u8> {
+        // SAFETY: it was before it was written.
+        room.iter().map(|byte| unsafe { byte.assume_init() }).collect()
     }
 
     fn floats(text: &str) -> Option<Vec<f32>> {

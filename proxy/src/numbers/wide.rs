@@ -7,7 +7,7 @@ use super::blocks::{BLOCK, BLOCKS, Blocks, Instructions};
 use super::decimal::{Decimal, Element};
 use super::singles;
 use std::arch::x86_64::*;
-use std::mem;
+use std::mem::{self, MaybeUninit};
 
 /// Characters of which a number is read that is not FP32. The longest that Python and JavaScript write of a double fits.
 const WINDOW: usize = 32;
@@ -121,7 +121,7 @@ fn usual<'e, T: Element<N>, const N: usize>(
             // SAFETY: a number begins before it ends, and its end is before `until`, from which there are `BEHIND` characters left.
             let from_begin = unsafe { &*reader.text.as_ptr().add(edges[0]).cast() };
             let Some(number) = number::<T, N>(reader.text, from_begin, edges) else { break };
-            *place = number;
+            *place = number.map(MaybeUninit::new);
             read += 1;
         }
         reader.room = &mut room[read..];
