@@ -22,15 +22,14 @@ use crate::region::{self, Region};
 use crate::split;
 use bytes::{Buf, Bytes};
 use prost::Message;
+use socket::Socket;
 use std::collections::HashMap;
-use std::io::{self, IoSlice};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
-use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, mpsc, watch};
 use wire::{
     Control, Decoder, Frame, FrameError, Health, Hello, Infer, Kind, Limits, Outbox, Placed, Segments,
@@ -45,9 +44,6 @@ const DRIFTS_MAX: usize = 16;
 
 /// Versions of which is remembered what was told.
 const TOLD_MAX: usize = 4096;
-
-/// Segments of one vectored write; the kernel takes 1024.
-const SEGMENTS_MAX: usize = 64;
 
 /// Replies on their way out of one connection. Whoever posts writes to the socket itself as long as that takes no
 /// waiting, so that a reply costs no wake-up of another thread; what the socket does not take at once is left to
@@ -67,7 +63,7 @@ struct Unsent {
     rest: Segments,
     writer: Writer,
     /// None once the connection is over.
-    socket: Option<Arc<OwnedWriteHalf>>,
+    socket: Option<Arc<Socket>>,
 }
 
 /// Who writes now, and looks again when done.
@@ -80,7 +76,7 @@ enum Writer {
 }
 
 impl Mailbox {
-    pub(crate) fn new(connection: u64, unread_bytes_max: usize, socket: Arc<OwnedWriteHalf>) -> Self {
+    pub(crate) fn new(connection: u64, unread_bytes_max: usize, socket: Arc<Socket>) -> Self {
         let (outbox, rest) = (Outbox::new(), Segments::default());
         let unsent = Mutex::new(Unsent { outbox, rest, writer: Writer::Nobody, socket: Some(socket) });
         Self { connection, unread_bytes_max, unsent, left_over: Notify::new(), overflown: Notify::new() }
@@ -103,7 +99,7 @@ impl Mailbox {
         let mut segments = unsent.outbox.take();
         drop(unsent);
         // An error is met again, and told, by the task.
-        let _ = write_once(&socket, &mut segments);
+        let _ = socket.try_write(&mut segments);
         let mut unsent = self.lock();
         if segments.has_remaining() || !unsent.outbox.is_empty() {
             (unsent.rest, unsent.writer) = (segments, Writer::Task);
@@ -150,15 +146,6 @@ impl Unsent {
     }
 }
 
-/// Writes as much as the socket takes at once.
-fn write_once(socket: &OwnedWriteHalf, segments: &mut Segments) -> io::Result<()> {
-    let mut slices = [IoSlice::new(&[]); SEGMENTS_MAX];
-    let filled = segments.chunks_vectored(&mut slices);
-    let written = socket.try_write_vectored(&slices[..filled])?;
-    segments.advance(written);
-    Ok(())
-}
-
 /// Why a connection is over, other than that the proxy closed it.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Ended {
@@ -197,10 +184,9 @@ pub(crate) struct Shared {
 
 /// Serves one connection until it ends.
 pub(crate) async fn serve(stream: UnixStream, connection: u64, shared: Shared) -> Result<(), Ended> {
-    let (read_half, write_half) = stream.into_split();
-    let write_half = Arc::new(write_half);
+    let socket = Arc::new(Socket::new(stream)?);
     let open = Open {
-        mailbox: Arc::new(Mailbox::new(connection, shared.unread_bytes_max, Arc::clone(&write_half))),
+        mailbox: Arc::new(Mailbox::new(connection, shared.unread_bytes_max, Arc::clone(&socket))),
         queue: Arc::clone(&shared.queue),
     };
     let (done, prepared) = mpsc::channel(REQUESTS_MAX);
@@ -224,9 +210,9 @@ pub(crate) async fn serve(stream: UnixStream, connection: u64, shared: Shared) -
         refused: Vec::new(),
     };
     tokio::select! {
-        read = reader.run(read_half) => read,
+        read = reader.run(&socket) => read,
         () = open.mailbox.overflown.notified() => Err(Ended::Unread { most: shared.unread_bytes_max }),
-        written = write(&write_half, &open.mailbox, &shared) => written,
+        written = write(&socket, &open.mailbox, &shared) => written,
     }
 }
 
@@ -270,8 +256,8 @@ struct Reader {
 }
 
 impl Reader {
-    async fn run(&mut self, mut socket: OwnedReadHalf) -> Result<(), Ended> {
-        let (read, files) = region::first_read(socket.as_ref(), self.decoder.buffer()).await?;
+    async fn run(&mut self, socket: &Socket) -> Result<(), Ended> {
+        let (read, files) = region::first_read(socket, self.decoder.buffer()).await?;
         if read == 0 {
             return Ok(());
         }
@@ -279,7 +265,7 @@ impl Reader {
         drop(files);
         loop {
             tokio::select! {
-                read = socket.read_buf(self.decoder.buffer()) => {
+                read = socket.read(self.decoder.buffer()) => {
                     if read? == 0 {
                         return if self.decoder.is_between_frames() { Ok(()) } else { Err(Ended::Cut) };
                     }
@@ -509,7 +495,7 @@ fn traced(context: TraceContext) -> Traced {
 }
 
 /// Announces what changes, and writes what posters leave over.
-async fn write(socket: &OwnedWriteHalf, mailbox: &Mailbox, shared: &Shared) -> Result<(), Ended> {
+async fn write(socket: &Socket, mailbox: &Mailbox, shared: &Shared) -> Result<(), Ended> {
     let (mut catalog, mut drained) = (shared.catalog.clone(), shared.drained.clone());
     mailbox.post(|outbox| outbox.push(Kind::Hello, 0, &shared.hello, Bytes::new()));
     catalog.mark_changed();
@@ -534,15 +520,9 @@ async fn until_true(flag: &mut watch::Receiver<bool>) {
     flag.wait_for(|flag| *flag).await.expect("the engine keeps the sender while it serves");
 }
 
-async fn write_rest(socket: &OwnedWriteHalf, mailbox: &Mailbox) -> Result<(), Ended> {
+async fn write_rest(socket: &Socket, mailbox: &Mailbox) -> Result<(), Ended> {
     while let Some(mut segments) = mailbox.next() {
-        while segments.has_remaining() {
-            socket.writable().await?;
-            match write_once(socket, &mut segments) {
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error.into()),
-                Ok(()) | Err(_) => {}
-            }
-        }
+        socket.write_all(&mut segments).await?;
     }
     Ok(())
 }

@@ -290,6 +290,7 @@ mod tests {
     use crate::job::Terms;
     use crate::scripted::{Scripted, catalog_of, fp32, one_row, rows_spec, terms};
     use prost::Message;
+    use socket::Socket;
     use std::io::Read;
     use std::os::unix::net::UnixStream;
     use std::sync::Mutex;
@@ -300,9 +301,8 @@ mod tests {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
         let _entered = runtime.enter();
-        let (_, ours) = tokio::net::UnixStream::from_std(ours).unwrap().into_split();
-        runtime.block_on(ours.writable()).unwrap();
-        (Arc::new(Mailbox::new(1, 1 << 20, Arc::new(ours))), theirs)
+        let ours = tokio::net::UnixStream::from_std(ours).unwrap();
+        (Arc::new(Mailbox::new(1, 1 << 20, Arc::new(Socket::new(ours).unwrap()))), theirs)
     }
 
     /// So many replies, by id.

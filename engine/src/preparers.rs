@@ -258,6 +258,7 @@ impl Shared {
 mod tests {
     use super::*;
     use crate::scripted::{Scripted, catalog_of, rows_spec, terms};
+    use socket::Socket;
     use std::task::{Context, Poll, Waker};
 
     /// Nobody works here, so that everything waits.
@@ -275,7 +276,7 @@ mod tests {
             let catalog = catalog_of("m", 1, Scripted::new(spec, |_| unreachable!("nothing runs")));
             let version = Arc::clone(catalog.find("m", 1).ok().unwrap());
             let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
-            let mailbox = Arc::new(Mailbox::new(1, 1 << 20, Arc::new(ours.into_split().1)));
+            let mailbox = Arc::new(Mailbox::new(1, 1 << 20, Arc::new(Socket::new(ours).unwrap())));
             let (done, results) = mpsc::channel(REQUESTS_MAX);
             let preparers = Preparers::start(0, bytes_max).unwrap();
             Self { preparers, version, mailbox, done, _ends: (results, theirs) }

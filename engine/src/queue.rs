@@ -347,6 +347,7 @@ mod tests {
     use crate::model::Version;
     use crate::scripted::{Scripted, catalog_of, one_row, rows_spec, terms};
     use crate::suspects::MEMORY;
+    use socket::Socket;
 
     /// A queue for one lane, and a version of which nothing runs.
     struct World {
@@ -361,8 +362,8 @@ mod tests {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
             let entered = runtime.enter();
             let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
+            let mailbox = Arc::new(Mailbox::new(1, 1 << 20, Arc::new(Socket::new(ours).unwrap())));
             drop(entered);
-            let mailbox = Arc::new(Mailbox::new(1, 1 << 20, Arc::new(ours.into_split().1)));
             let spec = rows_spec(&[("x", 1)], &[("y", 1)], 4);
             let catalog = catalog_of("m", 1, Scripted::new(spec, |_| unreachable!("nothing runs")));
             let version = Arc::clone(catalog.find("m", 1).ok().unwrap());

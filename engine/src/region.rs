@@ -8,14 +8,13 @@
 
 use bytes::{Bytes, BytesMut};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use socket::Socket;
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use tokio::io::Interest;
-use tokio::net::UnixStream;
 use wire::mapping::{Mapping, Writers};
 use wire::{Datatype, Placed, TensorMeta};
 
@@ -115,18 +114,15 @@ pub(crate) fn steady(payload: Bytes, inputs: &[TensorMeta]) -> Bytes {
 
 /// The first read of a connection, and the files that have travelled beside it: any other read would lose these. Gives how
 /// many bytes were read; 0 at the end of the stream.
-pub(crate) async fn first_read(
-    socket: &UnixStream,
-    into: &mut BytesMut,
-) -> io::Result<(usize, Vec<OwnedFd>)> {
+pub(crate) async fn first_read(socket: &Socket, into: &mut BytesMut) -> io::Result<(usize, Vec<OwnedFd>)> {
     let mut bytes = [0; 4096];
     let mut files = Vec::new();
     let read = socket
-        .async_io(Interest::READABLE, || {
+        .read_with(|stream| {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
             let mut beside = RecvAncillaryBuffer::new(&mut space);
             let mut places = [IoSliceMut::new(&mut bytes)];
-            let received = recvmsg(socket, &mut places, &mut beside, RecvFlags::CMSG_CLOEXEC)?;
+            let received = recvmsg(stream, &mut places, &mut beside, RecvFlags::CMSG_CLOEXEC)?;
             for message in beside.drain() {
                 if let RecvAncillaryMessage::ScmRights(received) = message {
                     files.extend(received);

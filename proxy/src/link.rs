@@ -10,15 +10,14 @@ use crate::region::{Place, Region};
 use arc_swap::ArcSwap;
 use bytes::{Buf, Bytes};
 use prost::Message;
+use socket::Socket;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, oneshot};
 use wire::{Control, Decoder, Frame, Health, Hello, Index, Infer, Kind, Limits, Outbox};
 
@@ -100,7 +99,7 @@ impl Link {
     pub async fn connect(socket: &Path, on_event: impl Fn(Event) + Send + 'static) -> io::Result<Self> {
         let stream = UnixStream::connect(socket).await?;
         is_trusted(&stream)?;
-        Ok(Self::over(stream, None, on_event))
+        Self::over(stream, None, on_event)
     }
 
     /// The same, with memory of both if the engine maps it.
@@ -108,15 +107,15 @@ impl Link {
         let stream = UnixStream::connect(socket).await?;
         is_trusted(&stream)?;
         region.offer(&files, &stream).await?;
-        Ok(Self::over(stream, Some(region), |_| {}))
+        Self::over(stream, Some(region), |_| {})
     }
 
     fn over(
         stream: UnixStream,
         region: Option<Arc<Region>>,
         on_event: impl Fn(Event) + Send + 'static,
-    ) -> Self {
-        let (read, write) = stream.into_split();
+    ) -> io::Result<Self> {
+        let socket = Arc::new(Socket::new(stream)?);
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             wake: Notify::new(),
@@ -124,11 +123,11 @@ impl Link {
             pulse: Pulse::default(),
             region,
         });
-        tokio::spawn(write_frames(write, shared.clone()));
+        tokio::spawn(write_frames(socket.clone(), shared.clone()));
         let beating = shared.clone();
         tokio::spawn(async move { beating.pulse.run(|| beating.lock().closed.is_some()).await });
-        tokio::spawn(read_frames(read, shared.clone(), on_event));
-        Self { open: Arc::new(Open(shared)), payload_bytes_max: LIMITS.payload_bytes }
+        tokio::spawn(read_frames(socket, shared.clone(), on_event));
+        Ok(Self { open: Arc::new(Open(shared)), payload_bytes_max: LIMITS.payload_bytes })
     }
 
     fn shared(&self) -> &Arc<Shared> {
@@ -323,7 +322,7 @@ impl Drop for Pending {
 
 /// Writes what waits until the link closes. Requests that are submitted while one write is on its way share
 /// the next.
-async fn write_frames(mut socket: OwnedWriteHalf, shared: Arc<Shared>) {
+async fn write_frames(socket: Arc<Socket>, shared: Arc<Shared>) {
     let mut closed = std::pin::pin!(shared.closed());
     loop {
         let mut segments = {
@@ -339,7 +338,7 @@ async fn write_frames(mut socket: OwnedWriteHalf, shared: Arc<Shared>) {
         }
         tokio::select! {
             biased;
-            written = socket.write_all_buf(&mut segments) => if let Err(error) = written {
+            written = socket.write_all(&mut segments) => if let Err(error) = written {
                 return shared.close(format!("writing to the engine failed: {error}"));
             },
             // Whoever does not read any more would keep us, the socket and the frames for ever.
@@ -349,7 +348,7 @@ async fn write_frames(mut socket: OwnedWriteHalf, shared: Arc<Shared>) {
 }
 
 /// Hands out answers until the link closes.
-async fn read_frames(mut socket: OwnedReadHalf, shared: Arc<Shared>, on_event: impl Fn(Event)) {
+async fn read_frames(socket: Arc<Socket>, shared: Arc<Shared>, on_event: impl Fn(Event)) {
     let mut decoder = Decoder::new(LIMITS);
     let mut closed = std::pin::pin!(shared.closed());
     let reason = loop {
@@ -362,7 +361,7 @@ async fn read_frames(mut socket: OwnedReadHalf, shared: Arc<Shared>, on_event: i
             Ok(None) => {
                 let read = tokio::select! {
                     biased;
-                    read = socket.read_buf(decoder.buffer()) => read,
+                    read = socket.read(decoder.buffer()) => read,
                     _ = &mut closed => return,
                 };
                 match read {
@@ -556,6 +555,7 @@ impl Links {
 mod tests {
     use super::*;
     use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::UnixListener;
     use wire::Reply;
 

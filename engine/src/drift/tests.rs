@@ -8,6 +8,7 @@ use crate::job::{Request, Terms};
 use crate::model::{Named, Slot, Version};
 use crate::scripted::{Scripted, catalog_of, output_fp32, rows_spec};
 use bytes::Bytes;
+use socket::Socket;
 use watch::{BINNED_ROWS, REFERENCE_ROWS, WINDOW_ROWS};
 use wire::push_element;
 
@@ -29,7 +30,7 @@ impl World {
         };
         let mailbox = {
             let _entered = runtime.enter();
-            Arc::new(Mailbox::new(1, 1 << 20, Arc::new(ours.into_split().1)))
+            Arc::new(Mailbox::new(1, 1 << 20, Arc::new(Socket::new(ours).unwrap())))
         };
         let catalog: Catalog = catalog_of("m", 1, Scripted::new(spec, |_| unreachable!("nothing runs")));
         let version = Arc::clone(catalog.find("m", 1).ok().unwrap());
