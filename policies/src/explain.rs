@@ -59,7 +59,7 @@ fn write_snapshot(snapshot: &Snapshot, out: &mut String) -> fmt::Result {
     if snapshot.models.is_empty() {
         writeln!(out, "every model: its highest ready version answers")?;
     }
-    for (name, model) in &snapshot.models {
+    for (name, model) in &*snapshot.models {
         write_model(name, model, out)?;
     }
     for limit in &snapshot.limits {

@@ -22,6 +22,7 @@ use foldhash::fast::RandomState;
 
 pub use admit::{Admitted, Charged, Reserved, Usage};
 use count::Tallies;
+pub(crate) use count::TalliesAhead;
 use occupy::Crowd;
 pub use occupy::{CrowdPolicy, Crowded, Places};
 
@@ -33,11 +34,12 @@ use crate::canary::{
 use crate::drift::DriftSight;
 use crate::limiter::{LimitPolicy, Limiter};
 use crate::outcome::Outcome;
-use crate::pick::Pick;
+use crate::pick::{Pick, Split};
 use crate::plan::share_after;
 use crate::remote::Remote;
 use crate::retry::{NotAgain, RetryBudget};
-use crate::snapshot::{Fallback, ModelPolicy, Rings, Snapshot};
+use crate::ring::Parts;
+use crate::snapshot::{Fallback, ModelPolicy, Models, Rings, Snapshot};
 use crate::units::Version;
 
 /// The state of all limits and breakers.
@@ -62,7 +64,7 @@ struct Breakers {
     guards: HashMap<Arc<str>, BTreeMap<Version, Arc<Guard>>, RandomState>,
     /// As of the last swap of policies, by model; `None` before the first. A request that still holds an older generation
     /// may be the first to enter a version, and must not bring back what has changed since.
-    policies: Option<Arc<HashMap<Arc<str>, BreakerPolicy, RandomState>>>,
+    policies: Option<Arc<Models>>,
 }
 
 /// A rollout that requests share.
@@ -334,15 +336,22 @@ impl Ledger {
 
     /// Who answers at which point by `snapshot`, of every model that has a split or a rollout.
     pub fn rings(&self, snapshot: &Snapshot) -> Rings {
-        let ring = |(name, policy): (&str, &ModelPolicy)| {
-            let parts = match (&policy.canary, &policy.split) {
-                (Some(canary), _) => canary.parts(self.share_now(name, canary).unwrap_or(0)),
-                (None, Some(split)) => split.parts(),
-                (None, None) => return None,
-            };
-            Some((name.to_owned(), parts))
-        };
+        let ring = |(name, policy): (&str, &ModelPolicy)| Some((name.to_owned(), self.parts(name, policy)?));
         Rings(snapshot.models().filter_map(ring).collect())
+    }
+
+    /// The same of one model.
+    pub(crate) fn parts(&self, model: &str, policy: &ModelPolicy) -> Option<Parts> {
+        match (&policy.canary, &policy.split) {
+            (Some(canary), _) => Some(canary.parts(self.share_now(model, canary).unwrap_or(0))),
+            (None, split) => split.as_ref().map(Split::parts),
+        }
+    }
+
+    /// What the candidate of every rollout gets, by model.
+    pub(crate) fn shares_of_candidates(&self) -> Vec<(Arc<str>, Millionths)> {
+        let rollouts = self.rollouts.load();
+        rollouts.iter().map(|(model, rollout)| (Arc::clone(model), rollout.stage().share)).collect()
     }
 
     /// The candidate's share in the rollout that has begun, if that is of these versions.
@@ -371,11 +380,9 @@ impl Ledger {
         let before = self.rollouts.load_full();
         self.rollouts.rcu(|rollouts| {
             let mut rollouts = Rollouts::clone(rollouts);
-            for (model, policy) in &snapshot.models {
-                if let Some(policy) = &policy.canary {
-                    let begun = || Arc::new(Rollout::new(policy, now));
-                    rollouts.entry(Arc::clone(model)).or_insert_with(begun);
-                }
+            for (model, policy) in snapshot.canaries() {
+                let begun = || Arc::new(Rollout::new(policy, now));
+                rollouts.entry(Arc::clone(model)).or_insert_with(begun);
             }
             rollouts
         });
@@ -384,9 +391,13 @@ impl Ledger {
 
     /// Follows a swap of policies: begins the rollouts that are new, drops those that are gone.
     pub fn roll_out(&self, snapshot: &Snapshot, now: Instant) {
+        self.roll_out_with(snapshot, None, now);
+    }
+
+    pub(crate) fn roll_out_with(&self, snapshot: &Snapshot, ahead: Option<&mut TalliesAhead>, now: Instant) {
         let before = self.rollouts.load_full();
         self.begin_and_end(snapshot, now);
-        self.tally(snapshot, now);
+        self.tally(snapshot, ahead, now);
         self.forgive_new(&before);
     }
 
@@ -412,16 +423,14 @@ impl Ledger {
 
     fn begin_and_end(&self, snapshot: &Snapshot, now: Instant) {
         self.rollouts.rcu(|rollouts| {
-            let wanted =
-                snapshot.models().filter_map(|(model, policy)| Some((model, policy.canary.as_ref()?)));
-            let followed = |(model, policy): (&str, &CanaryPolicy)| match rollouts.get_key_value(model) {
+            let followed = |(model, policy): (&Arc<str>, &CanaryPolicy)| match rollouts.get_key_value(model) {
                 Some((model, rollout)) if rollout.is_of(policy) => {
                     rollout.change(|canary| canary.follow(policy, now));
                     (Arc::clone(model), Arc::clone(rollout))
                 }
-                _ => (Arc::from(model), Arc::new(Rollout::new(policy, now))),
+                _ => (Arc::clone(model), Arc::new(Rollout::new(policy, now))),
             };
-            wanted.map(followed).collect::<Rollouts>()
+            snapshot.canaries().map(followed).collect::<Rollouts>()
         });
     }
 
@@ -531,15 +540,15 @@ impl Ledger {
     /// and go. Limits and breakers whose settings changed start afresh, those that are gone are dropped, the others
     /// keep their state. `serves` tells which versions of which models are still what their breakers have seen; where
     /// another server answers, that is so for as long as the policy names the same.
-    pub fn retain(&self, snapshot: &Snapshot, serves: impl Fn(&str, Version) -> bool) {
-        self.limiters.rcu(|limiters| {
+    pub fn retain(&self, snapshot: &Snapshot, serves: impl Fn(&str, Version) -> bool) -> Gone {
+        let limiters = self.limiters.rcu(|limiters| {
             let kept = |limit: &Arc<LimitPolicy>| match limiters.get(&limit.name) {
                 Some(limiter) if limiter.policy == *limit => Arc::clone(limiter),
                 Some(_) | None => Arc::new(Limiter::new(Arc::clone(limit))),
             };
             snapshot.limits().iter().map(|limit| (Arc::clone(&limit.name), kept(limit))).collect::<Limiters>()
         });
-        self.crowds.rcu(|crowds| {
+        let crowds = self.crowds.rcu(|crowds| {
             let kept = |policy: &Arc<CrowdPolicy>| match crowds.get(&policy.name) {
                 Some(crowd) if crowd.policy == *policy => Arc::clone(crowd),
                 Some(_) | None => Arc::new(Crowd::new(Arc::clone(policy))),
@@ -550,9 +559,7 @@ impl Ledger {
                 .map(|policy| (Arc::clone(&policy.name), kept(policy)))
                 .collect::<Crowds>()
         });
-        let policies = snapshot.models.iter().map(|(model, policy)| (Arc::clone(model), *policy.breaker()));
-        let policies = Arc::new(policies.collect::<HashMap<_, _, _>>());
-        self.breakers.rcu(|breakers| {
+        let breakers = self.breakers.rcu(|breakers| {
             let kept = |(model, versions): (&Arc<str>, &BTreeMap<Version, Arc<Guard>>)| {
                 let policy = snapshot.breaker(model);
                 let serving = versions.iter().filter(|(version, guard)| match &guard.remote {
@@ -569,8 +576,9 @@ impl Ledger {
                 (!versions.is_empty()).then(|| (snapshot.name_of(model), versions))
             };
             let guards = breakers.guards.iter().filter_map(kept).collect();
-            Breakers { guards, policies: Some(Arc::clone(&policies)) }
+            Breakers { guards, policies: Some(Arc::clone(&snapshot.models)) }
         });
+        Gone { limiters, crowds, breakers }
     }
 
     /// The state of every breaker that has seen a request, ordered by model and version.
@@ -599,7 +607,7 @@ impl Breakers {
     /// Of a version that nobody has entered yet, for a request that holds `snapshot`.
     fn policy(&self, snapshot: &Snapshot, model: &str) -> BreakerPolicy {
         match &self.policies {
-            Some(policies) => policies.get(model).copied().unwrap_or_default(),
+            Some(policies) => policies.get(model).map(|policy| *policy.breaker()).unwrap_or_default(),
             None => snapshot.breaker(model),
         }
     }
@@ -607,6 +615,16 @@ impl Breakers {
     fn remembered(&self) -> usize {
         self.guards.values().map(BTreeMap::len).sum()
     }
+}
+
+/// State that a swap of policies has left behind. Of a limit this is every caller that it knew: whoever keeps it until requests
+/// are done with it is the one who frees it.
+#[derive(Debug)]
+#[expect(dead_code, reason = "held to be dropped")]
+pub struct Gone {
+    limiters: Arc<Limiters>,
+    crowds: Arc<Crowds>,
+    breakers: Arc<Breakers>,
 }
 
 /// The right to enter a version once. Settle it with the outcome; dropping it means [`Outcome::Abandoned`].

@@ -56,11 +56,11 @@ pub use canary::{Assignment, CanaryStatus, Command, GateStatus, Phase, Progress,
 pub use drift::DriftSight;
 pub use errors::{PolicyError, PolicyErrors};
 pub use ledger::{
-    Admitted, BreakerStatus, Charged, CommandError, CrowdPolicy, Crowded, Ledger, Pass, Places, Reserved,
-    Usage,
+    Admitted, BreakerStatus, Charged, CommandError, CrowdPolicy, Crowded, Gone, Ledger, Pass, Places,
+    Reserved, Usage,
 };
 pub use limiter::{Cost, LimitPolicy, Limited, Quota};
-pub use live::{Adopted, Generation, Live, Published};
+pub use live::{Adopted, Generation, Live, Prepared, Published};
 pub use outcome::Outcome;
 pub use overload::{Criticality, Room, Standing};
 pub use parse::parse;

@@ -2,6 +2,9 @@
 //!
 //! Readers take one atomic load and keep what they got; a publisher replaces the pointer. A generation's number says
 //! which policy answered a request, so it moves only if the policy did.
+//!
+//! What takes as long as the policy is large comes before that and changes nothing ([`Live::prepare`]), so that it can be done
+//! where requests are not held up; putting it in force takes as long as there are rollouts.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +13,8 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use serde::Serialize;
 
-use crate::ledger::Ledger;
+use crate::canary::Millionths;
+use crate::ledger::{Ledger, TalliesAhead};
 use crate::ring;
 use crate::snapshot::{Rings, Snapshot};
 
@@ -30,6 +34,25 @@ pub struct Published {
     pub generation: u64,
     /// Whether it is a new one; equal snapshots keep their number.
     pub changed: bool,
+}
+
+/// A policy that has only to be put in force. Once it is, this holds what was in force before: whoever keeps it until requests
+/// are done with that is the one who frees it.
+#[derive(Debug)]
+pub struct Prepared {
+    before: Arc<Generation>,
+    /// The same, if the policy decides exactly like that.
+    next: Arc<Generation>,
+    /// How far rollouts were then.
+    shares: Vec<(Arc<str>, Millionths)>,
+    tallies: TalliesAhead,
+}
+
+impl Prepared {
+    /// What is decided once it is in force.
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.next.snapshot
+    }
 }
 
 /// The policies in force.
@@ -54,21 +77,43 @@ impl Live {
         self.current.load_full()
     }
 
-    /// Puts `snapshot` in force, unless it decides exactly like the current one; it follows the rings of that, so that no
-    /// user moves who need not. Rollouts begin with it and end with it; call [`Ledger::retain`] afterwards.
-    pub fn publish(&self, snapshot: Snapshot, ledger: &Ledger, now: Instant) -> Published {
+    /// Compares `snapshot` with what is in force, and has it follow the rings of that, so that no user moves who need not.
+    /// Holds no lock, and changes nothing.
+    pub fn prepare(&self, snapshot: Snapshot, ledger: &Ledger, now: Instant) -> Prepared {
+        let before = self.load();
+        let shares = ledger.shares_of_candidates();
+        let snapshot = snapshot.after(&before.snapshot, |model, policy| ledger.parts(model, policy));
+        let tallies = ledger.tallies_ahead(&snapshot, now);
+        let next = if snapshot == before.snapshot {
+            Arc::clone(&before)
+        } else {
+            Arc::new(Generation { number: before.number + 1, snapshot })
+        };
+        Prepared { before, next, shares, tallies }
+    }
+
+    /// Puts what is prepared in force, unless it decides exactly like the current policy. Rollouts begin with it and end with
+    /// it; call [`Ledger::retain`] afterwards. It is prepared once more if something else has come into force since, or
+    /// a rollout has gone on.
+    pub fn put_in_force(&self, prepared: &mut Prepared, ledger: &Ledger, now: Instant) -> Published {
         let _publishing = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
-        let current = self.load();
-        if current.snapshot == snapshot {
-            return Published { generation: current.number, changed: false };
+        let is_still = Arc::ptr_eq(&prepared.before, &self.load());
+        if !is_still || prepared.shares != ledger.shares_of_candidates() {
+            *prepared = self.prepare(prepared.next.snapshot.clone(), ledger, now);
         }
-        let snapshot = snapshot.follow(&ledger.rings(&current.snapshot));
-        let number = current.number + 1;
-        ledger.begin(&snapshot, now);
-        let next = Arc::new(Generation { number, snapshot });
-        self.current.store(Arc::clone(&next));
-        ledger.roll_out(&next.snapshot, now);
-        Published { generation: number, changed: true }
+        let Prepared { before, next, tallies, .. } = prepared;
+        let changed = !Arc::ptr_eq(before, next);
+        if changed {
+            ledger.begin(&next.snapshot, now);
+            self.current.store(Arc::clone(next));
+            ledger.roll_out_with(&next.snapshot, Some(tallies), now);
+        }
+        Published { generation: next.number, changed }
+    }
+
+    /// Both at once.
+    pub fn publish(&self, snapshot: Snapshot, ledger: &Ledger, now: Instant) -> Published {
+        self.put_in_force(&mut self.prepare(snapshot, ledger, now), ledger, now)
     }
 
     /// Has the policy in force, of which `same` is a copy, divide its requests as another process does that has these rings.
@@ -123,6 +168,64 @@ mod tests {
             Published { generation: 1, changed: false }
         );
         assert!(Arc::ptr_eq(&before, &live.load()));
+    }
+
+    #[test]
+    fn what_did_not_change_is_not_made_anew() {
+        let text = |weights: &str| {
+            let model = |name: &str, weights: &str| {
+                format!("{name}: {{split: {{weights: {weights}, sticky: {{header: u}}}}}}")
+            };
+            let same = "canary: {baseline: 1, candidate: 2, steps: [10], sticky: {header: u}}";
+            parse(
+                &format!(
+                    "models: {{{}, {}, c: {{{same}}}}}",
+                    model("a", "{1: 1, 2: 1}"),
+                    model("b", weights)
+                ),
+                "p",
+            )
+            .unwrap()
+        };
+        let (live, ledger, now) = (Live::new(text("{1: 1, 2: 1}")), Ledger::new(), Instant::now());
+        ledger.roll_out(&live.load().snapshot, now);
+        let (before, tallies) = (live.load(), ledger.tallies_ahead(&live.load().snapshot, now));
+        assert!(live.publish(text("{1: 1, 2: 3}"), &ledger, now).changed);
+        let after = live.load();
+        let is_shared =
+            |model: &str| Arc::ptr_eq(&before.snapshot.models[model], &after.snapshot.models[model]);
+        assert_eq!(["a", "b", "c"].map(is_shared), [true, false, true]);
+        let goes_on = |model| tallies.goes_on(&ledger.tallies_ahead(&after.snapshot, now), model);
+        assert_eq!(["a", "b", "c"].map(goes_on), [true, false, true]);
+        assert_eq!(ledger.rings(&after.snapshot).0["a"], ledger.rings(&before.snapshot).0["a"]);
+    }
+
+    #[test]
+    fn what_was_prepared_for_another_moment_is_prepared_once_more() {
+        let parsed = |text: &str| parse(text, "p").unwrap();
+        let canary =
+            "models: {m: {canary: {baseline: 1, candidate: 2, steps: [10, 50], sticky: {header: u}}}}";
+        let split = "models: {m: {split: {weights: {1: 10, 2: 50, 3: 40}, sticky: {header: u}}}}";
+        let (live, ledger, now) = (Live::new(parsed(canary)), Ledger::new(), Instant::now());
+        ledger.roll_out(&live.load().snapshot, now);
+        let mut early = live.prepare(parsed(split), &ledger, now);
+        let further = Ledger::new();
+        further.roll_out(&parsed(&canary.replace("[10, 50]", "[50]")), now);
+        ledger.restore(&further.progress(now), now);
+        let on = |ledger: &Ledger| ledger.rings(&live.load().snapshot).0["m"].clone();
+        let halves = on(&ledger);
+        assert_eq!(halves, [(0, crate::Version(1)), (1 << 63, crate::Version(2))]);
+        assert!(live.put_in_force(&mut early, &ledger, now).changed);
+        let moved = ring::moved(&halves, &on(&ledger)) as f64 / ring::POINTS as f64;
+        assert!((moved - 0.4).abs() < 1e-9, "{moved}; version 3 takes from version 1 alone");
+        let mut late = live.prepare(parsed(split), &ledger, now);
+        live.publish(parsed(canary), &ledger, now);
+        assert_eq!(
+            live.put_in_force(&mut late, &ledger, now),
+            Published { generation: 4, changed: true },
+            "it was in force when it was prepared, and is no more"
+        );
+        assert!(ledger.rollouts().is_empty());
     }
 
     /// One has come to its policy on the way over another, one has begun with it.

@@ -93,7 +93,7 @@ impl Target {
 }
 
 /// A decision taken before the split.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub(crate) when: Condition,
     pub(crate) target: Target,
@@ -106,7 +106,7 @@ impl Rule {
 }
 
 /// How requests are divided between versions.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Split {
     arms: Box<[Arm]>,
     stickiness: Option<Stickiness>,
@@ -126,7 +126,7 @@ impl PartialEq for Split {
 impl Eq for Split {}
 
 /// The interval of the ring from `start` to the next arm's start.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Arm {
     start: u64,
     target: Target,

@@ -31,12 +31,17 @@ pub(crate) const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rings(pub(crate) BTreeMap<String, Parts>);
 
+/// Policies by the names of their models.
+pub(crate) type Models = BTreeMap<Arc<str>, Arc<ModelPolicy>>;
+
 /// All policies at one moment. The default is no policy at all.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    pub(crate) models: BTreeMap<Arc<str>, Arc<ModelPolicy>>,
+    pub(crate) models: Arc<Models>,
     /// The same, to be found by every request.
     by_name: HashMap<Arc<str>, Arc<ModelPolicy>, RandomState>,
+    /// Those of which a version is rolled out.
+    canaries: Vec<(Arc<str>, Arc<ModelPolicy>)>,
     /// In the order of their names: the order in which the ledger locks them.
     pub(crate) limits: Vec<Arc<LimitPolicy>>,
     /// Likewise: limits of requests under way.
@@ -57,28 +62,50 @@ impl Snapshot {
 
     /// With what requests find models by.
     fn found(
-        models: BTreeMap<Arc<str>, Arc<ModelPolicy>>,
+        models: Models,
         limits: Vec<Arc<LimitPolicy>>,
         crowds: Vec<Arc<CrowdPolicy>>,
         overload: OverloadPolicy,
     ) -> Self {
-        let by_name = models.iter().map(|(name, policy)| (Arc::clone(name), Arc::clone(policy))).collect();
-        Self { models, by_name, limits, crowds, overload }
+        let shared = || models.iter().map(|(name, policy)| (Arc::clone(name), Arc::clone(policy)));
+        let by_name = shared().collect();
+        let canaries = shared().filter(|(_, policy)| policy.has_canary()).collect();
+        Self { models: Arc::new(models), by_name, canaries, limits, crowds, overload }
     }
 
     /// Leaves as many users as can be with the versions that they have on these rings.
     #[must_use]
     pub fn follow(self, rings: &Rings) -> Self {
-        let Self { mut models, by_name, limits, crowds, overload } = self;
-        drop(by_name);
+        let (mut models, limits, crowds, overload) = self.apart();
         for (name, policy) in &mut models {
             if let Some(ring) = rings.0.get(&**name) {
-                let policy = Arc::get_mut(policy).expect("nobody else has it yet");
-                policy.split.iter_mut().for_each(|split| split.follow(ring));
-                policy.canary.iter_mut().for_each(|canary| canary.follow(ring));
+                Arc::make_mut(policy).follow(ring);
             }
         }
         Self::found(models, limits, crowds, overload)
+    }
+
+    /// As it takes the place of `before`: a model about which both say the same keeps all that it has, of the others each
+    /// follows the ring that it has had.
+    pub(crate) fn after(self, before: &Self, ring: impl Fn(&str, &ModelPolicy) -> Option<Parts>) -> Self {
+        let (models, limits, crowds, overload) = self.apart();
+        let after = |(name, mut policy): (Arc<str>, Arc<ModelPolicy>)| {
+            let Some((name, was)) = before.models.get_key_value(&name) else { return (name, policy) };
+            if *was == policy {
+                policy = Arc::clone(was);
+            } else if let Some(ring) = ring(name, was) {
+                Arc::make_mut(&mut policy).follow(&ring);
+            }
+            (Arc::clone(name), policy)
+        };
+        Self::found(models.into_iter().map(after).collect(), limits, crowds, overload)
+    }
+
+    /// Its models are nobody else's, if nobody else has a copy of it.
+    fn apart(self) -> (Models, Vec<Arc<LimitPolicy>>, Vec<Arc<CrowdPolicy>>, OverloadPolicy) {
+        let Self { models, by_name, canaries, limits, crowds, overload } = self;
+        drop((by_name, canaries));
+        (Arc::unwrap_or_clone(models), limits, crowds, overload)
     }
 
     /// The policy of the model called `name`. `None` means that its highest ready version answers, with the default
@@ -96,6 +123,11 @@ impl Snapshot {
     /// Every model that has a policy, in the order of their names.
     pub fn models(&self) -> impl Iterator<Item = (&str, &ModelPolicy)> {
         self.models.iter().map(|(name, policy)| (name.as_ref(), &**policy))
+    }
+
+    /// What is rolled out, in the order of the models' names.
+    pub(crate) fn canaries(&self) -> impl Iterator<Item = (&Arc<str>, &CanaryPolicy)> {
+        self.canaries.iter().filter_map(|(name, policy)| Some((name, policy.canary.as_ref()?)))
     }
 
     /// The limits of rates, in the order of their names.
@@ -135,7 +167,7 @@ impl Snapshot {
 }
 
 /// The policy of one model.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelPolicy {
     pub(crate) labels: BTreeMap<Arc<str>, Version>,
     pub(crate) rules: Vec<Rule>,
@@ -159,6 +191,12 @@ pub(crate) struct Fallback {
 }
 
 impl ModelPolicy {
+    /// See [`Snapshot::follow`].
+    fn follow(&mut self, ring: &Parts) {
+        self.split.iter_mut().for_each(|split| split.follow(ring));
+        self.canary.iter_mut().for_each(|canary| canary.follow(ring));
+    }
+
     /// Names that the policy gives to versions, in the order of the alphabet.
     pub fn labels(&self) -> impl Iterator<Item = (&str, Version)> {
         self.labels.iter().map(|(label, version)| (&**label, *version))

@@ -16,7 +16,7 @@ use crate::readiness::Readiness;
 use crate::revisions::{Ask, Asked, Denied, Edit, Revisions, Source};
 use anyhow::Context;
 use notify::Watcher;
-use policies::{Generation, Ledger, Live, Plan, Snapshot, Version};
+use policies::{Gone, Ledger, Live, Plan, Prepared, Snapshot, Version};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -31,7 +31,7 @@ pub struct Reload {
     /// Where it is published.
     pub live: Arc<Live>,
     /// What was in force before, for as long as requests may have it: none of them is to be the one that frees it.
-    pub before: Option<Arc<Generation>>,
+    pub before: Option<(Prepared, Gone)>,
     /// Told what is gone.
     pub ledger: Arc<Ledger>,
     /// Knows which versions exist, and whether those that the policy names do.
@@ -121,9 +121,9 @@ impl Reload {
         if matches!(&self.seen, Seen::Text(seen) if *seen == bytes) {
             return;
         }
-        let compiling = ahead.unwrap_or_else(|| compile_aside(&bytes, &self.file));
-        match compiling.await {
-            Ok(snapshot) => self.publish(snapshot, &bytes, Source::File, None).await,
+        let preparing = ahead.unwrap_or_else(|| self.prepare_aside(&bytes, &self.file));
+        match preparing.await {
+            Ok(next) => self.publish(next, Source::File, None).await,
             Err(error) => {
                 tracing::error!("policy stays as it is:\n{error}");
                 self.metrics.policy_rejected.inc();
@@ -133,21 +133,20 @@ impl Reload {
         self.seen = Seen::Text(bytes);
     }
 
-    async fn publish(&mut self, snapshot: Snapshot, text: &[u8], source: Source, restores: Option<u64>) {
-        let before = self.live.load();
-        let published = self.live.publish(snapshot, &self.ledger, Instant::now());
-        let text = String::from_utf8_lossy(text).into_owned();
+    async fn publish(&mut self, next: Next, source: Source, restores: Option<u64>) {
+        let Next { mut prepared, text } = next;
+        let published = self.live.put_in_force(&mut prepared, &self.ledger, Instant::now());
         self.revisions.note(published.generation, text, source, restores, SystemTime::now());
         self.state.accept();
         if !published.changed {
             return;
         }
-        if let Some(older) = self.before.replace(before) {
+        let models = self.readiness.directory.load();
+        let serves = |model: &str, version: Version| models.entry(model, version.0).is_some();
+        let gone = self.ledger.retain(prepared.snapshot(), serves);
+        if let Some(older) = self.before.replace((prepared, gone)) {
             aside::free(older);
         }
-        let models = self.readiness.directory.load();
-        self.ledger
-            .retain(&self.live.load().snapshot, |model, version| models.entry(model, version.0).is_some());
         self.metrics.policy_generation.set(published.generation);
         self.state.changed(SystemTime::now());
         tracing::info!("policy generation {} is in force", published.generation);
@@ -170,14 +169,16 @@ impl Reload {
             Ask::Show => Ok(Edit::Shown(current.clone())),
             Ask::History => Ok(Edit::History(self.revisions.all().cloned().collect())),
             Ask::Plan { text } => {
-                let snapshot = self.compiled(&text).await?;
-                let (plan, tag, fixed) = (self.plan(&snapshot), current.tag(), self.fixed.clone());
+                let next = self.prepared(&text).await?;
+                let (plan, tag, fixed) = (self.plan(&next), current.tag(), self.fixed.clone());
+                aside::free(next);
                 let at_restart = tokio::task::spawn_blocking(move || fixed.look()).await.unwrap_or_default();
                 Ok(Edit::Planned { plan, tag, at_restart })
             }
             Ask::Adopt { rings } => {
-                let snapshot = compile_aside(self.revisions.current().text.as_bytes(), Path::new("policy"));
-                let snapshot = snapshot.await.map_err(Denied::Faulty)?;
+                let text = self.revisions.current().text.clone();
+                let compiling = aside::begin(move || compile(text.as_bytes(), Path::new("policy")));
+                let snapshot = compiling.await.unwrap_or_else(not_now).map_err(Denied::Faulty)?;
                 Ok(Edit::Adopted(self.live.adopt(snapshot, &rings, &self.ledger, Instant::now())))
             }
             Ask::Put { tag, .. } | Ask::RollBack { tag, .. } if tag != current.tag() => {
@@ -194,42 +195,52 @@ impl Reload {
 
     /// Into the file first: it is what the next start reads.
     async fn put(&mut self, text: String, source: Source, restores: Option<u64>) -> Result<Edit, Denied> {
-        let snapshot = self.compiled(&text).await?;
-        let plan = self.plan(&snapshot);
+        let next = self.prepared(&text).await?;
+        let plan = self.plan(&next);
         let seen = self.seen.clone();
         let replaced = replace(&self.file, &text, move |file| seen.is_still(file)).await;
         if !replaced.map_err(|error| Denied::NotWritten(format!("{error:#}")))? {
             return Err(Denied::FileChanged);
         }
-        self.publish(snapshot, text.as_bytes(), source, restores).await;
+        self.publish(next, source, restores).await;
         self.seen = Seen::Text(text.into_bytes());
         Ok(Edit::Applied { plan, revision: self.revisions.current().clone() })
     }
 
-    fn plan(&self, snapshot: &Snapshot) -> Plan {
+    fn plan(&self, next: &Next) -> Plan {
         let models = self.readiness.directory.load();
         let is_ready = |model: &str, version: Version| models.is_ready(model, version.0);
-        self.ledger.plan(&self.live.load().snapshot, snapshot, is_ready)
+        self.ledger.plan(&self.live.load().snapshot, next.prepared.snapshot(), is_ready)
     }
 
-    async fn compiled(&self, text: &str) -> Result<Snapshot, Denied> {
-        let compiling = compile_aside(text.as_bytes(), Path::new("policy"));
-        let snapshot = compiling.await.map_err(Denied::Faulty)?;
-        Ok(snapshot.follow(&self.ledger.rings(&self.live.load().snapshot)))
+    async fn prepared(&self, text: &str) -> Result<Next, Denied> {
+        self.prepare_aside(text.as_bytes(), Path::new("policy")).await.map_err(Denied::Faulty)
+    }
+
+    /// A large policy takes as long as hundreds of requests: they go first.
+    fn prepare_aside(&self, bytes: &[u8], origin: &Path) -> Preparing {
+        let (bytes, origin) = (bytes.to_vec(), origin.to_owned());
+        let (live, ledger) = (self.live.clone(), self.ledger.clone());
+        let preparing = aside::begin(move || {
+            let snapshot = compile(&bytes, &origin)?;
+            let text = String::from_utf8_lossy(&bytes).into_owned();
+            Ok(Next { prepared: live.prepare(snapshot, &ledger, Instant::now()), text })
+        });
+        Box::pin(async { preparing.await.unwrap_or_else(not_now) })
     }
 
     /// The file, once it has stopped changing: whoever writes it needs a moment between truncating and finishing, and
-    /// half a policy may well be a policy. What is probably whole is compiled meanwhile, once.
+    /// half a policy may well be a policy. What is probably whole is prepared meanwhile, once.
     async fn stable(
         &self,
         mut settle: Duration,
         changes: &mut watch::Receiver<Duration>,
-    ) -> std::io::Result<(Vec<u8>, Option<Compiling>)> {
+    ) -> std::io::Result<(Vec<u8>, Option<Preparing>)> {
         let last_look = Instant::now() + STABLE_MAX;
         let mut before = content_aside(&self.file).await;
         let is_new = |bytes: &&Vec<u8>| !matches!(&self.seen, Seen::Text(seen) if seen == *bytes);
         let whole = before.as_ref().ok().filter(is_new).filter(|_| settle == SETTLE_WHOLE);
-        let mut ahead = whole.map(|bytes| compile_aside(bytes, &self.file));
+        let mut ahead = whole.map(|bytes| self.prepare_aside(bytes, &self.file));
         loop {
             let is_nothing_new = before.as_ref().is_ok_and(|bytes| !is_new(&bytes));
             if is_nothing_new || Instant::now() >= last_look {
@@ -320,15 +331,18 @@ fn compiled(bytes: std::io::Result<Vec<u8>>, file: &Path) -> anyhow::Result<(pol
     Ok((snapshot, bytes))
 }
 
-/// A large policy takes as long as hundreds of requests: they go first.
-fn compile_aside(bytes: &[u8], file: &Path) -> Compiling {
-    let (bytes, file) = (bytes.to_vec(), file.to_owned());
-    let compiling = aside::begin(move || compile(&bytes, &file));
-    Box::pin(async { compiling.await.unwrap_or_else(|| Err("it cannot be read now".to_owned())) })
+/// A policy, and the text that says so.
+struct Next {
+    prepared: Prepared,
+    text: String,
 }
 
-/// What becomes of a policy that is being compiled, whether or not anybody waits for it.
-type Compiling = std::pin::Pin<Box<dyn Future<Output = Result<Snapshot, String>> + Send>>;
+/// What becomes of a policy that is being compiled and prepared, whether or not anybody waits for it.
+type Preparing = std::pin::Pin<Box<dyn Future<Output = Result<Next, String>> + Send>>;
+
+fn not_now<T>() -> Result<T, String> {
+    Err("it cannot be read now".to_owned())
+}
 
 fn compile(bytes: &[u8], file: &Path) -> Result<policies::Snapshot, String> {
     let origin = file.display().to_string();

@@ -9,9 +9,9 @@ use foldhash::fast::RandomState;
 
 use super::Ledger;
 use crate::canary::CanaryPolicy;
-use crate::pick::Split;
+use crate::pick::Stickiness;
 use crate::snapshot::{ModelPolicy, Snapshot};
-use crate::tally::{Drawn, Instead, Mismatch, SplitStatus, Tally};
+use crate::tally::{Declared, Drawn, Instead, Mismatch, SplitStatus, Tally};
 use crate::units::Version;
 
 pub(super) type Tallies = HashMap<Arc<str>, Arc<Tally>, RandomState>;
@@ -50,29 +50,52 @@ impl Ledger {
         divided.map(|(model, tally)| (model.to_string(), tally.status(now))).collect()
     }
 
-    /// Follows a swap of policies.
-    pub(super) fn tally(&self, snapshot: &Snapshot, now: Instant) {
-        self.tallies.rcu(|tallies| {
-            let followed = |(model, policy): (&Arc<str>, &Arc<ModelPolicy>)| {
-                let canary = policy.canary.as_ref();
-                let declared = match canary {
-                    Some(canary) => canary.declared(self.share_now(model, canary).unwrap_or(0)),
-                    None => policy.split.as_ref()?.declared(),
-                };
-                let key = match canary {
-                    Some(canary) => canary.stickiness.as_ref(),
-                    None => policy.split.as_ref().and_then(Split::stickiness),
-                };
-                let key = key.map(|sticky| sticky.key.clone());
-                let goes_on = |tally: &&Arc<Tally>| (tally.mark, &tally.key) == (declared.mark, &key);
-                let tally = match tallies.get(model).filter(goes_on) {
-                    Some(tally) => Arc::clone(tally),
-                    None => Arc::new(Tally::new(&declared, key, now)),
-                };
-                Some((Arc::clone(model), tally))
+    /// What [`Ledger::tally`] comes to when `snapshot` is in force; changes nothing.
+    pub(crate) fn tallies_ahead(&self, snapshot: &Snapshot, now: Instant) -> TalliesAhead {
+        let before = self.tallies.load_full();
+        let next = self.tallies_after(&before, snapshot, now);
+        TalliesAhead { before, next }
+    }
+
+    /// Follows a swap of policies, quickly if that was foreseen.
+    pub(super) fn tally(&self, snapshot: &Snapshot, ahead: Option<&mut TalliesAhead>, now: Instant) {
+        if let Some(TalliesAhead { before, next }) = ahead {
+            let mut next = std::mem::take(next);
+            // Of a rollout nobody knew how far it would be.
+            for (model, canary) in snapshot.canaries() {
+                let tally = self.tally_of_canary(before, model, canary, now);
+                next.insert(Arc::clone(model), tally);
+            }
+            if Arc::ptr_eq(&self.tallies.compare_and_swap(&*before, Arc::new(next)), before) {
+                return;
+            }
+        }
+        self.tallies.rcu(|tallies| self.tallies_after(tallies, snapshot, now));
+    }
+
+    fn tallies_after(&self, tallies: &Tallies, snapshot: &Snapshot, now: Instant) -> Tallies {
+        let followed = |(model, policy): (&Arc<str>, &Arc<ModelPolicy>)| {
+            let tally = match &policy.canary {
+                Some(canary) => self.tally_of_canary(tallies, model, canary, now),
+                None => {
+                    let split = policy.split.as_ref()?;
+                    followed(tallies, model, &split.declared(), split.stickiness(), now)
+                }
             };
-            snapshot.models.iter().filter_map(followed).collect::<Tallies>()
-        });
+            Some((Arc::clone(model), tally))
+        };
+        snapshot.models.iter().filter_map(followed).collect()
+    }
+
+    fn tally_of_canary(
+        &self,
+        tallies: &Tallies,
+        model: &str,
+        canary: &CanaryPolicy,
+        now: Instant,
+    ) -> Arc<Tally> {
+        let declared = canary.declared(self.share_now(model, canary).unwrap_or(0));
+        followed(tallies, model, &declared, canary.stickiness.as_ref(), now)
     }
 
     /// A window ends with a step of a rollout, and after a while.
@@ -99,5 +122,34 @@ impl Ledger {
             }
             next
         });
+    }
+}
+
+/// Goes on with the same shares of the same users, else begins anew.
+fn followed(
+    tallies: &Tallies,
+    model: &str,
+    declared: &Declared,
+    sticky: Option<&Stickiness>,
+    now: Instant,
+) -> Arc<Tally> {
+    let key = sticky.map(|sticky| &sticky.key);
+    let goes_on = |tally: &&Arc<Tally>| (tally.mark, tally.key.as_ref()) == (declared.mark, key);
+    let known = tallies.get(model).filter(goes_on);
+    known.map_or_else(|| Arc::new(Tally::new(declared, key.cloned(), now)), Arc::clone)
+}
+
+/// The tallies of a policy that is not in force yet, and those that they follow.
+#[derive(Debug)]
+pub(crate) struct TalliesAhead {
+    before: Arc<Tallies>,
+    next: Tallies,
+}
+
+impl TalliesAhead {
+    /// Whether the tally of this model is the same in both.
+    #[cfg(test)]
+    pub(crate) fn goes_on(&self, other: &Self, model: &str) -> bool {
+        Arc::ptr_eq(&self.before[model], &other.before[model])
     }
 }
