@@ -6,7 +6,7 @@
 use crate::compression::Coding;
 use crate::deadline::header_number;
 use crate::large_body::{self, LargeBody};
-use crate::link::Links;
+use crate::links::Links;
 use crate::refusal::Refusal;
 use crate::slots::Slot;
 use bytes::{BufMut, Bytes, BytesMut};

@@ -9,7 +9,7 @@ use crate::decode::InferRequest;
 use crate::dialect::{self, Dialect, Form, tf_serving, torchserve};
 use crate::encode::{Encoded, encode};
 use crate::field;
-use crate::link::Links;
+use crate::links::Links;
 use crate::raw_request;
 use crate::refusal::Refusal;
 use crate::remote::Passed;

@@ -10,7 +10,7 @@
 //!   pingora                pingora: the body          we, from the connection     pingora
 //! ```
 
-use crate::link::Links;
+use crate::links::Links;
 use crate::refusal::Refusal;
 use crate::service::STALL_MAX;
 use async_trait::async_trait;

@@ -35,6 +35,7 @@ mod numbers;
 mod nested;
 mod columns;
 pub mod link;
+pub mod links;
 mod region;
 mod pulse;
 pub mod encode;

@@ -3,7 +3,7 @@
 
 use crate::directory::Directory;
 use crate::fixed::Fixed;
-use crate::link::Links;
+use crate::links::Links;
 use crate::metrics::{Metrics, VersionMetrics};
 use crate::policy_state::PolicyState;
 use crate::readiness::Readiness;

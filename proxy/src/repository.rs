@@ -4,7 +4,7 @@
 
 use crate::body::{self, BodyLimits};
 use crate::directory::Directory;
-use crate::link::Links;
+use crate::links::Links;
 use crate::refusal::Refusal;
 use crate::route::Target;
 use crate::slots::Slots;

@@ -18,7 +18,7 @@ use crate::fixed::Fixed;
 use crate::grpc::{Grpc, Listen};
 use crate::infer::Path;
 use crate::large_body::Downstream;
-use crate::link::Links;
+use crate::links::Links;
 use crate::log::Format;
 use crate::metrics::Metrics;
 use crate::monitor::Monitor;

@@ -8,7 +8,7 @@ use crate::call::JSON_LEN;
 use crate::deadline::{Deadline, header_number};
 use crate::decode::answer;
 use crate::directory::Models;
-use crate::link::Links;
+use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::remote::{Passed, Remotes};

@@ -14,7 +14,8 @@
 
 use crate::directory::Directory;
 use crate::drift;
-use crate::link::{Event, Link, Links};
+use crate::link::{Event, Link};
+use crate::links::Links;
 use crate::metrics::Metrics;
 use anyhow::Context;
 use policies::{Ledger, Live, Version};
