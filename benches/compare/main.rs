@@ -70,14 +70,8 @@ fn main() -> anyhow::Result<()> {
             watched::scrape();
         }
         Options { mlserver: true, .. } => {
-            println!(
-                "64 floats as JSON to a linear model; MLServer as it comes, and with the model in its one process"
-            );
-            let servers = [
-                penstock("penstock", Versions::Linear)?,
-                Server::mlserver("MLServer", 1)?,
-                Server::mlserver("in one", 0)?,
-            ];
+            println!("64 floats as JSON to a linear model");
+            let servers = [penstock("penstock", Versions::Linear)?, Server::mlserver()?];
             for connections in [1, 8, CONNECTIONS] {
                 println!("\nconnections: {connections}");
                 rounds(&servers, connections)?;

@@ -111,9 +111,8 @@ impl Server {
         Ok(server)
     }
 
-    /// MLServer with the demo's linear model, which logs nothing. It runs models in so many processes of their own, one unless it
-    /// is told otherwise; with none of them, which takes least, in the one that reads the requests.
-    pub(crate) fn mlserver(name: &'static str, parallel_workers: usize) -> anyhow::Result<Self> {
+    /// MLServer with the demo's linear model, in the form that takes least: one process, nothing logged.
+    pub(crate) fn mlserver() -> anyhow::Result<Self> {
         let sources = harness::repository("benches/mlserver");
         let made = Command::new("python3").arg(sources.join("environment.py")).output().context("python3")?;
         ensure!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
@@ -121,7 +120,7 @@ impl Server {
         let folder = tempfile::tempdir()?;
         let [address, grpc, metrics] = harness::free_addresses();
         let settings = format!(
-            r#"{{"host": "127.0.0.1", "http_port": {}, "grpc_port": {}, "metrics_port": {}, "parallel_workers": {parallel_workers}, "debug": false}}"#,
+            r#"{{"host": "127.0.0.1", "http_port": {}, "grpc_port": {}, "metrics_port": {}, "parallel_workers": 0, "debug": false}}"#,
             address.port(),
             grpc.port(),
             metrics.port()
@@ -141,7 +140,8 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .context("mlserver")?;
-        let server = Self { name, address, request: request(), process, folder }.once_it_listens()?;
+        let server =
+            Self { name: "MLServer", address, request: request(), process, folder }.once_it_listens()?;
         harness::eventually("MLServer to have loaded its model", || {
             (harness::Client::new(address).get("/v2/models/digits/ready").status == 200).then_some(())
         });
