@@ -1,10 +1,14 @@
 //! Work that can wait for requests, on a thread of its own: it runs where and when nobody else wants to, and whoever wakes up on
 //! its core has it at once. A thread that is only nice keeps the core for a slice, which is 3 ms.
 //!
-//! Where there is never a free moment, work that somebody waits for is begun once more on a thread that takes its turn.
+//! There is one such thread, from the first work on: to start one takes requests' time, and what this one frees is where its next
+//! work finds memory. Where there is never a free moment, work that somebody waits for is begun once more on a thread that
+//! takes its turn.
 
 use std::io;
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::mpsc::{self, SyncSender};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -12,20 +16,31 @@ use tokio::sync::oneshot;
 const NICE: i32 = 10;
 /// Several times what the largest policy takes.
 const PATIENCE: Duration = Duration::from_millis(250);
+/// Works that wait for a free moment: a change of policy is two.
+const WAITING_MAX: usize = 16;
+
+type Work = Box<dyn FnOnce() + Send>;
 
 /// Begins at once. `None`: it could not be begun, or has panicked.
 pub(crate) fn begin<T: Send + 'static>(
     work: impl Fn() -> T + Send + Sync + 'static,
 ) -> impl Future<Output = Option<T>> + Send {
     let work = Arc::new(work);
-    let mut first = on_a_thread(behind_all, work.clone());
+    let (first, mut done) = told(work.clone());
+    // What there is no room for is begun once more.
+    let waits = behind_all(first).is_ok();
     async move {
-        if let Ok(done) = tokio::time::timeout(PATIENCE, &mut first).await {
+        if waits && let Ok(done) = tokio::time::timeout(PATIENCE, &mut done).await {
             return done.ok();
         }
+        let (again, done_again) = told(work);
+        on_a_thread(move || {
+            nicely();
+            again();
+        });
         tokio::select! {
-            Ok(done) = first => Some(done),
-            Ok(done) = on_a_thread(nicely, work) => Some(done),
+            Ok(done) = done => Some(done),
+            Ok(done) = done_again => Some(done),
             else => None,
         }
     }
@@ -33,36 +48,53 @@ pub(crate) fn begin<T: Send + 'static>(
 
 /// Frees what it is given.
 pub(crate) fn free<T: Send + 'static>(old: T) {
-    let work = move || {
-        behind_all();
-        drop(old);
-    };
-    // Where no thread can be had, it has been freed.
-    let _ = std::thread::Builder::new().name("policy".into()).spawn(work);
+    // Where there is no room for it, it has been freed.
+    let _ = behind_all(Box::new(move || drop(old)));
 }
 
-fn on_a_thread<T: Send + 'static>(
-    stand: fn(),
+/// Does it, and tells what has come of it.
+fn told<T: Send + 'static>(
     work: Arc<impl Fn() -> T + Send + Sync + 'static>,
-) -> oneshot::Receiver<T> {
+) -> (Work, oneshot::Receiver<T>) {
     let (done, result) = oneshot::channel();
     let work = move || {
-        stand();
         // It may be long before its turn comes, and who asked may want something else by then, or have it already.
         if !done.is_closed() {
             let _ = done.send(work());
         }
     };
-    // Where no thread can be had, nobody will send.
+    (Box::new(work), result)
+}
+
+/// On the thread that goes after all others, after what waits for it already.
+fn behind_all(work: Work) -> Result<(), Work> {
+    static WAITING: OnceLock<SyncSender<Work>> = OnceLock::new();
+    let waiting = WAITING.get_or_init(|| {
+        let (waiting, works) = mpsc::sync_channel::<Work>(WAITING_MAX);
+        on_a_thread(move || {
+            go_behind_all();
+            for work in works {
+                // Who waits for it learns of a panic by what it does not send.
+                let _ = catch_unwind(AssertUnwindSafe(work));
+            }
+        });
+        waiting
+    });
+    waiting.try_send(work).map_err(|error| match error {
+        mpsc::TrySendError::Full(work) | mpsc::TrySendError::Disconnected(work) => work,
+    })
+}
+
+/// Where no thread can be had, the work is dropped.
+fn on_a_thread(work: impl FnOnce() + Send + 'static) {
     let _ = std::thread::Builder::new().name("policy".into()).spawn(work);
-    result
 }
 
 fn nicely() {
     let _ = rustix::process::nice(NICE); // where it may not, it takes its turn like others
 }
 
-fn behind_all() {
+fn go_behind_all() {
     let parameters = libc::sched_param { sched_priority: 0 };
     // SAFETY: the kernel reads a structure that lives; 0 is this thread.
     let told = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
