@@ -2,7 +2,9 @@
 //! there to the first answer that is decided by it; and the latency of requests at a steady rate, in windows with changes and
 //! windows without, which alternate. Each request has a time at which it is due, so that an answer that is late hides no other.
 //!
-//! What two windows without changes differ by is what the machine does; it is told beside what changes do.
+//! Beside what changes do stands what the machine does: what windows without changes differ by, and windows in which another
+//! process reads the same policies as often, and goes after all others as well. In those without changes files are moved too, to
+//! where nobody looks.
 
 use crate::large_policy;
 use crate::load::is_whole;
@@ -21,10 +23,21 @@ const CHANGES: usize = 60;
 const CONNECTIONS: u32 = 16;
 const EVERY: Duration = Duration::from_millis(10);
 
-/// Windows with changes, of which each has a window without before it and one after it.
-const WINDOWS: usize = 20;
+/// Windows of each kind, of which each has a quiet one before it and one after it.
+const WINDOWS: usize = 15;
 const WINDOW: Duration = Duration::from_secs(2);
 const CHANGE_EVERY: Duration = Duration::from_millis(250);
+
+/// What happens in a window, every [`CHANGE_EVERY`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    /// A file is moved, which is none of penstock's.
+    Quiet,
+    /// Another policy comes into force.
+    Changes,
+    /// The same as in a quiet one, and another process reads a policy.
+    Work,
+}
 
 /// Prints both.
 pub(crate) fn reloads(server: &Server) -> anyhow::Result<()> {
@@ -64,40 +77,49 @@ fn effect(client: &mut Connection, file: &PolicyFile) -> anyhow::Result<()> {
 fn traffic(server: &Server, file: &PolicyFile) -> anyhow::Result<()> {
     let rate = CONNECTIONS as f64 / EVERY.as_secs_f64();
     println!(
-        "{rate} requests/s over {CONNECTIONS} connections; in {WINDOWS} windows of {WINDOW:?} a change every {CHANGE_EVERY:?}, none in those between"
+        "{rate} requests/s over {CONNECTIONS} connections; {WINDOWS} windows of {WINDOW:?} with a change every {CHANGE_EVERY:?}, as many \
+         in which another process reads one as often, and quiet ones between them"
     );
-    window(server, None)?; // to warm up
-    let mut calm = vec![window(server, None)?];
-    let mut changing = Vec::new();
+    window(server, file, Beside::Quiet)?; // to warm up
+    let mut quiet = vec![window(server, file, Beside::Quiet)?];
+    let mut others = [Vec::new(), Vec::new()];
     for _ in 0..WINDOWS {
-        changing.push(window(server, Some(file))?);
-        calm.push(window(server, None)?);
+        for (all, beside) in others.iter_mut().zip([Beside::Changes, Beside::Work]) {
+            all.push(window(server, file, beside)?);
+            quiet.push(window(server, file, Beside::Quiet)?);
+        }
     }
     for (name, share) in [("median", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)] {
-        let [calm, changing] =
-            [&calm, &changing].map(|all| all.iter().map(|one| quantile(one, share)).collect::<Vec<_>>());
+        let of = |all: &[Vec<f64>]| all.iter().map(|one| quantile(one, share)).collect::<Vec<_>>();
+        let (quiet, [changes, work]) = (of(&quiet), others.each_ref().map(|all| of(all)));
         // Each against the mean of its two neighbours, so that a machine that gets slower is no ratio.
-        let around = |at: usize| f64::midpoint(calm[at], calm[at + 1]);
-        let ratios: Vec<f64> = changing.iter().enumerate().map(|(at, one)| one / around(at)).collect();
-        let chance: Vec<f64> =
-            (1..WINDOWS).map(|at| calm[at] / f64::midpoint(calm[at - 1], calm[at + 1])).collect();
+        let ratios = |all: &[f64], first: usize| {
+            let around = |at: usize| f64::midpoint(quiet[at], quiet[at + 1]);
+            spread(all.iter().enumerate().map(|(at, one)| one / around(2 * at + first)).collect())
+        };
+        let chance = (1..quiet.len() - 1).map(|at| quiet[at] / f64::midpoint(quiet[at - 1], quiet[at + 1]));
         println!(
-            "  {name:6} {:4.0} µs without, {:4.0} with changes: {} times; windows without among themselves {}",
-            median(&calm),
-            median(&changing),
-            spread(&ratios),
-            spread(&chance)
+            "  {name:6} {:4.0} µs in quiet, {:4.0} with changes: {} times; with work {}; quiet ones among themselves {}",
+            median(&quiet),
+            median(&changes),
+            ratios(&changes, 0),
+            ratios(&work, 1),
+            spread(chance.collect())
         );
     }
     Ok(())
 }
 
 /// Latencies in microseconds, sorted.
-fn window(server: &Server, changes: Option<&PolicyFile>) -> anyhow::Result<Vec<f64>> {
+fn window(server: &Server, file: &PolicyFile, beside: Beside) -> anyhow::Result<Vec<f64>> {
     let times = WINDOW.as_millis() / CHANGE_EVERY.as_millis();
     // Written before, because that takes time as well.
-    let written = changes.map(|file| (0..times).map(|_| file.write_another()).collect::<Result<Vec<_>, _>>());
-    let written = written.transpose()?.unwrap_or_default();
+    let written = (0..times).map(|_| file.write_another()).collect::<Result<Vec<_>, _>>()?;
+    let to = match beside {
+        Beside::Changes => file.file.clone(),
+        Beside::Quiet | Beside::Work => file.file.with_extension("unread"),
+    };
+    let text = format!("models:\n{}", large_policy::models(5));
     let begin = Instant::now() + Duration::from_millis(50);
     std::thread::scope(|scope| {
         let steady = |number: u32| {
@@ -105,10 +127,13 @@ fn window(server: &Server, changes: Option<&PolicyFile>) -> anyhow::Result<Vec<f
             scope.spawn(move || Connection::open(server)?.steady(first, begin + WINDOW))
         };
         let threads: Vec<_> = (0..CONNECTIONS).map(steady).collect();
-        for (at, beside) in (0..).zip(written) {
+        for (at, written) in (0..).zip(written) {
             let next = begin + CHANGE_EVERY / 2 + CHANGE_EVERY * at;
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
-            std::fs::rename(beside, server.folder().join("policies.yaml"))?;
+            std::fs::rename(written, &to)?;
+            if beside == Beside::Work {
+                scope.spawn(|| work_behind_all(&text));
+            }
         }
         let mut all = Vec::new();
         for thread in threads {
@@ -117,6 +142,15 @@ fn window(server: &Server, changes: Option<&PolicyFile>) -> anyhow::Result<Vec<f
         all.sort_by(f64::total_cmp);
         Ok(all)
     })
+}
+
+/// As much as a change of policy is, and as it is done there.
+fn work_behind_all(text: &str) {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the kernel reads a structure that lives; 0 is this thread.
+    let told = unsafe { libc::sched_setscheduler(0, libc::SCHED_IDLE, &raw const parameters) };
+    assert_eq!(told, 0, "everybody may go after all others");
+    drop(policies::parse(text, "policy").expect("it is a policy"));
 }
 
 /// Each change is another policy.
@@ -198,8 +232,7 @@ fn median(all: &[f64]) -> f64 {
 }
 
 /// The median and the quartiles.
-fn spread(all: &[f64]) -> String {
-    let mut sorted = all.to_vec();
+fn spread(mut sorted: Vec<f64>) -> String {
     sorted.sort_by(f64::total_cmp);
     format!(
         "{:.2} ({:.2} to {:.2})",
