@@ -2,9 +2,10 @@
 //! there to the first answer that is decided by it; and the latency of requests at a steady rate, in windows with changes and
 //! windows without, which alternate. Each request has a time at which it is due, so that an answer that is late hides no other.
 //!
-//! Beside what changes do stands what the machine does: what windows without changes differ by, and windows in which another
-//! process reads the same policies as often, and goes after all others as well. In those without changes files are moved too, to
-//! where nobody looks.
+//! There are windows with one change, which is still more than a person makes, and windows with one after another. Beside what
+//! they do stands what the machine does: what windows without changes differ by, and windows in which another process reads the
+//! same policies, one after another, and goes after all others as well. In those without changes files are moved too, to where
+//! nobody looks.
 
 use crate::large_policy;
 use crate::load::is_whole;
@@ -24,18 +25,18 @@ const CONNECTIONS: u32 = 16;
 const EVERY: Duration = Duration::from_millis(10);
 
 /// Windows of each kind, of which each has a quiet one before it and one after it.
-const WINDOWS: usize = 15;
-const WINDOW: Duration = Duration::from_secs(2);
-const CHANGE_EVERY: Duration = Duration::from_millis(250);
+const WINDOWS: usize = 12;
+const WINDOW: Duration = Duration::from_secs(5);
+const OFTEN: Duration = Duration::from_millis(250);
 
-/// What happens in a window, every [`CHANGE_EVERY`].
+/// What happens in a window.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Beside {
-    /// A file is moved, which is none of penstock's.
+    /// Files are moved as [`OFTEN`], none of them penstock's.
     Quiet,
-    /// Another policy comes into force.
-    Changes,
-    /// The same as in a quiet one, and another process reads a policy.
+    /// Another policy comes into force, once every so often.
+    Changes(Duration),
+    /// The same as in a quiet one, and another process reads a policy each time.
     Work,
 }
 
@@ -77,48 +78,54 @@ fn effect(client: &mut Connection, file: &PolicyFile) -> anyhow::Result<()> {
 fn traffic(server: &Server, file: &PolicyFile) -> anyhow::Result<()> {
     let rate = CONNECTIONS as f64 / EVERY.as_secs_f64();
     println!(
-        "{rate} requests/s over {CONNECTIONS} connections; {WINDOWS} windows of {WINDOW:?} with a change every {CHANGE_EVERY:?}, as many \
-         in which another process reads one as often, and quiet ones between them"
+        "{rate} requests/s over {CONNECTIONS} connections; {WINDOWS} windows of {WINDOW:?} with one change, as many with a change every \
+         {OFTEN:?}, as many in which another process reads one as often, and quiet ones between them"
     );
+    let kinds = [
+        ("one change", Beside::Changes(WINDOW)),
+        ("many", Beside::Changes(OFTEN)),
+        ("none, and another process", Beside::Work),
+    ];
     window(server, file, Beside::Quiet)?; // to warm up
     let mut quiet = vec![window(server, file, Beside::Quiet)?];
-    let mut others = [Vec::new(), Vec::new()];
+    let mut others = kinds.map(|_| Vec::new());
     for _ in 0..WINDOWS {
-        for (all, beside) in others.iter_mut().zip([Beside::Changes, Beside::Work]) {
+        for (all, (_, beside)) in others.iter_mut().zip(kinds) {
             all.push(window(server, file, beside)?);
             quiet.push(window(server, file, Beside::Quiet)?);
         }
     }
     for (name, share) in [("median", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)] {
         let of = |all: &[Vec<f64>]| all.iter().map(|one| quantile(one, share)).collect::<Vec<_>>();
-        let (quiet, [changes, work]) = (of(&quiet), others.each_ref().map(|all| of(all)));
-        // Each against the mean of its two neighbours, so that a machine that gets slower is no ratio.
-        let ratios = |all: &[f64], first: usize| {
-            let around = |at: usize| f64::midpoint(quiet[at], quiet[at + 1]);
-            spread(all.iter().enumerate().map(|(at, one)| one / around(2 * at + first)).collect())
-        };
+        let quiet = of(&quiet);
         let chance = (1..quiet.len() - 1).map(|at| quiet[at] / f64::midpoint(quiet[at - 1], quiet[at + 1]));
         println!(
-            "  {name:6} {:4.0} µs in quiet, {:4.0} with changes: {} times; with work {}; quiet ones among themselves {}",
+            "  {name:6} {:4.0} µs in quiet windows, which differ among themselves by {}",
             median(&quiet),
-            median(&changes),
-            ratios(&changes, 0),
-            ratios(&work, 1),
             spread(chance.collect())
         );
+        for (first, ((kind, _), all)) in kinds.iter().zip(&others).enumerate() {
+            let own = of(all);
+            // Each against the mean of its two neighbours, so that a machine that gets slower is no ratio.
+            let ratios = own.iter().enumerate().map(|(at, one)| {
+                let before = kinds.len() * at + first;
+                one / f64::midpoint(quiet[before], quiet[before + 1])
+            });
+            println!("         {:4.0} µs with {kind}: {} times", median(&own), spread(ratios.collect()));
+        }
     }
     Ok(())
 }
 
 /// Latencies in microseconds, sorted.
 fn window(server: &Server, file: &PolicyFile, beside: Beside) -> anyhow::Result<Vec<f64>> {
-    let times = WINDOW.as_millis() / CHANGE_EVERY.as_millis();
+    let (every, to) = match beside {
+        Beside::Changes(every) => (every, file.file.clone()),
+        Beside::Quiet | Beside::Work => (OFTEN, file.file.with_extension("unread")),
+    };
+    let times = WINDOW.div_duration_f64(every) as u32;
     // Written before, because that takes time as well.
     let written = (0..times).map(|_| file.write_another()).collect::<Result<Vec<_>, _>>()?;
-    let to = match beside {
-        Beside::Changes => file.file.clone(),
-        Beside::Quiet | Beside::Work => file.file.with_extension("unread"),
-    };
     let text = format!("models:\n{}", large_policy::models(5));
     let begin = Instant::now() + Duration::from_millis(50);
     std::thread::scope(|scope| {
@@ -128,7 +135,7 @@ fn window(server: &Server, file: &PolicyFile, beside: Beside) -> anyhow::Result<
         };
         let threads: Vec<_> = (0..CONNECTIONS).map(steady).collect();
         for (at, written) in (0..).zip(written) {
-            let next = begin + CHANGE_EVERY / 2 + CHANGE_EVERY * at;
+            let next = begin + every / 2 + every * at;
             std::thread::sleep(next.saturating_duration_since(Instant::now()));
             std::fs::rename(written, &to)?;
             if beside == Beside::Work {
