@@ -166,6 +166,8 @@ pub enum Refused<T> {
         /// How long it is expected to wait.
         wait: Duration,
     },
+    /// It would be answered after its deadline, even if it did not have to wait.
+    Hopeless(T),
     /// It alone is more than may ever be held.
     TooLarge(T),
     /// A job of this connection and id waits already.
@@ -383,6 +385,7 @@ impl<T: Clone> Batcher<T> {
             let lane = missing.saturating_sub(self.time_left_by(&victims, before));
             match self.victims(&ticket, Lack::Time { lane, before }, &victims) {
                 Some(those) => victims.extend(those),
+                None if late > forecast.waits => return Err(Refused::Hopeless(ticket.payload)),
                 None => return Err(Refused::TooLate { job: ticket.payload, wait: forecast.waits }),
             }
         }
@@ -523,6 +526,11 @@ impl<T: Clone> Batcher<T> {
     /// Runs that have not ended.
     pub fn running(&self) -> usize {
         self.running.len()
+    }
+
+    /// What may be held at most.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Whether no job waits.

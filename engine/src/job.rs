@@ -202,8 +202,8 @@ pub(crate) enum Refusal {
     Duplicate { id: u64 },
     #[error("the queue is full; what waits takes about {} ms", wait.as_millis())]
     Overloaded { wait: Duration },
-    #[error("{rows} rows and {bytes} bytes in one request are more than may ever be held")]
-    TooLarge { rows: u32, bytes: usize },
+    #[error("{got} {what} in one request, at most {most} are held at once")]
+    TooLarge { what: &'static str, got: u64, most: u64 },
     #[error("it would be late: about {} ms of work stand before it", wait.as_millis())]
     TooLate { wait: Duration },
     #[error("it made way for somebody who matters more or asks less; what waits takes about {} ms", wait.as_millis())]
@@ -217,6 +217,10 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
+    pub(crate) fn too_many_bytes(got: usize, most: usize) -> Self {
+        Self::TooLarge { what: "bytes", got: got as u64, most: most as u64 }
+    }
+
     pub(crate) fn status(&self) -> Status {
         match self {
             Self::UnknownModel { .. }
@@ -493,9 +497,9 @@ pub(crate) fn pad(
         })
         .collect();
     let bytes = tensors.iter().try_fold(0usize, |sum, tensor| sum.checked_add(tensor.bytes()?));
-    if bytes.is_none_or(|bytes| bytes > Limits::default().payload_bytes) {
-        let rows = u32::try_from(rows).unwrap_or(u32::MAX);
-        return Err(Refusal::TooLarge { rows, bytes: bytes.unwrap_or(usize::MAX) });
+    let most = Limits::default().payload_bytes;
+    if bytes.is_none_or(|bytes| bytes > most) {
+        return Err(Refusal::too_many_bytes(bytes.unwrap_or(usize::MAX), most));
     }
     let (mut padded, mut layout) = (Vec::new(), Layout::default());
     let one = |Padded { at, datatype, shape, to, given }: Padded<'_>| {

@@ -157,9 +157,9 @@ impl Preprocess {
             version.check_rows(rows as u64)?;
             let bytes = step.bytes_of_row().saturating_mul(rows);
             sum = sum.saturating_add(bytes);
-            if sum > Limits::default().payload_bytes {
-                let rows = u32::try_from(rows).unwrap_or(u32::MAX);
-                return Err(Refusal::TooLarge { rows, bytes: sum });
+            let most = Limits::default().payload_bytes;
+            if sum > most {
+                return Err(Refusal::too_many_bytes(sum, most));
             }
         }
         Ok(sum)

@@ -103,7 +103,7 @@ impl Queue {
                     let id = job.id;
                     let suspect = state.suspects.is_suspect(&job, now);
                     if let Err(refusal) = state.batcher.push(ticket(job, suspect), &mut shed, now) {
-                        refused.push((id, into_refusal(id, refusal)));
+                        refused.push((id, into_refusal(id, refusal, state.batcher.limits())));
                     }
                 }
                 Order::Cancel { connection, id } => {
@@ -328,13 +328,15 @@ fn ticket(job: Arc<Job>, suspect: bool) -> Ticket<Arc<Job>> {
     }
 }
 
-fn into_refusal(id: u64, refused: Refused<Arc<Job>>) -> Refusal {
+fn into_refusal(id: u64, refused: Refused<Arc<Job>>, limits: Limits) -> Refusal {
     match refused {
         Refused::Overloaded { wait, .. } => Refusal::Overloaded { wait },
         Refused::TooLate { wait, .. } => Refusal::TooLate { wait },
-        Refused::TooLarge(job) => {
-            Refusal::TooLarge { rows: job.request.rows, bytes: job.request.payload.len() }
+        Refused::Hopeless(_) => Refusal::Hopeless,
+        Refused::TooLarge(job) if u64::from(job.request.rows) > limits.rows => {
+            Refusal::TooLarge { what: "rows", got: job.request.rows.into(), most: limits.rows }
         }
+        Refused::TooLarge(job) => Refusal::too_many_bytes(job.bytes, limits.bytes),
         Refused::Duplicate(_) => Refusal::Duplicate { id },
     }
 }

@@ -179,7 +179,9 @@ mod schedules {
                 Err(Refused::TooLarge(got)) => {
                     must!(got == payload && u64::from(job.rows) > self.limits.rows, "not too large");
                 }
-                Err(Refused::TooLate { job: got, .. }) => must!(got == payload, "another job came back"),
+                Err(Refused::TooLate { job: got, .. } | Refused::Hopeless(got)) => {
+                    must!(got == payload, "another job came back");
+                }
             }
             self.jobs.push(job);
             Ok(())
