@@ -5,6 +5,7 @@
 
 use crate::compression::Coding;
 use crate::deadline::header_number;
+use crate::growing::Growing;
 use crate::large_body::{self, LargeBody};
 use crate::links::Links;
 use crate::refusal::Refusal;
@@ -110,20 +111,17 @@ async fn collect(
     limits: &BodyLimits,
     slot: &mut Slot,
 ) -> Result<Bytes, Refusal> {
-    let mut whole = BytesMut::new();
+    let mut whole = Growing::up_to(limits.bytes_max, "the body");
     while let Some(chunk) = session.read_request_body().await.map_err(|error| unreadable(&error, limits))? {
         if whole.is_empty() && declared == Some(chunk.len()) {
             return Ok(chunk); // most bodies come in one piece
         }
-        if whole.len() + chunk.len() > limits.bytes_max {
-            return Err(Refusal::TooLarge { what: "the body", limit: limits.bytes_max });
+        if let Some(length) = declared
+            && whole.is_empty()
+        {
+            whole.expect(length);
         }
-        match declared {
-            Some(length) if whole.is_empty() => whole.reserve(length),
-            Some(_) => {}
-            None => slot.reserve(chunk.len())?,
-        }
-        whole.extend_from_slice(&chunk);
+        whole.append(&chunk, slot)?;
     }
     Ok(whole.freeze())
 }

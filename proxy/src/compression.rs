@@ -5,6 +5,7 @@
 //! millisecond without letting them on.
 
 use crate::body::BodyLimits;
+use crate::growing::Growing;
 use crate::refusal::Refusal;
 use crate::slots::Slot;
 use bytes::{Buf, Bytes};
@@ -92,7 +93,8 @@ impl Coding {
         slot: &mut Slot,
     ) -> Result<Bytes, Refusal> {
         let mut decoder = Decoder::new(self, Portion { rest: body, left: IN_AT_ONCE });
-        let (mut whole, mut chunk) = (Vec::new(), vec![0; OUT_AT_ONCE]);
+        let mut whole = Growing::up_to(limits.bytes_max, "the inflated body");
+        let mut chunk = vec![0; OUT_AT_ONCE];
         loop {
             let read = match decoder.read(&mut chunk) {
                 Ok(0) => break,
@@ -100,18 +102,14 @@ impl Coding {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
                 Err(error) => return Err(self.broken(&error.to_string())),
             };
-            if whole.len() + read > limits.bytes_max {
-                return Err(Refusal::TooLarge { what: "the inflated body", limit: limits.bytes_max });
-            }
-            slot.reserve(read)?;
-            whole.extend_from_slice(&chunk[..read]);
+            whole.append(&chunk[..read], slot)?;
             if read == 0 || read == OUT_AT_ONCE {
                 decoder.input().left = IN_AT_ONCE;
                 yield_now().await;
             }
         }
         if decoder.input().rest.is_empty() {
-            Ok(whole.into())
+            Ok(whole.freeze())
         } else {
             Err(self.broken("something follows its end"))
         }

@@ -5,6 +5,7 @@
 pub(crate) mod answer;
 
 use crate::numbers;
+use crate::object::Object;
 use crate::refusal::Refusal;
 use crate::skeleton::Skeleton;
 use crate::tensor_json::{TensorData, quote_non_finite};
@@ -20,6 +21,9 @@ use wire::{Datatype, Layout, TensorMeta, element_count};
 
 /// More inputs or outputs than this are no request but an attack on memory and time.
 pub(crate) const TENSORS_MAX: usize = 1024;
+
+/// libtorch knows no tensor of more dimensions.
+pub(crate) const DIMENSIONS_MAX: usize = 64;
 
 /// A request that agrees with itself.
 #[derive(Debug, Default, PartialEq)]
@@ -38,6 +42,8 @@ pub struct InferRequest {
     pub timeout: Option<Duration>,
     /// 1 before others, 2 (or 0) as usual, 3 and above after others.
     pub priority: u32,
+    /// Whether it is one of a sequence, which another server may know of.
+    pub is_of_a_sequence: bool,
 }
 
 /// One entry of `outputs`.
@@ -74,7 +80,6 @@ impl InferRequest {
             },
             result => result,
         }
-        .map_err(|error| Refusal::Invalid(format!("request body: {error}")))
     }
 
     /// Whether `output` goes out as binary data.
@@ -100,12 +105,18 @@ fn parse_around_numbers(json: &[u8], binary: &Bytes) -> Option<InferRequest> {
     (payload.filled == skeleton.cuts()).then_some(request)
 }
 
-fn parse(json: &[u8], binary: &Bytes) -> Result<InferRequest, serde_json::Error> {
+fn parse(json: &[u8], binary: &Bytes) -> Result<InferRequest, Refusal> {
     let mut parser = serde_json::Deserializer::from_slice(json);
-    let request = RequestSeed { payload: &mut Payload::new(binary.clone()) }.deserialize(&mut parser)?;
-    parser.end()?;
-    Ok(request)
+    let mut payload = Payload::new(binary.clone());
+    let request = RequestSeed { payload: &mut payload }.deserialize(&mut parser);
+    request.and_then(|request| parser.end().map(|()| request)).map_err(|error| match payload.unsupported {
+        Some(what) => Refusal::Unsupported(what.to_owned()),
+        None => Refusal::Invalid(format!("request body: {error}")),
+    })
 }
+
+/// What this server does not have. To go on as if it had not been asked for would be an answer to another question.
+pub(crate) const SHARED_MEMORY: &str = "parameter `shared_memory_region`: shared memory is not supported";
 
 /// The request's own parameters; others are the model's or a future extension's and are let pass.
 #[derive(Deserialize, Default)]
@@ -116,11 +127,24 @@ struct RequestParameters {
     timeout: Option<u64>,
     /// As in Triton's schedule policy, where 1 is the highest and 0 means the default.
     priority: Option<u32>,
+    /// A number or a text; 0 and the empty one mean none.
+    sequence_id: serde_json::Value,
+}
+
+impl RequestParameters {
+    fn is_of_a_sequence(&self) -> bool {
+        match &self.sequence_id {
+            serde_json::Value::Null => false,
+            serde_json::Value::String(id) => !id.is_empty(),
+            id => *id != 0,
+        }
+    }
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct TensorParameters {
+    shared_memory_region: Option<IgnoredAny>,
     binary_data_size: Option<usize>,
     binary_data: Option<bool>,
     /// As in Triton, 0 asks for none.
@@ -131,7 +155,61 @@ struct TensorParameters {
 struct RawOutput {
     name: String,
     #[serde(default)]
-    parameters: TensorParameters,
+    parameters: Object<TensorParameters>,
+}
+
+/// Sizes along the dimensions of a tensor.
+struct Shape(Vec<u64>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(ShapeVisitor)
+    }
+}
+
+struct ShapeVisitor;
+
+impl<'de> Visitor<'de> for ShapeVisitor {
+    type Value = Shape;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a shape, which is an array of whole numbers")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut sizes: A) -> Result<Shape, A::Error> {
+        let mut shape = Vec::new();
+        while let Some(Size(size)) = sizes.next_element()? {
+            if shape.len() == DIMENSIONS_MAX {
+                return Err(A::Error::custom(format_args!(
+                    "a shape has more than {DIMENSIONS_MAX} dimensions"
+                )));
+            }
+            shape.push(size);
+        }
+        Ok(Shape(shape))
+    }
+}
+
+struct Size(u64);
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_u64(SizeVisitor)
+    }
+}
+
+struct SizeVisitor;
+
+impl Visitor<'_> for SizeVisitor {
+    type Value = Size;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a whole number from 0")
+    }
+
+    fn visit_u64<E: Error>(self, size: u64) -> Result<Size, E> {
+        Ok(Size(size))
+    }
 }
 
 struct RequestSeed<'p, 's> {
@@ -167,19 +245,17 @@ impl<'de> Visitor<'de> for RequestSeed<'_, '_> {
                     has_inputs = true;
                 }
                 "outputs" => {
-                    let outputs: Vec<RawOutput> = fields.next_value()?;
+                    let outputs: Vec<Object<RawOutput>> = fields.next_value()?;
                     at_most_tensors(outputs.len())?;
-                    request.outputs = outputs
-                        .into_iter()
-                        .map(|RawOutput { name, parameters }| RequestedOutput {
-                            name,
-                            binary: parameters.binary_data,
-                            classes: parameters.classification,
-                        })
-                        .collect();
+                    for Object(RawOutput { name, parameters: Object(parameters) }) in outputs {
+                        payload.supports(&parameters)?;
+                        let (binary, classes) = (parameters.binary_data, parameters.classification);
+                        request.outputs.push(RequestedOutput { name, binary, classes });
+                    }
                 }
                 "parameters" => {
-                    let parameters: RequestParameters = fields.next_value()?;
+                    let Object(parameters) = fields.next_value::<Object<RequestParameters>>()?;
+                    request.is_of_a_sequence = parameters.is_of_a_sequence();
                     request.binary_outputs = parameters.binary_data_output.unwrap_or(false);
                     request.priority = parameters.priority.unwrap_or(0);
                     request.timeout = parameters.timeout.filter(|us| *us > 0).map(Duration::from_micros);
@@ -235,6 +311,8 @@ struct Payload<'s> {
     /// What the body is read from, if that lacks its numbers; and how many arrays of them have been found again.
     skeleton: Option<&'s Skeleton<'s>>,
     filled: usize,
+    /// Why it is not read, if that is because of what this server does not have.
+    unsupported: Option<&'static str>,
 }
 
 struct InputsSeed<'p, 's> {
@@ -296,9 +374,13 @@ impl<'de> Visitor<'de> for InputSeed<'_, '_> {
             seen.once(&field)?;
             match field.as_ref() {
                 "name" => name = Some(fields.next_value()?),
-                "shape" => shape = Some(fields.next_value()?),
+                "shape" => shape = Some(fields.next_value::<Shape>()?.0),
                 "datatype" => datatype = Some(read_datatype(fields.next_value::<Cow<'de, str>>()?.as_ref())?),
-                "parameters" => binary_data_size = fields.next_value::<TensorParameters>()?.binary_data_size,
+                "parameters" => {
+                    let Object(parameters) = fields.next_value::<Object<TensorParameters>>()?;
+                    self.payload.supports(&parameters)?;
+                    binary_data_size = parameters.binary_data_size;
+                }
                 "data" => {
                     data = match (datatype, &shape) {
                         (Some(datatype), Some(shape)) if self.payload.skeleton.is_none() => {
@@ -365,7 +447,15 @@ enum Data<'de> {
 impl Payload<'_> {
     fn new(binary: Bytes) -> Self {
         let (bytes, layout) = (Vec::new(), Layout::default());
-        Self { bytes, as_it_came: None, layout, binary, skeleton: None, filled: 0 }
+        Self { bytes, as_it_came: None, layout, binary, skeleton: None, filled: 0, unsupported: None }
+    }
+
+    fn supports<E: Error>(&mut self, parameters: &TensorParameters) -> Result<(), E> {
+        if parameters.shared_memory_region.is_none() {
+            return Ok(());
+        }
+        self.unsupported = Some(SHARED_MEMORY);
+        Err(E::custom(SHARED_MEMORY))
     }
 
     fn laid_out(&self) -> &[u8] {
@@ -580,7 +670,7 @@ mod tests {
             ),
             (
                 &input(r#""name":"x","shape":[-1],"datatype":"FP32","data":[1]"#),
-                "invalid value: integer `-1`",
+                "integer `-1`, expected a whole number from 0",
             ),
             (
                 &input(r#""name":"x","shape":[2],"datatype":"FP32","data":[1]"#),

@@ -51,10 +51,10 @@ impl Dialect {
     /// The body that tells a refusal.
     pub(crate) fn refusal(self, refusal: &Refusal) -> serde_json::Value {
         match self {
-            Self::OpenInference | Self::TfServing => json!({"error": refusal.to_string()}),
+            Self::OpenInference | Self::TfServing => json!({"error": refusal.message()}),
             Self::TorchServe => {
                 let (code, exception) = (refusal.status().as_u16(), torchserve::exception(refusal));
-                json!({"code": code, "type": exception, "message": refusal.to_string()})
+                json!({"code": code, "type": exception, "message": refusal.message()})
             }
         }
     }

@@ -254,6 +254,10 @@ impl Path {
         record: &mut Record,
     ) -> Result<C::Answer, Unanswered> {
         let Asking { ref models, target, version, deadline, now, .. } = *asking;
+        if request.is_of_a_sequence {
+            let why = "parameter `sequence_id`: sequences are not supported";
+            return Err(Refusal::Unsupported(why.into()).into());
+        }
         let infer = self.engine_request(&mut request, asking, record);
         let copy = self.copy(call, (&infer, &request), body, asking);
         let counters = self.metrics.version(target.model, version);

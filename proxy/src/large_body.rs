@@ -113,7 +113,10 @@ pub(crate) async fn skip(session: &ServerSession, bytes_max: usize, silence_max:
     let ServerSession::H1(session) = session else { return 0 };
     let Some(connection) = connection(session) else { return 0 };
     let most = connection.unread.swap(0, Ordering::Relaxed).min(bytes_max);
-    let (mut unwanted, mut skipped) = ([0; 4096], 0);
+    if most == 0 {
+        return 0;
+    }
+    let (mut unwanted, mut skipped) = (vec![0; 4096], 0);
     while skipped < most {
         match timeout(silence_max, Straight(connection).read(&mut unwanted)).await {
             Ok(Ok(read @ 1..)) => skipped += read,

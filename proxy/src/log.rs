@@ -29,7 +29,7 @@ impl Format {
 /// them. Level from `PENSTOCK_LOG`, such as `debug` or `info,proxy=debug`; the engine inherits it.
 pub fn start(format: Format) -> anyhow::Result<()> {
     // Pingora logs a line per start of each service, and an error for every client that leaves.
-    let default = "info,pingora=warn,pingora_core=warn,pingora_proxy=off";
+    let default = "info,pingora=warn,pingora_core=warn";
     let filter = std::env::var("PENSTOCK_LOG").unwrap_or_else(|_| default.to_owned());
     let filter = EnvFilter::try_new(&filter).with_context(|| format!("PENSTOCK_LOG=`{filter}`"))?;
     let lines = tracing_subscriber::fmt()

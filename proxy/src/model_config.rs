@@ -3,10 +3,11 @@
 
 use serde::Serialize;
 use std::collections::BTreeMap;
+use utoipa::ToSchema;
 use wire::{Datatype, ModelEntry, TensorSpec};
 
 /// Triton's `ModelConfig`, whose names these are.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ModelConfig {
     /// Of the model.
     pub name: String,
@@ -34,18 +35,18 @@ pub struct ModelConfig {
 }
 
 /// Which versions are served.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct VersionPolicy {
     /// All of them.
     pub all: NoFields,
 }
 
 /// `{}`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct NoFields {}
 
 /// An input or output.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ConfiguredTensor {
     /// Its name.
     pub name: String,
@@ -56,7 +57,7 @@ pub struct ConfiguredTensor {
 }
 
 /// How requests are put together: as they come, without a delay.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct DynamicBatching {
     /// None: it depends on how long runs take.
     pub preferred_batch_size: Vec<u32>,
@@ -69,7 +70,7 @@ pub struct DynamicBatching {
 }
 
 /// Runs at the same time.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct InstanceGroup {
     /// That of the model.
     pub name: String,
@@ -80,7 +81,7 @@ pub struct InstanceGroup {
 }
 
 /// A text among the parameters.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Parameter {
     /// The text.
     pub string_value: String,

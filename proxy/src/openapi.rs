@@ -4,7 +4,7 @@
 mod bodies;
 
 use crate::dialect::{Dialect, management, v1};
-use crate::{describe, repository, service};
+use crate::{describe, model_config, repository, service, settings, statistics};
 use bodies::{
     ErrorBody, InferAnswer, InferBody, PredictAnswer, PredictBody, TorchServeError, TorchServePrediction,
 };
@@ -47,6 +47,8 @@ const OF_MODEL: &[u16] = &[404];
 const OF_INFERENCE: &[u16] = &[400, 404, 408, 413, 415, 429, 500, 501, 502, 503, 504];
 /// Refusals of orders.
 const OF_ORDER: &[u16] = &[400, 403, 404, 408, 413, 415, 500, 503];
+/// Refusals of changes of settings.
+const OF_SETTING: &[u16] = &[400, 403, 404, 408, 413, 415, 503];
 
 fn get(path: &'static str, summary: &'static str, answer: RefOr<Schema>, refusals: &[u16]) -> Operation {
     Operation {
@@ -114,8 +116,33 @@ fn operations() -> Vec<Operation> {
             ..post(path, "Load or unload, where `control` is on", body, any(), OF_ORDER)
         });
     }
+    all.extend(extension_operations());
     all.extend(v1_operations());
     all.extend(torchserve_operations());
+    all
+}
+
+fn extension_operations() -> Vec<Operation> {
+    let counted = of::<statistics::AllStatistics>;
+    let mut all = vec![
+        get("/v2/models", "Names of all models", of::<v1::ModelNames>(), &[]),
+        get("/v2/models/stats", "What has been counted of all models", counted(), &[]),
+    ];
+    for path in ["/v2/models/{model}/stats", "/v2/models/{model}/versions/{version}/stats"] {
+        all.push(get(path, "What has been counted", counted(), OF_MODEL));
+    }
+    for path in ["/v2/models/{model}/config", "/v2/models/{model}/versions/{version}/config"] {
+        all.push(get(path, "How it is served", of::<model_config::ModelConfig>(), &[404, 503]));
+    }
+    let asked = || vec![(JSON, ObjectBuilder::new().schema_type(Type::Object).into())];
+    for (path, summary, settings) in [
+        ("/v2/trace/setting", "What is traced", of::<settings::TraceSettings>()),
+        ("/v2/models/{model}/trace/setting", "What is traced", of::<settings::TraceSettings>()),
+        ("/v2/logging", "What is logged", of::<settings::LogSettings>()),
+    ] {
+        all.push(get(path, summary, settings.clone(), OF_MODEL));
+        all.push(post(path, "Change it, as far as may be", asked(), settings, OF_SETTING));
+    }
     all
 }
 
@@ -216,6 +243,10 @@ fn schemas() -> Vec<(String, RefOr<Schema>)> {
     with::<repository::Entry>(&mut all);
     with::<repository::IndexBody>(&mut all);
     with::<repository::OrderBody>(&mut all);
+    with::<statistics::AllStatistics>(&mut all);
+    with::<model_config::ModelConfig>(&mut all);
+    with::<settings::TraceSettings>(&mut all);
+    with::<settings::LogSettings>(&mut all);
     with::<v1::ModelNames>(&mut all);
     with::<v1::ModelStatus>(&mut all);
     with::<v1::SignatureMetadata>(&mut all);
@@ -332,11 +363,14 @@ mod tests {
     fn every_route_is_in_the_document() {
         let told: BTreeSet<_> = operations().iter().map(|operation| operation.path).collect();
         let mut names = 0;
-        for source in
-            [include_str!("route.rs"), include_str!("route/v1.rs"), include_str!("route/torchserve.rs")]
-        {
-            let function =
-                source.split("fn name(&self)").nth(1).and_then(|rest| rest.split("\n    }\n").next());
+        for source in [
+            include_str!("route.rs"),
+            include_str!("route/v1.rs"),
+            include_str!("route/torchserve.rs"),
+            include_str!("extensions.rs"),
+        ] {
+            let function = source.split("fn name(&self)").nth(1);
+            let function = function.and_then(|rest| rest.split("\n    }\n").next());
             for name in function.unwrap().split('"').skip(1).step_by(2) {
                 assert!(told.contains(name), "{name} is no path of openapi.rs");
                 names += 1;

@@ -119,6 +119,19 @@ fn seconds(wait: Duration) -> f64 {
 }
 
 impl Refusal {
+    /// Clients take as much in the metadata of gRPC, of which they refuse more than 8 KiB and where a byte may take three.
+    const MESSAGE_BYTES_MAX: usize = 2 << 10;
+
+    /// What the client is told. It may have given names of any length, which errors repeat.
+    pub(crate) fn message(&self) -> String {
+        let mut message = self.to_string();
+        if message.len() > Self::MESSAGE_BYTES_MAX {
+            message.truncate(message.floor_char_boundary(Self::MESSAGE_BYTES_MAX));
+            message.push('…');
+        }
+        message
+    }
+
     /// How long a client should wait at least, where waiting helps and the policy does not say better.
     const RETRY_SOON: Duration = Duration::from_secs(1);
 

@@ -5,6 +5,7 @@
 use crate::body::{self, BodyLimits};
 use crate::directory::Directory;
 use crate::links::Links;
+use crate::object::Object;
 use crate::refusal::Refusal;
 use crate::route::Target;
 use crate::slots::Slots;
@@ -170,7 +171,9 @@ pub(crate) fn parse<T: Default + for<'de> Deserialize<'de>>(body: &[u8]) -> Resu
     if body.is_empty() {
         return Ok(T::default());
     }
-    serde_json::from_slice(body).map_err(|error| Refusal::Invalid(format!("the body: {error}")))
+    let Object(parsed) =
+        serde_json::from_slice(body).map_err(|error| Refusal::Invalid(format!("the body: {error}")))?;
+    Ok(parsed)
 }
 
 fn check_parameters<'a>(

@@ -155,6 +155,9 @@ impl<'a> Route<'a> {
             "/repository/index" => return Ok((Self::Repository, "POST")),
             _ => {}
         }
+        if rest.starts_with("/systemsharedmemory/") || rest.starts_with("/cudasharedmemory/") {
+            return Err(Refusal::Unsupported("shared memory is not supported".into()));
+        }
         if let Some((extension, allow)) = Extension::of_path(rest) {
             return Ok((Self::Extension(extension), allow));
         }
@@ -186,6 +189,9 @@ impl<'a> Route<'a> {
             (false, "infer") => {
                 let address = Address { model, which: pinned.map_or(Which::Any, Which::Version) };
                 Ok((Self::Infer(Dialect::OpenInference, address), "POST"))
+            }
+            (false, "generate" | "generate_stream") => {
+                Err(Refusal::Unsupported("`generate` is not supported: use `infer`".into()))
             }
             (true, "load") => Ok((Self::Order(Action::Load, target), "POST")),
             (true, "unload") => Ok((Self::Order(Action::Unload, target), "POST")),
@@ -285,6 +291,7 @@ mod tests {
             "/v2/models//labels/b/infer",
             "/v2/repository/models/a/infer",
             "/v2/repository/models/a",
+            "/v2/systemsharedmemory",
         ] {
             assert!(matches!(get(path), Err(Refusal::NotFound(_))), "{path}");
         }

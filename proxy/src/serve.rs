@@ -42,7 +42,6 @@ use async_trait::async_trait;
 use pingora::apps::HttpServerOptions;
 use pingora::listeners::ListenerConfig;
 use pingora::protocols::l4::stream::L4BufferSettings;
-use pingora::proxy::http_proxy;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
@@ -101,7 +100,6 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
 
     let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
     server.bootstrap();
-    let conf = server.configuration.clone();
     let repository = Repository {
         control: config.control,
         directory: path.directory.clone(),
@@ -119,12 +117,10 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         let grpc = Grpc::new(path.clone(), repository, readiness, watchers.clone());
         background_service("grpc", Listen { listener, grpc: Arc::new(grpc), threads: config.workers })
     });
-    let service = Service { path: path.clone(), repository, readiness: readiness.clone(), watchers };
     let mut options = HttpServerOptions::default();
     options.keepalive_request_limit = Some(KEEPALIVE_REQUESTS_MAX);
-    let mut proxy = http_proxy(&conf, service);
-    proxy.server_options = Some(options);
-    let mut http = ListeningService::new("http".into(), Downstream(Arc::new(proxy)));
+    let service = Service { path: path.clone(), repository, readiness: readiness.clone(), watchers, options };
+    let mut http = ListeningService::new("http".into(), Downstream(Arc::new(service)));
     // Large bodies are read past the buffer, and it stays as long as the connection.
     let buffer = L4BufferSettings::default().read(READ_BUFFER_BYTES);
     http.add_listener(ListenerConfig::tcp(config.http.to_string()).l4_buffer(buffer));

@@ -1,8 +1,8 @@
-//! Pingora's hooks, in the order in which it calls them, and how an answer is written. Decides nothing about
-//! inference: that is [`crate::infer`]'s.
+//! What happens between two requests of a connection, and how an answer is written. Decides nothing about inference: that is
+//! [`crate::infer`]'s.
 //!
-//! Every request is answered in `request_filter`, because the engine is reached over our own link, and what another
-//! server answers takes the same path; pingora's own proxying is not entered.
+//! Pingora accepts connections and speaks HTTP. Its proxying is not entered: the engine is reached over our own link, and what
+//! another server answers takes the same path.
 
 use crate::body;
 use crate::call::{HttpAnswer, HttpCall, JSON_LEN};
@@ -24,12 +24,13 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use percent_encoding::percent_decode_str;
+use pingora::ErrorType;
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
 use pingora::http::ResponseHeader;
-use pingora::modules::http::HttpModules;
 use pingora::protocols::http::ServerSession;
-use pingora::proxy::{ProxyHttp, Session};
-use pingora::upstreams::peer::HttpPeer;
+use pingora::server::ShutdownWatch;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 use utoipa::ToSchema;
@@ -46,6 +47,8 @@ pub struct Service {
     pub readiness: Readiness,
     /// Who is told of requests that are over.
     pub watchers: Watchers,
+    /// What pingora is told of connections.
+    pub options: HttpServerOptions,
 }
 
 /// A connection that stays silent between requests for this long is closed.
@@ -62,18 +65,63 @@ pub(crate) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub(crate) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 
 #[async_trait]
-impl ProxyHttp for Service {
-    type CTX = Record;
-
-    fn new_ctx(&self) -> Record {
-        Record::begin(&self.watchers.metrics)
+impl HttpServerApp for Service {
+    /// One request. The connection, if it is there for another.
+    async fn process_new_http(
+        self: &Arc<Self>,
+        mut session: ServerSession,
+        shutdown: &ShutdownWatch,
+    ) -> Option<ReusedHttpStream> {
+        if !self.has_request(&mut session, shutdown).await {
+            return None;
+        }
+        if *shutdown.borrow() {
+            session.set_keepalive(None);
+        }
+        let mut record = Record::begin(&self.watchers.metrics);
+        let written = self.respond(&mut session, &mut record).await;
+        if written.is_err() && record.refusal.is_none() {
+            record.refuse(&Refusal::ClientGone);
+        }
+        record.close(&self.watchers);
+        written.ok()?; // a client that leaves is no error of ours
+        let settings = HttpPersistentSettings::for_session(&session);
+        let reusable = session.finish().await.ok()??;
+        Some(ReusedHttpStream::from_reusable_stream(reusable, settings))
     }
 
-    /// None: compression and the like are not wanted between neighbours on one machine.
-    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+    fn server_options(&self) -> Option<&HttpServerOptions> {
+        Some(&self.options)
+    }
+}
 
-    async fn request_filter(&self, session: &mut Session, record: &mut Record) -> pingora::Result<bool> {
-        let session = session.as_downstream_mut();
+impl Service {
+    /// Whether the connection brings another request, of which the head has been read. What has come before the end is answered.
+    async fn has_request(&self, session: &mut ServerSession, shutdown: &ShutdownWatch) -> bool {
+        let mut shutdown = shutdown.clone();
+        let read = tokio::select! {
+            biased;
+            read = session.read_request() => read,
+            _ = shutdown.wait_for(|has_begun| *has_begun) => return false,
+        };
+        let refused = match read {
+            // It would turn what follows into something else than HTTP (RFC 9110, 9.3.6).
+            Ok(true) if session.req_header().method == Method::CONNECT => {
+                Refusal::Method { allow: "GET, POST" }
+            }
+            Ok(true) => return true,
+            Err(error) if error.etype == ErrorType::InvalidHTTPHeader => Refusal::Invalid(unreadable(&error)),
+            Ok(false) | Err(_) => return false, // it has left
+        };
+        self.watchers.metrics.refuse(refused.reason());
+        if let Ok((head, body)) = Answer::refusal(Dialect::OpenInference, &refused).last() {
+            let _ = session.write_error_response(head, body).await; // it may have left
+        }
+        session.shutdown().await;
+        false
+    }
+
+    async fn respond(&self, session: &mut ServerSession, record: &mut Record) -> pingora::Result<()> {
         set_timeouts(session);
         record.identify(&session.req_header().headers, &self.watchers);
         let dialect = Dialect::of_path(session.req_header().uri.path());
@@ -84,7 +132,7 @@ impl ProxyHttp for Service {
                 if matches!(refusal, Refusal::ClientGone) {
                     record.status = refusal.status().as_u16();
                     session.set_keepalive(None);
-                    return Ok(true);
+                    return Ok(());
                 }
                 body::discard(session).await;
                 Answer::refusal(dialect, &refusal)
@@ -96,37 +144,14 @@ impl ProxyHttp for Service {
         }
         write(session, answer, record).await?;
         body::linger(session).await;
-        Ok(true)
+        Ok(())
     }
 
-    async fn upstream_peer(
-        &self,
-        _session: &mut Session,
-        _record: &mut Record,
-    ) -> pingora::Result<Box<HttpPeer>> {
-        unreachable!("request_filter has answered")
-    }
-
-    async fn logging(&self, _session: &mut Session, error: Option<&pingora::Error>, record: &mut Record) {
-        if error.is_some() && record.refusal.is_none() {
-            record.refuse(&Refusal::ClientGone); // the answer could not be written
-        }
-        record.close(&self.watchers);
-    }
-
-    fn suppress_error_log(&self, _session: &Session, _record: &Record, _error: &pingora::Error) -> bool {
-        true // counted in `logging`; a client that leaves is no error of ours
-    }
-}
-
-impl Service {
     async fn answer(&self, session: &mut ServerSession, record: &mut Record) -> Result<Answer, Refusal> {
         // Cheap to clone, and the path must outlive the reads of the body.
         let uri = session.req_header().uri.clone();
         record.method = session.req_header().method.clone();
-        let path = percent_decode_str(uri.path())
-            .decode_utf8()
-            .map_err(|_| Refusal::NotFound("the path is not UTF-8".into()))?;
+        let path = decoded(uri.path())?;
         let route = Route::parse(&record.method, &path)?;
         record.route = route.name();
         match route {
@@ -215,6 +240,27 @@ impl Service {
             }
         })
     }
+}
+
+/// A slash that is encoded would divide a path for us, and not for whoever stands before us and lets only some paths through.
+fn decoded(path: &str) -> Result<Cow<'_, str>, Refusal> {
+    let slashes = |text: &str| memchr::memchr_iter(b'/', text.as_bytes()).count();
+    let decoded = percent_decode_str(path).decode_utf8();
+    let decoded = decoded.map_err(|_| Refusal::NotFound("the path is not UTF-8".into()))?;
+    if matches!(decoded, Cow::Owned(_)) && slashes(&decoded) > slashes(path) {
+        return Err(Refusal::NotFound(format!("no such path: {path}")));
+    }
+    Ok(decoded)
+}
+
+/// What is wrong with the head of a request.
+fn unreadable(error: &pingora::Error) -> String {
+    let why = match (&error.cause, &error.context) {
+        (Some(cause), _) => cause.to_string(),
+        (None, Some(context)) => context.to_string(),
+        (None, None) => error.etype.as_str().to_owned(),
+    };
+    format!("the head of the request is not HTTP/1.1: {why}")
 }
 
 /// Whether a person with a browser asks.
@@ -349,6 +395,19 @@ impl Answer {
             | Refusal::ClientGone => None,
         };
         Self { retry_after: refusal.retry_after(), allow, ..Self::json(refusal.status(), &body) }
+    }
+}
+
+impl Answer {
+    /// To a request of which nothing is known, after which the connection is closed.
+    fn last(self) -> pingora::Result<(ResponseHeader, Bytes)> {
+        let mut head = ResponseHeader::build_no_case(self.status, Some(3))?;
+        head.insert_header(header::CONTENT_TYPE, self.content_type)?;
+        head.set_content_length(self.body.len())?;
+        if let Some(allow) = self.allow {
+            head.insert_header(header::ALLOW, allow)?;
+        }
+        Ok((head, self.body))
     }
 }
 

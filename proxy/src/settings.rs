@@ -7,9 +7,10 @@ use crate::trace::Tracer;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use tracing::level_filters::LevelFilter;
+use utoipa::ToSchema;
 
 /// What is traced.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct TraceSettings {
     /// `TIMESTAMPS`, or `OFF` where no collector is configured.
     pub trace_level: Vec<&'static str>,
@@ -68,7 +69,7 @@ impl TraceSettings {
 }
 
 /// What is logged, to standard error.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct LogSettings {
     /// None.
     pub log_file: &'static str,

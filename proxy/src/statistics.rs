@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
+use utoipa::ToSchema;
 use wire::{Phases, Timing};
 
 /// The counters of one version.
@@ -239,14 +240,14 @@ pub(crate) struct Totals {
 }
 
 /// Answer of the statistics extension, field by field as Triton has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct AllStatistics {
     /// By name, then version.
     pub model_stats: Vec<ModelStatistics>,
 }
 
 /// One version.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ModelStatistics {
     /// Of the model.
     pub name: String,
@@ -265,7 +266,7 @@ pub struct ModelStatistics {
 }
 
 /// Sums over requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct InferStatistics {
     /// Requests that were answered, from the end of their head to the end of their answer.
     pub success: StatisticDuration,
@@ -286,7 +287,7 @@ pub struct InferStatistics {
 }
 
 /// Runs of so many rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct BatchStatistics {
     /// Rows of each.
     pub batch_size: u32,
@@ -299,7 +300,7 @@ pub struct BatchStatistics {
 }
 
 /// How often, and how long in all.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct StatisticDuration {
     /// How often.
     pub count: u64,

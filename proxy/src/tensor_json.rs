@@ -25,12 +25,6 @@ impl<'de> DeserializeSeed<'de> for TensorData<'_> {
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         let elements = element_count(self.shape)
             .ok_or_else(|| D::Error::custom(format_args!("shape {:?} overflows", self.shape)))?;
-        if matches!(self.datatype, Datatype::Fp16 | Datatype::Bf16) {
-            return Err(D::Error::custom(format_args!(
-                "{} has no JSON form, send it as binary data",
-                self.datatype.name()
-            )));
-        }
         let mut values = Values {
             bytes: self.bytes,
             datatype: self.datatype,
@@ -96,7 +90,13 @@ impl Values<'_> {
     }
 
     fn refuse<E: Error>(&self, got: impl fmt::Display) -> E {
-        E::custom(format_args!("{got} does not fit {}", self.datatype.name()))
+        let datatype = self.datatype.name();
+        match self.datatype {
+            Datatype::Fp16 | Datatype::Bf16 => {
+                E::custom(format_args!("{datatype} has no JSON form, send it as binary data"))
+            }
+            _ => E::custom(format_args!("{got} does not fit {datatype}")),
+        }
     }
 
     fn put_integer<E, I>(&mut self, value: I) -> Result<Node, E>
@@ -110,7 +110,7 @@ impl Values<'_> {
         i64: TryFrom<I>,
         f64: FromInteger<I>,
     {
-        let misfit = || E::custom(format_args!("{value} does not fit {}", self.datatype.name()));
+        let misfit = || self.refuse(value);
         match self.datatype {
             Datatype::Uint8 => {
                 u8::try_from(value).map_err(|_| misfit()).and_then(|v| self.put(&v.to_le_bytes()))
@@ -180,12 +180,12 @@ impl<'de> Visitor<'de> for &mut Values<'_> {
             Datatype::Fp32 => {
                 let single = value as f32;
                 if single.is_infinite() && value.is_finite() {
-                    Err(self.refuse(value))
+                    Err(self.refuse(format_args!("{value:?}")))
                 } else {
                     self.put(&single.to_le_bytes())
                 }
             }
-            _ => Err(self.refuse(value)),
+            _ => Err(self.refuse(format_args!("{value:?}"))),
         }
     }
 

@@ -267,6 +267,11 @@ impl Stack {
         self.bytes_of("VmRSS:")
     }
 
+    /// The most that it has ever been.
+    pub fn peak_bytes(&self) -> u64 {
+        self.bytes_of("VmHWM:")
+    }
+
     /// What of it is its own, and not pages of files.
     pub fn anonymous_bytes(&self) -> u64 {
         self.bytes_of("RssAnon:")

@@ -24,7 +24,12 @@ fn each_mistake_gets_its_status_and_its_name() {
     let good = infer_body("pixels", [1, 64], &[0.0; 64]);
     let zeros = json!({"name": "pixels", "shape": [1, 64], "datatype": "FP32", "data": vec![0; 64]});
     let twice = json!({"inputs": [zeros.clone(), zeros.clone()]});
-    let unknown_output = json!({"inputs": [zeros], "outputs": [{"name": "colour"}]});
+    let unknown_output = json!({"inputs": [zeros.clone()], "outputs": [{"name": "colour"}]});
+    let with = |mut fields: serde_json::Value| {
+        fields["inputs"] = json!([zeros]);
+        fields.to_string().into_bytes()
+    };
+    let shared_output = json!({"outputs": [{"name": "digit", "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 8}}]});
     let cases: Vec<(&str, Vec<u8>, u16, &str)> = vec![
         (INFER, b"".to_vec(), 400, "EOF"),
         (INFER, b"{\"inputs\":[".to_vec(), 400, "EOF"),
@@ -45,6 +50,20 @@ fn each_mistake_gets_its_status_and_its_name() {
         (INFER, input(json!({"shape": [u64::MAX, u64::MAX]})), 400, "overflow"),
         (INFER, input(json!({"shape": [1_u64 << 40, 64]})), 400, "elements"),
         (INFER, input(json!({"shape": null})), 400, "shape"),
+        (INFER, input(json!({"shape": [-1, 64]})), 400, "integer `-1`, expected a whole number from 0"),
+        (INFER, input(json!({"shape": vec![1; 65]})), 400, "more than 64 dimensions"),
+        (INFER, input(json!({"datatype": "F".repeat(1 << 20)})), 400, "…"),
+        (INFER, input(json!({"datatype": "INT64", "data": [1.0]})), 400, "1.0 does not fit INT64"),
+        (INFER, input(json!({"parameters": [256]})), 400, "expected an object"),
+        (INFER, input(json!({"parameters": {"shared_memory_region": "r"}})), 501, "shared memory"),
+        (INFER, with(json!({"outputs": [["digit"]]})), 400, "expected an object"),
+        (INFER, with(json!({"parameters": [true]})), 400, "expected an object"),
+        (INFER, with(json!({"parameters": {"sequence_id": 7}})), 501, "sequences"),
+        (INFER, with(shared_output), 501, "shared memory"),
+        ("/v2/systemsharedmemory/region/r/register", b"{}".to_vec(), 501, "shared memory"),
+        ("/v2/models/digits/generate", good.clone(), 501, "use `infer`"),
+        ("/v2/models/digits%2Finfer", good.clone(), 404, "no such path"),
+        ("/v2/repository/index", b"[]".to_vec(), 400, "expected an object"),
         (INFER, twice.to_string().into_bytes(), 400, "pixels"),
         (INFER, unknown_output.to_string().into_bytes(), 400, "colour"),
         ("/v2/models/nothing/infer", good.clone(), 404, "nothing"),
@@ -75,6 +94,31 @@ fn non_finite_values_are_values() {
     let answer = stack.client().infer("digits", &[], body.as_bytes());
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert!(answer.text().contains("NaN"), "what the model makes of it comes back: {}", answer.text());
+}
+
+#[test]
+fn a_head_that_is_no_http_is_answered_and_ends_its_connection() {
+    let stack = Stack::builder().start();
+    let many = format!("GET /v2 HTTP/1.1\r\nHost: x\r\n{}\r\n", "a: b\r\n".repeat(1000));
+    let cases = [
+        ("GET /v2 HTTP/1.1\r\nHost: x\r\nno colon\r\n\r\n", 400, "invalid header name"),
+        ("\u{16}\u{3}\u{1} a greeting of TLS\r\n\r\n", 400, "invalid token"),
+        ("GET /v2 HTTP/3.0\r\nHost: x\r\n\r\n", 400, "invalid HTTP version"),
+        (&many, 400, "too many headers"),
+        ("POST /v2 HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "Transfer-Encoding"),
+        ("CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n", 405, "allow: GET, POST"),
+    ];
+    for (head, status, says) in &cases {
+        let answer = harness::raw_exchange(
+            stack.http,
+            &[head.as_bytes(), b"GET /v2 HTTP/1.1\r\n\r\n"].concat(),
+            false,
+        );
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{head:?}: {answer}");
+        assert!(answer.contains(says) && answer.contains(r#"{"error":""#), "{head:?}: {answer}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "what follows is not read: {answer}");
+    }
+    stack.wait_for_metric(r#"penstock_refusals_total{reason="invalid"}"#, 5.0);
 }
 
 #[test]
@@ -150,13 +194,11 @@ fn a_request_too_long_for_a_frame_fails_alone() {
                 (0..50).for_each(|_| assert_eq!(client.infer("digits", &[], &good).status, 200));
             });
         }
-        for body in [input(json!({"name": long})), input(json!({"shape": vec![1; 1_200_000], "data": [1]}))] {
-            let answer = stack.client().infer("digits", &[], &body);
-            assert_eq!(
-                (answer.status, answer.error().as_str()),
-                (413, "what describes the tensors exceeds the limit of 1048576 bytes")
-            );
-        }
+        let answer = stack.client().infer("digits", &[], &input(json!({"name": long})));
+        assert_eq!(
+            (answer.status, answer.error().as_str()),
+            (413, "what describes the tensors exceeds the limit of 1048576 bytes")
+        );
     });
 }
 

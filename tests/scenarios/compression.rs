@@ -105,6 +105,26 @@ fn bombs_broken_streams_and_unknown_encodings_are_told_apart() {
 }
 
 #[test]
+fn many_bombs_at_once_take_the_room_of_bodies_and_no_more() {
+    let stack = Stack::builder().config("requests: {in_flight_mib_max: 150}").start();
+    let bomb = gzip(&vec![b' '; 65 << 20]);
+    let before = stack.peak_bytes();
+    for _ in 0..3 {
+        std::thread::scope(|scope| {
+            for _ in 0..12 {
+                scope.spawn(|| {
+                    let answer = stack.client().infer("digits", &[("content-encoding", "gzip")], &bomb);
+                    assert!([413, 503].contains(&answer.status), "{}", answer.text());
+                });
+            }
+        });
+    }
+    let took = (stack.peak_bytes() - before) >> 20;
+    assert!(took < 200, "{took} MiB where bodies may take 150");
+    assert_eq!(stack.client().infer("digits", &[], &sevens(1)).status, 200);
+}
+
+#[test]
 fn what_falls_back_from_another_server_is_inflated_here() {
     let there_engine = ScriptedEngine::start(&[("m", 7, Behaviour::Answer)]);
     let mut there = Stack::builder().external_engine(there_engine.socket()).start();

@@ -3,7 +3,7 @@
 //! even copied, and floats are copied as they are.
 
 use super::fields::{Fields, Value, malformed, varint};
-use crate::decode::{InferRequest, RequestedOutput, TENSORS_MAX};
+use crate::decode::{DIMENSIONS_MAX, InferRequest, RequestedOutput, SHARED_MEMORY, TENSORS_MAX};
 use crate::refusal::Refusal;
 use bytes::Bytes;
 use std::convert::Infallible;
@@ -12,9 +12,6 @@ use wire::{Datatype, Layout, TensorMeta, element_count};
 
 /// What the engine's frames hold; a number of one byte may become one of eight.
 const PAYLOAD_BYTES_MAX: usize = 256 << 20;
-
-/// libtorch knows no tensor of more dimensions.
-const DIMENSIONS_MAX: usize = 64;
 
 /// Who is asked, and under which id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -209,6 +206,13 @@ fn read_parameter(value: Value<'_>, request: &mut InferRequest) -> Result<(), Re
         // As in Triton's schedule policy: microseconds, and 0 is none; 1 is the highest, and 0 is the default.
         "timeout" => request.timeout = Some(Duration::from_micros(number()?)).filter(|own| !own.is_zero()),
         "priority" => request.priority = u32::try_from(number()?).unwrap_or(u32::MAX),
+        "sequence_id" => {
+            request.is_of_a_sequence = match choice {
+                None | Some((2 | 5, Value::Varint(0))) => false,
+                Some((3, id)) => !id.text()?.is_empty(),
+                Some(_) => true,
+            }
+        }
         _ => {}
     }
     Ok(())
@@ -236,10 +240,7 @@ pub(crate) fn parameter_of(message: &[u8], name: &str) -> Option<String> {
 
 fn no_shared_memory(value: Value<'_>) -> Result<(), Refusal> {
     let (key, _) = parameter(value)?;
-    if key.starts_with("shared_memory_") {
-        return Err(Refusal::Unsupported(format!("parameter `{key}`: shared memory is not supported")));
-    }
-    Ok(())
+    if key == "shared_memory_region" { Err(Refusal::Unsupported(SHARED_MEMORY.into())) } else { Ok(()) }
 }
 
 fn read_output(value: Value<'_>) -> Result<RequestedOutput, Refusal> {

@@ -7,6 +7,7 @@
 //!
 //! A message that comes in one piece is not copied, and neither are the tensors of an answer.
 
+use crate::growing::Growing;
 use crate::refusal::Refusal;
 use crate::slots::Slot;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -73,20 +74,16 @@ impl Coding {
             Self::Gzip => Box::new(GzDecoder::new(message)),
             Self::Deflate => Box::new(ZlibDecoder::new(message)),
         };
-        let mut whole = Vec::new();
+        let mut whole = Growing::up_to(bytes_max, "the message");
         let mut piece = [0; 16 << 10];
         loop {
             let read = reader
                 .read(&mut piece)
                 .map_err(|error| Refusal::Invalid(format!("the message is not {}: {error}", self.name())))?;
             if read == 0 {
-                return Ok(whole.into());
+                return Ok(whole.freeze());
             }
-            if whole.len() + read > bytes_max {
-                return Err(Refusal::TooLarge { what: "the message", limit: bytes_max });
-            }
-            slot.reserve(read)?;
-            whole.extend_from_slice(&piece[..read]);
+            whole.append(&piece[..read], slot)?;
         }
     }
 

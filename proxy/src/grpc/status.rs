@@ -8,9 +8,6 @@ use tonic::{Code, Status};
 /// What clients that retry by themselves heed (gRPC proposal A6).
 const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 
-/// Clients refuse metadata of more than 8 KiB, and a byte of a message may take three there.
-const MESSAGE_BYTES_MAX: usize = 2 << 10;
-
 /// The status code.
 pub(crate) fn code(refusal: &Refusal) -> Code {
     match refusal {
@@ -65,7 +62,7 @@ pub(crate) fn ok() -> HeaderMap {
 /// What stands in place of an answer.
 pub(crate) fn metadata(refusal: &Refusal) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    Status::new(code(refusal), short(refusal.to_string()))
+    Status::new(code(refusal), refusal.message())
         .add_header(&mut headers)
         .expect("a message is percent-encoded");
     if let Some(wait) = refusal.retry_after() {
@@ -78,15 +75,6 @@ pub(crate) fn metadata(refusal: &Refusal) -> HeaderMap {
 
 fn whole(number: u128) -> HeaderValue {
     HeaderValue::from(u64::try_from(number.max(1)).unwrap_or(u64::MAX))
-}
-
-/// A client may give names of any length, which errors repeat.
-fn short(mut message: String) -> String {
-    if message.len() > MESSAGE_BYTES_MAX {
-        message.truncate(message.floor_char_boundary(MESSAGE_BYTES_MAX));
-        message.push('…');
-    }
-    message
 }
 
 #[cfg(test)]

@@ -172,7 +172,7 @@ impl Stream {
             return Answer::Status(status::metadata(refusal));
         }
         let message = ModelStreamInferResponse {
-            error_message: refusal.to_string(),
+            error_message: refusal.message(),
             infer_response: Some(ModelInferResponse { id: id.to_owned(), ..ModelInferResponse::default() }),
         };
         Answer::Message(self.coded(Outgoing::of(&message)), None)

@@ -55,7 +55,7 @@ struct Before {
 impl Blocks {
     /// Before the first one.
     pub(super) fn new(instructions: Instructions) -> Self {
-        let edges = [MaybeUninit::uninit(); BLOCKS * BLOCK + BLOCK];
+        let edges = [const { MaybeUninit::uninit() }; BLOCKS * BLOCK + BLOCK];
         let before = Before::default();
         Self { begin: 0, end: 0, edges, count: 0, unusual: 0, malformed: 0, before, instructions }
     }

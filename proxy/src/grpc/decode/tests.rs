@@ -105,7 +105,7 @@ fn names_parameters_and_outputs_are_read() {
     asked.parameters = [
         ("priority", ParameterChoice::Uint64Param(3)),
         ("timeout", ParameterChoice::Int64Param(1500)),
-        ("sequence_id", ParameterChoice::StringParam("s".into())),
+        ("sequence_id", ParameterChoice::Int64Param(0)),
     ]
     .map(|(key, choice)| (key.to_owned(), parameter(choice)))
     .into();
@@ -116,9 +116,17 @@ fn names_parameters_and_outputs_are_read() {
     let decoded = decode(&message, &names).unwrap();
     assert_eq!(decoded.id.as_deref(), Some("a"));
     assert_eq!((decoded.priority, decoded.timeout), (3, Some(Duration::from_micros(1500))));
+    assert!(!decoded.is_of_a_sequence);
     assert_eq!(decoded.outputs, [RequestedOutput { name: "y".into(), binary: None, classes: 0 }]);
     let other = Names { model: "other".into(), ..names };
     assert!(decode(&message, &other).unwrap_err().to_string().contains("another model"));
+    for id in [ParameterChoice::StringParam("s".into()), ParameterChoice::Int64Param(7)] {
+        let of_a_sequence = ModelInferRequest {
+            parameters: [("sequence_id".into(), parameter(id))].into(),
+            ..request(vec![], &[])
+        };
+        assert!(decode_it(&of_a_sequence).unwrap().is_of_a_sequence);
+    }
 }
 
 #[test]
