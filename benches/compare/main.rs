@@ -54,14 +54,14 @@ fn main() -> anyhow::Result<()> {
             let nobody = Watched::default();
             let ways = [
                 ("alone", nobody),
-                ("again", nobody),
+                ("both", watched),
                 ("lines", Watched { lines: true, ..nobody }),
                 ("traces", Watched { traces: watched.traces, ..nobody }),
-                ("both", watched),
+                ("again", nobody),
             ];
             println!(
-                "{CONNECTIONS} connections, 64 floats as JSON to linear versions; alone, once more alone, with an access line for each \
-                 request, with 1 % of traces, with both"
+                "{CONNECTIONS} connections, 64 floats as JSON to linear versions; alone, with an access line for each request and 1 % of \
+                 traces, with either, once more alone"
             );
             let penstock = |(name, watched)| Server::penstock(name, Versions::Linear, watched);
             paired::compare(&ways.map(penstock).into_iter().collect::<anyhow::Result<Vec<_>>>()?)?;

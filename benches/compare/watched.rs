@@ -2,7 +2,7 @@
 //! off; a scrape of `/metrics` with many models.
 
 use policies::{Ledger, Outcome};
-use proxy::access::{AccessConfig, AccessLog, Line, Moment};
+use proxy::access::{AccessConfig, AccessLog, Line, Moment, Us};
 use proxy::log::Format;
 use proxy::metrics::Metrics;
 use proxy::record::{Record, Watchers};
@@ -67,9 +67,9 @@ pub(crate) fn line() {
             version: Some(1),
             pick: Some("split"),
             generation: 1,
-            duration_ms: f64::from(number % 1000) / 1e3,
-            queue_ms: Some(0.083),
-            run_ms: Some(0.041),
+            duration: Us(u64::from(number % 1000)),
+            queue: Some(Us(83)),
+            run: Some(Us(41)),
             batch_rows: Some(4),
         });
     }

@@ -351,7 +351,10 @@ impl Ledger {
     /// What the candidate of every rollout gets, by model.
     pub(crate) fn shares_of_candidates(&self) -> Vec<(Arc<str>, Millionths)> {
         let rollouts = self.rollouts.load();
-        rollouts.iter().map(|(model, rollout)| (Arc::clone(model), rollout.stage().share)).collect()
+        let shares = rollouts.iter().map(|(model, rollout)| (Arc::clone(model), rollout.stage().share));
+        let mut shares: Vec<_> = shares.collect();
+        shares.sort_unstable();
+        shares
     }
 
     /// The candidate's share in the rollout that has begun, if that is of these versions.

@@ -6,7 +6,6 @@ mod gathered;
 use crate::log::Format;
 use gathered::Gathered;
 use rand::Rng;
-use serde::{Serialize, Serializer};
 use std::cell::RefCell;
 use std::fmt;
 use std::io::{self, Write};
@@ -33,15 +32,14 @@ pub struct AccessLog {
     lines: Gathered,
 }
 
-/// What a line says. Times in milliseconds.
-#[derive(Debug, Serialize)]
+/// What a line says.
+#[derive(Debug)]
 pub struct Line<'a> {
     /// When the request was over.
     pub time: Moment,
     /// As the client was told it.
     pub request_id: &'a str,
     /// Present when the request is kept as a trace.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub trace_id: Option<String>,
     /// HTTP method.
     pub method: &'a str,
@@ -50,31 +48,28 @@ pub struct Line<'a> {
     /// HTTP status, 0 if none was sent.
     pub status: u16,
     /// Why there was no answer.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<&'a str>,
     /// Which model.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<&'a str>,
     /// Which version.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
     /// Why that version.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub pick: Option<&'a str>,
     /// The policy in force.
     pub generation: u64,
     /// From the end of the head to the end of the answer.
-    pub duration_ms: f64,
+    pub duration: Us,
     /// Of it in the engine's queue.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub queue_ms: Option<f64>,
+    pub queue: Option<Us>,
     /// Of it in the model.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub run_ms: Option<f64>,
+    pub run: Option<Us>,
     /// Rows that ran together.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_rows: Option<u32>,
 }
+
+/// Microseconds, written as milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Us(pub u64);
 
 /// In RFC 3339, UTC, in milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -86,24 +81,29 @@ thread_local! {
     static WRITTEN: RefCell<(u128, String)> = const { RefCell::new((0, String::new())) };
 }
 
-impl fmt::Display for Moment {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let ms = self.0.duration_since(SystemTime::UNIX_EPOCH).map_err(|_| fmt::Error)?.as_millis();
+impl Moment {
+    fn written<T>(self, taken: impl FnOnce(&str) -> T) -> T {
+        let ms = self.0.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis());
         WRITTEN.with_borrow_mut(|(of, text)| {
             if *of != ms || text.is_empty() {
-                let time = OffsetDateTime::from(self.0);
-                let time = time.replace_millisecond(time.millisecond()).map_err(|_| fmt::Error)?;
-                *text = time.format(&Rfc3339).map_err(|_| fmt::Error)?;
+                let time = OffsetDateTime::from(SystemTime::UNIX_EPOCH) + Duration::from_millis(ms as u64);
+                *text = time.format(&Rfc3339).unwrap_or_default();
                 *of = ms;
             }
-            out.write_str(text)
+            taken(text)
         })
     }
 }
 
-impl Serialize for Moment {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+impl fmt::Display for Moment {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.written(|text| out.write_str(text))
+    }
+}
+
+impl fmt::Display for Us {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{}.{:03}", self.0 / 1000, self.0 % 1000)
     }
 }
 
@@ -115,12 +115,12 @@ thread_local! {
 impl AccessLog {
     /// Lines go to standard output, which is the collector's on every platform that runs containers.
     pub fn new(config: AccessConfig) -> Self {
-        Self::to(config, io::stdout())
+        Self { config, lines: Gathered::to(io::stdout(), errors_go_there()) }
     }
 
-    /// Lines go elsewhere.
+    /// Lines go elsewhere, where nobody else writes.
     pub fn to(config: AccessConfig, writer: impl Write + Send + 'static) -> Self {
-        Self { config, lines: Gathered::to(writer) }
+        Self { config, lines: Gathered::to(writer, false) }
     }
 
     /// Lines that were dropped.
@@ -143,7 +143,7 @@ impl AccessLog {
         TEXT.with_borrow_mut(|text| {
             text.clear();
             match self.config.format {
-                Format::Json => serde_json::to_writer(&mut *text, line).expect("our own types serialise"),
+                Format::Json => line.in_json(text),
                 Format::Pretty => line.in_words(text).expect("a Vec takes any bytes"),
             }
             text.push(b'\n');
@@ -152,21 +152,82 @@ impl AccessLog {
     }
 }
 
+/// Whether standard output and standard error are the same, as with `2>&1`: then our own messages stand between lines.
+fn errors_go_there() -> bool {
+    let file = |stat: rustix::io::Result<rustix::fs::Stat>| stat.ok().map(|stat| (stat.st_dev, stat.st_ino));
+    file(rustix::fs::fstat(io::stdout())) == file(rustix::fs::fstat(io::stderr()))
+}
+
 impl Line<'_> {
+    /// As an object of JSON, with the fields that have a value. By hand: a serialiser writes each quote and colon by itself, and a
+    /// line would take three times as long.
+    fn in_json(&self, text: &mut Vec<u8>) {
+        text.extend_from_slice(b"{\"time\":\"");
+        self.time.written(|time| text.extend_from_slice(time.as_bytes()));
+        text.push(b'"');
+        let mut fields = Fields(text);
+        fields.text(",\"request_id\":", Some(self.request_id));
+        fields.text(",\"trace_id\":", self.trace_id.as_deref());
+        fields.text(",\"method\":", Some(self.method));
+        fields.text(",\"route\":", Some(self.route));
+        fields.number(",\"status\":", Some(self.status.into()));
+        fields.text(",\"reason\":", self.reason);
+        fields.text(",\"model\":", self.model);
+        fields.number(",\"version\":", self.version);
+        fields.text(",\"pick\":", self.pick);
+        fields.number(",\"generation\":", Some(self.generation));
+        fields.ms(",\"duration_ms\":", Some(self.duration));
+        fields.ms(",\"queue_ms\":", self.queue);
+        fields.ms(",\"run_ms\":", self.run);
+        fields.number(",\"batch_rows\":", self.batch_rows.map(u64::from));
+        text.push(b'}');
+    }
+
     fn in_words(&self, text: &mut Vec<u8>) -> io::Result<()> {
-        let Self { time, method, route, status, duration_ms, request_id, .. } = self;
-        write!(text, "{time} {status} {method} {route} {duration_ms:.3} ms")?;
+        let Self { time, method, route, status, duration, request_id, .. } = self;
+        write!(text, "{time} {status} {method} {route} {duration} ms")?;
         if let (Some(model), Some(version)) = (self.model, self.version) {
             // Whose name may hold anything: as one line, whatever it is.
             write!(text, " {model:?} version {version} ({})", self.pick.unwrap_or("?"))?;
         }
-        if let (Some(queue), Some(run), Some(rows)) = (self.queue_ms, self.run_ms, self.batch_rows) {
-            write!(text, ", queued {queue:.3} ms, ran {run:.3} ms in a batch of {rows}")?;
+        if let (Some(queue), Some(run), Some(rows)) = (self.queue, self.run, self.batch_rows) {
+            write!(text, ", queued {queue} ms, ran {run} ms in a batch of {rows}")?;
         }
         if let Some(reason) = self.reason {
             write!(text, ", refused: {reason}")?;
         }
         write!(text, " [{request_id}]")
+    }
+}
+
+/// Fields of an object, each with what stands before its value.
+struct Fields<'t>(&'t mut Vec<u8>);
+
+impl Fields<'_> {
+    fn text(&mut self, name: &str, value: Option<&str>) {
+        let Some(value) = value else { return };
+        self.0.extend_from_slice(name.as_bytes());
+        let is_plain = |byte: u8| byte >= b' ' && byte != b'"' && byte != b'\\';
+        if value.bytes().all(is_plain) {
+            self.0.push(b'"');
+            self.0.extend_from_slice(value.as_bytes());
+            self.0.push(b'"');
+        } else {
+            serde_json::to_writer(&mut *self.0, value).expect("a Vec takes any bytes");
+        }
+    }
+
+    fn number(&mut self, name: &str, value: Option<u64>) {
+        let Some(value) = value else { return };
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+    }
+
+    fn ms(&mut self, name: &str, value: Option<Us>) {
+        let Some(Us(us)) = value else { return };
+        self.number(name, Some(us / 1000));
+        let digit = |place: u64| b'0' + (us / place % 10) as u8;
+        self.0.extend_from_slice(&[b'.', digit(100), digit(10), digit(1)]);
     }
 }
 
@@ -210,9 +271,9 @@ mod tests {
             version: Some(2),
             pick: Some("split"),
             generation: 1,
-            duration_ms: 1.25,
-            queue_ms: None,
-            run_ms: None,
+            duration: Us(1250),
+            queue: None,
+            run: None,
             batch_rows: None,
         }
     }
@@ -227,6 +288,8 @@ mod tests {
             (Some("a \"b\"\nc"), Some("overloaded"))
         );
         assert_eq!(value["time"], "2017-07-14T02:40:00.123Z", "{json}");
+        assert_eq!(value["duration_ms"], 1.25, "{json}");
+        assert!(value.get("queue_ms").is_none(), "{json}");
         let pretty = written(Format::Pretty, line());
         assert_eq!(pretty.lines().count(), 1, "{pretty}");
         assert!(
@@ -234,6 +297,17 @@ mod tests {
                 && pretty.contains("refused: overloaded [r1]"),
             "{pretty}"
         );
+    }
+
+    #[test]
+    fn all_that_is_known_is_said() {
+        let trace_id = Some("0af7651916cd43dd8448eb211c80319c".to_owned());
+        let ran =
+            Line { trace_id, queue: Some(Us(83)), run: Some(Us(1_000_041)), batch_rows: Some(4), ..line() };
+        let value: serde_json::Value = serde_json::from_str(&written(Format::Json, ran)).unwrap();
+        assert_eq!((&value["queue_ms"], &value["run_ms"]), (&0.083.into(), &1000.041.into()));
+        assert_eq!((&value["batch_rows"], &value["status"]), (&4.into(), &503.into()));
+        assert_eq!(value.as_object().unwrap().len(), 15, "{value}");
     }
 
     #[test]

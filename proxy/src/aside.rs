@@ -3,7 +3,7 @@
 //!
 //! There is one such thread, from the first work on: to start one takes requests' time, and what this one frees is where its next
 //! work finds memory. Where there is never a free moment, work that somebody waits for is begun once more on a thread that
-//! takes its turn.
+//! takes its turn. It holds no lock of ours meanwhile, so nobody waits for it; the kernel's for a process's memory it cannot avoid.
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -87,7 +87,9 @@ fn behind_all(work: Work) -> Result<(), Work> {
 
 /// Where no thread can be had, the work is dropped.
 fn on_a_thread(work: impl FnOnce() + Send + 'static) {
-    let _ = std::thread::Builder::new().name("policy".into()).spawn(work);
+    if let Err(error) = std::thread::Builder::new().name("policy".into()).spawn(work) {
+        tracing::warn!("no thread can be had to read policies: {error}");
+    }
 }
 
 fn nicely() {

@@ -52,7 +52,9 @@ fn into(text: &[u8], datatype: Datatype, room: &mut [MaybeUninit<u8>]) -> Option
 fn all<T: Element<N>, const N: usize>(text: &[u8], room: &mut [MaybeUninit<u8>]) -> Option<Vec<u64>> {
     let mut reader = Reader::new(text, room);
     #[cfg(target_arch = "x86_64")]
-    if let Some(instructions) = wide::instructions().last() {
+    if let Some(instructions) = wide::instructions().last()
+        && text.len() <= wide::TEXT_MAX
+    {
         // SAFETY: the processor has them.
         unsafe { wide::read::<T, N>(&mut reader, *instructions) }?;
     }

@@ -1,7 +1,7 @@
 //! What became of one request, counted once at its end. The only caller of metrics and spans on the request
 //! path; decides nothing.
 
-use crate::access::{AccessLog, Line, Moment};
+use crate::access::{AccessLog, Line, Moment, Us};
 use crate::infer::Chosen;
 use crate::metrics::{Metrics, TraceLabel, VersionMetrics};
 use crate::refusal::Refusal;
@@ -163,7 +163,9 @@ impl Record {
     /// Tells everybody; the request is over.
     pub fn close(&self, Watchers { metrics, ledger, tracer, access }: &Watchers) {
         let now = Instant::now();
-        let trace = tracer.as_ref().and_then(|tracer| tracer.keep(&self.sampling, &self.facts(), now));
+        let has_failed = self.refusal.is_some() || self.outcome == Some(policies::Outcome::Failed);
+        let kept = |tracer: &Arc<Tracer>| tracer.keep(&self.sampling, has_failed, now - self.started);
+        let trace = tracer.as_ref().and_then(kept);
         if let Some(reason) = self.refusal {
             metrics.refuse(reason);
         }
@@ -240,7 +242,6 @@ impl Record {
     }
 
     fn line(&self, trace_id: Option<String>, now: Instant) -> Line<'_> {
-        let ms = |us: u64| us as f64 / 1e3;
         let timing = self.timing.as_ref();
         Line {
             time: Moment(SystemTime::now()),
@@ -254,9 +255,9 @@ impl Record {
             version: self.version.as_ref().map(|(_, version)| *version),
             pick: self.pick,
             generation: self.generation,
-            duration_ms: ms((now - self.started).as_micros() as u64),
-            queue_ms: timing.map(|timing| ms(timing.queue_us)),
-            run_ms: timing.map(|timing| ms(timing.run_us)),
+            duration: Us((now - self.started).as_micros() as u64),
+            queue: timing.map(|timing| Us(timing.queue_us)),
+            run: timing.map(|timing| Us(timing.run_us)),
             batch_rows: timing.map(|timing| timing.batch_rows),
         }
     }

@@ -30,7 +30,8 @@ pub struct Reload {
     pub file: PathBuf,
     /// Where it is published.
     pub live: Arc<Live>,
-    /// What was in force before, for as long as requests may have it: none of them is to be the one that frees it.
+    /// What was in force before, for as long as requests may have it: none of them is to be the one that frees it. (What the rings
+    /// of another process replace is freed by whoever has it last: that is rare.)
     pub before: Option<(Prepared, Gone)>,
     /// Told what is gone.
     pub ledger: Arc<Ledger>,

@@ -25,6 +25,7 @@ use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanLinks};
 use opentelemetry_semantic_conventions::attribute as semconv;
 use rand::Rng;
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use wire::{Timing, TraceContext};
 
@@ -192,7 +193,8 @@ fn under(parent: &SpanContext, name: &'static str, from: SystemTime, to: SystemT
 /// was, anybody's who is kept for what has become of it, each in its own trace. An engine that was not told of the trace
 /// says how long both took, not when: they began when the request was `sent`.
 fn in_engine(trace: &Trace, facts: &Facts<'_>, timing: &Timing, sent: SystemTime) -> Vec<SpanParts> {
-    let model = || KeyValue::new("penstock.model", facts.model.unwrap_or_default().to_owned());
+    let model: Arc<str> = facts.model.unwrap_or_default().into();
+    let model = || KeyValue::new("penstock.model", model.clone());
     let received = match timing.received_unix_ns {
         0 => sent,
         ns => SystemTime::UNIX_EPOCH + Duration::from_nanos(ns),

@@ -8,12 +8,11 @@
 use crate::export::{Collector, Export, SpanCounts};
 use crate::spans::{self, Facts, SpanParts};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId};
 use opentelemetry::{Context, InstrumentationScope};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use policies::Outcome;
 use rand::Rng;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,6 +32,9 @@ pub struct TraceConfig {
 
 /// Requests that are kept for what has become of them, per second: a flood of refusals is not one of spans.
 const NOTABLE_PER_SECOND: NonZeroU32 = NonZeroU32::new(100).expect("it is not zero");
+
+/// Whoever has none was sent by nobody who traces (W3C Trace Context).
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Keeps and exports. One per process.
 #[derive(Debug)]
@@ -133,7 +135,7 @@ impl Tracer {
     /// Whether this request is kept: as its caller decided, else by `coin` in `0..1`. A malformed
     /// `traceparent` counts as none, as the specification asks.
     pub fn begin(&self, headers: &HeaderMap, coin: f64) -> Sampling {
-        let parent = if headers.contains_key("traceparent") {
+        let parent = if headers.contains_key(&TRACEPARENT) {
             let context = self.propagator.extract_with_context(&Context::new(), &Headers(headers));
             context.span().span_context().clone()
         } else {
@@ -147,19 +149,18 @@ impl Tracer {
         }
     }
 
-    /// The trace of a request that has ended and is kept: from its start, or for what has become of it.
-    pub fn keep(&self, sampling: &Sampling, facts: &Facts<'_>, now: Instant) -> Option<Trace> {
+    /// The trace of a request that has ended and is kept: from its start, or for what has become of it. It took so long, and may
+    /// have been refused, or its version may have failed.
+    pub fn keep(&self, sampling: &Sampling, has_failed: bool, took: Duration) -> Option<Trace> {
+        let is_notable = || (has_failed || took > self.slow) && self.notable.check().is_ok();
         let parent = match sampling {
             Sampling::Kept(trace) => return Some(trace.clone()),
+            _ if !is_notable() => return None,
             Sampling::Declined(parent) => parent.clone(),
             Sampling::Left => SpanContext::NONE,
         };
-        let took = now - facts.started;
-        let is_notable =
-            facts.refusal.is_some() || facts.outcome == Some(Outcome::Failed) || took > self.slow;
-        (is_notable && self.notable.check().is_ok()).then(|| {
-            Trace::under(parent, SystemTime::now().checked_sub(took).unwrap_or(SystemTime::UNIX_EPOCH))
-        })
+        let started = SystemTime::now().checked_sub(took).unwrap_or(SystemTime::UNIX_EPOCH);
+        Some(Trace::under(parent, started))
     }
 
     /// Hands over the spans of a finished request.

@@ -9,12 +9,16 @@ use bytes::{Buf, BufMut, BytesMut};
 use rustix::net::{RecvFlags, recv};
 use std::io::{self, ErrorKind, IoSlice, Write};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::coop::consume_budget;
 
 /// Segments of one write; the kernel takes 1024.
 const SEGMENTS_MAX: usize = 64;
+
+/// Until it is asked again whether a descriptor is free.
+const WITHOUT_DESCRIPTOR: Duration = Duration::from_millis(1);
 
 /// One end of a connection. It has one reader; whoever writes takes care that nobody else does.
 #[derive(Debug)]
@@ -73,7 +77,6 @@ impl Socket {
 
     /// Writes all, and waits for room where there is none. If it is dropped, what is left of `segments` has not been written.
     pub async fn write_all(&self, segments: &mut impl Buf) -> io::Result<()> {
-        // The same socket once more, known to the runtime for writing, and for no longer than it takes.
         let mut room: Option<AsyncFd<UnixStream>> = None;
         while segments.has_remaining() {
             consume_budget().await;
@@ -86,14 +89,21 @@ impl Socket {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => match &mut ready {
                     Some(ready) => ready.clear_ready(),
-                    None => {
-                        room = Some(watched(self.stream.get_ref().try_clone()?, Interest::WRITABLE)?);
-                    }
+                    None => match self.once_more() {
+                        Ok(once_more) => room = Some(once_more),
+                        // That no descriptor is free is no fault of whoever reads.
+                        Err(_) => tokio::time::sleep(WITHOUT_DESCRIPTOR).await,
+                    },
                 },
                 Err(error) => return Err(error),
             }
         }
         Ok(())
+    }
+
+    /// The same socket, known to the runtime for writing; for no longer than it takes.
+    fn once_more(&self) -> io::Result<AsyncFd<UnixStream>> {
+        watched(self.stream.get_ref().try_clone()?, Interest::WRITABLE)
     }
 }
 

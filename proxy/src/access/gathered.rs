@@ -2,7 +2,7 @@
 //! that happens and what is dropped; never looks into a line.
 //!
 //! ```text
-//!   requests ─▶ waiting, at most 1 MiB ─▶ 50 ms after the first line, or once there are 64 KiB: a write for each 4 KiB
+//!   requests ─▶ waiting, at most 1 MiB ─▶ 50 ms after the first line, or once there are 64 KiB: written at once
 //! ```
 //!
 //! A write for each line would cost a request more than all else that watches it: the thread would have to be woken, and the
@@ -19,8 +19,9 @@ const WAITING_MAX: usize = 1 << 20;
 /// So many are written without waiting for more: few enough to stay in a core's cache, beside what requests need there.
 const ENOUGH: usize = WAITING_MAX / 16;
 
-/// So much is written to a pipe whole or not at all (`PIPE_BUF`): what others write there stands between lines.
-const AT_ONCE_MAX: usize = 4 << 10;
+/// So much is written to a pipe whole or not at all (`PIPE_BUF`): what others write there stands between lines. Where there are
+/// others, no more is written at once.
+const WHOLE_MAX: usize = 4 << 10;
 
 /// A line is held back for so long at most, if what was before it is written.
 const GATHERED_FOR: Duration = Duration::from_millis(50);
@@ -36,6 +37,8 @@ struct Shared {
     due: Condvar,
     /// The last line is written.
     ended: Condvar,
+    /// Bytes of one write, unless a line is longer.
+    at_once_max: usize,
 }
 
 #[derive(Debug, Default)]
@@ -47,11 +50,13 @@ struct Waiting {
 }
 
 impl Gathered {
-    pub(crate) fn to(mut writer: impl Write + Send + 'static) -> Self {
+    /// `with_others`: somebody else writes there as well.
+    pub(crate) fn to(mut writer: impl Write + Send + 'static, with_others: bool) -> Self {
         let shared = Arc::new(Shared {
             waiting: Mutex::new(Waiting { bytes: Vec::with_capacity(WAITING_MAX), ..Waiting::default() }),
             due: Condvar::new(),
             ended: Condvar::new(),
+            at_once_max: if with_others { WHOLE_MAX } else { WAITING_MAX },
         });
         let own = shared.clone();
         let named = thread::Builder::new().name("access-log".into());
@@ -107,7 +112,7 @@ impl Shared {
         while self.gather(&mut bytes) {
             let mut rest = &bytes[..];
             while !rest.is_empty() {
-                let (lines, after) = rest.split_at(at_once(rest));
+                let (lines, after) = rest.split_at(at_once(rest, self.at_once_max));
                 // What was cut does not spoil what follows.
                 let end: &[u8] = if is_cut { b"\n" } else { b"" };
                 is_cut = writer.write_all(end).and_then(|()| writer.write_all(lines)).is_err();
@@ -138,9 +143,9 @@ impl Shared {
 }
 
 /// How much is written at once: whole lines, of one at least.
-fn at_once(lines: &[u8]) -> usize {
+fn at_once(lines: &[u8], bytes_max: usize) -> usize {
     let is_end = |byte: &u8| *byte == b'\n';
-    let most = lines.len().min(AT_ONCE_MAX);
+    let most = lines.len().min(bytes_max);
     let within = lines[..most].iter().rposition(is_end);
     let end = within.or_else(|| lines.iter().position(is_end));
     end.map_or(lines.len(), |end| end + 1)
@@ -174,7 +179,7 @@ mod tests {
 
     fn pipe() -> (Gathered, Receiver<Vec<u8>>) {
         let (pipe, written) = sync_channel(0);
-        (Gathered::to(Pipe(pipe)), written)
+        (Gathered::to(Pipe(pipe), false), written)
     }
 
     #[test]
@@ -196,12 +201,12 @@ mod tests {
         let all = [&b"short\n".repeat(1000)[..], &long, b"short\n"].concat();
         let (mut rest, mut writes) = (&all[..], Vec::new());
         while !rest.is_empty() {
-            let (lines, after) = rest.split_at(at_once(rest));
+            let (lines, after) = rest.split_at(at_once(rest, WHOLE_MAX));
             writes.push(lines);
             rest = after;
         }
         assert!(writes.iter().all(|lines| lines.ends_with(b"\n")));
-        assert!(writes.iter().all(|lines| lines.len() <= AT_ONCE_MAX || *lines == long));
+        assert!(writes.iter().all(|lines| lines.len() <= WHOLE_MAX || *lines == long));
         assert_eq!(writes.len(), 4, "6,000 bytes, a line that is longer, and the last");
     }
 
@@ -232,7 +237,7 @@ mod tests {
     #[test]
     fn a_line_that_was_cut_does_not_spoil_the_next() {
         let written = Arc::new(Mutex::new(Vec::new()));
-        let lines = Gathered::to(Full(written.clone(), Some(2)));
+        let lines = Gathered::to(Full(written.clone(), Some(2)), true);
         lines.take(b"one\n");
         while lines.dropped() == 0 {
             thread::yield_now();

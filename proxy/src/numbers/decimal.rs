@@ -136,7 +136,7 @@ macro_rules! whole {
             #[inline(always)]
             fn of(Decimal { mantissa, places, is_negative }: Decimal) -> Option<[u8; size_of::<$type>()]> {
                 let whole = mantissa * (1 - 2 * i64::from(is_negative));
-                // -0 is not among the whole numbers, for any reader of JSON.
+                // -0 is not among the whole numbers for serde_json, who reads what is not read here.
                 let is_whole = places == 0 && !(is_negative && mantissa == 0);
                 <$type>::try_from(whole).ok().filter(|_| is_whole).map(<$type>::to_le_bytes)
             }

@@ -1,4 +1,4 @@
-//! Numbers of the usual form, read with AVX2. First it is found, for some blocks of the text, where numbers begin and end, and
+//! Numbers of the usual form, read with AVX2, and found with AVX-512 where there is that. First it is found, for some blocks of the text, where numbers begin and end, and
 //! which blocks have anything else than such numbers, commas and white space. Then each number is read without a branch that
 //! depends on how long it is. Whatever is not so goes to who reads everything.
 
@@ -14,6 +14,9 @@ const WINDOW: usize = 32;
 
 /// So far behind its begin may be looked at for a number.
 const BEHIND: usize = singles::WINDOW + 1;
+
+/// Places are noted in 32 bits.
+pub(super) const TEXT_MAX: usize = u32::MAX as usize - 2 * BLOCK;
 
 /// What [`read`] may be called with on this processor, the best one last.
 pub(super) fn instructions() -> &'static [Instructions] {
@@ -109,6 +112,7 @@ fn usual<'e, T: Element<N>, const N: usize>(
     mut left: &'e [Edges],
     until: usize,
 ) -> Option<&'e [Edges]> {
+    debug_assert!(until <= reader.text.len().saturating_sub(BEHIND));
     let is_before = |edges: &Edges| places(edges)[1] < until;
     let all = left.last().is_none_or(is_before);
     let mut count = if all { left.len() } else { left.partition_point(is_before) };
