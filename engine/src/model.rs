@@ -41,6 +41,11 @@ pub trait Model: Send + Sync {
         self.run(inputs)
     }
 
+    /// Whether a run may change what the model keeps, as far as can be told without one.
+    fn remembers(&self) -> bool {
+        false
+    }
+
     /// From now on each run uses so many threads.
     fn use_threads(&self, threads: usize);
 

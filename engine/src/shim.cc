@@ -160,6 +160,33 @@ std::unique_ptr<Module> Module::frozen() const {
   return std::make_unique<Module>(torch::jit::freeze(module_.deepcopy()), device_);
 }
 
+namespace {
+
+// Freezing makes a constant of every attribute but of those that are written to, in whatever branch is left in eval mode.
+bool keeps(const torch::jit::Block& block) {
+  for (const torch::jit::Node* node : block.nodes()) {
+    if (node->kind() == c10::prim::SetAttr) {
+      return true;
+    }
+    if (node->kind() == c10::prim::GetAttr && node->output()->type()->kind() != c10::TypeKind::ClassType) {
+      return true;
+    }
+    for (const torch::jit::Block* inner : node->blocks()) {
+      if (keeps(*inner)) {
+        return true;
+      }
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+bool Module::remembers() const {
+  torch::jit::Module frozen = torch::jit::freeze(module_.deepcopy(), std::nullopt, /*optimize_numerics=*/false);
+  return keeps(*frozen.get_method("forward").graph()->block());
+}
+
 std::unique_ptr<Module> Module::optimised_for_inference() const {
   torch::jit::Module copy = module_.deepcopy();
   return std::make_unique<Module>(torch::jit::optimize_for_inference(copy), device_);

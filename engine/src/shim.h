@@ -76,6 +76,8 @@ class Module {
   std::unique_ptr<Module> bfloat16() const;
   // The arguments of forward after self.
   rust::Vec<Parameter> parameters() const;
+  // Whether a run may change what the module keeps from one run to the next. Two at once would see each other's.
+  bool remembers() const;
   // How many tensors forward returns, 0 where its type does not tell.
   size_t returns() const;
   // An input to be filled, of the kind of `like`, in memory that the device reads without the CPU's help. The

@@ -58,6 +58,7 @@ mod ffi {
         fn channels_last(self: &Module) -> Result<UniquePtr<Module>>;
         fn bfloat16(self: &Module) -> Result<UniquePtr<Module>>;
         fn parameters(self: &Module) -> Result<Vec<Parameter>>;
+        fn remembers(self: &Module) -> Result<bool>;
         fn returns(self: &Module) -> Result<usize>;
         fn staging(self: &Module, like: &Tensor, shape: &[i64]) -> Result<*mut Tensor>;
         fn probe(self: &Module) -> Result<()>;
@@ -132,7 +133,9 @@ pub fn load(path: &Path, manifest: Option<Manifest>, device: Device) -> Result<B
     if device != Device::Cpu {
         spec.round_as(Tolerance::ShortFactors);
     }
-    Ok(Box::new(TorchModel { module, device, spec, positions, threads: AtomicUsize::new(1) }))
+    // Of what cannot be frozen, the trial alone has to find it out.
+    let remembers = module.remembers().unwrap_or(false);
+    Ok(Box::new(TorchModel { module, device, spec, positions, remembers, threads: AtomicUsize::new(1) }))
 }
 
 /// Bytes of the memory of a GPU; nothing on the CPU.
@@ -169,6 +172,7 @@ struct TorchModel {
     spec: Spec,
     /// For each input, its place among the arguments.
     positions: Vec<usize>,
+    remembers: bool,
     threads: AtomicUsize,
 }
 
@@ -195,6 +199,10 @@ impl Model for TorchModel {
         self.read(outputs)
     }
 
+    fn remembers(&self) -> bool {
+        self.remembers
+    }
+
     fn use_threads(&self, threads: usize) {
         self.threads.store(threads, Ordering::Relaxed);
     }
@@ -209,7 +217,8 @@ impl Model for TorchModel {
         let module = module.map_err(|error| last_line(error.what()))?;
         let threads = AtomicUsize::new(self.threads.load(Ordering::Relaxed));
         let (spec, positions) = (self.spec.clone(), self.positions.clone());
-        Ok(Box::new(Self { module, device: self.device, spec, positions, threads }))
+        let (device, remembers) = (self.device, self.remembers);
+        Ok(Box::new(Self { module, device, spec, positions, remembers, threads }))
     }
 }
 
@@ -469,6 +478,9 @@ mod tests {
             reason.starts_with("not batched: rows change when they run together (output `out`, "),
             "{reason}"
         );
+        // One after another, all of its answers are right.
+        let reason = refusal("scratch").reason;
+        assert!(reason.contains("it writes to tensors of its own"), "{reason}");
         let reason = refusal("stateful").reason;
         assert!(
             reason.contains("gives another answer the next time (output `y`, largest difference 1"),

@@ -101,6 +101,10 @@ fn run_within(
             Err(Finding::Unlike(why)) => return Ok(serial(why)),
         }
     }
+    if model.remembers() {
+        // One after another they may all be right.
+        return Ok(serial("it writes to tensors of its own, which two runs at once would share".into()));
+    }
     Ok(match (failure, &spec.rows) {
         (Some(error), _) if !passed => serial(format!("it fails on made-up input: {error}")),
         (_, Rows::None { why }) => alone(why),

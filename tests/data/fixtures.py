@@ -7,6 +7,7 @@ Never does: train anything, depend on chance, or stand for a useful model (those
     coupled   each row's answer depends on the other rows of the batch
     stateful  each call's answer depends on the calls before it
     buffer    gives out the very memory in which it sums up the calls before it, one row at a time
+    scratch   gives out a view of memory of its own, right as long as no other call comes in between
     picky     raises "negative input" when any value of the batch is below zero
     two       two inputs and two outputs of different datatypes and widths
     kinds     one input per datatype, given back unchanged
@@ -53,6 +54,7 @@ def main() -> None:
     write("coupled", Coupled(), [("pixels", "FP32", four)], [("out", "FP32", four)])
     write("stateful", Stateful(), [("x", "FP32", four)], [("y", "FP32", four)])
     write("buffer", Buffer(), [("x", "FP32", four)], [("sum", "FP32", four)], max_batch=1)
+    write("scratch", Scratch(), [("x", "FP32", four)], [("y", "FP32", four)])
     write("picky", Picky(), [("x", "FP32", four)], [("y", "FP32", four)])
     write(
         "two",
@@ -112,6 +114,16 @@ class Buffer(nn.Module):
 class Channels(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.mean(dim=[2, 3])
+
+
+class Scratch(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scratch", torch.zeros(64, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.scratch[: x.size(0)] = x
+        return self.scratch[: x.size(0)]
 
 
 class Picky(nn.Module):
