@@ -76,6 +76,8 @@ pub(crate) enum Fault {
     OneTest,
     #[error("must be at least `open_for`, which is {first:?}, got {longest:?}")]
     ShorterThanFirst { longest: Duration, first: Duration },
+    #[error("must be less than the deadline, which is {deadline:?}, got {over:?}: no answer takes longer")]
+    NeverSlow { deadline: Duration, over: Duration },
     #[error("expected either `split` or `canary`, got both: a canary is a split that changes by itself")]
     SplitAndCanary,
     #[error("expected another version than the baseline, got version {0} for both")]
@@ -593,6 +595,11 @@ fn breaker_policy(
         }
         None => Some(None),
     };
+    if let Some(Some(SlowPolicy { over, .. })) = slow
+        && over >= deadline
+    {
+        faults.note(&path.join("slow").join("over"), Fault::NeverSlow { deadline, over });
+    }
     Some(BreakerPolicy {
         failures: failures?,
         open_for,

@@ -4,6 +4,12 @@
 
 use std::fmt;
 
+/// Bytes of a field's name, or of a message, that are shown.
+const SHOWN_MAX: usize = 1 << 10;
+
+/// So many mistakes are told in full. Who has mended them asks again.
+const TOLD_MAX: usize = 50;
+
 /// One mistake in a policy file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyError {
@@ -25,11 +31,16 @@ impl fmt::Display for PolicyError {
         if self.line > 0 {
             write!(f, ":{}:{}", self.line, self.column)?;
         }
+        // Names and values may hold line breaks, and be of any length; the message must stay on its line.
+        let shown = |text: &str| {
+            let end = text.floor_char_boundary(SHOWN_MAX);
+            let cut = if end < text.len() { "…" } else { "" };
+            format!(": {}{cut}", text[..end].replace(char::is_control, "\u{fffd}"))
+        };
         if !self.path.is_empty() {
-            write!(f, ": {}", self.path)?;
+            f.write_str(&shown(&self.path))?;
         }
-        // A quoted value may hold a line break; the message must stay on its line.
-        write!(f, ": {}", self.message.replace(char::is_control, "\u{fffd}"))
+        f.write_str(&shown(&self.message))
     }
 }
 
@@ -61,13 +72,16 @@ impl<'a> IntoIterator for &'a PolicyErrors {
 
 impl fmt::Display for PolicyErrors {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (at, error) in self.iter().enumerate() {
+        for (at, error) in self.iter().take(TOLD_MAX).enumerate() {
             if at > 0 {
                 f.write_str("\n")?;
             }
             error.fmt(f)?;
         }
-        Ok(())
+        match self.0.len().saturating_sub(TOLD_MAX) {
+            0 => Ok(()),
+            more => write!(f, "\nand {more} more"),
+        }
     }
 }
 

@@ -287,7 +287,7 @@ models:
       sticky: {cookie: uid}
       without_key: stable
     deadline: 500ms
-    breaker: {failing: 50, slow: {over: 1s, percent: 80}, fallback: {version: stable}}
+    breaker: {failing: 50, slow: {over: 400ms, percent: 80}, fallback: {version: stable}}
     shadow: {version: 3, percent: 5, deadline: 2s, compare: {relative: 0.01, argmax: [digit]}}
 limits:
   - {name: per-user, key: {header: x-user-id}, models: [digits], rate: 100/s, burst: 20}
@@ -302,7 +302,7 @@ model digits
   a request without a deadline has 500ms
   a version that fails 5 times in a row is left alone for 10s, doubling up to 60s, until a probe is answered within 500ms
   and so is one of which 50 % of 20 or more requests fail within 10s
-  and one of which 80 % of 20 or more take longer than 1s, within 10s
+  and one of which 80 % of 20 or more take longer than 400ms, within 10s
   version 1 then answers in its place, up to 32 at a time
   version 3 gets a copy of 5 % of the requests, up to 8 at a time, and is compared
   a copy has 2s

@@ -40,7 +40,10 @@ impl Remote {
         let uri: Uri = url.parse().ok()?;
         let is_known = uri.scheme().is_some_and(|scheme| *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS);
         let authority = uri.authority().filter(|authority| !authority.host().is_empty())?;
-        (is_known && !authority.as_str().contains('@')).then_some(Self { uri, tls: Tls::default() })
+        let port = authority.as_str().strip_prefix(authority.host())?;
+        let has_port = port.is_empty() || authority.port_u16().is_some_and(|port| port > 0);
+        let is_whole = !authority.as_str().contains('@') && !url.contains('#');
+        (is_known && has_port && is_whole).then_some(Self { uri, tls: Tls::default() })
     }
 
     /// Whose certificate must be vouched for by those in this file, and not by the system's.
@@ -127,8 +130,19 @@ mod tests {
             Some((false, "triton".into(), 8000, "/v2/models/digits/infer".into()))
         );
         assert_eq!(of("https://[::1]"), Some((true, "::1".into(), 443, "/".into())));
-        for url in ["triton:8000/v2", "/v2", "ftp://a/b", "http://", "http://me:secret@a/b", "http:// a", ""]
-        {
+        for url in [
+            "triton:8000/v2",
+            "/v2",
+            "ftp://a/b",
+            "http://",
+            "http://me:secret@a/b",
+            "http:// a",
+            "",
+            "http://a:99999/b",
+            "http://a:/b",
+            "http://a:0/b",
+            "http://a/b#c",
+        ] {
             assert_eq!(of(url), None, "{url}");
         }
     }

@@ -61,9 +61,12 @@ pub async fn read(
             None => collect(session, declared, limits, slot).await,
         }
     };
-    tokio::time::timeout(limits.time_max, body)
-        .await
-        .map_err(|_| Refusal::BodyTimeout { waited: limits.time_max })?
+    let read = tokio::time::timeout(limits.time_max, body).await;
+    let read = read.unwrap_or(Err(Refusal::BodyTimeout { waited: limits.time_max }));
+    if matches!(read, Err(Refusal::Invalid(_))) {
+        session.set_keepalive(None); // where it ends, and another request begins, is not known
+    }
+    read
 }
 
 /// The whole body of the current request, inflated.

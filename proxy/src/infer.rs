@@ -25,7 +25,7 @@ use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::remote::Remotes;
 use crate::route::Target;
-use crate::shadow::{Answer, Copy, Shadows, ToServer};
+use crate::shadow::{Answer, COPY, Copy, Shadows, ToServer};
 use crate::slots::Slots;
 use crate::trace::Trace;
 use crate::translated;
@@ -304,7 +304,8 @@ impl Path {
         let Asking { snapshot, models, target, by, .. } = asking;
         let policy = snapshot.model(target.model)?.shadow()?;
         let version = policy.version();
-        if version.0 == infer.version || !policy.takes(rand::rng().random()) {
+        let is_a_copy = call.head().headers.contains_key(COPY);
+        if version.0 == infer.version || is_a_copy || !policy.takes(rand::rng().random()) {
             return None;
         }
         let (payload, server) = (&request.payload, snapshot.remote(target.model, version));

@@ -105,6 +105,12 @@ pub enum Refusal {
     /// The server that answers this version is not there, or fails.
     #[error("the server of this version: {0}")]
     RemoteFailed(String),
+    /// The server that answers this version has not, in all the time that the policy gives it.
+    #[error("the server of this version has not answered within {:.3} s", waited.as_secs_f64())]
+    RemoteTimeout {
+        /// That time.
+        waited: Duration,
+    },
     /// The engine or this process broke a promise.
     #[error("internal error: {0}")]
     Internal(String),
@@ -152,7 +158,7 @@ impl Refusal {
             | Self::Tripped { .. }
             | Self::NotReady(_)
             | Self::EngineDown(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::DeadlineExceeded { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::DeadlineExceeded { .. } | Self::RemoteTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::ModelFailed(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::RemoteFailed(_) => StatusCode::BAD_GATEWAY,
             // Nobody reads it; nginx's number keeps metrics telling.
@@ -180,7 +186,7 @@ impl Refusal {
             Self::EngineDown(_) => "engine_down",
             Self::DeadlineExceeded { .. } => "deadline",
             Self::ModelFailed(_) => "model_failed",
-            Self::RemoteFailed(_) => "remote",
+            Self::RemoteFailed(_) | Self::RemoteTimeout { .. } => "remote",
             Self::Internal(_) => "internal",
             Self::ClientGone => "client_gone",
         }
@@ -206,6 +212,7 @@ impl Refusal {
             | Self::DeadlineExceeded { .. }
             | Self::ModelFailed(_)
             | Self::RemoteFailed(_)
+            | Self::RemoteTimeout { .. }
             | Self::Internal(_)
             | Self::Unsupported(_)
             | Self::ClientGone => None,
@@ -233,6 +240,7 @@ impl Refusal {
             | Self::DeadlineExceeded { .. }
             | Self::ModelFailed(_)
             | Self::RemoteFailed(_)
+            | Self::RemoteTimeout { .. }
             | Self::Internal(_)
             | Self::ClientGone => None,
         }

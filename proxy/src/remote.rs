@@ -5,18 +5,20 @@
 //! an answer has come is replaced once; nothing else is sent twice.
 
 use crate::connectors::Connectors;
-use crate::deadline::{Deadline, TIMEOUT};
+use crate::deadline::{Deadline, TIMEOUT, header_number};
+use crate::growing::Growing;
 use crate::refusal::Refusal;
+use crate::slots::{Slot, Slots};
 use crate::trace::Trace;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::upstreams::peer::HttpPeer;
-use policies::Remote;
+use policies::{Remote, Room};
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// A server that does not even accept a connection within this is not there.
@@ -32,7 +34,16 @@ const RESOLVED_FOR: Duration = Duration::from_secs(5);
 const NAMES_MAX: usize = 1024;
 
 /// Longer answers are refused.
-const ANSWER_BYTES_MAX: usize = 256 << 20;
+pub(crate) const ANSWER_BYTES_MAX: usize = 256 << 20;
+
+/// All answers together: what they hold is beside what requests may hold.
+const ANSWERS_BYTES_MAX: usize = 512 << 20;
+
+/// How many times a request has been passed on, told from one to the next.
+const HOPS: HeaderName = HeaderName::from_static("x-penstock-hops");
+
+/// Whoever passes on requests to where they came from would do so for ever.
+const HOPS_MAX: usize = 8;
 
 /// They concern one connection (RFC 9110, 7.6.1), and pass in neither direction.
 const HOP_BY_HOP: [HeaderName; 8] = [
@@ -49,10 +60,18 @@ const HOP_BY_HOP: [HeaderName; 8] = [
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The way to other servers; shared by all requests.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Remotes {
     connectors: Connectors,
     resolved: Mutex<HashMap<(String, u16), (SocketAddr, Instant)>>,
+    answers: Arc<Slots>,
+}
+
+impl Default for Remotes {
+    fn default() -> Self {
+        let answers = Arc::new(Slots::new(usize::MAX, ANSWERS_BYTES_MAX));
+        Self { connectors: Connectors::default(), resolved: Mutex::default(), answers }
+    }
 }
 
 /// What another server has answered.
@@ -69,27 +88,67 @@ pub struct Passed {
 impl Passed {
     /// What it says about the version, in our own words; `None` if it is an answer.
     pub fn refusal(&self) -> Option<Refusal> {
+        let not_an_answer = |what: &str| Some(Refusal::RemoteFailed(format!("it answered {what}")));
         match self.status.as_u16() {
-            200..=399 => None,
+            200 | 201 | 203 if self.is_of_the_protocol() => None,
+            200 | 201 | 203 => not_an_answer("something else than JSON"),
             // Its path is the policy's, not the caller's.
             404 => Some(Refusal::RemoteFailed("it answered 404: the model is not there".into())),
             429 => Some(Refusal::Overloaded("the other server says so".into())),
             400..=499 => Some(Refusal::Invalid("the other server says so".into())),
-            status => Some(Refusal::RemoteFailed(format!("it answered {status}"))),
+            // No request for inference has another place to go to, or nothing for an answer.
+            status => not_an_answer(&status.to_string()),
         }
+    }
+
+    /// Whether it begins as an answer does, as far as can be seen.
+    fn is_of_the_protocol(&self) -> bool {
+        let first = self.body.iter().find(|byte| !byte.is_ascii_whitespace());
+        self.headers.contains_key(header::CONTENT_ENCODING) || matches!(first, Some(b'{' | b'['))
+    }
+}
+
+/// Bytes, with the room that they take.
+struct Held {
+    bytes: Bytes,
+    _room: Slot,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Why there is no answer.
+enum Failed {
+    Exchange(Box<pingora::Error>),
+    Refused(Refusal),
+}
+
+impl From<Box<pingora::Error>> for Failed {
+    fn from(error: Box<pingora::Error>) -> Self {
+        Self::Exchange(error)
     }
 }
 
 impl Remotes {
-    /// Sends a request as it came, and waits for all of the answer.
+    /// Sends a request as it came, and waits for all of the answer, which is of so many bytes at most.
     pub(crate) async fn ask(
         &self,
         remote: &Remote,
         (method, headers): (&Method, &HeaderMap),
         body: Bytes,
         (deadline, trace): (&Deadline, Option<&Trace>),
+        bytes_max: usize,
         may_repeat: impl FnOnce() -> bool,
     ) -> Result<Passed, Refusal> {
+        let hops = header_number(headers, &HOPS)?.unwrap_or(0);
+        if hops >= HOPS_MAX {
+            return Err(Refusal::RemoteFailed(format!(
+                "the request has been passed on {hops} times already"
+            )));
+        }
         let exchange = async {
             let connector = self.connectors.of(remote.tls()).await.map_err(Refusal::RemoteFailed)?;
             let peer = self.peer(remote).await?;
@@ -103,19 +162,29 @@ impl Remotes {
                 head.insert_header(header::CONTENT_LENGTH, body.len())?;
                 let left = deadline.left(Instant::now()).as_millis().max(1) as u64;
                 head.insert_header(TIMEOUT, left)?;
+                head.insert_header(HOPS, hops + 1)?;
                 if let Some(trace) = trace {
                     head.insert_header(TRACEPARENT, trace.to_header())?;
                 }
-                match exchange(&connector, &peer, head.clone(), body.clone()).await {
+                let room = || self.answers.enter(Room::ALL).map_err(Failed::Refused);
+                match exchange(&connector, &peer, head.clone(), body.clone(), (bytes_max, room()?)).await {
                     // A connection that was kept may have been closed there as it was used. Where that came before all
                     // was sent, nothing can have run.
-                    Err(error) if error.retry() && (is_of_writing(&error) || may_repeat()) => {
-                        exchange(&connector, &peer, head, body).await
+                    Err(Failed::Exchange(error))
+                        if error.retry() && (is_of_writing(&error) || may_repeat()) =>
+                    {
+                        exchange(&connector, &peer, head, body, (bytes_max, room()?)).await
                     }
                     answer => answer,
                 }
             };
-            exchanged.await.map_err(|error: Box<pingora::Error>| failed(&error))
+            exchanged.await.map_err(|failure| match failure {
+                Failed::Exchange(error) => failed(&error),
+                Failed::Refused(Refusal::TooLarge { limit, .. }) => {
+                    Refusal::RemoteFailed(format!("its answer is longer than {limit} bytes"))
+                }
+                Failed::Refused(refusal) => refusal,
+            })
         };
         tokio::time::timeout_at(deadline.at.into(), exchange).await.map_err(|_| deadline.exceeded())?
     }
@@ -151,7 +220,8 @@ async fn exchange(
     peer: &HttpPeer,
     head: RequestHeader,
     body: Bytes,
-) -> Result<Passed, Box<pingora::Error>> {
+    (bytes_max, mut room): (usize, Slot),
+) -> Result<Passed, Failed> {
     let (mut session, is_reused) = connector.get_http_session(peer).await?;
     let stale = |mut error: Box<pingora::Error>| {
         error.retry.decide_reuse(is_reused);
@@ -168,22 +238,17 @@ async fn exchange(
             break head.clone();
         }
     };
-    let mut whole = BytesMut::new();
+    let mut whole = Growing::up_to(bytes_max, "the answer");
     while let Some(chunk) = session.read_response_body().await? {
-        if whole.len() + chunk.len() > ANSWER_BYTES_MAX {
-            return pingora::Error::e_explain(
-                pingora::ErrorType::InvalidHTTPHeader,
-                format!("its answer is longer than {ANSWER_BYTES_MAX} bytes"),
-            );
-        }
-        whole.extend_from_slice(&chunk);
+        whole.append(&chunk, &mut room).map_err(Failed::Refused)?;
     }
     let mut headers = HeaderMap::new();
     for (name, value) in head.headers.iter().filter(|(name, _)| passes(name, &head.headers)) {
         headers.append(name.clone(), value.clone());
     }
     connector.release_http_session(session, peer, Some(IDLE_MAX)).await;
-    Ok(Passed { status: head.status, headers, body: whole.freeze() })
+    let body = Bytes::from_owner(Held { bytes: whole.freeze(), _room: room });
+    Ok(Passed { status: head.status, headers, body })
 }
 
 fn is_of_writing(error: &pingora::Error) -> bool {
@@ -233,14 +298,19 @@ mod tests {
 
     #[test]
     fn what_the_other_server_says_counts_as_ours_would() {
-        let said = |status| {
+        let said = |status, body: &'static str| {
             let status = StatusCode::from_u16(status).unwrap();
-            let passed = Passed { status, headers: HeaderMap::new(), body: Bytes::new() };
+            let passed = Passed { status, headers: HeaderMap::new(), body: body.into() };
             passed.refusal().map(|refusal| refusal.reason())
         };
+        let of = |status| said(status, "");
         assert_eq!(
-            [200, 400, 404, 429, 500, 503].map(said),
-            [None, Some("invalid"), Some("remote"), Some("overloaded"), Some("remote"), Some("remote")]
+            [400, 404, 429, 500, 503].map(of),
+            [Some("invalid"), Some("remote"), Some("overloaded"), Some("remote"), Some("remote")]
         );
+        assert_eq!([said(200, "{}"), said(200, " [1]"), said(203, "{}")], [None; 3]);
+        for (status, body) in [(200, ""), (200, "<html>"), (204, ""), (206, "{}"), (302, ""), (304, "{}")] {
+            assert_eq!(said(status, body), Some("remote"), "{status} {body}");
+        }
     }
 }

@@ -391,6 +391,7 @@ impl Answer {
             | Refusal::DeadlineExceeded { .. }
             | Refusal::ModelFailed(_)
             | Refusal::RemoteFailed(_)
+            | Refusal::RemoteTimeout { .. }
             | Refusal::Internal(_)
             | Refusal::ClientGone => None,
         };

@@ -14,7 +14,7 @@ use crate::refusal::Refusal;
 use crate::remote::{Passed, Remotes};
 use alike::alike;
 use bytes::Bytes;
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use policies::{Assignment, Ledger, Remote, ShadowPolicy, Version};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +30,9 @@ const BYTES_MAX: usize = 64 << 20;
 
 /// Answers that are larger are read and compared on another thread: on this one, clients wait.
 pub(crate) const AT_ONCE_BYTES: usize = 64 << 10;
+
+/// Says that nobody waits for the answer. Of what is a copy, no copy is made: two that copy for each other would never end.
+pub(crate) const COPY: HeaderName = HeaderName::from_static("x-penstock-copy");
 
 /// The copies that are under way.
 #[derive(Debug)]
@@ -155,6 +158,7 @@ impl ToServer {
     pub(crate) fn new(remote: &Arc<Remote>, (method, mut headers): (Method, HeaderMap), body: Bytes) -> Self {
         // Its client may read what is compressed, and this one does not.
         headers.remove(header::ACCEPT_ENCODING);
+        headers.insert(COPY, HeaderValue::from_static("1"));
         Self { remote: Arc::clone(remote), method, headers, body }
     }
 }
@@ -204,6 +208,10 @@ impl Copy {
         answer: Answer,
     ) -> &'static str {
         let Self { policy, model, version, to, deadline, place, .. } = self;
+        let bytes = |answer: &Answer| match answer {
+            Answer::Engine(_, payload) => payload.len(),
+            Answer::Server(written) => written.body.len(),
+        };
         let shadow = match to {
             To::Engine(infer, payload) => {
                 let asked = ask_engine(&infer, payload, links, deadline);
@@ -219,14 +227,10 @@ impl Copy {
                     Err(outcome) => return outcome,
                 }
             }
-            To::Server(server) => match ask_server(server, remotes, deadline).await {
+            To::Server(server) => match ask_server(server, remotes, deadline, bytes(&answer)).await {
                 Ok(written) => Answer::Server(written),
                 Err(outcome) => return outcome,
             },
-        };
-        let bytes = |answer: &Answer| match answer {
-            Answer::Engine(_, payload) => payload.len(),
-            Answer::Server(written) => written.body.len(),
         };
         let is_small = bytes(&answer).max(bytes(&shadow)) <= AT_ONCE_BYTES;
         let compare = move || {
@@ -288,9 +292,12 @@ async fn ask_server(
     ToServer { remote, method, headers, body }: ToServer,
     remotes: &Remotes,
     deadline: Duration,
+    clients_bytes: usize,
 ) -> Result<Written, &'static str> {
     let deadline = Deadline::of(deadline, None, Instant::now());
-    let asked = remotes.ask(&remote, (&method, &headers), body, (&deadline, None), || false).await;
+    // What is as JSON here may be binary there; what is much longer is no answer to the same.
+    let bytes_max = AT_ONCE_BYTES + 16 * clients_bytes;
+    let asked = remotes.ask(&remote, (&method, &headers), body, (&deadline, None), bytes_max, || false).await;
     let Ok(passed) = asked else { return Err("failed") };
     match passed.refusal() {
         None => Ok(Written::of(&passed)),

@@ -66,7 +66,9 @@ impl Failure {
     /// What a refusal counts as.
     pub fn of(refusal: &Refusal) -> Self {
         match refusal {
-            Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) => Self::Backend,
+            Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::RemoteTimeout { .. } => {
+                Self::Backend
+            }
             Refusal::ClientGone => Self::Canceled,
             Refusal::Overloaded(_)
             | Refusal::Busy { .. }

@@ -242,7 +242,8 @@ mod tests {
         for foreign in [passed(200, foreign, &[]), passed(200, "?", &compressed)] {
             assert!(matches!(read(&foreign), Err(Refusal::Unsupported(_))), "{foreign:?}");
         }
-        assert!(said(200, "<html>").contains("its answer is none of the Open Inference Protocol"));
+        assert!(said(200, "[]").contains("its answer is none of the Open Inference Protocol"));
+        assert!(said(200, "<html>").contains("something else than JSON"));
         assert!(said(400, r#"{"error": "no such input"}"#).contains("no such input"));
         assert!(said(400, "?").contains("the other server says so"));
         assert!(said(503, "?").contains("503") && said(404, "?").contains("404"));

@@ -151,6 +151,14 @@ fn a_truncated_body_ends_with_its_connection_and_nothing_else() {
 }
 
 #[test]
+fn a_body_that_is_not_framed_ends_its_connection() {
+    let stack = Stack::builder().start();
+    let body = format!("POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n");
+    let answer = harness::raw_exchange(stack.http, body.as_bytes(), false);
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("Connection: close"), "{answer}");
+}
+
+#[test]
 fn a_row_that_breaks_the_model_fails_alone() {
     let stack = Stack::builder().models(repository("tests/data/models")).start_unready();
     harness::eventually("picky to be ready", || {

@@ -128,7 +128,9 @@ pub(crate) fn exception(refusal: &Refusal) -> &'static str {
         Refusal::Unsupported(_) => "NotImplementedException",
         Refusal::Method { .. } => "MethodNotAllowedException",
         Refusal::Encoding { .. } => "UnsupportedMediaTypeException",
-        Refusal::BodyTimeout { .. } | Refusal::DeadlineExceeded { .. } => "RequestTimeoutException",
+        Refusal::BodyTimeout { .. } | Refusal::DeadlineExceeded { .. } | Refusal::RemoteTimeout { .. } => {
+            "RequestTimeoutException"
+        }
         Refusal::Limited { .. } | Refusal::Crowded(_) => "TooManyRequestsException",
         Refusal::Overloaded(_)
         | Refusal::Busy { .. }

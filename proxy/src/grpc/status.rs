@@ -25,7 +25,9 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
         | Refusal::NotReady(_)
         | Refusal::EngineDown(_)
         | Refusal::RemoteFailed(_) => Code::Unavailable,
-        Refusal::BodyTimeout { .. } | Refusal::DeadlineExceeded { .. } => Code::DeadlineExceeded,
+        Refusal::BodyTimeout { .. } | Refusal::DeadlineExceeded { .. } | Refusal::RemoteTimeout { .. } => {
+            Code::DeadlineExceeded
+        }
         Refusal::ModelFailed(_) | Refusal::Internal(_) => Code::Internal,
         Refusal::ClientGone => Code::Cancelled,
     }

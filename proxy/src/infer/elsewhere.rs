@@ -7,7 +7,7 @@ use crate::decode::InferRequest;
 use crate::directory::Models;
 use crate::record::Record;
 use crate::refusal::Refusal;
-use crate::remote::Passed;
+use crate::remote::{ANSWER_BYTES_MAX, Passed};
 use crate::route::Target;
 use crate::shadow::{Answer, Copy, Written};
 use crate::translated;
@@ -75,12 +75,19 @@ impl Path {
         let (model, version) = (asking.target.model, Version(asking.version));
         let may_repeat = || self.ledger.may_repeat(asking.snapshot, model, version);
         let terms = (&asking.deadline, record.sampling.kept());
-        let asked = self.remotes.ask(remote, (&method, &headers), body, terms, may_repeat);
-        tokio::select! {
+        let asked = self.remotes.ask(remote, (&method, &headers), body, terms, ANSWER_BYTES_MAX, may_repeat);
+        let answer = tokio::select! {
             biased;
             answer = asked => answer,
             () = call.gone() => Err(Refusal::ClientGone),
-        }
+        };
+        answer.map_err(|refusal| match refusal {
+            // Nothing else waits there for what this request waits for, as on lanes here; and nobody was in more haste.
+            Refusal::DeadlineExceeded { deadline } if deadline >= asking.snapshot.deadline(model) => {
+                Refusal::RemoteTimeout { waited: deadline }
+            }
+            refusal => refusal,
+        })
     }
 }
 

@@ -10,7 +10,7 @@ pub(super) fn sight<T>(answer: &Result<T, Refusal>, took: Duration) -> Option<Si
     match answer {
         Ok(_) => Some(Sight::Answered(took)),
         Err(Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::Internal(_)) => Some(Sight::Failed),
-        Err(Refusal::DeadlineExceeded { .. }) => Some(Sight::Late(took)),
+        Err(Refusal::DeadlineExceeded { .. } | Refusal::RemoteTimeout { .. }) => Some(Sight::Late(took)),
         Err(Refusal::ClientGone) => Some(Sight::Gone(took)),
         Err(Refusal::Invalid(_)) => Some(Sight::Refused),
         Err(
@@ -39,7 +39,12 @@ pub(super) fn sight<T>(answer: &Result<T, Refusal>, took: Duration) -> Option<Si
 pub(super) fn outcome<T>(answer: &Result<T, Refusal>) -> Outcome {
     match answer {
         Ok(_) => Outcome::Served,
-        Err(Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::Internal(_)) => Outcome::Failed,
+        Err(
+            Refusal::ModelFailed(_)
+            | Refusal::RemoteFailed(_)
+            | Refusal::RemoteTimeout { .. }
+            | Refusal::Internal(_),
+        ) => Outcome::Failed,
         Err(Refusal::ClientGone) => Outcome::Abandoned,
         // A missed deadline may be another model's doing, on the lanes that they share, or its caller's impatience.
         // An engine that is not there says nothing about any version; one that went with the request is the caller's to tell.
@@ -74,6 +79,7 @@ pub(super) fn is_paid_for<T>(answer: &Result<T, Refusal>) -> bool {
             Refusal::ModelFailed(_)
             | Refusal::Internal(_)
             | Refusal::DeadlineExceeded { .. }
+            | Refusal::RemoteTimeout { .. }
             | Refusal::ClientGone,
         ) => true,
         Err(
@@ -120,6 +126,7 @@ mod tests {
             judge(Refusal::DeadlineExceeded { deadline: std::time::Duration::ZERO }),
             Outcome::Refused
         );
+        assert_eq!(judge(Refusal::RemoteTimeout { waited: Duration::ZERO }), Outcome::Failed);
         assert_eq!(judge(Refusal::EngineDown("gone".into())), Outcome::Refused);
         assert_eq!(judge(Refusal::Invalid("x".into())), Outcome::Refused);
         assert_eq!(judge(Refusal::ClientGone), Outcome::Abandoned);
