@@ -3,6 +3,7 @@
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use proxy::command::Remote;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -115,7 +116,7 @@ struct Running {
 
 impl Running {
     fn ask(self, ask: impl FnOnce(&Remote, bool) -> anyhow::Result<String>) -> anyhow::Result<()> {
-        ask(&Remote { admin: self.admin }, self.json).map(|text| print!("{text}"))
+        ask(&Remote { admin: self.admin }, self.json).map(|text| say(&text))
     }
 }
 
@@ -162,7 +163,7 @@ fn main() -> ExitCode {
             remote.ask(|remote, json| remote.canary(&model, action.as_str(), &reason, json))
         }
         Command::Schema => {
-            print!("{}", policies::schema());
+            say(&policies::schema());
             Ok(())
         }
     };
@@ -201,13 +202,18 @@ fn rings(file: &Path) -> anyhow::Result<String> {
 fn check(file: &Path, json: bool) -> anyhow::Result<()> {
     let checked = proxy::reload::read(file).map(|(snapshot, _)| snapshot.explain());
     if !json {
-        return checked.map(|text| print!("{text}"));
+        return checked.map(|text| say(&text));
     }
     let says = |text: &str| text.lines().map(str::to_owned).collect::<Vec<_>>();
     let (valid, lines) = match &checked {
         Ok(text) => (true, says(text)),
         Err(error) => (false, says(&format!("{error:#}"))),
     };
-    println!("{:#}", serde_json::json!({"valid": valid, "lines": lines}));
+    say(&format!("{:#}\n", serde_json::json!({"valid": valid, "lines": lines})));
     if valid { Ok(()) } else { anyhow::bail!("{} is not valid", file.display()) }
+}
+
+/// Tells it whoever reads standard output, who may have read enough.
+fn say(text: &str) {
+    let _ = std::io::stdout().write_all(text.as_bytes());
 }

@@ -47,6 +47,7 @@ use pingora::server::{RunArgs, Server, ShutdownWatch};
 use pingora::services::background::{BackgroundService, background_service};
 use pingora::services::listening::Service as ListeningService;
 use policies::{Ledger, Live, Snapshot};
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -206,7 +207,8 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     }
     server.add_service(background_service("control", control));
     match config.log {
-        Format::Pretty => println!("{banner}"),
+        // Who started it may not read what it says.
+        Format::Pretty => drop(writeln!(std::io::stdout(), "{banner}")),
         Format::Json => tracing::info!("{banner}"),
     }
     server.run(RunArgs { shutdown_signal: Box::new(StopSignal { drain, delay: config.drain.delay }) });

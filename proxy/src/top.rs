@@ -10,7 +10,7 @@ use crate::status::{Outcomes, Status, Version};
 use anyhow::Context;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyModifiers};
 use std::collections::VecDeque;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -114,7 +114,7 @@ pub fn run(address: &str) -> anyhow::Result<()> {
     let mut watched = Watched::new(address);
     if !std::io::stdout().is_terminal() {
         watched.take(read(address)?);
-        print!("{}", plain(&watched));
+        let _ = std::io::stdout().write_all(plain(&watched).as_bytes()); // who reads it may have read enough
         return Ok(());
     }
     let (says, said) = mpsc::sync_channel(1);
