@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::Parser;
 use engine::{Config, Library, Listener, LogFormat, schedule, torch};
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -19,21 +19,10 @@ fn main() {
     }
 }
 
-/// One line for each event; no times where it is for people, because whoever collects the lines adds them.
 fn log_to_stderr(format: LogFormat) {
     let filter =
         tracing_subscriber::EnvFilter::try_from_env("PENSTOCK_LOG").unwrap_or_else(|_| "info".into());
-    let lines = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false);
-    match format {
-        LogFormat::Pretty => lines.without_time().init(),
-        LogFormat::Json => {
-            lines.json().flatten_event(true).with_current_span(false).with_span_list(false).init()
-        }
-    }
+    event_log::start(filter, matches!(format, LogFormat::Json));
     // A panic of a lane is caught and answered; its backtrace would be dozens of lines.
     std::panic::set_hook(Box::new(|panic| {
         tracing::error!("{}", panic.to_string().replace('\n', " "));

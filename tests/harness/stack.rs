@@ -50,7 +50,7 @@ pub struct StackBuilder {
     more: String,
 }
 
-/// What becomes of standard output.
+/// What becomes of standard output and standard error.
 #[derive(Clone, Copy)]
 enum Out {
     File,
@@ -95,7 +95,7 @@ impl StackBuilder {
         self
     }
 
-    /// Nobody reads its standard output.
+    /// Nobody reads its standard output, or its standard error.
     pub fn out_to_a_full_pipe(mut self) -> Self {
         self.out = Out::Full;
         self
@@ -160,11 +160,11 @@ fn launch(folder: &Path, out: Out) -> Child {
     let mut command = Command::new(binary("penstock"));
     command.arg("serve").arg("--config").arg(folder.join("penstock.yaml"));
     let file = |name| std::fs::File::create(folder.join(name)).expect("the temporary folder takes files");
-    let out = match out {
-        Out::File => file("out").into(),
+    let to = |name| match out {
+        Out::File => file(name).into(),
         Out::Full => Stdio::piped(), // `Child` keeps the other end, and does not read
     };
-    command.stdin(Stdio::null()).stdout(out).stderr(file("log"));
+    command.stdin(Stdio::null()).stdout(to("out")).stderr(to("log"));
     command.process_group(0).spawn().expect("the binary starts")
 }
 

@@ -1,6 +1,7 @@
 //! The access log: a line for each request, and the id that ties it to its answer.
 
 use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body};
+use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
 /// Of infer requests; the harness has asked whether it is ready.
@@ -53,6 +54,29 @@ fn answers_are_sampled_and_refusals_are_not() {
     let lines = lines(&stack, 1);
     assert!(lines.iter().all(|line| line["status"] != 200), "{lines:?}");
     assert_eq!(lines.last().map(|line| &line["reason"]), Some(&"not_found".into()));
+}
+
+#[test]
+fn whoever_does_not_read_what_the_process_says_stops_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("policies.yaml");
+    std::fs::write(&file, "models: {}").unwrap();
+    let stack = Stack::builder().policy_file(&file).out_to_a_full_pipe().start();
+    let client = stack.client();
+    // Of each of them much is said; a pipe holds 64 KiB.
+    for at in 1..=8 {
+        let mistakes: String =
+            (0..50).map(|model| format!("  m{model}: {{deadline: '{}'}}\n", "x".repeat(900 + at))).collect();
+        std::fs::write(&file, format!("models:\n{mistakes}")).unwrap();
+        stack.wait_for_metric("penstock_policy_rejected_total", at as f64);
+    }
+    std::fs::write(&file, "models: {digits: {split: {weights: {2: 1}}}}").unwrap();
+    let body = infer_body("pixels", [1, 64], &[0.0; 64]);
+    let answered_by = || client.infer("digits", &[], &body).header("x-penstock-version").to_owned();
+    eventually("the policy to be in force", || (answered_by() == "2").then_some(()));
+    kill_process(stack.engine_pid().expect("an engine"), Signal::KILL).expect("it runs");
+    stack.wait_for_metric("penstock_engine_starts_total", 2.0);
+    eventually("another engine", || (client.infer("digits", &[], &body).status == 200).then_some(()));
 }
 
 #[test]
