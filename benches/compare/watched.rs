@@ -61,6 +61,7 @@ pub(crate) fn line() {
             trace_id: None,
             method: "POST",
             route: "/v2/models/{model}/infer",
+            path: None,
             status: 200,
             reason: None,
             model: Some("digits"),

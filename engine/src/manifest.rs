@@ -270,6 +270,16 @@ pub enum ManifestError {
         /// Who may have it.
         owners: &'static str,
     },
+    /// No number is within them.
+    #[error("model.yaml: `{name}`: min is {min}, max must be at least as much, got {max}")]
+    Bounds {
+        /// Of which tensor.
+        name: String,
+        /// The least.
+        min: i64,
+        /// The most.
+        max: i64,
+    },
     /// Nothing to return.
     #[error("model.yaml: no outputs are declared")]
     NoOutputs,
@@ -352,6 +362,9 @@ impl Manifest {
         for tensor in &manifest.inputs {
             tensor.must(!tensor.finite, "finite", "outputs")?;
             tensor.must(tensor.bounds().is_none() || tensor.is_integer(), "min or max", "integers")?;
+            if let Some((min, max)) = tensor.bounds().filter(|(min, max)| min > max) {
+                return Err(ManifestError::Bounds { name: tensor.name.0.clone(), min, max });
+            }
         }
         for tensor in &manifest.inputs {
             let is_named = tensor.names().next().is_some();
@@ -682,6 +695,8 @@ max_batch: 5
         assert!(line3(with("name: pixels,", "name: pixels, size: 3,")).contains("unknown field `size`"));
         assert!(refusal(&format!("{DIGITS}max_batch: 0"), &fits).contains("max_batch 0 must be 1 to 65536"));
         assert_eq!(with("name: odds", "name: digit"), "model.yaml: `digit` is declared twice");
+        let empty = with("FP32, shape: [-1, 64]", "INT64, shape: [-1, 64], min: 99, max: 0");
+        assert_eq!(empty, "model.yaml: `pixels`: min is 99, max must be at least as much, got 0");
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub struct Line<'a> {
     pub method: &'a str,
     /// Route with placeholders.
     pub route: &'a str,
+    /// As it was asked for, where that leads to no version.
+    pub path: Option<&'a str>,
     /// HTTP status, 0 if none was sent.
     pub status: u16,
     /// Why there was no answer.
@@ -86,8 +88,10 @@ impl Moment {
         let ms = self.0.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_millis());
         WRITTEN.with_borrow_mut(|(of, text)| {
             if *of != ms || text.is_empty() {
-                let time = OffsetDateTime::from(SystemTime::UNIX_EPOCH) + Duration::from_millis(ms as u64);
-                *text = time.format(&Rfc3339).unwrap_or_default();
+                let second =
+                    OffsetDateTime::from(SystemTime::UNIX_EPOCH) + Duration::from_secs((ms / 1000) as u64);
+                let second = second.format(&Rfc3339).unwrap_or_default();
+                *text = format!("{}.{:03}Z", second.trim_end_matches('Z'), ms % 1000);
                 *of = ms;
             }
             taken(text)
@@ -170,6 +174,7 @@ impl Line<'_> {
         fields.text(",\"trace_id\":", self.trace_id.as_deref());
         fields.text(",\"method\":", Some(self.method));
         fields.text(",\"route\":", Some(self.route));
+        fields.text(",\"path\":", self.path);
         fields.number(",\"status\":", Some(self.status.into()));
         fields.text(",\"reason\":", self.reason);
         fields.text(",\"model\":", self.model);
@@ -184,8 +189,9 @@ impl Line<'_> {
     }
 
     fn in_words(&self, text: &mut Vec<u8>) -> io::Result<()> {
-        let Self { time, method, route, status, duration, request_id, .. } = self;
-        write!(text, "{time} {status} {method} {route} {duration} ms")?;
+        let Self { time, method, status, duration, request_id, .. } = self;
+        let asked = self.path.unwrap_or(self.route);
+        write!(text, "{time} {status} {method} {} {duration} ms", asked.escape_debug())?;
         if let (Some(model), Some(version)) = (self.model, self.version) {
             // Whose name may hold anything: as one line, whatever it is.
             write!(text, " {model:?} version {version} ({})", self.pick.unwrap_or("?"))?;
@@ -265,6 +271,7 @@ mod tests {
             trace_id: None,
             method: "POST",
             route: "/v2/models/{model}/infer",
+            path: Some("/v2/models/a \"b\"\nc/infer"),
             status: 503,
             reason: Some("overloaded"),
             model: Some("a \"b\"\nc"),
@@ -307,7 +314,7 @@ mod tests {
         let value: serde_json::Value = serde_json::from_str(&written(Format::Json, ran)).unwrap();
         assert_eq!((&value["queue_ms"], &value["run_ms"]), (&0.083.into(), &1000.041.into()));
         assert_eq!((&value["batch_rows"], &value["status"]), (&4.into(), &503.into()));
-        assert_eq!(value.as_object().unwrap().len(), 15, "{value}");
+        assert_eq!(value.as_object().unwrap().len(), 16, "{value}");
     }
 
     #[test]
@@ -315,7 +322,7 @@ mod tests {
         let at = |us| Moment(SystemTime::UNIX_EPOCH + Duration::from_micros(us)).to_string();
         assert_eq!(
             [at(999), at(1_000), at(1_999), at(0)].map(|text| text[17..].to_owned()),
-            ["00Z", "00.001Z", "00.001Z", "00Z"]
+            ["00.000Z", "00.001Z", "00.001Z", "00.000Z"]
         );
     }
 

@@ -53,6 +53,8 @@ pub struct Record {
     pub request_id: Option<RequestId>,
     /// Route with placeholders.
     pub route: &'static str,
+    /// What was asked for, where that leads to no version; not more than a line has room for.
+    pub path: Option<String>,
     /// HTTP method.
     pub method: http::Method,
     /// Policy generation that was pinned, 0 before that.
@@ -104,6 +106,7 @@ impl Record {
             stages: Stages::default(),
             request_id: None,
             route: "",
+            path: None,
             method: http::Method::GET,
             generation: 0,
             version: None,
@@ -151,6 +154,12 @@ impl Record {
             *asked = version;
         }
         (self.pick, self.label, self.instead) = (Some(why.as_str()), None, Some(why));
+    }
+
+    /// Notes what was asked for, in vain.
+    pub(crate) fn ask_in_vain(&mut self, path: &str) {
+        const BYTES_MAX: usize = 256;
+        self.path = Some(path[..path.floor_char_boundary(BYTES_MAX)].to_owned());
     }
 
     /// Notes a refusal.
@@ -249,6 +258,7 @@ impl Record {
             trace_id,
             method: self.method.as_str(),
             route: self.route,
+            path: self.path.as_deref(),
             status: self.status,
             reason: self.refusal,
             model: self.version.as_ref().map(|(model, _)| model.as_str()),

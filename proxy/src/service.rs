@@ -129,6 +129,9 @@ impl Service {
             Ok(answer) => answer,
             Err(refusal) => {
                 record.refuse(&refusal);
+                if record.version.is_none() {
+                    record.ask_in_vain(session.req_header().uri.path());
+                }
                 if matches!(refusal, Refusal::ClientGone) {
                     record.status = refusal.status().as_u16();
                     session.set_keepalive(None);

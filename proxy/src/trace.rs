@@ -135,7 +135,7 @@ impl Tracer {
     /// Whether this request is kept: as its caller decided, else by `coin` in `0..1`. A malformed
     /// `traceparent` counts as none, as the specification asks.
     pub fn begin(&self, headers: &HeaderMap, coin: f64) -> Sampling {
-        let parent = if headers.contains_key(&TRACEPARENT) {
+        let parent = if headers.get(&TRACEPARENT).is_some_and(|value| is_well_formed(value.as_bytes())) {
             let context = self.propagator.extract_with_context(&Context::new(), &Headers(headers));
             context.span().span_context().clone()
         } else {
@@ -186,6 +186,16 @@ impl Tracer {
     }
 }
 
+/// As the specification has it; the propagator takes shorter ids and signs as well, and makes another trace of them.
+fn is_well_formed(traceparent: &[u8]) -> bool {
+    let mut fields = traceparent.split(|byte| *byte == b'-');
+    let mut is_hex = |length| {
+        let is_digit = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        fields.next().is_some_and(|field| field.len() == length && field.iter().all(is_digit))
+    };
+    is_hex(2) && is_hex(32) && is_hex(16) && is_hex(2)
+}
+
 struct Headers<'a>(&'a HeaderMap);
 
 impl Extractor for Headers<'_> {
@@ -195,5 +205,28 @@ impl Extractor for Headers<'_> {
 
     fn keys(&self) -> Vec<&str> {
         self.0.keys().map(http::HeaderName::as_str).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_malformed_traceparent_is_none() {
+        let of = |text: &str| is_well_formed(text.as_bytes());
+        assert!(of("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
+        assert!(of("cc-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-what-the-future-brings"));
+        for text in [
+            "",
+            "00",
+            "00-+af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331",
+        ] {
+            assert!(!of(text), "{text}");
+        }
     }
 }

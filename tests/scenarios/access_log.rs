@@ -53,7 +53,8 @@ fn answers_are_sampled_and_refusals_are_not() {
     assert_eq!(client.infer("nobody", &[], &infer_body("x", [1, 1], &[0.0])).status, 404);
     let lines = lines(&stack, 1);
     assert!(lines.iter().all(|line| line["status"] != 200), "{lines:?}");
-    assert_eq!(lines.last().map(|line| &line["reason"]), Some(&"not_found".into()));
+    let last = lines.last().expect("a line");
+    assert_eq!((&last["reason"], &last["path"]), (&"not_found".into(), &"/v2/models/nobody/infer".into()));
 }
 
 #[test]
