@@ -254,6 +254,9 @@ fn flatten(data: &Value, datatype: Datatype, into: &mut Vec<u8>) -> Result<(), V
     match datatype {
         Datatype::Bool => into.push(u8::from(data.as_bool().ok_or_else(not_one)?)),
         Datatype::Uint8 => into.push(u8::try_from(integer()?).map_err(|_| not_one())?),
+        Datatype::Uint16 => into.extend(u16::try_from(integer()?).map_err(|_| not_one())?.to_le_bytes()),
+        Datatype::Uint32 => into.extend(u32::try_from(integer()?).map_err(|_| not_one())?.to_le_bytes()),
+        Datatype::Uint64 => into.extend(data.as_u64().ok_or_else(not_one)?.to_le_bytes()),
         Datatype::Int8 => into.extend(i8::try_from(integer()?).map_err(|_| not_one())?.to_le_bytes()),
         Datatype::Int16 => into.extend(i16::try_from(integer()?).map_err(|_| not_one())?.to_le_bytes()),
         Datatype::Int32 => into.extend(i32::try_from(integer()?).map_err(|_| not_one())?.to_le_bytes()),

@@ -187,7 +187,7 @@ pub(crate) enum Refusal {
     #[error("input `{name}`: a BOOL byte is {got}, only 0 and 1 are")]
     Bool { name: String, got: u8 },
     #[error("input `{name}`: {got} is not within {min} to {max}")]
-    Bounds { name: String, got: i64, min: i64, max: i64 },
+    Bounds { name: String, got: i128, min: i128, max: i128 },
     #[error("input `{name}`, row {row} {why}")]
     Unfit { name: String, row: usize, why: String },
     #[error("one of its inputs cannot be decoded")]

@@ -12,6 +12,7 @@
 use crate::model::{Dimension, Form, Named, RANK_MAX, Rows, Slot, Spec, Tolerance};
 use crate::postprocess;
 use crate::preprocess::Declared;
+use crate::values::integers;
 use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, BTreeSet};
@@ -271,14 +272,16 @@ pub enum ManifestError {
         owners: &'static str,
     },
     /// No number is within them.
-    #[error("model.yaml: `{name}`: min is {min}, max must be at least as much, got {max}")]
+    #[error("model.yaml: `{name}`: no {datatype} lies between {min} and {max}")]
     Bounds {
         /// Of which tensor.
         name: String,
+        /// What it should hold.
+        datatype: &'static str,
         /// The least.
-        min: i64,
+        min: i128,
         /// The most.
-        max: i64,
+        max: i128,
     },
     /// Nothing to return.
     #[error("model.yaml: no outputs are declared")]
@@ -361,9 +364,11 @@ impl Manifest {
         }
         for tensor in &manifest.inputs {
             tensor.must(!tensor.finite, "finite", "outputs")?;
-            tensor.must(tensor.bounds().is_none() || tensor.is_integer(), "min or max", "integers")?;
+            let is_bounded = tensor.min.is_some() || tensor.max.is_some();
+            tensor.must(!is_bounded || integers(tensor.datatype.0).is_some(), "min or max", "integers")?;
             if let Some((min, max)) = tensor.bounds().filter(|(min, max)| min > max) {
-                return Err(ManifestError::Bounds { name: tensor.name.0.clone(), min, max });
+                let datatype = tensor.datatype.0.name();
+                return Err(ManifestError::Bounds { name: tensor.name.0.clone(), datatype, min, max });
             }
         }
         for tensor in &manifest.inputs {
@@ -376,7 +381,7 @@ impl Manifest {
         }
         for tensor in &manifest.outputs {
             tensor.must(!tensor.mask && tensor.pad.is_none(), "pad or mask", "inputs")?;
-            tensor.must(tensor.bounds().is_none(), "min or max", "inputs")?;
+            tensor.must(tensor.min.is_none() && tensor.max.is_none(), "min or max", "inputs")?;
         }
         if manifest.outputs.is_empty() {
             return Err(ManifestError::NoOutputs);
@@ -571,21 +576,12 @@ impl Tensor {
         }
     }
 
-    fn bounds(&self) -> Option<(i64, i64)> {
-        let bounded = self.min.is_some() || self.max.is_some();
-        bounded.then(|| (self.min.unwrap_or(i64::MIN), self.max.unwrap_or(i64::MAX)))
-    }
-
-    fn is_integer(&self) -> bool {
-        match self.datatype.0 {
-            Datatype::Uint8 | Datatype::Int8 | Datatype::Int16 | Datatype::Int32 | Datatype::Int64 => true,
-            Datatype::Bool
-            | Datatype::Fp16
-            | Datatype::Bf16
-            | Datatype::Fp32
-            | Datatype::Fp64
-            | Datatype::Bytes => false,
-        }
+    /// Those declared, within what the datatype holds.
+    fn bounds(&self) -> Option<(i128, i128)> {
+        let (least, largest) = integers(self.datatype.0)?;
+        let min = self.min.map(|min| least.max(min.into()));
+        let max = self.max.map(|max| largest.min(max.into()));
+        (min.is_some() || max.is_some()).then(|| (min.unwrap_or(least), max.unwrap_or(largest)))
     }
 
     fn must(&self, holds: bool, property: &'static str, owners: &'static str) -> Result<(), ManifestError> {
@@ -696,7 +692,9 @@ max_batch: 5
         assert!(refusal(&format!("{DIGITS}max_batch: 0"), &fits).contains("max_batch 0 must be 1 to 65536"));
         assert_eq!(with("name: odds", "name: digit"), "model.yaml: `digit` is declared twice");
         let empty = with("FP32, shape: [-1, 64]", "INT64, shape: [-1, 64], min: 99, max: 0");
-        assert_eq!(empty, "model.yaml: `pixels`: min is 99, max must be at least as much, got 0");
+        assert_eq!(empty, "model.yaml: `pixels`: no INT64 lies between 99 and 0");
+        let beyond = with("FP32, shape: [-1, 64]", "UINT16, shape: [-1, 64], min: 65536");
+        assert_eq!(beyond, "model.yaml: `pixels`: no UINT16 lies between 65536 and 65535");
     }
 
     #[test]

@@ -150,7 +150,7 @@ pub struct Slot {
     /// Of an output: rows that hold a NaN or an infinity are an error.
     pub finite: bool,
     /// Of an input of integers: the smallest and the largest value that may come.
-    pub bounds: Option<(i64, i64)>,
+    pub bounds: Option<(i128, i128)>,
     /// Of an input: the value that is padded with.
     pub pad: f64,
     /// Of an input: 1 where the others hold what the caller sent, 0 where they are padded. Made here if the caller does

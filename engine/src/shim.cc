@@ -250,8 +250,8 @@ size_t Module::returns() const {
   return elements.size();
 }
 
-at::Tensor* Module::staging(const at::Tensor& like, rust::Slice<const int64_t> shape) const {
-  auto options = like.options().pinned_memory(!device_.is_cpu());
+at::Tensor* Module::staging(c10::ScalarType type, rust::Slice<const int64_t> shape) const {
+  auto options = at::TensorOptions(type).pinned_memory(!device_.is_cpu());
   return new at::Tensor(at::empty(at::IntArrayRef(shape.data(), shape.size()), options));
 }
 
@@ -319,6 +319,14 @@ std::unique_ptr<Module> load(rust::Str path, rust::Str device) {
   module.eval();
   TORCH_CHECK(module.find_method("forward").has_value(), "the module has no method forward");
   return std::make_unique<Module>(std::move(module), on);
+}
+
+c10::ScalarType scalar_type(const at::Tensor& tensor) {
+  return tensor.scalar_type();
+}
+
+rust::Str scalar_type_name(const at::Tensor& tensor) {
+  return c10::toString(tensor.scalar_type());
 }
 
 void define(rust::Str path, rust::Str methods) {

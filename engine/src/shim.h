@@ -12,6 +12,7 @@
 #include <vector>
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/ScalarType.h>
 #include <c10/util/Exception.h>
 #include <torch/csrc/jit/api/module.h>
 
@@ -80,9 +81,8 @@ class Module {
   bool remembers() const;
   // How many tensors forward returns, 0 where its type does not tell.
   size_t returns() const;
-  // An input to be filled, of the kind of `like`, in memory that the device reads without the CPU's help. The
-  // caller owns the result.
-  at::Tensor* staging(const at::Tensor& like, rust::Slice<const int64_t> shape) const;
+  // An input to be filled, in memory of the CPU from which the device reads fastest. The caller owns the result.
+  at::Tensor* staging(c10::ScalarType type, rust::Slice<const int64_t> shape) const;
   // Borrows the inputs. Arguments that are not given take their defaults. On a GPU each thread has a stream of its
   // own, so that what one copies overlaps what another computes; when this returns the outputs have arrived.
   std::unique_ptr<Outputs> forward(rust::Slice<const Given> inputs) const;
@@ -98,6 +98,10 @@ class Module {
 
 // Loads in eval mode. `device` is `cpu` or `cuda:N`.
 std::unique_ptr<Module> load(rust::Str path, rust::Str device);
+
+// Of its elements. The name is for messages.
+c10::ScalarType scalar_type(const at::Tensor& tensor);
+rust::Str scalar_type_name(const at::Tensor& tensor);
 
 // Writes a module that has these methods and nothing else.
 void define(rust::Str path, rust::Str methods);

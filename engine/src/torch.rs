@@ -16,7 +16,7 @@ use std::path::Path;
 use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 use wire::{Datatype, DeviceMemory};
 
 // cxx makes its items pub, and knows no `expect`.
@@ -44,11 +44,33 @@ mod ffi {
         total: u64,
     }
 
+    /// Of the elements of a tensor: those that the protocol has a name for.
+    #[derive(Debug)]
+    #[namespace = "c10"]
+    #[repr(i8)]
+    enum ScalarType {
+        Byte,
+        Char,
+        Short,
+        Int,
+        Long,
+        Half,
+        Float,
+        Double,
+        Bool = 11,
+        BFloat16 = 15,
+        UInt16 = 27,
+        UInt32,
+        UInt64,
+    }
+
     unsafe extern "C++" {
         include!("penstock-engine/src/shim.h");
 
         #[namespace = "at"]
         type Tensor;
+        #[namespace = "c10"]
+        type ScalarType;
         type Module;
         type Outputs;
 
@@ -60,7 +82,7 @@ mod ffi {
         fn parameters(self: &Module) -> Result<Vec<Parameter>>;
         fn remembers(self: &Module) -> Result<bool>;
         fn returns(self: &Module) -> Result<usize>;
-        fn staging(self: &Module, like: &Tensor, shape: &[i64]) -> Result<*mut Tensor>;
+        fn staging(self: &Module, scalar: ScalarType, shape: &[i64]) -> Result<*mut Tensor>;
         fn probe(self: &Module) -> Result<()>;
         fn device_memory(number: usize) -> Result<DeviceMemory>;
         /// With so many threads for what models fork.
@@ -72,6 +94,8 @@ mod ffi {
         fn name(self: &Outputs, position: usize) -> Result<&str>;
         fn take(self: Pin<&mut Outputs>, position: usize) -> Result<*mut Tensor>;
         fn cuda_devices() -> Result<usize>;
+        fn scalar_type(tensor: &Tensor) -> ScalarType;
+        fn scalar_type_name(tensor: &Tensor) -> &str;
         fn define(path: &str, methods: &str) -> Result<()>;
     }
 }
@@ -250,14 +274,16 @@ impl TorchModel {
         for (to, from) in shape.iter_mut().zip(&input.shape) {
             *to = i64::try_from(*from).map_err(|error| ModelError::new(error.to_string()))?;
         }
-        let kind = to_kind(input.datatype).ok_or_else(|| ModelError::new("BYTES are no tensor"))?;
-        let tensor = self.empty(kind, &shape[..rank])?;
+        let scalar = scalar_type(input.datatype).ok_or_else(|| ModelError::new("BYTES are no tensor"))?;
+        let tensor = self.module.staging(scalar, &shape[..rank]).map_err(|error| explain(&error))?;
+        // SAFETY: the shim gives a tensor of its own to each caller of staging.
+        let tensor = unsafe { Tensor::from_ptr(tensor.cast()) };
         let bytes = input.shape.iter().product::<u64>() as usize * width(input.datatype);
         let given: usize = input.parts.iter().map(|part| part.len()).sum();
         assert_eq!(given, bytes, "job.rs has checked each part against its shape");
         let mut to = tensor.data_ptr().cast::<u8>();
         for part in &input.parts {
-            // SAFETY: empty made a contiguous tensor of `bytes` bytes that nobody else knows; the parts add up to
+            // SAFETY: staging made a contiguous tensor of `bytes` bytes that nobody else knows; the parts add up to
             // exactly that.
             unsafe {
                 std::ptr::copy_nonoverlapping(part.as_ptr(), to, part.len());
@@ -265,19 +291,6 @@ impl TorchModel {
             }
         }
         Ok(tensor)
-    }
-
-    /// A tensor in the memory of the CPU from which the device reads fastest.
-    fn empty(&self, kind: Kind, shape: &[i64]) -> Result<Tensor, ModelError> {
-        if self.device == Device::Cpu {
-            return Tensor::f_empty(shape, (kind, tch::Device::Cpu)).map_err(failed);
-        }
-        let like = Tensor::f_empty([0], (kind, tch::Device::Cpu)).map_err(failed)?;
-        // SAFETY: a C_tensor is an at::Tensor, and `like` lives.
-        let like = unsafe { &*like.as_ptr().cast::<ffi::Tensor>() };
-        let tensor = self.module.staging(like, shape).map_err(|error| explain(&error))?;
-        // SAFETY: the shim gives a tensor of its own to each caller of staging.
-        Ok(unsafe { Tensor::from_ptr(tensor.cast()) })
     }
 
     /// Whether it was the model that failed, or the device for good.
@@ -352,10 +365,14 @@ fn prepare_thread(threads: usize) {
 
 /// The bytes of an output, which keep its tensor alive.
 fn unstage(name: String, tensor: Tensor) -> Result<Output, ModelError> {
-    let kind = tensor.f_kind();
-    let Some(datatype) = kind.as_ref().ok().and_then(|kind| from_kind(*kind)) else {
+    // SAFETY: a C_tensor is an at::Tensor, and `tensor` lives.
+    let known = unsafe { &*tensor.as_ptr().cast::<ffi::Tensor>() };
+    let scalar = ffi::scalar_type(known);
+    let Some(datatype) = Datatype::ALL.into_iter().find(|datatype| scalar_type(*datatype) == Some(scalar))
+    else {
         return Err(ModelError::new(format!(
-            "output `{name}` is {kind:?}, which no datatype of the protocol is"
+            "output `{name}` is {}, which no datatype of the protocol is",
+            ffi::scalar_type_name(known)
         )));
     };
     let shape: Vec<u64> = tensor.size().into_iter().map(i64::unsigned_abs).collect();
@@ -381,28 +398,23 @@ impl AsRef<[u8]> for TensorBytes {
 }
 
 /// `None` for what is no number.
-fn to_kind(datatype: Datatype) -> Option<Kind> {
+fn scalar_type(datatype: Datatype) -> Option<ffi::ScalarType> {
     Some(match datatype {
-        Datatype::Bool => Kind::Bool,
-        Datatype::Uint8 => Kind::Uint8,
-        Datatype::Int8 => Kind::Int8,
-        Datatype::Int16 => Kind::Int16,
-        Datatype::Int32 => Kind::Int,
-        Datatype::Int64 => Kind::Int64,
-        Datatype::Fp16 => Kind::Half,
-        Datatype::Bf16 => Kind::BFloat16,
-        Datatype::Fp32 => Kind::Float,
-        Datatype::Fp64 => Kind::Double,
+        Datatype::Bool => ffi::ScalarType::Bool,
+        Datatype::Uint8 => ffi::ScalarType::Byte,
+        Datatype::Uint16 => ffi::ScalarType::UInt16,
+        Datatype::Uint32 => ffi::ScalarType::UInt32,
+        Datatype::Uint64 => ffi::ScalarType::UInt64,
+        Datatype::Int8 => ffi::ScalarType::Char,
+        Datatype::Int16 => ffi::ScalarType::Short,
+        Datatype::Int32 => ffi::ScalarType::Int,
+        Datatype::Int64 => ffi::ScalarType::Long,
+        Datatype::Fp16 => ffi::ScalarType::Half,
+        Datatype::Bf16 => ffi::ScalarType::BFloat16,
+        Datatype::Fp32 => ffi::ScalarType::Float,
+        Datatype::Fp64 => ffi::ScalarType::Double,
         Datatype::Bytes => return None,
     })
-}
-
-fn from_kind(kind: Kind) -> Option<Datatype> {
-    Datatype::ALL.into_iter().find(|datatype| to_kind(*datatype) == Some(kind))
-}
-
-fn failed(error: tch::TchError) -> ModelError {
-    of_libtorch(error.to_string())
 }
 
 fn explain(error: &cxx::Exception) -> ModelError {

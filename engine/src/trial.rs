@@ -447,10 +447,10 @@ fn compare_rows(
 }
 
 /// Floats in 0..1, integers in 0..4: small and not negative, which most models take, whatever they mean.
-fn made_up(datatype: Datatype, bounds: Option<(i64, i64)>, elements: u64, seed: u64) -> Vec<u8> {
+fn made_up(datatype: Datatype, bounds: Option<(i128, i128)>, elements: u64, seed: u64) -> Vec<u8> {
     // Small, so that they are valid indices of most things, unless the author says what is valid.
     let (min, max) = bounds.unwrap_or((0, 3));
-    let span = (i128::from(max) - i128::from(min) + 1).max(1);
+    let span = (max - min + 1).max(1);
     let mut bytes = Vec::with_capacity(elements as usize * width(datatype));
     let mut dice = seed;
     for _ in 0..elements {
@@ -458,8 +458,15 @@ fn made_up(datatype: Datatype, bounds: Option<(i64, i64)>, elements: u64, seed: 
         let float = (draw >> 40) as f32 / (1u64 << 24) as f32;
         match datatype {
             Datatype::Bool => bytes.push((draw >> 63) as u8),
-            Datatype::Uint8 | Datatype::Int8 | Datatype::Int16 | Datatype::Int32 | Datatype::Int64 => {
-                let value = i128::from(min) + i128::from(draw >> 1) % span;
+            Datatype::Uint8
+            | Datatype::Uint16
+            | Datatype::Uint32
+            | Datatype::Uint64
+            | Datatype::Int8
+            | Datatype::Int16
+            | Datatype::Int32
+            | Datatype::Int64 => {
+                let value = min + i128::from(draw >> 1) % span;
                 bytes.extend(&value.to_le_bytes()[..width(datatype)]);
             }
             Datatype::Fp16 => bytes.extend(f16::from_f32(float).to_le_bytes()),

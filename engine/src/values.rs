@@ -18,6 +18,9 @@ pub(crate) fn all_finite(datatype: Datatype, bytes: &[u8]) -> bool {
         Datatype::Fp64 => chunks(bytes).all(|bytes| f64::from_le_bytes(*bytes).is_finite()),
         Datatype::Bool
         | Datatype::Uint8
+        | Datatype::Uint16
+        | Datatype::Uint32
+        | Datatype::Uint64
         | Datatype::Int8
         | Datatype::Int16
         | Datatype::Int32
@@ -30,22 +33,52 @@ pub(crate) fn all_finite(datatype: Datatype, bytes: &[u8]) -> bool {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Allowed {
     /// The least and the largest.
-    pub(crate) bounds: (i64, i64),
+    pub(crate) bounds: (i128, i128),
     /// Another one: what the engine itself fills up with.
     pub(crate) filling: Option<i64>,
 }
 
+/// The least and the largest of an integer datatype.
+pub(crate) fn integers(datatype: Datatype) -> Option<(i128, i128)> {
+    Some(match datatype {
+        Datatype::Uint8 => (0, u8::MAX.into()),
+        Datatype::Uint16 => (0, u16::MAX.into()),
+        Datatype::Uint32 => (0, u32::MAX.into()),
+        Datatype::Uint64 => (0, u64::MAX.into()),
+        Datatype::Int8 => (i8::MIN.into(), i8::MAX.into()),
+        Datatype::Int16 => (i16::MIN.into(), i16::MAX.into()),
+        Datatype::Int32 => (i32::MIN.into(), i32::MAX.into()),
+        Datatype::Int64 => (i64::MIN.into(), i64::MAX.into()),
+        Datatype::Bool
+        | Datatype::Fp16
+        | Datatype::Bf16
+        | Datatype::Fp32
+        | Datatype::Fp64
+        | Datatype::Bytes => return None,
+    })
+}
+
 /// The first integer that may not be.
-pub(crate) fn out_of_range(datatype: Datatype, bytes: &[u8], allowed: Allowed) -> Option<i64> {
-    fn first(values: impl IntoIterator<Item = i64>, allowed: Allowed) -> Option<i64> {
-        let Allowed { bounds: (min, max), filling } = allowed;
-        values.into_iter().find(|value| (*value < min || *value > max) && Some(*value) != filling)
+pub(crate) fn out_of_range(datatype: Datatype, bytes: &[u8], allowed: Allowed) -> Option<i128> {
+    /// Of what is as wide as this, or less.
+    fn first<T: Copy + Ord + Into<i128> + TryFrom<i128>>(
+        mut values: impl Iterator<Item = T>,
+        Allowed { bounds: (min, max), filling }: Allowed,
+    ) -> Option<i128> {
+        // Within the datatype, see manifest.rs; a bound beyond it would be none.
+        let (min, max) = (T::try_from(min).ok(), T::try_from(max).ok());
+        let filling = filling.and_then(|filling| T::try_from(filling.into()).ok());
+        let is_out = |value: T| min.is_some_and(|min| value < min) || max.is_some_and(|max| value > max);
+        values.find(|value| is_out(*value) && Some(*value) != filling).map(Into::into)
     }
     match datatype {
-        Datatype::Uint8 => first(bytes.iter().map(|byte| i64::from(*byte)), allowed),
-        Datatype::Int8 => first(chunks(bytes).map(|bytes| i64::from(i8::from_le_bytes(*bytes))), allowed),
-        Datatype::Int16 => first(chunks(bytes).map(|bytes| i64::from(i16::from_le_bytes(*bytes))), allowed),
-        Datatype::Int32 => first(chunks(bytes).map(|bytes| i64::from(i32::from_le_bytes(*bytes))), allowed),
+        Datatype::Uint8 => first(bytes.iter().copied(), allowed),
+        Datatype::Uint16 => first(chunks(bytes).map(|bytes| u16::from_le_bytes(*bytes)), allowed),
+        Datatype::Uint32 => first(chunks(bytes).map(|bytes| u32::from_le_bytes(*bytes)), allowed),
+        Datatype::Uint64 => first(chunks(bytes).map(|bytes| u64::from_le_bytes(*bytes)), allowed),
+        Datatype::Int8 => first(chunks(bytes).map(|bytes| i8::from_le_bytes(*bytes)), allowed),
+        Datatype::Int16 => first(chunks(bytes).map(|bytes| i16::from_le_bytes(*bytes)), allowed),
+        Datatype::Int32 => first(chunks(bytes).map(|bytes| i32::from_le_bytes(*bytes)), allowed),
         Datatype::Int64 => first(chunks(bytes).map(|bytes| i64::from_le_bytes(*bytes)), allowed),
         Datatype::Bool
         | Datatype::Fp16
@@ -77,6 +110,9 @@ impl Tolerance {
             Datatype::Bf16 => 5e-2,
             Datatype::Bool
             | Datatype::Uint8
+            | Datatype::Uint16
+            | Datatype::Uint32
+            | Datatype::Uint64
             | Datatype::Int8
             | Datatype::Int16
             | Datatype::Int32
@@ -123,6 +159,9 @@ pub(crate) fn element(datatype: Datatype, value: f64) -> Vec<u8> {
     match datatype {
         Datatype::Bool => vec![u8::from(value != 0.0)],
         Datatype::Uint8 => vec![value as u8],
+        Datatype::Uint16 => (value as u16).to_le_bytes().into(),
+        Datatype::Uint32 => (value as u32).to_le_bytes().into(),
+        Datatype::Uint64 => (value as u64).to_le_bytes().into(),
         Datatype::Int8 => (value as i8).to_le_bytes().into(),
         Datatype::Int16 => (value as i16).to_le_bytes().into(),
         Datatype::Int32 => (value as i32).to_le_bytes().into(),
@@ -152,6 +191,9 @@ fn value(datatype: Datatype, element: &[u8]) -> f64 {
     let bits = u64::from_le_bytes(low);
     match datatype {
         Datatype::Bool | Datatype::Uint8 => f64::from(bits as u8),
+        Datatype::Uint16 => f64::from(bits as u16),
+        Datatype::Uint32 => f64::from(bits as u32),
+        Datatype::Uint64 => bits as f64,
         Datatype::Int8 => f64::from(bits as i8),
         Datatype::Int16 => f64::from(bits as i16),
         Datatype::Int32 => f64::from(bits as i32),
@@ -203,6 +245,9 @@ mod tests {
         assert_eq!(find(Datatype::Int16, &6i16.to_le_bytes()), Some(6));
         assert_eq!(find(Datatype::Int32, &(-2i32).to_le_bytes()), None);
         assert_eq!((find(Datatype::Uint8, &[9]), find(Datatype::Uint8, &[8])), (None, Some(8)));
-        assert_eq!(find(Datatype::Int64, &i64::MIN.to_le_bytes()), Some(i64::MIN));
+        assert_eq!(find(Datatype::Uint16, &6u16.to_le_bytes()), Some(6));
+        assert_eq!(find(Datatype::Uint32, &9u32.to_le_bytes()), None);
+        assert_eq!(find(Datatype::Uint64, &u64::MAX.to_le_bytes()), Some(i128::from(u64::MAX)));
+        assert_eq!(find(Datatype::Int64, &i64::MIN.to_le_bytes()), Some(i128::from(i64::MIN)));
     }
 }

@@ -36,6 +36,9 @@ impl Output<'_> {
     pub(crate) fn rank(self, most: u32) -> Option<Ranked> {
         Some(match self.datatype {
             Datatype::Uint8 => self.rank_as(most, u8::from_le_bytes, Ord::cmp),
+            Datatype::Uint16 => self.rank_as(most, u16::from_le_bytes, Ord::cmp),
+            Datatype::Uint32 => self.rank_as(most, u32::from_le_bytes, Ord::cmp),
+            Datatype::Uint64 => self.rank_as(most, u64::from_le_bytes, Ord::cmp),
             Datatype::Int8 => self.rank_as(most, i8::from_le_bytes, Ord::cmp),
             Datatype::Int16 => self.rank_as(most, i16::from_le_bytes, Ord::cmp),
             Datatype::Int32 => self.rank_as(most, i32::from_le_bytes, Ord::cmp),

@@ -94,6 +94,9 @@ impl<'a> Input<'a> {
             Datatype::Bytes if self.name.contains("image") => DOT,
             Datatype::Bytes => "\"a few words\"",
             Datatype::Uint8
+            | Datatype::Uint16
+            | Datatype::Uint32
+            | Datatype::Uint64
             | Datatype::Int8
             | Datatype::Int16
             | Datatype::Int32
@@ -111,6 +114,9 @@ fn has_text(datatype: Datatype) -> bool {
         Datatype::Fp16 | Datatype::Bf16 => false,
         Datatype::Bool
         | Datatype::Uint8
+        | Datatype::Uint16
+        | Datatype::Uint32
+        | Datatype::Uint64
         | Datatype::Int8
         | Datatype::Int16
         | Datatype::Int32

@@ -54,6 +54,9 @@ pub(crate) fn first_element(request: &InferRequest, name: &str) -> Option<String
         }
         Datatype::Bool
         | Datatype::Uint8
+        | Datatype::Uint16
+        | Datatype::Uint32
+        | Datatype::Uint64
         | Datatype::Int8
         | Datatype::Int16
         | Datatype::Fp16

@@ -219,6 +219,9 @@ fn write_row(out: &mut Vec<u8>, datatype: Datatype, bytes: &[u8]) {
         }
         Datatype::Bool
         | Datatype::Uint8
+        | Datatype::Uint16
+        | Datatype::Uint32
+        | Datatype::Uint64
         | Datatype::Int8
         | Datatype::Int16
         | Datatype::Int32
@@ -260,6 +263,9 @@ pub(crate) fn floats(datatype: Datatype, bytes: &[u8]) -> Option<Vec<f32>> {
         Datatype::Fp64 => Some(each(bytes, |element| f64::from_le_bytes(element) as f32)),
         Datatype::Bool
         | Datatype::Uint8
+        | Datatype::Uint16
+        | Datatype::Uint32
+        | Datatype::Uint64
         | Datatype::Int8
         | Datatype::Int16
         | Datatype::Int32

@@ -39,6 +39,9 @@ pub(crate) fn read(
 fn into(text: &[u8], datatype: Datatype, room: &mut [MaybeUninit<u8>]) -> Option<Vec<u64>> {
     match datatype {
         Datatype::Uint8 => all::<u8, 1>(text, room),
+        Datatype::Uint16 => all::<u16, 2>(text, room),
+        Datatype::Uint32 => all::<u32, 4>(text, room),
+        Datatype::Uint64 => all::<u64, 8>(text, room),
         Datatype::Int8 => all::<i8, 1>(text, room),
         Datatype::Int16 => all::<i16, 2>(text, room),
         Datatype::Int32 => all::<i32, 4>(text, room),

@@ -122,7 +122,7 @@ mod tests {
             (model(FP32, &[-1, i64::MAX, 2], 8), 4, "4 bytes are no FP32"),
             (model(0, &[], 0), 4, "does not declare the datatype of input `x`"),
             (model(11, &[-1, 2], 0), 4, "input `x` has more than one element: [-1, 2]"),
-            (model(12, &[-1], 0), 4, "input `x` has no datatype that is known here"),
+            (model(99, &[-1], 0), 4, "input `x` has no datatype that is known here"),
             (ModelEntry::default(), 4, "the model takes 0 inputs, and this is one"),
         ] {
             let refusal = shape(&model, bytes).unwrap_err();

@@ -104,6 +104,9 @@ impl Values<'_> {
         E: Error,
         I: Copy + fmt::Display,
         u8: TryFrom<I>,
+        u16: TryFrom<I>,
+        u32: TryFrom<I>,
+        u64: TryFrom<I>,
         i8: TryFrom<I>,
         i16: TryFrom<I>,
         i32: TryFrom<I>,
@@ -114,6 +117,15 @@ impl Values<'_> {
         match self.datatype {
             Datatype::Uint8 => {
                 u8::try_from(value).map_err(|_| misfit()).and_then(|v| self.put(&v.to_le_bytes()))
+            }
+            Datatype::Uint16 => {
+                u16::try_from(value).map_err(|_| misfit()).and_then(|v| self.put(&v.to_le_bytes()))
+            }
+            Datatype::Uint32 => {
+                u32::try_from(value).map_err(|_| misfit()).and_then(|v| self.put(&v.to_le_bytes()))
+            }
+            Datatype::Uint64 => {
+                u64::try_from(value).map_err(|_| misfit()).and_then(|v| self.put(&v.to_le_bytes()))
             }
             Datatype::Int8 => {
                 i8::try_from(value).map_err(|_| misfit()).and_then(|v| self.put(&v.to_le_bytes()))
@@ -300,6 +312,9 @@ pub(crate) fn write_values(out: &mut Vec<u8>, datatype: Datatype, bytes: &[u8]) 
             out.extend_from_slice(if b == 0 { b"false" } else { b"true" })
         }),
         Datatype::Uint8 => write_each(out, bytes, |out, b| integer(out, u8::from_le_bytes(b))),
+        Datatype::Uint16 => write_each(out, bytes, |out, b| integer(out, u16::from_le_bytes(b))),
+        Datatype::Uint32 => write_each(out, bytes, |out, b| integer(out, u32::from_le_bytes(b))),
+        Datatype::Uint64 => write_each(out, bytes, |out, b| integer(out, u64::from_le_bytes(b))),
         Datatype::Int8 => write_each(out, bytes, |out, b| integer(out, i8::from_le_bytes(b))),
         Datatype::Int16 => write_each(out, bytes, |out, b| integer(out, i16::from_le_bytes(b))),
         Datatype::Int32 => write_each(out, bytes, |out, b| integer(out, i32::from_le_bytes(b))),
@@ -433,6 +448,10 @@ mod tests {
         for (datatype, json) in [
             (Datatype::Uint8, "[-1]"),
             (Datatype::Uint8, "[256]"),
+            (Datatype::Uint16, "[65536]"),
+            (Datatype::Uint32, "[4294967296]"),
+            (Datatype::Uint64, "[-1]"),
+            (Datatype::Uint64, "[18446744073709551616]"),
             (Datatype::Int8, "[128]"),
             (Datatype::Int64, "[9223372036854775808]"),
             (Datatype::Int32, "[1.5]"),

@@ -237,7 +237,7 @@ mod tests {
         let (reply, payload) =
             read(&passed(200, &format!("{head}ab"), &[("inference-header-content-length", length)])).unwrap();
         assert_eq!((reply.outputs.len(), &payload[..]), (1, &b"ab"[..]));
-        let foreign = r#"{"outputs":[{"name":"y","datatype":"UINT32","shape":[1],"data":[7]}]}"#;
+        let foreign = r#"{"outputs":[{"name":"y","datatype":"INT4","shape":[1],"data":[7]}]}"#;
         let compressed = [("content-encoding", "gzip")];
         for foreign in [passed(200, foreign, &[]), passed(200, "?", &compressed)] {
             assert!(matches!(read(&foreign), Err(Refusal::Unsupported(_))), "{foreign:?}");

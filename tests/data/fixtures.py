@@ -37,6 +37,9 @@ from train import export  # noqa: E402 (the one place that knows how an exported
 KINDS = {
     "b": ("BOOL", torch.bool),
     "u8": ("UINT8", torch.uint8),
+    "u16": ("UINT16", torch.uint16),
+    "u32": ("UINT32", torch.uint32),
+    "u64": ("UINT64", torch.uint64),
     "i8": ("INT8", torch.int8),
     "i16": ("INT16", torch.int16),
     "i32": ("INT32", torch.int32),
@@ -143,6 +146,9 @@ class Kinds(nn.Module):
         self,
         b: Tensor,
         u8: Tensor,
+        u16: Tensor,
+        u32: Tensor,
+        u64: Tensor,
         i8: Tensor,
         i16: Tensor,
         i32: Tensor,
@@ -151,8 +157,10 @@ class Kinds(nn.Module):
         bf16: Tensor,
         f32: Tensor,
         f64: Tensor,
-    ) -> Tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        return b, u8, i8, i16, i32, i64, f16, bf16, f32, f64
+    ) -> Tuple[
+        Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
+    ]:
+        return b, u8, u16, u32, u64, i8, i16, i32, i64, f16, bf16, f32, f64
 
 
 class Bare(nn.Module):

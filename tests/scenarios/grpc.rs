@@ -63,9 +63,12 @@ fn every_datatype_survives_the_round_trip() {
     eventually("kinds to be ready", || {
         (stack.client().get("/v2/models/kinds/ready").status == 200).then_some(())
     });
-    let kinds: [(&str, &str, Vec<u8>); 10] = [
+    let kinds: [(&str, &str, Vec<u8>); 13] = [
         ("b", "BOOL", vec![1, 0]),
         ("u8", "UINT8", vec![0, 255]),
+        ("u16", "UINT16", (252..=255).collect()),
+        ("u32", "UINT32", (248..=255).collect()),
+        ("u64", "UINT64", (240..=255).collect()),
         ("i8", "INT8", vec![128, 127]),
         ("i16", "INT16", (1..5).collect()),
         ("i32", "INT32", (1..9).collect()),

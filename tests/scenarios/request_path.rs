@@ -121,11 +121,13 @@ fn every_datatype_survives_the_round_trip() {
     let float = |name: &str, datatype: &str| json!({"name": name, "shape": [1, 2], "datatype": datatype, "data": [-1.5, "NaN"]});
     let int = |name: &str, datatype: &str, data: Value| json!({"name": name, "shape": [1, 2], "datatype": datatype, "data": data});
     let half = |name: &str, datatype: &str| json!({"name": name, "shape": [1, 2], "datatype": datatype, "parameters": {"binary_data_size": 4}});
-    let names = ["b", "u8", "i8", "i16", "i32", "i64", "f16", "bf16", "f32", "f64"];
+    let names = ["b", "u8", "u16", "u32", "u64", "i8", "i16", "i32", "i64", "f16", "bf16", "f32", "f64"];
     let output = |name: &str| json!({"name": format!("{name}_out"), "parameters": {"binary_data": name.ends_with("f16")}});
     let outputs: Vec<Value> = names.into_iter().map(output).collect();
     let json = json!({"inputs": [
-        int("b", "BOOL", json!([true, false])), int("u8", "UINT8", json!([0, 255])), int("i8", "INT8", json!([-128, 127])),
+        int("b", "BOOL", json!([true, false])), int("u8", "UINT8", json!([0, 255])),
+        int("u16", "UINT16", json!([0, u16::MAX])), int("u32", "UINT32", json!([0, u32::MAX])), int("u64", "UINT64", json!([0, u64::MAX])),
+        int("i8", "INT8", json!([-128, 127])),
         int("i16", "INT16", json!([-32768, 32767])), int("i32", "INT32", json!([i32::MIN, i32::MAX])), int("i64", "INT64", json!([i64::MIN, i64::MAX])),
         half("f16", "FP16"), half("bf16", "BF16"), float("f32", "FP32"), float("f64", "FP64")],
         "outputs": outputs,
@@ -145,6 +147,9 @@ fn every_datatype_survives_the_round_trip() {
     for values in [
         "[true,false]",
         "[0,255]",
+        "[0,65535]",
+        "[0,4294967295]",
+        "[0,18446744073709551615]",
         "[-128,127]",
         "[-32768,32767]",
         "[-2147483648,2147483647]",

@@ -32,13 +32,22 @@ pub enum Datatype {
     Fp64 = 10,
     /// A string of bytes, any number of them: see [`Elements`].
     Bytes = 11,
+    /// Unsigned, 2 bytes.
+    Uint16 = 12,
+    /// Unsigned, 4 bytes.
+    Uint32 = 13,
+    /// Unsigned, 8 bytes.
+    Uint64 = 14,
 }
 
 impl Datatype {
     /// Every datatype that travels.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Bool,
         Self::Uint8,
+        Self::Uint16,
+        Self::Uint32,
+        Self::Uint64,
         Self::Int8,
         Self::Int16,
         Self::Int32,
@@ -55,6 +64,9 @@ impl Datatype {
         match self {
             Self::Bool => "BOOL",
             Self::Uint8 => "UINT8",
+            Self::Uint16 => "UINT16",
+            Self::Uint32 => "UINT32",
+            Self::Uint64 => "UINT64",
             Self::Int8 => "INT8",
             Self::Int16 => "INT16",
             Self::Int32 => "INT32",
@@ -81,9 +93,9 @@ impl Datatype {
     pub const fn size(self) -> Option<usize> {
         match self {
             Self::Bool | Self::Uint8 | Self::Int8 => Some(1),
-            Self::Int16 | Self::Fp16 | Self::Bf16 => Some(2),
-            Self::Int32 | Self::Fp32 => Some(4),
-            Self::Int64 | Self::Fp64 => Some(8),
+            Self::Uint16 | Self::Int16 | Self::Fp16 | Self::Bf16 => Some(2),
+            Self::Uint32 | Self::Int32 | Self::Fp32 => Some(4),
+            Self::Uint64 | Self::Int64 | Self::Fp64 => Some(8),
             Self::Bytes => None,
         }
     }

@@ -110,8 +110,8 @@ mod tests {
         let why = |json: &str| foreign(&Bytes::copy_from_slice(json.as_bytes()), None);
         let fine = r#"{"name":"x","datatype":"FP32","shape":[1],"data":[NaN]}"#;
         let output = |fields: &str| format!(r#"{{"outputs":[{fine},{{"name":"y","shape":[1],{fields}}}]}}"#);
-        let unknown = output(r#""datatype":"UINT32","data":[7]"#);
-        assert_eq!(why(&unknown).as_deref(), Some("output `y` is UINT32"));
+        let unknown = output(r#""datatype":"INT4","data":[7]"#);
+        assert_eq!(why(&unknown).as_deref(), Some("output `y` is INT4"));
         let half = output(r#""datatype":"FP16","data":[0.5]"#);
         assert_eq!(why(&half).as_deref(), Some("output `y` is FP16 in JSON"));
         let binary = output(r#""datatype":"FP16","parameters":{"binary_data_size":3}"#);

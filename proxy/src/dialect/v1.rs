@@ -157,6 +157,9 @@ fn dtype(datatype: Datatype) -> &'static str {
     match datatype {
         Datatype::Bool => "DT_BOOL",
         Datatype::Uint8 => "DT_UINT8",
+        Datatype::Uint16 => "DT_UINT16",
+        Datatype::Uint32 => "DT_UINT32",
+        Datatype::Uint64 => "DT_UINT64",
         Datatype::Int8 => "DT_INT8",
         Datatype::Int16 => "DT_INT16",
         Datatype::Int32 => "DT_INT32",

@@ -378,6 +378,13 @@ fn write_contents(input: &Input<'_>, payload: &mut Vec<u8>) -> Result<(), Refusa
         Datatype::Uint8 => {
             (4, Elements::Varints(|number, to| put(u8::try_from(number as u32), to, u8::to_le_bytes)))
         }
+        Datatype::Uint16 => {
+            (4, Elements::Varints(|number, to| put(u16::try_from(number as u32), to, u16::to_le_bytes)))
+        }
+        Datatype::Uint32 => {
+            (4, Elements::Varints(|number, to| put(fits(number as u32), to, u32::to_le_bytes)))
+        }
+        Datatype::Uint64 => (5, Elements::Varints(|number, to| put(fits(number), to, u64::to_le_bytes))),
         Datatype::Fp32 => (6, Elements::AsTheyAre),
         Datatype::Fp64 => (7, Elements::AsTheyAre),
         Datatype::Bytes => return write_elements(input, payload),

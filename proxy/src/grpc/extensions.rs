@@ -263,7 +263,7 @@ mod tests {
             let config = configured(ModelConfig::new(&entry, device));
             assert_eq!((config.instance_group[0].kind(), config.instance_group[0].count), (kind, 2));
             let numbers: Vec<_> = config.input.iter().map(|input| input.data_type).collect();
-            assert_eq!(numbers, [1, 2, 6, 7, 8, 9, 10, 14, 11, 12, 13, 0]);
+            assert_eq!(numbers, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 14, 11, 12, 13, 0]);
         }
     }
 

@@ -148,4 +148,4 @@ macro_rules! whole {
     )*};
 }
 
-whole!(u8, i8, i16, i32, i64);
+whole!(u8, u16, u32, u64, i8, i16, i32, i64);

@@ -45,6 +45,9 @@ fn contents_of_every_datatype_become_the_bytes_that_the_engine_takes() {
             [i64::MIN.to_le_bytes(), (-2_i64).to_le_bytes()].concat(),
         ),
         ("UINT8", InferTensorContents { uint_contents: vec![0, 255], ..none() }, vec![0, 255]),
+        ("UINT16", InferTensorContents { uint_contents: vec![0, 65535], ..none() }, vec![0, 0, 255, 255]),
+        ("UINT32", InferTensorContents { uint_contents: vec![u32::MAX; 2], ..none() }, vec![255; 8]),
+        ("UINT64", InferTensorContents { uint64_contents: vec![u64::MAX; 2], ..none() }, vec![255; 16]),
         (
             "FP32",
             InferTensorContents { fp32_contents: vec![-1.5, f32::INFINITY], ..none() },
