@@ -284,7 +284,15 @@ struct Running {
     bucket: Bucket,
     rows: u32,
     lanes: usize,
+    /// When it is expected.
     back: Instant,
+}
+
+impl Running {
+    /// What it is expected to take yet: of one that is late, as long again as it has been late.
+    fn left(&self, now: Instant) -> Duration {
+        self.back.saturating_duration_since(now).max(now.saturating_duration_since(self.back))
+    }
 }
 
 #[derive(Debug)]
@@ -373,6 +381,15 @@ impl<T: Clone> Batcher<T> {
         let ahead = self.ahead + takes;
         let soonest = ticket.deadline.map_or(now + PATIENCE, |deadline| deadline.min(now + PATIENCE));
         let urgency = soonest + HEAD_START * ticket.priority as u32;
+        // Whatever would go for it, nothing runs before something is back.
+        if let Some(deadline) = ticket.deadline
+            && let (wait, left) =
+                (self.until_any_is_back(&ticket, now), deadline.saturating_duration_since(now))
+            && wait > left
+            && !left.is_zero()
+        {
+            return Err(Refused::TooLate { job: ticket.payload, wait });
+        }
         if let Some(deadline) = ticket.deadline
             && !is_calm(ahead, deadline.saturating_duration_since(now))
             && self.is_tried(&ticket.bucket, piece, now)

@@ -31,6 +31,7 @@ pub mod preprocess;
 mod preparers;
 mod suspects;
 mod queue;
+mod ready_first;
 mod region;
 pub mod batcher;
 pub mod curve;

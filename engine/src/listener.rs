@@ -18,6 +18,7 @@ use crate::memory::DeviceGauge;
 use crate::model::Version;
 use crate::preparers::Preparers;
 use crate::queue::Queue;
+use crate::ready_first::{self, ReadyFirst};
 use crate::watchdog::Watchdog;
 use std::future::Future;
 use std::io::{self, ErrorKind};
@@ -143,6 +144,7 @@ impl Listener {
                 request_bytes_max: self.settings.request_bytes_max(),
                 device_memory: self.settings.device_memory.clone(),
                 interrupted: Interrupted::beside(&self.path),
+                ready_first: ReadyFirst::beside(&self.path),
                 references: references.clone(),
             },
             candidates,
@@ -203,6 +205,7 @@ impl Listener {
         drained.send_replace(true);
         let _ = timeout_at(until, async { while connections.join_next().await.is_some() {} }).await;
         interrupted::excuse(&path);
+        ready_first::forget(&path);
         keeping.abort();
         keep(&references, learned(&in_the_end.borrow()));
         Ok(())

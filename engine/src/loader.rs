@@ -25,6 +25,7 @@ use crate::orders::{Answer, ENDED, Failure, Orders, Retirement, Told};
 use crate::pace::Pace;
 use crate::preprocess::Preprocess;
 use crate::queue::Queue;
+use crate::ready_first::ReadyFirst;
 use crate::schedule;
 use crate::trial::Verdict;
 use crate::watchdog::Watchdog;
@@ -68,11 +69,13 @@ pub(crate) struct Setup {
     pub(crate) request_bytes_max: u64,
     pub(crate) device_memory: Option<DeviceProbe>,
     pub(crate) interrupted: Interrupted,
+    pub(crate) ready_first: ReadyFirst,
     pub(crate) references: References,
 }
 
 /// Loads `candidates`, all that the library has, and then whatever is ordered.
-pub(crate) fn start(setup: Setup, candidates: Vec<Candidate>) -> io::Result<(Loader, Orders)> {
+pub(crate) fn start(setup: Setup, mut candidates: Vec<Candidate>) -> io::Result<(Loader, Orders)> {
+    setup.ready_first.sort(&mut candidates);
     let (told, inbox) = mpsc::channel();
     let mut shelf = Shelf {
         setup,
@@ -133,6 +136,7 @@ struct Aside {
     /// Of its `model.pt`.
     bytes: u64,
     attempt: Running,
+    since: Instant,
     /// Orders that it is a part of.
     answers: Vec<Arc<Answer>>,
     /// Whatever comes of it, nobody wants it.
@@ -329,7 +333,8 @@ impl Shelf {
             Err(why) => return self.settle(name, number, stamp, Err(why)),
         };
         let answers = answer.cloned().into_iter().collect();
-        let mut aside = Aside { name, number, stamp, bytes, attempt, answers, is_given_up: false };
+        let since = Instant::now();
+        let mut aside = Aside { name, number, stamp, bytes, attempt, since, answers, is_given_up: false };
         let most = self.setup.load_max;
         let has_place = self.aside.len() < ASIDE_MAX;
         let patience = if has_place { self.setup.load_patience.min(most) } else { most };
@@ -411,13 +416,17 @@ impl Shelf {
 
     /// An attempt has ended; gives back who waits for what has come of it.
     fn end(&mut self, aside: Aside, tried: Result<Tried, String>) -> (Vec<Arc<Answer>>, Result<(), String>) {
-        let Aside { name, number, stamp, answers, .. } = aside;
+        let Aside { name, number, stamp, since, answers, .. } = aside;
         memory::give_back();
         if !self.device_is_lost() {
             self.setup.interrupted.end(&name, number);
         }
         let version = tried.map(|tried| self.version(&name, number, &stamp, tried));
-        (answers, self.settle(name, number, stamp, version))
+        let settled = self.settle(name.clone(), number, stamp, version);
+        if settled.is_ok() {
+            self.setup.ready_first.note(&name, number, since.elapsed());
+        }
+        (answers, settled)
     }
 
     /// Puts a version in its place, or says why there is none.
@@ -594,6 +603,11 @@ impl Shelf {
     }
 
     fn announce(&mut self) {
+        let Self { catalog, setup, .. } = self;
+        let may_answer = |name: &str, version| {
+            matches!(catalog.state(name, version), Some(State::Loading { .. } | State::Ready(_)))
+        };
+        setup.ready_first.retain(may_answer);
         self.setup.catalog.send_replace(Arc::new(self.catalog.revised()));
     }
 }

@@ -48,6 +48,7 @@ mod breaker;
 mod retry;
 mod tally;
 mod ledger;
+mod missing;
 mod plan;
 
 pub use attribute::{Attribute, Attributes, Field};
@@ -61,6 +62,7 @@ pub use ledger::{
 };
 pub use limiter::{Cost, LimitPolicy, Limited, Quota};
 pub use live::{Adopted, Generation, Live, Prepared, Published};
+pub use missing::{Known, missing};
 pub use outcome::Outcome;
 pub use overload::{Criticality, Room, Standing};
 pub use parse::parse;

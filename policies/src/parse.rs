@@ -324,6 +324,32 @@ p.yaml:16:24: models.words.breaker.failing: expected a percentage with at most f
     }
 
     #[test]
+    fn what_no_answer_can_be_is_no_measure_of_slowness() {
+        refuses(
+            "models: {m: {deadline: 2s, breaker: {slow: {over: 2s, percent: 80}}}}",
+            "\np.yaml:1:51: models.m.breaker.slow.over: must be less than the deadline, which is 2s, got 2s: no answer \
+             takes longer\n",
+        );
+        assert!(
+            parse("models: {m: {deadline: 2s, breaker: {slow: {over: 1999ms, percent: 80}}}}", "p.yaml")
+                .is_ok()
+        );
+    }
+
+    #[test]
+    fn a_file_with_very_many_mistakes_is_told_fifty_and_how_many_more() {
+        let models: String = (0..60).map(|number| format!("  m{number}: {{deadline: 0s}}\n")).collect();
+        let errors = parse(&format!("models:\n{models}"), "p.yaml").expect_err("the file is wrong");
+        let told = errors.to_string();
+        let lines: Vec<_> = told.lines().collect();
+        assert_eq!((lines.len(), lines[50]), (51, "and 10 more"));
+        assert!(lines[49].starts_with("p.yaml:51:19: models.m49.deadline: "), "{}", lines[49]);
+        let long = format!("models: {{m: {{deadline: {}}}}}", "v".repeat(2000));
+        let told = parse(&long, "p.yaml").expect_err("the file is wrong").to_string();
+        assert!(told.len() < 1200 && told.ends_with("vvv…"), "{told}");
+    }
+
+    #[test]
     fn a_quoted_line_break_does_not_break_the_message() {
         refuses(
             "limits: [{name: a, rate: \"1\\n/s\"}]",

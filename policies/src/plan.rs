@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::attribute::{Attribute, Condition};
 use crate::canary::{ALL, Millionths, percent, step_of};
 use crate::ledger::Ledger;
+use crate::missing::{Known, missing_models, missing_versions};
 use crate::pick::Stickiness;
 use crate::ring::{self, Parts};
 use crate::snapshot::{ModelPolicy, Snapshot};
@@ -47,7 +48,7 @@ pub struct Change {
 impl Ledger {
     /// What would change if `new`, which follows it, took the place of `old`, which is in force. A candidate of a rollout
     /// that is not ready gets nothing.
-    pub fn plan(&self, old: &Snapshot, new: &Snapshot, is_ready: impl Fn(&str, Version) -> bool) -> Plan {
+    pub fn plan(&self, old: &Snapshot, new: &Snapshot, known: &impl Known) -> Plan {
         let names: BTreeMap<&str, ()> =
             old.models().chain(new.models()).map(|(name, _)| (name, ())).collect();
         let models = names.into_keys().filter_map(|name| {
@@ -58,7 +59,10 @@ impl Ledger {
             let lines =
                 |policy: Option<&ModelPolicy>| policy.map(|policy| policy.lines()).unwrap_or_default();
             let (removed, added) = apart(&lines(before), &lines(after));
-            let is_ready = |version| is_ready(name, version);
+            let is_remote = |version: &Version| {
+                [before, after].iter().flatten().any(|policy| policy.remotes.contains_key(version))
+            };
+            let is_ready = |version| is_remote(&version) || known.is_ready(name, version);
             let rings = (self.ring(name, before, None, is_ready), self.ring(name, after, before, is_ready));
             let (moved_percent, besides) = match rings {
                 (Some(one), Some(other)) => (Some(one.moved(&other) * 100.0), besides(before, after)),
@@ -69,7 +73,7 @@ impl Ledger {
                 state.push("its breakers start afresh".into());
             }
             state.extend(self.fate_of_rollout(name, before, after));
-            state.extend(after.and_then(|policy| who_is_missing(policy, is_ready)));
+            state.extend(after.into_iter().flat_map(|policy| missing_versions(name, policy, known)));
             Some(Change { of: format!("model {name}"), removed, added, moved_percent, besides, state })
         });
         let (before, after) = (old.limit_lines(), new.limit_lines());
@@ -77,14 +81,15 @@ impl Ledger {
         let limits = names.into_keys().filter(|name| before.get(*name) != after.get(*name)).map(|name| {
             let lines = |lines: &BTreeMap<String, String>| lines.get(name).cloned().into_iter().collect();
             let starts = before.contains_key(name) && after.contains_key(name);
-            let state = starts.then(|| "it starts afresh: what was spent is forgotten".to_owned());
+            let afresh = starts.then(|| "it starts afresh: what was spent is forgotten".to_owned());
+            let state = afresh.into_iter().chain(missing_models(name, new, known));
             Change {
                 of: format!("limit {name}"),
                 removed: lines(&before),
                 added: lines(&after),
                 moved_percent: None,
                 besides: Vec::new(),
-                state: state.into_iter().collect(),
+                state: state.collect(),
             }
         });
         let overload = || {
@@ -161,13 +166,6 @@ fn besides(before: Option<&ModelPolicy>, after: Option<&ModelPolicy>) -> Vec<&'s
         besides.push("without_key");
     }
     besides
-}
-
-/// That a rollout's candidate does not answer yet, if so.
-fn who_is_missing(policy: &ModelPolicy, is_ready: impl Fn(Version) -> bool) -> Option<String> {
-    let (baseline, candidate) = policy.canary.as_ref()?.versions_of_arms();
-    let says = || format!("version {candidate} is not ready: until it is, version {baseline} answers for it");
-    (!is_ready(candidate)).then(says)
 }
 
 /// Who answers at which point.
@@ -280,12 +278,38 @@ mod tests {
     use crate::parse;
     use std::time::Instant;
 
+    /// Whatever a policy names.
+    struct All;
+
+    impl Known for All {
+        fn is_ready(&self, _: &str, _: Version) -> bool {
+            true
+        }
+
+        fn has(&self, _: &str) -> bool {
+            true
+        }
+    }
+
+    /// The first version of each model.
+    struct First;
+
+    impl Known for First {
+        fn is_ready(&self, _: &str, version: Version) -> bool {
+            version == Version(1)
+        }
+
+        fn has(&self, _: &str) -> bool {
+            true
+        }
+    }
+
     fn plan(before: &str, after: &str) -> Plan {
         let policy = |text| parse(text, "p").unwrap_or_else(|errors| panic!("{errors}"));
         let before = policy(before);
         let ledger = Ledger::new();
         let after = policy(after).follow(&ledger.rings(&before));
-        ledger.plan(&before, &after, |_, _| true)
+        ledger.plan(&before, &after, &All)
     }
 
     fn moved(before: &str, after: &str) -> f64 {
@@ -352,7 +376,7 @@ limits: [{name: users, key: {header: u}, rate: 7/s}]";
         let (ledger, now) = (Ledger::new(), Instant::now());
         let running = policy(2, "[5, 50]");
         ledger.roll_out(&running, now);
-        let state = |new: &Snapshot| ledger.plan(&running, new, |_, _| true).changes[0].state.join(", ");
+        let state = |new: &Snapshot| ledger.plan(&running, new, &All).changes[0].state.join(", ");
         assert_eq!(state(&policy(2, "[1, 4, 60]")), "the rollout of version 2 goes on at 4 %");
         assert_eq!(state(&policy(3, "[1, 4]")), "the rollout of version 3 begins at 1 %");
         assert_eq!(state(&Snapshot::default()), "the rollout of version 2 ends");
@@ -395,13 +419,19 @@ limits: [{name: users, key: {header: u}, rate: 7/s}]";
         let policy = |text: &str| parse(&format!("models: {{m: {{{text}}}}}"), "p").unwrap();
         let split = policy("split: {weights: {1: 90, 2: 10}, sticky: {header: u}}");
         let canary = policy("canary: {baseline: 1, candidate: 2, steps: [10], sticky: {header: u}}");
-        let plan = Ledger::new().plan(&split, &canary, |_, version| version == Version(1));
+        let plan = Ledger::new().plan(&split, &canary, &First);
         let moved = plan.changes[0].moved_percent.unwrap();
         assert_eq!((moved * 1e6).round() / 1e6, 10.0, "until it is there");
         assert_eq!(
             plan.changes[0].state.last().unwrap(),
             "version 2 is not ready: until it is, version 1 answers for it"
         );
+        let remote = policy("remote: {2: {url: 'http://there/infer'}}, split: {weights: {1: 1}}");
+        let canary = policy(
+            "remote: {2: {url: 'http://there/infer'}}, canary: {baseline: 1, candidate: 2, steps: [10]}",
+        );
+        let plan = Ledger::new().plan(&remote, &canary, &First);
+        assert_eq!(plan.changes[0].moved_percent, Some(10.0), "another server is asked at once");
     }
 
     #[test]

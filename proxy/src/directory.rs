@@ -82,6 +82,16 @@ pub struct Models {
     gates: BTreeMap<String, BTreeMap<u64, Gate>>,
 }
 
+impl policies::Known for Models {
+    fn is_ready(&self, model: &str, version: policies::Version) -> bool {
+        self.is_ready(model, version.0)
+    }
+
+    fn has(&self, model: &str) -> bool {
+        self.models.contains_key(model)
+    }
+}
+
 impl Models {
     /// All versions of a model, by number.
     pub fn versions(&self, model: &str) -> Option<&BTreeMap<u64, ModelEntry>> {

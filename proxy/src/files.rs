@@ -29,12 +29,16 @@ fn at_most(file: File, bytes_max: usize) -> io::Result<Vec<u8>> {
 
 /// Writes through a symbolic link, not in its place.
 pub(crate) fn replace(file: &Path, content: &[u8]) -> anyhow::Result<()> {
-    replace_if(file, content, || true).map(drop)
+    replace_if(file, content, || Ok(true)).map(drop)
 }
 
 /// The same, if `may` still says so at the last moment; whether it did. What somebody else writes between that and the
 /// rename is lost, but these are microseconds, and no writing to a disk.
-pub(crate) fn replace_if(file: &Path, content: &[u8], may: impl FnOnce() -> bool) -> anyhow::Result<bool> {
+pub(crate) fn replace_if(
+    file: &Path,
+    content: &[u8],
+    may: impl FnOnce() -> io::Result<bool>,
+) -> anyhow::Result<bool> {
     let file = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut name = file.file_name().unwrap_or_default().to_owned();
@@ -47,12 +51,17 @@ pub(crate) fn replace_if(file: &Path, content: &[u8], may: impl FnOnce() -> bool
         }
         to.write_all(content)?;
         to.sync_all()?;
-        if !may() {
-            return fs::remove_file(&new).map(|()| false);
+        let may = may()?;
+        if may {
+            fs::rename(&new, &file)?;
         }
-        fs::rename(&new, &file).map(|()| true)
+        Ok(may)
     };
-    let replaced = replaced().with_context(|| format!("cannot write {}", file.display()))?;
+    let replaced: io::Result<bool> = replaced();
+    if !matches!(replaced, Ok(true)) {
+        let _ = fs::remove_file(&new); // it may not even be there
+    }
+    let replaced = replaced.with_context(|| format!("cannot write {}", file.display()))?;
     // From the rename on everybody reads the new content: that it may not outlive a power cut is no failure.
     if replaced && let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
         tracing::warn!("{} is written, but may be the old one after a power cut: {error}", file.display());
@@ -81,6 +90,16 @@ mod tests {
     }
 
     #[test]
+    fn what_cannot_be_replaced_stays_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let taken = folder.path().join("taken");
+        fs::create_dir(&taken).unwrap();
+        let error = replace(&taken, b"new").unwrap_err();
+        assert!(format!("{error:#}").contains("taken: Is a directory"), "{error:#}");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
     fn a_folder_that_cannot_be_synced_is_no_failure() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("file");
@@ -99,7 +118,7 @@ mod tests {
         fs::write(&file, "seen").unwrap();
         let saved = || {
             fs::write(&file, "saved").unwrap();
-            fs::read(&file).unwrap() == b"seen"
+            Ok(fs::read(&file)? == b"seen")
         };
         assert!(!replace_if(&file, b"new", saved).unwrap());
         assert_eq!(fs::read_to_string(&file).unwrap(), "saved");

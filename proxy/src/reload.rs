@@ -16,7 +16,8 @@ use crate::readiness::Readiness;
 use crate::revisions::{Ask, Asked, Denied, Edit, Revisions, Source};
 use anyhow::Context;
 use notify::Watcher;
-use policies::{Gone, Ledger, Live, Plan, Prepared, Snapshot, Version};
+use policies::{Gone, Ledger, Live, Plan, Prepared, Snapshot, Version, missing};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -73,6 +74,9 @@ pub(crate) const POLICY_BYTES_MAX: usize = 1 << 20;
 /// A file that does not stop changing is read all the same.
 const STABLE_MAX: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_secs(5);
+
+/// So much of what a policy names and nobody has is told in the log.
+const MISSING_TOLD: usize = 20;
 
 impl Reload {
     /// Watches for ever.
@@ -135,7 +139,7 @@ impl Reload {
     }
 
     async fn publish(&mut self, next: Next, source: Source, restores: Option<u64>) {
-        let Next { mut prepared, text } = next;
+        let Next { mut prepared, text, missing } = next;
         let published = self.live.put_in_force(&mut prepared, &self.ledger, Instant::now());
         self.revisions.note(published.generation, text, source, restores, SystemTime::now());
         self.state.accept();
@@ -154,12 +158,18 @@ impl Reload {
         if let Err(reason) = self.readiness.server() {
             tracing::warn!("not ready under this policy: {reason}");
         }
+        for (of, line) in missing.iter().take(MISSING_TOLD) {
+            tracing::warn!("{of}: {line}");
+        }
+        if let more @ 1.. = missing.len().saturating_sub(MISSING_TOLD) {
+            tracing::warn!("and {more} more that the policy names and nobody has");
+        }
         self.keep_last_good().await;
     }
 
     async fn keep_last_good(&self) {
         let Some(file) = &self.last_good else { return };
-        if let Err(error) = replace(file, &self.revisions.current().text, |_| true).await {
+        if let Err(error) = replace(file, &self.revisions.current().text, |_| Ok(true)).await {
             tracing::error!("the policy in force is not kept for the next start: {error:#}");
         }
     }
@@ -210,8 +220,7 @@ impl Reload {
 
     fn plan(&self, next: &Next) -> Plan {
         let models = self.readiness.directory.load();
-        let is_ready = |model: &str, version: Version| models.is_ready(model, version.0);
-        self.ledger.plan(&self.live.load().snapshot, next.prepared.snapshot(), is_ready)
+        self.ledger.plan(&self.live.load().snapshot, next.prepared.snapshot(), &*models)
     }
 
     async fn prepared(&self, text: &str) -> Result<Next, Denied> {
@@ -222,10 +231,12 @@ impl Reload {
     fn prepare_aside(&self, bytes: &[u8], origin: &Path) -> Preparing {
         let (bytes, origin) = (bytes.to_vec(), origin.to_owned());
         let (live, ledger) = (self.live.clone(), self.ledger.clone());
+        let directory = Arc::clone(&self.readiness.directory);
         let preparing = aside::begin(move || {
             let snapshot = compile(&bytes, &origin)?;
             let text = String::from_utf8_lossy(&bytes).into_owned();
-            Ok(Next { prepared: live.prepare(snapshot, &ledger, Instant::now()), text })
+            let missing = missing(&live.load().snapshot, &snapshot, &*directory.load());
+            Ok(Next { prepared: live.prepare(snapshot, &ledger, Instant::now()), text, missing })
         });
         Box::pin(async { preparing.await.unwrap_or_else(not_now) })
     }
@@ -236,7 +247,7 @@ impl Reload {
         &self,
         mut settle: Duration,
         changes: &mut watch::Receiver<Duration>,
-    ) -> std::io::Result<(Vec<u8>, Option<Preparing>)> {
+    ) -> io::Result<(Vec<u8>, Option<Preparing>)> {
         let last_look = Instant::now() + STABLE_MAX;
         let mut before = content_aside(&self.file).await;
         let is_new = |bytes: &&Vec<u8>| !matches!(&self.seen, Seen::Text(seen) if seen == *bytes);
@@ -271,20 +282,21 @@ impl Reload {
 
 impl Seen {
     /// Whether that is what is there. A file that is gone may be written anew.
-    fn is_still(&self, file: &Path) -> bool {
+    fn is_still(&self, file: &Path) -> io::Result<bool> {
         match content(file) {
-            Ok(bytes) => matches!(self, Self::Text(seen) if *seen == bytes),
-            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+            Ok(bytes) => Ok(matches!(self, Self::Text(seen) if *seen == bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
         }
     }
 }
 
 /// No more of it than shows that it is no policy: it may be anything, and of any length.
-fn content(file: &Path) -> std::io::Result<Vec<u8>> {
+fn content(file: &Path) -> io::Result<Vec<u8>> {
     files::read_file_at_most(file, POLICY_BYTES_MAX)
 }
 
-async fn content_aside(file: &Path) -> std::io::Result<Vec<u8>> {
+async fn content_aside(file: &Path) -> io::Result<Vec<u8>> {
     let file = file.to_owned();
     tokio::task::spawn_blocking(move || content(&file)).await?
 }
@@ -294,7 +306,7 @@ async fn content_aside(file: &Path) -> std::io::Result<Vec<u8>> {
 async fn replace(
     file: &Path,
     text: &str,
-    may: impl FnOnce(&Path) -> bool + Send + 'static,
+    may: impl FnOnce(&Path) -> io::Result<bool> + Send + 'static,
 ) -> anyhow::Result<bool> {
     let (file, text) = (file.to_owned(), text.to_owned());
     tokio::task::spawn_blocking(move || files::replace_if(&file, text.as_bytes(), || may(&file))).await?
@@ -326,16 +338,17 @@ pub fn read(file: &Path) -> anyhow::Result<(policies::Snapshot, Vec<u8>)> {
     compiled(files::read_at_most(file, POLICY_BYTES_MAX), file)
 }
 
-fn compiled(bytes: std::io::Result<Vec<u8>>, file: &Path) -> anyhow::Result<(policies::Snapshot, Vec<u8>)> {
+fn compiled(bytes: io::Result<Vec<u8>>, file: &Path) -> anyhow::Result<(policies::Snapshot, Vec<u8>)> {
     let bytes = bytes.with_context(|| format!("cannot read the policy file {}", file.display()))?;
     let snapshot = compile(&bytes, file).map_err(anyhow::Error::msg)?;
     Ok((snapshot, bytes))
 }
 
-/// A policy, and the text that says so.
+/// A policy, the text that says so, and what it names that nobody has.
 struct Next {
     prepared: Prepared,
     text: String,
+    missing: Vec<(String, String)>,
 }
 
 /// What becomes of a policy that is being compiled and prepared, whether or not anybody waits for it.

@@ -160,6 +160,26 @@ fn an_engine_that_leaks_is_replaced_before_its_memory_is_spent_and_no_request_no
     });
 }
 
+/// Whatever is called before it and takes long.
+#[test]
+fn what_loads_soonest_answers_first_after_an_engine_that_is_killed() {
+    let models = tempfile::tempdir().expect("a folder");
+    for (name, of) in [("a", "slow"), ("b", "picky")] {
+        std::fs::create_dir(models.path().join(name)).expect("a folder");
+        let version = repository(&format!("tests/data/models/{of}/1"));
+        std::os::unix::fs::symlink(version, models.path().join(name).join("1")).expect("a link");
+    }
+    let stack = Stack::builder().models(models.path()).start();
+    kill_process(stack.engine_pid().expect("an engine"), Signal::KILL).expect("it runs");
+    let loaded = eventually("both to be ready again", || {
+        let log = stack.log();
+        let ready: Vec<_> = log.lines().filter(|line| line.contains("ready, ")).map(str::to_owned).collect();
+        (ready.len() == 4).then_some(ready)
+    });
+    let order: Vec<_> = loaded.iter().map(|line| line.contains("model=\"a\"")).collect();
+    assert_eq!(order, [true, false, false, true], "{loaded:?}");
+}
+
 /// Nobody knows which of them have run: none is run again, and all are told.
 #[test]
 fn what_waits_in_an_engine_that_is_killed_is_told_so_and_not_repeated() {

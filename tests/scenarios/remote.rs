@@ -2,6 +2,8 @@
 //! protocol, and can be restarted and killed.
 
 use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
 
 fn body() -> Vec<u8> {
     infer_body("x", [1, 1], &[0.0])
@@ -86,10 +88,15 @@ fn a_server_that_does_not_answer_costs_its_deadline_and_no_more() {
     let there_engine = ScriptedEngine::start(&[("m", 7, Behaviour::Hang)]);
     let there = Stack::builder().external_engine(there_engine.socket()).start();
     let engine = ScriptedEngine::start(&[("other", 1, Behaviour::Answer)]);
-    let all = policy(&there, "deadline: 300ms, split: {weights: {2: 1}}");
+    let all = policy(&there, "deadline: 300ms, split: {weights: {2: 1}}, breaker: {failures: 2}");
     let stack = Stack::builder().policies(&all).external_engine(engine.socket()).start();
+    for _ in 0..2 {
+        let answer = stack.client().infer("m", &[], &body());
+        assert_eq!(answer.status, 504, "{}", answer.text());
+    }
     let answer = stack.client().infer("m", &[], &body());
-    assert_eq!(answer.status, 504, "{}", answer.text());
+    assert_eq!(answer.status, 503, "who hangs is not asked for ever: {}", answer.text());
+    stack.wait_for_metric("penstock_requests_total{model=\"m\",version=\"2\",outcome=\"failed\"}", 2.0);
     assert_eq!(stack.client().get("/v2/models/m/ready").status, 200, "the engine here need not know it");
     // It is told how much time there is, so it gives up as well.
     there_engine.next_cancel().expect("a cancelled request");
@@ -169,4 +176,78 @@ fn a_server_that_hangs_over_copies_delays_nobody() {
     stack.wait_for_metric("penstock_requests_in_flight", 0.0);
     // They wait there still; the last of them may be on its way.
     there.wait_for_metric("penstock_requests_in_flight", 3.0);
+}
+
+/// Two sidecars with a shadow at each other would copy one request for ever.
+#[test]
+fn a_copy_is_not_copied_again() {
+    let there_engine = ScriptedEngine::start(&[("m", 7, Behaviour::Answer), ("m", 8, Behaviour::Answer)]);
+    let copied_there = "models: {m: {split: {weights: {7: 1}}, shadow: {version: 8}}}\n";
+    let there = Stack::builder().policies(copied_there).external_engine(there_engine.socket()).start();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let more = "split: {weights: {1: 1}}, shadow: {version: 2}";
+    let stack = Stack::builder().policies(&policy(&there, more)).external_engine(engine.socket()).start();
+    assert_eq!(stack.client().infer("m", &[], &body()).status, 200);
+    stack.wait_for_metric("penstock_shadows_total{model=\"m\",version=\"2\",outcome=\"disagreed\"}", 1.0);
+    assert_eq!(there.client().infer("m", &[], &body()).status, 200);
+    there.wait_for_metric("penstock_shadows_total{model=\"m\",version=\"8\",outcome=\"disagreed\"}", 1.0);
+    there.wait_for_metric("penstock_requests_total{model=\"m\",version=\"7\",outcome=\"served\"}", 2.0);
+}
+
+#[test]
+fn a_request_that_goes_round_in_circles_is_told_so() {
+    let engine = ScriptedEngine::start(&[("other", 1, Behaviour::Answer)]);
+    let stack = Stack::builder().external_engine(engine.socket()).start();
+    std::fs::write(&stack.policies, policy(&stack, "split: {weights: {2: 1}}")).expect("its own file");
+    let client = stack.client();
+    let answer = eventually("the policy to be in force", || {
+        let answer = client.infer("m", &[], &body());
+        (answer.status != 404).then_some(answer)
+    });
+    assert_eq!(answer.status, 502, "{}", answer.text());
+    assert!(answer.error().contains("passed on 8 times already"), "{}", answer.error());
+}
+
+/// A server that stands for whatever sends without end, and tells how much of it was taken.
+fn endless() -> (SocketAddr, std::sync::mpsc::Receiver<usize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let (tell, taken) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let read = stream.read(&mut [0; 4096]).expect("a request");
+            assert!(read > 0, "a request");
+            let chunk = [b"100000\r\n".as_slice(), &vec![b' '; 1 << 20], b"\r\n"].concat();
+            let head =
+                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n";
+            stream.write_all(head).expect("it has asked");
+            let chunks = std::iter::repeat_with(|| stream.write_all(&chunk)).take_while(Result::is_ok);
+            let _ = tell.send(chunks.count() << 20); // the scenario may be over
+        }
+    });
+    (address, taken)
+}
+
+#[test]
+fn an_answer_without_end_is_read_as_far_as_one_may_be_long() {
+    let (there, taken) = endless();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let policy = |more: &str| {
+        format!(
+            "models: {{m: {{remote: {{2: {{url: 'http://{there}/infer'}}}}, deadline: 80s, \
+             split: {{weights: {{1: 1}}}}, {more}}}}}\n"
+        )
+    };
+    let shadow = policy("shadow: {version: 2, deadline: 10m}");
+    let stack = Stack::builder().policies(&shadow).external_engine(engine.socket()).start();
+    let client = stack.client();
+    assert_eq!(client.infer("m", &[], &body()).status, 200);
+    stack.wait_for_metric("penstock_shadows_total{model=\"m\",version=\"2\",outcome=\"failed\"}", 1.0);
+    // What the sockets between them hold was taken as well.
+    let copied = taken.recv().expect("it was asked");
+    assert!(copied < 64 << 20, "a copy has read {copied} bytes for an answer of a few");
+    let asked = client.post("/v2/models/m/versions/2/infer", &[], &body());
+    assert_eq!(asked.status, 502, "{}", asked.text());
+    assert!(asked.error().contains("its answer is longer than 268435456 bytes"), "{}", asked.error());
+    assert!(taken.recv().expect("it was asked") < 512 << 20);
 }

@@ -205,11 +205,11 @@ fn only_there(body: &'static str) -> (Stack, ScriptedEngine, Receiver<String>) {
 #[test]
 fn an_answer_that_grpc_callers_cannot_be_told_is_no_failure_of_the_version() {
     let (here, _engine, _asks) =
-        only_there(r#"{"outputs":[{"name":"y","datatype":"UINT32","shape":[1],"data":[7]}]}"#);
+        only_there(r#"{"outputs":[{"name":"y","datatype":"INT4","shape":[1],"data":[7]}]}"#);
     for _ in 0..5 {
         let untold = here.grpc_client().infer(request(""), &[]).unwrap_err();
         assert_eq!(untold.code(), Code::Unimplemented, "{}", untold.message());
-        assert!(untold.message().contains("output `y` is UINT32"), "{}", untold.message());
+        assert!(untold.message().contains("output `y` is INT4"), "{}", untold.message());
     }
     let told = here.client().infer("digits", &[], &harness::infer_body("pixels", [1, 1], &[0.0]));
     assert_eq!((told.status, told.json()["outputs"][0]["data"].clone()), (200, json!([7])));

@@ -56,21 +56,22 @@ impl<T: Clone> Batcher<T> {
             }
         };
         let at_once = ticket.grouping.at_once(ticket.at_once).min(self.lanes);
-        let mut waits = self.per_lane(before) + full_batches / at_once as u32;
-        let first_back = |running: &mut dyn Iterator<Item = &Running>| {
-            running.map(|running| running.back.saturating_duration_since(now)).min().unwrap_or_default()
-        };
-        if self.running.len() >= self.lanes {
-            waits = waits.max(first_back(&mut self.running.iter()));
-        }
-        let own_running =
-            || self.running.iter().filter(|running| running.bucket.version == ticket.bucket.version);
-        if own_running().count() >= at_once {
-            waits = waits.max(first_back(&mut own_running()));
-        }
+        let waits = self.per_lane(before) + full_batches / at_once as u32;
+        let waits = waits.max(self.until_any_is_back(ticket, now));
         // Who finds nothing before it gets the benefit of the doubt.
         let run = if waits.is_zero() { own.curve.typical(last)? } else { own.curve.slow(last)? };
         Some(Forecast { waits, answered: waits + run })
+    }
+
+    /// How long nothing can run for a job because all that may run at once does.
+    pub(super) fn until_any_is_back(&self, ticket: &Ticket<T>, now: Instant) -> Duration {
+        let first_back =
+            |running: &mut dyn Iterator<Item = &Running>| running.map(|running| running.left(now)).min();
+        let own = || self.running.iter().filter(|running| running.bucket.version == ticket.bucket.version);
+        let at_once = ticket.grouping.at_once(ticket.at_once).min(self.lanes);
+        let lane = if self.running.len() >= self.lanes { first_back(&mut self.running.iter()) } else { None };
+        let version = if own().count() >= at_once { first_back(&mut own()) } else { None };
+        lane.max(version).unwrap_or_default()
     }
 
     /// Whether all who wait and have a deadline can still be answered in time if something else takes so much lane time first.

@@ -364,6 +364,32 @@ fn a_job_that_would_be_late_is_refused_at_once_with_its_wait() {
 }
 
 #[test]
+fn while_nothing_comes_back_nobody_is_let_in_who_would_wait_for_it_in_vain() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 10), (4, 20)]);
+    world.push_plain(&[1], 0, 0);
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    let with = |world: &World, id: u64, version: u32, due: Duration| Ticket {
+        deadline: Some(world.now + due),
+        ..world.ticket(id, version, 0)
+    };
+    world.now += ms(510);
+    let patient = with(&world, 2, 0, ms(550));
+    assert!(world.push(patient), "it is late by half a second, and may take as long again");
+    // Of whatever model, known or not: there is one lane.
+    for (id, version) in [(3, 0), (4, 1)] {
+        let refused = world.batcher.push(with(&world, id, version, ms(499)), &mut world.shed, world.now);
+        assert_eq!(refused, Err(Refused::TooLate { job: id, wait: ms(500) }));
+    }
+    assert!(world.shed.is_empty(), "nobody's going would help");
+    world.finish_all();
+    for id in [5, 6] {
+        let ticket = with(&world, id, id as u32 - 5, ms(499));
+        assert!(world.push(ticket), "it is back");
+    }
+}
+
+#[test]
 fn what_runs_and_other_buckets_count_into_the_wait() {
     let mut world = World::new(100, 10_000);
     world.learn(0, 0, &[(1, 10), (4, 20)]);

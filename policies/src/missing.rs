@@ -1,0 +1,151 @@
+//! What a policy names and nobody has: versions that are not ready, and models that are not known. Only told, to whoever
+//! plans or changes a policy: a slip of the pen reads like the name of what will come, so nothing is refused for it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::snapshot::{ModelPolicy, Snapshot};
+use crate::units::Version;
+
+/// What there is for a policy to name.
+pub trait Known {
+    /// Whether this version answers now.
+    fn is_ready(&self, model: &str, version: Version) -> bool;
+
+    /// Whether there is a model of this name, in whatever state.
+    fn has(&self, model: &str) -> bool;
+}
+
+/// What `new` names, `old` did not say in the same way, and nobody has; with the model or limit that it is about.
+pub fn missing(old: &Snapshot, new: &Snapshot, known: &impl Known) -> Vec<(String, String)> {
+    let is_new = |name: &str, policy: &ModelPolicy| old.model(name) != Some(policy);
+    let models = new.models().filter(|(name, policy)| is_new(name, policy)).flat_map(|(name, policy)| {
+        missing_versions(name, policy, known).into_iter().map(move |line| (format!("model {name}"), line))
+    });
+    let (before, after) = (old.limit_lines(), new.limit_lines());
+    let limits = after.keys().filter(|name| before.get(*name) != after.get(*name)).flat_map(|name| {
+        missing_models(name, new, known).into_iter().map(move |line| (format!("limit {name}"), line))
+    });
+    models.chain(limits).collect()
+}
+
+/// Of a model, as sentences.
+pub(crate) fn missing_versions(name: &str, policy: &ModelPolicy, known: &impl Known) -> Vec<String> {
+    let is_missing =
+        |version: &Version| !policy.remotes.contains_key(version) && !known.is_ready(name, *version);
+    let mut lines = Vec::new();
+    if let Some((baseline, candidate)) = policy.canary.as_ref().map(|canary| canary.versions_of_arms()) {
+        if is_missing(&candidate) {
+            lines.push(format!(
+                "version {candidate} is not ready: until it is, version {baseline} answers for it"
+            ));
+        }
+        if is_missing(&baseline) {
+            lines.push(format!("version {baseline}, the baseline, is not ready: its requests are refused"));
+        }
+    }
+    let split: BTreeSet<Version> = policy.split.iter().flat_map(|split| split.versions()).collect();
+    let rules: BTreeSet<Version> = policy.rules.iter().map(|rule| rule.target.version).collect();
+    for (versions, role) in [(split, "of the split"), (rules, "of the rules")] {
+        let missing = versions.iter().filter(|version| is_missing(version));
+        lines.extend(
+            missing.map(|version| format!("version {version} {role} is not ready: its requests are refused")),
+        );
+    }
+    let labels = policy.labels.iter().filter(|(_, version)| is_missing(version));
+    lines.extend(labels.map(|(label, version)| {
+        format!("version {version}, labelled {label}, is not ready: who asks for it is refused")
+    }));
+    let fallback = policy.fallback.map(|fallback| fallback.version).filter(is_missing);
+    lines.extend(
+        fallback.map(|version| format!("version {version} is not ready: nobody can fall back to it")),
+    );
+    let shadow = policy.shadow.as_ref().map(|shadow| shadow.version()).filter(is_missing);
+    lines.extend(shadow.map(|version| format!("version {version} is not ready: copies for it fail")));
+    lines
+}
+
+/// Of a limit, as sentences.
+pub(crate) fn missing_models(limit: &str, policy: &Snapshot, known: &impl Known) -> Vec<String> {
+    let of_rates = policy.limits().iter().filter(|one| *one.name == *limit).map(|one| &one.models);
+    let of_crowds = policy.crowds().iter().filter(|one| *one.name == *limit).map(|one| &one.models);
+    let models: BTreeSet<&Arc<str>> = of_rates.chain(of_crowds).flatten().flatten().collect();
+    let is_missing = |model: &&Arc<str>| policy.model(model).is_none() && !known.has(model);
+    models.into_iter().filter(is_missing).map(|model| format!("no model is called {model}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parse;
+
+    /// Versions 1 and 2 of `m`, and version 1 of `bare`.
+    struct Here;
+
+    impl Known for Here {
+        fn is_ready(&self, model: &str, version: Version) -> bool {
+            matches!((model, version.0), ("m", 1 | 2) | ("bare", 1))
+        }
+
+        fn has(&self, model: &str) -> bool {
+            ["m", "bare"].contains(&model)
+        }
+    }
+
+    #[track_caller]
+    fn told(policy: &str) -> Vec<String> {
+        let policy = parse(policy, "p").unwrap_or_else(|errors| panic!("{errors}"));
+        let told = missing(&Snapshot::default(), &policy, &Here);
+        assert!(missing(&policy, &policy, &Here).is_empty(), "what was so before is not told again");
+        told.into_iter().map(|(of, line)| format!("{of}: {line}")).collect()
+    }
+
+    #[test]
+    fn versions_that_nobody_has_are_told_by_what_they_are_for() {
+        let split = "split: {weights: {1: 1, 8: 1}, sticky: {header: u}, without_key: 9}, labels: {next: 7}, \
+                     rules: [{when: {header: h, equals: x}, use: 6}]";
+        let others = "breaker: {fallback: {version: 5}}, shadow: {version: 4}";
+        assert_eq!(
+            told(&format!("models: {{m: {{{split}, {others}}}}}")),
+            [
+                "model m: version 8 of the split is not ready: its requests are refused",
+                "model m: version 9 of the split is not ready: its requests are refused",
+                "model m: version 6 of the rules is not ready: its requests are refused",
+                "model m: version 7, labelled next, is not ready: who asks for it is refused",
+                "model m: version 5 is not ready: nobody can fall back to it",
+                "model m: version 4 is not ready: copies for it fail",
+            ]
+        );
+        assert_eq!(
+            told("models: {m: {canary: {baseline: 9, candidate: 8, steps: [10]}}}"),
+            [
+                "model m: version 8 is not ready: until it is, version 9 answers for it",
+                "model m: version 9, the baseline, is not ready: its requests are refused",
+            ]
+        );
+    }
+
+    #[test]
+    fn what_is_here_or_at_another_server_is_not_missed() {
+        let remote = "remote: {8: {url: 'http://there/infer'}}";
+        let policy =
+            format!("models: {{m: {{{remote}, canary: {{baseline: 1, candidate: 8, steps: [10]}}}}}}");
+        assert_eq!(told(&policy), [""; 0]);
+        assert_eq!(told("models: {m: {split: {weights: {1: 1, 2: 1}}, shadow: {version: 2}}}"), [""; 0]);
+    }
+
+    #[test]
+    fn a_limit_for_a_model_of_no_such_name_is_told_to_be_for_nobody() {
+        let limit = |models: &str| {
+            format!(
+                "models: {{coming: {{deadline: 1s}}}}\n\
+                 limits: [{{name: a, rate: 1/s, models: {models}}}, {{name: b, in_flight_max: 2, models: {models}}}]"
+            )
+        };
+        assert_eq!(told(&limit("[m, bare, coming]")), [""; 0]);
+        assert_eq!(
+            told(&limit("[m, bar]")),
+            ["limit a: no model is called bar", "limit b: no model is called bar"]
+        );
+    }
+}
