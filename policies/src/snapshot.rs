@@ -19,7 +19,7 @@ use crate::limiter::LimitPolicy;
 use crate::overload::{Criticality, OverloadPolicy, Room, Standing};
 use crate::pick::{Pick, Rule, Split, Target};
 use crate::remote::Remote;
-use crate::ring::Parts;
+use crate::ring::{self, Parts};
 use crate::shadow::ShadowPolicy;
 use crate::units::Version;
 
@@ -30,6 +30,13 @@ pub(crate) const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 /// replica follows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rings(pub(crate) BTreeMap<String, Parts>);
+
+impl Rings {
+    /// A model whose ring nobody can follow.
+    pub fn unsound(&self) -> Option<&str> {
+        self.0.iter().find(|(_, ring)| !ring::is_sound(ring)).map(|(model, _)| model.as_str())
+    }
+}
 
 /// Policies by the names of their models.
 pub(crate) type Models = BTreeMap<Arc<str>, Arc<ModelPolicy>>;

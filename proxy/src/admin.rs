@@ -145,8 +145,16 @@ impl Admin {
     }
 
     async fn adopt(&self, text: &str) -> Response<Vec<u8>> {
-        match serde_json::from_str(text) {
-            Ok(rings) => self.ask(Ask::Adopt { rings }).await,
+        match serde_json::from_str::<policies::Rings>(text) {
+            Ok(rings) => match rings.unsound() {
+                Some(model) => {
+                    let why = format!(
+                        "the ring of `{model}` is none: its parts begin at 0, each later than the one before it, 1,024 at most"
+                    );
+                    refuse(StatusCode::UNPROCESSABLE_ENTITY, &why)
+                }
+                None => self.ask(Ask::Adopt { rings }).await,
+            },
             Err(error) => {
                 refuse(StatusCode::UNPROCESSABLE_ENTITY, &format!("not what GET /rings shows: {error}"))
             }

@@ -81,7 +81,7 @@ enum Command {
     /// Show a running penstock in the terminal: who answers what share, where time goes, what was refused and why.
     Top {
         /// Its `listen.monitor`.
-        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8002")]
+        #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8002", value_parser = address)]
         address: String,
     },
     /// Show how far the canaries of a running penstock are, how its splits are seen, and how it is.
@@ -107,16 +107,20 @@ enum Command {
 #[derive(clap::Args)]
 struct Running {
     /// Its `listen.admin`.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8003")]
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8003", value_parser = address)]
     admin: String,
-    /// Answer in JSON.
+    /// Answer in JSON, also where the answer is an error.
     #[arg(long)]
     json: bool,
 }
 
 impl Running {
     fn ask(self, ask: impl FnOnce(&Remote, bool) -> anyhow::Result<String>) -> anyhow::Result<()> {
-        ask(&Remote { admin: self.admin }, self.json).map(|text| say(&text))
+        let answer = ask(&Remote { admin: self.admin }, self.json);
+        if let (Err(error), true) = (&answer, self.json) {
+            say(&format!("{:#}\n", serde_json::json!({"error": format!("{error:#}")})));
+        }
+        answer.map(|text| say(&text))
     }
 }
 
@@ -143,11 +147,9 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Serve { config } => serve(config),
         Command::Check { file, json } => check(&file, json),
-        Command::Plan { file, remote } => {
-            read(&file).and_then(|text| remote.ask(|remote, json| remote.plan(&text, json)))
-        }
+        Command::Plan { file, remote } => remote.ask(|remote, json| remote.plan(&read(&file)?, json)),
         Command::Apply { file, tag, remote } => {
-            read(&file).and_then(|text| remote.ask(|remote, json| remote.apply(&text, tag.as_deref(), json)))
+            remote.ask(|remote, json| remote.apply(&read(&file)?, tag.as_deref(), json))
         }
         Command::Rollback { to, tag, remote } => {
             remote.ask(|remote, json| remote.roll_back(to, tag.as_deref(), json))
@@ -155,7 +157,7 @@ fn main() -> ExitCode {
         Command::History { remote } => remote.ask(|remote, json| remote.history(json)),
         Command::Rings { file: None, remote } => remote.ask(|remote, _| remote.rings()),
         Command::Rings { file: Some(file), remote } => {
-            rings(&file).and_then(|text| remote.ask(|remote, json| remote.adopt(&text, json)))
+            remote.ask(|remote, json| remote.adopt(&rings(&file)?, json))
         }
         Command::Top { address } => proxy::top::run(&address),
         Command::Status { remote } => remote.ask(|remote, json| remote.status(json)),
@@ -185,6 +187,14 @@ fn serve(config: PathBuf) -> anyhow::Result<()> {
         config.http, config.monitor
     );
     proxy::serve::serve(config, banner)
+}
+
+/// `host:port`, also of somebody who has copied it from a browser.
+fn address(text: &str) -> Result<String, String> {
+    let bare = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    let parsed = bare.parse::<http::uri::Authority>().ok();
+    let is_whole = |parsed: &http::uri::Authority| parsed.port_u16().is_some() && !bare.contains('@');
+    parsed.filter(is_whole).map(|_| bare.to_owned()).ok_or_else(|| "expected HOST:PORT".to_owned())
 }
 
 /// A file that is checked elsewhere: here first, so that the error names it.

@@ -192,7 +192,7 @@ impl Reload {
                 let snapshot = compiling.await.unwrap_or_else(not_now).map_err(Denied::Faulty)?;
                 Ok(Edit::Adopted(self.live.adopt(snapshot, &rings, &self.ledger, Instant::now())))
             }
-            Ask::Put { tag, .. } | Ask::RollBack { tag, .. } if tag != current.tag() => {
+            Ask::Put { tag, .. } | Ask::RollBack { tag, .. } if !current.is_meant(&tag) => {
                 Err(Denied::Changed { tag: current.tag() })
             }
             Ask::Put { text, .. } => self.put(text, Source::Admin, None).await,

@@ -35,6 +35,11 @@ impl Revision {
         format!("\"{:016x}\"", xxh3_64(self.text.as_bytes()))
     }
 
+    /// Whether an `If-Match` says that it is to be replaced (RFC 9110, section 13.1.1).
+    pub(crate) fn is_meant(&self, if_match: &str) -> bool {
+        if_match.split(',').map(str::trim).any(|tag| tag == "*" || tag == self.tag())
+    }
+
     /// The generation that it was before anybody went back to it.
     pub(crate) fn first(&self) -> u64 {
         self.restores.unwrap_or(self.generation)

@@ -295,6 +295,10 @@ fn rings_of_a_long_history_are_taken_and_longer_ones_refused() {
     let adopted = admin.put("/rings", &[], text.as_bytes());
     assert_eq!(adopted.status, 200, "{}", adopted.text());
     assert!(adopted.json()["m"].is_object() && adopted.json()["model-0"].is_null(), "{}", adopted.text());
+    for unsound in [r#"{"m":[[5,1]]}"#, r#"{"m":[]}"#, r#"{"m":[[0,1],[9,2],[9,1]]}"#] {
+        let refused = admin.put("/rings", &[], unsound.as_bytes());
+        assert_eq!((refused.status, refused.error().contains("the ring of `m`")), (422, true), "{unsound}");
+    }
     let longer = "PUT /rings HTTP/1.1\r\nHost: localhost\r\nContent-Length: 33554433\r\n\r\n";
     let refused = raw_exchange(stack.admin, longer.as_bytes(), false);
     assert!(refused.starts_with("HTTP/1.1 413 "), "{refused}");

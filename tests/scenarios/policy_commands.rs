@@ -120,6 +120,8 @@ fn two_people_do_not_undo_each_others_work() {
         (200, &3.into()),
         "once it is told, it may be mended"
     );
+    let any = admin.put("/policy", &[("if-match", "*")], BEFORE.as_bytes());
+    assert_eq!(any.status, 200, "{}", any.text());
     let from_a_page = admin.put("/policy", &[("if-match", &tag), ("origin", "http://evil.example")], b"");
     assert_eq!(from_a_page.status, 403);
 }
@@ -274,6 +276,24 @@ fn every_command_has_an_answer_for_programs() {
         [("pause", "paused"), ("resume", "running"), ("promote", "promoted"), ("abort", "rolled_back")]
     {
         assert_eq!(json(&["canary", word, "m"])["phase"], phase);
+    }
+    let faulty = draft(&stack, "models: {m: {splitt: {}}}\n");
+    let missing = stack.folder().join("nowhere.yaml");
+    for (arguments, word) in [
+        (vec!["apply", faulty.to_str().unwrap()], "did you mean `split`?"),
+        (vec!["plan", missing.to_str().unwrap()], "cannot read"),
+        (vec!["canary", "pause", "other"], "other"),
+        (vec!["rollback", "--to", "99"], "no such revision"),
+    ] {
+        let output = penstock(&stack, &[arguments.as_slice(), &["--json"]].concat());
+        let told: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let error = told["error"].as_str().unwrap_or_default();
+        assert!(!output.status.success() && error.contains(word), "{arguments:?}: {told}");
+    }
+    let url = format!("http://{}/", stack.admin);
+    for (address, is_one) in [(url.as_str(), true), ("nowhere", false), ("http://a:b@c:1", false)] {
+        let status = Command::new(binary("penstock")).args(["status", "--admin", address]).output();
+        assert_eq!(status.expect("it runs").status.success(), is_one, "{address}");
     }
     let schema = Command::new(binary("penstock")).arg("schema").output().expect("it runs");
     assert!(
