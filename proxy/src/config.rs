@@ -192,7 +192,7 @@ impl Default for RawRequests {
 struct RawLog {
     #[garde(skip)]
     format: Format,
-    #[garde(range(min = 0.0, max = 1.0))]
+    #[garde(inner(custom(is_share)))]
     access: Option<f64>,
 }
 
@@ -208,7 +208,7 @@ struct RawTraces {
     #[garde(skip)]
     slow: Duration,
     #[serde(default = "one_percent")]
-    #[garde(range(min = 0.0, max = 1.0))]
+    #[garde(custom(is_share))]
     sample: f64,
 }
 
@@ -370,6 +370,14 @@ fn duration_or_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Durati
     }
 }
 
+/// Which `.nan` is not.
+fn is_share(share: &f64, _: &()) -> garde::Result {
+    if (0.0..=1.0).contains(share) {
+        return Ok(());
+    }
+    Err(garde::Error::new(format!("expected a share from 0 to 1, got {share}")))
+}
+
 fn is_http_url(url: &str, _: &()) -> garde::Result {
     let uri: Result<http::Uri, _> = url.parse();
     match uri {
@@ -485,6 +493,7 @@ mod tests {
             (&format!("{engine}workers: 0"), "workers"),
             (&format!("{engine}traces: {{endpoint: 'https://x:1'}}"), "such as `http://127.0.0.1:4317`"),
             (&format!("{engine}traces: {{endpoint: 'http://x:1', sample: 2}}"), "sample"),
+            (&format!("{engine}log: {{access: .nan}}"), "expected a share from 0 to 1, got NaN"),
             (
                 &format!("{engine}traces: {{endpoint: 'http://x:1', protocol: udp}}"),
                 "expected one of grpc, http",

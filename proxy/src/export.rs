@@ -8,7 +8,7 @@ use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SpanData, SpanProcessor};
 use prometheus_client::metrics::counter::Counter;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Where spans go.
@@ -86,6 +86,8 @@ impl Export {
             runtime: runtime.handle().clone(),
             waiting: waiting.clone(),
             counts: counts.clone(),
+            endpoint: collector.endpoint.clone(),
+            is_away: AtomicBool::new(false),
         };
         let batches = BatchConfigBuilder::default()
             .with_max_queue_size(WAITING_MAX)
@@ -128,6 +130,23 @@ struct Counted {
     runtime: tokio::runtime::Handle,
     waiting: Arc<AtomicUsize>,
     counts: SpanCounts,
+    endpoint: String,
+    /// It has not taken what it was last sent.
+    is_away: AtomicBool,
+}
+
+impl Counted {
+    /// Once each time that it goes or comes back.
+    fn tell(&self, ended: &OTelSdkResult) {
+        let was_away = self.is_away.swap(ended.is_err(), Ordering::Relaxed);
+        match ended {
+            Err(error) if !was_away => {
+                tracing::warn!("the collector at {} takes no spans, they are lost: {error}", self.endpoint);
+            }
+            Ok(()) if was_away => tracing::info!("the collector at {} takes spans again", self.endpoint),
+            Ok(()) | Err(_) => {}
+        }
+    }
 }
 
 impl opentelemetry_sdk::trace::SpanExporter for Counted {
@@ -138,6 +157,7 @@ impl opentelemetry_sdk::trace::SpanExporter for Counted {
         let ended = exporting.map_err(|error| OTelSdkError::InternalFailure(error.to_string())).await;
         let ended = ended.flatten();
         self.waiting.fetch_sub(count, Ordering::Relaxed);
+        self.tell(&ended);
         let counter = if ended.is_ok() { &self.counts.exported } else { &self.counts.lost };
         counter.inc_by(count as u64);
         ended

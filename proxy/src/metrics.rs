@@ -165,7 +165,7 @@ pub struct Metrics {
     /// What became of spans.
     pub spans: SpanCounts,
     /// Lines of the access log that were dropped.
-    pub access_dropped: Gauge<u64, AtomicU64>,
+    pub access_dropped: Counter,
     versions: Arc<RwLock<VersionMap>>,
     /// Requests without an answer, for people.
     pub refused: Refused,
@@ -248,7 +248,7 @@ impl Metrics {
             batches: wire::Closed::ALL.map(of),
             stages,
             spans: SpanCounts::default(),
-            access_dropped: Gauge::default(),
+            access_dropped: Counter::default(),
             outcomes: Family::default(),
             latency: Family::new_with_constructor(Self::seconds_of_traces),
             run: Family::new_with_constructor(Histogram::of_seconds),
@@ -319,7 +319,7 @@ impl Metrics {
         registry.register("spans_lost", "Spans that nobody has taken", metrics.spans.lost.clone());
         registry.register(
             "access_log_dropped",
-            "Lines of the access log that nobody has taken, since the start",
+            "Lines of the access log that nobody has taken",
             metrics.access_dropped.clone(),
         );
         registry.register(

@@ -5,11 +5,12 @@ use crate::access::AccessLog;
 use crate::dashboard;
 use crate::overview::{Asker, Overview};
 use async_trait::async_trait;
-use http::{HeaderValue, Response, StatusCode, Version, header};
+use http::{HeaderValue, Method, Response, StatusCode, Version, header};
 use pingora::apps::http_app::ServeHttp;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::ServerSession;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Serves the dashboard, `/metrics`, `/status` and `/v2/health/*`.
@@ -27,7 +28,14 @@ impl ServeHttp for Monitor {
         if wants_to_close(session.req_header()) {
             session.set_keepalive(None); // pingora has just switched it on for everybody
         }
-        match session.req_header().uri.path() {
+        let head = session.req_header();
+        if ![Method::GET, Method::HEAD].contains(&head.method) {
+            let why = r#"{"error":"what is here is only looked at: GET or HEAD"}"#;
+            let mut answer = respond(StatusCode::METHOD_NOT_ALLOWED, "application/json", why.into());
+            answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return answer;
+        }
+        match head.uri.path() {
             "/" => dashboard::page(),
             "/metrics" => self.show_metrics(),
             "/status" => show_status(&self.overview, Asker::Watcher),
@@ -56,7 +64,7 @@ impl Monitor {
         metrics.set_splits(&ledger.splits(Instant::now()));
         metrics.shared_bytes.set(links.shared_bytes().0 as u64);
         if let Some(access) = &self.access {
-            metrics.access_dropped.set(access.dropped());
+            metrics.access_dropped.inner().store(access.dropped(), Ordering::Relaxed);
         }
         respond(
             StatusCode::OK,

@@ -8,7 +8,7 @@
 use crate::export::{Collector, Export, SpanCounts};
 use crate::spans::{self, Facts, SpanParts};
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use http::{HeaderMap, HeaderName};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::propagation::{Extractor, TextMapPropagator};
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt, TraceFlags, TraceId};
 use opentelemetry::{Context, InstrumentationScope};
@@ -35,6 +35,7 @@ const NOTABLE_PER_SECOND: NonZeroU32 = NonZeroU32::new(100).expect("it is not ze
 
 /// Whoever has none was sent by nobody who traces (W3C Trace Context).
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// Keeps and exports. One per process.
 #[derive(Debug)]
@@ -136,7 +137,9 @@ impl Tracer {
     /// `traceparent` counts as none, as the specification asks.
     pub fn begin(&self, headers: &HeaderMap, coin: f64) -> Sampling {
         let parent = if headers.get(&TRACEPARENT).is_some_and(|value| is_well_formed(value.as_bytes())) {
-            let context = self.propagator.extract_with_context(&Context::new(), &Headers(headers));
+            let states = joined(headers);
+            let headers = Headers { all: headers, states: states.as_deref() };
+            let context = self.propagator.extract_with_context(&Context::new(), &headers);
             context.span().span_context().clone()
         } else {
             SpanContext::NONE
@@ -196,15 +199,30 @@ fn is_well_formed(traceparent: &[u8]) -> bool {
     is_hex(2) && is_hex(32) && is_hex(16) && is_hex(2)
 }
 
-struct Headers<'a>(&'a HeaderMap);
+/// What other vendors have said, where that came in several headers (W3C Trace Context, section 3.3.1).
+fn joined(headers: &HeaderMap) -> Option<String> {
+    let mut all = headers.get_all(&TRACESTATE).iter();
+    let (first, second) = (all.next()?, all.next()?);
+    let all: Result<Vec<_>, _> = [first, second].into_iter().chain(all).map(HeaderValue::to_str).collect();
+    Some(all.ok()?.join(","))
+}
+
+struct Headers<'a> {
+    all: &'a HeaderMap,
+    /// In place of several.
+    states: Option<&'a str>,
+}
 
 impl Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key)?.to_str().ok()
+        match self.states {
+            Some(states) if TRACESTATE == key => Some(states),
+            _ => self.all.get(key)?.to_str().ok(),
+        }
     }
 
     fn keys(&self) -> Vec<&str> {
-        self.0.keys().map(http::HeaderName::as_str).collect()
+        self.all.keys().map(http::HeaderName::as_str).collect()
     }
 }
 

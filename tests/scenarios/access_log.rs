@@ -95,6 +95,6 @@ fn whoever_does_not_read_the_lines_holds_up_nobody() {
         for _ in 0..1000 {
             assert_eq!(client.infer("m", &[], &body).status, 200);
         }
-        (stack.metric("penstock_access_log_dropped") > 0.0).then_some(())
+        (stack.metric("penstock_access_log_dropped_total") > 0.0).then_some(())
     });
 }

@@ -152,7 +152,7 @@ fn the_page_is_at_both_ports_and_only_its_own_may_ask_at_the_admin_port() {
         assert!(answer.starts_with("HTTP/1.1 403"), "{line}: {answer}");
     }
     assert_eq!(status(&stack)["canaries"]["m"]["phase"], "running");
-    assert_eq!(monitor.post(order, &[], b"").status, 404, "the other port changes nothing");
+    assert_eq!(monitor.post(order, &[], b"").status, 405, "the other port changes nothing");
     let paused = admin.post(
         order,
         &[("origin", &origin), ("x-penstock-page", "1"), ("sec-fetch-site", "same-origin")],

@@ -315,6 +315,19 @@ fn a_caller_with_a_thousand_other_vendors_is_traced_like_others() {
     let collector = Collector::start();
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
     let stack = Stack::builder().config(&config(&collector, 0.0)).external_engine(engine.socket()).start();
+    // In one header or in several, which mean the same.
+    let several = [
+        ("traceparent", "00-1af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        ("tracestate", "one=1,two=2"),
+        ("tracestate", "three=3"),
+    ];
+    assert_eq!(stack.client().infer("m", &several, &infer_body("x", [1, 1], &[0.0])).status, 200);
+    let states = eventually("its span", || {
+        named(&collector.spans(), SERVER).first().map(|server| server.trace_state.clone())
+    });
+    assert_eq!(states, "one=1,two=2,three=3");
+    let collector = Collector::start();
+    let stack = Stack::builder().config(&config(&collector, 0.0)).external_engine(engine.socket()).start();
     let vendors: Vec<String> = (0..1000).map(|vendor| format!("v{vendor}=1")).collect();
     let headers = [
         ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
@@ -366,6 +379,8 @@ fn a_collector_that_is_away_costs_nothing() {
     eventually("lost spans to be counted", || {
         (stack.metric("penstock_spans_lost_total") >= 1.0).then_some(())
     });
+    let told = format!("the collector at http://{nobody} takes no spans, they are lost");
+    eventually("it to be told", || stack.log().contains(&told).then_some(()));
     stack.signal(rustix::process::Signal::TERM);
     assert!(stack.wait().success());
 }

@@ -5,6 +5,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 /// One line for each event that `filter` lets through: an object, or for people, without times, since whoever collects the lines
 /// adds them. For the start of a process.
@@ -41,7 +43,9 @@ impl Write for Unhurried {
             if dropped > 0 {
                 let what = format!("{dropped} lines of this log were dropped, because nobody read it");
                 if self.as_json {
-                    writeln!(errors, "{{\"level\":\"WARN\",\"message\":\"{what}\"}}")?;
+                    let mut at = String::new();
+                    let _ = SystemTime.format_time(&mut Writer::new(&mut at)); // a String takes everything
+                    writeln!(errors, "{{\"timestamp\":\"{at}\",\"level\":\"WARN\",\"message\":\"{what}\"}}")?;
                 } else {
                     writeln!(errors, " WARN {what}")?;
                 }
