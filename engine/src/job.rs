@@ -182,6 +182,8 @@ pub(crate) enum Refusal {
     RowsDiffer { name: String, got: u64, other: String, rows: u64 },
     #[error("input `{name}`: dimension `{dimension}` is {got}, in `{other}` it is {size}")]
     SizesDiffer { dimension: String, name: String, got: u64, other: String, size: u64 },
+    #[error("input `{name}`: dimension `{dimension}` is {got}, at most {max} is allowed")]
+    TooLong { dimension: String, name: String, got: u64, max: u64 },
     #[error("{rows} rows in one request, at most {most} run together")]
     TooManyRows { rows: u64, most: u32 },
     #[error("input `{name}`: a BOOL byte is {got}, only 0 and 1 are")]
@@ -239,6 +241,7 @@ impl Refusal {
             | Self::Empty { .. }
             | Self::RowsDiffer { .. }
             | Self::SizesDiffer { .. }
+            | Self::TooLong { .. }
             | Self::TooManyRows { .. }
             | Self::Bool { .. }
             | Self::Bounds { .. }
@@ -404,10 +407,11 @@ impl Slot {
     }
 
     /// With what it is padded, if it may be.
-    fn filling(&self) -> Option<i64> {
+    fn filling(&self) -> Option<i128> {
         let is_named = |dimension: &Dimension| matches!(dimension, Dimension::Named(_));
         let may_be = self.form.as_ref().is_some_and(|form| form.shape.iter().any(is_named));
-        may_be.then_some(if self.mask { 0 } else { self.pad as i64 })
+        // Of integers it is one, and of those that a double holds: manifest.rs sees to it.
+        may_be.then_some(if self.mask { 0 } else { self.pad as i128 })
     }
 }
 
@@ -463,10 +467,15 @@ fn sizes(spec: &Spec, inputs: &[Given]) -> Result<Box<[u64]>, Refusal> {
         let slot = &spec.inputs[given.slot];
         for (dimension, got) in slot.form.iter().flat_map(|form| &form.shape).zip(&given.shape) {
             let Dimension::Named(at) = dimension else { continue };
+            let named = &spec.dimensions[*at];
+            if let Some(max) = named.max.filter(|max| got > max) {
+                let (dimension, name) = (named.name.clone(), slot.name.clone());
+                return Err(Refusal::TooLong { dimension, name, got: *got, max });
+            }
             let (size, other) = *sizes[*at].get_or_insert((*got, &slot.name));
             if size != *got {
                 return Err(Refusal::SizesDiffer {
-                    dimension: spec.dimensions[*at].name.clone(),
+                    dimension: named.name.clone(),
                     name: slot.name.clone(),
                     got: *got,
                     other: other.to_owned(),

@@ -17,6 +17,7 @@ use serde::de::{Error, Visitor};
 use serde::{Deserialize, Deserializer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::num::NonZeroU64;
 use wire::Datatype;
 
 /// What a `model.yaml` says.
@@ -43,18 +44,50 @@ pub struct Manifest {
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Padding {
+    #[serde(default)]
     pad_to: PadTo,
     #[serde(default = "half")]
     waste_max: Share,
+    /// A request that is longer is refused.
+    max: Option<NonZeroU64>,
 }
 
-#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(try_from = "Vec<u64>")]
 struct PadTo(Vec<u64>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
 #[serde(try_from = "f64")]
 struct Share(f64);
+
+/// A number that any of the integer datatypes may hold.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Whole(i128);
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl Visitor<'_> for Any {
+            type Value = Whole;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number of 64 bits")
+            }
+
+            fn visit_i64<E: Error>(self, number: i64) -> Result<Whole, E> {
+                Ok(Whole(number.into()))
+            }
+
+            fn visit_u64<E: Error>(self, number: u64) -> Result<Whole, E> {
+                Ok(Whole(number.into()))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
+/// Whole numbers up to it are what they are as doubles.
+const EXACT_MAX: f64 = 9_007_199_254_740_992.0;
 
 fn half() -> Share {
     Share(0.5)
@@ -97,8 +130,8 @@ struct Tensor {
     #[serde(default)]
     finite: bool,
     /// Of an input of integers, included.
-    min: Option<i64>,
-    max: Option<i64>,
+    min: Option<Whole>,
+    max: Option<Whole>,
     /// Of an input: the value that is padded with.
     pad: Option<f64>,
     /// Of an input: whether it says what is padding.
@@ -242,7 +275,7 @@ pub struct Argument {
 }
 
 /// Why a version cannot be served.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum ManifestError {
     /// Not the YAML that is expected.
     #[error("model.yaml: {0}")]
@@ -282,6 +315,16 @@ pub enum ManifestError {
         min: i128,
         /// The most.
         max: i128,
+    },
+    /// It would not be what it says.
+    #[error("model.yaml: `{name}`: cannot be padded with {pad}, which is no {datatype} or beyond 2^53")]
+    Pad {
+        /// Which tensor.
+        name: String,
+        /// What it holds.
+        datatype: &'static str,
+        /// What was declared.
+        pad: f64,
     },
     /// Nothing to return.
     #[error("model.yaml: no outputs are declared")]
@@ -375,6 +418,15 @@ impl Manifest {
             let is_named = tensor.names().next().is_some();
             tensor.must(!tensor.mask || is_named, "mask", "inputs with a named dimension")?;
             tensor.must(tensor.pad.is_none() || is_named, "pad", "inputs with a named dimension")?;
+            if let (Some(pad), Some((least, largest))) = (tensor.pad, integers(tensor.datatype.0)) {
+                let holds = pad.fract() == 0.0
+                    && pad.abs() <= EXACT_MAX
+                    && (least..=largest).contains(&(pad as i128));
+                if !holds {
+                    let (name, datatype) = (tensor.name.0.clone(), tensor.datatype.0.name());
+                    return Err(ManifestError::Pad { name, datatype, pad });
+                }
+            }
             let mut others = tensor.shape.iter().skip(1);
             let is_free = others.any(|size| *size == Size::Number(Dimension::Free));
             tensor.must(!tensor.mask || !is_free, "mask", "inputs whose dimensions have names")?;
@@ -478,7 +530,16 @@ impl Manifest {
                     name: name.clone(),
                     pad_to: padding.map_or_else(Vec::new, |padding| padding.pad_to.0.clone()),
                     waste_max: padding.map_or(0.0, |padding| padding.waste_max.0),
+                    max: padding.and_then(|padding| padding.max).map(NonZeroU64::get),
                 });
+            }
+        }
+        for Named { name, pad_to, max, .. } in &named {
+            if pad_to.is_empty() && max.is_none() && self.dimensions.contains_key(name) {
+                return failed(name, "neither pad_to nor max is said of it");
+            }
+            if max.is_some_and(|max| pad_to.last().is_some_and(|last| *last > max)) {
+                return failed(name, "pad_to goes beyond its max");
             }
         }
         let is_known = |name: &String| named.iter().any(|known| known.name == *name);
@@ -579,8 +640,8 @@ impl Tensor {
     /// Those declared, within what the datatype holds.
     fn bounds(&self) -> Option<(i128, i128)> {
         let (least, largest) = integers(self.datatype.0)?;
-        let min = self.min.map(|min| least.max(min.into()));
-        let max = self.max.map(|max| largest.min(max.into()));
+        let min = self.min.map(|min| least.max(min.0));
+        let max = self.max.map(|max| largest.min(max.0));
         (min.is_some() || max.is_some()).then(|| (min.unwrap_or(least), max.unwrap_or(largest)))
     }
 
@@ -756,7 +817,7 @@ max_batch: 5
     #[test]
     fn a_dimension_with_a_name_is_the_same_in_all_tensors_and_may_be_padded() {
         const TEXT: &str = "
-dimensions: {tokens: {pad_to: [16, 32]}}
+dimensions: {tokens: {pad_to: [16, 32], max: 64}}
 inputs:
   - {name: ids, datatype: INT64, shape: [-1, tokens], pad: 1}
   - {name: seen, datatype: INT64, shape: [-1, tokens], mask: true}
@@ -774,14 +835,30 @@ outputs:
             bound.map_err(|error| error.to_string())
         };
         let spec = bind(TEXT).unwrap().spec;
-        assert_eq!(spec.dimensions, [Named { name: "tokens".into(), pad_to: vec![16, 32], waste_max: 0.5 }]);
+        assert_eq!(
+            spec.dimensions,
+            [Named { name: "tokens".into(), pad_to: vec![16, 32], waste_max: 0.5, max: Some(64) }]
+        );
         assert_eq!((spec.inputs[0].pad, spec.inputs[1].mask), (1.0, true));
         let padded = |size| spec.dimensions[0].padded(size);
         assert_eq!([7, 8, 16, 17, 33].map(padded), [7, 16, 16, 32, 33]);
         for (from, to, says) in [
             ("[16, 32]", "[32, 16]", "must be 1 to 64 rising sizes"),
-            ("[16, 32]}", "[16], waste_max: 1}", "waste_max 1 must be at least 0 and less than 1"),
-            ("{tokens: {pad_to: [16, 32]}}", "{t: {pad_to: [16]}}", "dimension `t`: no input has it"),
+            ("[16, 32], max: 64}", "[16], waste_max: 1}", "waste_max 1 must be at least 0 and less than 1"),
+            (
+                "{tokens: {pad_to: [16, 32], max: 64}}",
+                "{t: {pad_to: [16]}}",
+                "dimension `t`: no input has it",
+            ),
+            ("max: 64", "max: 31", "dimension `tokens`: pad_to goes beyond its max"),
+            ("{pad_to: [16, 32], max: 64}", "{}", "dimension `tokens`: neither pad_to nor max is said of it"),
+            ("pad: 1", "pad: 0.5", "`ids`: cannot be padded with 0.5, which is no INT64"),
+            ("pad: 1", "pad: 9007199254740994", "or beyond 2^53"),
+            (
+                "datatype: INT64, shape: [-1, tokens], pad: 1",
+                "datatype: UINT8, shape: [-1, tokens], pad: 256",
+                "no UINT8",
+            ),
             ("[-1, tokens, 4]", "[-1, token, 4]", "dimension `token`: an output has it, and no input"),
             ("[-1, tokens], pad: 1", "[tokens, 1], pad: 1", "the first dimension is written -1"),
             ("[-1, tokens], mask", "[-1, 4], mask", "`seen`: mask is for inputs with a named dimension only"),

@@ -16,6 +16,7 @@ use crate::values;
 pub use crate::values::Tolerance;
 use bytes::Bytes;
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire::{Datatype, TensorSpec};
@@ -113,9 +114,16 @@ pub struct Named {
     pub pad_to: Vec<u64>,
     /// At most this share of a padded dimension may be padding; else the request runs as it is.
     pub waste_max: f64,
+    /// A longer one is refused.
+    pub max: Option<u64>,
 }
 
 impl Named {
+    /// This size, or the largest that there may be.
+    pub(crate) fn at_most(&self, size: u64) -> u64 {
+        self.max.map_or(size, |max| size.min(max))
+    }
+
     /// What a request of this size is padded to.
     pub(crate) fn padded(&self, size: u64) -> u64 {
         let next = self.pad_to.iter().copied().find(|to| *to >= size).unwrap_or(size);
@@ -376,7 +384,25 @@ impl Dimension {
     }
 }
 
+impl Spec {
+    /// What it takes, as a number that is not 0 unless it declares nothing.
+    pub(crate) fn takes(&self) -> u64 {
+        if self.inputs.iter().any(|slot| slot.form.is_none()) {
+            return 0;
+        }
+        let mut hasher = DefaultHasher::new();
+        format!("{:?} {:?} {:?}", self.inputs, self.dimensions, self.rows).hash(&mut hasher);
+        hasher.finish().max(1)
+    }
+}
+
 impl Slot {
+    /// A whole number that it takes: 1, or the nearest to it within its bounds.
+    pub(crate) fn example(&self) -> i64 {
+        let nearest = self.bounds.map_or(1, |(min, max)| 1.clamp(min, max));
+        i64::try_from(nearest).unwrap_or(i64::MAX)
+    }
+
     /// As it is announced to proxies.
     pub(crate) fn to_wire(&self) -> TensorSpec {
         TensorSpec {

@@ -121,7 +121,7 @@ pub(crate) fn padding(model: &dyn Model, pace: &Pace) -> Result<(), String> {
     // The most padding that is allowed, at the smallest and at the largest size.
     let most = |to: fn(&Named) -> Option<&u64>| -> Vec<(u64, u64)> {
         let sizes = |named: &Named| {
-            let to = to(named).copied().unwrap_or(FREE_SIZES[0]);
+            let to = to(named).copied().unwrap_or(named.at_most(FREE_SIZES[0]));
             ((1..=to).find(|size| named.padded(*size) == to).unwrap_or(to), to)
         };
         spec.dimensions.iter().map(sizes).collect()
@@ -301,7 +301,10 @@ impl Trial<'_> {
             .iter()
             .map(|dimension| match dimension {
                 Dimension::Free => self.free,
-                Dimension::Named(at) => self.named.get(*at).copied().unwrap_or(self.free),
+                Dimension::Named(at) => {
+                    let named = &self.model.spec().dimensions[*at];
+                    self.named.get(*at).copied().unwrap_or_else(|| named.at_most(self.free))
+                }
                 Dimension::Fixed(size) => *size,
             })
             .collect();
@@ -344,7 +347,7 @@ impl<'a> MadeUp<'a> {
             Rows::None { .. } => None,
         };
         let declared = spec.inputs.iter().all(|slot| slot.form.is_some());
-        let named = spec.dimensions.iter().map(|named| named.padded(FREE_SIZES[0])).collect();
+        let named = spec.dimensions.iter().map(|named| named.padded(named.at_most(FREE_SIZES[0]))).collect();
         declared.then_some(Self {
             trial: Trial {
                 model,

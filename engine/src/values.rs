@@ -2,7 +2,7 @@
 //! whether two answers are the same.
 
 use half::{bf16, f16};
-use wire::Datatype;
+use wire::{Datatype, whole_of};
 
 /// Bytes of one element of a tensor that a model takes or gives.
 pub(crate) fn width(datatype: Datatype) -> usize {
@@ -35,7 +35,7 @@ pub(crate) struct Allowed {
     /// The least and the largest.
     pub(crate) bounds: (i128, i128),
     /// Another one: what the engine itself fills up with.
-    pub(crate) filling: Option<i64>,
+    pub(crate) filling: Option<i128>,
 }
 
 /// The least and the largest of an integer datatype.
@@ -67,7 +67,7 @@ pub(crate) fn out_of_range(datatype: Datatype, bytes: &[u8], allowed: Allowed) -
     ) -> Option<i128> {
         // Within the datatype, see manifest.rs; a bound beyond it would be none.
         let (min, max) = (T::try_from(min).ok(), T::try_from(max).ok());
-        let filling = filling.and_then(|filling| T::try_from(filling.into()).ok());
+        let filling = filling.and_then(|filling| T::try_from(filling).ok());
         let is_out = |value: T| min.is_some_and(|min| value < min) || max.is_some_and(|max| value > max);
         values.find(|value| is_out(*value) && Some(*value) != filling).map(Into::into)
     }
@@ -140,6 +140,13 @@ pub(crate) fn apart(datatype: Datatype, one: &[u8], other: &[u8], tolerance: Tol
     }
     if one.len() != other.len() {
         return (f64::INFINITY, true);
+    }
+    let read_as = if datatype == Datatype::Bool { Datatype::Uint8 } else { datatype };
+    if let Some(whole) = whole_of(read_as) {
+        // As they are: a double does not tell those beyond 2^53 apart.
+        let pairs = one.chunks_exact(width(datatype)).zip(other.chunks_exact(width(datatype)));
+        let largest = pairs.map(|(one, other)| whole(one).abs_diff(whole(other))).max();
+        return (largest.unwrap_or_default() as f64, true);
     }
     let tolerance = tolerance.of(datatype);
     let (mut largest, mut exceeds) = (0.0, false);
@@ -234,6 +241,25 @@ mod tests {
             }
         }
         assert!(all_finite(Datatype::Int32, &[0xff; 8]));
+    }
+
+    #[test]
+    fn integers_that_a_double_cannot_tell_apart_are_told_apart() {
+        let pairs = [
+            (Datatype::Int64, (1i64 << 53).to_le_bytes(), ((1i64 << 53) + 1).to_le_bytes()),
+            (Datatype::Uint64, (u64::MAX - 1).to_le_bytes(), u64::MAX.to_le_bytes()),
+        ];
+        for (datatype, one, other) in pairs {
+            for tolerance in [Tolerance::Summation, Tolerance::ShortFactors, Tolerance::Of(1.0)] {
+                assert_eq!(difference(datatype, &one, &other, tolerance), Some(1.0), "{}", datatype.name());
+                assert_eq!(difference(datatype, &one, &one, tolerance), None);
+            }
+        }
+        let (least, largest) = (i64::MIN.to_le_bytes(), i64::MAX.to_le_bytes());
+        assert_eq!(
+            difference(Datatype::Int64, &least, &largest, Tolerance::Summation),
+            Some(u64::MAX as f64)
+        );
     }
 
     #[test]

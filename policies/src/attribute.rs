@@ -43,7 +43,7 @@ pub enum Attribute {
 pub enum Field {
     /// A parameter of the request: a text, a whole number, or `true` and `false`.
     Parameter(Arc<str>),
-    /// The first element of an input of datatype INT64, INT32 or BYTES.
+    /// The first element of an input of whole numbers or BYTES.
     Input(Arc<str>),
 }
 

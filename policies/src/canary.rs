@@ -3,7 +3,7 @@
 //! ```text
 //!              every gate passed, and the step has lasted          after the last step
 //!   step 1 ──▶ step 2 ──▶ ... ──▶ last step ─────────────────────▶ promoted: all requests
-//!      └──────────┴───────────────┴─ a gate failed, its breaker has tripped, a person says so ─▶ rolled back: none
+//!      └──────────┴───────────────┴─ a gate failed, or a person says so ─────▶ rolled back: none
 //! ```
 //!
 //! A gate watches one event, failures or slow answers (see `gate.rs`). It fails when the event happens to the candidate
@@ -18,6 +18,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -26,7 +27,9 @@ use crate::attribute::Attributes;
 use crate::drift::{DriftGate, DriftSight, Finding as Drifted};
 use crate::gate::{self, ALPHA, Event, Gate, Kept, Witness};
 use crate::pick::{Pick, PickReason, Stickiness, Target, WithoutKey};
+use crate::remote::Remote;
 use crate::ring::{self, Order, Parts};
+use crate::shadow::Tolerance;
 use crate::tally::{self, Declared, Drawn, Instead};
 use crate::units::Version;
 
@@ -69,8 +72,18 @@ pub(crate) struct CanaryPolicy {
     pub(crate) disagreeing_at_most: Option<Millionths>,
     /// Of a bit, by which inputs and answers of the candidate may have moved from its reference.
     pub(crate) drifting_at_most: Option<Millionths>,
+    /// Where its versions are that other servers answer, and how answers are compared: evidence is about nothing else.
+    pub(crate) about: About,
     /// Who gets the candidate first.
     pub(crate) order: Order,
+}
+
+/// What evidence is about, beside files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct About {
+    pub(crate) baseline: Option<Arc<Remote>>,
+    pub(crate) candidate: Option<Arc<Remote>>,
+    pub(crate) compared: Option<(Tolerance, Vec<Arc<str>>)>,
 }
 
 /// What answers are slow, and how many may be.
@@ -190,6 +203,11 @@ impl Assignment {
     pub(crate) fn is_commonplace(&self, sight: Sight) -> bool {
         let Sight::Answered(took) = sight else { return false };
         !self.is_candidate && self.slow_over.is_none_or(|over| took <= over)
+    }
+
+    /// Baseline and candidate.
+    pub fn versions(&self) -> (Version, Version) {
+        (self.baseline, self.candidate)
     }
 
     /// Whether a copy that `version` has answered shows how the candidate's answers compare with the baseline's.
@@ -461,6 +479,10 @@ impl Canary {
             return;
         }
         let share = self.policy.steps[self.step];
+        if self.policy.about != policy.about {
+            let why = "another server is asked, or answers are compared in another way".to_owned();
+            self.forget_evidence(why, now);
+        }
         self.policy = policy.clone();
         let mut old = std::mem::take(&mut self.gates);
         for mut gate in gates(policy, now) {
@@ -556,12 +578,16 @@ impl Canary {
     /// Other files of one of its versions answer now: what was found out about those before says nothing about them. What
     /// is decided stays decided.
     pub(crate) fn begin_step_anew(&mut self, version: Version, now: Instant) {
+        self.forget_evidence(format!("the files of version {version} were replaced"), now);
+    }
+
+    /// What was found out says nothing any more, for this reason. What is decided stays decided.
+    fn forget_evidence(&mut self, why: String, now: Instant) {
         match self.phase {
             Phase::Running | Phase::Paused => {}
             Phase::RolledBack | Phase::Promoted => return,
         }
-        let why = format!("the files of version {version} were replaced: the step begins anew");
-        self.note(Verdict::Hold, why, now);
+        self.note(Verdict::Hold, format!("{why}: the step begins anew"), now);
         self.begun = self.begun.wrapping_add(1);
         self.gates = gates(&self.policy, now);
         self.drift.iter_mut().for_each(|gate| gate.begin_step(now));

@@ -12,7 +12,7 @@ use garde::error::Path;
 
 use crate::attribute::{Attribute, Condition, Field, Test};
 use crate::breaker::BreakerPolicy;
-use crate::canary::{CanaryPolicy, Millionths, SlowPolicy};
+use crate::canary::{About, CanaryPolicy, Millionths, SlowPolicy};
 use crate::errors::did_you_mean;
 use crate::ledger::CrowdPolicy;
 use crate::limiter::{Cost, LimitPolicy};
@@ -78,6 +78,10 @@ pub(crate) enum Fault {
     ShorterThanFirst { longest: Duration, first: Duration },
     #[error("must be less than the deadline, which is {deadline:?}, got {over:?}: no answer takes longer")]
     NeverSlow { deadline: Duration, over: Duration },
+    #[error(
+        "expected `random` or another version than the candidate, got version {0}: no rollback would take it away"
+    )]
+    KeylessCandidate(Version),
     #[error("expected either `split` or `canary`, got both: a canary is a split that changes by itself")]
     SplitAndCanary,
     #[error("expected another version than the baseline, got version {0} for both")]
@@ -167,7 +171,7 @@ fn model_policy(
         Some(written) => split(name, written, &labels, &path.join("split"), faults).map(Some),
         None => Some(None),
     };
-    let canary = match &model.canary {
+    let mut canary = match &model.canary {
         Some(written) => canary(name, written, &labels, &path.join("canary"), faults).map(Some),
         None => Some(None),
     };
@@ -196,6 +200,23 @@ fn model_policy(
         && remotes.contains_key(&canary.candidate.version)
     {
         faults.note(&path.join("canary").join("gates").join("drift"), Fault::RemoteDrift);
+    }
+    if let Some(Some(canary)) = &mut canary {
+        let gates = path.join("canary");
+        let gates = gates.join("gates");
+        if let Some(SlowPolicy { over, .. }) = canary.slow.filter(|slow| slow.over >= deadline) {
+            faults.note(&gates.join("latency").join("over"), Fault::NeverSlow { deadline, over });
+        }
+        let candidate = canary.candidate.version;
+        if canary.without_key() == Some(candidate) {
+            faults.note(&path.join("canary").join("without_key"), Fault::KeylessCandidate(candidate));
+        }
+        let compared = shadow.iter().flatten().find(|_| canary.disagreeing_at_most.is_some());
+        canary.about = About {
+            baseline: remotes.get(&canary.baseline.version).cloned(),
+            candidate: remotes.get(&candidate).cloned(),
+            compared: compared.map(|shadow| (shadow.tolerance, shadow.argmax.clone())),
+        };
     }
     Some(ModelPolicy {
         labels,
@@ -331,6 +352,7 @@ fn canary(
         faulty_at_most: faulty_at_most?,
         disagreeing_at_most: disagreeing_at_most?,
         drifting_at_most: drifting_at_most?,
+        about: About::default(),
         order: Order::default(),
     })
 }

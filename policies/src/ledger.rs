@@ -51,6 +51,8 @@ pub struct Ledger {
     crowds: ArcSwap<Crowds>,
     breakers: ArcSwap<Breakers>,
     rollouts: ArcSwap<Rollouts>,
+    /// Those that the last swap of policies has ended.
+    ended: ArcSwap<Rollouts>,
     tallies: ArcSwap<Tallies>,
 }
 
@@ -178,12 +180,19 @@ impl Ledger {
     ) -> Option<Pick> {
         snapshot.model(model)?.pick(caller, draw, |policy| {
             // A rollout that nobody has begun yet gives nothing, whatever another one has come to.
-            let rollouts = self.rollouts.load();
-            let rollout = rollouts.get(model).filter(|rollout| rollout.is_of(policy));
             let now =
-                |rollout: &Arc<Rollout>| Stage { is_ready: is_ready(rollout.versions.1), ..rollout.stage() };
-            rollout.map_or(Stage::NOT_BEGUN, now)
+                |rollout: Arc<Rollout>| Stage { is_ready: is_ready(rollout.versions.1), ..rollout.stage() };
+            self.rollout_of(model, policy.versions_of_arms()).map_or(Stage::NOT_BEGUN, now)
         })
+    }
+
+    /// The rollout of these versions that is under way; else the one that the last swap of policies has ended, by which requests
+    /// are still answered that came before it.
+    fn rollout_of(&self, model: &str, arms: (Version, Version)) -> Option<Arc<Rollout>> {
+        let of_these = |rollouts: &Rollouts| {
+            rollouts.get(model).filter(|rollout| rollout.versions == arms).map(Arc::clone)
+        };
+        of_these(&self.rollouts.load()).or_else(|| of_these(&self.ended.load()))
     }
 
     /// Tells what became of a request that a rollout had assigned.
@@ -305,11 +314,7 @@ impl Ledger {
         let is_over = |assigned: &Assignment| {
             let arms = (assigned.baseline, assigned.candidate);
             assigned.is_candidate
-                && self
-                    .rollouts
-                    .load()
-                    .get(model)
-                    .is_some_and(|rollout| rollout.versions == arms && rollout.stage().share == 0)
+                && self.rollout_of(model, arms).is_some_and(|rollout| rollout.stage().share == 0)
         };
         match assigned {
             Some(assigned) if is_over(&assigned) => (assigned.baseline, None),
@@ -425,6 +430,15 @@ impl Ledger {
     }
 
     fn begin_and_end(&self, snapshot: &Snapshot, now: Instant) {
+        let goes_on = |(model, rollout): &(&Arc<str>, &Arc<Rollout>)| {
+            let canary = snapshot.model(model).and_then(|policy| policy.canary.as_ref());
+            canary.is_some_and(|canary| rollout.is_of(canary))
+        };
+        let ended = |rollouts: &Rollouts| -> Rollouts {
+            let ended = rollouts.iter().filter(|one| !goes_on(one));
+            ended.map(|(model, rollout)| (Arc::clone(model), Arc::clone(rollout))).collect()
+        };
+        self.ended.store(Arc::new(ended(&self.rollouts.load())));
         self.rollouts.rcu(|rollouts| {
             let followed = |(model, policy): (&Arc<str>, &CanaryPolicy)| match rollouts.get_key_value(model) {
                 Some((model, rollout)) if rollout.is_of(policy) => {

@@ -241,6 +241,9 @@ models:
     canary: {baseline: 1, candidate: new, steps: []}
   words:
     breaker: {failing: 33.33333}
+  late:
+    deadline: 1s
+    canary: {baseline: 1, candidate: 2, sticky: {header: u}, without_key: 2, gates: {latency: {over: 5s, at_most: 1}}}
 ",
             "
 p.yaml:7:7: models.digits.canary: expected either `split` or `canary`, got both: a canary is a split that changes by itself
@@ -255,6 +258,8 @@ p.yaml:12:67: models.digits.canary.gates.latency.at_most: expected a percentage 
 p.yaml:14:38: models.letters.canary.candidate: expected a version number, got `new`
 p.yaml:14:50: models.letters.canary.steps: must not be empty
 p.yaml:16:24: models.words.breaker.failing: expected a percentage with at most four decimals, got 33.33333
+p.yaml:19:75: models.late.canary.without_key: expected `random` or another version than the candidate, got version 2: no rollback would take it away
+p.yaml:19:102: models.late.canary.gates.latency.over: must be less than the deadline, which is 1s, got 5s: no answer takes longer
 ",
         );
     }

@@ -276,7 +276,7 @@ pub(crate) enum StickyKey {
     Query(String),
     /// The value of this parameter of the request, `parameters` in its body: a text, a whole number, or `true` or `false`.
     Parameter(String),
-    /// The first element of this input, which is INT64, INT32 or BYTES.
+    /// The first element of this input, which holds whole numbers or is BYTES.
     Input(String),
 }
 

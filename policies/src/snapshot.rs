@@ -278,6 +278,15 @@ impl ModelPolicy {
         rules.chain(split).chain(self.canary.as_ref().and_then(CanaryPolicy::without_key))
     }
 
+    /// Whether a rule, the split or a rollout may give somebody this version.
+    pub fn may_choose(&self, version: Version) -> bool {
+        let is_arm = |canary: &CanaryPolicy| {
+            let (baseline, candidate) = canary.versions_of_arms();
+            version == baseline || version == candidate
+        };
+        self.fixed_versions().any(|fixed| fixed == version) || self.canary.as_ref().is_some_and(is_arm)
+    }
+
     /// The deadline of requests that bring none.
     pub fn deadline(&self) -> Duration {
         self.deadline

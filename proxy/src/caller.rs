@@ -32,9 +32,9 @@ impl policies::Attributes for Caller<'_> {
         self.headers
             .get_all(header::COOKIE)
             .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(';'))
-            .filter_map(|pair| pair.trim().split_once('='))
+            // What stands in others is none of its business, in whatever letters.
+            .flat_map(|value| value.as_bytes().split(|byte| *byte == b';'))
+            .filter_map(|pair| std::str::from_utf8(pair.trim_ascii()).ok()?.split_once('='))
             .find_map(|(key, value)| (key == name).then_some(value))
     }
 
@@ -63,5 +63,11 @@ mod tests {
         assert_eq!(caller.cookie("last"), Some("x=y"));
         assert_eq!(caller.cookie("id"), None);
         assert_eq!(caller.header("cookie"), Some("theme=dark; uid=42"));
+        let among = http::HeaderValue::from_bytes(b"name=J\xfcrgen; uid=7; city=K\xc3\xb6ln").unwrap();
+        let request = http::Request::get("/").header(header::COOKIE, among);
+        let (head, ()) = request.body(()).unwrap().into_parts();
+        let caller = Caller::new(&head);
+        assert_eq!((caller.cookie("uid"), caller.cookie("name")), (Some("7"), None));
+        assert_eq!(caller.cookie("city"), Some("K\u{f6}ln"));
     }
 }

@@ -16,7 +16,11 @@ const FREE: usize = 8;
 /// A `curl` of this model at `origin`, such as `http://localhost:8000`; `None` if what it takes is not declared or
 /// cannot be written as text.
 pub(crate) fn curl(entry: &ModelEntry, origin: &str) -> Option<String> {
-    let inputs: Vec<Input<'_>> = entry.inputs.iter().map(Input::new).collect::<Option<_>>()?;
+    let inputs = entry.inputs.iter().enumerate().map(|(at, spec)| {
+        // One is an id that most vocabularies have, and in a mask it hides nothing.
+        Input::new(spec, entry.examples.get(at).copied().unwrap_or(1))
+    });
+    let inputs: Vec<Input<'_>> = inputs.collect::<Option<_>>()?;
     let elements: usize = inputs.iter().map(Input::elements).sum();
     let model = path_segment(&entry.name);
     if elements <= WRITTEN_MAX {
@@ -56,10 +60,12 @@ struct Input<'a> {
     /// One row, where it has rows.
     shape: Vec<usize>,
     has_rows: bool,
+    /// What stands in each place.
+    number: i64,
 }
 
 impl<'a> Input<'a> {
-    fn new(spec: &'a TensorSpec) -> Option<Self> {
+    fn new(spec: &'a TensorSpec, number: i64) -> Option<Self> {
         let datatype = Datatype::from_wire(spec.datatype).filter(|datatype| has_text(*datatype))?;
         let has_rows = spec.shape.first() == Some(&-1);
         let size = |(at, size): (usize, &i64)| match (at, usize::try_from(*size)) {
@@ -68,7 +74,7 @@ impl<'a> Input<'a> {
             (_, Err(_)) => FREE,
         };
         let shape = spec.shape.iter().enumerate().map(size).collect();
-        Some(Self { name: &spec.name, datatype, shape, has_rows })
+        Some(Self { name: &spec.name, datatype, shape, has_rows, number })
     }
 
     fn elements(&self) -> usize {
@@ -82,17 +88,16 @@ impl<'a> Input<'a> {
 
     fn nested(&self, shape: &[usize]) -> String {
         match shape {
-            [] => self.value().into(),
+            [] => self.value(),
             [size, rest @ ..] => format!("[{}]", vec![self.nested(rest); *size].join(", ")),
         }
     }
 
-    /// One is an id that most vocabularies have, and in a mask it hides nothing.
-    fn value(&self) -> &'static str {
+    fn value(&self) -> String {
         match self.datatype {
-            Datatype::Bool => "true",
-            Datatype::Bytes if self.name.contains("image") => DOT,
-            Datatype::Bytes => "\"a few words\"",
+            Datatype::Bool => "true".into(),
+            Datatype::Bytes if self.name.contains("image") => DOT.into(),
+            Datatype::Bytes => "\"a few words\"".into(),
             Datatype::Uint8
             | Datatype::Uint16
             | Datatype::Uint32
@@ -104,7 +109,7 @@ impl<'a> Input<'a> {
             | Datatype::Fp16
             | Datatype::Bf16
             | Datatype::Fp32
-            | Datatype::Fp64 => "1",
+            | Datatype::Fp64 => self.number.to_string(),
         }
     }
 }

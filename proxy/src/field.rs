@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::collections::HashMap;
-use wire::Datatype;
+use wire::{Datatype, whole_of};
 
 /// A parameter of a request of the Open Inference Protocol, if it is a text, a whole number or a truth value. `json` is the
 /// body without binary tensors.
@@ -39,31 +39,20 @@ pub(crate) fn parameter(json: &[u8], name: &str) -> Option<String> {
     }
 }
 
-/// The first element of an input, if that is INT64, INT32, or BYTES that are a text.
+/// The first element of an input, if that is a whole number, or BYTES that are a text.
 pub(crate) fn first_element(request: &InferRequest, name: &str) -> Option<String> {
     let input = request.inputs.iter().find(|input| input.name == name)?;
     let (datatype, at) = input.locate(&request.payload).ok()?;
     let bytes = &request.payload[at];
-    match datatype {
-        Datatype::Int64 => bytes.first_chunk().map(|bytes| i64::from_le_bytes(*bytes).to_string()),
-        Datatype::Int32 => bytes.first_chunk().map(|bytes| i32::from_le_bytes(*bytes).to_string()),
-        Datatype::Bytes => {
-            let (length, rest) = bytes.split_first_chunk()?;
-            let text = rest.get(..u32::from_le_bytes(*length) as usize)?;
-            String::from_utf8(text.to_vec()).ok()
-        }
-        Datatype::Bool
-        | Datatype::Uint8
-        | Datatype::Uint16
-        | Datatype::Uint32
-        | Datatype::Uint64
-        | Datatype::Int8
-        | Datatype::Int16
-        | Datatype::Fp16
-        | Datatype::Bf16
-        | Datatype::Fp32
-        | Datatype::Fp64 => None,
+    if let Some(whole) = whole_of(datatype) {
+        return bytes.get(..datatype.size()?).map(|element| whole(element).to_string());
     }
+    if datatype != Datatype::Bytes {
+        return None;
+    }
+    let (length, rest) = bytes.split_first_chunk()?;
+    let text = rest.get(..u32::from_le_bytes(*length) as usize)?;
+    String::from_utf8(text.to_vec()).ok()
 }
 
 #[cfg(test)]
@@ -95,6 +84,8 @@ mod tests {
         }
         assert_eq!(first("INT64", "[-9007199254740993, 8]").as_deref(), Some("-9007199254740993"));
         assert_eq!(first("BYTES", r#"["ana", "ben"]"#).as_deref(), Some("ana"));
+        assert_eq!(first("UINT64", "[18446744073709551615, 8]").as_deref(), Some("18446744073709551615"));
+        assert_eq!(first("INT8", "[-1, 8]").as_deref(), Some("-1"));
         assert_eq!(first("FP32", "[7, 8]"), None);
         let empty = r#"{"inputs": [{"name": "user", "shape": [0], "datatype": "INT64", "data": []}]}"#;
         assert_eq!(first_element(&InferRequest::decode(&empty.into(), None).unwrap(), "user"), None);

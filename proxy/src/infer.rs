@@ -30,7 +30,7 @@ use crate::slots::Slots;
 use crate::trace::Trace;
 use crate::translated;
 use bytes::Bytes;
-use elsewhere::declaration;
+use elsewhere::{declaration, likely};
 use once_more::{Again, Unanswered};
 use policies::{
     Assignment, Criticality, Drawn, Field, Instead, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Sight,
@@ -91,7 +91,7 @@ impl Path {
         if let Some(chosen) = &early {
             let gate = models.gate(target.model, chosen.number).filter(|_| is_told_by_others(standing));
             if let Some(retry_after) = gate.and_then(|gate| gate.check(most, record.started)) {
-                self.witness(target, chosen.by, Some(Sight::Unanswered), record.started);
+                self.witness((target, &models), chosen.by, Some(Sight::Unanswered), record.started);
                 let why = "more waits than can be answered in time".into();
                 return Err(Refusal::Busy { why, retry_after });
             }
@@ -113,11 +113,22 @@ impl Path {
         record.stages.read = Some(Instant::now());
         let entry = match &early {
             Some(chosen) => declaration(snapshot, &models, target.model, chosen.number),
-            None => models.find(target).ok(),
+            None => likely(snapshot, &models, target.model),
         };
-        let request = body.decode(call, entry);
-        // What another server is asked may be in words that only it understands.
-        let request = if may_be_remote { request.ok() } else { Some(request?) };
+        // What another server is asked may be in words that only it understands, and what is read by the declaration of a
+        // version that has not been chosen yet may be fine by that of the one that is.
+        let is_decided = !may_be_remote && (early.is_some() || !call.is_read_by_declaration());
+        let request = match body.decode(call, entry) {
+            Ok(request) => Some(request),
+            Err(_) if !is_decided => None,
+            Err(refusal) => {
+                if let Some(chosen) = &early {
+                    let sight = sight::<()>(&Err(refusal.clone()), Duration::ZERO);
+                    self.witness((target, &models), chosen.by, sight, Instant::now());
+                }
+                return Err(refusal);
+            }
+        };
         let of_body =
             asks_of_body(snapshot, target).and_then(|field| body.field(call, request.as_ref(), field));
         let chosen = match early {
@@ -145,7 +156,7 @@ impl Path {
         let (version, by, pass) = match self.enter(snapshot, target.model, version, now) {
             Ok(pass) => (version, by, pass),
             Err(tripped) => {
-                self.witness(target, by, Some(Sight::Unanswered), now);
+                self.witness((target, &models), by, Some(Sight::Unanswered), now);
                 let (instead, pass) =
                     self.fall_back(snapshot, &models, target, version, now).ok_or(tripped)?;
                 record.divert(instead, Instead::Fallback);
@@ -166,7 +177,7 @@ impl Path {
             && let Some((again, pass)) = self.once_more(call, &unanswered.again, &asking, record).await
         {
             if again.version != asking.version {
-                self.witness(target, asking.by, attempt.sight, attempt.ended);
+                self.witness((target, &asking.models), asking.by, attempt.sight, attempt.ended);
             }
             asking = again;
             attempt = self.attempt(call, &body, None, (&asking, pass), record).await;
@@ -174,13 +185,17 @@ impl Path {
         if !attempt.is_paid_for {
             reserved.give_back();
         }
-        self.witness(target, asking.by, attempt.sight, attempt.ended);
+        self.witness((target, &asking.models), asking.by, attempt.sight, attempt.ended);
         attempt.answer.map_err(|unanswered| unanswered.refusal)
     }
 
     /// Tells the rollout that has assigned a request what became of it.
-    fn witness(&self, target: Target<'_>, by: By, sight: Option<Sight>, now: Instant) {
+    fn witness(&self, (target, models): (Target<'_>, &Models), by: By, sight: Option<Sight>, now: Instant) {
         if let Some((assigned, sight)) = by.assigned.zip(sight) {
+            // What both sides refuse, whoever sends it to whom, says nothing about either.
+            if sight == Sight::Refused && take_the_same(models, target.model, assigned.versions()) {
+                return;
+            }
             let key = (by.caller != 0).then_some(by.caller);
             self.ledger.witness(target.model, assigned, key, sight, now);
         }
@@ -568,6 +583,12 @@ fn must_be_there(snapshot: &Snapshot, models: &Models, target: Target<'_>) -> Re
     let has_remotes = snapshot.model(target.model).is_some_and(ModelPolicy::has_remotes);
     let is_there = has_remotes || models.connected && models.highest_ready(target.model).is_some();
     if is_there { Ok(()) } else { Err(unavailable(models, target, None)) }
+}
+
+/// Whether two versions refuse the same requests.
+fn take_the_same(models: &Models, model: &str, (one, other): (Version, Version)) -> bool {
+    let takes = |version: Version| models.entry(model, version.0).map(|entry| entry.takes);
+    takes(one).is_some_and(|one| one != 0 && Some(one) == takes(other))
 }
 
 /// Whether another server is well, its breaker finds out.

@@ -8,6 +8,7 @@ mod compression;
 mod configs;
 mod dialects;
 mod dashboard;
+mod declarations;
 mod drain;
 mod drift;
 mod engine_loss;

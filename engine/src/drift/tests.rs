@@ -175,7 +175,7 @@ fn what_comes_second_is_looked_at_as_often_as_what_comes_first() {
 #[test]
 fn padding_is_not_looked_at() {
     let mut spec = rows_spec(&[("x", 1)], &[("y", 1)], 8);
-    spec.dimensions = vec![Named { name: "tokens".into(), pad_to: vec![32], waste_max: 1.0 }];
+    spec.dimensions = vec![Named { name: "tokens".into(), pad_to: vec![32], waste_max: 1.0, max: None }];
     let named = |slot: &mut Slot| slot.form.as_mut().unwrap().shape[1] = Dimension::Named(0);
     named(&mut spec.inputs[0]);
     named(&mut spec.outputs[0]);

@@ -64,7 +64,12 @@ impl Texts {
             slot.form.iter().flat_map(|form| &form.shape).any(|size| matches!(size, Dimension::Named(_)));
         let (ids, length) = target(slot, if is_declared { slot.pad } else { f64::from(padding) })
             .map_err(|why| format!("ids: {why}"))?;
-        if length.is_some_and(|length| length < length_max) {
+        let most = slot.form.iter().flat_map(|form| &form.shape).find_map(|size| match size {
+            Dimension::Named(at) => spec.dimensions[*at].max,
+            Dimension::Free | Dimension::Fixed(_) => None,
+        });
+        let most = length.or(most.and_then(|most| usize::try_from(most).ok()));
+        if most.is_some_and(|most| most < length_max) {
             return Err(format!("length_max: {length_max} tokens do not fit input `{}`", ids.name));
         }
         let other = |property: &str, said: Option<String>, usual: &str| {
@@ -253,7 +258,7 @@ mod tests {
         assert_eq!(integers(&made[0]), [2, 5, 3, 1, 1, 1]);
         assert_eq!((made[1].name.as_str(), integers(&made[1])), ("token_type_ids", vec![0; 6]));
         let mut named = spec(&["input_ids"], Dimension::Named(0));
-        named.dimensions = vec![Named { name: "tokens".into(), pad_to: vec![], waste_max: 0.0 }];
+        named.dimensions = vec![Named { name: "tokens".into(), pad_to: vec![], waste_max: 0.0, max: None }];
         named.inputs[0].pad = 7.0;
         let made = bind("text: {length_max: 5}", &named).unwrap().make(&[b"a man", b"a"]);
         assert_eq!(integers(&made.map_err(|unfit| unfit.why).unwrap()[0]), [2, 4, 5, 3, 2, 4, 3, 7]);

@@ -6,7 +6,7 @@ use super::*;
 fn padding_model(gate: Arc<Gate>, honest: bool) -> Candidate {
     let load: Load = Box::new(move || {
         let mut spec = rows_spec(&[("x", 1), ("seen", 1)], &[("y", 1), ("total", 1)], 16);
-        let dimension = Named { name: "n".into(), pad_to: vec![4, 8], waste_max: 0.5 };
+        let dimension = Named { name: "n".into(), pad_to: vec![4, 8], waste_max: 0.5, max: Some(9) };
         spec.dimensions.push(dimension);
         fn shape(slot: &mut Slot) -> &mut Vec<Dimension> {
             &mut slot.form.as_mut().unwrap().shape
@@ -71,6 +71,10 @@ fn requests_of_many_sizes_are_padded_to_few_and_run_together() {
     assert_eq!([1, 2, 3, 5].map(padding), [250_000; 4], "5 of 20 elements of each input");
     assert_eq!((padding(0), padding(4)), (0, 0));
     assert_eq!(ran_with(4), 1, "larger than any size that is padded to");
+    client.infer(7, ask(&[1.0; 10]));
+    let refused = client.replies(1).remove(0);
+    assert_eq!(refused.status(), Status::InvalidArgument);
+    assert_eq!(refused.reply.message, "input `x`: dimension `n` is 10, at most 9 is allowed");
 }
 
 /// A model `x: [1, n] → y: [n, 2], sum: [1]`, which has no rows, padded to 4.
@@ -79,7 +83,7 @@ fn outputs_of_a_padded_model_without_rows_are_cut_back_in_all_dimensions() {
     let load: Load = Box::new(|| {
         let mut spec = rows_spec(&[("x", 4)], &[("y", 2), ("sum", 1)], 16);
         spec.rows = Rows::None { why: "output `y` does not start with -1".into() };
-        spec.dimensions.push(Named { name: "n".into(), pad_to: vec![4], waste_max: 0.9 });
+        spec.dimensions.push(Named { name: "n".into(), pad_to: vec![4], waste_max: 0.9, max: None });
         let shapes = [
             vec![Dimension::Fixed(1), Dimension::Named(0)],
             vec![Dimension::Named(0), Dimension::Fixed(2)],
@@ -109,7 +113,12 @@ fn outputs_of_a_padded_model_without_rows_are_cut_back_in_all_dimensions() {
 fn what_would_be_too_large_once_padded_is_refused_before_it_is_made() {
     let load: Load = Box::new(|| {
         let mut spec = rows_spec(&[("x", 1), ("seen", 1)], &[("y", 1)], 16);
-        spec.dimensions.push(Named { name: "n".into(), pad_to: vec![1 << 40], waste_max: 0.999_999_999_999 });
+        spec.dimensions.push(Named {
+            name: "n".into(),
+            pad_to: vec![1 << 40],
+            waste_max: 0.999_999_999_999,
+            max: None,
+        });
         for slot in spec.inputs.iter_mut().chain(&mut spec.outputs) {
             slot.form.as_mut().unwrap().shape[1] = Dimension::Named(0);
         }

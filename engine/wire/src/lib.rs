@@ -26,6 +26,7 @@ pub mod mapping;
 pub mod message;
 pub mod outbox;
 pub mod tensor;
+pub mod whole;
 
 pub use elements::{Elements, push_element};
 pub use frame::{Decoder, Frame, FrameError, Kind, Limits, PROTOCOL_VERSION};
@@ -37,3 +38,4 @@ pub use message::{
 };
 pub use outbox::{Outbox, Segments};
 pub use tensor::{Datatype, Layout, TensorError, TensorMeta, element_count};
+pub use whole::whole_of;

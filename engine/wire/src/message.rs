@@ -240,6 +240,12 @@ pub struct ModelEntry {
     /// engine processes have nothing to do with each other.
     #[prost(uint64, tag = "12")]
     pub load: u64,
+    /// What it takes, as a number: two versions of one engine for which it is the same, and not 0, refuse the same requests.
+    #[prost(fixed64, tag = "13")]
+    pub takes: u64,
+    /// For each input, a whole number that it takes; none where callers may send something else than tensors.
+    #[prost(sint64, repeated, tag = "14")]
+    pub examples: Vec<i64>,
     /// What its outputs mean, for protocols that have no tensors.
     #[prost(message, optional, tag = "20")]
     pub postprocess: Option<Postprocess>,

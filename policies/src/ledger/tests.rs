@@ -431,6 +431,53 @@ fn a_breaker_is_forgiven_when_a_rollout_begins_again_and_not_when_it_goes_on() {
     assert!(ledger.enter(&snapshot, "digits", Version(2), now).is_ok());
 }
 
+/// A body that comes for long is answered by the policy that it began under, whatever has become of its rollout.
+#[test]
+fn a_rollout_that_a_swap_has_ended_stays_as_it_was_for_those_who_came_before() {
+    for (command, version) in [(Command::Promote, 2), (Command::Abort, 1)] {
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        let before = policies(
+            "models: {m: {canary: {baseline: 1, candidate: 2, steps: [50], sticky: {header: user}}}}",
+        );
+        ledger.roll_out(&before, now);
+        // Somebody who is on the candidate's side already.
+        let users = (0..100).map(|user| [("user", ["ana", "ben", "eve", "joe"][user % 4])]);
+        let pick = |user: &[(&str, &str); 1]| ledger.pick(&before, "m", user, 0, |_| true).unwrap();
+        let user = users.clone().find(|user| pick(user).version == Version(2)).unwrap();
+        let early = pick(&user);
+        ledger.command("m", command, "", now).unwrap();
+        ledger.roll_out(&policies("models: {m: {split: {weights: {1: 1, 2: 1}}}}"), now);
+        assert!(ledger.rollouts().is_empty());
+        assert!(users.into_iter().all(|user| pick(&user).version == Version(version)), "{command:?}");
+        assert_eq!(ledger.confirm("m", early.version, early.assigned).0, Version(version), "{command:?}");
+        ledger.roll_out(&before, now);
+        assert_eq!(pick(&user).version, Version(2), "it begins anew");
+    }
+}
+
+/// Answers of another server, or compared in another way, are other answers.
+#[test]
+fn evidence_is_about_the_server_that_was_asked_and_the_comparison_that_was_made() {
+    let policy = |port: u32, relative: f64, dwell: &str| {
+        policies(&format!(
+            "models: {{m: {{remote: {{2: {{url: 'http://there:{port}/infer'}}}}, \
+             shadow: {{version: 2, compare: {{relative: {relative}}}}}, \
+             canary: {{baseline: 1, candidate: 2, dwell: {dwell}, gates: {{disagreement: {{at_most: 1}}}}}}}}}}"
+        ))
+    };
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    ledger.roll_out(&policy(1, 0.1, "1m"), now);
+    ledger.judge(now);
+    let told = |snapshot: &Snapshot| -> Vec<String> {
+        ledger.roll_out(snapshot, now);
+        ledger.judge(now).into_iter().map(|(_, record)| record.why).collect()
+    };
+    let says = "another server is asked, or answers are compared in another way: the step begins anew";
+    assert_eq!(told(&policy(1, 0.1, "2m")), [""; 0], "neither is another one");
+    assert_eq!(told(&policy(2, 0.1, "2m")), [says]);
+    assert_eq!(told(&policy(2, 0.2, "2m")), [says]);
+}
+
 #[test]
 fn a_dropped_pass_gives_its_probe_back() {
     let (ledger, snapshot, now) = (Ledger::new(), Snapshot::default(), Instant::now());

@@ -8,13 +8,13 @@ use crate::directory::Models;
 use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::remote::{ANSWER_BYTES_MAX, Passed};
-use crate::route::Target;
 use crate::shadow::{Answer, Copy, Written};
 use crate::translated;
 use bytes::Bytes;
 use http::{HeaderMap, Method};
 use policies::{Remote, Snapshot, Version};
-use wire::ModelEntry;
+use std::collections::BTreeMap;
+use wire::{ModelEntry, ModelState};
 
 /// What a server is asked: method, headers, body.
 type Asked = ((Method, HeaderMap), Bytes);
@@ -100,6 +100,19 @@ pub(super) fn declaration<'m>(
 ) -> Option<&'m ModelEntry> {
     match snapshot.remote(model, Version(version)) {
         None => models.entry(model, version),
-        Some(_) => models.find(Target { model, pinned: None }).ok(),
+        Some(_) => likely(snapshot, models, model),
     }
+}
+
+/// What a request is read by as long as nobody knows who answers, or where that is another server: the highest version that is
+/// ready here, or was until the engine went, of those that the policy may choose if there are any.
+pub(super) fn likely<'m>(snapshot: &Snapshot, models: &'m Models, model: &str) -> Option<&'m ModelEntry> {
+    let ready = || {
+        let versions = models.versions(model).into_iter().flat_map(BTreeMap::values);
+        versions.rev().filter(|entry| entry.state() == ModelState::Ready)
+    };
+    let may_be_chosen = |entry: &&ModelEntry| {
+        snapshot.model(model).is_some_and(|policy| policy.may_choose(Version(entry.version)))
+    };
+    ready().find(may_be_chosen).or_else(|| ready().next())
 }

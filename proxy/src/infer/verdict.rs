@@ -12,7 +12,8 @@ pub(super) fn sight<T>(answer: &Result<T, Refusal>, took: Duration) -> Option<Si
         Err(Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::Internal(_)) => Some(Sight::Failed),
         Err(Refusal::DeadlineExceeded { .. } | Refusal::RemoteTimeout { .. }) => Some(Sight::Late(took)),
         Err(Refusal::ClientGone) => Some(Sight::Gone(took)),
-        Err(Refusal::Invalid(_)) => Some(Sight::Refused),
+        // It was asked, and another one may have known how.
+        Err(Refusal::Invalid(_) | Refusal::Unsupported(_)) => Some(Sight::Refused),
         Err(
             Refusal::EngineDown(_)
             | Refusal::NotReady(_)
@@ -24,7 +25,6 @@ pub(super) fn sight<T>(answer: &Result<T, Refusal>, took: Duration) -> Option<Si
             Refusal::NotFound(_)
             | Refusal::Forbidden(_)
             | Refusal::Method { .. }
-            | Refusal::Unsupported(_)
             | Refusal::TooLarge { .. }
             | Refusal::Oversized { .. }
             | Refusal::Crowded(_)

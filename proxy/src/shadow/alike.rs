@@ -1,7 +1,7 @@
 //! Whether two versions have said the same: the same outputs, each within its tolerance. Decides nothing else about them.
 
 use policies::{ShadowPolicy, Tolerance};
-use wire::{Datatype, TensorMeta};
+use wire::{Datatype, TensorMeta, whole_of};
 
 type Tensors<'a> = (&'a [TensorMeta], &'a [u8]);
 
@@ -23,13 +23,29 @@ pub(super) fn alike(
                 return false;
             }
             let (one, other) = (&payload[at], &other_payload[other_at]);
+            let rows = output.shape.last().copied().unwrap_or(1).max(1) as usize;
+            let is_by_argmax = policy.is_by_argmax(&output.name);
             // Whatever is no floating-point number is compared as it is.
-            let Some((size, float)) = float_of(datatype) else { return one == other };
-            if policy.is_by_argmax(&output.name) {
-                let row = output.shape.last().copied().unwrap_or(1).max(1) as usize * size;
+            let Some((size, float)) = float_of(datatype) else {
+                return match whole_of(datatype).filter(|_| is_by_argmax) {
+                    Some(whole) => {
+                        let size = datatype.size().expect("integers have one");
+                        let largest = |row: &[u8]| {
+                            let values = row.chunks_exact(size).map(whole).enumerate();
+                            values
+                                .reduce(|best, next| if next.1 > best.1 { next } else { best })
+                                .map(|(at, _)| at)
+                        };
+                        let mut pairs = one.chunks(rows * size).zip(other.chunks(rows * size));
+                        pairs.all(|(row, other)| largest(row) == largest(other))
+                    }
+                    None => one == other,
+                };
+            };
+            if is_by_argmax {
                 let values = |row: &'_ [u8]| row.chunks_exact(size).map(float).collect::<Vec<_>>();
-                let mut rows = one.chunks(row).zip(other.chunks(row));
-                return rows.all(|(row, other)| has_same_largest(&values(row), &values(other)));
+                let mut pairs = one.chunks(rows * size).zip(other.chunks(rows * size));
+                return pairs.all(|(row, other)| has_same_largest(&values(row), &values(other)));
             }
             let mut pairs = one.chunks_exact(size).map(float).zip(other.chunks_exact(size).map(float));
             pairs.all(|(one, other)| is_within(policy.tolerance(), one, other))
@@ -125,6 +141,15 @@ mod tests {
         let integers = output(Datatype::Int64, &[1]);
         assert!(alike(&policy, (&integers, &7i64.to_le_bytes()), (&integers, &7i64.to_le_bytes())));
         assert!(!alike(&policy, (&integers, &7i64.to_le_bytes()), (&integers, &8i64.to_le_bytes())));
+        let three = output(Datatype::Uint64, &[1, 3]);
+        let bytes = |values: [u64; 3]| values.map(u64::to_le_bytes).concat();
+        let largest = self::policy("{argmax: [y]}");
+        let (one, other) = (bytes([1, u64::MAX - 1, 4]), bytes([2, u64::MAX, 5]));
+        assert!(
+            alike(&largest, (&three, &one), (&three, &other))
+                && !alike(&policy, (&three, &one), (&three, &other))
+        );
+        assert!(!alike(&largest, (&three, &one), (&three, &bytes([1, u64::MAX - 1, u64::MAX]))));
         let halves = output(Datatype::Fp16, &[1]);
         let half = |value: f32| half::f16::from_f32(value).to_le_bytes();
         assert!(alike(&policy, (&halves, &half(1.0)), (&halves, &half(1.0))));
