@@ -63,7 +63,10 @@ preprocess: {image: {}}  # files are taken as well, as torchvision's transforms 
 postprocess: {softmax: logits, top_k: 5}  # TorchServe's clients get names, from labels.txt
 """
 MINILM_YAML = YAML_HEAD + """\
-inputs: [{name: input_ids, datatype: INT64, shape: [-1, -1]}, {name: attention_mask, datatype: INT64, shape: [-1, -1]}]
+dimensions: {tokens: {max: 512}}  # as many places as it knows
+inputs:
+  - {name: input_ids, datatype: INT64, shape: [-1, tokens], min: 0, max: 30521}
+  - {name: attention_mask, datatype: INT64, shape: [-1, tokens], min: 0, max: 1}
 outputs: [{name: embedding, datatype: FP32, shape: [-1, 384]}]
 max_batch: 32
 preprocess: {text: {length_max: 256}}  # texts are taken as well; longer ones are cut, as its authors do

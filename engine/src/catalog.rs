@@ -122,6 +122,7 @@ impl State {
                     state: ModelState::Ready as i32,
                     reason: version.why_alone.clone(),
                     load: version.load(),
+                    files: version.files,
                     threads: version.way.threads as u32,
                     at_once: version.way.at_once as u32,
                     form: version.form.clone(),

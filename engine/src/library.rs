@@ -14,6 +14,7 @@ use crate::manifest::Manifest;
 use crate::model::Model;
 use crate::preprocess::Preprocess;
 use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -135,6 +136,15 @@ impl Stamp {
     #[cfg(test)]
     pub(crate) fn made_up(number: i64) -> Self {
         Self(vec![Some([number; 4])])
+    }
+
+    /// The same for the same files, also in another process and after they were moved; not 0.
+    pub(crate) fn print(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        for [_inode, rest @ ..] in self.0.iter().flatten() {
+            rest.hash(&mut hasher);
+        }
+        hasher.finish().max(1)
     }
 
     /// Of the files in a version's folder.

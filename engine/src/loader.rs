@@ -562,6 +562,7 @@ impl Shelf {
             curve: points,
             drift,
             content,
+            files: stamp.print(),
             _retirement: Retirement::new(key, self.told.clone()),
         }
     }

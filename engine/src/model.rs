@@ -246,6 +246,8 @@ pub(crate) struct Version {
     pub(crate) way: Way,
     /// Why it is not batched, or not padded; empty when it is.
     pub(crate) why_alone: String,
+    /// Which files it is made of, see [`Stamp::print`](crate::library::Stamp::print).
+    pub(crate) files: u64,
     /// What is done to requests that bring something else than its tensors.
     pub(crate) preprocess: Option<Preprocess>,
     /// Whether requests are padded as declared.

@@ -122,6 +122,7 @@ pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
         curve: Vec::new(),
         drift,
         content: None,
+        files: 1,
         _retirement: Retirement::of_nobody(),
     };
     let mut catalog = Catalog::default();

@@ -370,6 +370,9 @@ pub struct Progress {
     millionths: Millionths,
     phase: Phase,
     dwelt: Duration,
+    /// Which files of the baseline and of the candidate it is about; 0 where nobody has said.
+    #[serde(default)]
+    files: (u64, u64),
     gates: BTreeMap<String, Kept>,
     /// The last few, oldest first.
     #[serde(default)]
@@ -429,6 +432,8 @@ pub(crate) struct Canary {
     entered: Instant,
     gates: Vec<Gate>,
     drift: Option<DriftGate>,
+    /// Which files of the baseline and of the candidate answer, as far as anybody has said.
+    files: (u64, u64),
     /// When the candidate last answered.
     answered: Option<Instant>,
     /// What was last found when it was judged, so that it is told once; nothing since a person has stepped in.
@@ -450,6 +455,7 @@ impl Canary {
             entered: now,
             gates,
             drift,
+            files: (0, 0),
             answered: None,
             judged: None,
             history: VecDeque::new(),
@@ -575,6 +581,16 @@ impl Canary {
         }
     }
 
+    /// These files of one of its versions answer now; 0 where nobody knows which.
+    pub(crate) fn made_of(&mut self, version: Version, files: u64, now: Instant) {
+        let is_candidate = version == self.candidate();
+        let known = if is_candidate { &mut self.files.1 } else { &mut self.files.0 };
+        let before = std::mem::replace(known, files);
+        if before != 0 && files != 0 && before != files {
+            self.begin_step_anew(version, now);
+        }
+    }
+
     /// Other files of one of its versions answer now: what was found out about those before says nothing about them. What
     /// is decided stays decided.
     pub(crate) fn begin_step_anew(&mut self, version: Version, now: Instant) {
@@ -677,6 +693,7 @@ impl Canary {
                 Phase::Running => now.saturating_duration_since(self.entered),
                 Phase::Paused | Phase::RolledBack | Phase::Promoted => Duration::ZERO,
             },
+            files: self.files,
             gates: self.gates.iter().map(|gate| (gate.event.gate().to_owned(), gate.kept())).collect(),
             verdicts: self.history.iter().skip(self.history.len().saturating_sub(KEPT)).cloned().collect(),
         }
@@ -687,6 +704,7 @@ impl Canary {
         let versions = (self.policy.baseline.version.0, self.candidate().0);
         if versions == (progress.baseline, progress.candidate) {
             self.phase = progress.phase.clone();
+            self.files = progress.files;
             self.history = progress.verdicts.iter().rev().take(KEPT).rev().cloned().collect();
             let same_step = self.go_to(progress.millionths);
             if same_step {

@@ -245,6 +245,14 @@ impl Ledger {
         news
     }
 
+    /// These files of a version answer, as a number; 0 where nobody knows which. A rollout that has seen others begins its step
+    /// anew, also where that was before a restart.
+    pub fn made_of(&self, model: &str, version: Version, files: u64, now: Instant) {
+        if let Some(rollout) = self.rollouts.load().get(model).filter(|rollout| rollout.has(version)) {
+            rollout.change(|canary| canary.made_of(version, files, now));
+        }
+    }
+
     /// Other files of a version answer now than before: a rollout of it, or against it, begins its step anew.
     pub fn replaced(&self, model: &str, version: Version, now: Instant) {
         if let Some(rollout) = self.rollouts.load().get(model).filter(|rollout| rollout.has(version)) {

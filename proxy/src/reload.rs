@@ -14,6 +14,7 @@ use crate::metrics::Metrics;
 use crate::policy_state::PolicyState;
 use crate::readiness::Readiness;
 use crate::revisions::{Ask, Asked, Denied, Edit, Revisions, Source};
+use crate::supervisor::tell_files;
 use anyhow::Context;
 use notify::Watcher;
 use policies::{Gone, Ledger, Live, Plan, Prepared, Snapshot, Version, missing};
@@ -149,6 +150,8 @@ impl Reload {
         let models = self.readiness.directory.load();
         let serves = |model: &str, version: Version| models.entry(model, version.0).is_some();
         let gone = self.ledger.retain(prepared.snapshot(), serves);
+        // A rollout that begins now is to know what it is about.
+        models.entries().for_each(|entry| tell_files(&self.ledger, entry));
         if let Some(older) = self.before.replace((prepared, gone)) {
             aside::free(older);
         }

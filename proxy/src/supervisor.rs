@@ -27,7 +27,9 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{mpsc, watch};
-use wire::{Action, Control, DeviceMemory, Health, Hello, Index, ModelState, Reply, Status, VersionDrift};
+use wire::{
+    Action, Control, DeviceMemory, Health, Hello, Index, ModelEntry, ModelState, Reply, Status, VersionDrift,
+};
 
 /// How to start the engine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,6 +173,7 @@ impl Supervisor {
         for (model, version) in &replaced {
             self.ledger.replaced(model, Version(*version), Instant::now());
         }
+        index.models.iter().for_each(|entry| tell_files(&self.ledger, entry));
         let serves = |model: &str, version: Version| same.contains(&(model.to_owned(), version.0));
         self.ledger.retain(&self.live.load().snapshot, serves);
         let entries = index.models.iter();
@@ -547,7 +550,8 @@ impl Loads {
             };
             let was = self.0.get(&version).copied().filter(|_| is_settled);
             let last = was.map_or(0, |was| was.last);
-            if entry.load != 0 && last != 0 && entry.load != last {
+            // Where its files are told, those say it.
+            if entry.load != 0 && last != 0 && entry.load != last && entry.files == 0 {
                 news.replaced.push(version.clone());
             }
             if is_settled {
@@ -559,6 +563,13 @@ impl Loads {
             }
         }
         news
+    }
+}
+
+/// Tells rollouts of which files a version is made that is ready.
+pub(crate) fn tell_files(ledger: &Ledger, entry: &ModelEntry) {
+    if entry.state() == ModelState::Ready && entry.files != 0 {
+        ledger.made_of(&entry.name, Version(entry.version), entry.files, Instant::now());
     }
 }
 
@@ -787,6 +798,16 @@ mod tests {
         assert_eq!(answer(), 1, "those that it is compared with were replaced");
         supervisor.publish(index(&[(1, Ready, 1), (2, Ready, 2)]), &mut Loads::default());
         assert_eq!(answer(), 2, "another engine has the same files");
+        let of_files = |files: u64, load: u64| {
+            let mut index = index(&[(1, Ready, 6), (2, Ready, load)]);
+            index.models[1].files = files;
+            index
+        };
+        supervisor.publish(of_files(7, 2), &mut loads);
+        supervisor.publish(of_files(7, 8), &mut loads);
+        assert_eq!(answer(), 3, "they were loaded anew and are the same");
+        supervisor.publish(of_files(9, 2), &mut Loads::default());
+        assert_eq!(answer(), 1, "they were replaced while there was no engine");
     }
 
     /// Stands for an engine that has work for as long as it is asked only twice.

@@ -80,6 +80,43 @@ fn requests_that_both_versions_refuse_say_nothing_about_either() {
     assert_eq!(rollout(&stack)["phase"], "running", "{}", rollout(&stack));
 }
 
+/// What was found out is about files, and those may change while nobody looks.
+#[test]
+fn a_rollout_goes_on_after_a_restart_unless_its_files_are_others() {
+    let models = tempfile::tempdir().expect("a folder");
+    version(models.path(), 1, "bare", Some(DECLARED));
+    version(models.path(), 2, "bare", Some(DECLARED));
+    let mut stack =
+        Stack::builder().models(models.path()).policies(CANARY).config("state: state.json").start();
+    let heard = |stack: &Stack| rollout(stack)["gates"][0]["requests"].as_u64().expect("a number");
+    let fine = infer_body("x", [1, 4], &[1.0; 4]);
+    let client = stack.client();
+    (0..200).for_each(|user| assert_eq!(of_user(&client, user, &[], &fine).status, 200));
+    let before = heard(&stack);
+    assert!(before > 10, "{before}");
+    let stop = |stack: &mut Stack| {
+        stack.signal(rustix::process::Signal::TERM);
+        assert!(stack.wait().success());
+    };
+    stop(&mut stack);
+    stack.restart();
+    let ready = |stack: &Stack| {
+        let both = || {
+            [1, 2].map(|version| stack.client().get(&format!("/v2/models/m/versions/{version}/ready")).status)
+        };
+        eventually("both to be ready", || (both() == [200, 200]).then_some(()));
+    };
+    ready(&stack);
+    assert_eq!(heard(&stack), before, "the same files");
+    stop(&mut stack);
+    version(models.path(), 2, "bare", Some(&DECLARED.replace("max_batch: 4", "max_batch: 2")));
+    stack.restart();
+    ready(&stack);
+    assert_eq!(heard(&stack), 0);
+    let says = "the files of version 2 were replaced: the step begins anew";
+    eventually("it to be told", || stack.log().contains(says).then_some(()));
+}
+
 /// A key in the body is read before anybody knows who answers: by what those declare that may.
 #[test]
 fn a_version_that_nobody_is_sent_to_does_not_decide_how_requests_are_read() {

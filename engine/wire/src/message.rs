@@ -240,6 +240,9 @@ pub struct ModelEntry {
     /// engine processes have nothing to do with each other.
     #[prost(uint64, tag = "12")]
     pub load: u64,
+    /// Which files answer: the same number for the same ones, in another engine as well. 0 where that is not known.
+    #[prost(fixed64, tag = "15")]
+    pub files: u64,
     /// What it takes, as a number: two versions of one engine for which it is the same, and not 0, refuse the same requests.
     #[prost(fixed64, tag = "13")]
     pub takes: u64,
