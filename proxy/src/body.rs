@@ -166,8 +166,11 @@ pub async fn linger(session: &mut ServerSession) {
     }
 }
 
+/// HTTP/1.0 knows no interim answers, and has to be spared them (RFC 9110, section 10.1.1).
 fn expects_continue(session: &ServerSession) -> bool {
-    session
-        .get_header(header::EXPECT)
-        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    let knows_them = session.req_header().version > http::Version::HTTP_10;
+    knows_them
+        && session
+            .get_header(header::EXPECT)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }

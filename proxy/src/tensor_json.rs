@@ -92,9 +92,9 @@ impl Values<'_> {
     fn refuse<E: Error>(&self, got: impl fmt::Display) -> E {
         let datatype = self.datatype.name();
         match self.datatype {
-            Datatype::Fp16 | Datatype::Bf16 => {
-                E::custom(format_args!("{datatype} has no JSON form, send it as binary data"))
-            }
+            Datatype::Fp16 | Datatype::Bf16 => E::custom(format_args!(
+                "{datatype} has no JSON form; the Open Inference Protocol takes it as binary data"
+            )),
             _ => E::custom(format_args!("{got} does not fit {datatype}")),
         }
     }

@@ -138,12 +138,18 @@ impl<'a> Input<'a> {
         Ok(Self { name, datatype, shape, contents: contents.unwrap_or_default() })
     }
 
+    /// Which input it is that something is wrong with.
+    fn named(&self, refusal: Refusal) -> Refusal {
+        match refusal {
+            Refusal::Invalid(why) => Refusal::Invalid(format!("input `{}`: {why}", self.name)),
+            other => other,
+        }
+    }
+
     fn elements(&self) -> Result<usize, Refusal> {
         element_count(&self.shape)
             .filter(|count| count.checked_mul(self.datatype.size().unwrap_or(1)).is_some())
-            .ok_or_else(|| {
-                Refusal::Invalid(format!("input `{}`: shape {:?} overflows", self.name, self.shape))
-            })
+            .ok_or_else(|| Refusal::Invalid(format!("shape {:?} overflows", self.shape)))
     }
 
     fn at(&self, offset: usize, len: usize) -> TensorMeta {
@@ -285,7 +291,7 @@ fn lay_out_raw(
         )));
     }
     for (input, bytes) in inputs.iter().zip(raw) {
-        let elements = input.elements()?;
+        let elements = input.elements().map_err(|refusal| input.named(refusal))?;
         let Some(size) = input.datatype.size() else {
             input.at(0, bytes.len()).locate(bytes).map_err(|error| Refusal::Invalid(error.to_string()))?;
             continue;
@@ -324,10 +330,7 @@ fn lay_out_typed(inputs: &[Input<'_>]) -> Result<(Vec<TensorMeta>, Bytes), Refus
     for input in inputs {
         let place = layout.place(0);
         payload.resize(place, 0);
-        write_contents(input, &mut payload).map_err(|refusal| match refusal {
-            Refusal::Invalid(why) => Refusal::Invalid(format!("input `{}`: {why}", input.name)),
-            other => other,
-        })?;
+        write_contents(input, &mut payload).map_err(|refusal| input.named(refusal))?;
         let len = payload.len() - place;
         layout.place(len);
         metas.push(input.at(place, len));
