@@ -180,19 +180,24 @@ impl Ledger {
     ) -> Option<Pick> {
         snapshot.model(model)?.pick(caller, draw, |policy| {
             // A rollout that nobody has begun yet gives nothing, whatever another one has come to.
-            let now =
-                |rollout: Arc<Rollout>| Stage { is_ready: is_ready(rollout.versions.1), ..rollout.stage() };
-            self.rollout_of(model, policy.versions_of_arms()).map_or(Stage::NOT_BEGUN, now)
+            let now = |rollout: &Rollout| Stage { is_ready: is_ready(rollout.versions.1), ..rollout.stage() };
+            self.of_rollout(model, policy.versions_of_arms(), now).unwrap_or(Stage::NOT_BEGUN)
         })
     }
 
-    /// The rollout of these versions that is under way; else the one that the last swap of policies has ended, by which requests
-    /// are still answered that came before it.
-    fn rollout_of(&self, model: &str, arms: (Version, Version)) -> Option<Arc<Rollout>> {
-        let of_these = |rollouts: &Rollouts| {
-            rollouts.get(model).filter(|rollout| rollout.versions == arms).map(Arc::clone)
-        };
-        of_these(&self.rollouts.load()).or_else(|| of_these(&self.ended.load()))
+    /// Asks the rollout of these versions that is under way; else the one that the last swap of policies has ended, by which
+    /// requests are still answered that came before it.
+    fn of_rollout<A>(
+        &self,
+        model: &str,
+        arms: (Version, Version),
+        ask: impl FnOnce(&Rollout) -> A,
+    ) -> Option<A> {
+        let of_these = |rollout: &&Arc<Rollout>| rollout.versions == arms;
+        if let Some(rollout) = self.rollouts.load().get(model).filter(of_these) {
+            return Some(ask(rollout));
+        }
+        self.ended.load().get(model).filter(of_these).map(|rollout| ask(rollout))
     }
 
     /// Tells what became of a request that a rollout had assigned.
@@ -321,8 +326,7 @@ impl Ledger {
     ) -> (Version, Option<Assignment>) {
         let is_over = |assigned: &Assignment| {
             let arms = (assigned.baseline, assigned.candidate);
-            assigned.is_candidate
-                && self.rollout_of(model, arms).is_some_and(|rollout| rollout.stage().share == 0)
+            assigned.is_candidate && self.of_rollout(model, arms, |rollout| rollout.stage().share) == Some(0)
         };
         match assigned {
             Some(assigned) if is_over(&assigned) => (assigned.baseline, None),
