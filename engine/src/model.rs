@@ -387,13 +387,14 @@ impl Dimension {
 }
 
 impl Spec {
-    /// What it takes, as a number that is not 0 unless it declares nothing.
+    /// What it takes and can be asked for, as a number that is not 0 unless it declares nothing.
     pub(crate) fn takes(&self) -> u64 {
         if self.inputs.iter().any(|slot| slot.form.is_none()) {
             return 0;
         }
         let mut hasher = DefaultHasher::new();
-        format!("{:?} {:?} {:?}", self.inputs, self.dimensions, self.rows).hash(&mut hasher);
+        let Self { inputs, outputs, rows, dimensions, postprocess, .. } = self;
+        format!("{inputs:?} {outputs:?} {rows:?} {dimensions:?} {postprocess:?}").hash(&mut hasher);
         hasher.finish().max(1)
     }
 }

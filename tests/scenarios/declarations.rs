@@ -57,6 +57,27 @@ fn a_candidate_that_cannot_read_what_the_baseline_reads_is_rolled_back() {
     }
 }
 
+/// It takes the same and gives something else: who asks for what the baseline gives is refused.
+#[test]
+fn a_candidate_that_lacks_an_output_is_rolled_back() {
+    let models = tempfile::tempdir().expect("a folder");
+    version(models.path(), 1, "bare", Some(DECLARED));
+    version(models.path(), 2, "bare", Some(&DECLARED.replace("name: y", "name: z")));
+    let stack = Stack::builder().models(models.path()).policies(CANARY).start();
+    let (client, mut user) = (stack.client(), 0);
+    let mut body: Value = serde_json::from_slice(&infer_body("x", [1, 4], &[1.0; 4])).expect("JSON");
+    body["outputs"] = json!([{"name": "y"}]);
+    let body = body.to_string();
+    eventually("it to be rolled back", || {
+        for _ in 0..20 {
+            user += 1;
+            let status = of_user(&client, user, &[], body.as_bytes()).status;
+            assert!([200, 400].contains(&status), "{status}");
+        }
+        (rollout(&stack)["phase"] == "rolled_back").then_some(())
+    });
+}
+
 /// What both would refuse is its sender's mistake, whomever it is sent to.
 #[test]
 fn requests_that_both_versions_refuse_say_nothing_about_either() {

@@ -243,7 +243,7 @@ pub struct ModelEntry {
     /// Which files answer: the same number for the same ones, in another engine as well. 0 where that is not known.
     #[prost(fixed64, tag = "15")]
     pub files: u64,
-    /// What it takes, as a number: two versions of one engine for which it is the same, and not 0, refuse the same requests.
+    /// What it takes and can be asked for, as a number: two versions of one engine for which it is the same, and not 0, refuse the same requests.
     #[prost(fixed64, tag = "13")]
     pub takes: u64,
     /// For each input, a whole number that it takes; none where callers may send something else than tensors.
