@@ -583,10 +583,13 @@ impl Canary {
 
     /// These files of one of its versions answer now; 0 where nobody knows which.
     pub(crate) fn made_of(&mut self, version: Version, files: u64, now: Instant) {
+        if files == 0 {
+            return;
+        }
         let is_candidate = version == self.candidate();
         let known = if is_candidate { &mut self.files.1 } else { &mut self.files.0 };
         let before = std::mem::replace(known, files);
-        if before != 0 && files != 0 && before != files {
+        if before != 0 && before != files {
             self.begin_step_anew(version, now);
         }
     }

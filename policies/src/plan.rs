@@ -59,11 +59,14 @@ impl Ledger {
             let lines =
                 |policy: Option<&ModelPolicy>| policy.map(|policy| policy.lines()).unwrap_or_default();
             let (removed, added) = apart(&lines(before), &lines(after));
-            let is_remote = |version: &Version| {
-                [before, after].iter().flatten().any(|policy| policy.remotes.contains_key(version))
+            let is_ready = |policy: Option<&ModelPolicy>, version: Version| {
+                policy.is_some_and(|policy| policy.remotes.contains_key(&version))
+                    || known.is_ready(name, version)
             };
-            let is_ready = |version| is_remote(&version) || known.is_ready(name, version);
-            let rings = (self.ring(name, before, None, is_ready), self.ring(name, after, before, is_ready));
+            let rings = (
+                self.ring(name, before, None, |version| is_ready(before, version)),
+                self.ring(name, after, before, |version| is_ready(after, version)),
+            );
             let (moved_percent, besides) = match rings {
                 (Some(one), Some(other)) => (Some(one.moved(&other) * 100.0), besides(before, after)),
                 _ => (None, Vec::new()),
@@ -432,6 +435,11 @@ limits: [{name: users, key: {header: u}, rate: 7/s}]";
         );
         let plan = Ledger::new().plan(&remote, &canary, &First);
         assert_eq!(plan.changes[0].moved_percent, Some(10.0), "another server is asked at once");
+        let bare = policy("canary: {baseline: 1, candidate: 2, steps: [10]}");
+        for (before, after) in [(&bare, &canary), (&canary, &bare)] {
+            let plan = Ledger::new().plan(before, after, &First);
+            assert_eq!(plan.changes[0].moved_percent, Some(10.0), "it comes or goes with its server");
+        }
     }
 
     #[test]
