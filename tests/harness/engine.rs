@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
@@ -45,6 +45,8 @@ struct Scripts {
     changed: Condvar,
     /// Versions that have vanished.
     gone: Mutex<HashSet<(String, u64)>>,
+    /// How many requests there have been.
+    asked: AtomicUsize,
     /// Tenant and criticality of the latest requests.
     standings: Mutex<VecDeque<(u64, u32)>>,
     /// Who has to be told so.
@@ -143,6 +145,13 @@ impl ScriptedEngine {
         self.scripts.changed.notify_all();
     }
 
+    /// Waits until there have been as many requests.
+    pub fn wait_until_asked(&self, times: usize) {
+        crate::eventually("the engine to be asked", || {
+            (self.scripts.asked.load(Ordering::Relaxed) >= times).then_some(())
+        });
+    }
+
     /// Waits for a request to be cancelled.
     pub fn next_cancel(&self) -> Option<u64> {
         self.next_cancel_within(Duration::from_secs(10))
@@ -212,6 +221,7 @@ fn answer(frame: &Frame, scripts: &Scripts, outbox: &mut Outbox) -> std::ops::Co
     }
     standings.push_back((infer.tenant, infer.criticality));
     drop(standings);
+    scripts.asked.fetch_add(1, Ordering::Relaxed);
     let version = (infer.model, infer.version);
     let behaviour = scripts.behaviour(&version);
     let refuse = |status: Status, message: &str| Reply {

@@ -1,11 +1,24 @@
 //! Limits and breakers as a client meets them.
 
 use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body, repository};
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 const ROW: [f32; 1] = [0.0];
 
 fn body() -> Vec<u8> {
     infer_body("x", [1, 1], &ROW)
+}
+
+/// A request of which nobody has read the answer yet: whoever drops it leaves. Headers end in a line break.
+fn sent(stack: &Stack, model: &str, headers: &str) -> TcpStream {
+    let mut client = TcpStream::connect(stack.http).expect("it listens");
+    let length = body().len();
+    let head = format!(
+        "POST /v2/models/{model}/infer HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: {length}\r\n\r\n"
+    );
+    client.write_all(&[head.as_bytes(), &body()].concat()).expect("it reads");
+    client
 }
 
 #[test]
@@ -55,21 +68,17 @@ fn a_caller_with_as_many_requests_under_way_as_may_be_gets_a_429_until_one_ends(
     let policy = "limits: [{name: each, key: {header: x-user-id}, in_flight_max: 1}]\n";
     let stack = Stack::builder().policies(policy).external_engine(engine.socket()).start();
     let (client, ana) = (stack.client(), [("x-user-id", "ana")]);
-    let waits = std::thread::scope(|scope| {
-        let hangs = scope
-            .spawn(|| client.infer("hangs", &[ana[0], ("x-request-timeout-ms", "2000")], &body()).status);
-        stack.wait_for_metric("penstock_requests_in_flight", 1.0);
-        let crowded = client.infer("m", &ana, &body());
-        assert_eq!(crowded.status, 429);
-        assert_eq!(
-            crowded.error(),
-            "limit `each` lets 1 of a caller's requests be under way at once, and as many are"
-        );
-        assert_eq!(crowded.header("retry-after"), "1");
-        assert_eq!(client.infer("m", &[("x-user-id", "ben")], &body()).status, 200, "others are not touched");
-        hangs.join().expect("an answer")
-    });
-    assert_eq!(waits, 504);
+    let waits = sent(&stack, "hangs", "X-User-Id: ana\r\n");
+    engine.wait_until_asked(1);
+    let crowded = client.infer("m", &ana, &body());
+    assert_eq!(crowded.status, 429);
+    assert_eq!(
+        crowded.error(),
+        "limit `each` lets 1 of a caller's requests be under way at once, and as many are"
+    );
+    assert_eq!(crowded.header("retry-after"), "1");
+    assert_eq!(client.infer("m", &[("x-user-id", "ben")], &body()).status, 200, "others are not touched");
+    drop(waits);
     eventually("the place to be free", || (client.infer("m", &ana, &body()).status == 200).then_some(()));
 }
 
@@ -155,44 +164,32 @@ fn a_deadline_is_kept_and_the_engine_is_told() {
 
 #[test]
 fn a_client_that_leaves_takes_its_request_along() {
-    use std::io::Write;
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Hang)]);
     let stack = Stack::builder().external_engine(engine.socket()).start();
-    let mut client = std::net::TcpStream::connect(stack.http).expect("it listens");
-    let body = body();
-    let head =
-        format!("POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
-    client.write_all(&[head.as_bytes(), &body].concat()).expect("it reads");
-    eventually("the request to be in flight", || {
-        (stack.metric("penstock_requests_in_flight") == 1.0).then_some(())
-    });
+    let client = sent(&stack, "m", "");
+    engine.wait_until_asked(1);
     drop(client);
     assert!(engine.next_cancel().is_some());
-    eventually("nothing to be in flight", || {
-        (stack.metric("penstock_requests_in_flight") == 0.0).then_some(())
-    });
+    stack.wait_for_metric("penstock_requests_in_flight", 0.0);
     stack.wait_for_metric("penstock_refusals_total{reason=\"client_gone\"}", 1.0);
 }
 
 #[test]
 fn more_requests_than_fit_are_refused_at_once() {
-    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Hang), ("m", 2, Behaviour::Answer)]);
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Hold), ("m", 2, Behaviour::Answer)]);
     let stack =
         Stack::builder().config("requests: {in_flight_max: 2}").external_engine(engine.socket()).start();
     std::thread::scope(|scope| {
         for _ in 0..2 {
             let client = stack.client();
-            scope.spawn(move || {
-                client.post("/v2/models/m/versions/1/infer", &[("x-request-timeout-ms", "5000")], &body())
-            });
+            scope.spawn(move || client.post("/v2/models/m/versions/1/infer", &[], &body()));
         }
-        eventually("both to be in flight", || {
-            (stack.metric("penstock_requests_in_flight") == 2.0).then_some(())
-        });
+        stack.wait_for_metric("penstock_requests_in_flight", 2.0);
         let refused = stack.client().post("/v2/models/m/versions/2/infer", &[], &body());
         assert_eq!((refused.status, refused.header("retry-after")), (503, "1"));
         let asked = stack.client().post("/v2/repository/index", &[], b"");
         assert_eq!(asked.status, 200, "who looks after models has room of their own: {}", asked.text());
+        engine.set("m", 1, Behaviour::Answer);
     });
     assert_eq!(stack.client().infer("m", &[], &body()).status, 200);
 }
@@ -207,38 +204,22 @@ fn when_there_is_hardly_room_the_less_critical_are_refused_first() {
         .external_engine(engine.socket())
         .start();
     let ask = |is: &str| stack.client().infer("m", &[("x-is", is)], &body());
-    std::thread::scope(|scope| {
-        let hang = |count: u32| {
-            let client = stack.client();
-            for _ in 0..count {
-                let client = client.clone();
-                scope.spawn(move || {
-                    let headers = [("x-is", "critical"), ("x-request-timeout-ms", "4000")];
-                    client.infer("hangs", &headers, &body())
-                });
-            }
-        };
-        let in_flight = |count: f64| stack.wait_for_metric("penstock_requests_in_flight", count);
-        hang(6);
-        in_flight(6.0);
-        let refused = ask("batch");
-        assert_eq!(refused.status, 503);
-        assert!(
-            refused.error().contains("the rest of the room is for more critical ones"),
-            "{}",
-            refused.text()
-        );
-        assert_eq!((ask("").status, ask("critical").status), (200, 200));
-        hang(1);
-        in_flight(7.0);
-        assert_eq!((ask("").status, ask("critical").status), (200, 200), "a tenth of eight is less than one");
-    });
-    assert_eq!(ask("batch").status, 200);
+    let hang = || sent(&stack, "hangs", "X-Is: critical\r\n");
+    let mut hanging: Vec<_> = (0..6).map(|_| hang()).collect();
+    engine.wait_until_asked(6);
+    let refused = ask("batch");
+    assert_eq!(refused.status, 503);
+    assert!(refused.error().contains("the rest of the room is for more critical ones"), "{}", refused.text());
+    assert_eq!((ask("").status, ask("critical").status), (200, 200));
+    hanging.push(hang());
+    engine.wait_until_asked(9);
+    assert_eq!((ask("").status, ask("critical").status), (200, 200), "a tenth of eight is less than one");
+    drop(hanging);
+    eventually("the room to be free", || (ask("batch").status == 200).then_some(()));
 }
 
 #[test]
 fn impatient_callers_and_slow_uploads_trip_no_breaker() {
-    use std::io::{Read, Write};
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Hang)]);
     let policy = "models: {m: {split: {weights: {1: 1}}, deadline: 200ms, breaker: {failures: 2}}}\n";
     let stack = Stack::builder().policies(policy).external_engine(engine.socket()).start();
@@ -246,7 +227,7 @@ fn impatient_callers_and_slow_uploads_trip_no_breaker() {
     assert_eq!([(); 3].map(|()| client.infer("m", &[], &body()).status), [504; 3]);
     engine.set("m", 1, Behaviour::Answer);
     let body = body();
-    let mut slow = std::net::TcpStream::connect(stack.http).expect("it listens");
+    let mut slow = TcpStream::connect(stack.http).expect("it listens");
     let head =
         format!("POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
     slow.write_all(&[head.as_bytes(), &body[..10]].concat()).expect("it reads");

@@ -242,7 +242,7 @@ fn who_hangs_up_cancels() {
     let client = stack.grpc_client();
     let caller = client.caller();
     let asked = client.runtime.spawn(async move { caller.infer(one(), &[]).await });
-    stack.wait_for_metric("penstock_requests_in_flight", 1.0);
+    engine.wait_until_asked(1);
     asked.abort();
     assert!(engine.next_cancel().is_some(), "the engine is told");
     stack.wait_for_metric("penstock_requests_in_flight", 0.0);
@@ -255,7 +255,7 @@ fn who_hangs_up_cancels() {
     // A connection that ends takes all of its requests with it.
     let caller = client.caller();
     let asked = client.runtime.spawn(async move { caller.infer(one(), &[]).await });
-    stack.wait_for_metric("penstock_requests_in_flight", 1.0);
+    engine.wait_until_asked(3);
     drop((asked, client));
     assert!(engine.next_cancel().is_some());
     stack.wait_for_metric("penstock_requests_in_flight", 0.0);
@@ -294,7 +294,7 @@ fn a_stream_that_is_cancelled_cancels_all_of_its_requests() {
     let caller = client.caller();
     let asked =
         client.runtime.spawn(async move { caller.stream(vec![one(), one(), one()]).await?.message().await });
-    stack.wait_for_metric("penstock_requests_in_flight", 3.0);
+    engine.wait_until_asked(3);
     asked.abort();
     assert!((0..3).all(|_| engine.next_cancel().is_some()));
     stack.wait_for_metric("penstock_requests_in_flight", 0.0);
