@@ -8,7 +8,7 @@
 
 use crate::batcher::Grouping;
 use crate::job::{Refusal, shortened};
-use crate::model::{Rows, Slot, Version};
+use crate::model::{Rows, Version};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use wire::{CurvePoint, Index, ModelEntry, ModelState};
@@ -134,7 +134,7 @@ impl State {
                     takes: if version.preprocess.is_none() { spec.takes() } else { 0 },
                     examples: match &version.preprocess {
                         Some(_) => Vec::new(),
-                        None => spec.inputs.iter().map(Slot::example).collect(),
+                        None => spec.examples(),
                     },
                     outputs: spec.outputs.iter().map(|slot| slot.to_wire()).collect(),
                     postprocess: spec.postprocess.clone(),

@@ -3,10 +3,10 @@
 //! other models along each time. Decides that twice is enough; never that the version is bad: whoever orders it to be
 //! loaded has it tried again.
 
+use crate::kept::Kept;
 use crate::library::Stamp;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
-use std::{fs, io};
+use std::path::Path;
 
 /// So often a trial may end the engine; the first time may have been an accident.
 const TIMES_MAX: u32 = 2;
@@ -17,7 +17,7 @@ const RECORDS_MAX: usize = 64;
 /// The trials that are under way, and those that were when an engine ended. If there was more than one, any of them may have
 /// done it, and counts as if it had.
 pub(crate) struct Interrupted {
-    path: PathBuf,
+    file: Kept,
     records: Vec<Record>,
 }
 
@@ -34,9 +34,8 @@ struct Record {
 impl Interrupted {
     /// What the engine that listened at `socket` before this one has left.
     pub(crate) fn beside(socket: &Path) -> Self {
-        let path = file_of(socket);
-        let records = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        Self { path, records: records.unwrap_or_default() }
+        let file = file_of(socket);
+        Self { records: file.read(), file }
     }
 
     /// Notes that a trial begins; an error says why it does not.
@@ -71,12 +70,9 @@ impl Interrupted {
 
     fn write(&self) {
         if self.records.is_empty() {
-            return forget(&self.path);
+            return self.file.forget();
         }
-        let text = serde_json::to_vec(&self.records).expect("names and numbers");
-        if let Err(error) = fs::write(&self.path, text) {
-            tracing::debug!("{}: {error}", self.path.display());
-        }
+        self.file.write(&self.records);
     }
 }
 
@@ -88,21 +84,11 @@ impl Record {
 
 /// The engine that listens at `socket` is told to stop: if that cuts a trial short, it is not the version's doing.
 pub(crate) fn excuse(socket: &Path) {
-    forget(&file_of(socket));
+    file_of(socket).forget();
 }
 
-fn file_of(socket: &Path) -> PathBuf {
-    let mut path = socket.as_os_str().to_owned();
-    path.push(".trial");
-    path.into()
-}
-
-fn forget(path: &Path) {
-    if let Err(error) = fs::remove_file(path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::debug!("{}: {error}", path.display());
-    }
+fn file_of(socket: &Path) -> Kept {
+    Kept::beside(socket, ".trial")
 }
 
 #[cfg(test)]

@@ -51,6 +51,7 @@ pub mod golden;
 pub mod memory;
 mod catalog;
 mod interrupted;
+mod kept;
 mod orders;
 mod loader;
 mod attempt;

@@ -14,7 +14,6 @@ use crate::manifest::Manifest;
 use crate::model::Model;
 use crate::preprocess::Preprocess;
 use std::fs;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -140,11 +139,14 @@ impl Stamp {
 
     /// The same for the same files, also in another process and after they were moved; not 0.
     pub(crate) fn print(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        for [_inode, rest @ ..] in self.0.iter().flatten() {
-            rest.hash(&mut hasher);
+        let mut hash = Xxh3::new();
+        for file in &self.0 {
+            hash.update(&[u8::from(file.is_some())]);
+            for number in file.iter().flat_map(|[_inode, rest @ ..]| rest) {
+                hash.update(&number.to_le_bytes());
+            }
         }
-        hasher.finish().max(1)
+        hash.digest().max(1)
     }
 
     /// Of the files in a version's folder.
@@ -212,6 +214,12 @@ fn read_version<L>(path: &Path, load: L) -> Result<Loaded, String>
 where
     L: Fn(&Path, Option<Manifest>) -> Result<Box<dyn Model>, String>,
 {
+    for name in FILES {
+        // Of a pipe there is no end.
+        if fs::metadata(path.join(name)).is_ok_and(|file| !file.is_file()) {
+            return Err(format!("{name} is no file"));
+        }
+    }
     let golden = read(path, "golden.json", GOLDEN_BYTES_MAX)?.map(|text| Golden::parse(&text));
     let manifest = read(path, "model.yaml", MANIFEST_BYTES_MAX)?;
     let labels = read(path, "labels.txt", LABELS_BYTES_MAX)?;
@@ -325,6 +333,17 @@ mod tests {
         let results: Vec<_> = results.collect();
         assert_eq!(results[..2], ["model.pt undeclared", "model.pt declared"]);
         assert!(results[2].starts_with("model.yaml: "), "{}", results[2]);
+    }
+
+    #[test]
+    fn what_is_no_file_is_not_waited_for() {
+        for name in FILES {
+            let folder = models(&[("a/1", None)]);
+            let fifo = folder.path().join("a/1").join(name);
+            assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+            let found = scan(folder.path(), &asked).unwrap().remove(0);
+            assert_eq!((found.load)().err().unwrap(), format!("{name} is no file"));
+        }
     }
 
     #[test]

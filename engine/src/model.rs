@@ -19,10 +19,13 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use wire::{Datatype, TensorSpec};
+use wire::{Datatype, Example, TensorSpec};
 
 /// More dimensions than this no tensor has; libtorch itself stops at 64.
 pub const RANK_MAX: usize = 16;
+
+/// Of a dimension that may have any size, in examples.
+const EXAMPLE_SIZE: u64 = 8;
 
 /// Something that computes outputs from inputs. Called from several lanes at once unless its trial forbids it.
 pub trait Model: Send + Sync {
@@ -397,15 +400,25 @@ impl Spec {
         format!("{inputs:?} {outputs:?} {rows:?} {dimensions:?} {postprocess:?}").hash(&mut hasher);
         hasher.finish().max(1)
     }
+
+    /// For each input, something that it takes.
+    pub(crate) fn examples(&self) -> Vec<Example> {
+        let size = |(at, dimension): (usize, &Dimension)| match (at, *dimension) {
+            (_, Dimension::Fixed(size)) => size,
+            (0, Dimension::Free | Dimension::Named(_)) => 1,
+            (_, Dimension::Free) => EXAMPLE_SIZE,
+            (_, Dimension::Named(named)) => self.dimensions[named].at_most(EXAMPLE_SIZE),
+        };
+        let example = |slot: &Slot| Example {
+            shape: slot.form.iter().flat_map(|form| form.shape.iter().enumerate().map(size)).collect(),
+            // One is an id that most vocabularies have, and in a mask it hides nothing.
+            number: slot.bounds.map_or(1, |(min, max)| 1.clamp(min, max)).to_string(),
+        };
+        self.inputs.iter().map(example).collect()
+    }
 }
 
 impl Slot {
-    /// A whole number that it takes: 1, or the nearest to it within its bounds.
-    pub(crate) fn example(&self) -> i64 {
-        let nearest = self.bounds.map_or(1, |(min, max)| 1.clamp(min, max));
-        i64::try_from(nearest).unwrap_or(i64::MAX)
-    }
-
     /// As it is announced to proxies.
     pub(crate) fn to_wire(&self) -> TensorSpec {
         TensorSpec {
@@ -425,6 +438,20 @@ impl Slot {
 mod tests {
     use super::*;
     use crate::scripted::{output_fp32, rows_spec};
+
+    #[test]
+    fn examples_are_within_bounds_and_no_longer_than_may_be() {
+        let mut spec = rows_spec(&[("x", 4), ("ids", 1)], &[("y", 2)], 8);
+        let named = |max| Named { name: "length".into(), pad_to: Vec::new(), waste_max: 0.5, max };
+        spec.dimensions = vec![named(Some(3)), named(None)];
+        let shape = [Dimension::Free, Dimension::Free, Dimension::Named(0), Dimension::Named(1)];
+        let ids = &mut spec.inputs[1];
+        ids.form = Some(Form { datatype: Datatype::Uint64, shape: shape.into() });
+        ids.bounds = Some((i128::from(u64::MAX), i128::from(u64::MAX)));
+        let example =
+            |shape: &[u64], number: u64| Example { shape: shape.into(), number: number.to_string() };
+        assert_eq!(spec.examples(), [example(&[1, 4], 1), example(&[1, 8, 3, 8], u64::MAX)]);
+    }
 
     #[test]
     fn an_output_that_is_not_what_was_declared_is_named() {

@@ -2,15 +2,15 @@
 //! these first, what took least before what took longer: what was answered is answered again before anything is tried that
 //! is slow, hangs, or never was any good. Decides nothing but that order.
 
+use crate::kept::Kept;
 use crate::library::Candidate;
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
-use std::{fs, io};
 
 /// Versions that are ready, or were when an engine ended and have not been tried again.
 pub(crate) struct ReadyFirst {
-    path: PathBuf,
+    file: Kept,
     records: Vec<Record>,
 }
 
@@ -25,9 +25,8 @@ struct Record {
 impl ReadyFirst {
     /// What the engine that listened at `socket` before this one has left.
     pub(crate) fn beside(socket: &Path) -> Self {
-        let path = file_of(socket);
-        let records = fs::read(&path).ok().and_then(|text| serde_json::from_slice(&text).ok());
-        Self { path, records: records.unwrap_or_default() }
+        let file = file_of(socket);
+        Self { records: file.read(), file }
     }
 
     /// Brings them into the order in which they are to be loaded.
@@ -44,7 +43,7 @@ impl ReadyFirst {
         self.records.retain(|record| !record.is_of(model, version));
         let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         self.records.push(Record { model: model.to_owned(), version, took });
-        self.write();
+        self.file.write(&self.records);
     }
 
     /// Forgets what is not even being loaded any more.
@@ -52,14 +51,7 @@ impl ReadyFirst {
         let before = self.records.len();
         self.records.retain(|record| is_wanted(&record.model, record.version));
         if self.records.len() < before {
-            self.write();
-        }
-    }
-
-    fn write(&self) {
-        let text = serde_json::to_vec(&self.records).expect("names and numbers");
-        if let Err(error) = fs::write(&self.path, text) {
-            tracing::debug!("{}: {error}", self.path.display());
+            self.file.write(&self.records);
         }
     }
 }
@@ -72,18 +64,11 @@ impl Record {
 
 /// The engine that listens at `socket` is told to stop: nobody is in a hurry for the next one.
 pub(crate) fn forget(socket: &Path) {
-    let path = file_of(socket);
-    if let Err(error) = fs::remove_file(&path)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        tracing::debug!("{}: {error}", path.display());
-    }
+    file_of(socket).forget();
 }
 
-fn file_of(socket: &Path) -> PathBuf {
-    let mut path = socket.as_os_str().to_owned();
-    path.push(".ready");
-    path.into()
+fn file_of(socket: &Path) -> Kept {
+    Kept::beside(socket, ".ready")
 }
 
 #[cfg(test)]

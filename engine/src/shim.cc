@@ -3,6 +3,7 @@
 
 #include <dlfcn.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
@@ -49,6 +50,31 @@ bool is_tensor(const c10::TypePtr& type) {
     return is_tensor(type->expectRef<c10::OptionalType>().getElementType());
   }
   return type->kind() == c10::TypeKind::TensorType;
+}
+
+bool may_be_tensor(const c10::TypePtr& type) {
+  return is_tensor(type) || c10::TensorType::get()->isSubtypeOf(*type);
+}
+
+// Whether there are values of this type that collect takes.
+bool may_be_answer(const c10::TypePtr& type) {
+  if (may_be_tensor(type)) {
+    return true;
+  }
+  auto contained = type->containedTypes();
+  switch (type->kind()) {
+    case c10::TypeKind::TupleType:
+      return !contained.empty() && std::all_of(contained.begin(), contained.end(), may_be_tensor);
+    case c10::TypeKind::ListType:
+      return is_tensor(contained.at(0));
+    case c10::TypeKind::DictType:
+      return contained.at(0)->kind() == c10::TypeKind::StringType && may_be_tensor(contained.at(1));
+    case c10::TypeKind::OptionalType:
+    case c10::TypeKind::UnionType:
+      return std::any_of(contained.begin(), contained.end(), may_be_answer);
+    default:
+      return false;
+  }
 }
 
 // Answers are read from the CPU, element after element. From a GPU they are still on their way.
@@ -235,6 +261,7 @@ rust::Vec<Parameter> Module::parameters() const {
 
 size_t Module::returns() const {
   const auto& type = forward_.function().getSchema().returns().at(0).type();
+  TORCH_CHECK(may_be_answer(type), "forward returns ", type->annotation_str(), ", which is no tensor and holds none");
   if (is_tensor(type)) {
     return 1;
   }

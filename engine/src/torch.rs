@@ -728,13 +728,25 @@ mod tests {
 
     #[test]
     fn what_is_no_tensor_is_no_output() {
-        let (_engine, mut client, entry, _folder) = defined("return [1, 2]", "[-1, 4]");
+        for (body, of_type) in [
+            ("return [1, 2]", "List[int]"),
+            ("return x.size(0)", "int"),
+            ("return None", "NoneType"),
+            ("return (x, 1)", "Tuple[Tensor, int]"),
+            ("return {1: x}", "Dict[int, Tensor]"),
+        ] {
+            let (_engine, _client, entry, _folder) = defined(body, "[-1, 4]");
+            let why = format!("model.pt: forward returns {of_type}, which is no tensor and holds none");
+            assert_eq!((entry.state(), entry.reason), (ModelState::Unavailable, why));
+        }
+        let maybe = "y : Optional[Tensor] = None\n    return y";
+        let (_engine, mut client, entry, _folder) = defined(maybe, "[-1, 4]");
         assert_eq!(entry.state(), ModelState::Ready, "it may have its reasons to fail on made-up input");
         client.infer(1, Asked::of("defined").fp32("x", &[1, 4], &[0.0; 4]));
         let answer = client.reply().unwrap();
         assert_eq!(
             (answer.status(), answer.reply.message.as_str()),
-            (Status::ModelFailed, "forward returned GenericList, which is no tensor and holds none")
+            (Status::ModelFailed, "forward returned None, which is no tensor and holds none")
         );
         let (_engine, mut client, entry, _folder) = defined("return torch.cat([x, x])", "[-1, 4]");
         assert_eq!(

@@ -72,18 +72,35 @@ pub(crate) struct CanaryPolicy {
     pub(crate) disagreeing_at_most: Option<Millionths>,
     /// Of a bit, by which inputs and answers of the candidate may have moved from its reference.
     pub(crate) drifting_at_most: Option<Millionths>,
-    /// Where its versions are that other servers answer, and how answers are compared: evidence is about nothing else.
-    pub(crate) about: About,
+    /// Which other servers answer for its versions: evidence is about nothing else.
+    pub(crate) servers: Servers,
+    /// How answers are compared, if there is a gate on that: its evidence is about nothing else.
+    pub(crate) comparison: Option<Comparison>,
     /// Who gets the candidate first.
     pub(crate) order: Order,
 }
 
-/// What evidence is about, beside files.
+/// Where the versions of a rollout are, if not in the engine here.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct About {
+pub(crate) struct Servers {
     pub(crate) baseline: Option<Arc<Remote>>,
     pub(crate) candidate: Option<Arc<Remote>>,
-    pub(crate) compared: Option<(Tolerance, Vec<Arc<str>>)>,
+}
+
+impl Servers {
+    /// As it is kept over a restart.
+    fn names(&self) -> [String; 2] {
+        [&self.baseline, &self.candidate]
+            .map(|server| server.as_ref().map_or_else(String::new, |server| server.to_string()))
+    }
+}
+
+/// When two answers are the same.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Comparison {
+    pub(crate) tolerance: Tolerance,
+    /// See [`ShadowPolicy`](crate::shadow::ShadowPolicy).
+    pub(crate) argmax: Vec<String>,
 }
 
 /// What answers are slow, and how many may be.
@@ -373,6 +390,11 @@ pub struct Progress {
     /// Which files of the baseline and of the candidate it is about; 0 where nobody has said.
     #[serde(default)]
     files: (u64, u64),
+    /// Which servers it is about; nothing in what was kept before this was.
+    #[serde(default)]
+    servers: Option<[String; 2]>,
+    #[serde(default)]
+    comparison: Option<Comparison>,
     gates: BTreeMap<String, Kept>,
     /// The last few, oldest first.
     #[serde(default)]
@@ -485,12 +507,17 @@ impl Canary {
             return;
         }
         let share = self.policy.steps[self.step];
-        if self.policy.about != policy.about {
-            let why = "another server is asked, or answers are compared in another way".to_owned();
-            self.forget_evidence(why, now);
+        if self.policy.servers != policy.servers {
+            self.forget_evidence("another server is asked".to_owned(), now);
+        }
+        let is_other = is_another(self.policy.comparison.as_ref(), policy.comparison.as_ref());
+        if is_other {
+            // What is under way is compared as before.
+            self.begun = self.begun.wrapping_add(1);
         }
         self.policy = policy.clone();
         let mut old = std::mem::take(&mut self.gates);
+        old.retain(|gate| !(is_other && gate.event == Event::Disagreement));
         for mut gate in gates(policy, now) {
             if let Some(at) = old.iter().position(|old| old.event.gate() == gate.event.gate()) {
                 let new = std::mem::replace(&mut gate, old.swap_remove(at));
@@ -586,12 +613,22 @@ impl Canary {
         if files == 0 {
             return;
         }
-        let is_candidate = version == self.candidate();
-        let known = if is_candidate { &mut self.files.1 } else { &mut self.files.0 };
-        let before = std::mem::replace(known, files);
+        let before = std::mem::replace(self.files_of(version), files);
         if before != 0 && before != files {
             self.begin_step_anew(version, now);
         }
+    }
+
+    /// The same where nobody has said anything about it.
+    pub(crate) fn begins_with(&mut self, version: Version, files: u64) {
+        let known = self.files_of(version);
+        if *known == 0 {
+            *known = files;
+        }
+    }
+
+    fn files_of(&mut self, version: Version) -> &mut u64 {
+        if version == self.candidate() { &mut self.files.1 } else { &mut self.files.0 }
     }
 
     /// Other files of one of its versions answer now: what was found out about those before says nothing about them. What
@@ -697,6 +734,8 @@ impl Canary {
                 Phase::Paused | Phase::RolledBack | Phase::Promoted => Duration::ZERO,
             },
             files: self.files,
+            servers: Some(self.policy.servers.names()),
+            comparison: self.policy.comparison.clone(),
             gates: self.gates.iter().map(|gate| (gate.event.gate().to_owned(), gate.kept())).collect(),
             verdicts: self.history.iter().skip(self.history.len().saturating_sub(KEPT)).cloned().collect(),
         }
@@ -705,18 +744,24 @@ impl Canary {
     /// Goes on where an earlier process has stopped, if it is the same rollout.
     pub(crate) fn restore(&mut self, progress: &Progress, now: Instant) {
         let versions = (self.policy.baseline.version.0, self.candidate().0);
-        if versions == (progress.baseline, progress.candidate) {
-            self.phase = progress.phase.clone();
-            self.files = progress.files;
-            self.history = progress.verdicts.iter().rev().take(KEPT).rev().cloned().collect();
-            let same_step = self.go_to(progress.millionths);
-            if same_step {
-                self.entered = now.checked_sub(progress.dwelt).unwrap_or(now);
-            }
-            for gate in &mut self.gates {
-                if let Some(kept) = progress.gates.get(gate.event.gate()) {
-                    gate.restore(kept, same_step);
-                }
+        if versions != (progress.baseline, progress.candidate) {
+            return;
+        }
+        self.phase = progress.phase.clone();
+        self.files = progress.files;
+        self.history = progress.verdicts.iter().rev().take(KEPT).rev().cloned().collect();
+        let same_step = self.go_to(progress.millionths);
+        if progress.servers.as_ref().is_some_and(|servers| *servers != self.policy.servers.names()) {
+            return self.forget_evidence("another server is asked".to_owned(), now);
+        }
+        if same_step {
+            self.entered = now.checked_sub(progress.dwelt).unwrap_or(now);
+        }
+        let is_other = is_another(progress.comparison.as_ref(), self.policy.comparison.as_ref());
+        for gate in &mut self.gates {
+            let kept = progress.gates.get(gate.event.gate());
+            if let Some(kept) = kept.filter(|_| !(is_other && gate.event == Event::Disagreement)) {
+                gate.restore(kept, same_step);
             }
         }
     }
@@ -815,6 +860,11 @@ impl Canary {
         };
         self.gates.iter().map(numbers).chain(self.drift.as_ref().map(DriftGate::numbers)).collect()
     }
+}
+
+/// Whether answers are compared in another way than before.
+fn is_another(before: Option<&Comparison>, now: Option<&Comparison>) -> bool {
+    before.zip(now).is_some_and(|(before, now)| before != now)
 }
 
 fn gates(policy: &CanaryPolicy, now: Instant) -> Vec<Gate> {

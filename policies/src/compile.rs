@@ -12,7 +12,7 @@ use garde::error::Path;
 
 use crate::attribute::{Attribute, Condition, Field, Test};
 use crate::breaker::BreakerPolicy;
-use crate::canary::{About, CanaryPolicy, Millionths, SlowPolicy};
+use crate::canary::{CanaryPolicy, Comparison, Millionths, Servers, SlowPolicy};
 use crate::errors::did_you_mean;
 use crate::ledger::CrowdPolicy;
 use crate::limiter::{Cost, LimitPolicy};
@@ -212,10 +212,13 @@ fn model_policy(
             faults.note(&path.join("canary").join("without_key"), Fault::KeylessCandidate(candidate));
         }
         let compared = shadow.iter().flatten().find(|_| canary.disagreeing_at_most.is_some());
-        canary.about = About {
+        canary.comparison = compared.map(|shadow| Comparison {
+            tolerance: shadow.tolerance,
+            argmax: shadow.argmax.iter().map(|output| output.to_string()).collect(),
+        });
+        canary.servers = Servers {
             baseline: remotes.get(&canary.baseline.version).cloned(),
             candidate: remotes.get(&candidate).cloned(),
-            compared: compared.map(|shadow| (shadow.tolerance, shadow.argmax.clone())),
         };
     }
     Some(ModelPolicy {
@@ -352,7 +355,8 @@ fn canary(
         faulty_at_most: faulty_at_most?,
         disagreeing_at_most: disagreeing_at_most?,
         drifting_at_most: drifting_at_most?,
-        about: About::default(),
+        servers: Servers::default(),
+        comparison: None,
         order: Order::default(),
     })
 }

@@ -258,6 +258,13 @@ impl Ledger {
         }
     }
 
+    /// The same for a rollout that nobody has told of any files of this version.
+    pub fn begins_with(&self, model: &str, version: Version, files: u64) {
+        if let Some(rollout) = self.rollouts.load().get(model).filter(|rollout| rollout.has(version)) {
+            rollout.change(|canary| canary.begins_with(version, files));
+        }
+    }
+
     /// Other files of a version answer now than before: a rollout of it, or against it, begins its step anew.
     pub fn replaced(&self, model: &str, version: Version, now: Instant) {
         if let Some(rollout) = self.rollouts.load().get(model).filter(|rollout| rollout.has(version)) {

@@ -62,7 +62,7 @@ pub use ledger::{
 };
 pub use limiter::{Cost, LimitPolicy, Limited, Quota};
 pub use live::{Adopted, Generation, Live, Prepared, Published};
-pub use missing::{Known, missing};
+pub use missing::Known;
 pub use outcome::Outcome;
 pub use overload::{Criticality, Room, Standing};
 pub use parse::parse;

@@ -4,6 +4,8 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::canary::{ALL, Millionths};
+use crate::ledger::Ledger;
 use crate::snapshot::{ModelPolicy, Snapshot};
 use crate::units::Version;
 
@@ -16,31 +18,43 @@ pub trait Known {
     fn has(&self, model: &str) -> bool;
 }
 
-/// What `new` names, `old` did not say in the same way, and nobody has; with the model or limit that it is about.
-pub fn missing(old: &Snapshot, new: &Snapshot, known: &impl Known) -> Vec<(String, String)> {
-    let is_new = |name: &str, policy: &ModelPolicy| old.model(name) != Some(policy);
-    let models = new.models().filter(|(name, policy)| is_new(name, policy)).flat_map(|(name, policy)| {
-        missing_versions(name, policy, known).into_iter().map(move |line| (format!("model {name}"), line))
-    });
-    let (before, after) = (old.limit_lines(), new.limit_lines());
-    let limits = after.keys().filter(|name| before.get(*name) != after.get(*name)).flat_map(|name| {
-        missing_models(name, new, known).into_iter().map(move |line| (format!("limit {name}"), line))
-    });
-    models.chain(limits).collect()
+impl Ledger {
+    /// What `new` names, `old` did not say in the same way, and nobody has; with the model or limit that it is about.
+    pub fn missing(&self, old: &Snapshot, new: &Snapshot, known: &impl Known) -> Vec<(String, String)> {
+        let is_new = |name: &str, policy: &ModelPolicy| old.model(name) != Some(policy);
+        let models = new.models().filter(|(name, policy)| is_new(name, policy)).flat_map(|(name, policy)| {
+            let before = old.model(name).and_then(|policy| policy.canary.as_ref());
+            let share = policy.canary.as_ref().map_or(0, |canary| self.share(name, canary, before));
+            let lines = missing_versions(name, policy, share, known);
+            lines.into_iter().map(move |line| (format!("model {name}"), line))
+        });
+        let (before, after) = (old.limit_lines(), new.limit_lines());
+        let limits = after.keys().filter(|name| before.get(*name) != after.get(*name)).flat_map(|name| {
+            missing_models(name, new, known).into_iter().map(move |line| (format!("limit {name}"), line))
+        });
+        models.chain(limits).collect()
+    }
 }
 
-/// Of a model, as sentences.
-pub(crate) fn missing_versions(name: &str, policy: &ModelPolicy, known: &impl Known) -> Vec<String> {
+/// Of a model, as sentences; the candidate of its rollout has this share.
+pub(crate) fn missing_versions(
+    name: &str,
+    policy: &ModelPolicy,
+    share: Millionths,
+    known: &impl Known,
+) -> Vec<String> {
     let is_missing =
         |version: &Version| !policy.remotes.contains_key(version) && !known.is_ready(name, *version);
     let mut lines = Vec::new();
     if let Some((baseline, candidate)) = policy.canary.as_ref().map(|canary| canary.versions_of_arms()) {
-        if is_missing(&candidate) {
+        let nobody_gets_it = share == 0;
+        let all_get_it = share == ALL && !is_missing(&candidate);
+        if is_missing(&candidate) && !nobody_gets_it {
             lines.push(format!(
                 "version {candidate} is not ready: until it is, version {baseline} answers for it"
             ));
         }
-        if is_missing(&baseline) {
+        if is_missing(&baseline) && !all_get_it {
             lines.push(format!("version {baseline}, the baseline, is not ready: its requests are refused"));
         }
     }
@@ -77,7 +91,9 @@ pub(crate) fn missing_models(limit: &str, policy: &Snapshot, known: &impl Known)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::canary::Command;
     use crate::parse;
+    use std::time::Instant;
 
     /// Versions 1 and 2 of `m`, and version 1 of `bare`.
     struct Here;
@@ -95,8 +111,9 @@ mod tests {
     #[track_caller]
     fn told(policy: &str) -> Vec<String> {
         let policy = parse(policy, "p").unwrap_or_else(|errors| panic!("{errors}"));
-        let told = missing(&Snapshot::default(), &policy, &Here);
-        assert!(missing(&policy, &policy, &Here).is_empty(), "what was so before is not told again");
+        let ledger = Ledger::new();
+        let told = ledger.missing(&Snapshot::default(), &policy, &Here);
+        assert!(ledger.missing(&policy, &policy, &Here).is_empty(), "what was so before is not told again");
         told.into_iter().map(|(of, line)| format!("{of}: {line}")).collect()
     }
 
@@ -123,6 +140,29 @@ mod tests {
                 "model m: version 9, the baseline, is not ready: its requests are refused",
             ]
         );
+    }
+
+    #[test]
+    fn who_gets_nothing_from_a_decided_rollout_is_not_missed() {
+        let policy = |baseline: u64, candidate: u64, deadline: &str| {
+            let canary = format!("{{baseline: {baseline}, candidate: {candidate}, steps: [10]}}");
+            parse(&format!("models: {{m: {{deadline: {deadline}, canary: {canary}}}}}"), "p").unwrap()
+        };
+        let told = |baseline: u64, candidate: u64, command: Command| {
+            let (ledger, now) = (Ledger::new(), Instant::now());
+            let before = policy(baseline, candidate, "1s");
+            ledger.roll_out(&before, now);
+            ledger.command("m", command, "", now).unwrap();
+            let lines = ledger.missing(&before, &policy(baseline, candidate, "2s"), &Here);
+            lines.into_iter().map(|(_, line)| line).collect::<Vec<_>>()
+        };
+        let nothing = [""; 0];
+        assert_eq!(told(1, 8, Command::Abort), nothing);
+        assert_eq!(told(9, 1, Command::Promote), nothing);
+        let baseline = "version 9, the baseline, is not ready: its requests are refused";
+        assert_eq!(told(9, 1, Command::Abort), [baseline]);
+        let candidate = "version 8 is not ready: until it is, version 9 answers for it";
+        assert_eq!(told(9, 8, Command::Promote), [candidate, baseline]);
     }
 
     #[test]

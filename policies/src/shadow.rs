@@ -4,6 +4,8 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::canary::Millionths;
 use crate::units::Version;
 
@@ -21,7 +23,7 @@ pub struct ShadowPolicy {
 }
 
 /// By how much two numbers may differ: absolutely, plus relative to the larger one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tolerance {
     /// Bits of a finite number that is not negative, so that policies can be compared.
     absolute: u64,

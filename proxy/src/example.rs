@@ -1,103 +1,77 @@
 //! A request that a model answers, as a line of shell, made from what the model takes. Decides what made-up values look
 //! like; whether they mean anything to the model nobody knows.
+//!
+//! | what the model takes                      | the body                                                               |
+//! |-------------------------------------------|------------------------------------------------------------------------|
+//! | a few values                              | written out, in TorchServe's form                                      |
+//! | more                                      | repeated by the shell, in the Open Inference Protocol's form           |
+//! | 16-bit floats, which have no form as text | the same; these are zeros, which follow as bytes                       |
 
 use std::fmt::Write;
-use wire::{Datatype, ModelEntry, TensorSpec};
+use wire::{Datatype, Example, ModelEntry, TensorSpec};
 
 /// Values that are written out; more are made by the shell.
-const WRITTEN_MAX: usize = 128;
+const WRITTEN_MAX: u64 = 128;
 
 /// A picture of one pixel, as a PNG.
 const DOT: &str = "{\"b64\": \"iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==\"}";
 
-/// The size of a dimension that may have any.
-const FREE: usize = 8;
-
-/// A `curl` of this model at `origin`, such as `http://localhost:8000`; `None` if what it takes is not declared or
-/// cannot be written as text.
+/// A `curl` of this model at `origin`, such as `http://localhost:8000`; `None` if what it takes is not declared.
 pub(crate) fn curl(entry: &ModelEntry, origin: &str) -> Option<String> {
-    let inputs = entry.inputs.iter().enumerate().map(|(at, spec)| {
-        // One is an id that most vocabularies have, and in a mask it hides nothing.
-        Input::new(spec, entry.examples.get(at).copied().unwrap_or(1))
-    });
-    let inputs: Vec<Input<'_>> = inputs.collect::<Option<_>>()?;
-    let elements: usize = inputs.iter().map(Input::elements).sum();
+    let inputs = entry.inputs.iter().enumerate().map(|(at, spec)| Input::new(spec, entry.examples.get(at)));
+    let inputs: Vec<Input> = inputs.collect::<Option<_>>()?;
+    let elements = inputs.iter().fold(0, |sum: u64, input| sum.saturating_add(input.elements()));
     let model = path_segment(&entry.name);
-    if elements <= WRITTEN_MAX {
-        let fields: Vec<String> = inputs
-            .iter()
-            .map(|input| format!("{}: {}", quoted(input.name), input.nested(input.row())))
-            .collect();
-        let body = shell(&format!("{{{}}}", fields.join(", ")));
-        return Some(format!("curl {origin}/predictions/{model} -d {body}"));
+    if elements > WRITTEN_MAX || inputs.iter().any(|input| is_half(input.datatype)) {
+        return Some(Script::of(&inputs, &entry.outputs).curl(&format!("{origin}/v2/models/{model}/infer")));
     }
-    let mut script = String::from("{ printf %s '{\"inputs\": ['; ");
-    for (at, input) in inputs.iter().enumerate() {
-        let separator = if at == 0 { "" } else { ", " };
-        let head = format!(
-            "{separator}{{\"name\": {}, \"datatype\": \"{}\", \"shape\": {:?}, \"data\": [",
-            quoted(input.name),
-            input.datatype.name(),
-            input.shape
-        );
-        let value = input.value();
-        let _ = write!(
-            script,
-            "printf %s {}; yes {} | head -n {}; printf %s {}; ",
-            shell(&head),
-            shell(&format!("{value},")),
-            input.elements() - 1,
-            shell(&format!("{value}]}}"))
-        );
-    }
-    let _ = write!(script, "printf %s ']}}'; }} | curl {origin}/v2/models/{model}/infer -d @-");
-    Some(script)
+    let field = |input: &Input<'_>| format!("{}: {}", quoted(input.name), input.nested(input.row()));
+    let fields: Vec<String> = inputs.iter().map(field).collect();
+    Some(format!("curl {origin}/predictions/{model} -d {}", shell(&format!("{{{}}}", fields.join(", ")))))
 }
 
 struct Input<'a> {
     name: &'a str,
     datatype: Datatype,
     /// One row, where it has rows.
-    shape: Vec<usize>,
+    shape: Vec<u64>,
     has_rows: bool,
     /// What stands in each place.
-    number: i64,
+    number: &'a str,
 }
 
 impl<'a> Input<'a> {
-    fn new(spec: &'a TensorSpec, number: i64) -> Option<Self> {
-        let datatype = Datatype::from_wire(spec.datatype).filter(|datatype| has_text(*datatype))?;
-        let has_rows = spec.shape.first() == Some(&-1);
-        let size = |(at, size): (usize, &i64)| match (at, usize::try_from(*size)) {
-            (_, Ok(size)) => size,
-            (0, Err(_)) => 1,
-            (_, Err(_)) => FREE,
+    fn new(spec: &'a TensorSpec, example: Option<&'a Example>) -> Option<Self> {
+        let datatype = Datatype::from_wire(spec.datatype)?;
+        let (shape, number) = match example {
+            Some(example) => (example.shape.clone(), example.number.as_str()),
+            // What is made into tensors, one of each.
+            None => (spec.shape.iter().map(|size| u64::try_from(*size).unwrap_or(1)).collect(), "1"),
         };
-        let shape = spec.shape.iter().enumerate().map(size).collect();
-        Some(Self { name: &spec.name, datatype, shape, has_rows, number })
+        Some(Self { name: &spec.name, datatype, shape, has_rows: spec.shape.first() == Some(&-1), number })
     }
 
-    fn elements(&self) -> usize {
+    fn elements(&self) -> u64 {
         self.shape.iter().fold(1, |product, size| product.saturating_mul(*size))
     }
 
     /// The shape without the dimension of the batch, which a single row may leave out.
-    fn row(&self) -> &[usize] {
+    fn row(&self) -> &[u64] {
         if self.has_rows { &self.shape[1..] } else { &self.shape }
     }
 
-    fn nested(&self, shape: &[usize]) -> String {
+    fn nested(&self, shape: &[u64]) -> String {
         match shape {
-            [] => self.value(),
-            [size, rest @ ..] => format!("[{}]", vec![self.nested(rest); *size].join(", ")),
+            [] => self.value().into(),
+            [size, rest @ ..] => format!("[{}]", vec![self.nested(rest); *size as usize].join(", ")),
         }
     }
 
-    fn value(&self) -> String {
+    fn value(&self) -> &str {
         match self.datatype {
-            Datatype::Bool => "true".into(),
-            Datatype::Bytes if self.name.contains("image") => DOT.into(),
-            Datatype::Bytes => "\"a few words\"".into(),
+            Datatype::Bool => "true",
+            Datatype::Bytes if self.name.contains("image") => DOT,
+            Datatype::Bytes => "\"a few words\"",
             Datatype::Uint8
             | Datatype::Uint16
             | Datatype::Uint32
@@ -109,14 +83,90 @@ impl<'a> Input<'a> {
             | Datatype::Fp16
             | Datatype::Bf16
             | Datatype::Fp32
-            | Datatype::Fp64 => self.number.to_string(),
+            | Datatype::Fp64 => self.number,
         }
     }
 }
 
-fn has_text(datatype: Datatype) -> bool {
+/// Commands that write a request of the Open Inference Protocol.
+#[derive(Default)]
+struct Script {
+    /// Of the JSON part.
+    commands: String,
+    /// What they write.
+    length: u64,
+    /// Bytes that follow.
+    zeros: u64,
+    /// Whether an answer in JSON would be refused.
+    answers_bytes: bool,
+}
+
+impl Script {
+    fn of(inputs: &[Input<'_>], outputs: &[TensorSpec]) -> Self {
+        let is_half = |datatype: Option<Datatype>| datatype.is_some_and(is_half);
+        let answers_bytes = outputs.iter().any(|output| is_half(Datatype::from_wire(output.datatype)));
+        let mut script = Self { answers_bytes, ..Self::default() };
+        let mut text = String::from("{");
+        if answers_bytes {
+            text.push_str("\"parameters\": {\"binary_data_output\": true}, ");
+        }
+        text.push_str("\"inputs\": [");
+        for (at, input) in inputs.iter().enumerate() {
+            let (separator, name) = (if at == 0 { "" } else { ", " }, quoted(input.name));
+            let (datatype, shape) = (input.datatype.name(), &input.shape);
+            let _ = write!(
+                text,
+                "{separator}{{\"name\": {name}, \"datatype\": \"{datatype}\", \"shape\": {shape:?}, "
+            );
+            match input.datatype.size().filter(|_| is_half(Some(input.datatype))) {
+                Some(size) => {
+                    let bytes = input.elements().saturating_mul(size as u64);
+                    let _ = write!(text, "\"parameters\": {{\"binary_data_size\": {bytes}}}}}");
+                    script.zeros = script.zeros.saturating_add(bytes);
+                }
+                None => {
+                    text.push_str("\"data\": [");
+                    script.print(&std::mem::take(&mut text));
+                    script.repeat(&format!("{},", input.value()), input.elements().saturating_sub(1));
+                    let _ = write!(text, "{}]}}", input.value());
+                }
+            }
+        }
+        text.push_str("]}");
+        script.print(&text);
+        script
+    }
+
+    fn print(&mut self, text: &str) {
+        let _ = write!(self.commands, "printf %s {}; ", shell(text));
+        self.length = self.length.saturating_add(text.len() as u64);
+    }
+
+    /// As many lines.
+    fn repeat(&mut self, line: &str, times: u64) {
+        if times > 0 {
+            let _ = write!(self.commands, "yes {} | head -n {times}; ", shell(line));
+            self.length = self.length.saturating_add((line.len() as u64 + 1).saturating_mul(times));
+        }
+    }
+
+    fn curl(self, url: &str) -> String {
+        let Self { commands, length, zeros, answers_bytes } = self;
+        let output = if answers_bytes { " -o answer.bin" } else { "" };
+        if zeros == 0 {
+            return format!("{{ {commands}}} | curl {url} -d @-{output}");
+        }
+        format!(
+            "{{ {commands}head -c {zeros} /dev/zero; }} | curl {url} -H 'Inference-Header-Content-Length: {length}' \
+             --data-binary @-{output}"
+        )
+    }
+}
+
+/// Whether it has no JSON form.
+fn is_half(datatype: Datatype) -> bool {
     match datatype {
-        Datatype::Fp16 | Datatype::Bf16 => false,
+        Datatype::Fp16 | Datatype::Bf16 => true,
         Datatype::Bool
         | Datatype::Uint8
         | Datatype::Uint16
@@ -128,7 +178,7 @@ fn has_text(datatype: Datatype) -> bool {
         | Datatype::Int64
         | Datatype::Fp32
         | Datatype::Fp64
-        | Datatype::Bytes => true,
+        | Datatype::Bytes => false,
     }
 }
 
@@ -151,23 +201,40 @@ fn path_segment(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn model(inputs: &[(&str, Datatype, &[i64])]) -> ModelEntry {
-        let spec = |(name, datatype, shape): &(&str, Datatype, &[i64])| TensorSpec {
-            name: (*name).into(),
-            datatype: *datatype as u32,
+    fn spec(name: &str, datatype: Datatype, shape: &[i64]) -> TensorSpec {
+        TensorSpec {
+            name: name.into(),
+            datatype: datatype as u32,
             shape: shape.to_vec(),
             ..TensorSpec::default()
-        };
+        }
+    }
+
+    /// Of inputs with the sizes that the engine has chosen for its example.
+    fn model(inputs: &[(&str, Datatype, &[i64], &[u64])]) -> ModelEntry {
         ModelEntry {
             name: "a model".into(),
-            inputs: inputs.iter().map(spec).collect(),
+            inputs: inputs.iter().map(|(name, datatype, shape, _)| spec(name, *datatype, shape)).collect(),
+            examples: inputs
+                .iter()
+                .map(|(_, _, _, shape)| Example { shape: shape.to_vec(), number: "1".into() })
+                .collect(),
             ..ModelEntry::default()
         }
     }
 
+    /// What the commands before the `curl` write.
+    fn written(script: &str) -> Vec<u8> {
+        let (commands, _) = script.split_once("| curl ").unwrap();
+        let output = std::process::Command::new("sh").arg("-c").arg(commands).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        output.stdout
+    }
+
     #[test]
     fn a_small_row_is_written_out() {
-        let model = model(&[("x", Datatype::Fp32, &[-1, 2, 2]), ("it's", Datatype::Bool, &[-1])]);
+        let model =
+            model(&[("x", Datatype::Fp32, &[-1, 2, 2], &[1, 2, 2]), ("it's", Datatype::Bool, &[-1], &[1])]);
         assert_eq!(
             curl(&model, "http://here").unwrap(),
             r#"curl http://here/predictions/a%20model -d '{"x": [[1, 1], [1, 1]], "it'\''s": true}'"#
@@ -176,20 +243,52 @@ mod tests {
 
     #[test]
     fn a_large_one_is_made_by_the_shell() {
-        let model = model(&[("x", Datatype::Uint8, &[-1, 3, -1, 32]), ("k", Datatype::Int64, &[1])]);
-        let script = curl(&model, "http://here")
-            .unwrap()
-            .replace("| curl http://here/v2/models/a%20model/infer -d @-", "");
-        let output = std::process::Command::new("sh").arg("-c").arg(script).output().unwrap();
-        let body: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let model = model(&[
+            ("x", Datatype::Uint8, &[-1, 3, -1, 32], &[1, 3, 8, 32]),
+            ("k", Datatype::Int64, &[1], &[1]),
+        ]);
+        let script = curl(&model, "http://here").unwrap();
+        assert!(script.ends_with("| curl http://here/v2/models/a%20model/infer -d @-"), "{script}");
+        let body: serde_json::Value = serde_json::from_slice(&written(&script)).unwrap();
         assert_eq!(body["inputs"][0]["shape"], serde_json::json!([1, 3, 8, 32]));
         assert_eq!(body["inputs"][0]["data"], serde_json::json!(vec![1; 3 * 8 * 32]));
         assert_eq!(body["inputs"][1]["data"], serde_json::json!([1]));
     }
 
     #[test]
-    fn what_is_not_declared_or_has_no_text_has_no_example() {
-        assert_eq!(curl(&model(&[("x", Datatype::Fp16, &[-1, 2])]), ""), None);
+    fn what_has_no_text_follows_as_bytes() {
+        let mut model = model(&[
+            ("h", Datatype::Fp16, &[-1, 2], &[1, 2]),
+            ("x", Datatype::Fp32, &[-1, 200], &[1, 200]),
+            ("b", Datatype::Bf16, &[-1, 3], &[1, 3]),
+        ]);
+        let script = curl(&model, "http://here").unwrap();
+        let (_, length) = script.split_once("Inference-Header-Content-Length: ").unwrap();
+        let (length, rest) = length.split_once('\'').unwrap();
+        assert_eq!(rest, " --data-binary @-");
+        let body = written(&script);
+        let (head, bytes) = body.split_at(length.parse().unwrap());
+        assert_eq!(bytes, [0; 2 * 2 + 2 * 3]);
+        let head: serde_json::Value = serde_json::from_slice(head).unwrap();
+        assert_eq!(head["inputs"][0]["parameters"], serde_json::json!({"binary_data_size": 4}));
+        assert_eq!(head["inputs"][1]["data"], serde_json::json!(vec![1; 200]));
+        assert_eq!(head["inputs"][2]["shape"], serde_json::json!([1, 3]));
+        assert_eq!(head.get("parameters"), None);
+        model.outputs = vec![spec("y", Datatype::Bf16, &[-1])];
+        let script = curl(&model, "http://here").unwrap();
+        assert!(script.ends_with(" --data-binary @- -o answer.bin"), "{script}");
+        assert!(script.contains("binary_data_output"), "{script}");
+    }
+
+    #[test]
+    fn files_and_texts_are_made_up_here() {
+        let model = ModelEntry { examples: Vec::new(), ..model(&[("text", Datatype::Bytes, &[-1], &[])]) };
+        let says = curl(&model, "http://here").unwrap();
+        assert_eq!(says, r#"curl http://here/predictions/a%20model -d '{"text": "a few words"}'"#);
+    }
+
+    #[test]
+    fn what_is_not_declared_has_no_example() {
         let undeclared = ModelEntry { inputs: vec![TensorSpec::default()], ..ModelEntry::default() };
         assert_eq!(curl(&undeclared, ""), None);
     }

@@ -14,10 +14,10 @@ use crate::metrics::Metrics;
 use crate::policy_state::PolicyState;
 use crate::readiness::Readiness;
 use crate::revisions::{Ask, Asked, Denied, Edit, Revisions, Source};
-use crate::supervisor::tell_files;
+use crate::supervisor::files_of;
 use anyhow::Context;
 use notify::Watcher;
-use policies::{Gone, Ledger, Live, Plan, Prepared, Snapshot, Version, missing};
+use policies::{Gone, Ledger, Live, Plan, Prepared, Snapshot, Version};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -150,8 +150,10 @@ impl Reload {
         let models = self.readiness.directory.load();
         let serves = |model: &str, version: Version| models.entry(model, version.0).is_some();
         let gone = self.ledger.retain(prepared.snapshot(), serves);
-        // A rollout that begins now is to know what it is about.
-        models.entries().for_each(|entry| tell_files(&self.ledger, entry));
+        // A rollout that begins now is to know what it is about. Whoever publishes newer files meanwhile is right.
+        for (entry, files) in models.entries().filter_map(|entry| Some((entry, files_of(entry)?))) {
+            self.ledger.begins_with(&entry.name, Version(entry.version), files);
+        }
         if let Some(older) = self.before.replace((prepared, gone)) {
             aside::free(older);
         }
@@ -238,7 +240,7 @@ impl Reload {
         let preparing = aside::begin(move || {
             let snapshot = compile(&bytes, &origin)?;
             let text = String::from_utf8_lossy(&bytes).into_owned();
-            let missing = missing(&live.load().snapshot, &snapshot, &*directory.load());
+            let missing = ledger.missing(&live.load().snapshot, &snapshot, &*directory.load());
             Ok(Next { prepared: live.prepare(snapshot, &ledger, Instant::now()), text, missing })
         });
         Box::pin(async { preparing.await.unwrap_or_else(not_now) })

@@ -181,7 +181,8 @@ impl Service {
             Route::Index => {
                 let accepts_html = accepts_html(session);
                 let host = session.get_header(header::HOST).and_then(|host| host.to_str().ok());
-                Ok(Answer::page(accepts_html, self.page(host)))
+                let here = session.server_addr().map(ToString::to_string);
+                Ok(Answer::page(accepts_html, self.page(host.or(here.as_deref()))))
             }
             Route::OpenApi => Ok(Answer { body: openapi::json(), ..Answer::empty() }),
             Route::V1(question) => self.v1(question),

@@ -166,21 +166,29 @@ impl Supervisor {
         })
     }
 
-    /// Tells requests what the engine has, and before that breakers and rollouts: what they have seen of other files says
-    /// nothing about these.
+    /// Tells requests, breakers and rollouts what the engine has: what they have seen of other files says nothing about
+    /// these.
     fn publish(&self, index: Index, loads: &mut Loads) {
         let News { same, replaced } = loads.follow(&index);
         for (model, version) in &replaced {
             self.ledger.replaced(model, Version(*version), Instant::now());
         }
-        index.models.iter().for_each(|entry| tell_files(&self.ledger, entry));
         let serves = |model: &str, version: Version| same.contains(&(model.to_owned(), version.0));
         self.ledger.retain(&self.live.load().snapshot, serves);
         let entries = index.models.iter();
         let now: BTreeMap<_, _> =
             entries.map(|entry| ((entry.name.as_str(), entry.version), entry.load)).collect();
         self.metrics.drifts.retain(|model, version, load| now.get(&(model, version)) == Some(&load));
+        let files: Vec<_> = index
+            .models
+            .iter()
+            .filter_map(|entry| Some((entry.name.clone(), Version(entry.version), files_of(entry)?)))
+            .collect();
         self.directory.publish(index);
+        // Only then: a policy that is put in force meanwhile has read either these or others before.
+        for (model, version, files) in files {
+            self.ledger.made_of(&model, version, files, Instant::now());
+        }
     }
 
     /// Publishes what the engine says for as long as it answers and holds no more memory than it may.
@@ -566,11 +574,9 @@ impl Loads {
     }
 }
 
-/// Tells rollouts of which files a version is made that is ready.
-pub(crate) fn tell_files(ledger: &Ledger, entry: &ModelEntry) {
-    if entry.state() == ModelState::Ready && entry.files != 0 {
-        ledger.made_of(&entry.name, Version(entry.version), entry.files, Instant::now());
-    }
+/// Of which files a version is made that is ready, if the engine says so.
+pub(crate) fn files_of(entry: &ModelEntry) -> Option<u64> {
+    (entry.state() == ModelState::Ready && entry.files != 0).then_some(entry.files)
 }
 
 /// Lets an engine finish what it has, once nothing new comes to it.

@@ -199,12 +199,13 @@ fn is_well_formed(traceparent: &[u8]) -> bool {
     is_hex(2) && is_hex(32) && is_hex(16) && is_hex(2)
 }
 
-/// What other vendors have said, where that came in several headers (W3C Trace Context, section 3.3.1).
+/// What other vendors have said, where that came in several headers (W3C Trace Context, section 3.3.1); nothing unless all of
+/// them are text.
 fn joined(headers: &HeaderMap) -> Option<String> {
     let mut all = headers.get_all(&TRACESTATE).iter();
     let (first, second) = (all.next()?, all.next()?);
     let all: Result<Vec<_>, _> = [first, second].into_iter().chain(all).map(HeaderValue::to_str).collect();
-    Some(all.ok()?.join(","))
+    Some(all.map(|all| all.join(",")).unwrap_or_default())
 }
 
 struct Headers<'a> {

@@ -1,6 +1,7 @@
 """Every datatype of the protocol that is a number, through Triton's own clients and a model that gives back what it takes."""
 
 import os
+import subprocess
 
 import ml_dtypes
 import numpy
@@ -66,3 +67,18 @@ def test_over_grpc(addresses):
         check(client, tritonclient.grpc)
         told = client.get_model_config("kinds", as_json=True)["config"]["input"]
         assert [one["data_type"] for one in told] == [f"TYPE_{datatype}" for datatype, _, _ in VALUES.values()]
+
+
+def test_the_curl_of_the_page_as_it_is(addresses, tmp_path):
+    page = subprocess.check_output(["curl", "-sS", f"http://{addresses[0]}/"], text=True)
+    (line,) = [line.strip() for line in page.splitlines() if "| curl http" in line]
+    subprocess.run(["sh", "-c", f"{line} -sS -D head"], cwd=tmp_path, check=True, timeout=30)
+    head = (tmp_path / "head").read_text()
+    assert head.startswith("HTTP/1.1 200"), head
+    (length,) = [line.split()[1] for line in head.splitlines() if line.lower().startswith("inference-header-content-length")]
+    answer = tritonclient.http.InferenceServerClient.parse_response_body(
+        (tmp_path / "answer.bin").read_bytes(), header_length=int(length)
+    )
+    for name, (datatype, _, kind) in VALUES.items():
+        expected = numpy.full([1, 2], 0 if datatype in ("FP16", "BF16") else 1).astype(kind)
+        assert numpy.array_equal(answer.as_numpy(f"{name}_out"), expected), name

@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 /// Asks until `condition` gives a value; panics with `what` after 90 s.
 pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + Duration::from_secs(90);
+    let deadline = Instant::now() + Duration::from_secs(180);
     loop {
         if let Some(value) = condition() {
             return value;

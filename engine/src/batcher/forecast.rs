@@ -69,7 +69,9 @@ impl<T: Clone> Batcher<T> {
             |running: &mut dyn Iterator<Item = &Running>| running.map(|running| running.left(now)).min();
         let own = || self.running.iter().filter(|running| running.bucket.version == ticket.bucket.version);
         let at_once = ticket.grouping.at_once(ticket.at_once).min(self.lanes);
-        let lane = if self.running.len() >= self.lanes { first_back(&mut self.running.iter()) } else { None };
+        let shares: usize = self.running.iter().map(|running| running.lanes).sum();
+        let is_full = !self.running.is_empty() && shares + ticket.lanes > self.lanes;
+        let lane = if is_full { first_back(&mut self.running.iter()) } else { None };
         let version = if own().count() >= at_once { first_back(&mut own()) } else { None };
         lane.max(version).unwrap_or_default()
     }

@@ -390,6 +390,26 @@ fn while_nothing_comes_back_nobody_is_let_in_who_would_wait_for_it_in_vain() {
 }
 
 #[test]
+fn a_run_with_the_share_of_several_lanes_is_as_many_that_do_not_come_back() {
+    let mut world = World::new(100, 10_000);
+    world.batcher = Batcher::new(Limits { rows: 100, bytes: 10_000 }, 4, world.now);
+    world.learn(0, 0, &[(1, 10)]);
+    let wide = Ticket { lanes: 3, ..world.ticket(1, 0, 0) };
+    assert!(world.push(wide));
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    world.now += ms(510);
+    let due = |world: &World, id: u64, lanes: usize| Ticket {
+        deadline: Some(world.now + ms(499)),
+        lanes,
+        ..world.ticket(id, 3, 0)
+    };
+    let narrow = due(&world, 2, 1);
+    assert!(world.push(narrow), "one lane's share is free");
+    let refused = world.batcher.push(due(&world, 3, 2), &mut world.shed, world.now);
+    assert_eq!(refused, Err(Refused::TooLate { job: 3, wait: ms(500) }));
+}
+
+#[test]
 fn what_runs_and_other_buckets_count_into_the_wait() {
     let mut world = World::new(100, 10_000);
     world.learn(0, 0, &[(1, 10), (4, 20)]);

@@ -32,9 +32,9 @@ pub use elements::{Elements, push_element};
 pub use frame::{Decoder, Frame, FrameError, Kind, Limits, PROTOCOL_VERSION};
 pub use mapping::Mapping;
 pub use message::{
-    Action, Batch, ClassForm, Closed, Confidence, Control, CurvePoint, DeviceMemory, DriftSide, Health,
-    Hello, Index, Infer, ModelEntry, ModelState, Phases, Placed, Postprocess, Region, Reply, Run, Status,
-    TensorDrift, TensorSpec, Timing, TraceContext, VersionDrift,
+    Action, Batch, ClassForm, Closed, Confidence, Control, CurvePoint, DeviceMemory, DriftSide, Example,
+    Health, Hello, Index, Infer, ModelEntry, ModelState, Phases, Placed, Postprocess, Region, Reply, Run,
+    Status, TensorDrift, TensorSpec, Timing, TraceContext, VersionDrift,
 };
 pub use outbox::{Outbox, Segments};
 pub use tensor::{Datatype, Layout, TensorError, TensorMeta, element_count};

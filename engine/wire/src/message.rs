@@ -246,12 +246,23 @@ pub struct ModelEntry {
     /// What it takes and can be asked for, as a number: two versions of one engine for which it is the same, and not 0, refuse the same requests.
     #[prost(fixed64, tag = "13")]
     pub takes: u64,
-    /// For each input, a whole number that it takes; none where callers may send something else than tensors.
-    #[prost(sint64, repeated, tag = "14")]
-    pub examples: Vec<i64>,
+    /// For each input, something that it takes; none where callers may send something else than tensors.
+    #[prost(message, repeated, tag = "16")]
+    pub examples: Vec<Example>,
     /// What its outputs mean, for protocols that have no tensors.
     #[prost(message, optional, tag = "20")]
     pub postprocess: Option<Postprocess>,
+}
+
+/// A tensor that an input takes, with the same number everywhere.
+#[derive(Clone, PartialEq, Eq, prost::Message)]
+pub struct Example {
+    /// Of one row, where it has rows. Empty where nothing is declared.
+    #[prost(uint64, repeated, tag = "1")]
+    pub shape: Vec<u64>,
+    /// A whole number in decimal.
+    #[prost(string, tag = "2")]
+    pub number: String,
 }
 
 /// An output that holds classes, as a model's author declares it.

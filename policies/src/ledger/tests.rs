@@ -455,27 +455,51 @@ fn a_rollout_that_a_swap_has_ended_stays_as_it_was_for_those_who_came_before() {
     }
 }
 
-/// Answers of another server, or compared in another way, are other answers.
+/// Answers of another server, or compared in another way, are other answers: before and after a restart.
 #[test]
 fn evidence_is_about_the_server_that_was_asked_and_the_comparison_that_was_made() {
-    let policy = |port: u32, relative: f64, dwell: &str| {
+    let policy = |port: u32, shadow: &str, gates: &str| {
         policies(&format!(
-            "models: {{m: {{remote: {{2: {{url: 'http://there:{port}/infer'}}}}, \
-             shadow: {{version: 2, compare: {{relative: {relative}}}}}, \
-             canary: {{baseline: 1, candidate: 2, dwell: {dwell}, gates: {{disagreement: {{at_most: 1}}}}}}}}}}"
+            "models: {{m: {{remote: {{2: {{url: 'http://there:{port}/infer'}}}}, shadow: {{version: 2{shadow}}}, \
+             canary: {{baseline: 1, candidate: 2, steps: [50], gates: {{errors: {{at_most: 90}}{gates}}}}}}}}}"
         ))
     };
-    let (ledger, now) = (Ledger::new(), Instant::now());
-    ledger.roll_out(&policy(1, 0.1, "1m"), now);
-    ledger.judge(now);
-    let told = |snapshot: &Snapshot| -> Vec<String> {
-        ledger.roll_out(snapshot, now);
-        ledger.judge(now).into_iter().map(|(_, record)| record.why).collect()
+    let (gate, relative) = (", disagreement: {at_most: 90}", ", compare: {relative: 0.1}");
+    let before = policy(1, "", gate);
+    // What is known of failures and of comparisons once another policy is in force.
+    let known = |after: &Snapshot, restarts: bool| {
+        let (mut ledger, now) = (Ledger::new(), Instant::now());
+        ledger.roll_out(&before, now);
+        let draws = [0, u64::MAX].map(|draw| ledger.pick(&before, "m", &ANA, draw, |_| true).unwrap());
+        let of_baseline = draws.iter().find(|pick| pick.version == Version(1)).unwrap();
+        for pick in &draws {
+            let assigned = pick.assigned.unwrap();
+            ledger.witness("m", assigned, None, Sight::Failed, now);
+        }
+        ledger.compared("m", of_baseline.assigned.unwrap(), Version(2), None, true, now);
+        if restarts {
+            let progress = ledger.progress(now);
+            ledger = Ledger::new();
+            ledger.roll_out(after, now);
+            ledger.restore(&progress, now);
+        } else {
+            ledger.roll_out(after, now);
+        }
+        let status = ledger.rollouts().remove("m").unwrap();
+        let requests = status.gates.iter().map(|gate| (gate.gate, gate.requests)).collect::<Vec<_>>();
+        (requests, status.verdicts.into_iter().map(|record| record.why).collect::<Vec<_>>())
     };
-    let says = "another server is asked, or answers are compared in another way: the step begins anew";
-    assert_eq!(told(&policy(1, 0.1, "2m")), [""; 0], "neither is another one");
-    assert_eq!(told(&policy(2, 0.1, "2m")), [says]);
-    assert_eq!(told(&policy(2, 0.2, "2m")), [says]);
+    let nothing = Vec::<String>::new();
+    let all = vec![("errors", 1), ("disagreement", 1)];
+    for restarts in [false, true] {
+        assert_eq!(known(&before, restarts), (all.clone(), nothing.clone()));
+        let other = "another server is asked: the step begins anew".to_owned();
+        let forgotten = vec![("errors", 0), ("disagreement", 0)];
+        assert_eq!(known(&policy(2, "", gate), restarts), (forgotten, vec![other]));
+        let of_failures = vec![("errors", 1), ("disagreement", 0)];
+        assert_eq!(known(&policy(1, relative, gate), restarts), (of_failures, nothing.clone()));
+        assert_eq!(known(&policy(1, relative, ""), restarts), (vec![("errors", 1)], nothing.clone()));
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ pub(super) fn alike(
                 return false;
             }
             let (one, other) = (&payload[at], &other_payload[other_at]);
-            let rows = output.shape.last().copied().unwrap_or(1).max(1) as usize;
+            let row = output.shape.last().copied().unwrap_or(1).max(1) as usize;
             let is_by_argmax = policy.is_by_argmax(&output.name);
             // Whatever is no floating-point number is compared as it is.
             let Some((size, float)) = float_of(datatype) else {
@@ -36,7 +36,8 @@ pub(super) fn alike(
                                 .reduce(|best, next| if next.1 > best.1 { next } else { best })
                                 .map(|(at, _)| at)
                         };
-                        let mut pairs = one.chunks(rows * size).zip(other.chunks(rows * size));
+                        let mut pairs =
+                            one.chunks(row.saturating_mul(size)).zip(other.chunks(row.saturating_mul(size)));
                         pairs.all(|(row, other)| largest(row) == largest(other))
                     }
                     None => one == other,
@@ -44,7 +45,8 @@ pub(super) fn alike(
             };
             if is_by_argmax {
                 let values = |row: &'_ [u8]| row.chunks_exact(size).map(float).collect::<Vec<_>>();
-                let mut pairs = one.chunks(rows * size).zip(other.chunks(rows * size));
+                let mut pairs =
+                    one.chunks(row.saturating_mul(size)).zip(other.chunks(row.saturating_mul(size)));
                 return pairs.all(|(row, other)| has_same_largest(&values(row), &values(other)));
             }
             let mut pairs = one.chunks_exact(size).map(float).zip(other.chunks_exact(size).map(float));
