@@ -22,11 +22,11 @@ use crate::request_id::REQUEST_ID;
 use crate::route::{self, Route, Target};
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, StatusCode, header};
+use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
 use percent_encoding::percent_decode_str;
 use pingora::ErrorType;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp, HttpServerOptions, ReusedHttpStream};
-use pingora::http::ResponseHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
 use serde::Serialize;
@@ -105,11 +105,10 @@ impl Service {
             _ = shutdown.wait_for(|has_begun| *has_begun) => return false,
         };
         let refused = match read {
-            // It would turn what follows into something else than HTTP (RFC 9110, 9.3.6).
-            Ok(true) if session.req_header().method == Method::CONNECT => {
-                Refusal::Method { allow: "GET, POST" }
-            }
-            Ok(true) => return true,
+            Ok(true) => match unacceptable(session.req_header()) {
+                None => return true,
+                Some(refusal) => refusal,
+            },
             Err(error) if error.etype == ErrorType::InvalidHTTPHeader => Refusal::Invalid(unreadable(&error)),
             Ok(false) | Err(_) => return false, // it has left
         };
@@ -265,6 +264,23 @@ fn unreadable(error: &pingora::Error) -> String {
         (None, None) => error.etype.as_str().to_owned(),
     };
     format!("the head of the request is not HTTP/1.1: {why}")
+}
+
+/// Why a connection cannot go on after this head, if it cannot.
+fn unacceptable(head: &RequestHeader) -> Option<Refusal> {
+    if head.method == Method::CONNECT {
+        // It would turn what follows into something else than HTTP (RFC 9110, 9.3.6).
+        return Some(Refusal::Method { allow: "GET, POST" });
+    }
+    if head.version == Version::HTTP_11 && !head.headers.contains_key(header::HOST) {
+        // RFC 9112, 3.2.
+        return Some(Refusal::Invalid("the request has no Host header".into()));
+    }
+    // Where such a body ends, nobody here knows (RFC 9112, 6.1).
+    let mut codings = head.headers.get_all(header::TRANSFER_ENCODING).iter();
+    let unknown = codings.find(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))?;
+    let named = String::from_utf8_lossy(unknown.as_bytes());
+    Some(Refusal::Unsupported(format!("transfer coding `{named}`; known is chunked")))
 }
 
 /// Whether a person with a browser asks.

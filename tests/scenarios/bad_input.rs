@@ -106,19 +106,26 @@ fn a_head_that_is_no_http_is_answered_and_ends_its_connection() {
         ("GET /v2 HTTP/3.0\r\nHost: x\r\n\r\n", 400, "invalid HTTP version"),
         (&many, 400, "too many headers"),
         ("POST /v2 HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "Transfer-Encoding"),
+        ("GET /v2 HTTP/1.1\r\n\r\n", 400, "the request has no Host header"),
+        ("GET /v2 HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400, "multiple Host header fields"),
+        (
+            "POST /v2 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+            501,
+            "transfer coding `gzip, chunked`; known is chunked",
+        ),
         ("CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\n", 405, "allow: GET, POST"),
     ];
     for (head, status, says) in &cases {
         let answer = harness::raw_exchange(
             stack.http,
-            &[head.as_bytes(), b"GET /v2 HTTP/1.1\r\n\r\n"].concat(),
+            &[head.as_bytes(), b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n"].concat(),
             false,
         );
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{head:?}: {answer}");
         assert!(answer.contains(says) && answer.contains(r#"{"error":""#), "{head:?}: {answer}");
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "what follows is not read: {answer}");
     }
-    stack.wait_for_metric(r#"penstock_refusals_total{reason="invalid"}"#, 5.0);
+    stack.wait_for_metric(r#"penstock_refusals_total{reason="invalid"}"#, 7.0);
 }
 
 #[test]
