@@ -37,6 +37,9 @@ use crate::units::Version;
 const HISTORY: usize = 64;
 const KEPT: usize = 32;
 
+/// Of a rollout that has ended rolled back.
+const KEPT_OF_ENDED: usize = 2;
+
 /// A share of the requests, in millionths.
 pub(crate) type Millionths = u32;
 pub(crate) const ALL: Millionths = 1_000_000;
@@ -406,6 +409,18 @@ impl Progress {
     pub fn dwelt(&self) -> Duration {
         self.dwelt
     }
+
+    /// Baseline and candidate.
+    pub(crate) fn versions(&self) -> (Version, Version) {
+        (Version(self.baseline), Version(self.candidate))
+    }
+
+    /// Without most of its history.
+    pub(crate) fn if_rolled_back(mut self) -> Option<Self> {
+        let old = self.verdicts.len().saturating_sub(KEPT_OF_ENDED);
+        self.verdicts.drain(..old);
+        (self.phase == Phase::RolledBack).then_some(self)
+    }
 }
 
 /// What one rollout shows of itself.
@@ -764,6 +779,16 @@ impl Canary {
                 gate.restore(kept, same_step);
             }
         }
+    }
+
+    /// It was rolled back before its policy went, and the policy comes back.
+    pub(crate) fn come_back(&mut self, progress: &Progress, now: Instant) {
+        self.restore(progress, now);
+        self.note(
+            Verdict::Hold,
+            "it was rolled back before and stays so until a person resumes it".into(),
+            now,
+        );
     }
 
     fn candidate(&self) -> Version {

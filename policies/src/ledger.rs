@@ -39,6 +39,7 @@ use crate::plan::share_after;
 use crate::remote::Remote;
 use crate::retry::{NotAgain, RetryBudget};
 use crate::ring::Parts;
+use crate::rolled_back::RolledBack;
 use crate::snapshot::{Fallback, ModelPolicy, Models, Rings, Snapshot};
 use crate::units::Version;
 
@@ -53,6 +54,7 @@ pub struct Ledger {
     rollouts: ArcSwap<Rollouts>,
     /// Those that the last swap of policies has ended.
     ended: ArcSwap<Rollouts>,
+    rolled_back: Mutex<RolledBack>,
     tallies: ArcSwap<Tallies>,
 }
 
@@ -316,11 +318,27 @@ impl Ledger {
 
     /// Goes on where an earlier process has stopped. Call it after [`Ledger::roll_out`].
     pub fn restore(&self, progress: &BTreeMap<String, Progress>, now: Instant) {
-        for (model, rollout) in self.rollouts.load().iter() {
-            if let Some(progress) = progress.get(&**model) {
-                rollout.change(|canary| canary.restore(progress, now));
+        let rollouts = self.rollouts.load();
+        for (model, progress) in progress {
+            match rollouts.get(&**model).filter(|rollout| rollout.versions == progress.versions()) {
+                Some(rollout) => rollout.change(|canary| canary.restore(progress, now)),
+                None => self.rolled_back().note(model, progress.clone()),
             }
         }
+    }
+
+    /// Rollouts that have ended rolled back, to be kept over a restart.
+    pub fn ended_rolled_back(&self) -> RolledBack {
+        self.rolled_back().clone()
+    }
+
+    /// Remembers those of an earlier process. Call it before [`Ledger::roll_out`].
+    pub fn remember(&self, rolled_back: RolledBack) {
+        *self.rolled_back() = rolled_back;
+    }
+
+    fn rolled_back(&self) -> MutexGuard<'_, RolledBack> {
+        self.rolled_back.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where a request goes that a rollout had assigned before its body was read: to the baseline, if the candidate has
@@ -381,11 +399,18 @@ impl Ledger {
         shares
     }
 
-    /// The candidate's share in the rollout that has begun, if that is of these versions.
+    /// The candidate's share in the rollout that has begun, if that is of these versions; none if it was rolled back before.
     pub(crate) fn share_now(&self, model: &str, policy: &CanaryPolicy) -> Option<Millionths> {
-        let rollouts = self.rollouts.load();
-        let rollout = rollouts.get(model).filter(|rollout| rollout.is_of(policy))?;
-        Some(rollout.stage().share)
+        match self.rollouts.load().get(model).filter(|rollout| rollout.is_of(policy)) {
+            Some(rollout) => Some(rollout.stage().share),
+            None => self.stays_rolled_back(model, policy).then_some(0),
+        }
+    }
+
+    /// Whether a rollout of these versions that began now would have been rolled back before.
+    pub(crate) fn stays_rolled_back(&self, model: &str, policy: &CanaryPolicy) -> bool {
+        let is_under_way = self.rollouts.load().get(model).is_some_and(|rollout| rollout.is_of(policy));
+        !is_under_way && self.rolled_back().of(model, policy.versions_of_arms()).is_some()
     }
 
     /// The candidate's share once `policy` is in force, if `before` is now.
@@ -408,12 +433,20 @@ impl Ledger {
         self.rollouts.rcu(|rollouts| {
             let mut rollouts = Rollouts::clone(rollouts);
             for (model, policy) in snapshot.canaries() {
-                let begun = || Arc::new(Rollout::new(policy, now));
+                let begun = || Arc::new(self.begun(model, policy, now));
                 rollouts.entry(Arc::clone(model)).or_insert_with(begun);
             }
             rollouts
         });
         self.forgive_new(&before);
+    }
+
+    fn begun(&self, model: &str, policy: &CanaryPolicy, now: Instant) -> Rollout {
+        let rollout = Rollout::new(policy, now);
+        if let Some(progress) = self.rolled_back().of(model, rollout.versions) {
+            rollout.change(|canary| canary.come_back(progress, now));
+        }
+        rollout
     }
 
     /// Follows a swap of policies: begins the rollouts that are new, drops those that are gone.
@@ -457,14 +490,18 @@ impl Ledger {
             let ended = rollouts.iter().filter(|one| !goes_on(one));
             ended.map(|(model, rollout)| (Arc::clone(model), Arc::clone(rollout))).collect()
         };
-        self.ended.store(Arc::new(ended(&self.rollouts.load())));
+        let ended = ended(&self.rollouts.load());
+        for (model, rollout) in &ended {
+            self.rolled_back().note(model, rollout.change(|canary| canary.progress(now)));
+        }
+        self.ended.store(Arc::new(ended));
         self.rollouts.rcu(|rollouts| {
             let followed = |(model, policy): (&Arc<str>, &CanaryPolicy)| match rollouts.get_key_value(model) {
                 Some((model, rollout)) if rollout.is_of(policy) => {
                     rollout.change(|canary| canary.follow(policy, now));
                     (Arc::clone(model), Arc::clone(rollout))
                 }
-                _ => (Arc::clone(model), Arc::new(Rollout::new(policy, now))),
+                _ => (Arc::clone(model), Arc::new(self.begun(model, policy, now))),
             };
             snapshot.canaries().map(followed).collect::<Rollouts>()
         });

@@ -120,10 +120,15 @@ impl Ledger {
             (None, None) => None,
             (Some(old), None) => Some(format!("the rollout of version {} ends", old.candidate.version)),
             (before, Some(new)) => {
+                let version = new.candidate.version;
+                if self.stays_rolled_back(model, new) {
+                    return Some(format!(
+                        "the rollout of version {version} stays rolled back: `penstock canary resume {model}` begins it again"
+                    ));
+                }
                 let goes_on = before.is_some_and(|old| old.versions_of_arms() == new.versions_of_arms());
                 let (does, share) =
                     (if goes_on { "goes on" } else { "begins" }, self.share(model, new, before));
-                let version = new.candidate.version;
                 Some(format!("the rollout of version {version} {does} at {} %", percent(share)))
             }
         }

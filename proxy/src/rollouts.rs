@@ -8,7 +8,7 @@ use crate::metrics::Metrics;
 use crate::rollout_history::RolloutHistory;
 use crate::trace::Tracer;
 use anyhow::Context;
-use policies::{Ledger, Live, Mismatch, Progress, Record, Rings, Verdict};
+use policies::{Ledger, Live, Mismatch, Progress, Record, Rings, RolledBack, Verdict};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -49,6 +49,9 @@ const FORMAT: u32 = 1;
 pub struct Kept {
     /// How far canaries are, by model.
     pub canaries: BTreeMap<String, Progress>,
+    /// Those that a policy has ended after they were rolled back.
+    #[serde(default)]
+    pub rolled_back: RolledBack,
     /// Whom splits have given to which version.
     #[serde(default)]
     pub rings: Rings,
@@ -103,7 +106,8 @@ impl Rollouts {
     async fn save(&self, kept: Kept, now: Instant) -> Kept {
         let Some(file) = self.file.clone() else { return kept };
         let rings = self.ledger.rings(&self.live.load().snapshot);
-        let progress = Kept { canaries: self.ledger.progress(now), rings };
+        let rolled_back = self.ledger.ended_rolled_back();
+        let progress = Kept { canaries: self.ledger.progress(now), rolled_back, rings };
         if progress == kept {
             return kept;
         }
@@ -189,7 +193,11 @@ mod tests {
             "p",
         );
         let rings = ledger.rings(&split.unwrap());
-        let progress = Kept { canaries: ledger.progress(now + Duration::from_secs(3)), rings };
+        let progress = Kept {
+            canaries: ledger.progress(now + Duration::from_secs(3)),
+            rolled_back: RolledBack::default(),
+            rings,
+        };
         write(&file, &progress).unwrap();
         assert_eq!(read(&file).unwrap(), progress);
         let text = std::fs::read_to_string(&file).unwrap();

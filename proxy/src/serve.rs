@@ -90,6 +90,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         slots: Arc::new(Slots::new(config.in_flight_max, config.in_flight_bytes_max)),
     });
     metrics.policy_generation.set(path.live.load().number);
+    path.ledger.remember(kept.rolled_back);
     path.ledger.roll_out(&path.live.load().snapshot, Instant::now());
     path.ledger.restore(&kept.canaries, Instant::now());
     let readiness = Readiness {

@@ -1,6 +1,6 @@
 //! The front door opens: every `curl` of the README works against the demo, and says what the README says.
 
-use harness::{Stack, binary, repository};
+use harness::{Client, Stack, binary, eventually, repository};
 use std::process::Command;
 
 fn readme() -> String {
@@ -76,23 +76,31 @@ fn the_rollout_demo_promotes_the_good_version_and_rolls_the_broken_one_back() {
     let before = std::fs::read(repository("configs/demo/policies.yaml")).unwrap();
     std::fs::write(&policies, &before).unwrap();
     let stack = Stack::builder().policy_file(&policies).models(demo.path().join("models")).start();
-    let output = Command::new(repository("configs/demo/rollout.sh"))
-        .env("HTTP", stack.http.to_string())
-        .env("ADMIN", stack.admin.to_string())
-        .env("DEMO", demo.path())
-        .env("PENSTOCK", binary("penstock"))
-        .output()
-        .unwrap();
-    let says = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success(), "{says}\n{}", String::from_utf8_lossy(&output.stderr));
-    for part in [
-        "digits: version 2 gets 100.0 %, version 1 the rest; promoted, step 2 of 2",
-        "step 2 at 50.0 %: advance: every gate has passed",
-        "digits: version 3 gets 0.0 %, version 2 the rest; rolled back, step 1 of 2",
-        "roll back: version 3 fails more often than version 2: ",
-    ] {
-        assert!(says.contains(part), "{part}\n{says}");
+    // Whoever has seen it may want to show it to somebody else.
+    for is_again in [false, true] {
+        let output = Command::new(repository("configs/demo/rollout.sh"))
+            .env("HTTP", stack.http.to_string())
+            .env("ADMIN", stack.admin.to_string())
+            .env("DEMO", demo.path())
+            .env("PENSTOCK", binary("penstock"))
+            .output()
+            .unwrap();
+        let says = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{says}\n{}", String::from_utf8_lossy(&output.stderr));
+        for part in [
+            "digits: version 2 gets 100.0 %, version 1 the rest; promoted, step 2 of 2",
+            "step 2 at 50.0 %: advance: every gate has passed",
+            "digits: version 3 gets 0.0 %, version 2 the rest; rolled back, step 1 of 2",
+            "roll back: version 3 fails more often than version 2: ",
+        ] {
+            assert!(says.contains(part), "{part}\n{says}");
+        }
+        assert_eq!(says.contains("begun again by a person: it is shown once more"), is_again, "{says}");
+        assert_eq!(std::fs::read(&policies).unwrap(), before, "everything is as it was");
+        assert!(!demo.path().join("models/digits/3").exists());
+        eventually("the first policy to be in force", || {
+            let status = Client::new(stack.admin).get("/canaries").json();
+            status.as_object().is_some_and(serde_json::Map::is_empty).then_some(())
+        });
     }
-    assert_eq!(std::fs::read(&policies).unwrap(), before, "everything is as it was");
-    assert!(!demo.path().join("models/digits/3").exists());
 }

@@ -451,7 +451,80 @@ fn a_rollout_that_a_swap_has_ended_stays_as_it_was_for_those_who_came_before() {
         assert!(users.into_iter().all(|user| pick(&user).version == Version(version)), "{command:?}");
         assert_eq!(ledger.confirm("m", early.version, early.assigned).0, Version(version), "{command:?}");
         ledger.roll_out(&before, now);
-        assert_eq!(pick(&user).version, Version(2), "it begins anew");
+        assert_eq!(pick(&user).version, Version(version), "{command:?}, and then its policy comes back");
+    }
+}
+
+/// Who goes back to a policy of the past does not thereby trust a candidate that failed under it.
+#[test]
+fn a_candidate_that_was_rolled_back_stays_so_when_its_policy_comes_back() {
+    let canary = |candidate: u64| {
+        policies(&format!(
+            "models: {{m: {{canary: {{baseline: 1, candidate: {candidate}, steps: [50, 80]}}}}}}"
+        ))
+    };
+    let (before, other, split) = (canary(2), canary(3), policies("models: {m: {split: {weights: {1: 1}}}}"));
+    let now = Instant::now();
+    let share = |ledger: &Ledger| ledger.rollouts()["m"].percent;
+    let phase = |ledger: &Ledger| ledger.rollouts()["m"].phase.clone();
+    for between in [&split, &other] {
+        for restarts in [false, true] {
+            let mut ledger = Ledger::new();
+            ledger.roll_out(&before, now);
+            ledger.command("m", Command::Abort, "it smells", now).unwrap();
+            ledger.roll_out(between, now);
+            if restarts {
+                let (kept, progress) = (ledger.ended_rolled_back(), ledger.progress(now));
+                let kept = serde_json::from_str(&serde_json::to_string(&kept).unwrap()).unwrap();
+                ledger = Ledger::new();
+                ledger.remember(kept);
+                ledger.roll_out(between, now);
+                ledger.restore(&progress, now);
+            }
+            let plan = ledger.plan(between, &before, &Everything);
+            let says =
+                "the rollout of version 2 stays rolled back: `penstock canary resume m` begins it again";
+            assert!(plan.changes[0].state.contains(&says.to_owned()), "{plan:?}");
+            assert_eq!(ledger.rings(&before).0["m"], [(0, Version(1))]);
+            ledger.roll_out(&before, now);
+            assert_eq!((share(&ledger), phase(&ledger)), (0.0, crate::Phase::RolledBack));
+            let why = ledger.judge(now).pop().unwrap().1.why;
+            assert_eq!(why, "it was rolled back before and stays so until a person resumes it");
+            // A person trusts it after all, and it ends well.
+            ledger.command("m", Command::Resume, "", now).unwrap();
+            assert_eq!(share(&ledger), 50.0);
+            ledger.command("m", Command::Promote, "", now).unwrap();
+            ledger.roll_out(between, now);
+            ledger.roll_out(&before, now);
+            assert_eq!(share(&ledger), 50.0, "what ended well begins anew");
+        }
+    }
+}
+
+/// A process may begin with another policy than the one before it ended with.
+#[test]
+fn a_policy_that_loses_its_rollout_while_nobody_runs_forgets_nothing_of_it() {
+    let before = policies("models: {m: {canary: {baseline: 1, candidate: 2, steps: [50]}}}");
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    ledger.roll_out(&before, now);
+    ledger.command("m", Command::Abort, "", now).unwrap();
+    let next = Ledger::new();
+    next.roll_out(&policies("models: {m: {split: {weights: {1: 1}}}}"), now);
+    next.restore(&ledger.progress(now), now);
+    next.roll_out(&before, now);
+    assert_eq!(next.rollouts()["m"].percent, 0.0);
+}
+
+/// Whatever a policy names.
+struct Everything;
+
+impl crate::Known for Everything {
+    fn is_ready(&self, _: &str, _: Version) -> bool {
+        true
+    }
+
+    fn has(&self, _: &str) -> bool {
+        true
     }
 }
 
