@@ -4,7 +4,7 @@
 use anyhow::Context;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 
 /// A file that has at most so many bytes; of a longer one the beginning, which is one byte more than that.
@@ -41,26 +41,24 @@ pub(crate) fn replace_if(
 ) -> anyhow::Result<bool> {
     let file = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut name = file.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let new = folder.join(name);
+    let name = file.file_name().unwrap_or_default();
     let replaced = || {
-        let mut to = File::create(&new)?;
+        let open_to_all = fs::Permissions::from_mode(0o666); // less what the process keeps back
+        // Of a name that no other process has: two may write the same file.
+        let mut new = tempfile::Builder::new();
+        let mut new = new.prefix(name).suffix(".new").permissions(open_to_all).tempfile_in(folder)?;
         if let Ok(old) = fs::metadata(&file) {
-            to.set_permissions(old.permissions())?;
+            new.as_file().set_permissions(old.permissions())?;
         }
-        to.write_all(content)?;
-        to.sync_all()?;
+        new.write_all(content)?;
+        new.as_file().sync_all()?;
         let may = may()?;
         if may {
-            fs::rename(&new, &file)?;
+            new.persist(&file)?;
         }
         Ok(may)
     };
     let replaced: io::Result<bool> = replaced();
-    if !matches!(replaced, Ok(true)) {
-        let _ = fs::remove_file(&new); // it may not even be there
-    }
     let replaced = replaced.with_context(|| format!("cannot write {}", file.display()))?;
     // From the rename on everybody reads the new content: that it may not outlive a power cut is no failure.
     if replaced && let Err(error) = File::open(folder).and_then(|folder| folder.sync_all()) {
@@ -72,7 +70,6 @@ pub(crate) fn replace_if(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn a_file_is_replaced_where_its_link_points_and_keeps_its_permissions() {
@@ -87,6 +84,22 @@ mod tests {
         assert_eq!(fs::metadata(&real).unwrap().permissions().mode() & 0o777, 0o640);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
         assert!(replace(&folder.path().join("nowhere/file"), b"").is_err());
+    }
+
+    #[test]
+    fn many_may_write_one_file_and_the_last_has_written_all_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("file");
+        let content = |writer: u8| vec![b'a' + writer; 100_000];
+        std::thread::scope(|scope| {
+            for writer in 0..4 {
+                let file = &file;
+                scope.spawn(move || (0..20).for_each(|_| replace(file, &content(writer)).unwrap()));
+            }
+        });
+        let written = fs::read(&file).unwrap();
+        assert!((0..4).any(|writer| written == content(writer)), "{} bytes", written.len());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]
