@@ -21,7 +21,7 @@ use crate::snapshot::{Rings, Snapshot};
 /// A snapshot with the number under which it went live.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Generation {
-    /// From 1, one more with every change.
+    /// From 1, or from where an earlier process has ended, one more with every change.
     pub number: u64,
     /// What is decided under this number.
     pub snapshot: Snapshot,
@@ -66,10 +66,12 @@ pub struct Live {
 impl Live {
     /// Starts with `snapshot` as generation 1.
     pub fn new(snapshot: Snapshot) -> Self {
-        Self {
-            current: ArcSwap::from_pointee(Generation { number: 1, snapshot }),
-            publishing: Mutex::new(()),
-        }
+        Self::going_on(1, snapshot)
+    }
+
+    /// Starts with `snapshot` as this generation: an earlier process had those before.
+    pub fn going_on(number: u64, snapshot: Snapshot) -> Self {
+        Self { current: ArcSwap::from_pointee(Generation { number, snapshot }), publishing: Mutex::new(()) }
     }
 
     /// The generation in force. Take it once per request and pass it on.

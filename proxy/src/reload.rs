@@ -51,6 +51,8 @@ pub struct Reload {
     pub asked: mpsc::Receiver<Asked>,
     /// Where the policy in force is kept for the next start.
     pub last_good: Option<PathBuf>,
+    /// Where those before are.
+    pub history: Option<PathBuf>,
     /// What no policy changes.
     pub fixed: Arc<Fixed>,
 }
@@ -91,7 +93,7 @@ impl Reload {
             }
         };
         let mut hangup = signal(SignalKind::hangup()).expect("signal handlers can be installed at start");
-        self.keep_last_good().await;
+        self.keep().await;
         loop {
             let mut settle = SETTLE;
             tokio::select! {
@@ -169,12 +171,18 @@ impl Reload {
         if let more @ 1.. = missing.len().saturating_sub(MISSING_TOLD) {
             tracing::warn!("and {more} more that the policy names and nobody has");
         }
-        self.keep_last_good().await;
+        self.keep().await;
     }
 
-    async fn keep_last_good(&self) {
-        let Some(file) = &self.last_good else { return };
-        if let Err(error) = replace(file, &self.revisions.current().text, |_| Ok(true)).await {
+    /// For the next start.
+    async fn keep(&self) {
+        let (Some(policy), Some(history)) = (self.last_good.clone(), self.history.clone()) else { return };
+        let (text, revisions) = (self.revisions.current().text.clone(), self.revisions.clone());
+        let written = tokio::task::spawn_blocking(move || {
+            files::replace(&policy, text.as_bytes())?;
+            files::replace(&history, &revisions.to_file())
+        });
+        if let Err(error) = written.await.map_err(anyhow::Error::from).flatten() {
             tracing::error!("the policy in force is not kept for the next start: {error:#}");
         }
     }

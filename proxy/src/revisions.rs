@@ -1,10 +1,12 @@
 //! The policies that were in force, and what a person may ask of them: show, plan, put, roll back. Decides what is
 //! remembered and how a revision is told from another; carried out is it by `reload.rs`.
 
+use crate::files;
 use crate::fixed::AtRestart;
 use policies::{Plan, Rings};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
 use std::time::SystemTime;
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_64;
@@ -12,8 +14,11 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Revisions that are remembered.
 const REVISIONS_MAX: usize = 16;
 
+/// Bytes of the texts that are remembered over a restart: of longer ones fewer.
+const KEPT_BYTES_MAX: usize = 2 << 20;
+
 /// A text that was in force.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Revision {
     /// The generation that it was, or that decided alike.
     pub generation: u64,
@@ -22,7 +27,7 @@ pub struct Revision {
     /// Where it came from.
     pub source: Source,
     /// Of one that somebody has gone back to: the generation that it was first.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restores: Option<u64>,
     /// The text.
     #[serde(skip)]
@@ -47,10 +52,10 @@ impl Revision {
 }
 
 /// Where a revision came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
-    /// It was there at the start.
+    /// It was there at the start, and not at the end before.
     Start,
     /// Somebody has changed the file.
     File,
@@ -61,15 +66,31 @@ pub enum Source {
 }
 
 /// The last few, oldest first; never empty.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Revisions(VecDeque<Revision>);
 
 impl Revisions {
-    /// Begins with what is in force at the start.
-    pub fn new(text: String, now: SystemTime) -> Self {
-        let mut revisions = Self(VecDeque::new());
-        revisions.note(1, text, Source::Start, None, now);
+    /// Begins with what is in force at the start, after those of an earlier process.
+    pub fn new(earlier: Vec<Revision>, text: String, now: SystemTime) -> Self {
+        let mut revisions = Self(earlier.into());
+        let last = revisions.0.back();
+        if last.is_none_or(|last| last.text != text) {
+            let generation = last.map_or(1, |last| last.generation + 1);
+            revisions.note(generation, text, Source::Start, None, now);
+        }
         revisions
+    }
+
+    /// As a file that [`read`] reads.
+    pub(crate) fn to_file(&self) -> Vec<u8> {
+        let mut bytes = 0;
+        let newest = self.0.iter().rev().take_while(|revision| {
+            bytes += revision.text.len();
+            bytes <= KEPT_BYTES_MAX
+        });
+        let mut kept: Vec<(&Revision, &str)> = newest.map(|one| (one, one.text.as_str())).collect();
+        kept.reverse();
+        serde_json::to_vec(&kept).expect("numbers and texts")
     }
 
     /// Another text is in force, that of generation `restores` if somebody has gone back to it.
@@ -111,6 +132,26 @@ impl Revisions {
     pub(crate) fn all(&self) -> impl Iterator<Item = &Revision> {
         self.0.iter()
     }
+}
+
+/// Those that an earlier process has kept; none if they cannot be read, which is told.
+pub fn read(file: &Path) -> Vec<Revision> {
+    let kept = match files::read_file_at_most(file, 8 * KEPT_BYTES_MAX) {
+        Ok(kept) => kept,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) => {
+            tracing::warn!(
+                "the policies before this start cannot be gone back to: {}: {error}",
+                file.display()
+            );
+            return Vec::new();
+        }
+    };
+    let kept = serde_json::from_slice::<Vec<(Revision, String)>>(&kept).unwrap_or_else(|error| {
+        tracing::warn!("the policies before this start cannot be gone back to: {}: {error}", file.display());
+        Vec::new()
+    });
+    kept.into_iter().map(|(revision, text)| Revision { text, ..revision }).collect()
 }
 
 /// A question, and where its answer goes.
@@ -187,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_last_few_are_remembered_and_those_that_decide_alike_are_one() {
-        let mut revisions = Revisions::new("one".into(), NOW);
+        let mut revisions = Revisions::new(Vec::new(), "one".into(), NOW);
         assert!(revisions.earlier(None).is_none());
         revisions.note(1, "# one\none".into(), Source::File, None, NOW);
         assert!(revisions.earlier(None).is_none());
@@ -202,8 +243,34 @@ mod tests {
     }
 
     #[test]
+    fn another_process_goes_on_with_them_and_counts_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("history.json");
+        assert_eq!(read(&file), []);
+        let mut revisions = Revisions::new(read(&file), "old".into(), NOW);
+        revisions.note(2, "good".into(), Source::Admin, None, NOW);
+        revisions.note(3, "old".into(), Source::RollBack, Some(1), NOW);
+        std::fs::write(&file, revisions.to_file()).unwrap();
+        let same = Revisions::new(read(&file), "old".into(), NOW);
+        assert!(same.all().eq(revisions.all()));
+        let other = Revisions::new(read(&file), "edited meanwhile".into(), NOW);
+        assert_eq!((other.current().generation, other.current().source), (4, Source::Start));
+        assert_eq!(other.earlier(None).unwrap().text, "old");
+        assert_eq!(other.earlier(Some(2)).unwrap().text, "good");
+        // The newest of what is long.
+        let mut long = Revisions::new(Vec::new(), "a".repeat(KEPT_BYTES_MAX), NOW);
+        long.note(2, "b".into(), Source::File, None, NOW);
+        std::fs::write(&file, long.to_file()).unwrap();
+        assert_eq!(read(&file).iter().map(|one| one.generation).collect::<Vec<_>>(), [2]);
+        for nonsense in ["", "[", "[7]", "{}"] {
+            std::fs::write(&file, nonsense).unwrap();
+            assert_eq!(read(&file), []);
+        }
+    }
+
+    #[test]
     fn who_goes_back_twice_does_not_come_to_what_was_left() {
-        let mut revisions = Revisions::new("old".into(), NOW);
+        let mut revisions = Revisions::new(Vec::new(), "old".into(), NOW);
         revisions.note(2, "good".into(), Source::Admin, None, NOW);
         revisions.note(3, "bad".into(), Source::Admin, None, NOW);
         let mut generation = 3;

@@ -29,7 +29,7 @@ use crate::record::Watchers;
 use crate::reload::{self, Reload, Seen};
 use crate::remote::Remotes;
 use crate::repository::Repository;
-use crate::revisions::Revisions;
+use crate::revisions::{self, Revisions};
 use crate::rollout_history::RolloutHistory;
 use crate::rollouts::{self, Rollouts};
 use crate::service::Service;
@@ -70,6 +70,9 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         None => (Snapshot::default(), Vec::new(), Seen::Nothing),
     };
     let text = String::from_utf8(text).context("the policy file: not UTF-8")?;
+    let history_file = config.state.as_ref().map(|state| state.with_extension("history.json"));
+    let earlier = history_file.as_deref().map(revisions::read).unwrap_or_default();
+    let revisions = Revisions::new(earlier, text, SystemTime::now());
     let metrics = Arc::new(Metrics::new());
     let tracer = config.traces.as_ref().map(|traces| Tracer::new(traces, metrics.spans.clone()));
     let tracer = tracer.transpose().context("traces")?.map(Arc::new);
@@ -81,7 +84,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let path = Arc::new(Path {
         remotes: remotes.clone(),
         metrics: metrics.clone(),
-        live: Arc::new(Live::new(snapshot.follow(&kept.rings))),
+        live: Arc::new(Live::going_on(revisions.current().generation, snapshot.follow(&kept.rings))),
         ledger: ledger.clone(),
         directory: Arc::new(Directory::default()),
         shadows: Shadows::new(links.clone(), remotes, metrics.clone(), ledger),
@@ -176,9 +179,10 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         metrics: metrics.clone(),
         state,
         seen,
-        revisions: Revisions::new(text, SystemTime::now()),
+        revisions,
         asked,
         last_good,
+        history: history_file,
         fixed: fixed.clone(),
     });
     let supervisor = Supervisor {

@@ -205,8 +205,9 @@ fn a_process_starts_from_the_last_good_policy_when_the_file_is_broken() {
     stack.restart();
     assert_eq!(of_version_2(&stack), answered);
     assert!(stack.log().contains("starting with the last policy that was in force"), "{}", stack.log());
-    std::fs::write(&stack.policies, BEFORE).unwrap();
-    stack.wait_for_metric("penstock_policy_generation", 2.0);
+    says(&penstock(&stack, &["rollback"]));
+    assert_eq!(std::fs::read_to_string(&stack.policies).unwrap(), BEFORE, "of the process before");
+    stack.wait_for_metric("penstock_policy_generation", 3.0);
     assert!(of_version_2(&stack) < answered);
 }
 
