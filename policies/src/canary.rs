@@ -18,7 +18,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -57,6 +59,16 @@ pub(crate) fn step_of(share: Millionths, steps: &[Millionths]) -> usize {
 /// within a second.
 const LATELY: u32 = 10;
 
+/// Numbers by which what was assigned under other circumstances is known to say nothing. They are never the same for two rollouts.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Beginnings(Arc<AtomicU32>);
+
+impl Beginnings {
+    fn next(&self) -> u32 {
+        self.0.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
+    }
+}
+
 /// A rollout as the policy states it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct CanaryPolicy {
@@ -79,12 +91,14 @@ pub(crate) struct CanaryPolicy {
     pub(crate) servers: Servers,
     /// How answers are compared, if there is a gate on that: its evidence is about nothing else.
     pub(crate) comparison: Option<Comparison>,
+    /// What its evidence is about, as a number: what was assigned by a policy of another number says nothing.
+    pub(crate) about: u64,
     /// Who gets the candidate first.
     pub(crate) order: Order,
 }
 
 /// Where the versions of a rollout are, if not in the engine here.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Servers {
     pub(crate) baseline: Option<Arc<Remote>>,
     pub(crate) candidate: Option<Arc<Remote>>,
@@ -99,7 +113,7 @@ impl Servers {
 }
 
 /// When two answers are the same.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) struct Comparison {
     pub(crate) tolerance: Tolerance,
     /// See [`ShadowPolicy`](crate::shadow::ShadowPolicy).
@@ -136,12 +150,12 @@ impl CanaryPolicy {
             let is_drawn = (place * u128::from(ALL)) >> 64 >= u128::from(ALL - stage.share);
             let is_candidate = is_drawn && stage.is_ready;
             let target = if is_candidate { &self.candidate } else { &self.baseline };
-            let assigned = Some(Assignment {
+            let assigned = stage.begun.map(|begun| Assignment {
                 baseline,
                 candidate,
                 is_candidate,
                 share: if stage.is_ready { stage.share } else { 0 },
-                begun: stage.begun,
+                begun,
                 slow_over: self.slow.map(|slow| slow.over),
             });
             let drawn = Some(Drawn {
@@ -177,6 +191,14 @@ impl CanaryPolicy {
         self.stickiness.as_ref().and_then(Stickiness::fallback)
     }
 
+    /// Where its versions are, and when answers are the same: both are written elsewhere in a policy.
+    pub(crate) fn with(self, servers: Servers, comparison: Option<Comparison>) -> Self {
+        let mut hasher = DefaultHasher::new();
+        let over = self.slow.map(|slow| slow.over);
+        (self.versions_of_arms(), &servers, &comparison, over).hash(&mut hasher);
+        Self { servers, comparison, about: hasher.finish(), ..self }
+    }
+
     /// Baseline and candidate: progress is theirs, whatever else changes.
     pub(crate) fn versions_of_arms(&self) -> (Version, Version) {
         (self.baseline.version, self.candidate.version)
@@ -192,15 +214,15 @@ fn parts_of(baseline: Version, candidate: Version, share: Millionths) -> [(Versi
 pub(crate) struct Stage {
     /// The candidate's.
     pub(crate) share: Millionths,
-    /// How often the candidate was judged from the beginning: what was assigned before says nothing any more.
-    pub(crate) begun: u32,
+    /// Since when the candidate is judged; `None` where this rollout is about something else than the policy that asks.
+    pub(crate) begun: Option<u32>,
     /// A candidate that is not ready gets nothing.
     pub(crate) is_ready: bool,
 }
 
 impl Stage {
     /// Of a rollout that nobody has begun yet.
-    pub(crate) const NOT_BEGUN: Self = Self { share: 0, begun: 0, is_ready: true };
+    pub(crate) const NOT_BEGUN: Self = Self { share: 0, begun: None, is_ready: true };
 }
 
 /// On which side of a rollout a request was put by chance.
@@ -213,7 +235,7 @@ pub struct Assignment {
     /// The candidate's share at that moment.
     pub(crate) share: Millionths,
     /// See [`Stage`].
-    pub(crate) begun: u32,
+    begun: u32,
     /// An answer that takes longer is slow.
     pub(crate) slow_over: Option<Duration>,
 }
@@ -462,7 +484,8 @@ struct Finding {
 #[derive(Debug)]
 pub(crate) struct Canary {
     policy: CanaryPolicy,
-    /// See [`Stage`].
+    beginnings: Beginnings,
+    /// What was assigned under another number says nothing.
     begun: u32,
     phase: Phase,
     step: usize,
@@ -481,12 +504,13 @@ pub(crate) struct Canary {
 }
 
 impl Canary {
-    pub(crate) fn new(policy: CanaryPolicy, now: Instant) -> Self {
+    pub(crate) fn new(policy: CanaryPolicy, beginnings: Beginnings, now: Instant) -> Self {
         let gates = gates(&policy, now);
         let drift = policy.drifting_at_most.map(|at_most| DriftGate::new(at_most, now));
         Self {
             policy,
-            begun: 0,
+            begun: beginnings.next(),
+            beginnings,
             phase: Phase::Running,
             step: 0,
             entered: now,
@@ -500,9 +524,19 @@ impl Canary {
         }
     }
 
-    /// For picks; whether the candidate is ready, others know.
-    pub(crate) fn stage(&self) -> Stage {
-        Stage { share: self.share(), begun: self.begun, is_ready: true }
+    /// Since when the candidate is judged.
+    pub(crate) fn begun(&self) -> u32 {
+        self.begun
+    }
+
+    /// What its evidence is about.
+    pub(crate) fn about(&self) -> u64 {
+        self.policy.about
+    }
+
+    /// What is under way says nothing any more.
+    fn begin_anew(&mut self) {
+        self.begun = self.beginnings.next();
     }
 
     /// The candidate's share of the requests.
@@ -526,9 +560,9 @@ impl Canary {
             self.forget_evidence("another server is asked".to_owned(), now);
         }
         let is_other = is_another(self.policy.comparison.as_ref(), policy.comparison.as_ref());
-        if is_other {
-            // What is under way is compared as before.
-            self.begun = self.begun.wrapping_add(1);
+        if self.policy.about != policy.about {
+            // What is under way is compared as before, and slow by what was slow before.
+            self.begin_anew();
         }
         self.policy = policy.clone();
         let mut old = std::mem::take(&mut self.gates);
@@ -625,7 +659,7 @@ impl Canary {
 
     /// These files of one of its versions answer now; 0 where nobody knows which.
     pub(crate) fn made_of(&mut self, version: Version, files: u64, now: Instant) {
-        if files == 0 {
+        if files == 0 || !self.is_here(version) {
             return;
         }
         let before = std::mem::replace(self.files_of(version), files);
@@ -642,6 +676,12 @@ impl Canary {
         }
     }
 
+    /// Whether the engine here answers it, and no other server.
+    fn is_here(&self, version: Version) -> bool {
+        let Servers { baseline, candidate } = &self.policy.servers;
+        if version == self.candidate() { candidate.is_none() } else { baseline.is_none() }
+    }
+
     fn files_of(&mut self, version: Version) -> &mut u64 {
         if version == self.candidate() { &mut self.files.1 } else { &mut self.files.0 }
     }
@@ -649,6 +689,9 @@ impl Canary {
     /// Other files of one of its versions answer now: what was found out about those before says nothing about them. What
     /// is decided stays decided.
     pub(crate) fn begin_step_anew(&mut self, version: Version, now: Instant) {
+        if !self.is_here(version) {
+            return;
+        }
         self.forget_evidence(format!("the files of version {version} were replaced"), now);
     }
 
@@ -659,7 +702,7 @@ impl Canary {
             Phase::RolledBack | Phase::Promoted => return,
         }
         self.note(Verdict::Hold, format!("{why}: the step begins anew"), now);
-        self.begun = self.begun.wrapping_add(1);
+        self.begin_anew();
         self.gates = gates(&self.policy, now);
         self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
         (self.entered, self.answered, self.judged) = (now, None, None);
@@ -696,7 +739,7 @@ impl Canary {
             }
             (Command::Resume, Phase::RolledBack) => {
                 // What is still under way was asked of what has failed.
-                self.begun = self.begun.wrapping_add(1);
+                self.begin_anew();
                 (self.phase, self.step, self.entered, self.answered) = (Phase::Running, 0, now, None);
                 self.gates = gates(&self.policy, now);
                 self.drift.iter_mut().for_each(|gate| gate.begin_step(now));

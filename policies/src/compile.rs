@@ -82,6 +82,10 @@ pub(crate) enum Fault {
         "expected `random` or another version than the candidate, got version {0}: no rollback would take it away"
     )]
     KeylessCandidate(Version),
+    #[error(
+        "expected another version than the candidate of the rollout, got version {0}: no rollback would take it away"
+    )]
+    FallbackCandidate(Version),
     #[error("expected either `split` or `canary`, got both: a canary is a split that changes by itself")]
     SplitAndCanary,
     #[error("expected another version than the baseline, got version {0} for both")]
@@ -211,15 +215,22 @@ fn model_policy(
         if canary.without_key() == Some(candidate) {
             faults.note(&path.join("canary").join("without_key"), Fault::KeylessCandidate(candidate));
         }
+        if let Some(Some(fallback)) = &fallback
+            && fallback.version == candidate
+        {
+            let place = path.join("breaker");
+            faults.note(&place.join("fallback").join("version"), Fault::FallbackCandidate(candidate));
+        }
         let compared = shadow.iter().flatten().find(|_| canary.disagreeing_at_most.is_some());
-        canary.comparison = compared.map(|shadow| Comparison {
+        let comparison = compared.map(|shadow| Comparison {
             tolerance: shadow.tolerance,
             argmax: shadow.argmax.iter().map(|output| output.to_string()).collect(),
         });
-        canary.servers = Servers {
+        let servers = Servers {
             baseline: remotes.get(&canary.baseline.version).cloned(),
             candidate: remotes.get(&candidate).cloned(),
         };
+        *canary = canary.clone().with(servers, comparison);
     }
     Some(ModelPolicy {
         labels,
@@ -357,6 +368,7 @@ fn canary(
         drifting_at_most: drifting_at_most?,
         servers: Servers::default(),
         comparison: None,
+        about: 0,
         order: Order::default(),
     })
 }

@@ -11,11 +11,17 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::gate::ALPHA;
+
 /// How many times as often as to the baseline, or as it may, the event might happen to the candidate.
 const RATIOS: [f64; 6] = [1.25, 1.5, 2.0, 3.0, 5.0, 10.0];
 
 /// Where the rate might lie, as parts of the declared one.
 const PARTS: [f64; 4] = [0.0, 0.1, 0.25, 0.5];
+
+/// What a bet of [`Rare`] may come to. What was well for long would hide for as long what is not now: so a bet keeps ten times
+/// what would do if it were alone, and stays fair.
+const BET_MAX: f64 = 10.0 * PARTS.len() as f64 / ALPHA;
 
 /// Evidence that an event happens to the candidate more often than to the baseline, or than it may: one of both.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -79,7 +85,7 @@ impl Rare {
         for ((bet, part), wins) in rare.bets.iter_mut().zip(PARTS).zip(rare.wins) {
             // Nothing times the logarithm of 0 is no number.
             let lost = if events == 0 { 0.0 } else { events as f64 * part.ln() };
-            *bet = (witnesses - events) as f64 * wins.ln() + lost;
+            *bet = ((witnesses - events) as f64 * wins.ln() + lost).min(BET_MAX.ln());
         }
         rare
     }
@@ -103,7 +109,7 @@ impl Rare {
         self.witnesses += 1;
         for ((bet, part), wins) in self.bets.iter_mut().zip(PARTS).zip(self.wins) {
             // The bet on "never" is lost for good with the first witness to whom nothing else has happened.
-            *bet += (wins + (part - wins) * part_of_requests).ln();
+            *bet = (*bet + (wins + (part - wins) * part_of_requests).ln()).min(BET_MAX.ln());
         }
     }
 
@@ -111,7 +117,7 @@ impl Rare {
     pub(crate) fn observe_none(&mut self, witnesses: u64) {
         self.witnesses += witnesses;
         for (bet, wins) in self.bets.iter_mut().zip(self.wins) {
-            *bet += wins.ln() * witnesses as f64;
+            *bet = (*bet + wins.ln() * witnesses as f64).min(BET_MAX.ln());
         }
     }
 

@@ -29,7 +29,8 @@ pub use occupy::{CrowdPolicy, Crowded, Places};
 use crate::attribute::Attributes;
 use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Tripped};
 use crate::canary::{
-    ALL, Assignment, Canary, CanaryPolicy, CanaryStatus, Command, Millionths, Progress, Record, Sight, Stage,
+    ALL, Assignment, Beginnings, Canary, CanaryPolicy, CanaryStatus, Command, Millionths, Progress, Record,
+    Sight, Stage,
 };
 use crate::drift::DriftSight;
 use crate::limiter::{LimitPolicy, Limiter};
@@ -54,6 +55,7 @@ pub struct Ledger {
     rollouts: ArcSwap<Rollouts>,
     /// Those that the last swap of policies has ended.
     ended: ArcSwap<Rollouts>,
+    beginnings: Beginnings,
     rolled_back: Mutex<RolledBack>,
     tallies: ArcSwap<Tallies>,
 }
@@ -78,19 +80,22 @@ struct Rollout {
     versions: (Version, Version),
     /// As [`packed`], so that a pick takes no lock.
     stage: AtomicU64,
+    /// See [`CanaryPolicy::about`]. Written before the stage and read after it: who knows the beginning of something else knows
+    /// that it is something else.
+    about: AtomicU64,
     canary: Mutex<Canary>,
 }
 
 /// What may change of a stage, in one word.
-fn packed(stage: Stage) -> u64 {
-    u64::from(stage.begun) << 32 | u64::from(stage.share)
+fn packed(canary: &Canary) -> u64 {
+    u64::from(canary.begun()) << 32 | u64::from(canary.share())
 }
 
 impl Rollout {
-    fn new(policy: &CanaryPolicy, now: Instant) -> Self {
-        let canary = Canary::new(policy.clone(), now);
-        let stage = AtomicU64::new(packed(canary.stage()));
-        Self { versions: policy.versions_of_arms(), stage, canary: Mutex::new(canary) }
+    fn new(policy: &CanaryPolicy, beginnings: Beginnings, now: Instant) -> Self {
+        let canary = Canary::new(policy.clone(), beginnings, now);
+        let (stage, about) = (AtomicU64::new(packed(&canary)), AtomicU64::new(canary.about()));
+        Self { versions: policy.versions_of_arms(), stage, about, canary: Mutex::new(canary) }
     }
 
     fn is_of(&self, policy: &CanaryPolicy) -> bool {
@@ -101,16 +106,25 @@ impl Rollout {
         version == self.versions.0 || version == self.versions.1
     }
 
-    fn stage(&self) -> Stage {
-        let packed = self.stage.load(Ordering::Relaxed);
-        Stage { share: packed as u32, begun: (packed >> 32) as u32, is_ready: true }
+    /// The candidate's share.
+    fn share(&self) -> Millionths {
+        self.stage.load(Ordering::Relaxed) as u32
+    }
+
+    /// For a pick by a policy that is about this.
+    fn stage(&self, about: u64, is_ready: bool) -> Stage {
+        let packed = self.stage.load(Ordering::Acquire);
+        let begun = (packed >> 32) as u32;
+        let is_same = self.about.load(Ordering::Relaxed) == about;
+        Stage { share: packed as u32, begun: is_same.then_some(begun), is_ready }
     }
 
     /// Changes it, and what is picked from now on.
     fn change<T>(&self, change: impl FnOnce(&mut Canary) -> T) -> T {
         let mut canary = self.canary.lock().unwrap_or_else(PoisonError::into_inner);
         let changed = change(&mut canary);
-        self.stage.store(packed(canary.stage()), Ordering::Relaxed);
+        self.about.store(canary.about(), Ordering::Relaxed);
+        self.stage.store(packed(&canary), Ordering::Release);
         changed
     }
 }
@@ -182,7 +196,7 @@ impl Ledger {
     ) -> Option<Pick> {
         snapshot.model(model)?.pick(caller, draw, |policy| {
             // A rollout that nobody has begun yet gives nothing, whatever another one has come to.
-            let now = |rollout: &Rollout| Stage { is_ready: is_ready(rollout.versions.1), ..rollout.stage() };
+            let now = |rollout: &Rollout| rollout.stage(policy.about, is_ready(rollout.versions.1));
             self.of_rollout(model, policy.versions_of_arms(), now).unwrap_or(Stage::NOT_BEGUN)
         })
     }
@@ -351,7 +365,7 @@ impl Ledger {
     ) -> (Version, Option<Assignment>) {
         let is_over = |assigned: &Assignment| {
             let arms = (assigned.baseline, assigned.candidate);
-            assigned.is_candidate && self.of_rollout(model, arms, |rollout| rollout.stage().share) == Some(0)
+            assigned.is_candidate && self.of_rollout(model, arms, |rollout| rollout.share()) == Some(0)
         };
         match assigned {
             Some(assigned) if is_over(&assigned) => (assigned.baseline, None),
@@ -393,7 +407,7 @@ impl Ledger {
     /// What the candidate of every rollout gets, by model.
     pub(crate) fn shares_of_candidates(&self) -> Vec<(Arc<str>, Millionths)> {
         let rollouts = self.rollouts.load();
-        let shares = rollouts.iter().map(|(model, rollout)| (Arc::clone(model), rollout.stage().share));
+        let shares = rollouts.iter().map(|(model, rollout)| (Arc::clone(model), rollout.share()));
         let mut shares: Vec<_> = shares.collect();
         shares.sort_unstable();
         shares
@@ -402,7 +416,7 @@ impl Ledger {
     /// The candidate's share in the rollout that has begun, if that is of these versions; none if it was rolled back before.
     pub(crate) fn share_now(&self, model: &str, policy: &CanaryPolicy) -> Option<Millionths> {
         match self.rollouts.load().get(model).filter(|rollout| rollout.is_of(policy)) {
-            Some(rollout) => Some(rollout.stage().share),
+            Some(rollout) => Some(rollout.share()),
             None => self.stays_rolled_back(model, policy).then_some(0),
         }
     }
@@ -442,7 +456,7 @@ impl Ledger {
     }
 
     fn begun(&self, model: &str, policy: &CanaryPolicy, now: Instant) -> Rollout {
-        let rollout = Rollout::new(policy, now);
+        let rollout = Rollout::new(policy, self.beginnings.clone(), now);
         if let Some(progress) = self.rolled_back().of(model, rollout.versions) {
             rollout.change(|canary| canary.come_back(progress, now));
         }
@@ -584,9 +598,15 @@ impl Ledger {
     }
 
     fn guard(&self, snapshot: &Snapshot, model: &str, version: Version) -> Arc<Guard> {
-        if let Some(guard) = self.breakers.load().guard(model, version) {
-            return guard;
+        let remote = snapshot.remote(model, version);
+        let breakers = self.breakers.load();
+        match breakers.guard(model, version) {
+            Some(guard) if guard.remote.as_ref() == remote => return guard,
+            None if breakers.remote(snapshot, model, version) == remote => {}
+            // Who came under an older policy asks another server: what that does is nobody's fault here.
+            Some(_) | None => return Arc::new(Guard::new(breakers.policy(snapshot, model), remote)),
         }
+        drop(breakers);
         self.breakers.rcu(|breakers| {
             let mut breakers = Breakers::clone(breakers);
             if breakers.remembered() >= Self::MOST_BREAKERS {
@@ -598,14 +618,12 @@ impl Ledger {
             if breakers.remembered() < Self::MOST_BREAKERS {
                 let policy = breakers.policy(snapshot, model);
                 let versions = breakers.guards.entry(snapshot.name_of(model)).or_default();
-                let remote = snapshot.remote(model, version);
                 versions.entry(version).or_insert_with(|| Arc::new(Guard::new(policy, remote)));
             }
             breakers
         });
         let breakers = self.breakers.load();
-        let unguarded =
-            || Arc::new(Guard::new(breakers.policy(snapshot, model), snapshot.remote(model, version)));
+        let unguarded = || Arc::new(Guard::new(breakers.policy(snapshot, model), remote));
         breakers.guard(model, version).unwrap_or_else(unguarded)
     }
 
@@ -682,6 +700,19 @@ impl Breakers {
         match &self.policies {
             Some(policies) => policies.get(model).map(|policy| *policy.breaker()).unwrap_or_default(),
             None => snapshot.breaker(model),
+        }
+    }
+
+    /// Where a version is that another server answers, as far as is known which policy is in force.
+    fn remote<'a>(
+        &'a self,
+        snapshot: &'a Snapshot,
+        model: &str,
+        version: Version,
+    ) -> Option<&'a Arc<Remote>> {
+        match &self.policies {
+            Some(policies) => policies.get(model)?.remotes.get(&version),
+            None => snapshot.remote(model, version),
         }
     }
 

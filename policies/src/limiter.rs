@@ -10,6 +10,7 @@
 
 mod reservation;
 
+use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::num::NonZeroU32;
@@ -134,6 +135,8 @@ pub(crate) struct Limiter {
     pub(crate) policy: Arc<LimitPolicy>,
     gcra: Gcra,
     buckets: Mutex<Buckets>,
+    /// For the names of callers with long keys.
+    long: [RandomState; 2],
 }
 
 /// Dense, because with many callers it is memory that a request waits for: a place takes 4 bytes, and a level lies beside
@@ -155,12 +158,21 @@ struct Buckets {
 }
 
 impl Limiter {
-    /// A longer key is not remembered but shares the overflow bucket, so that memory is bounded in bytes as well.
-    const LONGEST_KEY: usize = 256;
+    /// Of a longer key only what makes it unlike others is remembered, so that memory is bounded in bytes as well.
+    const LONGEST_KEY: usize = 64;
 
     pub(crate) fn new(policy: Arc<LimitPolicy>) -> Self {
         let gcra = Gcra::new(policy.rate, policy.burst);
-        Self { policy, gcra, buckets: Mutex::default() }
+        Self { policy, gcra, buckets: Mutex::default(), long: Default::default() }
+    }
+
+    /// Under which name a caller is remembered. Nobody can choose two keys of one name without knowing the process.
+    fn name<'k>(&self, key: &'k str) -> Cow<'k, str> {
+        if key.len() <= Self::LONGEST_KEY {
+            return Cow::Borrowed(key);
+        }
+        let [one, other] = &self.long;
+        Cow::Owned(format!("{:016x}{:016x}", one.hash_one(key), other.hash_one(key)))
     }
 
     /// Locks the limit and finds the caller's bucket. Callers lock limits in the order of their names.
@@ -196,15 +208,11 @@ impl Limiter {
         caller: &'a impl Attributes,
         now: Moment,
     ) -> Bucket<'a> {
-        let key = self.policy.key.as_ref().map(|key| key.of(caller).unwrap_or(""));
-        let known = key.and_then(|key| buckets.place(key));
+        let key = self.policy.key.as_ref().map(|key| self.name(key.of(caller).unwrap_or("")));
+        let known = key.as_ref().and_then(|key| buckets.place(key));
         let (place, level) = match (known, key) {
             (Some(at), _) => (Place::Own(at), Some(buckets.levels[at as usize].1)),
-            (None, Some(key))
-                if key.len() <= Self::LONGEST_KEY && buckets.make_room(self.policy.max_keys, now) =>
-            {
-                (Place::New(key), None)
-            }
+            (None, Some(key)) if buckets.make_room(self.policy.max_keys, now) => (Place::New(key), None),
             (None, Some(_) | None) => (Place::Shared, buckets.shared),
         };
         Bucket { limiter: self, buckets, place, level, now }
@@ -316,7 +324,7 @@ pub(crate) struct Bucket<'a> {
 
 enum Place<'a> {
     Own(u32),
-    New(&'a str),
+    New(Cow<'a, str>),
     Shared,
 }
 
@@ -377,8 +385,8 @@ impl Bucket<'_> {
     }
 
     fn become_level(&mut self, level: Moment) -> Spot {
-        match self.place {
-            Place::Own(at) => {
+        match &self.place {
+            &Place::Own(at) => {
                 self.buckets.levels[at as usize].1 = level;
                 Spot::Own(at)
             }
@@ -459,10 +467,12 @@ mod tests {
     }
 
     #[test]
-    fn a_key_too_long_to_remember_is_still_limited() {
+    fn callers_with_long_keys_are_told_apart() {
         let limiter = limiter("10/s", 1, 100);
-        assert_eq!(ask(&limiter, &"a".repeat(257), 0), Ok(()));
-        assert_eq!(ask(&limiter, &"b".repeat(8000), 0), Err(100));
-        assert_eq!(limiter.remembered(), 0);
+        let token = |end: char| format!("{}{end}", "a".repeat(8000));
+        for key in ["a".repeat(65), token('b'), token('c')] {
+            assert_eq!((ask(&limiter, &key, 0), ask(&limiter, &key, 0)), (Ok(()), Err(100)));
+        }
+        assert_eq!(limiter.remembered(), 3);
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::attribute::{Attribute, Field};
 use crate::canary::{ALL, Millionths};
 use crate::ledger::Ledger;
 use crate::snapshot::{ModelPolicy, Snapshot};
@@ -16,6 +17,12 @@ pub trait Known {
 
     /// Whether there is a model of this name, in whatever state.
     fn has(&self, model: &str) -> bool;
+
+    /// Names of what versions of a model take, of all that are ready; nothing where one does not say.
+    fn inputs(&self, model: &str) -> Option<BTreeSet<String>>;
+
+    /// Names of what they give.
+    fn outputs(&self, model: &str) -> Option<BTreeSet<String>>;
 }
 
 impl Ledger {
@@ -76,7 +83,38 @@ pub(crate) fn missing_versions(
     );
     let shadow = policy.shadow.as_ref().map(|shadow| shadow.version()).filter(is_missing);
     lines.extend(shadow.map(|version| format!("version {version} is not ready: copies for it fail")));
+    if lines.is_empty() && policy.remotes.is_empty() && !known.has(name) {
+        return vec!["no model is called so: until there is one, this process is not ready".into()];
+    }
+    lines.extend(missing_tensors(name, policy, known));
     lines
+}
+
+/// Names of inputs and outputs that no version has: what is read there is never found.
+fn missing_tensors(name: &str, policy: &ModelPolicy, known: &impl Known) -> Vec<String> {
+    let canary = policy.canary.as_ref().and_then(|canary| canary.stickiness.as_ref());
+    let sticky = canary.or_else(|| policy.split.as_ref().and_then(|split| split.stickiness()));
+    let key = match sticky.map(|sticky| &sticky.key) {
+        Some(Attribute::Body(Field::Input(input))) => Some(input),
+        Some(
+            Attribute::Body(Field::Parameter(_))
+            | Attribute::Header(_)
+            | Attribute::Cookie(_)
+            | Attribute::Query(_),
+        )
+        | None => None,
+    };
+    let argmax = policy.shadow.iter().flat_map(|shadow| &shadow.argmax);
+    let is_in = |names: Option<BTreeSet<String>>, name: &str| names.is_none_or(|names| names.contains(name));
+    let inputs = key.filter(|input| !is_in(known.inputs(name), input));
+    let outputs = argmax.filter(|output| !is_in(known.outputs(name), output));
+    let no_input =
+        inputs.into_iter().map(|input| format!("no version has an input {input}: nobody has the sticky key"));
+    no_input
+        .chain(
+            outputs.map(|output| format!("no version has an output {output}: its argmax is not looked at")),
+        )
+        .collect()
 }
 
 /// Of a limit, as sentences.
@@ -105,6 +143,14 @@ mod tests {
 
         fn has(&self, model: &str) -> bool {
             ["m", "bare"].contains(&model)
+        }
+
+        fn inputs(&self, model: &str) -> Option<BTreeSet<String>> {
+            (model == "m").then(|| ["x".to_owned()].into())
+        }
+
+        fn outputs(&self, model: &str) -> Option<BTreeSet<String>> {
+            (model == "m").then(|| ["y".to_owned()].into())
         }
     }
 
@@ -175,10 +221,33 @@ mod tests {
     }
 
     #[test]
+    fn tensors_and_models_of_no_such_name_are_told() {
+        let policy = |model: &str, input: &str, output: &str| {
+            format!(
+                "models: {{{model}: {{split: {{weights: {{1: 1}}, sticky: {{input: {input}}}}}, \
+                 shadow: {{version: 1, compare: {{argmax: [{output}]}}}}}}}}"
+            )
+        };
+        assert_eq!(told(&policy("m", "x", "y")), [""; 0]);
+        assert_eq!(
+            told(&policy("m", "xx", "yy")),
+            [
+                "model m: no version has an input xx: nobody has the sticky key",
+                "model m: no version has an output yy: its argmax is not looked at"
+            ]
+        );
+        assert_eq!(told(&policy("bare", "xx", "yy")), [""; 0], "it does not say");
+        assert_eq!(
+            told("models: {mm: {deadline: 1s}}"),
+            ["model mm: no model is called so: until there is one, this process is not ready"]
+        );
+    }
+
+    #[test]
     fn a_limit_for_a_model_of_no_such_name_is_told_to_be_for_nobody() {
         let limit = |models: &str| {
             format!(
-                "models: {{coming: {{deadline: 1s}}}}\n\
+                "models: {{coming: {{remote: {{1: {{url: 'http://there/infer'}}}}}}}}\n\
                  limits: [{{name: a, rate: 1/s, models: {models}}}, {{name: b, in_flight_max: 2, models: {models}}}]"
             )
         };

@@ -299,6 +299,14 @@ mod tests {
         fn has(&self, _: &str) -> bool {
             true
         }
+
+        fn inputs(&self, _: &str) -> Option<BTreeSet<String>> {
+            None
+        }
+
+        fn outputs(&self, _: &str) -> Option<BTreeSet<String>> {
+            None
+        }
     }
 
     /// The first version of each model.
@@ -311,6 +319,14 @@ mod tests {
 
         fn has(&self, _: &str) -> bool {
             true
+        }
+
+        fn inputs(&self, _: &str) -> Option<BTreeSet<String>> {
+            None
+        }
+
+        fn outputs(&self, _: &str) -> Option<BTreeSet<String>> {
+            None
         }
     }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Where requests for a version go, as they came.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Remote {
     uri: Uri,
     tls: Tls,

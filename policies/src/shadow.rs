@@ -23,7 +23,7 @@ pub struct ShadowPolicy {
 }
 
 /// By how much two numbers may differ: absolutely, plus relative to the larger one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Tolerance {
     /// Bits of a finite number that is not negative, so that policies can be compared.
     absolute: u64,

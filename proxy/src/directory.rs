@@ -5,10 +5,10 @@ use crate::gate::Gate;
 use crate::refusal::Refusal;
 use crate::route::Target;
 use arc_swap::ArcSwap;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::watch;
-use wire::{Index, ModelEntry, ModelState};
+use wire::{Index, ModelEntry, ModelState, TensorSpec};
 
 /// The one place where the latest [`Models`] stand.
 #[derive(Debug, Default)]
@@ -90,9 +90,25 @@ impl policies::Known for Models {
     fn has(&self, model: &str) -> bool {
         self.models.contains_key(model)
     }
+
+    fn inputs(&self, model: &str) -> Option<BTreeSet<String>> {
+        self.tensors(model, |entry| &entry.inputs)
+    }
+
+    fn outputs(&self, model: &str) -> Option<BTreeSet<String>> {
+        self.tensors(model, |entry| &entry.outputs)
+    }
 }
 
 impl Models {
+    /// Names of tensors of all versions that are ready; nothing where one declares none, or none is there.
+    fn tensors(&self, model: &str, of: impl Fn(&ModelEntry) -> &Vec<TensorSpec>) -> Option<BTreeSet<String>> {
+        let entries = self.models.get(model)?.values();
+        let ready: Vec<_> = entries.filter(|entry| entry.state() == ModelState::Ready).collect();
+        let is_said = !ready.is_empty() && ready.iter().all(|entry| !of(entry).is_empty());
+        is_said.then(|| ready.iter().flat_map(|entry| of(entry)).map(|tensor| tensor.name.clone()).collect())
+    }
+
     /// All versions of a model, by number.
     pub fn versions(&self, model: &str) -> Option<&BTreeMap<u64, ModelEntry>> {
         self.models.get(model)

@@ -123,7 +123,7 @@ impl Path {
             Err(_) if !is_decided => None,
             Err(refusal) => {
                 if let Some(chosen) = &early {
-                    let sight = sight::<()>(&Err(refusal.clone()), Duration::ZERO);
+                    let sight = sight::<()>(&Err(refusal.clone()), Duration::ZERO, Duration::ZERO);
                     self.witness((target, &models), chosen.by, sight, Instant::now());
                 }
                 return Err(refusal);
@@ -255,7 +255,8 @@ impl Path {
         let (outcome, ended) = (if is_lost { Outcome::Lost } else { outcome(&said) }, Instant::now());
         record.outcome = Some(outcome);
         pass.settle(outcome, ended);
-        let sight = if is_lost { Some(Sight::Lost) } else { sight(&said, ended - asking.now) };
+        let most = asking.snapshot.deadline(asking.target.model);
+        let sight = if is_lost { Some(Sight::Lost) } else { sight(&said, ended - asking.now, most) };
         Attempt { answer, sight, is_paid_for: is_paid_for(&said), ended }
     }
 

@@ -28,7 +28,7 @@ struct World {
 impl World {
     fn new(canary: &str, seed: u64) -> Self {
         let now = Instant::now();
-        Self { canary: Canary::new(policy(canary), now), now, dice: Dice(seed) }
+        Self { canary: Canary::new(policy(canary), Beginnings::default(), now), now, dice: Dice(seed) }
     }
 
     fn assigned(&self, is_candidate: bool) -> Assignment {
@@ -350,7 +350,7 @@ fn compared(at_most: f64, seed: u64) -> World {
     );
     let policy = parse(&text, "p").unwrap().model("digits").unwrap().canary.clone().unwrap();
     let now = Instant::now();
-    World { canary: Canary::new(policy, now), now, dice: Dice(seed) }
+    World { canary: Canary::new(policy, Beginnings::default(), now), now, dice: Dice(seed) }
 }
 
 #[test]
@@ -536,18 +536,18 @@ fn progress_survives_a_reload_and_a_restart_of_the_same_rollout_only() {
     let progress = world.canary.progress(world.now + Duration::from_secs(30));
 
     let later = world.now + Duration::from_secs(3600);
-    let mut next = Canary::new(policy("steps: [1, 5, 50, 80], dwell: 2m"), later);
+    let mut next = Canary::new(policy("steps: [1, 5, 50, 80], dwell: 2m"), Beginnings::default(), later);
     next.restore(&progress, later);
     let restored = next.progress(later);
     assert_eq!((percent(next.share()), restored.dwelt), (50.0, Duration::from_secs(30)));
     // Another process begins to rise where the step is not the same.
-    let mut next = Canary::new(policy("steps: [5, 60, 90], dwell: 2m"), later);
+    let mut next = Canary::new(policy("steps: [5, 60, 90], dwell: 2m"), Beginnings::default(), later);
     next.restore(&progress, later);
     assert_eq!((percent(next.share()), next.progress(later).dwelt), (5.0, Duration::ZERO));
 
     let other =
         CanaryPolicy { candidate: Target { version: Version(3), label: None }, ..policy("steps: [10]") };
-    let mut next = Canary::new(other, later);
+    let mut next = Canary::new(other, Beginnings::default(), later);
     next.restore(&progress, later);
     assert_eq!(percent(next.share()), 10.0, "another candidate begins at the beginning");
     let stale = world.assigned(true);
@@ -579,7 +579,7 @@ fn verdicts_survive_a_restart_in_bounded_number_and_are_not_told_twice() {
     assert_eq!(told.len(), 3);
     let restarted = |world: &mut World| {
         let kept = serde_json::to_string(&world.canary.progress(world.now)).unwrap();
-        let mut next = Canary::new(policy("steps: [10, 50], dwell: 1m"), world.now);
+        let mut next = Canary::new(policy("steps: [10, 50], dwell: 1m"), Beginnings::default(), world.now);
         next.restore(&serde_json::from_str(&kept).unwrap(), world.now);
         next
     };
@@ -611,7 +611,7 @@ fn a_restart_keeps_no_evidence_about_another_limit() {
     (0..2).for_each(|_| world.tell(true, SLOW));
     let progress = world.canary.progress(world.now);
     let restarted = |gates: &str| {
-        let mut next = Canary::new(policy(gates), world.now);
+        let mut next = Canary::new(policy(gates), Beginnings::default(), world.now);
         next.restore(&progress, world.now);
         next.numbers().iter().map(|gate| (gate.worse > 1.0, gate.requests)).collect::<Vec<_>>()
     };
@@ -641,7 +641,7 @@ fn evidence_survives_restarts_even_if_they_come_more_often_than_a_verdict_takes(
         }
         let progress = world.canary.progress(world.now);
         let (requests, phase) = (world.canary.gates[0].requests, world.canary.phase.clone());
-        world.canary = Canary::new(policy("steps: [10], dwell: 1h"), world.now);
+        world.canary = Canary::new(policy("steps: [10], dwell: 1h"), Beginnings::default(), world.now);
         world.canary.restore(&progress, world.now);
         assert_eq!(world.canary.phase, phase);
         assert_eq!(world.canary.gates[0].requests, requests);
@@ -828,7 +828,7 @@ fn a_candidate_that_alone_has_moved_is_rolled_back_at_once_and_a_world_that_has_
     assert!(world.canary.news().pop().unwrap().why.contains("nothing of version 1 has"));
 
     let kept = serde_json::to_string(&world.canary.progress(world.now)).unwrap();
-    let mut next = Canary::new(policy(canary), world.now);
+    let mut next = Canary::new(policy(canary), Beginnings::default(), world.now);
     next.restore(&serde_json::from_str(&kept).unwrap(), world.now);
     assert_eq!(next.phase, Phase::RolledBack);
     assert_eq!(next.status().verdicts, world.canary.status().verdicts, "a restart keeps the gate's name");

@@ -104,7 +104,7 @@ impl Ledger {
         let declared_now = |model: &str| {
             let rollout = rollouts.get(model)?;
             let (baseline, candidate) = rollout.versions;
-            Some(CanaryPolicy::declared_of(baseline, candidate, rollout.stage().share))
+            Some(CanaryPolicy::declared_of(baseline, candidate, rollout.share()))
         };
         let is_over = |model: &str, tally: &Tally| {
             tally.is_over(now) || declared_now(model).is_some_and(|declared| declared.mark != tally.mark)

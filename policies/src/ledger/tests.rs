@@ -1,5 +1,6 @@
 //! The ledger by hand: limits, breakers and rollouts as requests meet them.
 
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::thread;
 use std::time::Duration;
@@ -53,6 +54,15 @@ fn a_breaker_of_another_server_outlives_swaps_and_what_the_engine_loads_but_not_
     let elsewhere = policy(2, 6);
     ledger.retain(&elsewhere, engine_has_none);
     assert!(!trips(&elsewhere), "another server");
+    // Whoever came under an older policy asks the other one still.
+    for _ in 0..3 {
+        ledger.enter(&first, "m", Version(2), now).unwrap().settle(Outcome::Failed, now);
+    }
+    assert!(!trips(&elsewhere));
+    let unseen = Ledger::new();
+    unseen.retain(&elsewhere, engine_has_none);
+    unseen.enter(&first, "m", Version(2), now).unwrap().settle(Outcome::Failed, now);
+    assert!(unseen.enter(&elsewhere, "m", Version(2), now).is_ok());
 }
 
 #[test]
@@ -455,6 +465,46 @@ fn a_rollout_that_a_swap_has_ended_stays_as_it_was_for_those_who_came_before() {
     }
 }
 
+/// What was asked under other circumstances is no evidence: it is of one side only that it would be heard.
+#[test]
+fn requests_of_an_older_policy_say_nothing_about_what_a_rollout_is_about_now() {
+    let policy = |port: u32, gates: &str| {
+        policies(&format!(
+            "models: {{m: {{remote: {{2: {{url: 'http://there:{port}/infer'}}}}, \
+             canary: {{baseline: 1, candidate: 2, steps: [50], gates: {{errors: {{at_most: 90}}{gates}}}}}}}}}"
+        ))
+    };
+    let now = Instant::now();
+    let before = policy(1, "");
+    let split = policies("models: {m: {split: {weights: {1: 1}}}}");
+    let latency = policy(1, ", latency: {over: 200ms, at_most: 90}");
+    for (after, between) in [(&latency, None), (&policy(2, ""), None), (&before, Some(&split))] {
+        let ledger = Ledger::new();
+        let assigned = |snapshot: &Snapshot| {
+            let pick = ledger.pick(snapshot, "m", &ANA, u64::MAX, |_| true).unwrap();
+            assert_eq!(pick.version, Version(2));
+            pick.assigned
+        };
+        let tell = |assigned: Assignment| {
+            for sight in [Sight::Answered(ms(600)), Sight::Failed] {
+                ledger.witness("m", assigned, None, sight, now);
+            }
+        };
+        let heard = || -> u64 { ledger.rollouts()["m"].gates.iter().map(|gate| gate.requests).sum() };
+        ledger.roll_out(&before, now);
+        let early = assigned(&before).unwrap();
+        between.into_iter().for_each(|between| ledger.roll_out(between, now));
+        ledger.roll_out(after, now);
+        tell(early);
+        assert_eq!(heard(), 0, "it was asked before");
+        if between.is_none() {
+            assert_eq!(assigned(&before), None, "it came before, and is asked now: its key was in its body");
+        }
+        tell(assigned(after).unwrap());
+        assert!(heard() > 0);
+    }
+}
+
 /// Who goes back to a policy of the past does not thereby trust a candidate that failed under it.
 #[test]
 fn a_candidate_that_was_rolled_back_stays_so_when_its_policy_comes_back() {
@@ -526,6 +576,14 @@ impl crate::Known for Everything {
     fn has(&self, _: &str) -> bool {
         true
     }
+
+    fn inputs(&self, _: &str) -> Option<BTreeSet<String>> {
+        None
+    }
+
+    fn outputs(&self, _: &str) -> Option<BTreeSet<String>> {
+        None
+    }
 }
 
 /// Answers of another server, or compared in another way, are other answers: before and after a restart.
@@ -548,6 +606,9 @@ fn evidence_is_about_the_server_that_was_asked_and_the_comparison_that_was_made(
         for pick in &draws {
             let assigned = pick.assigned.unwrap();
             ledger.witness("m", assigned, None, Sight::Failed, now);
+        }
+        for files in [7, 8] {
+            ledger.made_of("m", Version(2), files, now); // it is another server's, whatever lies here
         }
         ledger.compared("m", of_baseline.assigned.unwrap(), Version(2), None, true, now);
         if restarts {

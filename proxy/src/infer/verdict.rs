@@ -5,11 +5,14 @@ use crate::refusal::Refusal;
 use policies::{Outcome, Sight};
 use std::time::Duration;
 
-/// What an answer after so long says about the version in a rollout; nothing if the version was not asked.
-pub(super) fn sight<T>(answer: &Result<T, Refusal>, took: Duration) -> Option<Sight> {
+/// What an answer after so long says about the version in a rollout; nothing if the version was not asked. By the policy, a
+/// request has `most`.
+pub(super) fn sight<T>(answer: &Result<T, Refusal>, took: Duration, most: Duration) -> Option<Sight> {
     match answer {
         Ok(_) => Some(Sight::Answered(took)),
         Err(Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::Internal(_)) => Some(Sight::Failed),
+        // Whoever waits for less than that has left.
+        Err(Refusal::DeadlineExceeded { deadline }) if *deadline < most => Some(Sight::Gone(took)),
         Err(Refusal::DeadlineExceeded { .. } | Refusal::RemoteTimeout { .. }) => Some(Sight::Late(took)),
         Err(Refusal::ClientGone) => Some(Sight::Gone(took)),
         // It was asked, and another one may have known how.
@@ -114,6 +117,13 @@ mod tests {
         assert!(is_paid_for(&Ok(())) && pays(Refusal::ModelFailed("x".into())) && pays(Refusal::ClientGone));
         let busy = Refusal::Busy { why: "x".into(), retry_after: Duration::ZERO };
         assert!(!pays(busy) && !pays(Refusal::EngineDown("x".into())) && !pays(Refusal::Invalid("x".into())));
+    }
+
+    #[test]
+    fn who_waits_for_less_than_the_policy_lets_has_left() {
+        let (short, long) = (Duration::from_millis(1), Duration::from_secs(1));
+        let late = |deadline| sight::<()>(&Err(Refusal::DeadlineExceeded { deadline }), short, long);
+        assert_eq!((late(short), late(long)), (Some(Sight::Gone(short)), Some(Sight::Late(short))));
     }
 
     #[test]
