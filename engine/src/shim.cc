@@ -17,6 +17,8 @@
 #include <ATen/ops/ones.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/jit/ir/alias_analysis.h>
+#include <torch/csrc/jit/ir/ir.h>
 #include <torch/csrc/jit/serialization/import.h>
 
 namespace penstock {
@@ -188,29 +190,68 @@ std::unique_ptr<Module> Module::frozen() const {
 
 namespace {
 
-// Freezing makes a constant of every attribute but of those that are written to, in whatever branch is left in eval mode.
-bool keeps(const torch::jit::Block& block) {
-  for (const torch::jit::Node* node : block.nodes()) {
+bool holds_tensors(const c10::TypePtr& type) {
+  auto contained = type->containedTypes();
+  return type->kind() == c10::TypeKind::TensorType ||
+      std::any_of(contained.begin(), contained.end(), holds_tensors);
+}
+
+// What a graph does with memory that outlives a call.
+struct Keeps {
+  // It certainly writes to some.
+  bool writes_to_own = false;
+  // It has lists and the like of tensors of its own: which of them it writes to, nobody can tell.
+  bool has_containers = false;
+  // It writes to something.
+  bool writes = false;
+
+  bool any() const { return writes_to_own || (has_containers && writes); }
+};
+
+void look_at(torch::jit::Block& block, const torch::jit::AliasDb& aliases, Keeps& keeps);
+
+Keeps keeps(const std::shared_ptr<torch::jit::Graph>& graph) {
+  Keeps keeps;
+  look_at(*graph->block(), torch::jit::AliasDb(graph), keeps);
+  return keeps;
+}
+
+// Freezing makes a constant of every attribute but of those that it sees to be written to, in whatever branch is left in eval
+// mode.
+void look_at(torch::jit::Block& block, const torch::jit::AliasDb& aliases, Keeps& keeps) {
+  for (torch::jit::Node* node : block.nodes()) {
     if (node->kind() == c10::prim::SetAttr) {
-      return true;
+      keeps.writes_to_own = true;
     }
     if (node->kind() == c10::prim::GetAttr && node->output()->type()->kind() != c10::TypeKind::ClassType) {
-      return true;
+      keeps.writes_to_own = true;
     }
-    for (const torch::jit::Block* inner : node->blocks()) {
-      if (keeps(*inner)) {
-        return true;
+    if (node->kind() == c10::prim::Constant && holds_tensors(node->output()->type())) {
+      if (node->output()->type()->kind() != c10::TypeKind::TensorType) {
+        keeps.has_containers = true;
+      } else if (aliases.hasWriters(node->output())) {
+        keeps.writes_to_own = true;
       }
     }
+    if (const c10::FunctionSchema* schema = node->maybeSchema(); schema != nullptr && schema->is_mutable()) {
+      keeps.writes = true;
+    }
+    if (node->hasAttribute(torch::jit::attr::Subgraph)) {
+      // What it is given may be a constant of ours, which it may write to.
+      Keeps inner = penstock::keeps(node->g(torch::jit::attr::Subgraph));
+      keeps.writes_to_own |= inner.any() || inner.writes;
+    }
+    for (torch::jit::Block* inner : node->blocks()) {
+      look_at(*inner, aliases, keeps);
+    }
   }
-  return false;
 }
 
 }  // namespace
 
 bool Module::remembers() const {
   torch::jit::Module frozen = torch::jit::freeze(module_.deepcopy(), std::nullopt, /*optimize_numerics=*/false);
-  return keeps(*frozen.get_method("forward").graph()->block());
+  return keeps(frozen.get_method("forward").graph()).any();
 }
 
 std::unique_ptr<Module> Module::optimised_for_inference() const {

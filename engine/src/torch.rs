@@ -157,8 +157,8 @@ pub fn load(path: &Path, manifest: Option<Manifest>, device: Device) -> Result<B
     if device != Device::Cpu {
         spec.round_as(Tolerance::ShortFactors);
     }
-    // Of what cannot be frozen, the trial alone has to find it out.
-    let remembers = module.remembers().unwrap_or(false);
+    // Of what cannot be frozen nobody knows.
+    let remembers = module.remembers().unwrap_or(true);
     Ok(Box::new(TorchModel { module, device, spec, positions, remembers, threads: AtomicUsize::new(1) }))
 }
 
@@ -491,8 +491,10 @@ mod tests {
             "{reason}"
         );
         // One after another, all of its answers are right.
-        let reason = refusal("scratch").reason;
-        assert!(reason.contains("it writes to tensors of its own"), "{reason}");
+        for name in ["scratch", "listed", "forked", "traced"] {
+            let reason = refusal(name).reason;
+            assert!(reason.contains("it writes to tensors of its own"), "{name}: {reason}");
+        }
         let reason = refusal("stateful").reason;
         assert!(
             reason.contains("gives another answer the next time (output `y`, largest difference 1"),

@@ -8,6 +8,9 @@ Never does: train anything, depend on chance, or stand for a useful model (those
     stateful  each call's answer depends on the calls before it
     buffer    gives out the very memory in which it sums up the calls before it, one row at a time
     scratch   gives out a view of memory of its own, right as long as no other call comes in between
+    listed    the same, with the memory in a list
+    forked    the same, in a part that runs by fork
+    traced    the same, with memory that its trace has made a constant of
     picky     raises "negative input" when any value of the batch is below zero
     two       two inputs and two outputs of different datatypes and widths
     kinds     one input per datatype, given back unchanged
@@ -58,6 +61,10 @@ def main() -> None:
     write("stateful", Stateful(), [("x", "FP32", four)], [("y", "FP32", four)])
     write("buffer", Buffer(), [("x", "FP32", four)], [("sum", "FP32", four)], max_batch=1)
     write("scratch", Scratch(), [("x", "FP32", four)], [("y", "FP32", four)])
+    write("listed", Listed(), [("x", "FP32", four)], [("y", "FP32", four)])
+    write("forked", Forked(), [("x", "FP32", four)], [("y", "FP32", four)])
+    traced = torch.jit.trace(Traced(), torch.zeros(3, 4), check_trace=False)
+    write("traced", traced, [("x", "FP32", four)], [("y", "FP32", four)])
     write("picky", Picky(), [("x", "FP32", four)], [("y", "FP32", four)])
     write(
         "two",
@@ -127,6 +134,36 @@ class Scratch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.scratch[: x.size(0)] = x
         return self.scratch[: x.size(0)]
+
+
+class Listed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scratch: List[Tensor] = [torch.zeros(64, 4)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        mine = self.scratch[0][: x.size(0)]
+        mine.copy_(x)
+        return mine
+
+
+class Forked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = Scratch()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.jit.wait(torch.jit.fork(self.part, x))
+
+
+CONSTANT = torch.zeros(64, 4)
+
+
+class Traced(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        mine = CONSTANT[: x.size(0)]
+        mine.copy_(x)
+        return mine
 
 
 class Picky(nn.Module):
