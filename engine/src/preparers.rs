@@ -28,6 +28,9 @@ use wire::Infer;
 /// Requests that may wait for it, be at it, or be done and not yet in the queue.
 pub(crate) const REQUESTS_MAX: usize = 1024;
 
+/// Requests of more rows than this leave one of several threads to those of fewer.
+const LONG: u64 = 8;
+
 /// What decoders may hold at the same time.
 const DECODING_BYTES_MAX: u64 = 512 << 20;
 
@@ -71,6 +74,8 @@ struct State {
     /// With those that wait, and those that are done and not in the queue.
     requests: usize,
     bytes: usize,
+    /// Of those that are at it, how many have many rows.
+    long: usize,
     /// What one takes, of those seen lately.
     typical: Duration,
     ending: Ending,
@@ -88,6 +93,8 @@ enum Ending {
 
 struct Task {
     raw: Raw,
+    /// Whether it has many rows.
+    is_long: bool,
     done: mpsc::Sender<Prepared>,
     place: Place,
 }
@@ -127,7 +134,9 @@ impl Preparers {
             std::thread::Builder::new().name(format!("prepare-{number}")).spawn(move || {
                 schedule::after_lanes();
                 while let Some(task) = shared.next() {
+                    let is_long = task.is_long;
                     shared.work(task);
+                    shared.end(is_long);
                 }
             })?;
         }
@@ -157,7 +166,9 @@ impl Preparers {
         state.requests += 1;
         state.bytes += bytes;
         let place = Place { shared: Arc::clone(&self.shared), bytes };
-        state.waiting.push_back(Task { raw, done: done.clone(), place });
+        let rows = raw.infer.inputs.iter().filter_map(|input| input.shape.first()).max();
+        let is_long = rows.is_some_and(|rows| *rows > LONG);
+        state.waiting.push_back(Task { raw, is_long, done: done.clone(), place });
         drop(state);
         self.shared.wake.notify_one();
         Ok(())
@@ -204,21 +215,41 @@ impl Shared {
     }
 
     fn next(&self) -> Option<Task> {
-        let is_idle = |state: &mut State| state.waiting.is_empty() && state.ending != Ending::Over;
+        let long_max = self.threads.saturating_sub(1).max(1);
+        let first =
+            |state: &State| state.waiting.iter().position(|task| !task.is_long || state.long < long_max);
+        let is_idle = |state: &mut State| first(state).is_none() && state.ending != Ending::Over;
         let mut state = self.wake.wait_while(self.lock(), is_idle).expect("no panic under this lock");
-        state.waiting.pop_front()
+        let at = first(&state)?;
+        let task = state.waiting.remove(at)?;
+        state.long += usize::from(task.is_long);
+        Some(task)
+    }
+
+    fn end(&self, is_long: bool) {
+        if is_long {
+            self.lock().long -= 1;
+            self.wake.notify_one();
+        }
     }
 
     fn work(&self, task: Task) {
-        let Task { raw, done, place } = task;
+        let Task { raw, done, place, .. } = task;
         if raw.cancelled.load(Ordering::Relaxed) || !raw.mailbox.is_open() {
             return;
         }
-        let Raw { version, infer, payload, mut terms, cancelled, mailbox: _ } = raw;
+        let Raw { version, infer, payload, mut terms, cancelled, mailbox } = raw;
         let began = Instant::now();
-        let result = match terms.deadline {
-            Some(deadline) if deadline <= began => Err(Refusal::Expired),
-            _ => self.prepare(&version, infer, &payload),
+        let deadline = terms.deadline;
+        let is_wanted = || {
+            !cancelled.load(Ordering::Relaxed)
+                && mailbox.is_open()
+                && deadline.is_none_or(|deadline| Instant::now() < deadline)
+        };
+        let result = if is_wanted() {
+            self.prepare(&version, infer, &payload, &is_wanted)
+        } else {
+            Err(Refusal::Expired)
         };
         let ended = Instant::now();
         self.learn(ended - began);
@@ -228,12 +259,18 @@ impl Shared {
     }
 
     /// Decoders are others' code: where one panics, it is the fault of what it was given.
-    fn prepare(&self, version: &Arc<Version>, infer: Infer, payload: &Bytes) -> Result<Request, Refusal> {
+    fn prepare(
+        &self,
+        version: &Arc<Version>,
+        infer: Infer,
+        payload: &Bytes,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Request, Refusal> {
         let preprocess = version.preprocess.as_ref().expect("only what is to be pre-processed comes here");
         let Infer { inputs, outputs, .. } = infer;
         version.drift.observe_lengths(&inputs, payload, Instant::now());
         let work = || {
-            let (inputs, tensors) = preprocess.apply(inputs, payload, &self.room)?;
+            let (inputs, tensors) = preprocess.apply(inputs, payload, &self.room, is_wanted)?;
             Request::check_for(version, inputs, outputs, tensors)
         };
         catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
@@ -260,6 +297,7 @@ mod tests {
     use crate::scripted::{Scripted, catalog_of, rows_spec, terms};
     use socket::Socket;
     use std::task::{Context, Poll, Waker};
+    use wire::TensorMeta;
 
     /// Nobody works here, so that everything waits.
     struct World {
@@ -283,9 +321,20 @@ mod tests {
         }
 
         fn submit(&self, id: u64, payload: usize, tensor_bytes: usize) -> Result<(), Refusal> {
+            self.submit_rows(id, 1, payload, tensor_bytes)
+        }
+
+        fn submit_rows(
+            &self,
+            id: u64,
+            rows: u64,
+            payload: usize,
+            tensor_bytes: usize,
+        ) -> Result<(), Refusal> {
+            let input = TensorMeta { shape: vec![rows], ..TensorMeta::default() };
             let raw = Raw {
                 version: Arc::clone(&self.version),
-                infer: Infer::default(),
+                infer: Infer { inputs: vec![input], ..Infer::default() },
                 payload: Bytes::from(vec![0; payload]),
                 terms: terms(id),
                 mailbox: Arc::clone(&self.mailbox),
@@ -331,6 +380,21 @@ mod tests {
             let world = World::new(usize::MAX);
             assert!((0..REQUESTS_MAX as u64).all(|id| world.submit(id, 0, 0).is_ok()));
             assert_eq!(world.submit(9999, 0, 0), FULL);
+        });
+    }
+
+    #[test]
+    fn requests_of_many_rows_leave_a_thread_to_others() {
+        on_a_runtime(|| {
+            let world = World::new(usize::MAX);
+            for (id, rows) in [(1, 80), (2, 80), (3, 1), (4, LONG)] {
+                assert_eq!(world.submit_rows(id, rows, 0, 0), Ok(()));
+            }
+            let shared = &world.preparers.shared;
+            let next = || shared.next().map(|task| task.raw.terms.id);
+            assert_eq!((next(), next(), next()), (Some(1), Some(3), Some(4)));
+            shared.end(true);
+            assert_eq!(next(), Some(2));
         });
     }
 

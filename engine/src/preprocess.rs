@@ -171,6 +171,7 @@ impl Preprocess {
         inputs: Vec<TensorMeta>,
         payload: &Bytes,
         room: &Room,
+        is_wanted: &dyn Fn() -> bool,
     ) -> Result<(Vec<TensorMeta>, Bytes), Refusal> {
         let (mut metas, mut tensors, mut layout) = (Vec::new(), Vec::new(), Layout::default());
         let mut add = |name, datatype: Datatype, shape, bytes: &[u8]| {
@@ -185,13 +186,12 @@ impl Preprocess {
                 add(meta.name, datatype, meta.shape, &payload[at]);
                 continue;
             };
-            for Made { name, datatype, shape, bytes } in
-                step.make(elements(payload, at), room).map_err(|unfit| Refusal::Unfit {
-                    name: meta.name.clone(),
-                    row: unfit.row,
-                    why: shortened_to(&unfit.why, 200),
-                })?
-            {
+            let made = step.make(elements(payload, at), room, is_wanted).map_err(|unfit| Refusal::Unfit {
+                name: meta.name.clone(),
+                row: unfit.row,
+                why: shortened_to(&unfit.why, 200),
+            })?;
+            for Made { name, datatype, shape, bytes } in made.ok_or(Refusal::Expired)? {
                 add(name, datatype, shape, &bytes);
             }
         }
@@ -233,10 +233,18 @@ impl Step {
         }
     }
 
-    fn make(&self, rows: Vec<&[u8]>, room: &Room) -> Result<Vec<Made>, Unfit> {
+    /// Nothing, as soon as nobody wants it any more.
+    fn make(
+        &self,
+        rows: Vec<&[u8]>,
+        room: &Room,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<Made>>, Unfit> {
         match self {
-            Self::Images(images) => images.make(&rows, room).map(|made| vec![made]),
-            Self::Texts(texts) => texts.make(&rows),
+            Self::Images(images) => {
+                images.make(&rows, room, is_wanted).map(|made| made.map(|made| vec![made]))
+            }
+            Self::Texts(texts) => texts.make(&rows, is_wanted),
         }
     }
 }

@@ -100,16 +100,24 @@ impl Images {
         CHANNELS * self.crop.height * self.crop.width * size_of::<f32>()
     }
 
-    /// The tensor of these files, one for each row.
-    pub(super) fn make(&self, files: &[&[u8]], room: &Room) -> Result<Made, Unfit> {
+    /// The tensor of these files, one for each row; nothing, if nobody wants it any more.
+    pub(super) fn make(
+        &self,
+        files: &[&[u8]],
+        room: &Room,
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Option<Made>, Unfit> {
         let mut bytes = Vec::with_capacity(self.bytes_of_row() * files.len());
         for (row, file) in files.iter().enumerate() {
+            if !is_wanted() {
+                return Ok(None);
+            }
             let pixels = self.pixels(file, room).map_err(|error| Unfit { row, why: error.to_string() })?;
             self.normalise(&pixels, &mut bytes);
         }
         let Sides { height, width } = self.crop;
         let shape = vec![files.len() as u64, CHANNELS as u64, height as u64, width as u64];
-        Ok(Made { name: self.to.clone(), datatype: Datatype::Fp32, shape, bytes })
+        Ok(Some(Made { name: self.to.clone(), datatype: Datatype::Fp32, shape, bytes }))
     }
 
     /// The middle of a file's picture.
@@ -181,7 +189,8 @@ mod tests {
 
     fn levels(declared: Image, name: &str) -> Vec<u8> {
         let images = Images::bind(declared, &spec(40)).unwrap();
-        let made = images.make(&[&file(name)], &Room::new(0)).map_err(|unfit| unfit.why).unwrap();
+        let made =
+            images.make(&[&file(name)], &Room::new(0), &|| true).map_err(|unfit| unfit.why).unwrap().unwrap();
         assert_eq!(made.shape, [1, 3, 40, 40]);
         let planes: Vec<u8> = made
             .bytes
@@ -193,7 +202,7 @@ mod tests {
 
     fn refusal(file: &[u8]) -> String {
         let images = Images::bind(plain(), &spec(40)).unwrap();
-        images.make(&[file], &Room::new(0)).err().expect("it must be refused").why
+        images.make(&[file], &Room::new(0), &|| true).err().expect("it must be refused").why
     }
 
     /// The largest difference, and how large it is in the mean.
@@ -300,8 +309,17 @@ mod tests {
         );
         let small = Image { pixels_max: 29_819, ..plain() };
         let images = Images::bind(small, &spec(40)).unwrap();
-        let refused = images.make(&[&file("baseline.jpg")], &Room::new(0)).err().unwrap();
+        let refused = images.make(&[&file("baseline.jpg")], &Room::new(0), &|| true).err().unwrap();
         assert_eq!(refused.why, "has 210×142 pixels, at most 29819 are read");
+    }
+
+    #[test]
+    fn the_rest_of_what_nobody_wants_any_more_is_not_looked_at() {
+        let images = Images::bind(plain(), &spec(40)).unwrap();
+        let rows = std::cell::Cell::new(0);
+        let first_alone = || rows.replace(rows.get() + 1) == 0;
+        let made = images.make(&[&file("baseline.jpg"), b"no picture"], &Room::new(0), &first_alone);
+        assert!(made.is_ok_and(|made| made.is_none()));
     }
 
     #[test]

@@ -115,10 +115,17 @@ impl Texts {
         self.targets().count() * self.length.unwrap_or(self.length_max) * size_of::<i64>()
     }
 
-    /// The tensors of these texts, one for each row.
-    pub(super) fn make(&self, texts: &[&[u8]]) -> Result<Vec<Made>, Unfit> {
+    /// The tensors of these texts, one for each row; nothing, if nobody wants them any more.
+    pub(super) fn make(
+        &self,
+        texts: &[&[u8]],
+        is_wanted: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<Made>>, Unfit> {
         let mut rows = Vec::with_capacity(texts.len());
         for (row, text) in texts.iter().enumerate() {
+            if !is_wanted() {
+                return Ok(None);
+            }
             rows.push(self.tokens(text).map_err(|why| Unfit { row, why })?);
         }
         let length =
@@ -138,7 +145,7 @@ impl Texts {
         let mut all = vec![made(&self.ids, &|row| row.get_ids().into())];
         all.extend(self.mask.iter().map(|mask| made(mask, &|row| vec![1; row.get_ids().len()])));
         all.extend(self.types.iter().map(|types| made(types, &|row| row.get_type_ids().into())));
-        Ok(all)
+        Ok(Some(all))
     }
 
     fn tokens(&self, text: &[u8]) -> Result<tokenizers::Encoding, String> {
@@ -225,7 +232,8 @@ mod tests {
     fn rows_are_filled_up_to_the_longest_and_the_mask_says_so() {
         let texts =
             bind("text: {length_max: 8}", &spec(&["attention_mask", "input_ids"], Dimension::Free)).unwrap();
-        let made = texts.make(&[b"A man eats bread", b"man"]).map_err(|unfit| unfit.why).unwrap();
+        let made =
+            texts.make(&[b"A man eats bread", b"man"], &|| true).map_err(|unfit| unfit.why).unwrap().unwrap();
         let names: Vec<_> = made.iter().map(|made| (made.name.as_str(), &made.shape[..])).collect();
         assert_eq!(names, [("input_ids", &[2, 7][..]), ("attention_mask", &[2, 7][..])]);
         assert_eq!(integers(&made[0]), [2, 4, 5, 6, 7, 8, 3, 2, 5, 3, 1, 1, 1, 1]);
@@ -236,15 +244,19 @@ mod tests {
     fn what_is_too_long_is_cut_or_refused() {
         let only_ids = spec(&["input_ids"], Dimension::Free);
         let cut = bind("text: {length_max: 4}", &only_ids).unwrap();
-        let made = cut.make(&[b"a man eats bread"]).map_err(|unfit| unfit.why).unwrap();
+        let made = cut.make(&[b"a man eats bread"], &|| true).map_err(|unfit| unfit.why).unwrap().unwrap();
         assert_eq!(integers(&made[0]), [2, 4, 5, 3]);
         let refuses = bind("text: {length_max: 4, truncate: false, bytes_max: 20}", &only_ids).unwrap();
-        let why =
-            |text: &[u8]| refuses.make(&[b"a man", text]).err().map(|unfit| (unfit.row, unfit.why)).unwrap();
+        let why = |text: &[u8]| {
+            refuses.make(&[b"a man", text], &|| true).err().map(|unfit| (unfit.row, unfit.why)).unwrap()
+        };
         assert_eq!(why(b"a man eats"), (1, "has 6 tokens, at most 4 are taken".into()));
         assert_eq!(why(&[b'a'; 21]), (1, "has 21 bytes, at most 20 are read".into()));
         assert!(why(b"\xff").1.starts_with("is not UTF-8: "));
-        assert_eq!(refuses.make(&[b""]).map_err(|unfit| unfit.why).unwrap()[0].shape, [1, 2]);
+        assert_eq!(
+            refuses.make(&[b""], &|| true).map_err(|unfit| unfit.why).unwrap().unwrap()[0].shape,
+            [1, 2]
+        );
     }
 
     #[test]
@@ -252,16 +264,17 @@ mod tests {
         let fixed = spec(&["input_ids", "token_type_ids"], Dimension::Fixed(6));
         let made = bind("text: {length_max: 5}", &fixed)
             .unwrap()
-            .make(&[b"man"])
+            .make(&[b"man"], &|| true)
             .map_err(|unfit| unfit.why)
+            .unwrap()
             .unwrap();
         assert_eq!(integers(&made[0]), [2, 5, 3, 1, 1, 1]);
         assert_eq!((made[1].name.as_str(), integers(&made[1])), ("token_type_ids", vec![0; 6]));
         let mut named = spec(&["input_ids"], Dimension::Named(0));
         named.dimensions = vec![Named { name: "tokens".into(), pad_to: vec![], waste_max: 0.0, max: None }];
         named.inputs[0].pad = 7.0;
-        let made = bind("text: {length_max: 5}", &named).unwrap().make(&[b"a man", b"a"]);
-        assert_eq!(integers(&made.map_err(|unfit| unfit.why).unwrap()[0]), [2, 4, 5, 3, 2, 4, 3, 7]);
+        let made = bind("text: {length_max: 5}", &named).unwrap().make(&[b"a man", b"a"], &|| true);
+        assert_eq!(integers(&made.map_err(|unfit| unfit.why).unwrap().unwrap()[0]), [2, 4, 5, 3, 2, 4, 3, 7]);
     }
 
     #[test]
