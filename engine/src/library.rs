@@ -185,7 +185,14 @@ where
     let failed = |error| ScanError::Folder { folder: folder.to_owned(), error };
     let mut found = Vec::new();
     for (name, path) in folders(folder).map_err(failed)? {
-        for (number, path) in folders(&path).map_err(failed)? {
+        let versions = folders(&path).unwrap_or_else(|error| {
+            // Somebody may just have taken it away. No other model is to suffer for one that cannot be read.
+            if error.kind() != io::ErrorKind::NotFound {
+                tracing::warn!("ignoring {}: {error}", path.display());
+            }
+            Vec::new()
+        });
+        for (number, path) in versions {
             let version =
                 number.parse().ok().filter(|version: &u64| *version >= 1 && version.to_string() == number);
             let Some(version) = version else {
@@ -333,6 +340,19 @@ mod tests {
         let results: Vec<_> = results.collect();
         assert_eq!(results[..2], ["model.pt undeclared", "model.pt declared"]);
         assert!(results[2].starts_with("model.yaml: "), "{}", results[2]);
+    }
+
+    #[test]
+    fn a_model_that_cannot_be_read_costs_no_other() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = models(&[("a/1", None), ("lost+found/1", None)]);
+        let lost = folder.path().join("lost+found");
+        fs::set_permissions(&lost, fs::Permissions::from_mode(0o000)).unwrap();
+        let found = scan(folder.path(), &asked).unwrap();
+        fs::set_permissions(&lost, fs::Permissions::from_mode(0o700)).unwrap();
+        assert_eq!(found[0].name, "a");
+        // Whoever may do everything reads that as well.
+        assert!(found[1..].iter().all(|found| found.name == "lost+found"));
     }
 
     #[test]

@@ -38,8 +38,11 @@ use tokio::sync::watch;
 use wire::{Action, Control, Limits, Status};
 
 /// Attempts that others do not wait for, with those that were given up and still run. When there are as many, the next one
-/// that gets nowhere is waited for.
+/// that gets nowhere is given up.
 const ASIDE_MAX: usize = 4;
+
+/// When there are as many, nothing is tried any more: each takes a core.
+const HANGING_MAX: usize = 16;
 
 /// The loader's thread, for as long as this lives.
 pub(crate) struct Loader {
@@ -314,18 +317,14 @@ impl Shelf {
     /// Loads one version and puts it in its place, or sets it aside. What was ready there stays if the new one is no good.
     fn bring_up(&mut self, candidate: Candidate, answer: Option<&Arc<Answer>>) -> Result<(), String> {
         let Candidate { name, version: number, stamp, bytes, load } = candidate;
-        if let Some(aside) = self.aside_of(&name, number) {
-            if aside.stamp != stamp {
-                return Err(
-                    "what its files were before is still being loaded; load it again after that".into()
-                );
-            }
+        if let Some(aside) = self.aside_of(&name, number).filter(|aside| aside.stamp == stamp) {
             aside.answers.extend(answer.cloned());
             return Ok(());
         }
+        self.take_aside(&name, number, "its files were replaced");
         let begun = self
             .has_room(bytes)
-            .and_then(|()| self.does_not_hang(&name, number))
+            .and_then(|()| self.does_not_hang(&name, number, &stamp))
             .and_then(|()| self.setup.interrupted.begin(&name, number, &stamp))
             .and_then(|()| self.begin(&name, number, load));
         let attempt = match begun {
@@ -336,19 +335,25 @@ impl Shelf {
         let since = Instant::now();
         let mut aside = Aside { name, number, stamp, bytes, attempt, since, answers, is_given_up: false };
         let most = self.setup.load_max;
-        let has_place = self.aside.len() < ASIDE_MAX;
-        let patience = if has_place { self.setup.load_patience.min(most) } else { most };
+        let patience = self.setup.load_patience.min(most);
         if let Some(tried) = aside.attempt.wait(patience) {
             return self.end(aside, tried).1;
         }
-        if patience < most {
+        let why = if patience == most {
+            hangs(most)
+        } else if self.aside.len() < ASIDE_MAX {
             self.set_aside(aside);
             return Ok(());
-        }
+        } else {
+            let seconds = patience.as_secs();
+            format!(
+                "no run of its trial has ended for {seconds} s, as of {ASIDE_MAX} others: load it again when one has"
+            )
+        };
         // Its answer is this one's.
         aside.answers.clear();
         self.aside.push(aside);
-        self.give_up(self.aside.len() - 1, &hangs(most))
+        self.give_up(self.aside.len() - 1, &why)
     }
 
     /// Others are loaded in place of waiting for it.
@@ -496,10 +501,13 @@ impl Shelf {
         Ok(version)
     }
 
-    /// A trial that was given up and still runs holds memory: another one of the same version would do the same.
-    fn does_not_hang(&self, name: &str, number: u64) -> Result<(), String> {
-        if self.aside.iter().any(|aside| aside.is_of(name, number)) {
-            return Err("its last trial has not ended, and still runs".into());
+    /// A trial that was given up and still runs holds memory: another one of the same files would do the same.
+    fn does_not_hang(&self, name: &str, number: u64, stamp: &Stamp) -> Result<(), String> {
+        if self.aside.iter().any(|aside| aside.is_of(name, number) && aside.stamp == *stamp) {
+            return Err("its last trial has not ended, and still runs; other files are tried".into());
+        }
+        if self.aside.len() >= HANGING_MAX {
+            return Err(format!("{HANGING_MAX} other trials have not ended, and still run"));
         }
         Ok(())
     }

@@ -68,7 +68,7 @@ bool may_be_answer(const c10::TypePtr& type) {
     case c10::TypeKind::TupleType:
       return !contained.empty() && std::all_of(contained.begin(), contained.end(), may_be_tensor);
     case c10::TypeKind::ListType:
-      return is_tensor(contained.at(0));
+      return contained.at(0)->kind() == c10::TypeKind::TensorType;
     case c10::TypeKind::DictType:
       return contained.at(0)->kind() == c10::TypeKind::StringType && may_be_tensor(contained.at(1));
     case c10::TypeKind::OptionalType:
