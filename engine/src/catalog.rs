@@ -118,6 +118,10 @@ impl State {
             }
             Self::Ready(version) => {
                 let spec = version.model.spec();
+                let (inputs, examples) = match &version.preprocess {
+                    Some(preprocess) => preprocess.to_wire(spec).into_iter().unzip(),
+                    None => (spec.inputs.iter().map(|slot| slot.to_wire()).collect(), spec.examples()),
+                };
                 ModelEntry {
                     state: ModelState::Ready as i32,
                     reason: version.why_alone.clone(),
@@ -127,15 +131,9 @@ impl State {
                     at_once: version.way.at_once as u32,
                     form: version.form.clone(),
                     curve: version.curve.iter().map(|(rows, took)| CurvePoint::new(*rows, *took)).collect(),
-                    inputs: match &version.preprocess {
-                        Some(preprocess) => preprocess.to_wire(spec),
-                        None => spec.inputs.iter().map(|slot| slot.to_wire()).collect(),
-                    },
+                    inputs,
+                    examples,
                     takes: if version.preprocess.is_none() { spec.takes() } else { 0 },
-                    examples: match &version.preprocess {
-                        Some(_) => Vec::new(),
-                        None => spec.examples(),
-                    },
                     outputs: spec.outputs.iter().map(|slot| slot.to_wire()).collect(),
                     postprocess: spec.postprocess.clone(),
                     max_batch: match (version.grouping, &spec.rows) {

@@ -19,7 +19,7 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use wire::{Datatype, Example, TensorSpec};
+use wire::{Datatype, Example, Holds, TensorSpec};
 
 /// More dimensions than this no tensor has; libtorch itself stops at 64.
 pub const RANK_MAX: usize = 16;
@@ -413,6 +413,7 @@ impl Spec {
             shape: slot.form.iter().flat_map(|form| form.shape.iter().enumerate().map(size)).collect(),
             // One is an id that most vocabularies have, and in a mask it hides nothing.
             number: slot.bounds.map_or(1, |(min, max)| 1.clamp(min, max)).to_string(),
+            holds: Holds::Numbers as i32,
         };
         self.inputs.iter().map(example).collect()
     }
@@ -448,8 +449,11 @@ mod tests {
         let ids = &mut spec.inputs[1];
         ids.form = Some(Form { datatype: Datatype::Uint64, shape: shape.into() });
         ids.bounds = Some((i128::from(u64::MAX), i128::from(u64::MAX)));
-        let example =
-            |shape: &[u64], number: u64| Example { shape: shape.into(), number: number.to_string() };
+        let example = |shape: &[u64], number: u64| Example {
+            shape: shape.into(),
+            number: number.to_string(),
+            ..Example::default()
+        };
         assert_eq!(spec.examples(), [example(&[1, 4], 1), example(&[1, 8, 3, 8], u64::MAX)]);
     }
 

@@ -24,7 +24,7 @@ use image::Images;
 pub(crate) use room::Room;
 use std::ops::Range;
 use text::Texts;
-use wire::{Datatype, Elements, Layout, Limits, TensorMeta, TensorSpec, element_count};
+use wire::{Datatype, Elements, Example, Holds, Layout, Limits, TensorMeta, TensorSpec, element_count};
 
 /// What is done to the requests of one model.
 #[derive(Debug)]
@@ -103,22 +103,28 @@ impl Preprocess {
         inputs.iter().any(|meta| self.step(meta).is_some())
     }
 
-    /// How callers see the model's inputs: what is made of a raw one does not have to be sent.
-    pub(crate) fn to_wire(&self, spec: &Spec) -> Vec<TensorSpec> {
+    /// How callers see the model's inputs, each with something that it takes: what is made of a raw one does not have to be sent.
+    pub(crate) fn to_wire(&self, spec: &Spec) -> Vec<(TensorSpec, Example)> {
         let mut announced = Vec::new();
         let mut inputs = Vec::new();
-        for slot in &spec.inputs {
+        for (slot, example) in spec.inputs.iter().zip(spec.examples()) {
             match self.steps.iter().position(|step| step.makes().any(|made| made == slot.name)) {
-                None => inputs.push(slot.to_wire()),
+                None => inputs.push((slot.to_wire(), example)),
                 Some(step) if announced.contains(&step) => {}
                 Some(step) => {
                     announced.push(step);
-                    inputs.push(TensorSpec {
+                    let raw = TensorSpec {
                         name: self.steps[step].input().to_owned(),
                         datatype: Datatype::Bytes as u32,
                         shape: vec![-1],
                         labels: Vec::new(),
-                    });
+                    };
+                    let holds = match &self.steps[step] {
+                        Step::Images(_) => Holds::Pictures,
+                        Step::Texts(_) => Holds::Texts,
+                    };
+                    let example = Example { shape: vec![1], holds: holds as i32, ..Example::default() };
+                    inputs.push((raw, example));
                 }
             }
         }

@@ -49,7 +49,7 @@ impl Page {
         let model = |name: &str| {
             let policy = snapshot.model(name);
             let entries = || models.versions(name).into_iter().flat_map(BTreeMap::values);
-            let ready = entries().rev().find(|entry| models.is_ready(name, entry.version));
+            let ready = entries().filter(|entry| models.is_ready(name, entry.version));
             let share = |number: u64| match rollouts.get(name) {
                 Some(rollout) if rollout.candidate == number => Some(rollout.percent),
                 Some(rollout) if rollout.baseline == number => Some(100.0 - rollout.percent),
@@ -75,7 +75,13 @@ impl Page {
                         reason: entry.reason.clone(),
                     })
                     .collect(),
-                curl: ready.and_then(|entry| example::curl(entry, &origin)),
+                // Versions may take different things: whoever answers most is asked.
+                curl: ready
+                    .max_by(|one, other| {
+                        let key = |entry: &wire::ModelEntry| share(entry.version).unwrap_or_default();
+                        key(one).total_cmp(&key(other)).then(one.version.cmp(&other.version))
+                    })
+                    .and_then(|entry| example::curl(entry, &origin)),
             }
         };
         Self { models: models.names().map(model).collect(), origin, is_connected: models.connected }
@@ -196,17 +202,20 @@ mod tests {
     use super::*;
     use crate::dialect::tf_serving::tests::entry;
     use crate::directory::Directory;
-    use wire::{Index, ModelEntry, ModelState};
+    use wire::{Example, Index, ModelEntry, ModelState};
 
     const POLICY: &str =
         "models: {m: {labels: {stable: 1, canary: 2}, split: {weights: {stable: 75, canary: 25}}}}";
 
     fn page(policy: &str, name: &str, host: Option<&str>) -> Page {
+        let example =
+            |shape: &[u64]| Example { shape: shape.into(), number: "1".into(), ..Example::default() };
         let version = |version, state, reason: &str| ModelEntry {
             name: name.into(),
             version,
             state: state as i32,
             reason: reason.into(),
+            examples: vec![example(&[1, 2]), example(&[1])],
             ..entry()
         };
         let directory = Directory::default();

@@ -80,5 +80,8 @@ def test_the_curl_of_the_page_as_it_is(addresses, tmp_path):
         (tmp_path / "answer.bin").read_bytes(), header_length=int(length)
     )
     for name, (datatype, _, kind) in VALUES.items():
-        expected = numpy.full([1, 2], 0 if datatype in ("FP16", "BF16") else 1).astype(kind)
-        assert numpy.array_equal(answer.as_numpy(f"{name}_out"), expected), name
+        values = answer.as_numpy(f"{name}_out")
+        if datatype in ("FP16", "BF16"):
+            assert values.dtype == kind and (abs(values.astype(numpy.float32) - 1) < 0.3).all(), values
+        else:
+            assert numpy.array_equal(values, numpy.full([1, 2], 1, dtype=kind)), name

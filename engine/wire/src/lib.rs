@@ -33,8 +33,8 @@ pub use frame::{Decoder, Frame, FrameError, Kind, Limits, PROTOCOL_VERSION};
 pub use mapping::Mapping;
 pub use message::{
     Action, Batch, ClassForm, Closed, Confidence, Control, CurvePoint, DeviceMemory, DriftSide, Example,
-    Health, Hello, Index, Infer, ModelEntry, ModelState, Phases, Placed, Postprocess, Region, Reply, Run,
-    Status, TensorDrift, TensorSpec, Timing, TraceContext, VersionDrift,
+    Health, Hello, Holds, Index, Infer, ModelEntry, ModelState, Phases, Placed, Postprocess, Region, Reply,
+    Run, Status, TensorDrift, TensorSpec, Timing, TraceContext, VersionDrift,
 };
 pub use outbox::{Outbox, Segments};
 pub use tensor::{Datatype, Layout, TensorError, TensorMeta, element_count};

@@ -246,7 +246,7 @@ pub struct ModelEntry {
     /// What it takes and can be asked for, as a number: two versions of one engine for which it is the same, and not 0, refuse the same requests.
     #[prost(fixed64, tag = "13")]
     pub takes: u64,
-    /// For each input, something that it takes; none where callers may send something else than tensors.
+    /// For each input, something that it takes.
     #[prost(message, repeated, tag = "16")]
     pub examples: Vec<Example>,
     /// What its outputs mean, for protocols that have no tensors.
@@ -254,7 +254,19 @@ pub struct ModelEntry {
     pub postprocess: Option<Postprocess>,
 }
 
-/// A tensor that an input takes, with the same number everywhere.
+/// What stands in a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, prost::Enumeration)]
+#[repr(i32)]
+pub enum Holds {
+    /// The same number everywhere.
+    Numbers = 0,
+    /// Files with pictures.
+    Pictures = 1,
+    /// Texts.
+    Texts = 2,
+}
+
+/// A tensor that an input takes.
 #[derive(Clone, PartialEq, Eq, prost::Message)]
 pub struct Example {
     /// Of one row, where it has rows. Empty where nothing is declared.
@@ -263,6 +275,9 @@ pub struct Example {
     /// A whole number in decimal.
     #[prost(string, tag = "2")]
     pub number: String,
+    /// What stands in it.
+    #[prost(enumeration = "Holds", tag = "3")]
+    pub holds: i32,
 }
 
 /// An output that holds classes, as a model's author declares it.
