@@ -44,7 +44,7 @@ ask_until() {
     for at in $(seq 50); do
       [ "$at" = 1 ] || echo next
       printf 'url = "http://%s/v2/models/digits/infer"\nheader = "x-user-id: user-%d"\ndata = "@%s"\noutput = "/dev/null"\n' \
-        "$HTTP" "$(((user + at) % 5000))" configs/demo/requests/digit-7.json
+        "$HTTP" "$(((user + at) % 5000))" "configs/demo/requests/digit-$((at % 10)).json"
     done | curl -s --config -
     user=$((user + 50))
     now=$(status | head -1)

@@ -308,6 +308,9 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// Each of them.
+    pub const ALL: [Self; 4] = [Self::Advance, Self::Hold, Self::RollBack, Self::InsufficientData];
+
     /// The word for it in metrics and spans.
     pub fn as_str(self) -> &'static str {
         match self {

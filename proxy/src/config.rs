@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Settings of one process, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -261,12 +262,16 @@ impl Config {
             socket.display()
         );
         let state = raw.state.map(|path| folder.join(path));
-        // What engines learn is for all that come after: those that take turns, and those of a later start.
+        // What engines learn is for all that come after: those that take turns, and those of a later start. Another folder of
+        // models may be served at the same port later.
         let references = match &state {
             Some(state) => state.with_extension("references"),
             None => {
                 let mut beside = socket.clone().into_os_string();
-                beside.push(".references");
+                let models = folder.join(raw.engine.models.as_deref().unwrap_or(Path::new("")));
+                let models = models.canonicalize().unwrap_or(models);
+                let of = xxh3_64(models.as_os_str().as_encoded_bytes()) as u32;
+                beside.push(format!(".{of:08x}.references"));
                 beside.into()
             }
         };
@@ -438,7 +443,8 @@ mod tests {
             let at = arguments.iter().position(|argument| argument == "--references").unwrap();
             Path::new(&arguments[at + 1]).file_name().unwrap().to_owned()
         };
-        assert_eq!(references(""), "e.sock.references");
+        let beside = references("").into_string().unwrap();
+        assert!(beside.starts_with("e.sock.") && beside.ends_with(".references"), "{beside}");
         assert_eq!(references("state: state.json"), "state.references");
     }
 

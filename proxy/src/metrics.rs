@@ -7,6 +7,7 @@
 use crate::drift::Drifts;
 use crate::export::SpanCounts;
 use crate::histogram::Histogram;
+use crate::refusal::Refusal;
 use crate::refused::Refused;
 use crate::statistics::Statistics;
 use crate::status::Copies;
@@ -376,6 +377,9 @@ impl Metrics {
             "Copies of requests for a shadow, by whether it said the same",
             metrics.shadows.clone(),
         );
+        for reason in Refusal::REASONS {
+            metrics.refusals.get_or_create_owned(&RefusalLabels { reason }); // what is born as 1 has not increased
+        }
         registry.register("requests_in_flight", "Requests being worked on", metrics.in_flight.clone());
         registry.register_with_unit(
             "shared",
@@ -502,6 +506,10 @@ impl Metrics {
 
     /// Counts a refusal.
     pub fn refuse(&self, reason: &'static str) {
+        debug_assert!(
+            Refusal::REASONS.contains(&reason),
+            "{reason} began as nothing: its first burst would not be seen"
+        );
         self.refusals.get_or_create_owned(&RefusalLabels { reason }).inc();
     }
 
@@ -517,6 +525,9 @@ impl Metrics {
         self.canary_step.clear();
         self.canary_evidence.clear();
         for (model, rollout) in rollouts {
+            for verdict in Verdict::ALL {
+                self.verdicts(model, verdict); // what is born as 1 has not increased
+            }
             let labels = VersionLabels { model: model.clone(), version: rollout.candidate };
             self.canary_share.get_or_create_owned(&labels).set(rollout.percent / 100.0);
             self.canary_step.get_or_create_owned(&labels).set(rollout.step as i64);
@@ -575,8 +586,12 @@ impl Metrics {
 
     /// Counts a verdict on a rollout.
     pub fn count_verdict(&self, model: &str, verdict: Verdict) {
-        let verdict = verdict.as_str();
-        self.canary_verdicts.get_or_create_owned(&VerdictLabels { model: model.to_owned(), verdict }).inc();
+        self.verdicts(model, verdict).inc();
+    }
+
+    fn verdicts(&self, model: &str, verdict: Verdict) -> Counter {
+        let labels = VerdictLabels { model: model.to_owned(), verdict: verdict.as_str() };
+        self.canary_verdicts.get_or_create_owned(&labels)
     }
 
     fn set_breaker(&self, breaker: &BreakerStatus) {

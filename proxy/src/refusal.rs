@@ -192,6 +192,30 @@ impl Refusal {
         }
     }
 
+    /// All that [`Refusal::reason`] says.
+    pub(crate) const REASONS: [&str; 20] = [
+        "invalid",
+        "not_found",
+        "forbidden",
+        "method",
+        "unsupported",
+        "too_large",
+        "oversized",
+        "encoding",
+        "body_timeout",
+        "rate_limited",
+        "crowded",
+        "overloaded",
+        "breaker",
+        "not_ready",
+        "engine_down",
+        "deadline",
+        "model_failed",
+        "remote",
+        "internal",
+        "client_gone",
+    ];
+
     /// The limit that says so, by its name in the policy.
     pub fn limit(&self) -> Option<&std::sync::Arc<str>> {
         match self {

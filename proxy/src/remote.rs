@@ -267,11 +267,10 @@ fn passes(name: &HeaderName, all: &HeaderMap) -> bool {
 }
 
 fn failed(error: &pingora::Error) -> Refusal {
-    // What it says of itself begins with the chain of its causes; people want the last one.
-    let cause = error.root_etype().as_str().to_owned();
-    let why =
-        error.context.as_ref().map_or(cause.clone(), |context| format!("{cause}: {}", context.as_str()));
-    Refusal::RemoteFailed(why)
+    // What it says of itself begins with the chain of its causes; people want the last one. Where the server is callers need
+    // not know.
+    tracing::debug!("the server of a version: {error}");
+    Refusal::RemoteFailed(error.root_etype().as_str().to_owned())
 }
 
 #[cfg(test)]

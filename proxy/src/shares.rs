@@ -11,7 +11,8 @@ pub(crate) fn in_words(splits: &Value) -> String {
 }
 
 fn one_in_words(model: &str, split: &Value) -> String {
-    let of = if split["key"].is_null() { "requests" } else { "users" };
+    // Whoever brings no key is one with each request.
+    let of = if split["key"].is_null() { "requests" } else { "users or requests without a key" };
     let versions = split["versions"].as_array().map(Vec::as_slice).unwrap_or_default();
     let version = |version: &Value| {
         let (number, declared) = (&version["version"], percent(&version["declared_percent"]));
@@ -20,6 +21,9 @@ fn one_in_words(model: &str, split: &Value) -> String {
     let versions: Vec<_> = versions.iter().map(version).collect();
     let number = |name: &str| split[name].as_f64().unwrap_or(f64::NAN);
     let (evidence, enough) = (rounded(number("evidence")), number("mismatch_at"));
+    if split["units"] == 0 {
+        return format!("{model}: nobody has been answered yet by the split that is in force\n");
+    }
     let mut text = format!(
         "{model}: of {} {of}, {}; evidence of a mismatch {evidence} of {enough:.0}\n",
         split["units"],
@@ -52,8 +56,13 @@ mod tests {
         });
         assert_eq!(
             one_in_words("m", &split),
-            "m: of 120 users, version 1 has 98.33 % where 99.99 are declared, version 2 has 1.67 % where 0.01 are declared; \
+            "m: of 120 users or requests without a key, version 1 has 98.33 % where 99.99 are declared, version 2 has 1.67 % where 0.01 are declared; \
              evidence of a mismatch 0.2 of 10000\n"
+        );
+        let nobody = json!({"key": null, "units": 0, "versions": [version(1, 100.0, None)]});
+        assert_eq!(
+            one_in_words("m", &nobody),
+            "m: nobody has been answered yet by the split that is in force\n"
         );
         split["mismatch"] = json!({"why": "so"});
         (split["key"], split["evidence"]) = (Value::Null, 2e5.into());

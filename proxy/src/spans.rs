@@ -195,6 +195,7 @@ fn under(parent: &SpanContext, name: &'static str, from: SystemTime, to: SystemT
 fn in_engine(trace: &Trace, facts: &Facts<'_>, timing: &Timing, sent: SystemTime) -> Vec<SpanParts> {
     let model: Arc<str> = facts.model.unwrap_or_default().into();
     let model = || KeyValue::new("penstock.model", model.clone());
+    let version = facts.version.and_then(|version| i64::try_from(version).ok());
     let received = match timing.received_unix_ns {
         0 => sent,
         ns => SystemTime::UNIX_EPOCH + Duration::from_nanos(ns),
@@ -229,6 +230,7 @@ fn in_engine(trace: &Trace, facts: &Facts<'_>, timing: &Timing, sent: SystemTime
     };
     let size = [
         model(),
+        KeyValue::new("penstock.version", version.unwrap_or_default()),
         KeyValue::new("penstock.batch.rows", i64::from(timing.batch_rows)),
         KeyValue::new("penstock.batch.requests", i64::from(timing.batch_requests)),
         KeyValue::new("penstock.batch.closed", timing.closed().as_word()),

@@ -9,9 +9,11 @@ mod words;
 use crate::status::{Outcomes, Status, Version};
 use anyhow::Context;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyModifiers};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use std::collections::VecDeque;
 use std::io::{IsTerminal, Write};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 /// Rates and quantiles are of this time.
@@ -124,8 +126,13 @@ pub fn run(address: &str) -> anyhow::Result<()> {
             std::thread::sleep(READ_EVERY);
         }
     });
+    // Whoever ends it from elsewhere wants the terminal back as it was.
+    let is_over = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGHUP, SIGINT] {
+        signal_hook::flag::register(signal, Arc::clone(&is_over)).context("signals")?;
+    }
     let mut terminal = ratatui::try_init().context("the terminal")?;
-    let shown = follow(&mut terminal, &mut watched, &said);
+    let shown = follow(&mut terminal, &mut watched, &said, &is_over);
     ratatui::restore();
     shown
 }
@@ -134,11 +141,15 @@ fn follow(
     terminal: &mut ratatui::DefaultTerminal,
     watched: &mut Watched,
     said: &mpsc::Receiver<anyhow::Result<Status>>,
+    is_over: &AtomicBool,
 ) -> anyhow::Result<()> {
     loop {
         terminal.draw(|frame| view::draw(frame, watched, Instant::now()))?;
         // Until there is something else to show.
         loop {
+            if is_over.load(Ordering::Relaxed) {
+                return Ok(());
+            }
             if event::poll(TICK)? {
                 match event::read()? {
                     Event::Key(key) if ends(key) => return Ok(()),

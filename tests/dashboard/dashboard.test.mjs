@@ -173,6 +173,7 @@ test("buttons work by keyboard alone, only at the admin port, and ask first", as
   await page.keyboard.type("lunch & <b>coffee</b>");
   await page.keyboard.press("Enter");
   await page.getByText("is paused.").waitFor();
+  await page.waitForFunction(() => document.activeElement.dataset.action !== undefined); // though that button is gone
   assert.match((await stack.status()).canaries.digits.verdicts.at(-1).why, /paused by a person: lunch & <b>coffee<\/b>/);
   for (const [button, title, then] of [["Resume", "Resume", "running"], ["Promote", "Promote", "promoted"], ["Abort", "Abort", "rolled_back"], ["Begin again", "Resume", "running"]]) {
     await page.getByRole("button", { name: button, exact: true }).click();
