@@ -390,6 +390,17 @@ impl Ledger {
         policy.fixed_versions().chain(arm).collect()
     }
 
+    /// The version that answers most of the requests that name none; nothing where the policy leaves it open.
+    pub fn mostly(&self, snapshot: &Snapshot, model: &str) -> Option<Version> {
+        let policy = snapshot.model(model)?;
+        if let Some(canary) = &policy.canary {
+            let (baseline, candidate) = canary.versions_of_arms();
+            let has_most = self.share_now(model, canary).is_some_and(|share| share > ALL / 2);
+            return Some(if has_most { candidate } else { baseline });
+        }
+        policy.shares().max_by(|(_, one), (_, other)| one.total_cmp(other)).map(|(version, _)| version)
+    }
+
     /// Who answers at which point by `snapshot`, of every model that has a split or a rollout.
     pub fn rings(&self, snapshot: &Snapshot) -> Rings {
         let ring = |(name, policy): (&str, &ModelPolicy)| Some((name.to_owned(), self.parts(name, policy)?));

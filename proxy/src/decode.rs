@@ -122,10 +122,13 @@ pub(crate) const SHARED_MEMORY: &str = "parameter `shared_memory_region`: shared
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct RequestParameters {
+    #[serde(deserialize_with = "binary_data_output")]
     binary_data_output: Option<bool>,
     /// Microseconds, as in Triton's schedule policy; 0 means none.
+    #[serde(deserialize_with = "timeout")]
     timeout: Option<u64>,
     /// As in Triton's schedule policy, where 1 is the highest and 0 means the default.
+    #[serde(deserialize_with = "priority")]
     priority: Option<u32>,
     /// A number or a text; 0 and the empty one mean none.
     sequence_id: serde_json::Value,
@@ -145,11 +148,39 @@ impl RequestParameters {
 #[serde(default)]
 struct TensorParameters {
     shared_memory_region: Option<IgnoredAny>,
+    #[serde(deserialize_with = "binary_data_size")]
     binary_data_size: Option<usize>,
+    #[serde(deserialize_with = "binary_data")]
     binary_data: Option<bool>,
     /// As in Triton, 0 asks for none.
+    #[serde(deserialize_with = "classification")]
     classification: u32,
 }
+
+/// Reads a parameter; a wrong one is told by its name.
+macro_rules! parameter {
+    ($name:ident: $kind:ty, $expected:literal) => {
+        fn $name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<$kind, D::Error> {
+            let value = serde_json::Value::deserialize(deserializer)?;
+            <$kind>::deserialize(&value).map_err(|_| {
+                let mut got = value.to_string();
+                got.truncate(got.floor_char_boundary(40));
+                D::Error::custom(format_args!(
+                    "parameter `{}`: expected {}, got {got}",
+                    stringify!($name),
+                    $expected
+                ))
+            })
+        }
+    };
+}
+
+parameter!(binary_data_output: Option<bool>, "true or false");
+parameter!(timeout: Option<u64>, "a whole number of microseconds");
+parameter!(priority: Option<u32>, "a whole number from 0 to 4294967295");
+parameter!(binary_data_size: Option<usize>, "a whole number of bytes");
+parameter!(binary_data: Option<bool>, "true or false");
+parameter!(classification: u32, "a whole number from 0 to 4294967295");
 
 #[derive(Deserialize)]
 struct RawOutput {
@@ -579,6 +610,53 @@ mod tests {
     }
 
     #[test]
+    fn a_wrong_parameter_is_told_by_its_name_and_what_it_takes() {
+        let refused = |parameters: &str, of: &str| {
+            let input = |more: &str| {
+                format!(r#"{{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]{more}}}"#)
+            };
+            let text = match of {
+                "request" => format!(r#"{{"inputs": [{}], "parameters": {parameters}}}"#, input("")),
+                "input" => {
+                    format!(r#"{{"inputs": [{}]}}"#, input(&format!(r#", "parameters": {parameters}"#)))
+                }
+                _ => format!(
+                    r#"{{"inputs": [{}], "outputs": [{{"name": "y", "parameters": {parameters}}}]}}"#,
+                    input("")
+                ),
+            };
+            parse(text.as_bytes(), &Bytes::new()).expect_err("it is wrong").to_string()
+        };
+        for (parameters, of, says) in [
+            (
+                r#"{"priority": -1}"#,
+                "request",
+                "`priority`: expected a whole number from 0 to 4294967295, got -1",
+            ),
+            (
+                r#"{"timeout": "5"}"#,
+                "request",
+                r#"`timeout`: expected a whole number of microseconds, got "5""#,
+            ),
+            (
+                r#"{"binary_data_output": 1}"#,
+                "request",
+                "`binary_data_output`: expected true or false, got 1",
+            ),
+            (
+                r#"{"binary_data_size": "12"}"#,
+                "input",
+                r#"`binary_data_size`: expected a whole number of bytes, got "12""#,
+            ),
+            (r#"{"classification": 1.5}"#, "output", "`classification`: expected a whole number from 0"),
+            (r#"{"binary_data": "yes"}"#, "output", r#"`binary_data`: expected true or false, got "yes""#),
+        ] {
+            let why = refused(parameters, of);
+            assert!(why.contains(&format!("parameter {says}")), "{why}");
+        }
+    }
+
+    #[test]
     fn json_tensors_are_laid_out_aligned_whatever_the_order_of_fields() {
         let request = decode(
             r#"{"id":"a","parameters":{"timeout":1500,"unknown":[1]},"inputs":[
@@ -690,7 +768,7 @@ mod tests {
             (r#"{"inputs":[],"inputs":[]}"#, "`inputs` occurs twice"),
             (
                 r#"{"inputs":[],"outputs":[{"name":"y","parameters":{"classification":-1}}]}"#,
-                "invalid value: integer `-1`",
+                "parameter `classification`: expected a whole number from 0 to 4294967295, got -1",
             ),
             (
                 &input(r#""name":"x","shape":[4294967296,4294967296],"datatype":"FP32","data":[1]"#),

@@ -88,9 +88,10 @@ impl Service {
             Extension::Statistics(target) => {
                 Answer::json(StatusCode::OK, &statistics(&self.watchers.metrics, &models, target)?)
             }
-            Extension::Config(target) => {
-                Answer::json(StatusCode::OK, &config(&self.watchers.metrics, &models, target)?)
-            }
+            Extension::Config(target) => Answer::json(
+                StatusCode::OK,
+                &config(&self.watchers.metrics, &models, self.path.typical(target))?,
+            ),
             Extension::Trace(model) => {
                 let asked = self.asked_settings(session).await?;
                 let (tracer, control) = (self.watchers.tracer.as_deref(), self.repository.control);

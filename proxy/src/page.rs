@@ -3,7 +3,7 @@
 
 use crate::directory::Models;
 use crate::example;
-use policies::{CanaryStatus, Snapshot};
+use policies::{Ledger, Snapshot};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -35,21 +35,20 @@ struct Version {
 
 impl Page {
     /// What is there now; `host` is the one that the caller has asked for.
-    pub(crate) fn new(
-        models: &Models,
-        snapshot: &Snapshot,
-        rollouts: &BTreeMap<String, CanaryStatus>,
-        host: Option<&str>,
-    ) -> Self {
+    pub(crate) fn new(models: &Models, snapshot: &Snapshot, ledger: &Ledger, host: Option<&str>) -> Self {
         let is_plain = |host: &&str| {
             !host.is_empty()
                 && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte))
         };
         let origin = format!("http://{}", host.filter(is_plain).unwrap_or("localhost:8000"));
+        let rollouts = ledger.rollouts();
+        let mostly = |name: &str| Some(ledger.mostly(snapshot, name)?.0);
         let model = |name: &str| {
             let policy = snapshot.model(name);
             let entries = || models.versions(name).into_iter().flat_map(BTreeMap::values);
-            let ready = entries().filter(|entry| models.is_ready(name, entry.version));
+            // Versions may take different things: whoever answers most is asked.
+            let typical = mostly(name).filter(|version| models.is_ready(name, *version));
+            let typical = typical.or_else(|| models.highest_ready(name));
             let share = |number: u64| match rollouts.get(name) {
                 Some(rollout) if rollout.candidate == number => Some(rollout.percent),
                 Some(rollout) if rollout.baseline == number => Some(100.0 - rollout.percent),
@@ -75,12 +74,8 @@ impl Page {
                         reason: entry.reason.clone(),
                     })
                     .collect(),
-                // Versions may take different things: whoever answers most is asked.
-                curl: ready
-                    .max_by(|one, other| {
-                        let key = |entry: &wire::ModelEntry| share(entry.version).unwrap_or_default();
-                        key(one).total_cmp(&key(other)).then(one.version.cmp(&other.version))
-                    })
+                curl: typical
+                    .and_then(|version| models.entry(name, version))
                     .and_then(|entry| example::curl(entry, &origin)),
             }
         };
@@ -222,7 +217,7 @@ mod tests {
         let models = vec![version(1, ModelState::Ready, ""), version(2, ModelState::Unavailable, "<torn>")];
         directory.publish(Index { models, ..Index::default() });
         let snapshot = policies::parse(policy, "policies.yaml").unwrap();
-        Page::new(&directory.load(), &snapshot, &BTreeMap::new(), host)
+        Page::new(&directory.load(), &snapshot, &Ledger::new(), host)
     }
 
     #[test]
@@ -255,7 +250,7 @@ mod tests {
         assert!(!text.contains('\u{1b}'), "{text}");
         let lost = Directory::default();
         let snapshot = policies::parse("models: {}", "policies.yaml").unwrap();
-        let page = Page::new(&lost.load(), &snapshot, &BTreeMap::new(), None);
+        let page = Page::new(&lost.load(), &snapshot, &Ledger::new(), None);
         assert!(page.text().contains("The engine is not there"), "{}", page.text());
     }
 }

@@ -270,7 +270,10 @@ fn failed(error: &pingora::Error) -> Refusal {
     // What it says of itself begins with the chain of its causes; people want the last one. Where the server is callers need
     // not know.
     tracing::debug!("the server of a version: {error}");
-    Refusal::RemoteFailed(error.root_etype().as_str().to_owned())
+    let cause = error.root_etype().as_str();
+    let context = error.context.as_ref().map(|context| context.as_str());
+    let why = context.filter(|context| !context.contains("addr: "));
+    Refusal::RemoteFailed(why.map_or_else(|| cause.to_owned(), |why| format!("{cause}: {why}")))
 }
 
 #[cfg(test)]

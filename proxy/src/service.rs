@@ -165,9 +165,10 @@ impl Service {
             Route::Server => Ok(Answer::json(StatusCode::OK, &describe::server(self.repository.control))),
             Route::Live => Ok(Answer::json(StatusCode::OK, &describe::live())),
             Route::Ready => Ok(Answer::readiness(None, self.readiness.server())),
-            Route::Model(target) => {
-                Ok(Answer::json(StatusCode::OK, &describe::model(&self.path.directory.load(), target)?))
-            }
+            Route::Model(target) => Ok(Answer::json(
+                StatusCode::OK,
+                &describe::model(&self.path.directory.load(), self.path.typical(target))?,
+            )),
             Route::Repository => Ok(Answer::json(StatusCode::OK, &self.repository.index(session).await?)),
             Route::Order(action, target) => {
                 self.repository.order(session, action, target).await?;
@@ -191,7 +192,7 @@ impl Service {
 
     fn page(&self, host: Option<&str>) -> Page {
         let (models, generation) = (self.path.directory.load(), self.path.live.load());
-        Page::new(&models, &generation.snapshot, &self.path.ledger.rollouts(), host)
+        Page::new(&models, &generation.snapshot, &self.path.ledger, host)
     }
 
     /// Questions of TensorFlow Serving's and KServe V1's clients.
@@ -207,7 +208,8 @@ impl Service {
                 Answer::json(StatusCode::OK, &v1::status(&models, target, is_ready)?)
             }
             Question::Metadata(address) => {
-                Answer::json(StatusCode::OK, &v1::metadata(&models, target(address)?)?)
+                let target = self.path.typical(target(address)?);
+                Answer::json(StatusCode::OK, &v1::metadata(&models, target)?)
             }
         })
     }
@@ -230,7 +232,9 @@ impl Service {
                 Answer::json(status, &management::health(readiness))
             }
             Question::Models => Answer::json(ok, &management::list(&models, query)?),
-            Question::Describe(target) => Answer::json(ok, &management::describe(&models, target)?),
+            Question::Describe(target) => {
+                Answer::json(ok, &management::describe(&models, self.path.typical(target))?)
+            }
             Question::DescribeAll(model) => Answer::json(ok, &management::describe_all(&models, model)?),
             Question::Register => {
                 let target = Target { model: management::registered(query)?, pinned: None };

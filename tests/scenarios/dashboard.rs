@@ -193,7 +193,10 @@ fn the_status_command_tells_canaries_first_and_then_the_rest_or_all_of_it_in_jso
     let stack = stack(&engine);
     let admin = stack.admin.to_string();
     let words = text(&told(&["status", "--admin", &admin]).stdout);
-    assert!(words.starts_with("m: of 0 ") && words.contains("\n\npenstock ready"), "{words}");
+    assert!(
+        words.starts_with("m: nobody has been answered yet") && words.contains("\n\npenstock ready"),
+        "{words}"
+    );
     let all: Value = serde_json::from_slice(&told(&["status", "--json", "--admin", &admin]).stdout).unwrap();
     assert_eq!((&all["may_change"], &all["versions"][1]["version"]), (&json!(true), &json!(2)));
 }

@@ -505,6 +505,19 @@ fn requests_of_an_older_policy_say_nothing_about_what_a_rollout_is_about_now() {
     }
 }
 
+#[test]
+fn the_version_that_answers_most_stands_for_its_model() {
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let split = policies("models: {m: {split: {weights: {1: 60, 2: 40}}}, open: {deadline: 1s}}");
+    assert_eq!(ledger.mostly(&split, "m"), Some(Version(1)));
+    assert_eq!((ledger.mostly(&split, "open"), ledger.mostly(&split, "unknown")), (None, None));
+    let canary = policies("models: {m: {canary: {baseline: 1, candidate: 2, steps: [10]}}}");
+    ledger.roll_out(&canary, now);
+    assert_eq!(ledger.mostly(&canary, "m"), Some(Version(1)));
+    ledger.command("m", Command::Promote, "", now).unwrap();
+    assert_eq!(ledger.mostly(&canary, "m"), Some(Version(2)));
+}
+
 /// Who goes back to a policy of the past does not thereby trust a candidate that failed under it.
 #[test]
 fn a_candidate_that_was_rolled_back_stays_so_when_its_policy_comes_back() {

@@ -119,7 +119,7 @@ struct Worker {
     status: &'static str,
 }
 
-/// The pinned version, or the one with the highest number.
+/// The version that is asked for, or the one with the highest number.
 pub(crate) fn describe(models: &Models, target: Target<'_>) -> Result<Vec<Description>, Refusal> {
     Ok(vec![description(models, models.find(target)?)])
 }

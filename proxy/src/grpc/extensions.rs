@@ -23,7 +23,7 @@ use serde_json::{Map, Value};
 impl Grpc {
     /// `ModelConfig`.
     pub(super) fn model_config(&self, asked: &inference::ModelConfigRequest) -> Result<Outgoing, Refusal> {
-        let target = target(&asked.name, &asked.version)?;
+        let target = self.path.typical(target(&asked.name, &asked.version)?);
         let config = extensions::config(&self.watchers.metrics, &self.path.directory.load(), target)?;
         Ok(Outgoing::of(&inference::ModelConfigResponse { config: Some(configured(config)) }))
     }

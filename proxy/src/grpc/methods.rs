@@ -144,7 +144,7 @@ impl Grpc {
             }
             Question::ModelMetadata => {
                 let asked: inference::ModelMetadataRequest = read(messages).await?;
-                let target = target(&asked.name, &asked.version)?;
+                let target = self.path.typical(target(&asked.name, &asked.version)?);
                 let model = describe::model(&self.path.directory.load(), target)?;
                 Ok(Outgoing::of(&inference::ModelMetadataResponse {
                     name: model.name,
