@@ -2,11 +2,12 @@
 //! that happens and what is dropped; never looks into a line.
 //!
 //! ```text
-//!   requests ─▶ waiting, at most 1 MiB ─▶ 50 ms after the first line, or once there are 64 KiB: written at once
+//!   requests ─▶ waiting, at most 1 MiB ─▶ 50 ms after the first line, or once there are 128 KiB: written at once
 //! ```
 //!
 //! A write for each line would cost a request more than all else that watches it: the thread would have to be woken, and the
-//! kernel be asked, each time. This way it sleeps until there is a first line, and so many times a second at most.
+//! kernel be asked, each time. This way it sleeps until there is a first line, and so many times a second at most; and while
+//! lines come, it is woken only when there are enough of them.
 
 use std::io::Write;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -17,7 +18,7 @@ use std::time::Duration;
 const WAITING_MAX: usize = 1 << 20;
 
 /// So many are written without waiting for more: few enough to stay in a core's cache, beside what requests need there.
-const ENOUGH: usize = WAITING_MAX / 16;
+const ENOUGH: usize = WAITING_MAX / 8;
 
 /// So much is written to a pipe whole or not at all (`PIPE_BUF`): what others write there stands between lines. Where there are
 /// others, no more is written at once.
@@ -45,6 +46,8 @@ struct Shared {
 struct Waiting {
     bytes: Vec<u8>,
     dropped: u64,
+    /// Nobody writes before somebody says that there is a first line.
+    is_idle: bool,
     closed: bool,
     ended: bool,
 }
@@ -73,8 +76,9 @@ impl Gathered {
             return;
         }
         waiting.bytes.extend_from_slice(line);
+        let wakes = std::mem::take(&mut waiting.is_idle) || (before < ENOUGH && after >= ENOUGH);
         drop(waiting);
-        if before == 0 || (before < ENOUGH && after >= ENOUGH) {
+        if wakes {
             self.0.due.notify_one();
         }
     }
@@ -131,12 +135,19 @@ impl Shared {
     /// Takes what waits in exchange for the empty `bytes`, once it is due; nothing when there will be no more.
     fn gather(&self, bytes: &mut Vec<u8>) -> bool {
         let no_panic = "no panic while it is held";
-        let waiting = self.lock();
         let is_empty = |waiting: &mut Waiting| waiting.bytes.is_empty() && !waiting.closed;
-        let waiting = self.due.wait_while(waiting, is_empty).expect(no_panic);
         let is_little = |waiting: &mut Waiting| waiting.bytes.len() < ENOUGH && !waiting.closed;
-        let gathered = self.due.wait_timeout_while(waiting, GATHERED_FOR, is_little);
-        let (mut waiting, _) = gathered.expect(no_panic);
+        let little_for_long = |waiting| {
+            let gathered = self.due.wait_timeout_while(waiting, GATHERED_FOR, is_little);
+            gathered.expect(no_panic).0
+        };
+        let mut waiting = little_for_long(self.lock());
+        if waiting.bytes.is_empty() && !waiting.closed {
+            waiting.is_idle = true;
+            let mut first = self.due.wait_while(waiting, is_empty).expect(no_panic);
+            first.is_idle = false;
+            waiting = little_for_long(first);
+        }
         std::mem::swap(&mut waiting.bytes, bytes);
         !bytes.is_empty()
     }
