@@ -94,7 +94,7 @@ pub enum Refusal {
     #[error("the engine is not available: {0}")]
     EngineDown(String),
     /// The deadline passed first.
-    #[error("no answer within the deadline of {:.3} s", deadline.as_secs_f64())]
+    #[error("no answer within the deadline of {}", time(*deadline))]
     DeadlineExceeded {
         /// The time this request was given.
         deadline: Duration,
@@ -106,7 +106,7 @@ pub enum Refusal {
     #[error("the server of this version: {0}")]
     RemoteFailed(String),
     /// The server that answers this version has not, in all the time that the policy gives it.
-    #[error("the server of this version has not answered within {:.3} s", waited.as_secs_f64())]
+    #[error("the server of this version has not answered within {}", time(*waited))]
     RemoteTimeout {
         /// That time.
         waited: Duration,
@@ -122,6 +122,15 @@ pub enum Refusal {
 /// Whole milliseconds, rounded up: who waits that long is let in.
 fn seconds(wait: Duration) -> f64 {
     wait.as_nanos().div_ceil(1_000_000) as f64 / 1e3
+}
+
+/// However short, never 0.
+fn time(time: Duration) -> String {
+    if time < Duration::from_millis(1) {
+        format!("{} µs", time.as_micros())
+    } else {
+        format!("{:.3} s", time.as_secs_f64())
+    }
 }
 
 impl Refusal {
