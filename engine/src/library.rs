@@ -41,8 +41,11 @@ const FILES: [&str; 5] = ["model.pt", "model.yaml", "labels.txt", "golden.json",
 
 /// Where versions come from; asked again whenever somebody wants a model loaded.
 pub struct Library {
-    find: Box<dyn FnMut() -> Result<Vec<Candidate>, ScanError> + Send>,
+    find: Box<Find>,
 }
+
+/// Finds versions; of the model of this name an error matters.
+type Find = dyn FnMut(Option<&str>) -> Result<Vec<Candidate>, ScanError> + Send;
 
 impl Library {
     /// A models folder. `load` gets the path of a `model.pt` and what its `model.yaml` says.
@@ -50,17 +53,17 @@ impl Library {
     where
         L: Fn(&Path, Option<Manifest>) -> Result<Box<dyn Model>, String> + Send + Clone + 'static,
     {
-        Self::new(move || scan(&folder, &load))
+        Self { find: Box::new(move |wanted| scan(&folder, wanted, &load)) }
     }
 
     /// Whatever `find` finds.
-    pub fn new(find: impl FnMut() -> Result<Vec<Candidate>, ScanError> + Send + 'static) -> Self {
-        Self { find: Box::new(find) }
+    pub fn new(mut find: impl FnMut() -> Result<Vec<Candidate>, ScanError> + Send + 'static) -> Self {
+        Self { find: Box::new(move |_| find()) }
     }
 
-    /// All versions that are there now, by name and number.
-    pub(crate) fn find(&mut self) -> Result<Vec<Candidate>, ScanError> {
-        (self.find)()
+    /// All versions that are there now, by name and number; but of other models than `wanted` none where they cannot be read.
+    pub(crate) fn find(&mut self, wanted: Option<&str>) -> Result<Vec<Candidate>, ScanError> {
+        (self.find)(wanted)
     }
 }
 
@@ -170,6 +173,14 @@ pub enum ScanError {
         /// What the system said.
         error: io::Error,
     },
+    /// The folder of a model cannot be read.
+    #[error("{}: {error}", folder.display())]
+    Model {
+        /// Which.
+        folder: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
     /// It holds too much.
     #[error("models folder {} holds more than {VERSIONS_MAX} versions; split it over several engines", folder.display())]
     TooMany {
@@ -178,20 +189,24 @@ pub enum ScanError {
     },
 }
 
-fn scan<L>(folder: &Path, load: &L) -> Result<Vec<Candidate>, ScanError>
+fn scan<L>(folder: &Path, wanted: Option<&str>, load: &L) -> Result<Vec<Candidate>, ScanError>
 where
     L: Fn(&Path, Option<Manifest>) -> Result<Box<dyn Model>, String> + Send + Clone + 'static,
 {
     let failed = |error| ScanError::Folder { folder: folder.to_owned(), error };
     let mut found = Vec::new();
     for (name, path) in folders(folder).map_err(failed)? {
-        let versions = folders(&path).unwrap_or_else(|error| {
-            // Somebody may just have taken it away. No other model is to suffer for one that cannot be read.
-            if error.kind() != io::ErrorKind::NotFound {
+        let versions = match folders(&path) {
+            Ok(versions) => versions,
+            // Somebody has just taken it away.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            // What cannot be read is not gone.
+            Err(error) if wanted == Some(&*name) => return Err(ScanError::Model { folder: path, error }),
+            Err(error) => {
                 tracing::warn!("ignoring {}: {error}", path.display());
+                continue;
             }
-            Vec::new()
-        });
+        };
         for (number, path) in versions {
             let version =
                 number.parse().ok().filter(|version: &u64| *version >= 1 && version.to_string() == number);
@@ -300,10 +315,10 @@ mod tests {
             fs::create_dir_all(folder.path().join(ignored)).unwrap();
         }
         fs::write(folder.path().join("README"), "").unwrap();
-        let found = scan(folder.path(), &asked).unwrap();
+        let found = scan(folder.path(), None, &asked).unwrap();
         let found: Vec<_> = found.iter().map(|found| (found.name.as_str(), found.version)).collect();
         assert_eq!(found, [("a", 1), ("a", 12)]);
-        assert!(scan(&folder.path().join("nowhere"), &asked).is_err());
+        assert!(scan(&folder.path().join("nowhere"), None, &asked).is_err());
     }
 
     #[test]
@@ -336,7 +351,7 @@ mod tests {
         let sound = "inputs: []\noutputs: [{name: y, datatype: FP32, shape: [1]}]";
         let folder = models(&[("a/1", None), ("a/2", Some(sound)), ("a/3", Some("inputs: 7"))]);
         let results =
-            scan(folder.path(), &asked).unwrap().into_iter().map(|found| (found.load)().err().unwrap());
+            scan(folder.path(), None, &asked).unwrap().into_iter().map(|found| (found.load)().err().unwrap());
         let results: Vec<_> = results.collect();
         assert_eq!(results[..2], ["model.pt undeclared", "model.pt declared"]);
         assert!(results[2].starts_with("model.yaml: "), "{}", results[2]);
@@ -348,11 +363,14 @@ mod tests {
         let folder = models(&[("a/1", None), ("lost+found/1", None)]);
         let lost = folder.path().join("lost+found");
         fs::set_permissions(&lost, fs::Permissions::from_mode(0o000)).unwrap();
-        let found = scan(folder.path(), &asked).unwrap();
+        let (others, itself) =
+            (scan(folder.path(), Some("a"), &asked), scan(folder.path(), Some("lost+found"), &asked));
         fs::set_permissions(&lost, fs::Permissions::from_mode(0o700)).unwrap();
-        assert_eq!(found[0].name, "a");
+        let others = others.unwrap();
+        assert_eq!(others[0].name, "a");
         // Whoever may do everything reads that as well.
-        assert!(found[1..].iter().all(|found| found.name == "lost+found"));
+        let may_do_everything = others.len() == 2;
+        assert_eq!(itself.is_err(), !may_do_everything, "what cannot be read is not gone");
     }
 
     #[test]
@@ -361,7 +379,7 @@ mod tests {
             let folder = models(&[("a/1", None)]);
             let fifo = folder.path().join("a/1").join(name);
             assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
-            let found = scan(folder.path(), &asked).unwrap().remove(0);
+            let found = scan(folder.path(), None, &asked).unwrap().remove(0);
             assert_eq!((found.load)().err().unwrap(), format!("{name} is no file"));
         }
     }
@@ -374,7 +392,7 @@ mod tests {
         ] {
             let sound = "inputs: []\noutputs: [{name: y, datatype: FP32, shape: [1]}]";
             let folder = models(&[("a/1", Some(sound))]);
-            let found = scan(folder.path(), &asked).unwrap().remove(0);
+            let found = scan(folder.path(), None, &asked).unwrap().remove(0);
             change(&folder.path().join("a/1"));
             assert_eq!((found.load)().err().unwrap(), CHANGED);
         }

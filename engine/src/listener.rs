@@ -116,7 +116,7 @@ impl Listener {
 
     /// Serves what `library` has until `stop` completes, then finishes what is queued and running.
     pub async fn serve(self, mut library: Library, stop: impl Future<Output = ()>) -> Result<(), StartError> {
-        let candidates = library.find()?;
+        let candidates = library.find(None)?;
         let queue = Arc::new(Queue::new(self.settings.queue, self.settings.lanes));
         let (catalog, watching) = watch::channel(Arc::new(Catalog::default()));
         let (drained, watch_drained) = watch::channel(false);

@@ -37,8 +37,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use wire::{Action, Control, Limits, Status};
 
-/// Attempts that others do not wait for, with those that were given up and still run. When there are as many, the next one
-/// that gets nowhere is given up.
+/// Attempts that others do not wait for. When there are as many, the next one that gets nowhere is given up.
 const ASIDE_MAX: usize = 4;
 
 /// When there are as many, nothing is tried any more: each takes a core.
@@ -238,7 +237,8 @@ impl Shelf {
         let is_meant = |name: &str, version: u64| {
             name == control.model && (control.version == 0 || control.version == version)
         };
-        let mut found = self.setup.library.find().map_err(|error| (Status::Internal, error.to_string()))?;
+        let found = self.setup.library.find(Some(&control.model));
+        let mut found = found.map_err(|error| (Status::Internal, error.to_string()))?;
         found.retain(|candidate| is_meant(&candidate.name, candidate.version));
         let known = self.catalog.versions(Some(&control.model)).filter(|(name, version)| {
             let is_there =
@@ -321,7 +321,13 @@ impl Shelf {
             aside.answers.extend(answer.cloned());
             return Ok(());
         }
-        self.take_aside(&name, number, "its files were replaced");
+        if self.aside_of(&name, number).is_some() {
+            self.take_aside(&name, number, "its files were replaced");
+            if !matches!(self.catalog.state(&name, number), Some(State::Ready(_))) {
+                self.catalog.set(&name, number, State::Loading { why: String::new() });
+                self.announce();
+            }
+        }
         let begun = self
             .has_room(bytes)
             .and_then(|()| self.does_not_hang(&name, number, &stamp))
@@ -341,7 +347,7 @@ impl Shelf {
         }
         let why = if patience == most {
             hangs(most)
-        } else if self.aside.len() < ASIDE_MAX {
+        } else if self.aside.iter().filter(|aside| !aside.is_given_up).count() < ASIDE_MAX {
             self.set_aside(aside);
             return Ok(());
         } else {

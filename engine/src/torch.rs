@@ -462,7 +462,7 @@ mod tests {
 
     fn candidates(folder: &str, name: &str) -> Vec<Candidate> {
         let load = |path: &Path, manifest| load(path, manifest, Device::Cpu);
-        let mut found = Library::folder(folder.into(), load).find().unwrap();
+        let mut found = Library::folder(folder.into(), load).find(None).unwrap();
         found.retain(|candidate| candidate.name == name);
         assert!(!found.is_empty(), "{folder} must hold {name}");
         found

@@ -150,12 +150,12 @@ impl CanaryPolicy {
             let is_drawn = (place * u128::from(ALL)) >> 64 >= u128::from(ALL - stage.share);
             let is_candidate = is_drawn && stage.is_ready;
             let target = if is_candidate { &self.candidate } else { &self.baseline };
-            let assigned = stage.begun.map(|begun| Assignment {
+            let assigned = Some(Assignment {
                 baseline,
                 candidate,
                 is_candidate,
                 share: if stage.is_ready { stage.share } else { 0 },
-                begun,
+                begun: stage.begun,
                 slow_over: self.slow.map(|slow| slow.over),
             });
             let drawn = Some(Drawn {
@@ -235,7 +235,7 @@ pub struct Assignment {
     /// The candidate's share at that moment.
     pub(crate) share: Millionths,
     /// See [`Stage`].
-    begun: u32,
+    begun: Option<u32>,
     /// An answer that takes longer is slow.
     pub(crate) slow_over: Option<Duration>,
 }
@@ -560,6 +560,7 @@ impl Canary {
         }
         let share = self.policy.steps[self.step];
         if self.policy.servers != policy.servers {
+            self.files = (0, 0);
             self.forget_evidence("another server is asked".to_owned(), now);
         }
         let is_other = is_another(self.policy.comparison.as_ref(), policy.comparison.as_ref());
@@ -607,7 +608,7 @@ impl Canary {
             return;
         }
         let Assignment { is_candidate, share, begun, .. } = assigned;
-        if begun != self.begun {
+        if begun != Some(self.begun) {
             return;
         }
         if is_candidate && matches!(sight, Sight::Answered(_)) {
@@ -673,8 +674,9 @@ impl Canary {
 
     /// The same where nobody has said anything about it.
     pub(crate) fn begins_with(&mut self, version: Version, files: u64) {
+        let is_here = self.is_here(version);
         let known = self.files_of(version);
-        if *known == 0 {
+        if is_here && *known == 0 {
             *known = files;
         }
     }
@@ -810,9 +812,11 @@ impl Canary {
         }
         self.phase = progress.phase.clone();
         self.files = progress.files;
+        self.untold = 0;
         self.history = progress.verdicts.iter().rev().take(KEPT).rev().cloned().collect();
         let same_step = self.go_to(progress.millionths);
         if progress.servers.as_ref().is_some_and(|servers| *servers != self.policy.servers.names()) {
+            self.files = (0, 0);
             return self.forget_evidence("another server is asked".to_owned(), now);
         }
         if same_step {

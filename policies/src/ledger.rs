@@ -308,6 +308,7 @@ impl Ledger {
         let (status, begins_again) = rollout.change(obey).map_err(CommandError::NotNow)?;
         if begins_again {
             self.forgive(model, rollout.versions.1);
+            self.rolled_back().forget(model, rollout.versions);
         }
         Ok(status)
     }
@@ -620,6 +621,10 @@ impl Ledger {
         drop(breakers);
         self.breakers.rcu(|breakers| {
             let mut breakers = Breakers::clone(breakers);
+            // Another policy may have come into force since.
+            if breakers.remote(snapshot, model, version) != remote {
+                return breakers;
+            }
             if breakers.remembered() >= Self::MOST_BREAKERS {
                 breakers.guards.retain(|_, versions| {
                     versions.retain(|_, guard| !guard.lock().is_fresh());
@@ -635,7 +640,8 @@ impl Ledger {
         });
         let breakers = self.breakers.load();
         let unguarded = || Arc::new(Guard::new(breakers.policy(snapshot, model), remote));
-        breakers.guard(model, version).unwrap_or_else(unguarded)
+        let same = breakers.guard(model, version).filter(|guard| guard.remote.as_ref() == remote);
+        same.unwrap_or_else(unguarded)
     }
 
     /// Follows a swap of policies; call it after each [`Live::publish`](crate::Live::publish), and when versions come

@@ -177,7 +177,13 @@ impl Limiter {
 
     /// Locks the limit and finds the caller's bucket. Callers lock limits in the order of their names.
     pub(crate) fn open<'a>(&'a self, caller: &'a impl Attributes, now: Moment) -> Bucket<'a> {
-        self.find(self.lock(), caller, now)
+        let key = self.key(caller);
+        self.find(self.lock(), key, now)
+    }
+
+    /// By which a caller is known here. Made before the lock is taken: a key is as long as its caller likes.
+    fn key<'a>(&self, caller: &'a impl Attributes) -> Option<Cow<'a, str>> {
+        self.policy.key.as_ref().map(|key| self.name(key.of(caller).unwrap_or("")))
     }
 
     /// The same for a caller who has a reservation here: its bucket, for as long as that owes anything.
@@ -187,9 +193,10 @@ impl Limiter {
         caller: &'a impl Attributes,
         now: Moment,
     ) -> Bucket<'a> {
+        let key = self.key(caller);
         let buckets = self.lock();
         if buckets.reservations.end(reservation.spot, reservation.ticket).is_none() {
-            return self.find(buckets, caller, now);
+            return self.find(buckets, key, now);
         }
         let (place, level) = match reservation.spot {
             Spot::Own(at) => (Place::Own(at), Some(buckets.levels[at as usize].1)),
@@ -205,10 +212,9 @@ impl Limiter {
     fn find<'a>(
         &'a self,
         mut buckets: MutexGuard<'a, Buckets>,
-        caller: &'a impl Attributes,
+        key: Option<Cow<'a, str>>,
         now: Moment,
     ) -> Bucket<'a> {
-        let key = self.policy.key.as_ref().map(|key| self.name(key.of(caller).unwrap_or("")));
         let known = key.as_ref().and_then(|key| buckets.place(key));
         let (place, level) = match (known, key) {
             (Some(at), _) => (Place::Own(at), Some(buckets.levels[at as usize].1)),

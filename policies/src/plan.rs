@@ -76,8 +76,9 @@ impl Ledger {
                 state.push("its breakers start afresh".into());
             }
             state.extend(self.fate_of_rollout(name, before, after));
-            let canary = |policy: Option<&'_ ModelPolicy>| policy.and_then(|policy| policy.canary.clone());
-            let share = canary(after).map_or(0, |new| self.share(name, &new, canary(before).as_ref()));
+            let [old_canary, new_canary] =
+                [before, after].map(|policy| policy.and_then(|policy| policy.canary.as_ref()));
+            let share = new_canary.map_or(0, |new| self.share(name, new, old_canary));
             state.extend(after.into_iter().flat_map(|policy| missing_versions(name, policy, share, known)));
             Some(Change { of: format!("model {name}"), removed, added, moved_percent, besides, state })
         });

@@ -11,7 +11,7 @@ use crate::units::Version;
 /// Of one model; of more the oldest is forgotten.
 const KEPT: usize = 4;
 
-/// Models of which any are remembered.
+/// Models of which any are remembered; of more, one is forgotten that has not just been rolled back.
 const MODELS: usize = 1_000;
 
 /// By model, oldest first.
@@ -21,14 +21,22 @@ pub struct RolledBack(BTreeMap<String, Vec<Progress>>);
 impl RolledBack {
     /// How a rollout has ended: remembered if it was rolled back, and else not any more.
     pub(crate) fn note(&mut self, model: &str, progress: Progress) {
-        let mut all = self.0.remove(model).unwrap_or_default();
-        all.retain(|known| known.versions() != progress.versions());
-        if let Some(progress) = progress.if_rolled_back() {
-            all.push(progress);
+        self.forget(model, progress.versions());
+        let Some(progress) = progress.if_rolled_back() else { return };
+        while self.0.len() >= MODELS && !self.0.contains_key(model) {
+            self.0.pop_first();
         }
+        let all = self.0.entry(model.to_owned()).or_default();
+        all.push(progress);
         all.drain(..all.len().saturating_sub(KEPT));
-        if !all.is_empty() && self.0.len() < MODELS {
-            self.0.insert(model.to_owned(), all);
+    }
+
+    /// A person trusts the candidate again.
+    pub(crate) fn forget(&mut self, model: &str, versions: (Version, Version)) {
+        let Some(all) = self.0.get_mut(model) else { return };
+        all.retain(|known| known.versions() != versions);
+        if all.is_empty() {
+            self.0.remove(model);
         }
     }
 

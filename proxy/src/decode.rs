@@ -161,18 +161,56 @@ struct TensorParameters {
 macro_rules! parameter {
     ($name:ident: $kind:ty, $expected:literal) => {
         fn $name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<$kind, D::Error> {
-            let value = serde_json::Value::deserialize(deserializer)?;
-            <$kind>::deserialize(&value).map_err(|_| {
-                let mut got = value.to_string();
-                got.truncate(got.floor_char_boundary(40));
+            let wrong = |got: &str| {
                 D::Error::custom(format_args!(
                     "parameter `{}`: expected {}, got {got}",
                     stringify!($name),
                     $expected
                 ))
+            };
+            let value =
+                deserializer.deserialize_any(Scalar).map_err(|_| wrong("an array, an object or no JSON"))?;
+            <$kind>::deserialize(&value).map_err(|_| {
+                let got = value.to_string();
+                wrong(&got[..got.floor_char_boundary(40)])
             })
         }
     };
+}
+
+/// What has no parts: a parameter is not to take more memory than its length.
+struct Scalar;
+
+impl Visitor<'_> for Scalar {
+    type Value = serde_json::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a number, a text, true, false or null")
+    }
+
+    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
+        Ok(serde_json::Value::Null)
+    }
+
+    fn visit_bool<E: Error>(self, value: bool) -> Result<Self::Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E: Error>(self, value: i64) -> Result<Self::Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E: Error>(self, value: u64) -> Result<Self::Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: Error>(self, value: f64) -> Result<Self::Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E: Error>(self, value: &str) -> Result<Self::Value, E> {
+        Ok(value[..value.floor_char_boundary(64)].into())
+    }
 }
 
 parameter!(binary_data_output: Option<bool>, "true or false");
@@ -649,6 +687,11 @@ mod tests {
                 r#"`binary_data_size`: expected a whole number of bytes, got "12""#,
             ),
             (r#"{"classification": 1.5}"#, "output", "`classification`: expected a whole number from 0"),
+            (
+                r#"{"timeout": [1]}"#,
+                "request",
+                "`timeout`: expected a whole number of microseconds, got an array",
+            ),
             (r#"{"binary_data": "yes"}"#, "output", r#"`binary_data`: expected true or false, got "yes""#),
         ] {
             let why = refused(parameters, of);

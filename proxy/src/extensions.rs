@@ -90,7 +90,7 @@ impl Service {
             }
             Extension::Config(target) => Answer::json(
                 StatusCode::OK,
-                &config(&self.watchers.metrics, &models, self.path.typical(target))?,
+                &config(&self.watchers.metrics, &models, self.path.typical(&models, target))?,
             ),
             Extension::Trace(model) => {
                 let asked = self.asked_settings(session).await?;

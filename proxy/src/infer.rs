@@ -67,10 +67,10 @@ pub struct Path {
 
 impl Path {
     /// The version that stands for a model of which none was named: the one that answers most, if it is ready.
-    pub(crate) fn typical<'a>(&self, target: Target<'a>) -> Target<'a> {
+    pub(crate) fn typical<'a>(&self, models: &Models, target: Target<'a>) -> Target<'a> {
         let mostly = || {
             let version = self.ledger.mostly(&self.live.load().snapshot, target.model)?.0;
-            self.directory.load().is_ready(target.model, version).then_some(version)
+            models.is_ready(target.model, version).then_some(version)
         };
         Target { pinned: target.pinned.or_else(mostly), ..target }
     }

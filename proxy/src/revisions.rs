@@ -73,9 +73,11 @@ impl Revisions {
     /// Begins with what is in force at the start, after those of an earlier process.
     pub fn new(earlier: Vec<Revision>, text: String, now: SystemTime) -> Self {
         let mut revisions = Self(earlier.into());
+        let many = revisions.0.len().saturating_sub(REVISIONS_MAX);
+        revisions.0.drain(..many);
         let last = revisions.0.back();
         if last.is_none_or(|last| last.text != text) {
-            let generation = last.map_or(1, |last| last.generation + 1);
+            let generation = last.map_or(1, |last| last.generation.saturating_add(1));
             revisions.note(generation, text, Source::Start, None, now);
         }
         revisions

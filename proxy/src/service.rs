@@ -165,10 +165,13 @@ impl Service {
             Route::Server => Ok(Answer::json(StatusCode::OK, &describe::server(self.repository.control))),
             Route::Live => Ok(Answer::json(StatusCode::OK, &describe::live())),
             Route::Ready => Ok(Answer::readiness(None, self.readiness.server())),
-            Route::Model(target) => Ok(Answer::json(
-                StatusCode::OK,
-                &describe::model(&self.path.directory.load(), self.path.typical(target))?,
-            )),
+            Route::Model(target) => {
+                let models = self.path.directory.load();
+                Ok(Answer::json(
+                    StatusCode::OK,
+                    &describe::model(&models, self.path.typical(&models, target))?,
+                ))
+            }
             Route::Repository => Ok(Answer::json(StatusCode::OK, &self.repository.index(session).await?)),
             Route::Order(action, target) => {
                 self.repository.order(session, action, target).await?;
@@ -208,7 +211,7 @@ impl Service {
                 Answer::json(StatusCode::OK, &v1::status(&models, target, is_ready)?)
             }
             Question::Metadata(address) => {
-                let target = self.path.typical(target(address)?);
+                let target = self.path.typical(&models, target(address)?);
                 Answer::json(StatusCode::OK, &v1::metadata(&models, target)?)
             }
         })
@@ -233,7 +236,7 @@ impl Service {
             }
             Question::Models => Answer::json(ok, &management::list(&models, query)?),
             Question::Describe(target) => {
-                Answer::json(ok, &management::describe(&models, self.path.typical(target))?)
+                Answer::json(ok, &management::describe(&models, self.path.typical(&models, target))?)
             }
             Question::DescribeAll(model) => Answer::json(ok, &management::describe_all(&models, model)?),
             Question::Register => {
@@ -276,6 +279,7 @@ fn unacceptable(head: &RequestHeader) -> Option<Refusal> {
         // It would turn what follows into something else than HTTP (RFC 9110, 9.3.6).
         return Some(Refusal::Method { allow: "GET, POST" });
     }
+    // Several are refused as the head is read.
     if head.version == Version::HTTP_11 && !head.headers.contains_key(header::HOST) {
         // RFC 9112, 3.2.
         return Some(Refusal::Invalid("the request has no Host header".into()));

@@ -179,7 +179,14 @@ impl Supervisor {
             self.ledger.replaced(model, Version(*version), Instant::now());
         }
         let serves = |model: &str, version: Version| same.contains(&(model.to_owned(), version.0));
-        self.ledger.retain(&self.live.load().snapshot, serves);
+        // A policy that is put in force meanwhile must not be followed by the one before it.
+        loop {
+            let live = self.live.load();
+            self.ledger.retain(&live.snapshot, serves);
+            if Arc::ptr_eq(&live, &self.live.load()) {
+                break;
+            }
+        }
         let entries = index.models.iter();
         let now: BTreeMap<_, _> =
             entries.map(|entry| ((entry.name.as_str(), entry.version), entry.load)).collect();

@@ -33,7 +33,7 @@ impl World {
 
     fn assigned(&self, is_candidate: bool) -> Assignment {
         let share = self.canary.share();
-        let (baseline, candidate, begun) = (Version(1), Version(2), self.canary.begun);
+        let (baseline, candidate, begun) = (Version(1), Version(2), Some(self.canary.begun));
         Assignment { baseline, candidate, is_candidate, share, begun, slow_over: None }
     }
 

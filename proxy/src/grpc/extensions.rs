@@ -23,8 +23,9 @@ use serde_json::{Map, Value};
 impl Grpc {
     /// `ModelConfig`.
     pub(super) fn model_config(&self, asked: &inference::ModelConfigRequest) -> Result<Outgoing, Refusal> {
-        let target = self.path.typical(target(&asked.name, &asked.version)?);
-        let config = extensions::config(&self.watchers.metrics, &self.path.directory.load(), target)?;
+        let models = self.path.directory.load();
+        let target = self.path.typical(&models, target(&asked.name, &asked.version)?);
+        let config = extensions::config(&self.watchers.metrics, &models, target)?;
         Ok(Outgoing::of(&inference::ModelConfigResponse { config: Some(configured(config)) }))
     }
 

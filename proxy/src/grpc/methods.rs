@@ -144,8 +144,9 @@ impl Grpc {
             }
             Question::ModelMetadata => {
                 let asked: inference::ModelMetadataRequest = read(messages).await?;
-                let target = self.path.typical(target(&asked.name, &asked.version)?);
-                let model = describe::model(&self.path.directory.load(), target)?;
+                let models = self.path.directory.load();
+                let target = self.path.typical(&models, target(&asked.name, &asked.version)?);
+                let model = describe::model(&models, target)?;
                 Ok(Outgoing::of(&inference::ModelMetadataResponse {
                     name: model.name,
                     versions: model.versions,

@@ -65,10 +65,8 @@ impl Growth {
     }
 }
 
-/// Whether the engine has yet to come to what its models need.
 pub(super) fn is_loading(index: &Index) -> bool {
-    // Of what gets nowhere the engine says why, and it may be so for long.
-    index.models.iter().any(|entry| entry.state() == ModelState::Loading && entry.reason.is_empty())
+    index.models.iter().any(|entry| entry.state() == ModelState::Loading)
 }
 
 #[cfg(test)]
@@ -120,13 +118,8 @@ mod tests {
         assert!(growth.observe(health(1400, 1000, 2000)).is_some());
         // Somebody loads another model.
         let loading = ModelEntry { state: ModelState::Loading as i32, ..ModelEntry::default() };
-        let hangs = ModelEntry { reason: "no run of its trial has ended".into(), ..loading.clone() };
         growth.models_changed(&Index { models: vec![loading], revision: 1 });
         assert_eq!(growth.observe(health(1400, 1000, 2000)), None);
-        assert!(
-            !is_loading(&Index { models: vec![hangs], revision: 1 }),
-            "memory is looked after all the same"
-        );
         growth.models_changed(&Index::default());
         assert_eq!(growth.observe(health(2400, 1000, 9000)), None, "it has grown by what was loaded");
         assert!(growth.observe(health(2700, 1000, 9000)).is_some(), "and by what had leaked before");
