@@ -283,14 +283,14 @@ pub(crate) fn share_after(now: Option<Millionths>, steps: &[Millionths]) -> Mill
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::canary::Command;
     use crate::parse;
     use std::time::Instant;
 
     /// Whatever a policy names.
-    struct All;
+    pub(crate) struct All;
 
     impl Known for All {
         fn is_ready(&self, _: &str, _: Version) -> bool {

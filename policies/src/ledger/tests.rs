@@ -1,6 +1,5 @@
 //! The ledger by hand: limits, breakers and rollouts as requests meet them.
 
-use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::thread;
 use std::time::Duration;
@@ -9,6 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::limiter::{Limited, Quota};
+use crate::plan::tests::All;
 use crate::{Live, parse};
 
 const ANA: [(&str, &str); 1] = [("user", "ana")];
@@ -567,7 +567,7 @@ fn a_candidate_that_was_rolled_back_stays_so_when_its_policy_comes_back() {
                 ledger.roll_out(between, now);
                 ledger.restore(&progress, now);
             }
-            let plan = ledger.plan(between, &before, &Everything);
+            let plan = ledger.plan(between, &before, &All);
             let says =
                 "the rollout of version 2 stays rolled back: `penstock canary resume m` begins it again";
             assert!(plan.changes[0].state.contains(&says.to_owned()), "{plan:?}");
@@ -599,27 +599,6 @@ fn a_policy_that_loses_its_rollout_while_nobody_runs_forgets_nothing_of_it() {
     next.restore(&ledger.progress(now), now);
     next.roll_out(&before, now);
     assert_eq!(next.rollouts()["m"].percent, 0.0);
-}
-
-/// Whatever a policy names.
-struct Everything;
-
-impl crate::Known for Everything {
-    fn is_ready(&self, _: &str, _: Version) -> bool {
-        true
-    }
-
-    fn has(&self, _: &str) -> bool {
-        true
-    }
-
-    fn inputs(&self, _: &str) -> Option<BTreeSet<String>> {
-        None
-    }
-
-    fn outputs(&self, _: &str) -> Option<BTreeSet<String>> {
-        None
-    }
 }
 
 /// Answers of another server, or compared in another way, are other answers: before and after a restart.
