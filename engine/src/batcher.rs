@@ -221,6 +221,8 @@ pub struct Claim {
     /// Of the jobs of which nothing waits any more.
     bytes: usize,
     began: Instant,
+    /// It is learned from, however short it is.
+    explores: bool,
 }
 
 /// How a run ended.
@@ -317,6 +319,8 @@ struct Profile {
     /// Runs that have ended, and those that were learned from.
     ended: u64,
     runs: u64,
+    /// When so many have ended, one is to be of a size that is to be learned about.
+    explore_at: u64,
     /// When a run of so many rows last ended.
     ran: BTreeMap<u32, Instant>,
 }
@@ -467,9 +471,13 @@ impl<T: Clone> Batcher<T> {
         // There are many short runs, and they are much alike. Decided by what was expected: of those that only happened
         // to be long, no more may be learned from than of the others.
         let is_short = profile.curve.typical(claim.rows).unwrap_or(took) < SHORT;
-        if !is_short || profile.ended.is_multiple_of(SHORT_SAMPLE) {
+        if !is_short || claim.explores || profile.ended.is_multiple_of(SHORT_SAMPLE) {
             profile.ran.insert(size_of(claim.rows), now);
             self.learn(&claim.bucket, claim.rows, took);
+        }
+        let profile = self.profile(&claim.bucket);
+        if claim.explores && !profile.curve.trusts(claim.rows) {
+            profile.explore_at = profile.ended + plan::EXPLORE_AGAIN;
         }
     }
 
@@ -596,7 +604,7 @@ impl<T: Clone> Batcher<T> {
 
     /// Forms a batch.
     fn take(&mut self, bucket: Bucket, now: Instant) -> Batch<T> {
-        let Plan { pieces, late, closed } = self.plan(&bucket, now);
+        let Plan { pieces, late, closed, explores } = self.plan(&bucket, now);
         let queue = &self.queues[&bucket];
         let (head, _) = queue.waiting.first_key_value().expect("a head stands in a queue");
         let (head, lanes) = (*head, queue.lanes);
@@ -650,6 +658,10 @@ impl<T: Clone> Batcher<T> {
         let pieces = pieces.into_iter().map(|(_, piece)| piece).collect();
         self.queues.get_mut(&bucket).expect("nobody removed it").held_since = None;
         self.reopen(bucket.clone());
+        if explores {
+            let profile = self.profile(&bucket);
+            profile.explore_at = profile.ended + plan::EXPLORE_EVERY;
+        }
         let number = self.claimed;
         self.claimed += 1;
         self.versions.entry(bucket.version).or_default().running += 1;
@@ -658,7 +670,13 @@ impl<T: Clone> Batcher<T> {
         let takes = expected.unwrap_or_default();
         self.running.push(Running { number, bucket: bucket.clone(), rows, lanes, back: now + takes });
         self.ahead = self.backlog(now);
-        Batch { pieces, late, closed, expected, claim: Claim { bucket, number, rows, bytes, began: now } }
+        Batch {
+            pieces,
+            late,
+            closed,
+            expected,
+            claim: Claim { bucket, number, rows, bytes, began: now, explores },
+        }
     }
 
     fn known(&self, bucket: &Bucket) -> Option<&Profile> {
@@ -780,6 +798,7 @@ impl Profile {
             used: 0,
             ended: 0,
             runs: 0,
+            explore_at: plan::EXPLORE_EVERY,
             ran: BTreeMap::new(),
         }
     }

@@ -130,9 +130,10 @@ fn is_alike(runs: &[(u32, Duration)], others: &[(u32, Duration)]) -> bool {
     (1.0 / ALIKE..=ALIKE).contains(&ratio)
 }
 
-/// Times runs of each size, in rounds, so that a busy moment of the machine does not hit all runs of one size; the fastest
-/// counts as often as it was tried, because other versions may be answering meanwhile. Sizes for which the first
-/// round's time does not suffice are left out.
+/// Times runs of each size, in rounds as long as there is time, so that a busy moment of the machine does not hit all runs of
+/// one size; the fastest counts as often as it could have been tried, because other versions may be answering meanwhile.
+/// Sizes for which the first round's time does not suffice are left out, but for two: what one size takes says nothing about
+/// batches.
 fn time(model: &dyn Model, made_up: &MadeUp<'_>, most: u32, pace: &Pace) -> Vec<(u32, Duration)> {
     let mut taken = Duration::ZERO;
     let sizes = std::iter::successors(Some(1u32), |rows| rows.checked_mul(2)).take_while(|rows| *rows < most);
@@ -150,12 +151,12 @@ fn time(model: &dyn Model, made_up: &MadeUp<'_>, most: u32, pace: &Pace) -> Vec<
         let Some(batch) = made_up.batch(rows) else { break };
         let Some(taken) = run(rows, &batch) else { break };
         batches.push((rows, batch));
-        if taken > SIZES_TAKE / RUNS as u32 {
+        if taken > SIZES_TAKE / RUNS as u32 && batches.len() > 1 {
             break;
         }
     }
     for _ in 1..RUNS {
-        if !batches.iter().all(|(rows, batch)| run(*rows, batch).is_some()) {
+        if !batches.iter().all(|(rows, batch)| run(*rows, batch).is_some_and(|taken| taken < SIZES_TAKE)) {
             break;
         }
     }
@@ -267,6 +268,18 @@ mod tests {
         assert!(
             calibration.runs.iter().all(|(rows, took)| *took >= Duration::from_micros(u64::from(200 * rows)))
         );
+    }
+
+    #[test]
+    fn of_a_slow_model_two_sizes_are_timed_once_which_tells_what_a_row_costs() {
+        let model = model(|_| SIZES_TAKE / 2);
+        let cores = Cores { lanes: 2, cores: 2, threads: Some(1) };
+        let calibration = calibrate(&model, Grouping::Together { max_rows: 6 }, cores, None, &Pace::alone());
+        let sizes: Vec<u32> = calibration.runs.iter().map(|run| run.0).collect();
+        assert_eq!(sizes, [1, 2].map(|rows| [rows; RUNS]).concat());
+        let mut curve = crate::curve::Curve::default();
+        calibration.runs.iter().for_each(|(rows, took)| curve.observe(*rows, *took));
+        assert_eq!(curve.efficient(6), Some(6));
     }
 
     #[test]

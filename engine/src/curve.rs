@@ -168,6 +168,11 @@ impl Curve {
         self.micros(rows).map(|micros| rows as f32 / micros.max(1.0))
     }
 
+    /// Whether so many rows have run so often that a larger batch may be left for it.
+    pub fn trusts(&self, rows: u32) -> bool {
+        self.sizes.get(&size_of(rows)).is_some_and(|recent| recent.runs >= RUNS_TRUSTED)
+    }
+
     /// Sizes that were seen, and what they typically take.
     pub fn points(&self) -> impl Iterator<Item = (u32, Duration)> + '_ {
         self.points.iter().map(|point| (point.rows as u32, from_micros(point.micros)))

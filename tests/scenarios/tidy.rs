@@ -21,14 +21,15 @@ fn sources() -> Vec<PathBuf> {
     found
 }
 
-/// Code before the unit tests of a file.
-/// What is not tests.
+/// What is not tests: all of a file before its unit tests, and of a file of tests only why it exists.
 fn code(path: &Path) -> String {
     let text = std::fs::read_to_string(path).expect("a file");
     if path.file_name().is_some_and(|name| name == "tests.rs") {
         return text.lines().take_while(|line| line.starts_with("//!")).collect();
     }
-    text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default().to_owned()
+    let tests = ["mod tests", "pub(crate) mod tests"].map(|module| format!("#[cfg(test)]\n{module}"));
+    let end = tests.iter().filter_map(|tests| text.find(tests.as_str())).min();
+    text[..end.unwrap_or(text.len())].to_owned()
 }
 
 #[test]

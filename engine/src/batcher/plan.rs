@@ -1,7 +1,7 @@
 //! Forms a batch: which of the jobs that wait in a bucket run now, which are late, and whether waiting for more is better.
 //! Reads what was learned; moves nothing (that is the parent's).
 
-use super::{Batcher, Bucket, Grouping, Place, Running, SHORT_SAMPLE, shared};
+use super::{Batcher, Bucket, Grouping, Place, Profile, Running, shared};
 use std::cell::LazyCell;
 use std::time::{Duration, Instant};
 use wire::Closed;
@@ -13,9 +13,11 @@ const WAIT_MIN: Duration = Duration::from_micros(100);
 /// run can tell.
 pub(super) const TRIED_WITHIN: Duration = Duration::from_secs(1);
 
-/// One run of so many is of a size that may be as good as the one that looks best; of short ones, one that is learned
-/// from.
-const EXPLORE_EVERY: u64 = 4 * SHORT_SAMPLE;
+/// One run of so many is of a size that may be as good as the one that looks best.
+pub(super) const EXPLORE_EVERY: u64 = 32;
+
+/// So much sooner after a size of which little is known has run, and has not failed.
+pub(super) const EXPLORE_AGAIN: u64 = 4;
 
 /// What a batch is made of.
 pub(super) struct Plan {
@@ -25,6 +27,8 @@ pub(super) struct Plan {
     pub(super) late: Vec<Place>,
     /// Why it has no more pieces.
     pub(super) closed: Closed,
+    /// It has the size that it has in order to learn how long that takes.
+    pub(super) explores: bool,
 }
 
 impl<T: Clone> Batcher<T> {
@@ -47,7 +51,8 @@ impl<T: Clone> Batcher<T> {
                 !self.have_time_after(extra * queue.lanes as u32, now)
             })
         });
-        let mut plan = Plan { pieces: Vec::new(), late: Vec::new(), closed: Closed::Everything };
+        let mut plan =
+            Plan { pieces: Vec::new(), late: Vec::new(), closed: Closed::Everything, explores: false };
         // After each piece: all rows, and the first deadline.
         let mut sums: Vec<(u32, Option<Instant>)> = Vec::new();
         for (place, waiting) in &queue.waiting {
@@ -80,9 +85,10 @@ impl<T: Clone> Batcher<T> {
             plan.pieces.push((*place, piece));
         }
         let Some((all, _)) = sums.last() else { return plan };
-        let fill = profile.map_or(*all, |profile| match (profile.ended + 1) % EXPLORE_EVERY {
-            0 => profile.curve.explore(*all),
-            _ => profile.curve.fill(*all),
+        plan.explores = profile.is_some_and(|profile| profile.is_to_explore(*all));
+        let fill = profile.map_or(*all, |profile| match plan.explores {
+            true => profile.curve.explore(*all),
+            false => profile.curve.fill(*all),
         });
         let in_time = |takes: &dyn Fn(u32) -> Duration, (rows, earliest): (u32, Option<Instant>)| {
             earliest.is_none_or(|earliest| now + takes(rows) <= earliest)
@@ -158,5 +164,13 @@ impl<T: Clone> Batcher<T> {
         let queue = self.queues.get_mut(bucket).expect("it was just there");
         queue.held_since.get_or_insert(now);
         Some(now + wait)
+    }
+}
+
+impl Profile {
+    /// Whether a batch of so many waiting rows is to have a size that may be as good as the one that looks best. It stays
+    /// due until there is a choice: callers who come so many at a time may leave none whenever a count says so.
+    fn is_to_explore(&self, waiting: u32) -> bool {
+        waiting > 1 && self.ended >= self.explore_at
     }
 }

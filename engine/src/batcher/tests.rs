@@ -84,9 +84,9 @@ impl World {
         }
     }
 
-    fn finish_all(&mut self) {
+    fn finish_all(&mut self, ended: Ended) {
         for claim in self.claims.drain(..) {
-            self.batcher.finish(claim, Ended::Failed, self.now);
+            self.batcher.finish(claim, ended, self.now);
         }
     }
 }
@@ -231,7 +231,7 @@ fn what_runs_is_held_until_its_run_has_ended() {
     assert_eq!(world.step(), Step::Run(vec![1, 2]));
     let third = world.ticket(3, 0, 0);
     assert!(!world.push(third), "nothing waits, and a batch of 20 bytes runs");
-    world.finish_all();
+    world.finish_all(Ended::Failed);
     world.push_plain(&[3], 0, 0);
     world.push_due(4, 0, ms(5));
     world.now += ms(6);
@@ -267,11 +267,11 @@ fn a_serial_bucket_waits_for_its_claim_and_holds_up_nobody_else() {
     world.push_plain(&[3], 2, 0);
     world.push_plain(&[4], 0, 0);
     assert_eq!(world.step(), Step::Run(vec![4]));
-    world.finish_all();
+    world.finish_all(Ended::Failed);
     assert_eq!(world.step(), Step::Run(vec![2]));
-    world.finish_all();
+    world.finish_all(Ended::Failed);
     assert_eq!(world.step(), Step::Run(vec![3]));
-    world.finish_all();
+    world.finish_all(Ended::Failed);
     assert!(world.batcher.is_empty() && !world.batcher.has_next());
 }
 
@@ -300,7 +300,7 @@ fn the_rest_of_a_large_job_can_be_cancelled() {
     assert_eq!(world.batcher.cancel(1, 1), Some(1));
     assert_eq!((world.step(), world.batcher.rows), (Step::Idle, 0));
     assert_eq!(world.batcher.bytes(), 4, "what runs is still there");
-    world.finish_all();
+    world.finish_all(Ended::Failed);
     assert_eq!(world.batcher.bytes(), 0);
 }
 
@@ -382,7 +382,7 @@ fn while_nothing_comes_back_nobody_is_let_in_who_would_wait_for_it_in_vain() {
         assert_eq!(refused, Err(Refused::TooLate { job: id, wait: ms(500) }));
     }
     assert!(world.shed.is_empty(), "nobody's going would help");
-    world.finish_all();
+    world.finish_all(Ended::Failed);
     for id in [5, 6] {
         let ticket = with(&world, id, id as u32 - 5, ms(499));
         assert!(world.push(ticket), "it is back");
@@ -423,7 +423,7 @@ fn what_runs_and_other_buckets_count_into_the_wait() {
     assert_eq!(backlog(&world), 45.0);
     let patient = Ticket { deadline: Some(world.now + PATIENCE), ..world.ticket(6, 0, 0) };
     assert!(world.push(patient));
-    world.finish_all();
+    world.finish_all(Ended::Failed);
     assert_eq!(backlog(&world), 40.0);
 }
 
@@ -525,12 +525,37 @@ fn another_size_is_tried_once_in_a_while_even_if_nothing_is_learned_of_it() {
         world.batcher.learn(&bucket, rows, ms(10 * u64::from(rows)));
     }
     world.push_plain(&(0..200).collect::<Vec<_>>(), 0, 0);
-    let sizes = (0..64).map(|_| {
+    let sizes = (0..66).map(|_| {
         let Step::Run(jobs) = world.step() else { panic!("there is work") };
-        world.finish_all();
+        world.finish_all(Ended::Failed);
         jobs.len()
     });
-    assert_eq!(sizes.filter(|rows| *rows > 1).count(), 2, "of 64 runs, all of which failed");
+    assert_eq!(sizes.filter(|rows| *rows > 1).count(), 2, "of 66 runs, all of which failed");
+}
+
+#[test]
+fn callers_who_come_eight_at_a_time_do_not_keep_it_from_finding_out_that_batches_pay() {
+    let mut world = World::new(1000, 10_000);
+    // Only one row was ever measured.
+    world.learn(0, 0, &[(1, 50)]);
+    let round = |world: &mut World, round: u64| {
+        world.push_plain(&(0..8).map(|caller| 8 * round + caller).collect::<Vec<_>>(), 0, 0);
+        let mut largest = 0;
+        loop {
+            match world.step() {
+                Step::Run(jobs) => {
+                    largest = largest.max(jobs.len());
+                    world.now += ms(50);
+                    world.finish_all(Ended::Ran);
+                }
+                Step::Wait(time) => world.now += time,
+                _ => return largest,
+            }
+        }
+    };
+    assert_eq!(round(&mut world, 0), 1, "in proportion it would gain nothing");
+    (1..20).for_each(|number| assert!(round(&mut world, number) > 0));
+    assert_eq!(round(&mut world, 20), 4, "as many as may run together");
 }
 
 #[test]
@@ -672,7 +697,7 @@ fn nobody_waits_for_a_rare_arrival_nor_when_nothing_is_saved_nor_against_a_deadl
     for id in 0..8 {
         world.push_due(id, 0, Duration::from_micros(15_050));
         assert_eq!(world.step(), Step::Run(vec![id]), "15 ms are for a slow run");
-        world.finish_all();
+        world.finish_all(Ended::Failed);
         world.now += ms(1);
     }
 }
@@ -714,7 +739,7 @@ fn shapes_without_number_do_not_fill_memory() {
     for free in 0..2 * PROFILES_MAX as u64 {
         world.push_plain(&[free], 0, free);
         assert_eq!(world.step(), Step::Run(vec![free]));
-        world.finish_all();
+        world.finish_all(Ended::Failed);
     }
     assert_eq!(world.batcher.profiles.len(), PROFILES_MAX);
 }
@@ -743,10 +768,10 @@ fn runs_of_several_threads_share_the_cores_with_others_and_do_not_starve_behind_
     world.push(ticket);
     world.push_plain(&[3], 0, 0);
     assert_eq!(world.step(), Step::Idle, "the wide one is next, and the cores do not suffice for it yet");
-    world.finish_all();
+    world.finish_all(Ended::Failed);
     assert_eq!(world.step(), Step::Run(vec![2]));
     assert_eq!(world.step(), Step::Idle, "it has both cores");
-    world.finish_all();
+    world.finish_all(Ended::Failed);
     assert_eq!(world.step(), Step::Run(vec![3]));
 }
 
