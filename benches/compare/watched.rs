@@ -72,6 +72,7 @@ pub(crate) fn line() {
             queue: Some(Us(83)),
             run: Some(Us(41)),
             batch_rows: Some(4),
+            remote: None,
         });
     }
     let each = began.elapsed() / REQUESTS;

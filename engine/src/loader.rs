@@ -432,29 +432,28 @@ impl Shelf {
         if !self.device_is_lost() {
             self.setup.interrupted.end(&name, number);
         }
-        let version = tried.map(|tried| self.version(&name, number, &stamp, tried));
-        let settled = self.settle(name.clone(), number, stamp, version);
-        if settled.is_ok() {
-            self.setup.ready_first.note(&name, number, since.elapsed());
-        }
-        (answers, settled)
+        let version = tried.map(|tried| (self.version(&name, number, &stamp, tried), since.elapsed()));
+        (answers, self.settle(name, number, stamp, version))
     }
 
-    /// Puts a version in its place, or says why there is none.
+    /// Puts a version that took so long in its place, or says why there is none.
     fn settle(
         &mut self,
         name: String,
         number: u64,
         stamp: Stamp,
-        version: Result<Version, String>,
+        version: Result<(Version, Duration), String>,
     ) -> Result<(), String> {
         let was_ready = matches!(self.catalog.state(&name, number), Some(State::Ready(_)));
-        match version.and_then(|version| self.put_in_place(version)) {
-            Ok(version) => {
+        let put = version.and_then(|(version, took)| Ok((self.put_in_place(version)?, took)));
+        match put {
+            Ok((version, took)) => {
+                // Whoever hears of it finds all the rest done, should this process end now.
+                self.setup.ready_first.note(&name, number, took);
                 self.stamps.insert((name, number), stamp);
-                self.announce();
                 let Version { name: model, form, way: Way { threads, at_once, .. }, .. } = &*version;
                 tracing::info!(model, version = number, form, threads, at_once, "ready, {}", how(&version));
+                self.announce();
                 Ok(())
             }
             Err(why) if self.device_is_lost() => {

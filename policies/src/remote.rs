@@ -96,6 +96,12 @@ impl Remote {
         self.uri.authority().expect("parse has seen to it").as_str()
     }
 
+    /// The URL without a query: that may hold what is nobody's business.
+    pub fn address(&self) -> String {
+        let scheme = if self.is_tls() { "https" } else { "http" };
+        format!("{scheme}://{}{}", self.authority(), self.uri.path())
+    }
+
     /// What is asked for there.
     pub fn path(&self) -> &str {
         self.uri.path_and_query().map_or("/", PathAndQuery::as_str)

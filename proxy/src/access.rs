@@ -67,6 +67,8 @@ pub struct Line<'a> {
     pub run: Option<Us>,
     /// Rows that ran together.
     pub batch_rows: Option<u32>,
+    /// Of it at another server that was asked.
+    pub remote: Option<Us>,
 }
 
 /// Microseconds, written as milliseconds.
@@ -185,6 +187,7 @@ impl Line<'_> {
         fields.ms(",\"queue_ms\":", self.queue);
         fields.ms(",\"run_ms\":", self.run);
         fields.number(",\"batch_rows\":", self.batch_rows.map(u64::from));
+        fields.ms(",\"remote_ms\":", self.remote);
         text.push(b'}');
     }
 
@@ -198,6 +201,9 @@ impl Line<'_> {
         }
         if let (Some(queue), Some(run), Some(rows)) = (self.queue, self.run, self.batch_rows) {
             write!(text, ", queued {queue} ms, ran {run} ms in a batch of {rows}")?;
+        }
+        if let Some(remote) = self.remote {
+            write!(text, ", {remote} ms at another server")?;
         }
         if let Some(reason) = self.reason {
             write!(text, ", refused: {reason}")?;
@@ -282,6 +288,7 @@ mod tests {
             queue: None,
             run: None,
             batch_rows: None,
+            remote: None,
         }
     }
 

@@ -2,10 +2,12 @@
 //! collector is slow or away: spans, and nothing else, and each one is counted.
 
 use futures_util::TryFutureExt;
+use opentelemetry::KeyValue;
 use opentelemetry_otlp::{Protocol, SpanExporter, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::error::{OTelSdkError, OTelSdkResult};
 use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, SpanData, SpanProcessor};
+use opentelemetry_semantic_conventions::attribute as semconv;
 use prometheus_client::metrics::counter::Counter;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -94,7 +96,9 @@ impl Export {
             .with_scheduled_delay(Duration::from_secs(1))
             .build();
         let mut processor = BatchSpanProcessor::builder(exporter).with_batch_config(batches).build();
-        processor.set_resource(&Resource::builder().with_service_name("penstock").build());
+        let version = KeyValue::new(semconv::SERVICE_VERSION, env!("CARGO_PKG_VERSION"));
+        processor
+            .set_resource(&Resource::builder().with_service_name("penstock").with_attribute(version).build());
         Ok(Self { processor, waiting, counts, _runtime: runtime })
     }
 

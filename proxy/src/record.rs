@@ -11,7 +11,8 @@ use crate::spans::Facts;
 use crate::statistics::Failure;
 use crate::trace::{Sampling, Tracer};
 use http::HeaderMap;
-use policies::{Drawn, Instead, Ledger};
+use opentelemetry::trace::SpanId;
+use policies::{Drawn, Instead, Ledger, Remote};
 use prometheus_client::metrics::gauge::Gauge;
 use rand::Rng;
 use std::sync::Arc;
@@ -93,6 +94,8 @@ pub struct Record {
     pub(crate) retry: Option<Retry>,
     /// The engine's report.
     pub timing: Option<Timing>,
+    /// Of another server that was asked, the last one. Boxed: few requests go there, and all would carry it.
+    pub(crate) elsewhere: Option<Box<Elsewhere>>,
     /// What is left to the caller at the limit that is nearest to being used up.
     pub quota: Option<policies::Quota>,
     _in_flight: InFlight,
@@ -126,6 +129,7 @@ impl Record {
             outcome: None,
             retry: None,
             timing: None,
+            elsewhere: None,
             quota: None,
             _in_flight: InFlight::enter(&metrics.in_flight),
         }
@@ -269,6 +273,10 @@ impl Record {
             queue: timing.map(|timing| Us(timing.queue_us)),
             run: timing.map(|timing| Us(timing.run_us)),
             batch_rows: timing.map(|timing| timing.batch_rows),
+            remote: self.elsewhere.as_ref().and_then(|elsewhere| {
+                let (ended, _) = elsewhere.ended?;
+                Some(Us((ended - elsewhere.sent).as_micros() as u64))
+            }),
         }
     }
 
@@ -297,7 +305,42 @@ impl Record {
             }),
             refusal: self.refusal,
             timing: self.timing.as_ref(),
+            elsewhere: self.elsewhere.as_deref(),
         }
+    }
+}
+
+/// What became of a request that another server was asked to answer.
+#[derive(Debug)]
+pub(crate) struct Elsewhere {
+    /// The span in which it was asked, should it be kept.
+    pub(crate) span: SpanId,
+    pub(crate) method: http::Method,
+    /// Without what a query may hold.
+    pub(crate) url: String,
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) sent: Instant,
+    /// When its answer was here, or it was clear that none comes; its status, or why there is none. `None` if the request was
+    /// dropped before that.
+    pub(crate) ended: Option<(Instant, Result<http::StatusCode, &'static str>)>,
+}
+
+impl Elsewhere {
+    pub(crate) fn begin(remote: &Remote, method: &http::Method) -> Box<Self> {
+        Box::new(Self {
+            span: SpanId::from_bytes(rand::rng().random()),
+            method: method.clone(),
+            url: remote.address(),
+            host: remote.host().to_owned(),
+            port: remote.port(),
+            sent: Instant::now(),
+            ended: None,
+        })
+    }
+
+    pub(crate) fn end(&mut self, how: Result<http::StatusCode, &'static str>) {
+        self.ended = Some((Instant::now(), how));
     }
 }
 

@@ -9,7 +9,6 @@ use crate::deadline::{Deadline, TIMEOUT, header_number};
 use crate::growing::Growing;
 use crate::refusal::Refusal;
 use crate::slots::{Slot, Slots};
-use crate::trace::Trace;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use pingora::connectors::http::Connector;
@@ -139,7 +138,7 @@ impl Remotes {
         remote: &Remote,
         (method, headers): (&Method, &HeaderMap),
         body: Bytes,
-        (deadline, trace): (&Deadline, Option<&Trace>),
+        (deadline, traceparent): (&Deadline, Option<String>),
         bytes_max: usize,
         may_repeat: impl FnOnce() -> bool,
     ) -> Result<Passed, Refusal> {
@@ -163,8 +162,8 @@ impl Remotes {
                 let left = deadline.left(Instant::now()).as_millis().max(1) as u64;
                 head.insert_header(TIMEOUT, left)?;
                 head.insert_header(HOPS, hops + 1)?;
-                if let Some(trace) = trace {
-                    head.insert_header(TRACEPARENT, trace.to_header())?;
+                if let Some(traceparent) = traceparent {
+                    head.insert_header(TRACEPARENT, traceparent)?;
                 }
                 let room = || self.answers.enter(Room::ALL).map_err(Failed::Refused);
                 match exchange(&connector, &peer, head.clone(), body.clone(), (bytes_max, room()?)).await {

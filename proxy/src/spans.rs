@@ -12,12 +12,13 @@
 //!                    │    ├─ gather                the inputs of all rows are laid side by side
 //!                    │    ├─ execute               the model
 //!                    │    └─ split                 its outputs are cut into answers
+//!                    ├─ POST                       another server's answer (client); that server's own span is under it
 //!                    └─ reply                      written for the client, and taken by it
 //! canary verdict                                    on its own, as long as the step has lasted
 //! ```
 
 use crate::infer::PINNED;
-use crate::record::Stages;
+use crate::record::{Elsewhere, Stages};
 use crate::trace::Trace;
 use opentelemetry::trace::{Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
@@ -64,6 +65,8 @@ pub struct Facts<'a> {
     pub refusal: Option<&'static str>,
     /// The engine's report.
     pub timing: Option<&'a Timing>,
+    /// Of another server that was asked.
+    pub(crate) elsewhere: Option<&'a Elsewhere>,
 }
 
 const KNOWN_METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"];
@@ -100,7 +103,45 @@ pub(crate) fn of_request(trace: &Trace, facts: &Facts<'_>, now: Instant) -> Vec<
     if let (Some(timing), Some(sent)) = (facts.timing, sent) {
         spans.extend(in_engine(trace, facts, timing, moment(sent)));
     }
+    spans.extend(facts.elsewhere.map(|elsewhere| client(trace, elsewhere, moment, now)));
     spans
+}
+
+/// Of the request to another server (semantic conventions, HTTP client spans).
+fn client(
+    trace: &Trace,
+    elsewhere: &Elsewhere,
+    moment: impl Fn(Instant) -> SystemTime,
+    now: Instant,
+) -> SpanParts {
+    let Elsewhere { span, method, url, host, port, sent, ended } = elsewhere;
+    let (ended, how) = ended.unwrap_or((now, Err("abandoned")));
+    let mut attributes = vec![
+        KeyValue::new(semconv::HTTP_REQUEST_METHOD, known(method.as_str())),
+        KeyValue::new(semconv::SERVER_ADDRESS, host.clone()),
+        KeyValue::new(semconv::SERVER_PORT, i64::from(*port)),
+        KeyValue::new(semconv::URL_FULL, url.clone()),
+    ];
+    let failure = match how {
+        Ok(status) => {
+            attributes.push(KeyValue::new(semconv::HTTP_RESPONSE_STATUS_CODE, i64::from(status.as_u16())));
+            // To whoever has asked, each of these is an error.
+            (status.is_client_error() || status.is_server_error()).then(|| status.as_str().to_owned())
+        }
+        Err(reason) => Some(reason.to_owned()),
+    };
+    let mut status = Status::Unset;
+    if let Some(failure) = failure {
+        attributes.push(KeyValue::new(semconv::ERROR_TYPE, failure));
+        status = Status::error("");
+    }
+    SpanParts {
+        context: sampled(trace.context.trace_id(), *span),
+        kind: SpanKind::Client,
+        attributes,
+        status,
+        ..child(trace, known(method.as_str()), moment(*sent), moment(ended))
+    }
 }
 
 fn server(trace: &Trace, facts: &Facts<'_>, ended: SystemTime) -> SpanParts {
@@ -152,14 +193,18 @@ fn reason(pick: &'static str) -> &'static str {
 }
 
 fn of_http(facts: &Facts<'_>) -> (String, Vec<KeyValue>) {
-    // What a client makes up must not become a name (semantic conventions, HTTP spans).
-    let method = KNOWN_METHODS.into_iter().find(|known| *known == facts.method).unwrap_or("_OTHER");
+    let method = known(facts.method);
     let mut attributes = vec![
         KeyValue::new(semconv::HTTP_REQUEST_METHOD, method),
         KeyValue::new(semconv::HTTP_RESPONSE_STATUS_CODE, i64::from(facts.status)),
     ];
     attributes.extend((!facts.route.is_empty()).then(|| KeyValue::new(semconv::HTTP_ROUTE, facts.route)));
     (format!("{method} {}", facts.route).trim_end().to_owned(), attributes)
+}
+
+/// What a client makes up must not become a name (semantic conventions, HTTP spans).
+fn known(method: &str) -> &'static str {
+    KNOWN_METHODS.into_iter().find(|known| *known == method).unwrap_or("_OTHER")
 }
 
 fn of_grpc(method: &'static str, status: &'static str) -> (String, Vec<KeyValue>) {

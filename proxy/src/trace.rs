@@ -95,9 +95,9 @@ impl Trace {
         self.context.trace_id().to_string()
     }
 
-    /// The same as other servers are told it (W3C Trace Context).
-    pub(crate) fn to_header(&self) -> String {
-        format!("00-{}-{}-01", self.context.trace_id(), self.context.span_id())
+    /// The same as another server is told it that is asked in this span (W3C Trace Context).
+    pub(crate) fn to_header(&self, span: SpanId) -> String {
+        format!("00-{}-{span}-01", self.context.trace_id())
     }
 
     /// The identity that travels to the engine.

@@ -42,6 +42,25 @@ fn a_line_an_answer_and_its_request_have_one_id() {
 }
 
 #[test]
+fn a_line_says_how_long_another_server_took() {
+    let there_engine = ScriptedEngine::start(&[("m", 7, Behaviour::Answer)]);
+    let there = Stack::builder().external_engine(there_engine.socket()).start();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let policies = format!(
+        "models: {{m: {{remote: {{2: {{url: 'http://{}/v2/models/m/infer'}}}}, split: {{weights: {{2: 1}}}}}}}}\n",
+        there.http
+    );
+    let stack = Stack::builder()
+        .config("log: {format: json, access: 1}")
+        .policies(&policies)
+        .external_engine(engine.socket())
+        .start();
+    assert_eq!(stack.client().infer("m", &[], &infer_body("x", [1, 1], &[0.0])).status, 200);
+    let ms = |name: &str| lines(&stack, 1)[0][name].as_f64().expect("a number");
+    assert!(0.0 < ms("remote_ms") && ms("remote_ms") <= ms("duration_ms"), "{:?}", lines(&stack, 1));
+}
+
+#[test]
 fn answers_are_sampled_and_refusals_are_not() {
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
     let stack =

@@ -186,6 +186,39 @@ fn what_is_kept_at_its_end_links_to_its_batch_and_tells_of_it_where_nobody_else_
     assert_eq!(told.count(), 1);
 }
 
+/// The other server is a second penstock, in the place of whatever else takes part in traces.
+#[test]
+fn another_server_is_asked_in_a_span_of_its_own_and_goes_on_under_it() {
+    let collector = Collector::start();
+    let there_engine = ScriptedEngine::start(&[("m", 7, Behaviour::Answer)]);
+    let there =
+        Stack::builder().config(&config(&collector, 0.0)).external_engine(there_engine.socket()).start();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let policies = format!(
+        "models: {{m: {{remote: {{2: {{url: 'http://{}/v2/models/m/infer?key=secret'}}}}, split: {{weights: {{2: 1}}}}}}}}\n",
+        there.http
+    );
+    let stack = Stack::builder()
+        .config(&config(&collector, 0.0))
+        .policies(&policies)
+        .external_engine(engine.socket())
+        .start();
+    let traced = [("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")];
+    assert_eq!(stack.client().infer("m", &traced, &infer_body("x", [1, 1], &[0.0])).status, 200);
+    let spans = eventually("both servers' spans", || {
+        Some(collector.spans())
+            .filter(|spans| named(spans, SERVER).len() == 2 && !named(spans, "POST").is_empty())
+    });
+    let client = named(&spans, "POST")[0];
+    let servers = named(&spans, SERVER);
+    let (first, second): (Vec<_>, Vec<_>) =
+        servers.into_iter().partition(|server| server.span_id == client.parent_span_id);
+    assert_eq!((first.len(), &second[0].parent_span_id), (1, &client.span_id));
+    assert_eq!(client.kind, SpanKind::Client as i32);
+    assert_eq!(text(client, "url.full"), format!("http://{}/v2/models/m/infer", there.http));
+    assert_eq!(number(client, "http.response.status_code"), 200);
+}
+
 #[test]
 fn the_callers_choice_beats_the_sampling_rate_and_nonsense_counts_as_none() {
     let collector = Collector::start();

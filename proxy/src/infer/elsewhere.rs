@@ -5,7 +5,7 @@ use super::{Asking, Body, Path};
 use crate::call::{Call, Inferred};
 use crate::decode::InferRequest;
 use crate::directory::Models;
-use crate::record::Record;
+use crate::record::{Elsewhere, Record};
 use crate::refusal::Refusal;
 use crate::remote::{ANSWER_BYTES_MAX, Passed};
 use crate::shadow::{Answer, Copy, Written};
@@ -27,7 +27,7 @@ impl Path {
         remote: &Remote,
         (asked, copy): (Asked, Option<Copy>),
         asking: &Asking<'_>,
-        record: &Record,
+        record: &mut Record,
     ) -> Result<(C::Answer, Result<(), Refusal>), Refusal> {
         let passed = self.exchange(call, remote, asked, asking, record).await?;
         let said = passed.refusal().map_or(Ok(()), Err);
@@ -45,7 +45,7 @@ impl Path {
         (mut request, entry): (InferRequest, Option<&ModelEntry>),
         body: &Body,
         asking: &Asking<'_>,
-        record: &Record,
+        record: &mut Record,
     ) -> Result<C::Answer, Refusal> {
         let infer = self.engine_request(&mut request, asking, record);
         let copy = self.copy(call, (&infer, &request), body, asking);
@@ -70,24 +70,28 @@ impl Path {
         remote: &Remote,
         ((method, headers), body): Asked,
         asking: &Asking<'_>,
-        record: &Record,
+        record: &mut Record,
     ) -> Result<Passed, Refusal> {
         let (model, version) = (asking.target.model, Version(asking.version));
         let may_repeat = || self.ledger.may_repeat(asking.snapshot, model, version);
-        let terms = (&asking.deadline, record.sampling.kept());
+        let elsewhere = record.elsewhere.insert(Elsewhere::begin(remote, &method));
+        let traceparent = record.sampling.kept().map(|trace| trace.to_header(elsewhere.span));
+        let terms = (&asking.deadline, traceparent);
         let asked = self.remotes.ask(remote, (&method, &headers), body, terms, ANSWER_BYTES_MAX, may_repeat);
         let answer = tokio::select! {
             biased;
             answer = asked => answer,
             () = call.gone() => Err(Refusal::ClientGone),
         };
-        answer.map_err(|refusal| match refusal {
+        let answer = answer.map_err(|refusal| match refusal {
             // Nothing else waits there for what this request waits for, as on lanes here; and nobody was in more haste.
             Refusal::DeadlineExceeded { deadline } if deadline >= asking.snapshot.deadline(model) => {
                 Refusal::RemoteTimeout { waited: deadline }
             }
             refusal => refusal,
-        })
+        });
+        elsewhere.end(answer.as_ref().map(|passed| passed.status).map_err(Refusal::reason));
+        answer
     }
 }
 
