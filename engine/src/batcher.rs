@@ -23,14 +23,15 @@
 
 mod forecast;
 mod plan;
+mod profile;
 mod shed;
 
-use crate::curve::{Curve, size_of};
+use crate::curve::Curve;
 use foldhash::fast::RandomState;
 use forecast::is_calm;
 use plan::Plan;
+use profile::Profile;
 use shed::{Lack, Parties};
-use std::borrow::Cow;
 use std::collections::btree_map::Entry as TreeEntry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -43,18 +44,11 @@ pub const PATIENCE: Duration = Duration::from_secs(1);
 /// By so much a job precedes those of the next lower priority.
 pub const HEAD_START: Duration = Duration::from_millis(250);
 
-/// Buckets whose curves are kept; beyond it the one that was not used for longest is forgotten.
-const PROFILES_MAX: usize = 1024;
-
 /// Shapes that may wait at the same time: each costs time in every decision.
 const QUEUES_MAX: usize = 1024;
 
 /// So many queues stay when nothing waits in them: making one costs as much as all else that a lone job does.
 const QUEUES_KEPT: usize = 8;
-
-/// Of runs shorter than this, one in so many is learned from: learning would cost as much as they do.
-const SHORT: Duration = Duration::from_millis(1);
-const SHORT_SAMPLE: u64 = 8;
 
 /// What stands before a job is counted in slots of urgency this wide.
 const SLOT: Duration = Duration::from_millis(4);
@@ -304,33 +298,6 @@ struct Waiting<T> {
     gone: u32,
 }
 
-/// What is known of a bucket, whether or not something waits in it.
-#[derive(Debug)]
-struct Profile {
-    curve: Curve,
-    /// Rows of one run at most, as far as anybody has said.
-    max_rows: u32,
-    /// The smallest batch, of those, that is about as good as any.
-    efficient: Option<u32>,
-    arrivals: Arrivals,
-    /// Rows that memory has room for, if a run has failed for want of it.
-    cap: Option<u32>,
-    used: u64,
-    /// Runs that have ended, and those that were learned from.
-    ended: u64,
-    runs: u64,
-    /// When so many have ended, one is to be of a size that is to be learned about.
-    explore_at: u64,
-    /// When a run of so many rows last ended.
-    ran: BTreeMap<u32, Instant>,
-}
-
-#[derive(Debug, Default)]
-struct Arrivals {
-    last: Option<Instant>,
-    gap: Option<Duration>,
-}
-
 #[derive(Debug, Default)]
 struct Version {
     running: usize,
@@ -450,53 +417,12 @@ impl<T: Clone> Batcher<T> {
         self.running.retain(|running| running.number != claim.number);
         self.versions.get_mut(&claim.bucket.version).expect("it ran").running -= 1;
         self.bytes -= claim.bytes;
-        let profile = self.profile(&claim.bucket);
-        match (ended, &mut profile.cap) {
-            // A single row says nothing about how many fit.
-            (Ended::OutOfMemory, cap) if claim.rows > 1 => {
-                *cap = Some((claim.rows / 2).min(cap.unwrap_or(u32::MAX)));
-            }
-            // What has fitted once may grow; it is halved again if that was too much.
-            (Ended::Ran, Some(cap)) if claim.rows >= *cap => *cap = cap.saturating_add(1),
-            (Ended::Ran | Ended::Failed | Ended::OutOfMemory, _) => {}
-        }
-        let took = now.saturating_duration_since(claim.began);
-        if claim.rows == 0 {
-            return;
-        }
-        profile.ended += 1;
-        if ended != Ended::Ran {
-            return;
-        }
-        // There are many short runs, and they are much alike. Decided by what was expected: of those that only happened
-        // to be long, no more may be learned from than of the others.
-        let is_short = profile.curve.typical(claim.rows).unwrap_or(took) < SHORT;
-        if !is_short || claim.explores || profile.ended.is_multiple_of(SHORT_SAMPLE) {
-            profile.ran.insert(size_of(claim.rows), now);
-            self.learn(&claim.bucket, claim.rows, took);
-        }
-        let profile = self.profile(&claim.bucket);
-        if claim.explores && !profile.curve.trusts(claim.rows) {
-            profile.explore_at = profile.ended + plan::EXPLORE_AGAIN;
-        }
+        self.profile(&claim.bucket).end(&claim, ended, now);
     }
 
     /// Takes over what was learned from runs that were no batches: those of a calibration.
     pub fn seed(&mut self, bucket: &Bucket, curve: Curve) {
-        let profile = self.profile(bucket);
-        profile.runs = curve.runs();
-        profile.efficient = curve.efficient(profile.max_rows);
-        profile.curve = curve;
-    }
-
-    /// Learns from one run.
-    pub(crate) fn learn(&mut self, bucket: &Bucket, rows: u32, took: Duration) {
-        let profile = self.profile(bucket);
-        profile.curve.observe(rows, took);
-        profile.runs += 1;
-        if profile.runs < 16 || profile.runs.is_multiple_of(16) {
-            profile.efficient = profile.curve.efficient(profile.max_rows);
-        }
+        self.profile(bucket).seed(curve);
     }
 
     /// Forgets a version of which nothing waits or runs; gives what was learned of it to whoever has the time to free it.
@@ -659,8 +585,7 @@ impl<T: Clone> Batcher<T> {
         self.queues.get_mut(&bucket).expect("nobody removed it").held_since = None;
         self.reopen(bucket.clone());
         if explores {
-            let profile = self.profile(&bucket);
-            profile.explore_at = profile.ended + plan::EXPLORE_EVERY;
+            self.profile(&bucket).explores();
         }
         let number = self.claimed;
         self.claimed += 1;
@@ -679,56 +604,9 @@ impl<T: Clone> Batcher<T> {
         }
     }
 
-    fn known(&self, bucket: &Bucket) -> Option<&Profile> {
-        self.profiles.get(&*shared(bucket))
-    }
-
-    /// For a shape of which nothing is known, what the nearest one lets expect.
-    fn like_another(&self, bucket: &Bucket) -> Profile {
-        let mut new = Profile::new();
-        let is_like = |(other, profile): &(&Bucket, &Profile)| {
-            other.version == bucket.version
-                && other.free.len() == bucket.free.len()
-                && profile.curve.has_slope()
-        };
-        let near = self.profiles.iter().filter(is_like).min_by(|(one, _), (other, _)| {
-            let distance = |other| ratio(other, bucket).ln().abs();
-            distance(one).total_cmp(&distance(other))
-        });
-        if let Some((other, profile)) = near {
-            new.curve.expect(&profile.curve, ratio(other, bucket));
-        }
-        new
-    }
-
     fn slot(&self, urgency: Instant) -> u64 {
         (urgency.saturating_duration_since(self.origin).as_millis() / SLOT.as_millis()) as u64
     }
-
-    /// What is known of a bucket; of a suspect one, what is known of the others.
-    fn profile(&mut self, bucket: &Bucket) -> &mut Profile {
-        let bucket = &*shared(bucket);
-        if !self.profiles.contains_key(bucket) {
-            if self.profiles.len() >= PROFILES_MAX {
-                let oldest = self.profiles.iter().min_by_key(|(_, profile)| profile.used);
-                let oldest = oldest.map(|(bucket, _)| bucket.clone()).expect("there are many");
-                self.profiles.remove(&oldest);
-            }
-            self.profiles.insert(bucket.clone(), self.like_another(bucket));
-        }
-        let used = self.pushed;
-        let profile = self.profiles.get_mut(bucket).expect("it is there now");
-        profile.used = used;
-        profile
-    }
-}
-
-/// How large rows of one shape are against those of another. Several inputs often share a dimension, of which there is one
-/// number each; so it is the mean of the dimensions' ratios and not their product.
-fn ratio(one: &Bucket, other: &Bucket) -> f32 {
-    let size = |dimension: &u64| (*dimension).max(1) as f32;
-    let sum: f32 = one.free.iter().zip(&other.free).map(|(one, other)| (size(one) / size(other)).ln()).sum();
-    (sum / one.free.len().max(1) as f32).exp()
 }
 
 impl Grouping {
@@ -745,15 +623,6 @@ impl Grouping {
             Self::Together { max_rows } => rows.min(max_rows),
             Self::Alone | Self::Serial => rows,
         }
-    }
-}
-
-/// The bucket whose profile is meant: suspects are no slower than others.
-fn shared(bucket: &Bucket) -> Cow<'_, Bucket> {
-    if bucket.suspect {
-        Cow::Owned(Bucket { suspect: false, ..bucket.clone() })
-    } else {
-        Cow::Borrowed(bucket)
     }
 }
 
@@ -784,42 +653,6 @@ impl<T> Queue<T> {
         if *found.get() == 0 {
             found.remove();
         }
-    }
-}
-
-impl Profile {
-    fn new() -> Self {
-        Self {
-            curve: Curve::default(),
-            max_rows: u32::MAX,
-            efficient: None,
-            arrivals: Arrivals::default(),
-            cap: None,
-            used: 0,
-            ended: 0,
-            runs: 0,
-            explore_at: plan::EXPLORE_EVERY,
-            ran: BTreeMap::new(),
-        }
-    }
-
-    /// No run has more rows: what is beyond them was not seen, and makes no batch efficient.
-    fn limit(&mut self, max_rows: u32) {
-        if self.max_rows != max_rows {
-            self.max_rows = max_rows;
-            self.efficient = self.curve.efficient(max_rows);
-        }
-    }
-}
-
-impl Arrivals {
-    /// Exponentially weighted mean of the gaps between arrivals.
-    fn observe(&mut self, now: Instant) {
-        if let Some(last) = self.last {
-            let gap = now.saturating_duration_since(last);
-            self.gap = Some(self.gap.map_or(gap, |mean| (mean * 7 + gap) / 8));
-        }
-        self.last = Some(now);
     }
 }
 

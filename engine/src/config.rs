@@ -169,10 +169,10 @@ impl Config {
     ) -> Settings {
         let cores = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let on_gpu = matches!(device, Device::Cuda(_));
-        // A second batch is copied while the GPU computes the first; the CPU's part of either is small.
         let run_max = Duration::from_secs(self.run_seconds_max.get());
         let memory = Memory::new(self.memory_mib.map(|mib| mib.get() << 20));
         let queue_bytes = (memory.limit / QUEUE_SHARE).min(QUEUE_BYTES_MAX) as usize;
+        // A second batch is copied while the GPU computes the first; the CPU's part of either is small.
         let (lanes, threads) = if on_gpu { (LANES_OF_A_GPU, Some(NonZeroUsize::MIN)) } else { (cores, None) };
         let beside = || {
             let mut path = self.socket.clone().into_os_string();

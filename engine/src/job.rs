@@ -1,4 +1,4 @@
-//! What a request asks for, checked. Whatever gets past [`Request::check`] has datatypes, ranks, dimensions and
+//! What a request asks for, checked. Whatever gets past [`Request::check_for`] has datatypes, ranks, dimensions and
 //! byte lengths that fit its model, so that nothing below ever has to doubt them: libtorch reads memory by the
 //! shape it is given. Every refusal is one line that names the input, what was expected and what came.
 
@@ -600,7 +600,7 @@ fn check_wanted(wanted: &[String], outputs: &[Slot]) -> Result<(), Refusal> {
         if wanted[..position].contains(name) {
             return Err(Refusal::OutputTwice { name: shortened(name) });
         }
-        if position > OUTPUTS_MAX {
+        if position >= OUTPUTS_MAX {
             return Err(Refusal::UnknownOutput {
                 name: shortened(name),
                 known: format!("at most {OUTPUTS_MAX}"),

@@ -285,6 +285,7 @@ mod schedules {
 
 mod traces {
     use super::*;
+    use crate::curve::Curve;
 
     /// A service curve, in microseconds by rows.
     type Service = fn(u32) -> f64;
@@ -487,9 +488,10 @@ mod traces {
         let (batcher, claims) = (Batcher::new(limits, 1, Instant::now()), VecDeque::new());
         let mut policy = Ours { batcher, shapes, claims };
         for shape in 0..shapes {
-            for rows in (1..=MAX_ROWS).chain(1..=MAX_ROWS) {
-                policy.batcher.learn(&shaped(shape), rows, us(service(rows)));
-            }
+            let mut curve = Curve::default();
+            let sizes = (1..=MAX_ROWS).chain(1..=MAX_ROWS);
+            sizes.for_each(|rows| curve.observe(rows, us(service(rows))));
+            policy.batcher.seed(&shaped(shape), curve);
         }
         simulate(&mut policy, service, rate, slo)
     }

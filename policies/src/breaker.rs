@@ -20,8 +20,9 @@
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
-use crate::canary::{Millionths, SlowPolicy};
+use crate::canary::SlowPolicy;
 use crate::outcome::Outcome;
+use crate::units::Millionths;
 use crate::window::Window;
 
 /// When a version counts as failing.

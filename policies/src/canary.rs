@@ -16,39 +16,27 @@
 //! Only requests that were assigned by chance or by the sticky key are evidence. Time is an argument; nothing happens
 //! between calls.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fmt;
-use std::hash::{DefaultHasher, Hash, Hasher};
+mod policy;
+mod report;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use serde::{Deserialize, Deserializer, Serialize};
-
-use crate::attribute::Attributes;
 use crate::drift::{DriftGate, DriftSight, Finding as Drifted};
-use crate::gate::{self, ALPHA, Event, Gate, Kept, Witness};
-use crate::pick::{Pick, PickReason, Stickiness, Target, WithoutKey};
-use crate::remote::Remote;
-use crate::ring::{self, Order, Parts};
-use crate::shadow::Tolerance;
-use crate::tally::{self, Declared, Drawn, Instead};
-use crate::units::Version;
+use crate::gate::{ALPHA, Event, Gate, Witness};
+use crate::units::{ALL, Millionths, Version, percent};
+
+pub use policy::Assignment;
+pub(crate) use policy::{CanaryPolicy, Comparison, Servers, SlowPolicy, Stage};
+pub use report::{CanaryStatus, GateStatus, Phase, Progress, Record, Verdict};
 
 /// Verdicts that are remembered, and those of them that are kept over a restart.
 const HISTORY: usize = 64;
 const KEPT: usize = 32;
-
-/// Of a rollout that has ended rolled back.
-const KEPT_OF_ENDED: usize = 2;
-
-/// A share of the requests, in millionths.
-pub(crate) type Millionths = u32;
-pub(crate) const ALL: Millionths = 1_000_000;
-
-pub(crate) fn share_of_all(share: Millionths) -> f64 {
-    f64::from(share) / f64::from(ALL)
-}
 
 /// On which of other steps a candidate goes on that has this share: never on one of a larger share, unless all are.
 pub(crate) fn step_of(share: Millionths, steps: &[Millionths]) -> usize {
@@ -66,195 +54,6 @@ pub(crate) struct Beginnings(Arc<AtomicU32>);
 impl Beginnings {
     fn next(&self) -> u32 {
         self.0.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
-    }
-}
-
-/// A rollout as the policy states it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct CanaryPolicy {
-    pub(crate) baseline: Target,
-    pub(crate) candidate: Target,
-    /// Shares of the candidate, rising.
-    pub(crate) steps: Vec<Millionths>,
-    pub(crate) dwell: Duration,
-    pub(crate) stickiness: Option<Stickiness>,
-    /// Failing requests of the candidate that are too many, of all.
-    pub(crate) failing_at_most: Millionths,
-    pub(crate) slow: Option<SlowPolicy>,
-    /// Requests of which the version's own runner says that it has failed, and which are too many.
-    pub(crate) faulty_at_most: Option<Millionths>,
-    /// Answers of the candidate that are not the baseline's and are too many, of all that a shadow compares.
-    pub(crate) disagreeing_at_most: Option<Millionths>,
-    /// Of a bit, by which inputs and answers of the candidate may have moved from its reference.
-    pub(crate) drifting_at_most: Option<Millionths>,
-    /// Which other servers answer for its versions: evidence is about nothing else.
-    pub(crate) servers: Servers,
-    /// How answers are compared, if there is a gate on that: its evidence is about nothing else.
-    pub(crate) comparison: Option<Comparison>,
-    /// What its evidence is about, as a number: what was assigned by a policy of another number says nothing.
-    pub(crate) about: u64,
-    /// Who gets the candidate first.
-    pub(crate) order: Order,
-}
-
-/// Where the versions of a rollout are, if not in the engine here.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct Servers {
-    pub(crate) baseline: Option<Arc<Remote>>,
-    pub(crate) candidate: Option<Arc<Remote>>,
-}
-
-impl Servers {
-    /// As it is kept over a restart.
-    fn names(&self) -> [String; 2] {
-        [&self.baseline, &self.candidate]
-            .map(|server| server.as_ref().map_or_else(String::new, |server| server.to_string()))
-    }
-}
-
-/// When two answers are the same.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct Comparison {
-    pub(crate) tolerance: Tolerance,
-    /// See [`ShadowPolicy`](crate::shadow::ShadowPolicy).
-    pub(crate) argmax: Vec<String>,
-}
-
-/// What answers are slow, and how many may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct SlowPolicy {
-    pub(crate) over: Duration,
-    pub(crate) at_most: Millionths,
-}
-
-impl CanaryPolicy {
-    /// Leaves as many users as can be with the versions that they have on another ring.
-    pub(crate) fn follow(&mut self, old: &Parts) {
-        if ring::is_sound(old) {
-            self.order = Order::following(old, self.baseline.version, self.candidate.version);
-        }
-    }
-
-    /// Who answers at which point while the candidate has `share`.
-    pub(crate) fn parts(&self, share: Millionths) -> Parts {
-        // As it is picked: the first place that is not below.
-        let cut = (u128::from(ALL - share) << 64).div_ceil(u128::from(ALL));
-        self.order.parts(cut, self.baseline.version, self.candidate.version)
-    }
-
-    /// The version that answers this caller at this stage.
-    pub(crate) fn pick(&self, caller: &impl Attributes, draw: u64, stage: Stage) -> Pick {
-        let (baseline, candidate) = self.versions_of_arms();
-        let at = |point: u64, reason, key| {
-            let place = u128::from(self.order.place(point));
-            let is_drawn = (place * u128::from(ALL)) >> 64 >= u128::from(ALL - stage.share);
-            let is_candidate = is_drawn && stage.is_ready;
-            let target = if is_candidate { &self.candidate } else { &self.baseline };
-            let assigned = Some(Assignment {
-                baseline,
-                candidate,
-                is_candidate,
-                share: if stage.is_ready { stage.share } else { 0 },
-                begun: stage.begun,
-                slow_over: self.slow.map(|slow| slow.over),
-            });
-            let drawn = Some(Drawn {
-                version: if is_drawn { candidate } else { baseline },
-                mark: tally::mark(&parts_of(baseline, candidate, stage.share)),
-            });
-            let instead = (is_drawn && !is_candidate).then_some(Instead::NotReady);
-            Pick { key, assigned, drawn, instead, ..target.pick(reason) }
-        };
-        let Some(sticky) = &self.stickiness else { return at(draw, PickReason::Random, None) };
-        match (sticky.key.of(caller), &sticky.without_key) {
-            (Some(key), _) => {
-                let point = sticky.point(key);
-                at(point, PickReason::Sticky, Some(point))
-            }
-            (None, WithoutKey::Random) => at(draw, PickReason::Random, None),
-            (None, WithoutKey::Use(target)) => target.pick(PickReason::WithoutKey),
-        }
-    }
-
-    /// Shares of baseline and candidate while the latter has `share`.
-    pub(crate) fn declared(&self, share: Millionths) -> Declared {
-        let (baseline, candidate) = self.versions_of_arms();
-        Self::declared_of(baseline, candidate, share)
-    }
-
-    pub(crate) fn declared_of(baseline: Version, candidate: Version, share: Millionths) -> Declared {
-        Declared::new(&parts_of(baseline, candidate, share))
-    }
-
-    /// The version that answers when the key is missing, if the policy names one.
-    pub(crate) fn without_key(&self) -> Option<Version> {
-        self.stickiness.as_ref().and_then(Stickiness::fallback)
-    }
-
-    /// Where its versions are, and when answers are the same: both are written elsewhere in a policy.
-    pub(crate) fn with(self, servers: Servers, comparison: Option<Comparison>) -> Self {
-        let mut hasher = DefaultHasher::new();
-        let over = self.slow.map(|slow| slow.over);
-        (self.versions_of_arms(), &servers, &comparison, over).hash(&mut hasher);
-        Self { servers, comparison, about: hasher.finish(), ..self }
-    }
-
-    /// Baseline and candidate: progress is theirs, whatever else changes.
-    pub(crate) fn versions_of_arms(&self) -> (Version, Version) {
-        (self.baseline.version, self.candidate.version)
-    }
-}
-
-fn parts_of(baseline: Version, candidate: Version, share: Millionths) -> [(Version, u64); 2] {
-    [(baseline, (ALL - share).into()), (candidate, share.into())]
-}
-
-/// What picks know of a rollout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Stage {
-    /// The candidate's.
-    pub(crate) share: Millionths,
-    /// Since when the candidate is judged; `None` where this rollout is about something else than the policy that asks.
-    pub(crate) begun: Option<u32>,
-    /// A candidate that is not ready gets nothing.
-    pub(crate) is_ready: bool,
-}
-
-impl Stage {
-    /// Of a rollout that nobody has begun yet.
-    pub(crate) const NOT_BEGUN: Self = Self { share: 0, begun: None, is_ready: true };
-}
-
-/// On which side of a rollout a request was put by chance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Assignment {
-    pub(crate) baseline: Version,
-    /// The version that was rolled out then.
-    pub(crate) candidate: Version,
-    pub(crate) is_candidate: bool,
-    /// The candidate's share at that moment.
-    pub(crate) share: Millionths,
-    /// See [`Stage`].
-    begun: Option<u32>,
-    /// An answer that takes longer is slow.
-    pub(crate) slow_over: Option<Duration>,
-}
-
-impl Assignment {
-    /// Whether there is nothing to be learned: the baseline has answered, and soon enough. So most requests end.
-    pub(crate) fn is_commonplace(&self, sight: Sight) -> bool {
-        let Sight::Answered(took) = sight else { return false };
-        !self.is_candidate && self.slow_over.is_none_or(|over| took <= over)
-    }
-
-    /// Baseline and candidate.
-    pub fn versions(&self) -> (Version, Version) {
-        (self.baseline, self.candidate)
-    }
-
-    /// Whether a copy that `version` has answered shows how the candidate's answers compare with the baseline's.
-    pub(crate) fn is_compared_by(&self, version: Version) -> bool {
-        !self.is_candidate && version == self.candidate
     }
 }
 
@@ -293,106 +92,6 @@ impl Sight {
     }
 }
 
-/// What is to be done about a rollout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// The candidate gets the next step's share.
-    Advance,
-    /// It has shown enough, but not that it is good enough; or the step has not lasted long enough.
-    Hold,
-    /// It gets nothing any more.
-    RollBack,
-    /// It has not answered enough requests to show anything.
-    InsufficientData,
-}
-
-impl Verdict {
-    /// Each of them.
-    pub const ALL: [Self; 4] = [Self::Advance, Self::Hold, Self::RollBack, Self::InsufficientData];
-
-    /// The word for it in metrics and spans.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Advance => "advance",
-            Self::Hold => "hold",
-            Self::RollBack => "roll_back",
-            Self::InsufficientData => "insufficient_data",
-        }
-    }
-}
-
-/// A verdict with its numbers.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
-    /// When, as time that had passed in this step.
-    pub after: Duration,
-    /// The step it is about, from 1.
-    pub step: usize,
-    /// The candidate's share in that step, in percent.
-    pub percent: f64,
-    /// What is done.
-    pub verdict: Verdict,
-    /// Why, in words.
-    pub why: String,
-    /// The numbers.
-    pub gates: Vec<GateStatus>,
-}
-
-/// The numbers of one gate.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct GateStatus {
-    /// `errors`, `latency`, `faults`, `disagreement` or `drift`.
-    #[serde(deserialize_with = "gate_name")]
-    pub gate: GateName,
-    /// Evidence that the candidate is worse; it is rolled back at `roll_back_at`.
-    pub worse: f64,
-    /// See there.
-    pub roll_back_at: f64,
-    /// Evidence that the event is rare enough; the gate passes at `pass_at`.
-    pub rare: f64,
-    /// See there.
-    pub pass_at: f64,
-    /// Requests of the candidate in this step.
-    pub requests: u64,
-    /// Those to which the event happened.
-    pub events: u64,
-}
-
-/// Called so that it is not taken for text that is borrowed from what is read.
-type GateName = &'static str;
-
-fn gate_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'static str, D::Error> {
-    let name = String::deserialize(deserializer)?;
-    // What another release has written must not keep this one from starting.
-    Ok(gate::NAMES.into_iter().find(|known| *known == name).unwrap_or("unknown"))
-}
-
-/// How far a rollout is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// It goes on by itself.
-    Running,
-    /// A person has stopped it where it is.
-    Paused,
-    /// The candidate gets nothing.
-    RolledBack,
-    /// The candidate gets everything.
-    Promoted,
-}
-
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::RolledBack => "rolled back",
-            Self::Promoted => "promoted",
-        })
-    }
-}
-
 /// What a person may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
@@ -404,73 +103,6 @@ pub enum Command {
     Promote,
     /// Give it nothing any more.
     Abort,
-}
-
-/// What is kept of a rollout over a restart.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
-    baseline: u64,
-    candidate: u64,
-    /// The candidate's share in the step that it had come to.
-    millionths: Millionths,
-    phase: Phase,
-    dwelt: Duration,
-    /// Which files of the baseline and of the candidate it is about; 0 where nobody has said.
-    #[serde(default)]
-    files: (u64, u64),
-    /// Which servers it is about; nothing in what was kept before this was.
-    #[serde(default)]
-    servers: Option<[String; 2]>,
-    #[serde(default)]
-    comparison: Option<Comparison>,
-    gates: BTreeMap<String, Kept>,
-    /// The last few, oldest first.
-    #[serde(default)]
-    verdicts: Vec<Record>,
-}
-
-impl Progress {
-    /// How long the running step has lasted; nothing unless it goes on by itself.
-    pub fn dwelt(&self) -> Duration {
-        self.dwelt
-    }
-
-    /// Baseline and candidate.
-    pub(crate) fn versions(&self) -> (Version, Version) {
-        (Version(self.baseline), Version(self.candidate))
-    }
-
-    /// Without most of its history.
-    pub(crate) fn if_rolled_back(mut self) -> Option<Self> {
-        let old = self.verdicts.len().saturating_sub(KEPT_OF_ENDED);
-        self.verdicts.drain(..old);
-        (self.phase == Phase::RolledBack).then_some(self)
-    }
-}
-
-/// What one rollout shows of itself.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct CanaryStatus {
-    /// The version that answered before.
-    pub baseline: u64,
-    /// The version that is rolled out.
-    pub candidate: u64,
-    /// How far it is.
-    pub phase: Phase,
-    /// From 1.
-    pub step: usize,
-    /// Of all steps.
-    pub steps: usize,
-    /// The candidate's share, in percent.
-    pub percent: f64,
-    /// Its share in each step.
-    pub step_percents: Vec<f64>,
-    /// How long each step lasts at least, ms.
-    pub dwell_ms: u64,
-    /// The numbers of the running step.
-    pub gates: Vec<GateStatus>,
-    /// What was decided, oldest first.
-    pub verdicts: Vec<Record>,
 }
 
 /// What came out when a rollout was judged.
@@ -950,10 +582,3 @@ fn gates(policy: &CanaryPolicy, now: Instant) -> Vec<Gate> {
     let disagreement = policy.disagreeing_at_most.map(|most| gate(Event::Disagreement, most));
     [errors].into_iter().chain(slow).chain(faults).chain(disagreement).collect()
 }
-
-pub(crate) fn percent(share: Millionths) -> f64 {
-    f64::from(share) / 10_000.0
-}
-
-#[cfg(test)]
-mod tests;

@@ -12,19 +12,19 @@ use garde::error::Path;
 
 use crate::attribute::{Attribute, Condition, Field, Test};
 use crate::breaker::BreakerPolicy;
-use crate::canary::{CanaryPolicy, Comparison, Millionths, Servers, SlowPolicy};
+use crate::canary::{CanaryPolicy, Comparison, Servers, SlowPolicy};
 use crate::errors::did_you_mean;
 use crate::ledger::CrowdPolicy;
 use crate::limiter::{Cost, LimitPolicy};
 use crate::overload::{Criticality, OverloadPolicy};
 use crate::pick::{Rule, Split, Stickiness, Target, WithoutKey};
 use crate::place::Place;
-use crate::remote::{FileFault, Remote};
+use crate::remote::{FileFault, Remote, Tls};
 use crate::ring::Order;
 use crate::schema;
 use crate::shadow::{ShadowPolicy, Tolerance};
 use crate::snapshot::{self, DEFAULT_DEADLINE, Fallback, ModelPolicy, Snapshot};
-use crate::units::{self, Rate, UnitError, Version, Weight};
+use crate::units::{self, ALL, Millionths, Rate, UnitError, Version, Weight};
 
 /// Limits that one request may have to pass; the ledger holds a lock per limit while it asks the next.
 const MOST_LIMITS: u64 = 256;
@@ -255,16 +255,30 @@ fn remotes(
         let version = faults.keep(&path, number.parse::<Version>());
         let url = Remote::parse(&written.url).ok_or_else(|| Fault::Url(written.url.clone()));
         let remote = faults.keep(&path.join("url"), url)?;
-        let remote = match &written.ca {
-            Some(ca) => faults.keep(&path.join("ca"), remote.with_ca(ca))?,
-            None => remote,
-        };
-        let own = remote.with_own(written.cert.as_deref(), written.key.as_deref());
-        let at = if written.cert.is_some() { "cert" } else { "key" };
-        let remote = faults.keep(&path.join(at), own)?;
-        Some((version?, Arc::new(remote)))
+        let tls = tls(&remote, written, &path, faults)?;
+        Some((version?, Arc::new(remote.with_tls(tls))))
     };
     written.iter().filter_map(remote).collect()
+}
+
+fn tls(remote: &Remote, written: &schema::Remote, path: &Place<'_>, faults: &mut Faults) -> Option<Tls> {
+    let mut file = |field: &'static str, name: &String| faults.keep(&path.join(field), remote.file(name));
+    let ca = written.ca.as_ref().map(|name| file("ca", name));
+    let (cert, key) = (&written.cert, &written.key);
+    let cert_and_key = [("cert", cert), ("key", key)].map(|(field, name)| Some(file(field, name.as_ref()?)));
+    let own = match cert_and_key {
+        [None, None] => None,
+        [Some(cert), Some(key)] => Some((cert?, key?)),
+        [cert, _] => {
+            let alone = if cert.is_some() { "cert" } else { "key" };
+            return faults.keep(&path.join(alone), Err(FileFault::Alone));
+        }
+    };
+    let ca = match ca {
+        Some(ca) => Some(ca?),
+        None => None,
+    };
+    Some(Tls { ca, own })
 }
 
 fn shadow(
@@ -275,7 +289,7 @@ fn shadow(
 ) -> Option<Arc<ShadowPolicy>> {
     let target = target(&written.version, labels, &path.join("version"), faults);
     let share = match written.percent {
-        None | Some(100.0) => Some(1_000_000),
+        None | Some(100.0) => Some(ALL),
         Some(percent) => faults.keep(&path.join("percent"), millionths(percent)),
     };
     let most = count_or(written.in_flight_max, DEFAULT_COPIES, &path.join("in_flight_max"), faults);

@@ -17,8 +17,8 @@
 //!   baseline            ├──── ? ────┤├── within ──┤          rolled back at the end of the candidate's third
 //! ```
 
-use crate::canary::{GateStatus, Millionths, share_of_all};
-use crate::units::Version;
+use crate::canary::GateStatus;
+use crate::units::{Millionths, Version, share_of_all};
 use std::time::Instant;
 
 /// How far what a version is given and answers has moved from its reference, by its last whole window of rows.

@@ -21,9 +21,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::canary::{ALL, Millionths, Sight, share_of_all};
+use crate::canary::Sight;
 use crate::drift::DriftGate;
 use crate::evidence::{KeptRare, Rare, Worse};
+use crate::units::{ALL, Millionths, share_of_all};
 
 /// The chance that a candidate that is no worse is rolled back, in all gates and steps together; and the chance that
 /// one that fails too often passes a gate of one step.

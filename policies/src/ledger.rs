@@ -29,8 +29,7 @@ pub use occupy::{CrowdPolicy, Crowded, Places};
 use crate::attribute::Attributes;
 use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Tripped};
 use crate::canary::{
-    ALL, Assignment, Beginnings, Canary, CanaryPolicy, CanaryStatus, Command, Millionths, Progress, Record,
-    Sight, Stage,
+    Assignment, Beginnings, Canary, CanaryPolicy, CanaryStatus, Command, Progress, Record, Sight, Stage,
 };
 use crate::drift::DriftSight;
 use crate::limiter::{LimitPolicy, Limiter};
@@ -42,7 +41,7 @@ use crate::retry::{NotAgain, RetryBudget};
 use crate::ring::Parts;
 use crate::rolled_back::RolledBack;
 use crate::snapshot::{Fallback, ModelPolicy, Models, Rings, Snapshot};
-use crate::units::Version;
+use crate::units::{ALL, Millionths, Version};
 
 /// The state of all limits and breakers.
 #[derive(Debug, Default)]

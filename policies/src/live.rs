@@ -13,10 +13,10 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use serde::Serialize;
 
-use crate::canary::Millionths;
 use crate::ledger::{Ledger, TalliesAhead};
 use crate::ring;
 use crate::snapshot::{Rings, Snapshot};
+use crate::units::Millionths;
 
 /// A snapshot with the number under which it went live.
 #[derive(Debug, PartialEq, Eq)]

@@ -5,10 +5,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::attribute::{Attribute, Field};
-use crate::canary::{ALL, Millionths};
 use crate::ledger::Ledger;
 use crate::snapshot::{ModelPolicy, Snapshot};
-use crate::units::Version;
+use crate::units::{ALL, Millionths, Version};
 
 /// What there is for a policy to name.
 pub trait Known {

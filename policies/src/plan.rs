@@ -12,13 +12,13 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::attribute::{Attribute, Condition};
-use crate::canary::{ALL, Millionths, percent, step_of};
+use crate::canary::step_of;
 use crate::ledger::Ledger;
 use crate::missing::{Known, missing_models, missing_versions};
 use crate::pick::Stickiness;
 use crate::ring::{self, Parts};
 use crate::snapshot::{ModelPolicy, Snapshot};
-use crate::units::Version;
+use crate::units::{ALL, Millionths, Version, percent};
 
 /// The differences between two policies.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]

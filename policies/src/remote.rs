@@ -46,23 +46,13 @@ impl Remote {
         (is_known && has_port && is_whole).then_some(Self { uri, tls: Tls::default() })
     }
 
-    /// Whose certificate must be vouched for by those in this file, and not by the system's.
-    pub(crate) fn with_ca(self, file: &str) -> Result<Self, FileFault> {
-        let ca = Some(self.file(file)?);
-        Ok(Self { tls: Tls { ca, ..self.tls }, ..self })
+    /// The same, with these files for its connections.
+    pub(crate) fn with_tls(self, tls: Tls) -> Self {
+        Self { tls, ..self }
     }
 
-    /// To which we show a certificate of our own.
-    pub(crate) fn with_own(self, cert: Option<&str>, key: Option<&str>) -> Result<Self, FileFault> {
-        let own = match (cert, key) {
-            (None, None) => None,
-            (Some(cert), Some(key)) => Some((self.file(cert)?, self.file(key)?)),
-            (Some(_), None) | (None, Some(_)) => return Err(FileFault::Alone),
-        };
-        Ok(Self { tls: Tls { own, ..self.tls }, ..self })
-    }
-
-    fn file(&self, file: &str) -> Result<Arc<Path>, FileFault> {
+    /// A PEM file for its connections.
+    pub(crate) fn file(&self, file: &str) -> Result<Arc<Path>, FileFault> {
         if !self.is_tls() {
             return Err(FileFault::Plain);
         }
@@ -156,16 +146,13 @@ mod tests {
     #[test]
     fn certificates_that_vouch_for_it_are_in_a_file_that_is_found_from_anywhere() {
         let remote = |url| Remote::parse(url).unwrap();
-        let vouched = remote("https://a/b").with_ca("/etc/ca.pem").unwrap();
-        assert_eq!(vouched.tls().ca.as_deref(), Some(Path::new("/etc/ca.pem")));
+        let file = |file| remote("https://a/b").file(file).unwrap();
+        let vouched = remote("https://a/b").with_tls(Tls { ca: Some(file("/etc/ca.pem")), own: None });
         assert_eq!(vouched.to_string(), "https://a/b, for which /etc/ca.pem vouches");
-        assert_eq!(remote("http://a/b").with_ca("/etc/ca.pem"), Err(FileFault::Plain));
-        assert_eq!(remote("https://a/b").with_ca("ca.pem"), Err(FileFault::Relative("ca.pem".into())));
-        let shown = remote("https://a/b").with_own(Some("/our.pem"), Some("/our.key")).unwrap();
+        assert_eq!(remote("http://a/b").file("/etc/ca.pem"), Err(FileFault::Plain));
+        assert_eq!(remote("https://a/b").file("ca.pem"), Err(FileFault::Relative("ca.pem".into())));
+        let own = Some((file("/our.pem"), file("/our.key")));
+        let shown = remote("https://a/b").with_tls(Tls { ca: None, own });
         assert_eq!(shown.to_string(), "https://a/b, which is shown /our.pem");
-        assert_eq!(remote("https://a/b").with_own(Some("/our.pem"), None), Err(FileFault::Alone));
-        assert_eq!(remote("https://a/b").with_own(None, None), Ok(remote("https://a/b")));
-        let (cert, key) = (Some("/our.pem"), Some("/our.key"));
-        assert_eq!(remote("http://a/b").with_own(cert, key), Err(FileFault::Plain));
     }
 }

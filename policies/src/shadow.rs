@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::canary::Millionths;
-use crate::units::Version;
+use crate::units::{Millionths, Version};
 
 /// A shadow as the policy states it.
 #[derive(Debug, PartialEq, Eq)]

@@ -3,10 +3,9 @@
 
 use std::sync::Arc;
 
-use crate::canary::{ALL, percent};
 use crate::ledger::Ledger;
 use crate::snapshot::Snapshot;
-use crate::units::Version;
+use crate::units::{ALL, Version, percent};
 
 /// A version's part of the requests that a split or a rollout divides.
 #[derive(Clone, Debug, PartialEq)]

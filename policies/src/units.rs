@@ -33,6 +33,21 @@ impl FromStr for Version {
     }
 }
 
+/// A share of the requests, in millionths.
+pub(crate) type Millionths = u32;
+
+/// All of them.
+pub(crate) const ALL: Millionths = 1_000_000;
+
+pub(crate) fn share_of_all(share: Millionths) -> f64 {
+    f64::from(share) / f64::from(ALL)
+}
+
+/// As people read it.
+pub(crate) fn percent(share: Millionths) -> f64 {
+    f64::from(share) / 10_000.0
+}
+
 /// An arm's part of a split before it is divided by the sum of all weights, in millionths.
 ///
 /// Either 0 or from 0.000001 to 1,000,000, with at most six significant digits. Kept as an integer so that shares are

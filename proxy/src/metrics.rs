@@ -128,7 +128,7 @@ pub struct VersionMetrics {
     pub batch_rows: Histogram,
     /// Of the elements that a batch was given, the part that is padding.
     pub batch_padding: Histogram,
-    /// What a batch took, through what it was expected to take when it was formed.
+    /// What a batch took, divided by what it was expected to take when it was formed.
     pub over_expected: Histogram,
     /// The same and more, as Triton counts it.
     pub statistics: Arc<Statistics>,
@@ -317,10 +317,14 @@ impl Metrics {
             "Spans that the collector has taken",
             metrics.spans.exported.clone(),
         );
-        registry.register("spans_lost", "Spans that nobody has taken", metrics.spans.lost.clone());
+        registry.register(
+            "spans_lost",
+            "Spans that were lost: the collector did not take them, or too many waited for it",
+            metrics.spans.lost.clone(),
+        );
         registry.register(
             "access_log_dropped",
-            "Lines of the access log that nobody has taken",
+            "Lines of the access log that were dropped because standard output did not take them in time",
             metrics.access_dropped.clone(),
         );
         registry.register(
@@ -335,7 +339,7 @@ impl Metrics {
         );
         registry.register(
             "engine_run_over_expected_ratio",
-            "Time that a batch took, through the time that it was expected to take when it was formed",
+            "Time that a batch took, divided by the time that it was expected to take when it was formed",
             metrics.over_expected.clone(),
         );
         registry.register("breaker_state", "0 passing, 1 probing, 2 tripped", metrics.breaker.clone());
@@ -417,7 +421,7 @@ impl Metrics {
         );
         registry.register(
             "engine_request_bytes_max",
-            "Bytes that these may be",
+            "Bytes that requests in the engine may hold, with the copies that runs are made from",
             metrics.engine_request_bytes_max.clone(),
         );
         registry.register(

@@ -43,7 +43,7 @@ pub struct Stages {
     pub answered: Option<Instant>,
 }
 
-/// Filled in as a request goes; lives in pingora's per-request context.
+/// Filled in as a request goes, over HTTP or gRPC.
 #[derive(Debug)]
 pub struct Record {
     /// When the head was complete.
@@ -86,7 +86,7 @@ pub struct Record {
     pub failure: Failure,
     /// The counters of the version that the engine was asked for.
     pub asked: Option<Arc<VersionMetrics>>,
-    /// The same in full, for those who look.
+    /// The refusal itself, for those who look.
     pub refused: Option<Refusal>,
     /// Whether the request passed the version's breaker, and how it ended there.
     pub outcome: Option<policies::Outcome>,

@@ -64,7 +64,7 @@ pub enum Seen {
     Nothing,
     /// There was no file, and that has been told.
     Missing,
-    /// This.
+    /// This was its text.
     Text(Vec<u8>),
 }
 

@@ -316,13 +316,13 @@ pub struct Canary {
 pub struct Gate {
     /// `errors`, `latency`, `faults`, `disagreement` or `drift`.
     pub gate: String,
-    /// Evidence that the candidate is worse; it is rolled back at `roll_back_at`.
+    /// Evidence that the candidate is worse: the likelihood of what was seen if it is, against that if it is not.
     pub worse: f64,
-    /// See there.
+    /// So much evidence rolls back.
     pub roll_back_at: f64,
-    /// Evidence that the event is rare enough; the gate passes at `pass_at`.
+    /// Evidence that the event is rare enough, likewise.
     pub rare: f64,
-    /// See there.
+    /// So much evidence lets the gate pass.
     pub pass_at: f64,
     /// Requests of the candidate in this step.
     pub requests: u64,

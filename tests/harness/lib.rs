@@ -18,7 +18,7 @@ pub use stack::{Stack, StackBuilder, binary, free_address, free_addresses, repos
 
 use std::time::{Duration, Instant};
 
-/// Asks until `condition` gives a value; panics with `what` after 90 s.
+/// Asks until `condition` gives a value; panics with `what` after three minutes: a busy machine takes its time.
 pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + Duration::from_secs(180);
     loop {

@@ -1,7 +1,8 @@
 //! Forms a batch: which of the jobs that wait in a bucket run now, which are late, and whether waiting for more is better.
 //! Reads what was learned; moves nothing (that is the parent's).
 
-use super::{Batcher, Bucket, Grouping, Place, Profile, Running, shared};
+use super::profile::shared;
+use super::{Batcher, Bucket, Grouping, Place, Running};
 use std::cell::LazyCell;
 use std::time::{Duration, Instant};
 use wire::Closed;
@@ -12,12 +13,6 @@ const WAIT_MIN: Duration = Duration::from_micros(100);
 /// A prediction that has not been tried for so long refuses nobody: what was slow once may be fast again, and only a
 /// run can tell.
 pub(super) const TRIED_WITHIN: Duration = Duration::from_secs(1);
-
-/// One run of so many is of a size that may be as good as the one that looks best.
-pub(super) const EXPLORE_EVERY: u64 = 32;
-
-/// So much sooner after a size of which little is known has run, and has not failed.
-pub(super) const EXPLORE_AGAIN: u64 = 4;
 
 /// What a batch is made of.
 pub(super) struct Plan {
@@ -164,13 +159,5 @@ impl<T: Clone> Batcher<T> {
         let queue = self.queues.get_mut(bucket).expect("it was just there");
         queue.held_since.get_or_insert(now);
         Some(now + wait)
-    }
-}
-
-impl Profile {
-    /// Whether a batch of so many waiting rows is to have a size that may be as good as the one that looks best. It stays
-    /// due until there is a choice: callers who come so many at a time may leave none whenever a count says so.
-    fn is_to_explore(&self, waiting: u32) -> bool {
-        waiting > 1 && self.ended >= self.explore_at
     }
 }

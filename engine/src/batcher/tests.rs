@@ -1,6 +1,7 @@
 //! The batcher by hand, one decision at a time; `simulator.rs` drives it by the hundred thousand.
 
 use super::plan::TRIED_WITHIN;
+use super::profile::PROFILES_MAX;
 use super::*;
 
 const TOGETHER: Grouping = Grouping::Together { max_rows: 4 };
@@ -326,7 +327,7 @@ impl World {
         for _ in 0..5 {
             for (rows, took) in took {
                 let bucket = Bucket { version, free: vec![free], suspect: false };
-                self.batcher.learn(&bucket, *rows, ms(*took));
+                self.batcher.profile(&bucket).learn(*rows, ms(*took));
             }
         }
         let bucket = Bucket { version, free: vec![free], suspect: false };
@@ -522,7 +523,7 @@ fn another_size_is_tried_once_in_a_while_even_if_nothing_is_learned_of_it() {
     // Twos are as good as ones, and have not run for longer.
     for run in 0..32 {
         let rows = [2, 1][run % 2];
-        world.batcher.learn(&bucket, rows, ms(10 * u64::from(rows)));
+        world.batcher.profile(&bucket).learn(rows, ms(10 * u64::from(rows)));
     }
     world.push_plain(&(0..200).collect::<Vec<_>>(), 0, 0);
     let sizes = (0..66).map(|_| {
@@ -578,7 +579,7 @@ fn dimensions_that_several_inputs_share_count_once() {
     let mut world = World::new(100, 10_000);
     let bucket = |length: u64| Bucket { version: 0, free: vec![length; 3], suspect: false };
     for rows in [1, 2, 4, 1, 2, 4] {
-        world.batcher.learn(&bucket(16), rows, ms(u64::from(rows)));
+        world.batcher.profile(&bucket(16)).learn(rows, ms(u64::from(rows)));
     }
     let known = world.batcher.profile(&bucket(512)).curve.typical(1).unwrap();
     assert!((ms(30)..ms(35)).contains(&known), "{known:?} for 32 times as many tokens");

@@ -628,7 +628,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// What it took, through what it was expected to take; `None` where nothing was known.
+    /// What it took, divided by what it was expected to take; `None` where nothing was known.
     pub fn over_expected(&self) -> Option<f64> {
         let Phases { input_ns, infer_ns, output_ns } = self.phases?;
         let took_us = (input_ns + infer_ns + output_ns) as f64 / 1e3;

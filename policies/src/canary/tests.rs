@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::evidence::tests::Dice;
+use crate::pick::Target;
 use crate::{Snapshot, parse};
 
 const FAST: Sight = Sight::Answered(Duration::from_millis(10));

@@ -1,0 +1,199 @@
+//! What is known of a bucket, whether or not something waits in it: how long runs take, how often rows come, how many fit into
+//! memory. Decides what is learned from, and when another size is tried; never what runs.
+
+use super::{Batcher, Bucket, Claim, Ended};
+use crate::curve::{Curve, size_of};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Buckets whose curves are kept; beyond it the one that was not used for longest is forgotten.
+pub(super) const PROFILES_MAX: usize = 1024;
+
+/// Of runs shorter than this, one in so many is learned from: learning would cost as much as they do.
+const SHORT: Duration = Duration::from_millis(1);
+const SHORT_SAMPLE: u64 = 8;
+
+/// One run of so many is of a size that may be as good as the one that looks best.
+const EXPLORE_EVERY: u64 = 32;
+
+/// So much sooner after a size of which little is known has run, and has not failed.
+const EXPLORE_AGAIN: u64 = 4;
+
+#[derive(Debug)]
+pub(super) struct Profile {
+    pub(super) curve: Curve,
+    /// Rows of one run at most, as far as anybody has said.
+    pub(super) max_rows: u32,
+    /// The smallest batch, of those, that is about as good as any.
+    pub(super) efficient: Option<u32>,
+    pub(super) arrivals: Arrivals,
+    /// Rows that memory has room for, if a run has failed for want of it.
+    pub(super) cap: Option<u32>,
+    used: u64,
+    /// Runs that have ended, and those that were learned from.
+    ended: u64,
+    runs: u64,
+    /// When so many have ended, one is to be of a size that is to be learned about.
+    explore_at: u64,
+    /// When a run of so many rows last ended.
+    pub(super) ran: BTreeMap<u32, Instant>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Arrivals {
+    pub(super) last: Option<Instant>,
+    pub(super) gap: Option<Duration>,
+}
+
+impl Profile {
+    fn new() -> Self {
+        Self {
+            curve: Curve::default(),
+            max_rows: u32::MAX,
+            efficient: None,
+            arrivals: Arrivals::default(),
+            cap: None,
+            used: 0,
+            ended: 0,
+            runs: 0,
+            explore_at: EXPLORE_EVERY,
+            ran: BTreeMap::new(),
+        }
+    }
+
+    /// No run has more rows: what is beyond them was not seen, and makes no batch efficient.
+    pub(super) fn limit(&mut self, max_rows: u32) {
+        if self.max_rows != max_rows {
+            self.max_rows = max_rows;
+            self.efficient = self.curve.efficient(max_rows);
+        }
+    }
+
+    /// Takes over what was learned from runs that were no batches.
+    pub(super) fn seed(&mut self, curve: Curve) {
+        self.runs = curve.runs();
+        self.efficient = curve.efficient(self.max_rows);
+        self.curve = curve;
+    }
+
+    /// Learns from one run.
+    pub(super) fn learn(&mut self, rows: u32, took: Duration) {
+        self.curve.observe(rows, took);
+        self.runs += 1;
+        if self.runs < 16 || self.runs.is_multiple_of(16) {
+            self.efficient = self.curve.efficient(self.max_rows);
+        }
+    }
+
+    /// A run is over.
+    pub(super) fn end(&mut self, claim: &Claim, ended: Ended, now: Instant) {
+        match (ended, &mut self.cap) {
+            // A single row says nothing about how many fit.
+            (Ended::OutOfMemory, cap) if claim.rows > 1 => {
+                *cap = Some((claim.rows / 2).min(cap.unwrap_or(u32::MAX)));
+            }
+            // What has fitted once may grow; it is halved again if that was too much.
+            (Ended::Ran, Some(cap)) if claim.rows >= *cap => *cap = cap.saturating_add(1),
+            (Ended::Ran | Ended::Failed | Ended::OutOfMemory, _) => {}
+        }
+        if claim.rows == 0 {
+            return;
+        }
+        self.ended += 1;
+        if ended != Ended::Ran {
+            return;
+        }
+        let took = now.saturating_duration_since(claim.began);
+        // There are many short runs, and they are much alike. Decided by what was expected: of those that only happened
+        // to be long, no more may be learned from than of the others.
+        let is_short = self.curve.typical(claim.rows).unwrap_or(took) < SHORT;
+        if !is_short || claim.explores || self.ended.is_multiple_of(SHORT_SAMPLE) {
+            self.ran.insert(size_of(claim.rows), now);
+            self.learn(claim.rows, took);
+        }
+        if claim.explores && !self.curve.trusts(claim.rows) {
+            self.explore_at = self.ended + EXPLORE_AGAIN;
+        }
+    }
+
+    /// Whether a batch of so many waiting rows is to have a size that may be as good as the one that looks best. It stays
+    /// due until there is a choice: callers who come so many at a time may leave none whenever a count says so.
+    pub(super) fn is_to_explore(&self, waiting: u32) -> bool {
+        waiting > 1 && self.ended >= self.explore_at
+    }
+
+    /// A run begins whose size is to be learned about.
+    pub(super) fn explores(&mut self) {
+        self.explore_at = self.ended + EXPLORE_EVERY;
+    }
+}
+
+impl Arrivals {
+    /// Exponentially weighted mean of the gaps between arrivals.
+    pub(super) fn observe(&mut self, now: Instant) {
+        if let Some(last) = self.last {
+            let gap = now.saturating_duration_since(last);
+            self.gap = Some(self.gap.map_or(gap, |mean| (mean * 7 + gap) / 8));
+        }
+        self.last = Some(now);
+    }
+}
+
+impl<T: Clone> Batcher<T> {
+    pub(super) fn known(&self, bucket: &Bucket) -> Option<&Profile> {
+        self.profiles.get(&*shared(bucket))
+    }
+
+    /// For a shape of which nothing is known, what the nearest one lets expect.
+    fn like_another(&self, bucket: &Bucket) -> Profile {
+        let mut new = Profile::new();
+        let is_like = |(other, profile): &(&Bucket, &Profile)| {
+            other.version == bucket.version
+                && other.free.len() == bucket.free.len()
+                && profile.curve.has_slope()
+        };
+        let near = self.profiles.iter().filter(is_like).min_by(|(one, _), (other, _)| {
+            let distance = |other| ratio(other, bucket).ln().abs();
+            distance(one).total_cmp(&distance(other))
+        });
+        if let Some((other, profile)) = near {
+            new.curve.expect(&profile.curve, ratio(other, bucket));
+        }
+        new
+    }
+
+    /// What is known of a bucket; of a suspect one, what is known of the others.
+    pub(super) fn profile(&mut self, bucket: &Bucket) -> &mut Profile {
+        let bucket = &*shared(bucket);
+        if !self.profiles.contains_key(bucket) {
+            if self.profiles.len() >= PROFILES_MAX {
+                let oldest = self.profiles.iter().min_by_key(|(_, profile)| profile.used);
+                let oldest = oldest.map(|(bucket, _)| bucket.clone()).expect("there are many");
+                self.profiles.remove(&oldest);
+            }
+            self.profiles.insert(bucket.clone(), self.like_another(bucket));
+        }
+        let used = self.pushed;
+        let profile = self.profiles.get_mut(bucket).expect("it is there now");
+        profile.used = used;
+        profile
+    }
+}
+
+/// How large rows of one shape are against those of another. Several inputs often share a dimension, of which there is one
+/// number each; so it is the mean of the dimensions' ratios and not their product.
+fn ratio(one: &Bucket, other: &Bucket) -> f32 {
+    let size = |dimension: &u64| (*dimension).max(1) as f32;
+    let sum: f32 = one.free.iter().zip(&other.free).map(|(one, other)| (size(one) / size(other)).ln()).sum();
+    (sum / one.free.len().max(1) as f32).exp()
+}
+
+/// The bucket whose profile is meant: suspects are no slower than others.
+pub(super) fn shared(bucket: &Bucket) -> Cow<'_, Bucket> {
+    if bucket.suspect {
+        Cow::Owned(Bucket { suspect: false, ..bucket.clone() })
+    } else {
+        Cow::Borrowed(bucket)
+    }
+}

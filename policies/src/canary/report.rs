@@ -1,0 +1,182 @@
+//! What a rollout tells of itself: verdicts with their numbers, how far it is, and what of it outlives a restart. Decides
+//! nothing.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::Comparison;
+use crate::gate::{self, Kept};
+use crate::units::{Millionths, Version};
+
+/// Of a rollout that has ended rolled back.
+const KEPT_OF_ENDED: usize = 2;
+
+/// What is to be done about a rollout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The candidate gets the next step's share.
+    Advance,
+    /// It has shown enough, but not that it is good enough; or the step has not lasted long enough.
+    Hold,
+    /// It gets nothing any more.
+    RollBack,
+    /// It has not answered enough requests to show anything.
+    InsufficientData,
+}
+
+impl Verdict {
+    /// Each of them.
+    pub const ALL: [Self; 4] = [Self::Advance, Self::Hold, Self::RollBack, Self::InsufficientData];
+
+    /// The word for it in metrics and spans.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Advance => "advance",
+            Self::Hold => "hold",
+            Self::RollBack => "roll_back",
+            Self::InsufficientData => "insufficient_data",
+        }
+    }
+}
+
+/// A verdict with its numbers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// When, as time that had passed in this step.
+    pub after: Duration,
+    /// The step it is about, from 1.
+    pub step: usize,
+    /// The candidate's share in that step, in percent.
+    pub percent: f64,
+    /// What is done.
+    pub verdict: Verdict,
+    /// Why, in words.
+    pub why: String,
+    /// The numbers.
+    pub gates: Vec<GateStatus>,
+}
+
+/// The numbers of one gate.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct GateStatus {
+    /// `errors`, `latency`, `faults`, `disagreement` or `drift`.
+    #[serde(deserialize_with = "gate_name")]
+    pub gate: GateName,
+    /// Evidence that the candidate is worse: the likelihood of what was seen if it is, against that if it is not.
+    pub worse: f64,
+    /// So much evidence rolls back.
+    pub roll_back_at: f64,
+    /// Evidence that the event is rare enough, likewise.
+    pub rare: f64,
+    /// So much evidence lets the gate pass.
+    pub pass_at: f64,
+    /// Requests of the candidate in this step.
+    pub requests: u64,
+    /// Those to which the event happened.
+    pub events: u64,
+}
+
+/// Called so that it is not taken for text that is borrowed from what is read.
+type GateName = &'static str;
+
+fn gate_name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<&'static str, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    // What another release has written must not keep this one from starting.
+    Ok(gate::NAMES.into_iter().find(|known| *known == name).unwrap_or("unknown"))
+}
+
+/// How far a rollout is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// It goes on by itself.
+    Running,
+    /// A person has stopped it where it is.
+    Paused,
+    /// The candidate gets nothing.
+    RolledBack,
+    /// The candidate gets everything.
+    Promoted,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::RolledBack => "rolled back",
+            Self::Promoted => "promoted",
+        })
+    }
+}
+
+/// What is kept of a rollout over a restart.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Progress {
+    pub(super) baseline: u64,
+    pub(super) candidate: u64,
+    /// The candidate's share in the step that it had come to.
+    pub(super) millionths: Millionths,
+    pub(super) phase: Phase,
+    pub(super) dwelt: Duration,
+    /// Which files of the baseline and of the candidate it is about; 0 where nobody has said.
+    #[serde(default)]
+    pub(super) files: (u64, u64),
+    /// Which servers it is about; nothing in what was kept before this was.
+    #[serde(default)]
+    pub(super) servers: Option<[String; 2]>,
+    #[serde(default)]
+    pub(super) comparison: Option<Comparison>,
+    pub(super) gates: BTreeMap<String, Kept>,
+    /// The last few, oldest first.
+    #[serde(default)]
+    pub(super) verdicts: Vec<Record>,
+}
+
+impl Progress {
+    /// How long the running step has lasted; nothing unless it goes on by itself.
+    pub fn dwelt(&self) -> Duration {
+        self.dwelt
+    }
+
+    /// Baseline and candidate.
+    pub(crate) fn versions(&self) -> (Version, Version) {
+        (Version(self.baseline), Version(self.candidate))
+    }
+
+    /// Without most of its history.
+    pub(crate) fn if_rolled_back(mut self) -> Option<Self> {
+        let old = self.verdicts.len().saturating_sub(KEPT_OF_ENDED);
+        self.verdicts.drain(..old);
+        (self.phase == Phase::RolledBack).then_some(self)
+    }
+}
+
+/// What one rollout shows of itself.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CanaryStatus {
+    /// The version that answered before.
+    pub baseline: u64,
+    /// The version that is rolled out.
+    pub candidate: u64,
+    /// How far it is.
+    pub phase: Phase,
+    /// From 1.
+    pub step: usize,
+    /// Of all steps.
+    pub steps: usize,
+    /// The candidate's share, in percent.
+    pub percent: f64,
+    /// Its share in each step.
+    pub step_percents: Vec<f64>,
+    /// How long each step lasts at least, ms.
+    pub dwell_ms: u64,
+    /// The numbers of the running step.
+    pub gates: Vec<GateStatus>,
+    /// What was decided, oldest first.
+    pub verdicts: Vec<Record>,
+}
