@@ -7,6 +7,7 @@
 //! [`Curve`]: crate::curve::Curve
 
 use crate::batcher::Grouping;
+use crate::curve::RUNS_SETTLED;
 use crate::model::{Model, Version};
 use crate::pace::Pace;
 use crate::trial::{MadeUp, MadeUpBatch};
@@ -131,9 +132,9 @@ fn is_alike(runs: &[(u32, Duration)], others: &[(u32, Duration)]) -> bool {
 }
 
 /// Times runs of each size, in rounds as long as there is time, so that a busy moment of the machine does not hit all runs of
-/// one size; the fastest counts as often as it could have been tried, because other versions may be answering meanwhile.
-/// Sizes for which the first round's time does not suffice are left out, but for two: what one size takes says nothing about
-/// batches.
+/// one size; the fastest counts as often as it was tried, because other versions may be answering meanwhile, or just so often
+/// that it counts at all. Sizes for which the first round's time does not suffice are left out, but for two: what one size
+/// takes says nothing about batches.
 fn time(model: &dyn Model, made_up: &MadeUp<'_>, most: u32, pace: &Pace) -> Vec<(u32, Duration)> {
     let mut taken = Duration::ZERO;
     let sizes = std::iter::successors(Some(1u32), |rows| rows.checked_mul(2)).take_while(|rows| *rows < most);
@@ -155,12 +156,15 @@ fn time(model: &dyn Model, made_up: &MadeUp<'_>, most: u32, pace: &Pace) -> Vec<
             break;
         }
     }
-    for _ in 1..RUNS {
+    let mut rounds = 1;
+    while rounds < RUNS {
+        rounds += 1;
         if !batches.iter().all(|(rows, batch)| run(*rows, batch).is_some_and(|taken| taken < SIZES_TAKE)) {
             break;
         }
     }
-    fastest.into_iter().flat_map(|run| [run; RUNS]).collect()
+    let times = rounds.max(RUNS_SETTLED);
+    fastest.into_iter().flat_map(|run| std::iter::repeat_n(run, times)).collect()
 }
 
 fn typical_rows(model: &dyn Model, made_up: &MadeUp<'_>, most: u32, pace: &Pace) -> u32 {
@@ -276,7 +280,7 @@ mod tests {
         let cores = Cores { lanes: 2, cores: 2, threads: Some(1) };
         let calibration = calibrate(&model, Grouping::Together { max_rows: 6 }, cores, None, &Pace::alone());
         let sizes: Vec<u32> = calibration.runs.iter().map(|run| run.0).collect();
-        assert_eq!(sizes, [1, 2].map(|rows| [rows; RUNS]).concat());
+        assert_eq!(sizes, [1, 2].map(|rows| [rows; RUNS_SETTLED]).concat());
         let mut curve = crate::curve::Curve::default();
         calibration.runs.iter().for_each(|(rows, took)| curve.observe(*rows, *took));
         assert_eq!(curve.efficient(6), Some(6));

@@ -31,7 +31,7 @@ const SLOWNESS_MAX: f32 = 4.0;
 const AS_EFFICIENT: f32 = 0.97;
 
 /// A size that has run less often says nothing: its median would be that of an accident.
-const RUNS_SETTLED: usize = 3;
+pub(crate) const RUNS_SETTLED: usize = 3;
 
 /// A size has to have run so often before a larger batch is left for it.
 const RUNS_TRUSTED: usize = 5;
@@ -148,6 +148,13 @@ impl Curve {
             return waiting.min(largest.saturating_mul(2));
         }
         rivals().min_by_key(|(_, recent)| recent.last).map_or(waiting, |(rows, _)| *rows)
+    }
+
+    /// The size, of those that so many waiting rows are enough for, that has not run for longest, however slow it was: that may
+    /// have been the machine, at a time that is over.
+    pub fn oldest(&self, waiting: u32) -> u32 {
+        let fitting = self.sizes.range(..=waiting);
+        fitting.min_by_key(|(_, recent)| recent.last).map_or(waiting, |(rows, _)| *rows)
     }
 
     fn smallest(&self, most: u32, share: f32) -> Option<u32> {

@@ -128,7 +128,9 @@ impl Lane {
         if bisection.some_ran {
             bisection.failed.iter().for_each(|job| self.queue.convict(job));
         }
-        if failure.error.out_of_memory { Ended::OutOfMemory } else { Ended::Failed }
+        // A row that wants more than there is, while others run, says nothing about how many of those fit.
+        let is_one_row = bisection.some_ran && !bisection.failed.is_empty();
+        if failure.error.out_of_memory && !is_one_row { Ended::OutOfMemory } else { Ended::Failed }
     }
 
     /// Runs the halves of what failed, gathered again from the original bytes, until those that the model cannot take
@@ -137,10 +139,7 @@ impl Lane {
         let Some(halves) = halves(pieces, failure) else {
             let job = &pieces[0].job;
             self.give_up(job, failure.status, failure);
-            // What there was no memory for alone is no worse than others.
-            if !failure.error.out_of_memory {
-                into.failed.push(Arc::clone(job));
-            }
+            into.failed.push(Arc::clone(job));
             return;
         };
         for half in halves {

@@ -448,12 +448,12 @@ impl Shelf {
         let put = version.and_then(|(version, took)| Ok((self.put_in_place(version)?, took)));
         match put {
             Ok((version, took)) => {
-                // Whoever hears of it finds all the rest done, should this process end now.
+                // Should this process end once somebody has heard of it, the next one knows.
                 self.setup.ready_first.note(&name, number, took);
                 self.stamps.insert((name, number), stamp);
+                self.announce();
                 let Version { name: model, form, way: Way { threads, at_once, .. }, .. } = &*version;
                 tracing::info!(model, version = number, form, threads, at_once, "ready, {}", how(&version));
-                self.announce();
                 Ok(())
             }
             Err(why) if self.device_is_lost() => {

@@ -133,7 +133,11 @@ pub(crate) fn difference(datatype: Datatype, one: &[u8], other: &[u8], tolerance
     exceeds.then_some(largest)
 }
 
-/// The largest difference between two tensors, and whether any exceeds `tolerance`. Integers have to be equal.
+/// Below this, values of a tensor are what is left of larger ones.
+const SMALLEST: f64 = 1e-6;
+
+/// The largest difference between two tensors, and whether any exceeds `tolerance`, of what they are themselves and of the largest
+/// of the first one's, or of 1 if that is less. Integers have to be equal.
 pub(crate) fn apart(datatype: Datatype, one: &[u8], other: &[u8], tolerance: Tolerance) -> (f64, bool) {
     if one == other {
         return (0.0, false);
@@ -149,13 +153,15 @@ pub(crate) fn apart(datatype: Datatype, one: &[u8], other: &[u8], tolerance: Tol
         return (largest.unwrap_or_default() as f64, true);
     }
     let tolerance = tolerance.of(datatype);
+    let magnitude = values(datatype, one).map(f64::abs).filter(|value| value.is_finite()).fold(0.0, f64::max);
+    let scale = magnitude.clamp(SMALLEST, 1.0);
     let (mut largest, mut exceeds) = (0.0, false);
     for (one, other) in values(datatype, one).zip(values(datatype, other)) {
         if one == other || (one.is_nan() && other.is_nan()) {
             continue;
         }
         let apart = (one - other).abs();
-        exceeds |= apart.is_nan() || apart > tolerance * (1.0 + one.abs().max(other.abs()));
+        exceeds |= apart.is_nan() || apart > tolerance * (scale + one.abs().max(other.abs()));
         largest = if apart > largest || apart.is_nan() { apart } else { largest };
     }
     (largest, exceeds)

@@ -32,6 +32,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use wire::{
     Action, Control, DeviceMemory, Hello, Index, ModelEntry, ModelState, Reply, Status, VersionDrift,
 };
@@ -80,6 +81,8 @@ const REPLACE_EVERY: Duration = Duration::from_secs(10);
 const UNDER_WAY_MAX: Duration = Duration::from_secs(5);
 /// And what waits and runs there has so long.
 const RETIRE_MAX: Duration = Duration::from_secs(600);
+/// How a run's threads wait for each other, by any of these; the engine takes it over from us.
+const OPENMP_WAITS: [&str; 3] = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"];
 /// What a successor's socket is called more than ours.
 pub(crate) const SUCCESSOR: &str = ".2";
 /// Time for the engine to finish what it runs after it was told to stop, and to write its answers: it takes 10 s itself.
@@ -88,10 +91,10 @@ const STOP_MAX: Duration = Duration::from_secs(12);
 impl Supervisor {
     /// Runs until `stop` turns true, then stops the engine if it is ours.
     pub async fn run(&self, mut stop: watch::Receiver<bool>) {
-        let mut pause = Pause::new();
+        let (mut pause, mut retiring) = (Pause::new(), None);
         while !*stop.borrow() {
             let started = Instant::now();
-            let ended = self.one_life(&mut stop).await;
+            let ended = self.one_life(&mut retiring, &mut stop).await;
             if *stop.borrow() {
                 return;
             }
@@ -108,24 +111,31 @@ impl Supervisor {
     }
 
     /// From start to end of one engine and of those that took over from it; says why the last one ended.
-    async fn one_life(&self, stop: &mut watch::Receiver<bool>) -> anyhow::Result<String> {
-        let begun = tokio::select! {
-            begun = self.begin(self.socket.clone()) => begun?,
+    async fn one_life(
+        &self,
+        retiring: &mut Option<Retiring>,
+        stop: &mut watch::Receiver<bool>,
+    ) -> anyhow::Result<String> {
+        // Where one still answers what it has, no other can listen.
+        let is_taken =
+            retiring.as_ref().is_some_and(|old| old.socket == self.socket && !old.done.is_finished());
+        let socket = if is_taken { self.other_socket(&self.socket) } else { self.socket.clone() };
+        let mut engine = tokio::select! {
+            begun = self.begin(socket) => begun?,
             _ = stop.changed() => return Ok("stopped".into()),
         };
-        self.links.succeed(self.socket.clone());
-        let mut engine = begun;
+        self.links.succeed(engine.socket.clone());
         loop {
             let reason = match self.follow(&mut engine, stop).await {
                 Ended::Lost(reason) => reason,
                 Ended::Outgrown { beside: false, says } => says,
                 Ended::Outgrown { beside: true, says } => {
                     self.links.is_handing_over.store(true, Ordering::Relaxed);
-                    let replaced = self.replace(&mut engine, &says, stop).await;
+                    let replaced = self.replace(&mut engine, &says, retiring, stop).await;
                     self.links.is_handing_over.store(false, Ordering::Relaxed);
                     match replaced {
                         Ok(Some(successor)) => {
-                            retire(std::mem::replace(&mut engine, successor));
+                            *retiring = Some(retire(std::mem::replace(&mut engine, successor)));
                             continue;
                         }
                         Ok(None) => continue,
@@ -140,10 +150,7 @@ impl Supervisor {
             for gauge in [engine_under_way, engine_running, engine_waiting] {
                 gauge.set(0);
             }
-            engine.link.close(&reason);
-            if let Some(process) = engine.process {
-                end(process).await;
-            }
+            dismiss(engine, &reason).await;
             return Ok(reason);
         }
     }
@@ -279,25 +286,52 @@ impl Supervisor {
         &self,
         old: &mut Engine,
         says: &str,
+        retiring: &mut Option<Retiring>,
         stop: &mut watch::Receiver<bool>,
     ) -> Result<Option<Engine>, String> {
         tracing::warn!("{says}: another engine takes over");
         let socket = self.other_socket(&old.socket);
-        let mut next = std::pin::pin!(self.begin_and_load(socket));
         // Whatever comes of this, it is not tried again at once.
         let lived = old.born.elapsed();
         let patience = if lived < 10 * old.patience { 2 * old.patience } else { REPLACE_EVERY };
         (old.born, old.patience) = (Instant::now(), Duration::MAX);
-        let next = tokio::select! {
-            next = &mut next => next,
+        let begun = tokio::select! {
+            begun = self.begin(socket) => begun,
             ended = self.follow(old, stop) => return Err(ended.reason()),
         };
-        (old.born, old.patience) = (Instant::now(), patience);
-        let (mut successor, index) = match next {
-            Ok(next) => next,
+        let failed = |error: anyhow::Error| {
+            tracing::error!("its successor failed, the old engine goes on: {error:#}");
+            Ok(None)
+        };
+        let mut successor = match begun {
+            Ok(begun) => begun,
             Err(error) => {
-                tracing::error!("its successor failed, the old engine goes on: {error:#}");
-                return Ok(None);
+                (old.born, old.patience) = (Instant::now(), patience);
+                return failed(error);
+            }
+        };
+        // A trial that is cut short by a kill would count against its version.
+        let loaded = tokio::select! {
+            loaded = self.load_like(&mut successor) => loaded,
+            ended = self.follow(old, stop) => {
+                let reason = ended.reason();
+                if *stop.borrow() {
+                    dismiss(successor, &reason).await;
+                } else {
+                    // It may take its time, and the next one does not wait for it.
+                    let (socket, why) = (successor.socket.clone(), reason.clone());
+                    let done = tokio::spawn(async move { dismiss(successor, &why).await });
+                    *retiring = Some(Retiring { socket, done });
+                }
+                return Err(reason);
+            }
+        };
+        (old.born, old.patience) = (Instant::now(), patience);
+        let index = match loaded {
+            Ok(index) => index,
+            Err(error) => {
+                dismiss(successor, "it is not needed").await;
+                return failed(error);
             }
         };
         (successor.born, successor.patience) = (Instant::now(), patience);
@@ -308,14 +342,14 @@ impl Supervisor {
         Ok(Some(successor))
     }
 
-    async fn begin_and_load(&self, socket: PathBuf) -> anyhow::Result<(Engine, Index)> {
-        let mut engine = self.begin(socket).await?;
+    /// Waits until an engine has loaded what answers now.
+    async fn load_like(&self, engine: &mut Engine) -> anyhow::Result<Index> {
         let index = tokio::time::timeout(LOAD_MAX, engine.loaded())
             .await
             .with_context(|| format!("its models have not loaded within {LOAD_MAX:?}"))??;
-        let index = self.with_the_same(&mut engine, index).await?;
+        let index = self.with_the_same(engine, index).await?;
         engine.growth.models_changed(&index);
-        Ok((engine, index))
+        Ok(index)
     }
 
     /// Sees that an engine answers for the versions that answer now, and for no others: what was unloaded stays so.
@@ -357,16 +391,22 @@ impl Supervisor {
 
     fn start(&self, command: &EngineCommand, socket: &Path) -> anyhow::Result<Process> {
         self.metrics.engine_starts.inc();
-        let mut child = Command::new(&command.binary)
+        let binary = &command.binary;
+        let mut started = Command::new(binary);
+        started
             .arg("--socket")
             .arg(socket)
             .args(&command.arguments)
             .arg("--supervised")
             .stdin(Stdio::piped())
             .process_group(0) // Ctrl-C is for the proxy, which drains before it stops the engine
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("cannot start {}", command.binary.display()))?;
+            .kill_on_drop(true);
+        // Teams of several threads wait for each other by spinning, unless told otherwise: beside whoever else uses the cores a
+        // run would take ten times as long.
+        if OPENMP_WAITS.iter().all(|name| std::env::var_os(name).is_none()) {
+            started.env(OPENMP_WAITS[0], "passive");
+        }
+        let mut child = started.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
         let leash = child.stdin.take().expect("it was asked for");
         Ok(Process { child, leash })
     }
@@ -476,9 +516,16 @@ pub(crate) fn files_of(entry: &ModelEntry) -> Option<u64> {
     (entry.state() == ModelState::Ready && entry.files != 0).then_some(entry.files)
 }
 
+/// An engine that another one has taken over from.
+struct Retiring {
+    socket: PathBuf,
+    done: JoinHandle<()>,
+}
+
 /// Lets an engine finish what it has, once nothing new comes to it.
-fn retire(mut engine: Engine) {
-    tokio::spawn(async move {
+fn retire(mut engine: Engine) -> Retiring {
+    let socket = engine.socket.clone();
+    let done = tokio::spawn(async move {
         tokio::time::sleep(UNDER_WAY_MAX).await;
         let _ = tokio::time::timeout(RETIRE_MAX, engine.at_rest()).await;
         if let Some(process) = engine.process {
@@ -486,6 +533,15 @@ fn retire(mut engine: Engine) {
         }
         engine.link.close("another engine has taken over");
     });
+    Retiring { socket, done }
+}
+
+/// Ends an engine that nobody is to ask any more.
+async fn dismiss(engine: Engine, why: &str) {
+    engine.link.close(why);
+    if let Some(process) = engine.process {
+        end(process).await;
+    }
 }
 
 /// A running engine.

@@ -170,12 +170,18 @@ fn what_loads_soonest_answers_first_after_an_engine_that_is_killed() {
         std::os::unix::fs::symlink(version, models.path().join(name).join("1")).expect("a link");
     }
     let stack = Stack::builder().models(models.path()).start();
+    // A line is written after the version answers.
+    let ready = |lines: usize| {
+        eventually("lines of what is ready", || {
+            let log = stack.log();
+            let ready: Vec<_> =
+                log.lines().filter(|line| line.contains("ready, ")).map(str::to_owned).collect();
+            (ready.len() == lines).then_some(ready)
+        })
+    };
+    ready(2);
     kill_process(stack.engine_pid().expect("an engine"), Signal::KILL).expect("it runs");
-    let loaded = eventually("both to be ready again", || {
-        let log = stack.log();
-        let ready: Vec<_> = log.lines().filter(|line| line.contains("ready, ")).map(str::to_owned).collect();
-        (ready.len() == 4).then_some(ready)
-    });
+    let loaded = ready(4);
     let order: Vec<_> = loaded.iter().map(|line| line.contains("model=\"a\"")).collect();
     assert_eq!(order, [true, false, false, true], "{loaded:?}");
 }

@@ -1,7 +1,7 @@
 //! Forms a batch: which of the jobs that wait in a bucket run now, which are late, and whether waiting for more is better.
 //! Reads what was learned; moves nothing (that is the parent's).
 
-use super::profile::shared;
+use super::profile::{Profile, shared};
 use super::{Batcher, Bucket, Grouping, Place, Running};
 use std::cell::LazyCell;
 use std::time::{Duration, Instant};
@@ -80,9 +80,10 @@ impl<T: Clone> Batcher<T> {
             plan.pieces.push((*place, piece));
         }
         let Some((all, _)) = sums.last() else { return plan };
-        plan.explores = profile.is_some_and(|profile| profile.is_to_explore(*all));
+        // Until there is a choice it stays due: callers who come so many at a time may leave none whenever a count says so.
+        plan.explores = sums.len() > 1 && profile.is_some_and(Profile::is_to_explore);
         let fill = profile.map_or(*all, |profile| match plan.explores {
-            true => profile.curve.explore(*all),
+            true => profile.explore(*all),
             false => profile.curve.fill(*all),
         });
         let in_time = |takes: &dyn Fn(u32) -> Duration, (rows, earliest): (u32, Option<Instant>)| {

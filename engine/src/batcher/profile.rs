@@ -17,8 +17,14 @@ const SHORT_SAMPLE: u64 = 8;
 /// One run of so many is of a size that may be as good as the one that looks best.
 const EXPLORE_EVERY: u64 = 32;
 
-/// So much sooner after a size of which little is known has run, and has not failed.
+/// Of these, one in so many is of the size that has not run for longest.
+const OLDEST_EVERY: u64 = 8;
+
+/// So much sooner after a size of which little is known has run, or what is known is wrong.
 const EXPLORE_AGAIN: u64 = 4;
+
+/// A run that takes so many times as long as expected says that the machine was busy when that was learned.
+const MUCH_FASTER: f32 = 0.75;
 
 #[derive(Debug)]
 pub(super) struct Profile {
@@ -36,6 +42,8 @@ pub(super) struct Profile {
     runs: u64,
     /// When so many have ended, one is to be of a size that is to be learned about.
     explore_at: u64,
+    /// How many were.
+    explored: u64,
     /// When a run of so many rows last ended.
     pub(super) ran: BTreeMap<u32, Instant>,
 }
@@ -58,6 +66,7 @@ impl Profile {
             ended: 0,
             runs: 0,
             explore_at: EXPLORE_EVERY,
+            explored: 0,
             ran: BTreeMap::new(),
         }
     }
@@ -107,25 +116,35 @@ impl Profile {
         let took = now.saturating_duration_since(claim.began);
         // There are many short runs, and they are much alike. Decided by what was expected: of those that only happened
         // to be long, no more may be learned from than of the others.
-        let is_short = self.curve.typical(claim.rows).unwrap_or(took) < SHORT;
+        let expected = self.curve.typical(claim.rows).unwrap_or(took);
+        let is_short = expected < SHORT;
         if !is_short || claim.explores || self.ended.is_multiple_of(SHORT_SAMPLE) {
             self.ran.insert(size_of(claim.rows), now);
             self.learn(claim.rows, took);
         }
-        if claim.explores && !self.curve.trusts(claim.rows) {
+        let is_news = !self.curve.trusts(claim.rows) || took < expected.mul_f32(MUCH_FASTER);
+        if claim.explores && is_news {
             self.explore_at = self.ended + EXPLORE_AGAIN;
         }
     }
 
-    /// Whether a batch of so many waiting rows is to have a size that may be as good as the one that looks best. It stays
-    /// due until there is a choice: callers who come so many at a time may leave none whenever a count says so.
-    pub(super) fn is_to_explore(&self, waiting: u32) -> bool {
-        waiting > 1 && self.ended >= self.explore_at
+    /// Whether the next batch that there is a choice for is to have a size that may be as good as the one that looks best.
+    pub(super) fn is_to_explore(&self) -> bool {
+        self.ended >= self.explore_at
+    }
+
+    /// How many of so many rows to run in order to learn how long that takes.
+    pub(super) fn explore(&self, waiting: u32) -> u32 {
+        match (self.explored + 1) % OLDEST_EVERY {
+            0 => self.curve.oldest(waiting),
+            _ => self.curve.explore(waiting),
+        }
     }
 
     /// A run begins whose size is to be learned about.
     pub(super) fn explores(&mut self) {
         self.explore_at = self.ended + EXPLORE_EVERY;
+        self.explored += 1;
     }
 }
 

@@ -560,6 +560,33 @@ fn callers_who_come_eight_at_a_time_do_not_keep_it_from_finding_out_that_batches
 }
 
 #[test]
+fn what_was_learned_on_a_busy_machine_is_found_to_be_wrong_once_it_is_idle() {
+    let mut world = World::new(1000, 10_000);
+    // Loaded beside others, asked by lone callers when they were gone, and then by many.
+    world.learn(0, 0, &[(1, 500), (2, 850)]);
+    let mut asked = 0;
+    let mut ask = |world: &mut World, many: u64| {
+        world.push_plain(&(asked..asked + many).collect::<Vec<_>>(), 0, 0);
+        asked += many;
+        let mut largest = 0;
+        loop {
+            match world.step() {
+                Step::Run(jobs) => {
+                    largest = largest.max(jobs.len());
+                    world.now += ms(25);
+                    world.finish_all(Ended::Ran);
+                }
+                Step::Wait(time) => world.now += time,
+                _ => return largest,
+            }
+        }
+    };
+    (0..60).for_each(|_| assert_eq!(ask(&mut world, 1), 1));
+    (0..100).for_each(|_| assert!(ask(&mut world, 8) > 0));
+    assert_eq!(ask(&mut world, 8), 4, "as many as may run together");
+}
+
+#[test]
 fn a_shape_that_has_not_run_is_expected_to_take_what_the_nearest_one_does() {
     let mut world = World::new(100, 10_000);
     world.learn(0, 1, &[(1, 1), (2, 1), (4, 1)]);
