@@ -22,6 +22,7 @@ mod report;
 mod tests;
 
 use std::collections::VecDeque;
+use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -115,6 +116,27 @@ struct Finding {
     gate: Option<&'static str>,
 }
 
+/// How many of the candidate's requests are under way as a rule: as many as have begun in a while, times what an answer takes in
+/// that while (Little's law). More are hanging, and will be late: what ends soon must not be heard alone.
+#[derive(Clone, Copy, Debug)]
+struct Usual {
+    since: Instant,
+    /// By all answers that were in time.
+    took: Duration,
+}
+
+impl Usual {
+    fn new(now: Instant) -> Self {
+        Self { since: now, took: Duration::ZERO }
+    }
+
+    fn hanging(self, under_way: u32, now: Instant) -> u32 {
+        let time = now.saturating_duration_since(self.since).as_secs_f64();
+        let usual = if time > 0.0 { self.took.as_secs_f64() / time } else { 0.0 };
+        under_way.saturating_sub(usual.ceil() as u32)
+    }
+}
+
 /// The progress of one rollout.
 #[derive(Debug)]
 pub(crate) struct Canary {
@@ -131,6 +153,7 @@ pub(crate) struct Canary {
     files: (u64, u64),
     /// When the candidate last answered.
     answered: Option<Instant>,
+    usual: Usual,
     /// What was last found when it was judged, so that it is told once; nothing since a person has stepped in.
     judged: Option<Finding>,
     history: VecDeque<Record>,
@@ -153,6 +176,7 @@ impl Canary {
             drift,
             files: (0, 0),
             answered: None,
+            usual: Usual::new(now),
             judged: None,
             history: VecDeque::new(),
             untold: 0,
@@ -196,10 +220,7 @@ impl Canary {
             self.forget_evidence("another server is asked".to_owned(), now);
         }
         let is_other = is_another(self.policy.comparison.as_ref(), policy.comparison.as_ref());
-        if self.policy.about != policy.about {
-            // What is under way is compared as before, and slow by what was slow before.
-            self.begin_anew();
-        }
+        let is_about_another = self.policy.about != policy.about;
         self.policy = policy.clone();
         let mut old = std::mem::take(&mut self.gates);
         old.retain(|gate| !(is_other && gate.event == Event::Disagreement));
@@ -218,11 +239,20 @@ impl Canary {
         if !self.go_to(share) {
             self.begin_step(now);
         }
+        if is_about_another {
+            // What is under way is compared as before, and slow by what was slow before. Without it, what ended soon must not be
+            // all that is known.
+            self.begin_anew();
+            self.gates.iter_mut().for_each(|gate| gate.forget_step(now));
+            (self.entered, self.answered, self.judged) = (now, None, None);
+            self.usual = Usual::new(now);
+        }
     }
 
     /// What was found in another step has to be found anew.
     fn begin_step(&mut self, now: Instant) {
         self.entered = now;
+        self.usual = Usual::new(now);
         self.gates.iter_mut().for_each(|gate| gate.begin_step(now));
         self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
     }
@@ -243,8 +273,10 @@ impl Canary {
         if begun != Some(self.begun) {
             return;
         }
-        if is_candidate && matches!(sight, Sight::Answered(_)) {
+        if let (true, Sight::Answered(took)) = (is_candidate, sight) {
             self.answered = Some(now);
+            let is_slow = self.policy.slow.is_some_and(|slow| took > slow.over);
+            self.usual.took += if is_slow { Duration::ZERO } else { took };
         }
         let witness = Witness { is_candidate, share, key, sight };
         let roll_back_at = self.roll_back_at();
@@ -343,15 +375,16 @@ impl Canary {
         self.gates = gates(&self.policy, now);
         self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
         (self.entered, self.answered, self.judged) = (now, None, None);
+        self.usual = Usual::new(now);
     }
 
-    /// Looks whether the step is over. Call it every now and then.
-    pub(crate) fn judge(&mut self, now: Instant) {
+    /// Looks whether the step is over, while so many requests of the candidate are under way. Call it every now and then.
+    pub(crate) fn judge(&mut self, under_way: u32, now: Instant) {
         if self.phase != Phase::Running || now.saturating_duration_since(self.entered) < self.policy.dwell {
             return;
         }
         self.gates.iter_mut().for_each(|gate| gate.look(now));
-        let (verdict, gate, why) = self.verdict(now);
+        let (verdict, gate, why) = self.verdict(self.usual.hanging(under_way, now), now);
         let found = Some(Finding { share: self.share(), verdict, gate });
         if verdict == Verdict::Advance || self.judged != found {
             self.judged = found;
@@ -378,6 +411,7 @@ impl Canary {
                 // What is still under way was asked of what has failed.
                 self.begin_anew();
                 (self.phase, self.step, self.entered, self.answered) = (Phase::Running, 0, now, None);
+                self.usual = Usual::new(now);
                 self.gates = gates(&self.policy, now);
                 self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
                 self.note(Verdict::Hold, format!("begun again by a person{because}"), now);
@@ -483,7 +517,7 @@ impl Canary {
 
     /// What is to be done, the gate that keeps it from more if one does, and why. Whether it has answered lately is asked
     /// last: it changes with each answer where those are few, and is worth telling only when nothing else is missing.
-    fn verdict(&self, now: Instant) -> (Verdict, Option<&'static str>, String) {
+    fn verdict(&self, hanging: u32, now: Instant) -> (Verdict, Option<&'static str>, String) {
         for gate in &self.gates {
             let (witnesses, needs) = (gate.rare.witnesses(), gate.rare.needs(ALPHA));
             if witnesses < needs {
@@ -499,10 +533,14 @@ impl Canary {
                 return (Verdict::InsufficientData, Some(name), why);
             }
         }
-        if let Some(gate) = self.gates.iter().find(|gate| !gate.has_passed()) {
+        if let Some(gate) = self.gates.iter().find(|gate| !gate.has_passed(hanging)) {
             let (events, requests) = (gate.events, gate.requests);
             let (name, most) = (gate.event.gate(), gate.percent_at_most());
-            let why = format!("{name}: {events} of {requests} is not shown to be below {most} %");
+            let mut why = format!("{name}: {events} of {requests} is not shown to be below {most} %");
+            if gate.has_passed(0) {
+                write!(why, " while {hanging} more take longer than its answers do")
+                    .expect("a String takes all");
+            }
             return (Verdict::Hold, Some(name), why);
         }
         if let Some(drift) = &self.drift {

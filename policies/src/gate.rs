@@ -262,7 +262,7 @@ impl Gate {
         self.forget_step(now);
     }
 
-    fn forget_step(&mut self, now: Instant) {
+    pub(crate) fn forget_step(&mut self, now: Instant) {
         self.rare = Rare::new(share_of_all(self.at_most));
         (self.requests, self.events, self.window) = (0, 0, now);
         self.heard.clear();
@@ -313,8 +313,18 @@ impl Gate {
         self.worse.value()
     }
 
-    pub(crate) fn has_passed(&self) -> bool {
-        self.rare.value() >= 1.0 / ALPHA
+    /// Whether it is shown that the event is rare enough, even if so many requests that hang all end with it.
+    pub(crate) fn has_passed(&self, hanging: u32) -> bool {
+        let mut rare = self.rare;
+        let is_shown = |rare: &Rare| rare.value() >= 1.0 / ALPHA;
+        let hanging = if self.event.is_compared_with_the_baseline() { hanging } else { 0 };
+        for _ in 0..hanging {
+            if !is_shown(&rare) {
+                break;
+            }
+            rare.observe(1.0);
+        }
+        is_shown(&rare)
     }
 
     /// The most that may be, in percent.

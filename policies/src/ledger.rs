@@ -82,7 +82,19 @@ struct Rollout {
     /// See [`CanaryPolicy::about`]. Written before the stage and read after it: who knows the beginning of something else knows
     /// that it is something else.
     about: AtomicU64,
+    /// Requests that the candidate is asked and that were assigned to it.
+    under_way: Arc<AtomicU32>,
     canary: Mutex<Canary>,
+}
+
+/// A request that a rollout's candidate is asked, until this is dropped. To be dropped after [`Ledger::witness`].
+#[derive(Debug)]
+pub struct UnderWay(Arc<AtomicU32>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What may change of a stage, in one word.
@@ -94,7 +106,8 @@ impl Rollout {
     fn new(policy: &CanaryPolicy, beginnings: Beginnings, now: Instant) -> Self {
         let canary = Canary::new(policy.clone(), beginnings, now);
         let (stage, about) = (AtomicU64::new(packed(&canary)), AtomicU64::new(canary.about()));
-        Self { versions: policy.versions_of_arms(), stage, about, canary: Mutex::new(canary) }
+        let under_way = Arc::default();
+        Self { versions: policy.versions_of_arms(), stage, about, under_way, canary: Mutex::new(canary) }
     }
 
     fn is_of(&self, policy: &CanaryPolicy) -> bool {
@@ -215,6 +228,18 @@ impl Ledger {
         self.ended.load().get(model).filter(of_these).map(|rollout| ask(rollout))
     }
 
+    /// Notes that a request is asked which a rollout had assigned to its candidate: as long as many of them take longer than its
+    /// answers do, it is not trusted with more.
+    pub fn ask(&self, model: &str, assigned: Assignment) -> Option<UnderWay> {
+        if !assigned.is_candidate {
+            return None;
+        }
+        self.of_rollout(model, assigned.versions(), |rollout| {
+            rollout.under_way.fetch_add(1, Ordering::Relaxed);
+            UnderWay(Arc::clone(&rollout.under_way))
+        })
+    }
+
     /// Tells what became of a request that a rollout had assigned.
     pub fn witness(&self, model: &str, assigned: Assignment, key: Option<u64>, sight: Sight, now: Instant) {
         if assigned.is_commonplace(sight) {
@@ -256,8 +281,9 @@ impl Ledger {
     pub fn judge(&self, now: Instant) -> Vec<(Arc<str>, Record)> {
         let mut news = Vec::new();
         for (model, rollout) in self.rollouts.load().iter() {
+            let under_way = rollout.under_way.load(Ordering::Relaxed);
             let records = rollout.change(|canary| {
-                canary.judge(now);
+                canary.judge(under_way, now);
                 canary.news()
             });
             news.extend(records.into_iter().map(|record| (Arc::clone(model), record)));

@@ -59,7 +59,7 @@ pub use drift::DriftSight;
 pub use errors::{PolicyError, PolicyErrors};
 pub use ledger::{
     Admitted, BreakerStatus, Charged, CommandError, CrowdPolicy, Crowded, Gone, Ledger, Pass, Places,
-    Reserved, Usage,
+    Reserved, UnderWay, Usage,
 };
 pub use limiter::{Cost, LimitPolicy, Limited, Quota};
 pub use live::{Adopted, Generation, Live, Prepared, Published};

@@ -75,6 +75,7 @@ impl Ledger {
             if !old.breaker(name).counts_like(&new.breaker(name)) {
                 state.push("its breakers start afresh".into());
             }
+            state.extend(other_servers(before, after));
             state.extend(self.fate_of_rollout(name, before, after));
             let [old_canary, new_canary] =
                 [before, after].map(|policy| policy.and_then(|policy| policy.canary.as_ref()));
@@ -127,10 +128,12 @@ impl Ledger {
                         "the rollout of version {version} stays rolled back: `penstock canary resume {model}` begins it again"
                     ));
                 }
-                let goes_on = before.is_some_and(|old| old.versions_of_arms() == new.versions_of_arms());
+                let same = before.filter(|old| old.versions_of_arms() == new.versions_of_arms());
                 let (does, share) =
-                    (if goes_on { "goes on" } else { "begins" }, self.share(model, new, before));
-                Some(format!("the rollout of version {version} {does} at {} %", percent(share)))
+                    (if same.is_some() { "goes on" } else { "begins" }, self.share(model, new, before));
+                let is_decided = share == 0 || share == ALL;
+                let anew = same.filter(|_| !is_decided).map_or_else(String::new, |old| old.found_anew(new));
+                Some(format!("the rollout of version {version} {does} at {} %{anew}", percent(share)))
             }
         }
     }
@@ -270,6 +273,15 @@ impl fmt::Display for Plan {
         }
         writeln!(f, "breakers, limits and rollouts that are not named go on as they are")
     }
+}
+
+/// Of versions that another server answers than before, or one in place of the engine here or the other way round.
+fn other_servers(before: Option<&ModelPolicy>, after: Option<&ModelPolicy>) -> Vec<String> {
+    let (Some(before), Some(after)) = (before, after) else { return Vec::new() };
+    let versions: BTreeSet<_> = before.remotes.keys().chain(after.remotes.keys()).collect();
+    let is_another = |version: &&Version| before.remotes.get(version) != after.remotes.get(version);
+    let afresh = |version| format!("the breaker of version {version} starts afresh: another server is asked");
+    versions.into_iter().filter(is_another).map(afresh).collect()
 }
 
 /// The candidate's share once a rollout follows this policy.

@@ -162,6 +162,7 @@ impl Path {
             record.divert(confirmed.0, Instead::RolledBack);
         }
         let version = confirmed.0;
+        let _under_way = assigned.and_then(|assigned| self.ledger.ask(target.model, assigned));
         let (version, by, pass) = match self.enter(snapshot, target.model, version, now) {
             Ok(pass) => (version, by, pass),
             Err(tripped) => {

@@ -146,6 +146,29 @@ impl CanaryPolicy {
         Self { servers, comparison, about: hasher.finish(), ..self }
     }
 
+    /// What a rollout that goes on as `new` has to find out once more, for a plan.
+    pub(crate) fn found_anew(&self, new: &Self) -> String {
+        if self.about != new.about {
+            return ": what its gates are about has changed, and its step begins anew".to_owned();
+        }
+        let limits = |policy: &Self| {
+            [
+                ("errors", Some(policy.failing_at_most)),
+                ("latency", policy.slow.map(|slow| slow.at_most)),
+                ("faults", policy.faulty_at_most),
+                ("disagreement", policy.disagreeing_at_most),
+            ]
+        };
+        let both = limits(self).into_iter().zip(limits(new));
+        let changed = both.filter(|((_, old), (_, new))| old != new && new.is_some());
+        let changed: Vec<_> = changed.map(|(_, (gate, _))| gate).collect();
+        if changed.is_empty() {
+            String::new()
+        } else {
+            format!(", and has to pass {} anew", changed.join(", "))
+        }
+    }
+
     /// Baseline and candidate: progress is theirs, whatever else changes.
     pub(crate) fn versions_of_arms(&self) -> (Version, Version) {
         (self.baseline.version, self.candidate.version)

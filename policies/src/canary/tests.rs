@@ -63,7 +63,7 @@ impl World {
 
     fn wait(&mut self, seconds: u64) -> Option<Verdict> {
         self.now += Duration::from_secs(seconds);
-        self.canary.judge(self.now);
+        self.canary.judge(0, self.now);
         self.canary.news().pop().map(|record| record.verdict)
     }
 }
@@ -80,6 +80,59 @@ fn a_candidate_that_does_well_gets_more_step_by_step_and_then_all() {
     (0..600).for_each(|_| world.tell(true, FAST));
     assert_eq!(world.wait(1), Some(Verdict::Advance));
     assert_eq!((world.canary.phase.clone(), world.canary.share()), (Phase::Promoted, ALL));
+}
+
+#[test]
+fn a_candidate_whose_bad_answers_are_still_to_come_gets_no_more() {
+    let mut world = World::new("steps: [10, 50], dwell: 2s, gates: {errors: {at_most: 5}}", 1);
+    // A third of its requests hangs, until a deadline that is later than the end of the step.
+    (0..1000).for_each(|_| world.tell(true, FAST));
+    world.now += Duration::from_secs(2);
+    world.canary.judge(500, world.now);
+    let record = world.canary.news().pop().unwrap();
+    assert_eq!((record.verdict, world.canary.step), (Verdict::Hold, 0));
+    let why = "errors: 0 of 1000 is not shown to be below 5 % while 495 more take longer than its answers do";
+    assert_eq!(record.why, why);
+    world.now += Duration::from_secs(8);
+    (0..500).for_each(|_| {
+        world.tell(true, Sight::Late(Duration::from_secs(10)));
+        world.now += Duration::from_millis(200);
+    });
+    assert_eq!(world.canary.phase, Phase::RolledBack);
+}
+
+#[test]
+fn as_many_as_an_answer_takes_are_under_way_at_a_time_and_hold_up_nothing() {
+    let mut world = World::new("steps: [10, 50], dwell: 10m, gates: {errors: {at_most: 5}}", 1);
+    // Ten a second, for ten seconds each.
+    let answered = Sight::Answered(Duration::from_secs(10));
+    (0..5900).for_each(|_| world.tell(true, answered));
+    world.now += Duration::from_secs(600);
+    world.tell(true, answered);
+    world.canary.judge(100, world.now);
+    assert_eq!(world.canary.step, 1);
+}
+
+#[test]
+fn what_its_gates_are_about_changes_and_what_ended_soon_is_not_all_that_is_known() {
+    let with = |over: &str| {
+        policy(&format!(
+            "steps: [10], dwell: 10s, gates: {{errors: {{at_most: 5}}, latency: {{over: {over}, at_most: 5}}}}"
+        ))
+    };
+    let now = Instant::now();
+    let mut world = World { canary: Canary::new(with("1s"), Beginnings::default(), now), now, dice: Dice(1) };
+    (0..1000).for_each(|_| world.tell(true, FAST));
+    world.now += Duration::from_secs(9);
+    world.canary.follow(&with("2s"), world.now);
+    assert!(world.canary.gates.iter().all(|gate| gate.requests == 0));
+    world.now += Duration::from_secs(9);
+    world.canary.judge(0, world.now);
+    assert_eq!(world.canary.news().len(), 0, "the step lasts as long as any");
+    let told = with("1s").found_anew(&with("2s"));
+    assert_eq!(told, ": what its gates are about has changed, and its step begins anew");
+    let tighter = policy("steps: [10], gates: {errors: {at_most: 1}, latency: {over: 1s, at_most: 5}}");
+    assert_eq!(with("1s").found_anew(&tighter), ", and has to pass errors anew");
 }
 
 #[test]
@@ -209,7 +262,7 @@ fn users_who_always_fail_are_one_witness_each_however_long_it_takes() {
         }
     }
     assert_eq!(world.canary.phase, Phase::Running);
-    world.canary.judge(world.now + Duration::from_secs(3600));
+    world.canary.judge(0, world.now + Duration::from_secs(3600));
     assert_eq!(world.canary.gates[0].rare.witnesses(), 2_000, "each says once in ten seconds how it fares");
     for user in 2..6 {
         let assigned = world.assigned(true);
@@ -278,7 +331,7 @@ fn a_candidate_that_fails_as_often_as_it_may_advances_at_most_once_in_twenty() {
                 }
             }
             world.now += Duration::from_secs(1);
-            world.canary.judge(world.now);
+            world.canary.judge(0, world.now);
         }
         advanced += u32::from(world.canary.phase == Phase::Promoted);
     }
