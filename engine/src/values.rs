@@ -134,7 +134,7 @@ pub(crate) fn difference(datatype: Datatype, one: &[u8], other: &[u8], tolerance
 }
 
 /// Below this, values of a tensor are what is left of larger ones.
-const SMALLEST: f64 = 1e-6;
+const SMALLEST: f64 = 1e-3;
 
 /// The largest difference between two tensors, and whether any exceeds `tolerance`, of what they are themselves and of the largest
 /// of the first one's, or of 1 if that is less. Integers have to be equal.
@@ -247,6 +247,18 @@ mod tests {
             }
         }
         assert!(all_finite(Datatype::Int32, &[0xff; 8]));
+    }
+
+    #[test]
+    fn small_values_are_compared_as_what_they_are() {
+        let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<_>>();
+        let differ = |one: &[f32], other: &[f32]| {
+            difference(Datatype::Fp32, &bytes(one), &bytes(other), Tolerance::Summation).is_some()
+        };
+        assert!(differ(&[1e-4, 2e-4], &[1e-4, 1.9e-4]), "of rows that are mixed");
+        assert!(!differ(&[1.0, 1e-7], &[1.0, 2e-7]), "what a sum of large ones leaves");
+        assert!(!differ(&[0.0], &[5e-8]), "or is left where they cancel out");
+        assert!(differ(&[0.0, f32::INFINITY], &[1e-3, f32::INFINITY]));
     }
 
     #[test]

@@ -500,6 +500,8 @@ impl Canary {
     /// It was rolled back before its policy went, and the policy comes back.
     pub(crate) fn come_back(&mut self, progress: &Progress, now: Instant) {
         self.restore(progress, now);
+        // Which files answer now, whoever brings it back says.
+        self.files = (0, 0);
         self.note(
             Verdict::Hold,
             "it was rolled back before and stays so until a person resumes it".into(),

@@ -54,6 +54,8 @@ pub struct Ledger {
     rollouts: ArcSwap<Rollouts>,
     /// Those that the last swap of policies has ended.
     ended: ArcSwap<Rollouts>,
+    /// Verdicts about these that nobody was told of.
+    last_news: Mutex<Vec<(Arc<str>, Record)>>,
     beginnings: Beginnings,
     rolled_back: Mutex<RolledBack>,
     tallies: ArcSwap<Tallies>,
@@ -279,7 +281,7 @@ impl Ledger {
     /// Has every rollout look whether its step is over, and gives the verdicts that nobody was told of. Call it a few
     /// times a second.
     pub fn judge(&self, now: Instant) -> Vec<(Arc<str>, Record)> {
-        let mut news = Vec::new();
+        let mut news = std::mem::take(&mut *self.last_news());
         for (model, rollout) in self.rollouts.load().iter() {
             let under_way = rollout.under_way.load(Ordering::Relaxed);
             let records = rollout.change(|canary| {
@@ -541,11 +543,8 @@ impl Ledger {
             let ended = rollouts.iter().filter(|one| !goes_on(one));
             ended.map(|(model, rollout)| (Arc::clone(model), Arc::clone(rollout))).collect()
         };
-        let ended = ended(&self.rollouts.load());
-        for (model, rollout) in &ended {
-            self.rolled_back().note(model, rollout.change(|canary| canary.progress(now)));
-        }
-        self.ended.store(Arc::new(ended));
+        let ended = Arc::new(ended(&self.rollouts.load()));
+        self.ended.store(Arc::clone(&ended));
         self.rollouts.rcu(|rollouts| {
             let followed = |(model, policy): (&Arc<str>, &CanaryPolicy)| match rollouts.get_key_value(model) {
                 Some((model, rollout)) if rollout.is_of(policy) => {
@@ -556,6 +555,16 @@ impl Ledger {
             };
             snapshot.canaries().map(followed).collect::<Rollouts>()
         });
+        // Now that nothing is decided about them any more.
+        for (model, rollout) in &*ended {
+            let (progress, news) = rollout.change(|canary| (canary.progress(now), canary.news()));
+            self.rolled_back().note(model, progress);
+            self.last_news().extend(news.into_iter().map(|record| (Arc::clone(model), record)));
+        }
+    }
+
+    fn last_news(&self) -> MutexGuard<'_, Vec<(Arc<str>, Record)>> {
+        self.last_news.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn limiter(&self, limit: &Arc<LimitPolicy>) -> Arc<Limiter> {

@@ -195,7 +195,7 @@ fn status_of(denied: &Denied) -> StatusCode {
     match denied {
         Denied::Faulty(_) => StatusCode::UNPROCESSABLE_ENTITY,
         Denied::Changed { .. } | Denied::FileChanged => StatusCode::PRECONDITION_FAILED,
-        Denied::NoSuchRevision => StatusCode::CONFLICT,
+        Denied::NoSuchRevision | Denied::InForce { .. } => StatusCode::CONFLICT,
         Denied::NotWritten(_) => StatusCode::INTERNAL_SERVER_ERROR,
     }
 }
@@ -223,10 +223,13 @@ fn show(edit: Edit) -> Response<Vec<u8>> {
             let text = format!("{plan}{words}");
             json_of(&json!({"tag": tag, "changes": plan.changes, "at_restart": at_restart, "text": text}))
         }
-        Edit::Applied { plan, revision } => {
+        Edit::Applied { plan, revision, draft } => {
             let text = plan.to_string();
-            let (generation, tag) = (revision.generation, revision.tag());
-            json_of(&json!({"generation": generation, "tag": tag, "changes": plan.changes, "text": text}))
+            let (generation, tag, draft) =
+                (revision.generation, revision.tag(), draft.map(|draft| draft.display().to_string()));
+            json_of(
+                &json!({"generation": generation, "tag": tag, "changes": plan.changes, "text": text, "draft": draft}),
+            )
         }
     }
 }

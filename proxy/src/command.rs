@@ -174,8 +174,14 @@ fn shown(plan: &Value, json: bool) -> anyhow::Result<String> {
 
 fn applied(answer: &Value, json: bool) -> anyhow::Result<String> {
     let shown = shown(answer, json)?;
+    if json {
+        return Ok(shown);
+    }
     let (generation, tag) = (&answer["generation"], bare(&answer["tag"]));
-    Ok(if json { shown } else { format!("{shown}generation {generation} is in force: {tag}\n") })
+    let draft = answer["draft"]
+        .as_str()
+        .map(|draft| format!("what stood in the policy file was not in force; it is in {draft} now\n"));
+    Ok(format!("{shown}{}generation {generation} is in force: {tag}\n", draft.unwrap_or_default()))
 }
 
 /// A tag without the quotes that HTTP wants and a shell takes away.

@@ -228,7 +228,24 @@ impl Default for RawDrain {
     }
 }
 
+/// Another file of the process whose state file this is.
+fn beside(state: &Path, what: &str) -> PathBuf {
+    let mut name = if state.extension().is_some_and(|extension| extension == "json") {
+        state.with_extension("").into_os_string()
+    } else {
+        state.as_os_str().to_owned() // `penstock.blue` and `penstock.green` are two
+    };
+    name.push(".");
+    name.push(what);
+    name.into()
+}
+
 impl Config {
+    /// What else is kept where the state is, under this name.
+    pub(crate) fn beside_state(&self, what: &str) -> Option<PathBuf> {
+        self.state.as_deref().map(|state| beside(state, what))
+    }
+
     /// Reads and checks a file. Relative paths in it are relative to its folder.
     pub fn read(file: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(file)
@@ -265,7 +282,7 @@ impl Config {
         // What engines learn is for all that come after: those that take turns, and those of a later start. Another folder of
         // models may be served at the same port later.
         let references = match &state {
-            Some(state) => state.with_extension("references"),
+            Some(state) => beside(state, "references"),
             None => {
                 let mut beside = socket.clone().into_os_string();
                 let models = folder.join(raw.engine.models.as_deref().unwrap_or(Path::new("")));

@@ -144,9 +144,13 @@ impl Reload {
     async fn publish(&mut self, next: Next, source: Source, restores: Option<u64>) {
         let Next { mut prepared, text, missing } = next;
         let published = self.live.put_in_force(&mut prepared, &self.ledger, Instant::now());
+        let is_written_otherwise = self.revisions.current().text != text;
         self.revisions.note(published.generation, text, source, restores, SystemTime::now());
         self.state.accept();
         if !published.changed {
+            if is_written_otherwise {
+                self.keep().await;
+            }
             return;
         }
         let models = self.readiness.directory.load();
@@ -210,6 +214,9 @@ impl Reload {
             }
             Ask::Put { text, .. } => self.put(text, Source::Admin, None).await,
             Ask::RollBack { to, .. } => {
+                if to == Some(current.generation) {
+                    return Err(Denied::InForce { generation: current.generation });
+                }
                 let earlier = self.revisions.earlier(to).ok_or(Denied::NoSuchRevision)?;
                 let (text, first) = (earlier.text.clone(), earlier.first());
                 self.put(text, Source::RollBack, Some(first)).await
@@ -222,13 +229,41 @@ impl Reload {
         let next = self.prepared(&text).await?;
         let plan = self.plan(&next);
         let seen = self.seen.clone();
+        let draft = self.keep_draft(&text).await;
         let replaced = replace(&self.file, &text, move |file| seen.is_still(file)).await;
         if !replaced.map_err(|error| Denied::NotWritten(format!("{error:#}")))? {
             return Err(Denied::FileChanged);
         }
         self.publish(next, source, restores).await;
         self.seen = Seen::Text(text.into_bytes());
-        Ok(Edit::Applied { plan, revision: self.revisions.current().clone() })
+        Ok(Edit::Applied { plan, revision: self.revisions.current().clone(), draft })
+    }
+
+    /// What stands in the file and is not in force would be lost: a copy beside it, if one could be made.
+    async fn keep_draft(&self, text: &str) -> Option<PathBuf> {
+        let is_rejected = self.state.read().1.is_some();
+        let Seen::Text(draft) = &self.seen else { return None };
+        if !is_rejected || draft == text.as_bytes() {
+            return None;
+        }
+        let mut beside = self.file.clone().into_os_string();
+        beside.push(".rejected");
+        let (beside, draft) = (PathBuf::from(beside), draft.clone());
+        let (file, copy) = (self.file.display(), beside.clone());
+        match tokio::task::spawn_blocking(move || files::replace(&copy, &draft))
+            .await
+            .map_err(Into::into)
+            .flatten()
+        {
+            Ok(()) => {
+                tracing::warn!("what stood in {file} was not in force; it is in {} now", beside.display());
+                Some(beside)
+            }
+            Err(error) => {
+                tracing::warn!("what stood in {file} was not in force, and is not kept: {error:#}");
+                None
+            }
+        }
     }
 
     fn plan(&self, next: &Next) -> Plan {
@@ -332,16 +367,17 @@ pub fn first(
     last_good: Option<&Path>,
     state: &PolicyState,
 ) -> anyhow::Result<(Snapshot, Vec<u8>, Seen)> {
-    let error = match compiled(content(file), file) {
-        Ok((snapshot, bytes)) => return Ok((snapshot, bytes.clone(), Seen::Text(bytes))),
+    let content = content(file);
+    // What is told now is not told again before it changes; and what is written from now on is read.
+    let seen = content.as_ref().map_or(Seen::Missing, |bytes| Seen::Text(bytes.clone()));
+    let error = match compiled(content, file) {
+        Ok((snapshot, bytes)) => return Ok((snapshot, bytes, seen)),
         Err(error) => error,
     };
     let Some(last_good) = last_good.filter(|file| file.exists()) else { return Err(error) };
     tracing::error!("the policy file is no good: {error:#}");
     state.reject(&format!("{error:#}"), SystemTime::now());
     let (snapshot, bytes) = read(last_good)?;
-    // It is told now, and not again before it changes.
-    let seen = content(file).map_or(Seen::Missing, Seen::Text);
     tracing::error!("starting with the last policy that was in force, {}", last_good.display());
     Ok((snapshot, bytes, seen))
 }

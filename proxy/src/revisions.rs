@@ -6,7 +6,7 @@ use crate::fixed::AtRestart;
 use policies::{Plan, Rings};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, VecDeque};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use tokio::sync::oneshot;
 use xxhash_rust::xxh3::xxh3_64;
@@ -70,15 +70,24 @@ pub enum Source {
 pub struct Revisions(VecDeque<Revision>);
 
 impl Revisions {
-    /// Begins with what is in force at the start, after those of an earlier process.
-    pub fn new(earlier: Vec<Revision>, text: String, now: SystemTime) -> Self {
+    /// Begins with what is in force at the start, after those of an earlier process. `decides_alike` says whether its last one is
+    /// the same policy, written otherwise.
+    pub fn new(
+        earlier: Vec<Revision>,
+        text: String,
+        decides_alike: impl FnOnce(&str) -> bool,
+        now: SystemTime,
+    ) -> Self {
         let mut revisions = Self(earlier.into());
         let many = revisions.0.len().saturating_sub(REVISIONS_MAX);
         revisions.0.drain(..many);
-        let last = revisions.0.back();
-        if last.is_none_or(|last| last.text != text) {
-            let generation = last.map_or(1, |last| last.generation.saturating_add(1));
-            revisions.note(generation, text, Source::Start, None, now);
+        match revisions.0.back_mut() {
+            Some(last) if last.text == text => {}
+            Some(last) if decides_alike(&last.text) => last.text = text,
+            last => {
+                let generation = last.map_or(1, |last| last.generation.saturating_add(1));
+                revisions.note(generation, text, Source::Start, None, now);
+            }
         }
         revisions
     }
@@ -104,6 +113,10 @@ impl Revisions {
         mut restores: Option<u64>,
         now: SystemTime,
     ) {
+        let last = self.0.back();
+        if last.is_some_and(|last| last.generation == generation && last.text == text) {
+            return;
+        }
         // Another text that decides alike is the same revision, written otherwise.
         if let Some(same) = self.0.pop_back_if(|last| last.generation == generation) {
             restores = restores.or(same.restores);
@@ -203,6 +216,8 @@ pub(crate) enum Edit {
     Applied {
         plan: Plan,
         revision: Revision,
+        /// Where what stood in the file is now, if that was not in force.
+        draft: Option<PathBuf>,
     },
     Adopted(BTreeMap<String, policies::Adopted>),
 }
@@ -218,6 +233,8 @@ pub(crate) enum Denied {
     FileChanged,
     #[error("there is no such revision, or not any more; `penstock history` shows those that there are")]
     NoSuchRevision,
+    #[error("generation {generation} is in force")]
+    InForce { generation: u64 },
     #[error("{0}; nothing has changed")]
     NotWritten(String),
 }
@@ -230,7 +247,7 @@ mod tests {
 
     #[test]
     fn the_last_few_are_remembered_and_those_that_decide_alike_are_one() {
-        let mut revisions = Revisions::new(Vec::new(), "one".into(), NOW);
+        let mut revisions = Revisions::new(Vec::new(), "one".into(), |_| false, NOW);
         assert!(revisions.earlier(None).is_none());
         revisions.note(1, "# one\none".into(), Source::File, None, NOW);
         assert!(revisions.earlier(None).is_none());
@@ -249,18 +266,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("history.json");
         assert_eq!(read(&file), []);
-        let mut revisions = Revisions::new(read(&file), "old".into(), NOW);
+        let mut revisions = Revisions::new(read(&file), "old".into(), |_| false, NOW);
         revisions.note(2, "good".into(), Source::Admin, None, NOW);
         revisions.note(3, "old".into(), Source::RollBack, Some(1), NOW);
         std::fs::write(&file, revisions.to_file()).unwrap();
-        let same = Revisions::new(read(&file), "old".into(), NOW);
+        let same = Revisions::new(read(&file), "old".into(), |_| false, NOW);
         assert!(same.all().eq(revisions.all()));
-        let other = Revisions::new(read(&file), "edited meanwhile".into(), NOW);
+        let other = Revisions::new(read(&file), "edited meanwhile".into(), |_| false, NOW);
         assert_eq!((other.current().generation, other.current().source), (4, Source::Start));
         assert_eq!(other.earlier(None).unwrap().text, "old");
         assert_eq!(other.earlier(Some(2)).unwrap().text, "good");
+        let otherwise = Revisions::new(read(&file), "# old".into(), |before| before == "old", NOW);
+        assert_eq!((otherwise.current().generation, &*otherwise.current().text), (3, "# old"));
+        assert_eq!(otherwise.earlier(None), revisions.earlier(None), "it is the same revision");
         // The newest of what is long.
-        let mut long = Revisions::new(Vec::new(), "a".repeat(KEPT_BYTES_MAX), NOW);
+        let mut long = Revisions::new(Vec::new(), "a".repeat(KEPT_BYTES_MAX), |_| false, NOW);
         long.note(2, "b".into(), Source::File, None, NOW);
         std::fs::write(&file, long.to_file()).unwrap();
         assert_eq!(read(&file).iter().map(|one| one.generation).collect::<Vec<_>>(), [2]);
@@ -272,7 +292,7 @@ mod tests {
 
     #[test]
     fn who_goes_back_twice_does_not_come_to_what_was_left() {
-        let mut revisions = Revisions::new(Vec::new(), "old".into(), NOW);
+        let mut revisions = Revisions::new(Vec::new(), "old".into(), |_| false, NOW);
         revisions.note(2, "good".into(), Source::Admin, None, NOW);
         revisions.note(3, "bad".into(), Source::Admin, None, NOW);
         let mut generation = 3;

@@ -63,16 +63,18 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         must_be_free(admin, "listen.admin")?;
     }
     let kept = config.state.as_deref().map(rollouts::read).transpose()?.unwrap_or_default();
-    let last_good = config.state.as_ref().map(|state| state.with_extension("policy.yaml"));
+    let last_good = config.beside_state("policy.yaml");
     let state = Arc::new(PolicyState::new(SystemTime::now()));
     let (snapshot, text, seen) = match &config.policies {
         Some(file) => reload::first(file, last_good.as_deref(), &state)?,
         None => (Snapshot::default(), Vec::new(), Seen::Nothing),
     };
     let text = String::from_utf8(text).context("the policy file: not UTF-8")?;
-    let history_file = config.state.as_ref().map(|state| state.with_extension("history.json"));
+    let history_file = config.beside_state("history.json");
     let earlier = history_file.as_deref().map(revisions::read).unwrap_or_default();
-    let revisions = Revisions::new(earlier, text, SystemTime::now());
+    let decides_alike =
+        |before: &str| policies::parse(before, "history").is_ok_and(|before| before == snapshot);
+    let revisions = Revisions::new(earlier, text, decides_alike, SystemTime::now());
     let metrics = Arc::new(Metrics::new());
     let tracer = config.traces.as_ref().map(|traces| Tracer::new(traces, metrics.spans.clone()));
     let tracer = tracer.transpose().context("traces")?.map(Arc::new);

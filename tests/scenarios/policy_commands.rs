@@ -152,6 +152,23 @@ fn what_was_looked_at_is_what_is_replaced() {
     );
 }
 
+#[test]
+fn a_draft_that_is_not_in_force_is_kept_when_something_else_is_put_there() {
+    let engine = engine();
+    let stack = stack(&engine);
+    says(&penstock(&stack, &["apply", draft(&stack, AFTER).to_str().unwrap()]));
+    let faulty = "models: {m: {splitt: {}}} # hours of work\n";
+    std::fs::write(&stack.policies, faulty).unwrap();
+    stack.wait_for_metric("penstock_policy_rejected_total", 1.0);
+    let said = says(&penstock(&stack, &["rollback"]));
+    let beside = PathBuf::from(format!("{}.rejected", stack.policies.display()));
+    assert!(said.contains(&format!("it is in {} now", beside.display())), "{said}");
+    assert_eq!(std::fs::read_to_string(&beside).unwrap(), faulty);
+    assert_eq!(std::fs::read_to_string(&stack.policies).unwrap(), BEFORE);
+    let in_force = penstock(&stack, &["rollback", "--to", "3"]);
+    assert!(String::from_utf8_lossy(&in_force.stderr).contains("generation 3 is in force"));
+}
+
 /// Two people see the same bad policy and take it back, or one does so twice.
 #[test]
 fn a_bad_policy_does_not_come_back_by_taking_it_back_twice() {

@@ -18,7 +18,7 @@ const SHORT_SAMPLE: u64 = 8;
 const EXPLORE_EVERY: u64 = 32;
 
 /// Of these, one in so many is of the size that has not run for longest.
-const OLDEST_EVERY: u64 = 8;
+const OLDEST_EVERY: u64 = 16;
 
 /// So much sooner after a size of which little is known has run, or what is known is wrong.
 const EXPLORE_AGAIN: u64 = 4;

@@ -113,6 +113,35 @@ fn memory_that_runs_out_divides_the_batch_until_it_fits() {
 }
 
 #[test]
+fn a_row_that_wants_more_memory_than_there_is_costs_nobody_else_their_batches() {
+    let (gate, largest) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
+    let (passing, seen) = (Arc::clone(&gate), Arc::clone(&largest));
+    let model = candidate("double", move |inputs| {
+        passing.pass();
+        if fp32(&inputs[0]).contains(&99.0) {
+            return Err(ModelError { out_of_memory: true, ..ModelError::new("out of memory") });
+        }
+        seen.fetch_max(inputs[0].shape[0] as usize, Ordering::Relaxed);
+        double(inputs)
+    });
+    let engine = Engine::start(vec![model]);
+    let mut client = engine.connect();
+    client.index();
+    gate.shut();
+    client.infer(1, ask(1.0));
+    gate.await_held(1);
+    client.infer_all((2..=9).map(|id| (id, ask(if id == 5 { 99.0 } else { 1.0 }))));
+    client.barrier();
+    gate.open();
+    let statuses: Vec<_> = client.replies(9).iter().map(|answer| answer.status() == Status::Ok).collect();
+    assert_eq!(statuses.iter().filter(|is_ok| !**is_ok).count(), 1, "{statuses:?}");
+    largest.store(0, Ordering::Relaxed);
+    client.infer(10, Asked::of("double").fp32("x", &[16, 2], &[1.0; 32]));
+    assert_eq!(client.reply().unwrap().status(), Status::Ok);
+    assert_eq!(largest.load(Ordering::Relaxed), 16, "as many rows as ever");
+}
+
+#[test]
 fn a_model_that_hangs_ends_the_engine_by_its_name() {
     let gate = Arc::new(Gate::default());
     let passing = Arc::clone(&gate);

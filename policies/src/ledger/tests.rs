@@ -443,6 +443,41 @@ fn a_breaker_is_forgiven_when_a_rollout_begins_again_and_not_when_it_goes_on() {
 
 /// A body that comes for long is answered by the policy that it began under, whatever has become of its rollout.
 #[test]
+fn a_verdict_just_before_a_swap_is_told_and_remembered() {
+    let policy = |canary: &str| parse(&format!("models: {{m: {{{canary}}}}}"), "p").unwrap();
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let before = policy("canary: {baseline: 1, candidate: 2, steps: [10]}");
+    ledger.roll_out(&before, now);
+    ledger.command("m", Command::Abort, "", now).unwrap();
+    ledger.roll_out(&policy("split: {weights: {1: 1}}"), now);
+    let told: Vec<_> = ledger.judge(now).into_iter().map(|(_, record)| record.verdict).collect();
+    assert_eq!(told, [crate::Verdict::RollBack]);
+    assert_eq!(ledger.judge(now), []);
+    ledger.roll_out(&before, now);
+    assert_eq!(ledger.rollouts()["m"].phase, crate::Phase::RolledBack);
+}
+
+#[test]
+fn a_request_counts_as_under_way_until_it_is_over_whatever_becomes_of_its_policy() {
+    let policy = |canary: &str| parse(&format!("models: {{m: {{{canary}}}}}"), "p").unwrap();
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let rolling = policy("canary: {baseline: 1, candidate: 2, steps: [50]}");
+    ledger.roll_out(&rolling, now);
+    let picks = [0, u64::MAX].map(|draw| ledger.pick(&rolling, "m", &ANA, draw, |_| true).unwrap());
+    let under_way = |ledger: &Ledger| {
+        let rollout = ledger.rollouts.load().get("m").cloned();
+        rollout.map(|rollout| rollout.under_way.load(Ordering::Relaxed))
+    };
+    let asked: Vec<_> = picks.iter().filter_map(|pick| ledger.ask("m", pick.assigned.unwrap())).collect();
+    assert_eq!((asked.len(), under_way(&ledger)), (1, Some(1)), "nobody waits for the baseline's");
+    ledger.roll_out(&policy(""), now);
+    assert_eq!(under_way(&ledger), None);
+    ledger.roll_out(&rolling, now);
+    drop(asked);
+    assert_eq!(under_way(&ledger), Some(0));
+}
+
+#[test]
 fn a_rollout_that_a_swap_has_ended_stays_as_it_was_for_those_who_came_before() {
     for (command, version) in [(Command::Promote, 2), (Command::Abort, 1)] {
         let (ledger, now) = (Ledger::new(), Instant::now());
