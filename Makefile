@@ -4,6 +4,7 @@
 SETUP = python3 engine/setup/libtorch.py
 WITH_LIBTORCH = environment=$$($(SETUP)) && eval "$$environment" &&
 TARGET = $(or $(CARGO_TARGET_DIR),target)
+COMPARE = $(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare --
 
 .PHONY: help run build test bench bench-tensors bench-mlserver bench-watched bench-reloads soak bench-engine bench-decision lint env
 
@@ -29,22 +30,22 @@ test: ## run all tests, then third-party clients, published models (fetches 0.7 
 	$(WITH_LIBTORCH) tests/dashboard/run.sh
 
 bench: build ## compare Penstock with what it replaces
-	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare
+	$(COMPARE)
 
 bench-tensors: build ## the same for images of 600 kB, and for reading one as JSON
-	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare -- --tensors
+	$(COMPARE) --tensors
 
 bench-mlserver: build ## the same beside MLServer (fetches 60 MB, and torch for Python)
-	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare -- --mlserver
+	$(COMPARE) --mlserver
 
 bench-watched: build ## what it costs to be watched: traces and the access log on and off in turn, and a scrape of 1,000 models
-	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare -- --watched
+	$(COMPARE) --watched
 
 bench-reloads: build ## how soon a change of a large policy takes effect, and what requests notice of it
-	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare -- --reloads
+	$(COMPARE) --reloads
 
 soak: build ## half an hour of mixed traffic, reloads and bad clients: what both processes hold in memory
-	$(WITH_LIBTORCH) LD_LIBRARY_PATH="$$LIBTORCH/lib" cargo run --release --locked -p penstock-benches --bin compare -- --soak 30
+	$(COMPARE) --soak 30
 
 bench-engine: build ## compare the engine with bare loops of libtorch, over real models (fetches 0.7 GB)
 	models=$$(python3 benches/models/make.py) && $(WITH_LIBTORCH) cargo build --release --locked -p penstock-benches && \

@@ -3,6 +3,7 @@
 //! fits the model is the engine's to say: it owns the declaration.
 
 pub(crate) mod answer;
+mod parameters;
 
 use crate::numbers;
 use crate::object::Object;
@@ -10,6 +11,7 @@ use crate::refusal::Refusal;
 use crate::skeleton::Skeleton;
 use crate::tensor_json::{TensorData, quote_non_finite};
 use bytes::Bytes;
+use parameters::{RequestParameters, TensorParameters};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
@@ -117,108 +119,6 @@ fn parse(json: &[u8], binary: &Bytes) -> Result<InferRequest, Refusal> {
 
 /// What this server does not have. To go on as if it had not been asked for would be an answer to another question.
 pub(crate) const SHARED_MEMORY: &str = "parameter `shared_memory_region`: shared memory is not supported";
-
-/// The request's own parameters; others are the model's or a future extension's and are let pass.
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct RequestParameters {
-    #[serde(deserialize_with = "binary_data_output")]
-    binary_data_output: Option<bool>,
-    /// Microseconds, as in Triton's schedule policy; 0 means none.
-    #[serde(deserialize_with = "timeout")]
-    timeout: Option<u64>,
-    /// As in Triton's schedule policy, where 1 is the highest and 0 means the default.
-    #[serde(deserialize_with = "priority")]
-    priority: Option<u32>,
-    /// A number or a text; 0 and the empty one mean none.
-    sequence_id: serde_json::Value,
-}
-
-impl RequestParameters {
-    fn is_of_a_sequence(&self) -> bool {
-        match &self.sequence_id {
-            serde_json::Value::Null => false,
-            serde_json::Value::String(id) => !id.is_empty(),
-            id => *id != 0,
-        }
-    }
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct TensorParameters {
-    shared_memory_region: Option<IgnoredAny>,
-    #[serde(deserialize_with = "binary_data_size")]
-    binary_data_size: Option<usize>,
-    #[serde(deserialize_with = "binary_data")]
-    binary_data: Option<bool>,
-    /// As in Triton, 0 asks for none.
-    #[serde(deserialize_with = "classification")]
-    classification: u32,
-}
-
-/// Reads a parameter; a wrong one is told by its name.
-macro_rules! parameter {
-    ($name:ident: $kind:ty, $expected:literal) => {
-        fn $name<'de, D: Deserializer<'de>>(deserializer: D) -> Result<$kind, D::Error> {
-            let wrong = |got: &str| {
-                D::Error::custom(format_args!(
-                    "parameter `{}`: expected {}, got {got}",
-                    stringify!($name),
-                    $expected
-                ))
-            };
-            let value =
-                deserializer.deserialize_any(Scalar).map_err(|_| wrong("an array, an object or no JSON"))?;
-            <$kind>::deserialize(&value).map_err(|_| {
-                let got = value.to_string();
-                wrong(&got[..got.floor_char_boundary(40)])
-            })
-        }
-    };
-}
-
-/// What has no parts: a parameter is not to take more memory than its length.
-struct Scalar;
-
-impl Visitor<'_> for Scalar {
-    type Value = serde_json::Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a number, a text, true, false or null")
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<Self::Value, E> {
-        Ok(serde_json::Value::Null)
-    }
-
-    fn visit_bool<E: Error>(self, value: bool) -> Result<Self::Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_i64<E: Error>(self, value: i64) -> Result<Self::Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E: Error>(self, value: u64) -> Result<Self::Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E: Error>(self, value: f64) -> Result<Self::Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_str<E: Error>(self, value: &str) -> Result<Self::Value, E> {
-        Ok(value[..value.floor_char_boundary(64)].into())
-    }
-}
-
-parameter!(binary_data_output: Option<bool>, "true or false");
-parameter!(timeout: Option<u64>, "a whole number of microseconds");
-parameter!(priority: Option<u32>, "a whole number from 0 to 4294967295");
-parameter!(binary_data_size: Option<usize>, "a whole number of bytes");
-parameter!(binary_data: Option<bool>, "true or false");
-parameter!(classification: u32, "a whole number from 0 to 4294967295");
 
 #[derive(Deserialize)]
 struct RawOutput {

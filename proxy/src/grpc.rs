@@ -29,7 +29,7 @@ mod stream;
 
 pub use listen::Listen;
 
-use crate::infer::Path;
+use crate::infer::InferPath;
 use crate::readiness::Readiness;
 use crate::record::Watchers;
 use crate::refusal::Refusal;
@@ -62,7 +62,7 @@ type Handler = Box<dyn Fn(Request<Incoming>) -> Answering<Response<Body>> + Send
 
 /// What answers.
 pub struct Grpc {
-    path: Arc<Path>,
+    path: Arc<InferPath>,
     repository: Repository,
     readiness: Readiness,
     watchers: Watchers,
@@ -79,7 +79,12 @@ impl fmt::Debug for Grpc {
 
 impl Grpc {
     /// Answers with what also answers over HTTP.
-    pub fn new(path: Arc<Path>, repository: Repository, readiness: Readiness, watchers: Watchers) -> Self {
+    pub fn new(
+        path: Arc<InferPath>,
+        repository: Repository,
+        readiness: Readiness,
+        watchers: Watchers,
+    ) -> Self {
         let described = || {
             tonic_reflection::server::Builder::configure()
                 .register_encoded_file_descriptor_set(protocol::DESCRIPTION)

@@ -1,11 +1,13 @@
-//! THE request path: one function, one line per stage. Each stage is a file of its own; this one only says
-//! in which order they come and what passes between them.
+//! THE request path: in which order the stages of a request come, and what passes between them. What a stage decides stands in a
+//! file of its own.
 //!
 //! Cheap refusals come first, and so does the choice of a version, unless the policy asks for something of the body. A rate
 //! limit is spent before the body is read, because reading it is what the limit protects; a request that is refused later
 //! has spent it. Rows and bytes are reserved, and given back by whoever has had nothing for them.
 
+mod choose;
 mod elsewhere;
+mod engine;
 mod once_more;
 mod verdict;
 
@@ -17,34 +19,33 @@ use crate::decode::InferRequest;
 use crate::directory::{Directory, Models};
 use crate::field;
 use crate::label::labelled;
-use crate::link::{LinkError, Pending};
 use crate::links::Links;
 use crate::metrics::Metrics;
-use crate::pulse::SOON;
 use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::remote::Remotes;
 use crate::route::Target;
 use crate::shadow::{Answer, COPY, Copy, Shadows, ToServer};
-use crate::slots::Slots;
-use crate::trace::Trace;
+use crate::slots::{Slot, Slots};
 use crate::translated;
 use bytes::Bytes;
+pub(crate) use choose::{By, Chosen, PINNED};
+use choose::{asks_of_body, is_ready, must_be_there};
 use elsewhere::{declaration, likely};
-use once_more::{Again, Unanswered};
+use once_more::Unanswered;
 use policies::{
-    Assignment, Criticality, Drawn, Field, Instead, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Sight,
-    Snapshot, Standing, Usage, Version,
+    Admitted, Criticality, Field, Instead, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Sight,
+    Snapshot, Standing, UnderWay, Usage, Version,
 };
 use rand::Rng;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use verdict::{is_paid_for, outcome, sight};
-use wire::{Frame, Infer, ModelEntry, Reply, Status};
+use wire::{Infer, ModelEntry};
 
 /// Everything the path needs; shared by all requests.
 #[derive(Debug)]
-pub struct Path {
+pub struct InferPath {
     /// The policy in force.
     pub live: Arc<Live>,
     /// What limits and breakers remember.
@@ -65,7 +66,7 @@ pub struct Path {
     pub metrics: Arc<Metrics>,
 }
 
-impl Path {
+impl InferPath {
     /// The version that stands for a model of which none was named: the one that answers most, if it is ready.
     pub(crate) fn typical<'a>(&self, models: &Models, target: Target<'a>) -> Target<'a> {
         let mostly = || {
@@ -97,27 +98,15 @@ impl Path {
             Some(_) => must_be_there(snapshot, &models, target).map(|()| None)?,
         };
         let most = Deadline::at_most(snapshot.deadline(target.model), call.timeout()?);
-        if let Some(chosen) = &early {
-            let gate = models.gate(target.model, chosen.number).filter(|_| is_told_by_others(standing));
-            if let Some(retry_after) = gate.and_then(|gate| gate.check(most, record.started)) {
-                self.witness((target, &models), chosen.by, Some(Sight::Unanswered), record.started);
-                let why = "more waits than can be answered in time".into();
-                return Err(Refusal::Busy { why, retry_after });
-            }
+        if let Some(chosen) = early.as_ref().filter(|_| is_told_by_others(standing)) {
+            self.must_be_in_time((target, &models), chosen, most, record.started)?;
         }
-        let head = Caller::new(call.head());
-        record.places = Some(self.ledger.occupy(snapshot, target.model, &head).map_err(Refusal::Crowded)?);
-        let admitted = self.ledger.admit(snapshot, target.model, &head, || call.length(), record.started);
-        let admitted = admitted.map_err(|refused| limited(record, refused))?;
-        record.quota.clone_from(&admitted.quota);
+        let admitted = self.admit(call, snapshot, target, record)?;
         let may_be_remote = match &early {
             Some(chosen) => snapshot.remote(target.model, Version(chosen.number)).is_some(),
             None => snapshot.model(target.model).is_some_and(ModelPolicy::has_remotes),
         };
-        let encoding = if may_be_remote { Encoding::Any } else { Encoding::Known };
-        let body = call.read(&self.body, encoding, &mut slot).await?;
-        let plain = call.inflate(body.clone(), &self.body, &mut slot).await;
-        let body = Body { as_it_came: body, plain };
+        let body = self.read(call, may_be_remote, &mut slot).await?;
         record.slot = Some(slot);
         record.stages.read = Some(Instant::now());
         let entry = match &early {
@@ -147,7 +136,6 @@ impl Path {
                 self.choose(snapshot, &models, target, &caller, record)?
             }
         };
-        let (version, by) = (chosen.number, chosen.by);
         let now = Instant::now();
         let (head, usage) = (Caller::new(call.head()), usage(request.as_ref(), body.len()));
         let charged = self.ledger.charge(snapshot, target.model, &head, admitted, usage, now);
@@ -155,24 +143,7 @@ impl Path {
         record.quota = charged.quota;
         let mut reserved = charged.reserved;
         let deadline = Deadline::of(most, request.as_ref(), now);
-        // Reading the body may have taken long.
-        let (confirmed, assigned) = self.ledger.confirm(target.model, Version(version), by.assigned);
-        let by = By { assigned, ..by };
-        if confirmed.0 != version {
-            record.divert(confirmed.0, Instead::RolledBack);
-        }
-        let version = confirmed.0;
-        let _under_way = assigned.and_then(|assigned| self.ledger.ask(target.model, assigned));
-        let (version, by, pass) = match self.enter(snapshot, target.model, version, now) {
-            Ok(pass) => (version, by, pass),
-            Err(tripped) => {
-                self.witness((target, &models), by, Some(Sight::Unanswered), now);
-                let (instead, pass) =
-                    self.fall_back(snapshot, &models, target, version, now).ok_or(tripped)?;
-                record.divert(instead, Instead::Fallback);
-                (instead, By { assigned: None, ..by }, pass)
-            }
-        };
+        let (version, by, pass) = self.pass(snapshot, (target, &models), &chosen, record, now)?;
         let is_as_declared = || {
             let declares = declaration(snapshot, &models, target.model, version);
             declares.map(|entry| entry.version) == entry.map(|entry| entry.version)
@@ -199,6 +170,77 @@ impl Path {
         attempt.answer.map_err(|unanswered| unanswered.refusal)
     }
 
+    /// Turns away what the engine predicts to wait for longer than it can, before its body is read.
+    fn must_be_in_time(
+        &self,
+        (target, models): (Target<'_>, &Models),
+        chosen: &Chosen,
+        most: Duration,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let gate = models.gate(target.model, chosen.number);
+        let Some(retry_after) = gate.and_then(|gate| gate.check(most, now)) else { return Ok(()) };
+        self.witness((target, models), chosen.by, Some(Sight::Unanswered), now);
+        Err(Refusal::Busy { why: "more waits than can be answered in time".into(), retry_after })
+    }
+
+    /// Spends what can be spent without the body.
+    fn admit<C: Call>(
+        &self,
+        call: &C,
+        snapshot: &Snapshot,
+        target: Target<'_>,
+        record: &mut Record,
+    ) -> Result<Admitted, Refusal> {
+        let head = Caller::new(call.head());
+        record.places = Some(self.ledger.occupy(snapshot, target.model, &head).map_err(Refusal::Crowded)?);
+        let admitted = self.ledger.admit(snapshot, target.model, &head, || call.length(), record.started);
+        let admitted = admitted.map_err(|refused| limited(record, refused))?;
+        record.quota.clone_from(&admitted.quota);
+        Ok(admitted)
+    }
+
+    async fn read<C: Call>(
+        &self,
+        call: &mut C,
+        may_be_remote: bool,
+        slot: &mut Slot,
+    ) -> Result<Body, Refusal> {
+        let encoding = if may_be_remote { Encoding::Any } else { Encoding::Known };
+        let as_it_came = call.read(&self.body, encoding, slot).await?;
+        let plain = call.inflate(as_it_came.clone(), &self.body, slot).await;
+        Ok(Body { as_it_came, plain })
+    }
+
+    /// The way past the breaker of the chosen version, or of the one that answers meanwhile. Reading the body may have taken
+    /// long: a rollout may be over by now.
+    fn pass(
+        &self,
+        snapshot: &Snapshot,
+        (target, models): (Target<'_>, &Models),
+        chosen: &Chosen,
+        record: &mut Record,
+        now: Instant,
+    ) -> Result<(u64, By, Pass), Refusal> {
+        let By { assigned, .. } = chosen.by;
+        let (Version(version), assigned) =
+            self.ledger.confirm(target.model, Version(chosen.number), assigned);
+        let by = By { assigned, ..chosen.by };
+        if version != chosen.number {
+            record.divert(version, Instead::RolledBack);
+        }
+        match self.enter(snapshot, target.model, version, now) {
+            Ok(pass) => Ok((version, by, pass)),
+            Err(tripped) => {
+                self.witness((target, models), by, Some(Sight::Unanswered), now);
+                let (instead, pass) =
+                    self.fall_back(snapshot, models, target, version, now).ok_or(tripped)?;
+                record.divert(instead, Instead::Fallback);
+                Ok((instead, By { assigned: None, ..by }, pass))
+            }
+        }
+    }
+
     /// Tells the rollout that has assigned a request what became of it.
     fn witness(&self, (target, models): (Target<'_>, &Models), by: By, sight: Option<Sight>, now: Instant) {
         if let Some((assigned, sight)) = by.assigned.zip(sight) {
@@ -206,8 +248,7 @@ impl Path {
             if sight == Sight::Refused && take_the_same(models, target.model, assigned.versions()) {
                 return;
             }
-            let key = (by.caller != 0).then_some(by.caller);
-            self.ledger.witness(target.model, assigned, key, sight, now);
+            self.ledger.witness(target.model, assigned, by.caller, sight, now);
         }
     }
 
@@ -222,6 +263,7 @@ impl Path {
         record: &mut Record,
     ) -> Attempt<C::Answer> {
         let (model, version) = (asking.target.model, asking.version);
+        let under_way = asking.by.assigned.and_then(|assigned| self.ledger.ask(model, assigned));
         let entry = declaration(asking.snapshot, &asking.models, model, version);
         let read = |call: &mut C| body.decode(call, entry);
         let answer = match asking.snapshot.remote(model, Version(version)) {
@@ -267,7 +309,7 @@ impl Path {
         pass.settle(outcome, ended);
         let most = asking.snapshot.deadline(asking.target.model);
         let sight = if is_lost { Some(Sight::Lost) } else { sight(&said, ended - asking.now, most) };
-        Attempt { answer, sight, is_paid_for: is_paid_for(&said), ended }
+        Attempt { answer, sight, is_paid_for: is_paid_for(&said), ended, _under_way: under_way }
     }
 
     /// Has the engine answer.
@@ -311,14 +353,6 @@ impl Path {
         answer
     }
 
-    fn engine_request(&self, request: &mut InferRequest, asking: &Asking<'_>, record: &Record) -> Infer {
-        let Asking { target, version, deadline, now, .. } = asking;
-        let mut infer = engine_request(target.model, *version, request, deadline, record, *now);
-        infer.caller = asking.by.caller;
-        stand(&mut infer, asking.standing);
-        infer
-    }
-
     /// A copy for the shadow, if the policy and the dice want one.
     fn copy<C: Call>(
         &self,
@@ -359,58 +393,6 @@ impl Path {
         self.shadows.copy(policy, models, (infer, payload), server, by.assigned)
     }
 
-    /// The version that answers.
-    fn choose(
-        &self,
-        snapshot: &Snapshot,
-        models: &Models,
-        target: Target<'_>,
-        caller: &Caller<'_>,
-        record: &mut Record,
-    ) -> Result<Chosen, Refusal> {
-        match self.pick(snapshot, models, target, caller) {
-            Some(chosen) if is_ready(snapshot, models, target.model, chosen.number) => {
-                record.choose(target.model, &chosen);
-                Ok(chosen)
-            }
-            other => {
-                if let Some((drawn, key)) = other.as_ref().and_then(|chosen| chosen.drawn) {
-                    self.ledger.count(target.model, drawn, key, None, Some(Instead::NotReady));
-                }
-                Err(unavailable(models, target, other.map(|chosen| chosen.number)))
-            }
-        }
-    }
-
-    /// The version that is pinned by the path, else picked by the policy, else the highest that is ready. Whether the first
-    /// two are, is not asked.
-    fn pick(
-        &self,
-        snapshot: &Snapshot,
-        models: &Models,
-        target: Target<'_>,
-        caller: &Caller<'_>,
-    ) -> Option<Chosen> {
-        let is_ready = |version: Version| is_ready(snapshot, models, target.model, version.0);
-        let draw = || rand::rng().random();
-        let picked = || self.ledger.pick(snapshot, target.model, caller, draw(), is_ready);
-        let unassigned = |number, reason| Chosen { number, reason, ..Chosen::default() };
-        match target.pinned {
-            Some(number) => Some(unassigned(number, PINNED)),
-            None => match picked() {
-                Some(pick) => Some(Chosen {
-                    number: pick.version.0,
-                    label: pick.label,
-                    reason: pick.reason.as_str(),
-                    by: By { caller: pick.key.unwrap_or(0), assigned: pick.assigned },
-                    drawn: pick.drawn.map(|drawn| (drawn, pick.key)),
-                    instead: pick.instead,
-                }),
-                None => models.highest_ready(target.model).map(|number| unassigned(number, "highest")),
-            },
-        }
-    }
-
     fn enter(&self, snapshot: &Snapshot, model: &str, version: u64, now: Instant) -> Result<Pass, Refusal> {
         self.ledger.enter(snapshot, model, Version(version), now).map_err(|tripped| Refusal::Tripped {
             model: model.to_owned(),
@@ -434,57 +416,6 @@ impl Path {
         let is_ready = |version: Version| is_ready(snapshot, models, target.model, version.0);
         let (version, pass) = self.ledger.fall_back(snapshot, target.model, Version(from), is_ready, now)?;
         Some((version.0, pass))
-    }
-
-    /// Sends the request and waits for its reply, its deadline, or its client's departure.
-    async fn ask<C: Call>(
-        &self,
-        call: &mut C,
-        infer: &Infer,
-        request: &mut InferRequest,
-        deadline: &Deadline,
-        record: &mut Record,
-    ) -> Result<(Reply, Frame), Unanswered> {
-        let link = self.links.worker().await.map_err(Refusal::from)?;
-        let sent = link.send(infer, std::mem::take(&mut request.payload));
-        let mut pending = sent.map_err(|error| match error {
-            LinkError::Down(_) => {
-                Unanswered { refusal: error.into(), again: Again::Ask(None), is_lost: false }
-            }
-            LinkError::Backlog(_) | LinkError::TooLong { .. } => Refusal::from(error).into(),
-        })?;
-        record.stages.sent = Some(Instant::now());
-        let frame = wait(call, &mut pending, deadline).await.map_err(|refusal| {
-            let is_lost = matches!(refusal, Refusal::EngineDown(_));
-            Unanswered { is_lost, ..Unanswered::from(refusal) }
-        })?;
-        record.stages.answered = Some(Instant::now());
-        let mut reply: Reply = prost::Message::decode(frame.metadata.clone())
-            .map_err(|error| Refusal::Internal(format!("the engine's reply does not decode: {error}")))?;
-        record.timing = reply.timing.take();
-        let (refusal, again) = match Status::try_from(reply.status) {
-            Ok(Status::Ok) => return Ok((reply, frame)),
-            Ok(Status::InvalidArgument) => (Refusal::Invalid(reply.message), Again::Never),
-            // It was there when it was chosen.
-            Ok(Status::NotFound) => (Refusal::NotReady(reply.message), Again::Choose),
-            Ok(Status::Overloaded) => {
-                let wait = Duration::from_micros(reply.retry_after_us);
-                let retry_after = wait.saturating_sub(Duration::from_micros(infer.budget_us));
-                // Asking again would feed the overload.
-                (Refusal::Busy { why: reply.message, retry_after }, Again::Never)
-            }
-            Ok(Status::DeadlineExceeded) => (deadline.exceeded(), Again::Never),
-            Ok(Status::ModelFailed) => (Refusal::ModelFailed(reply.message), Again::Never),
-            Ok(Status::Unavailable) => (Refusal::EngineDown(reply.message), Again::Ask(Some(link))),
-            Ok(Status::DeviceLost) => (Refusal::EngineDown(reply.message), Again::Never),
-            Ok(Status::Internal) => (Refusal::Internal(reply.message), Again::Never),
-            Err(_) => {
-                let why = format!("the engine replied with unknown status {}", reply.status);
-                (Refusal::Internal(why), Again::Never)
-            }
-        };
-        let is_lost = reply.status == Status::DeviceLost as i32;
-        Err(Unanswered { refusal, again, is_lost })
     }
 }
 
@@ -522,10 +453,9 @@ struct Attempt<A> {
     /// Whether its rows and bytes are.
     is_paid_for: bool,
     ended: Instant,
+    /// For as long as the rollout has not been told.
+    _under_way: Option<UnderWay>,
 }
-
-/// Why a version answers that the path names.
-pub(crate) const PINNED: &str = "pinned";
 
 /// What has been decided about a request that is answered.
 struct Asking<'a> {
@@ -539,28 +469,6 @@ struct Asking<'a> {
     standing: Standing,
     deadline: Deadline,
     now: Instant,
-}
-
-/// Whom a rollout takes a request for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct By {
-    /// Who asks, as a hash of the sticky key; 0 without one.
-    caller: u64,
-    /// On which side of the rollout chance has put it.
-    assigned: Option<Assignment>,
-}
-
-/// The version that was chosen, and why.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Chosen {
-    pub(crate) number: u64,
-    pub(crate) label: Option<Arc<str>>,
-    pub(crate) reason: &'static str,
-    pub(crate) by: By,
-    /// What chance or the sticky key has decided, and where that key lies.
-    pub(crate) drawn: Option<(Drawn, Option<u64>)>,
-    /// Why it is another version than that.
-    pub(crate) instead: Option<Instead>,
 }
 
 /// Why a limit lets nothing through; the caller is told what is left there.
@@ -581,129 +489,13 @@ fn usage(request: Option<&InferRequest>, bytes: usize) -> Usage {
     Usage { rows: rows.copied().unwrap_or(1).max(1), bytes: bytes as u64 }
 }
 
-/// What has to be read of the body before a version can be chosen. One in the path is chosen already.
-fn asks_of_body<'a>(snapshot: &'a Snapshot, target: Target<'_>) -> Option<&'a Field> {
-    match target.pinned {
-        Some(_) => None,
-        None => snapshot.model(target.model)?.asks_of_body(),
-    }
-}
-
-/// Before a body is read for it, somebody has to be there who might answer.
-fn must_be_there(snapshot: &Snapshot, models: &Models, target: Target<'_>) -> Result<(), Refusal> {
-    let has_remotes = snapshot.model(target.model).is_some_and(ModelPolicy::has_remotes);
-    let is_there = has_remotes || models.connected && models.highest_ready(target.model).is_some();
-    if is_there { Ok(()) } else { Err(unavailable(models, target, None)) }
-}
-
 /// Whether two versions refuse the same requests.
 fn take_the_same(models: &Models, model: &str, (one, other): (Version, Version)) -> bool {
     let takes = |version: Version| models.entry(model, version.0).map(|entry| entry.takes);
     takes(one).is_some_and(|one| one != 0 && Some(one) == takes(other))
 }
 
-/// Whether another server is well, its breaker finds out.
-fn is_ready(snapshot: &Snapshot, models: &Models, model: &str, version: u64) -> bool {
-    models.is_ready(model, version) || snapshot.remote(model, Version(version)).is_some()
-}
-
-/// Why nothing answers: unknown (404) or not now (503).
-fn unavailable(models: &Models, target: Target<'_>, version: Option<u64>) -> Refusal {
-    let model = target.model;
-    if !models.connected {
-        return Refusal::EngineDown("it is starting or restarting".into());
-    }
-    if let Err(unknown) = models.find(target) {
-        return unknown;
-    }
-    let Some(version) = version else {
-        return Refusal::NotReady(format!("no version of model `{model}` is ready"));
-    };
-    match models.entry(model, version) {
-        None => Refusal::NotReady(format!(
-            "the policy names version {version} of model `{model}`, which is not there"
-        )),
-        Some(entry) => {
-            let reason = if entry.reason.is_empty() { "it is being loaded" } else { &entry.reason };
-            Refusal::NotReady(format!("version {version} of model `{model}` is not ready: {reason}"))
-        }
-    }
-}
-
-fn engine_request(
-    model: &str,
-    version: u64,
-    request: &mut InferRequest,
-    deadline: &Deadline,
-    record: &Record,
-    now: Instant,
-) -> Infer {
-    Infer {
-        model: model.to_owned(),
-        version,
-        budget_us: deadline.left(now).as_micros().max(1) as u64,
-        inputs: std::mem::take(&mut request.inputs),
-        outputs: request.outputs.iter().map(|output| output.name.clone()).collect(),
-        trace: record.sampling.kept().map(Trace::to_wire),
-        priority: request.priority,
-        ..Infer::default()
-    }
-}
-
 /// Whether what is too late for others is for this request: not where it goes after them, or has a share of its own.
 fn is_told_by_others(standing: Standing) -> bool {
     standing.tenant == 0 && standing.criticality >= Criticality::Normal
-}
-
-/// A caller can make its request less critical, as a low priority does, and never more.
-fn stand(infer: &mut Infer, standing: Standing) {
-    infer.tenant = standing.tenant;
-    infer.criticality = match standing.criticality {
-        _ if infer.priority > 2 => 3,
-        Criticality::Critical => 1,
-        Criticality::Normal => 2,
-        Criticality::Sheddable => 3,
-    };
-}
-
-async fn wait<C: Call>(call: &mut C, pending: &mut Pending, deadline: &Deadline) -> Result<Frame, Refusal> {
-    // Most answers come before it is worth watching for anything else.
-    if deadline.left(Instant::now()) > 2 * SOON
-        && let Some(answer) = pending.answer_soon().await
-    {
-        return Ok(answer?);
-    }
-    tokio::select! {
-        biased;
-        answer = pending.answer() => Ok(answer?),
-        () = call.gone() => Err(Refusal::ClientGone),
-        () = tokio::time::sleep_until(deadline.at.into()) => Err(deadline.exceeded()),
-    }
-}
-
-impl From<LinkError> for Refusal {
-    fn from(error: LinkError) -> Self {
-        match error {
-            LinkError::Down(_) => Self::EngineDown(error.to_string()),
-            LinkError::Backlog(_) => Self::Overloaded(error.to_string()),
-            LinkError::TooLong { what, limit } => Self::TooLarge { what, limit },
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_caller_can_make_its_request_less_critical_and_never_more() {
-        let stands = |criticality, priority| {
-            let mut infer = Infer { priority, ..Infer::default() };
-            stand(&mut infer, Standing { criticality, tenant: 7 });
-            (infer.criticality, infer.tenant)
-        };
-        let all = [Criticality::Critical, Criticality::Normal, Criticality::Sheddable];
-        assert_eq!(all.map(|criticality| stands(criticality, 1)), [(1, 7), (2, 7), (3, 7)]);
-        assert_eq!(all.map(|criticality| stands(criticality, 3)), [(3, 7), (3, 7), (3, 7)]);
-    }
 }

@@ -9,6 +9,7 @@ use crate::export::SpanCounts;
 use crate::histogram::Histogram;
 use crate::refusal::Refusal;
 use crate::refused::Refused;
+use crate::shadow;
 use crate::statistics::Statistics;
 use crate::status::Copies;
 use crate::triton_metrics::TritonMetrics;
@@ -569,22 +570,22 @@ impl Metrics {
     }
 
     /// Counts what became of a copy for a shadow.
-    pub(crate) fn count_shadow(&self, model: &str, version: u64, outcome: &'static str) {
-        let labels = OutcomeLabels { model: model.to_owned(), version, outcome };
+    pub(crate) fn count_shadow(&self, model: &str, version: u64, outcome: shadow::Outcome) {
+        let labels = OutcomeLabels { model: model.to_owned(), version, outcome: outcome.as_str() };
         self.shadows.get_or_create_owned(&labels).inc();
     }
 
     /// What became of all copies for a shadow.
     pub(crate) fn copies(&self, model: &str, version: u64) -> Copies {
-        let count = |outcome| {
-            let labels = OutcomeLabels { model: model.to_owned(), version, outcome };
+        let count = |outcome: shadow::Outcome| {
+            let labels = OutcomeLabels { model: model.to_owned(), version, outcome: outcome.as_str() };
             self.shadows.get(&labels).map_or(0, |counter| counter.get())
         };
         Copies {
-            agreed: count("agreed"),
-            disagreed: count("disagreed"),
-            failed: count("failed"),
-            dropped: count("dropped"),
+            agreed: count(shadow::Outcome::Agreed),
+            disagreed: count(shadow::Outcome::Disagreed),
+            failed: count(shadow::Outcome::Failed),
+            dropped: count(shadow::Outcome::Dropped),
         }
     }
 

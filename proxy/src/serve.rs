@@ -16,7 +16,7 @@ use crate::directory::Directory;
 use crate::drain::{self, Drain, StopSignal};
 use crate::fixed::Fixed;
 use crate::grpc::{Grpc, Listen};
-use crate::infer::Path;
+use crate::infer::InferPath;
 use crate::large_body::Downstream;
 use crate::links::Links;
 use crate::log::Format;
@@ -83,7 +83,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let links = Arc::new(Links::new(config.socket.clone()).sharing(config.shared_bytes));
     let ledger = Arc::new(Ledger::new());
     let remotes = Arc::new(Remotes::default());
-    let path = Arc::new(Path {
+    let path = Arc::new(InferPath {
         remotes: remotes.clone(),
         metrics: metrics.clone(),
         live: Arc::new(Live::going_on(revisions.current().generation, snapshot.follow(&kept.rings))),

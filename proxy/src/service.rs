@@ -9,7 +9,7 @@ use crate::call::{HttpAnswer, HttpCall, JSON_LEN};
 use crate::compression::{Coding, WORTH_COMPRESSING};
 use crate::describe;
 use crate::dialect::{Dialect, management, v1};
-use crate::infer::{PINNED, Path};
+use crate::infer::{InferPath, PINNED};
 use crate::label;
 use crate::openapi;
 use crate::page::Page;
@@ -40,7 +40,7 @@ use wire::Action;
 #[derive(Debug)]
 pub struct Service {
     /// The infer path.
-    pub path: Arc<Path>,
+    pub path: Arc<InferPath>,
     /// What is loaded.
     pub repository: Repository,
     /// Whether traffic may come.

@@ -88,7 +88,7 @@ impl Shadows {
 
     /// Counts a copy that is not sent.
     pub(crate) fn drop_one(&self, model: &str, version: u64) {
-        self.metrics.count_shadow(model, version, "dropped");
+        self.metrics.count_shadow(model, version, Outcome::Dropped);
     }
 
     /// Sends a copy, and compares its answer with the one that the client got; waits for nothing.
@@ -99,12 +99,7 @@ impl Shadows {
             let (model, version) = (copy.model.clone(), copy.version);
             let (caller, assigned) = (copy.caller, copy.assigned);
             let outcome = copy.compare(&links, &remotes, &metrics, answer).await;
-            let agrees = match outcome {
-                "agreed" => Some(true),
-                "disagreed" => Some(false),
-                _ => None,
-            };
-            if let Some((agrees, assigned)) = agrees.zip(assigned) {
+            if let Some((agrees, assigned)) = outcome.agrees().zip(assigned) {
                 ledger.compared(&model, assigned, Version(version), caller, agrees, Instant::now());
             }
             metrics.count_shadow(&model, version, outcome);
@@ -198,15 +193,39 @@ impl Written {
     }
 }
 
+/// What became of a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Agreed,
+    Disagreed,
+    /// There is no answer to compare.
+    Failed,
+    /// There was no time or room for it.
+    Dropped,
+}
+
+impl Outcome {
+    /// The word for it in metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Agreed => "agreed",
+            Self::Disagreed => "disagreed",
+            Self::Failed => "failed",
+            Self::Dropped => "dropped",
+        }
+    }
+
+    fn agrees(self) -> Option<bool> {
+        match self {
+            Self::Agreed => Some(true),
+            Self::Disagreed => Some(false),
+            Self::Failed | Self::Dropped => None,
+        }
+    }
+}
+
 impl Copy {
-    /// What became of it, in the word of the metric.
-    async fn compare(
-        self,
-        links: &Links,
-        remotes: &Remotes,
-        metrics: &Metrics,
-        answer: Answer,
-    ) -> &'static str {
+    async fn compare(self, links: &Links, remotes: &Remotes, metrics: &Metrics, answer: Answer) -> Outcome {
         let Self { policy, model, version, to, deadline, place, .. } = self;
         let bytes = |answer: &Answer| match answer {
             Answer::Engine(_, payload) => payload.len(),
@@ -240,13 +259,17 @@ impl Copy {
                 });
             drop(place);
             match alike {
-                Some(true) => "agreed",
-                Some(false) => "disagreed",
+                Some(true) => Outcome::Agreed,
+                Some(false) => Outcome::Disagreed,
                 // A server that speaks another protocol, or compresses unasked.
-                None => "failed",
+                None => Outcome::Failed,
             }
         };
-        if is_small { compare() } else { tokio::task::spawn_blocking(compare).await.unwrap_or("failed") }
+        if is_small {
+            compare()
+        } else {
+            tokio::task::spawn_blocking(compare).await.unwrap_or(Outcome::Failed)
+        }
     }
 }
 
@@ -264,27 +287,27 @@ struct Served {
     timing: Option<Timing>,
 }
 
-/// Outputs and their bytes; else the word of the metric.
+/// Outputs and their bytes; else what became of the copy.
 async fn ask_engine(
     infer: &Infer,
     payload: Bytes,
     links: &Links,
     deadline: Duration,
-) -> Result<(Vec<TensorMeta>, Bytes, Served), &'static str> {
+) -> Result<(Vec<TensorMeta>, Bytes, Served), Outcome> {
     let started = Instant::now();
     let asked = async {
         let pending = links.worker().await?.send(infer, payload);
         pending?.answer().await
     };
-    let Ok(Ok(frame)) = tokio::time::timeout(deadline, asked).await else { return Err("failed") };
-    let Ok(reply) = <Reply as prost::Message>::decode(frame.metadata) else { return Err("failed") };
+    let Ok(Ok(frame)) = tokio::time::timeout(deadline, asked).await else { return Err(Outcome::Failed) };
+    let Ok(reply) = <Reply as prost::Message>::decode(frame.metadata) else { return Err(Outcome::Failed) };
     match reply.status() {
         Status::Ok => {
             let served = Served { took: started.elapsed(), timing: reply.timing };
             Ok((reply.outputs, frame.payload, served))
         }
-        Status::Overloaded | Status::DeadlineExceeded => Err("dropped"),
-        _ => Err("failed"),
+        Status::Overloaded | Status::DeadlineExceeded => Err(Outcome::Dropped),
+        _ => Err(Outcome::Failed),
     }
 }
 
@@ -293,16 +316,16 @@ async fn ask_server(
     remotes: &Remotes,
     deadline: Duration,
     clients_bytes: usize,
-) -> Result<Written, &'static str> {
+) -> Result<Written, Outcome> {
     let deadline = Deadline::of(deadline, None, Instant::now());
     // What is as JSON here may be binary there; what is much longer is no answer to the same.
     let bytes_max = AT_ONCE_BYTES + 16 * clients_bytes;
     let asked = remotes.ask(&remote, (&method, &headers), body, (&deadline, None), bytes_max, || false).await;
-    let Ok(passed) = asked else { return Err("failed") };
+    let Ok(passed) = asked else { return Err(Outcome::Failed) };
     match passed.refusal() {
         None => Ok(Written::of(&passed)),
-        Some(Refusal::Overloaded(_)) => Err("dropped"),
-        Some(_) => Err("failed"),
+        Some(Refusal::Overloaded(_)) => Err(Outcome::Dropped),
+        Some(_) => Err(Outcome::Failed),
     }
 }
 

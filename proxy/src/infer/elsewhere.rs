@@ -1,7 +1,7 @@
 //! Versions that another server answers: how one is asked, as the request came where its caller speaks that server's protocol, in
 //! other words where not. Decides only that; which version answers, the path decides.
 
-use super::{Asking, Body, Path};
+use super::{Asking, Body, InferPath};
 use crate::call::{Call, Inferred};
 use crate::decode::InferRequest;
 use crate::directory::Models;
@@ -19,7 +19,7 @@ use wire::{ModelEntry, ModelState};
 /// What a server is asked: method, headers, body.
 type Asked = ((Method, HeaderMap), Bytes);
 
-impl Path {
+impl InferPath {
     /// Has another server answer a request as it came; and what that answer says about the version.
     pub(super) async fn elsewhere<C: Call>(
         &self,

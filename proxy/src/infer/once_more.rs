@@ -1,7 +1,7 @@
 //! Which requests are asked once more, and whom: only where the engine says that nothing ran, once, and within the budget that
 //! the core keeps. Never feeds an overload, never repeats a run that has failed or may have begun.
 
-use super::{Asking, By, Path, is_ready};
+use super::{Asking, By, InferPath, is_ready};
 use crate::call::Call;
 use crate::caller::Caller;
 use crate::link::Link;
@@ -37,7 +37,7 @@ impl From<Refusal> for Unanswered {
     }
 }
 
-impl Path {
+impl InferPath {
     /// Whom to ask once more, now that nothing has run: the same version, or whichever the policy names instead, if that
     /// lets it in and not too many were asked twice. A version in the path is never replaced.
     pub(super) async fn once_more<'a, C: Call>(
