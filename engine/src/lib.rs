@@ -65,10 +65,6 @@ mod simulator;
 mod scripted;
 #[cfg(test)]
 mod scenarios;
-#[cfg(test)]
-mod scenarios_of_models;
-#[cfg(test)]
-mod scenarios_of_preprocessing;
 
 pub use config::{Config, Device, LogFormat, Settings};
 pub use library::{Candidate, Library};

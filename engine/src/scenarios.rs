@@ -4,7 +4,9 @@
 
 mod connections;
 mod failures;
+mod models;
 mod padding;
+mod preprocessing;
 mod together;
 mod turned_away;
 

@@ -1,0 +1,322 @@
+//! Real TorchScript through a real libtorch: what loads, what runs together, and what is refused.
+
+use super::*;
+use crate::library::{Candidate, Library};
+use crate::scenarios::{Asked, Client, Engine};
+use wire::{ModelEntry, ModelState, Status};
+
+const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/models");
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/demo/models");
+
+fn candidates(folder: &str, name: &str) -> Vec<Candidate> {
+    let load = |path: &Path, manifest| load(path, manifest, Device::Cpu);
+    let mut found = Library::folder(folder.into(), load).find(None).unwrap();
+    found.retain(|candidate| candidate.name == name);
+    assert!(!found.is_empty(), "{folder} must hold {name}");
+    found
+}
+
+/// An engine with one of the fixtures, as proxies are told of it.
+fn serve(name: &str) -> (Engine, Client, ModelEntry) {
+    let engine = Engine::start(candidates(FIXTURES, name));
+    let mut client = engine.connect();
+    let entry = client.index().remove(0);
+    (engine, client, entry)
+}
+
+fn refusal(name: &str) -> ModelEntry {
+    let (_, _, entry) = serve(name);
+    assert_eq!(entry.state(), ModelState::Ready);
+    assert_eq!(entry.max_batch, 1);
+    entry
+}
+
+#[test]
+fn rows_that_depend_on_each_other_or_on_the_past_are_never_batched() {
+    let reason = refusal("coupled").reason;
+    assert!(
+        reason.starts_with("not batched: rows change when they run together (output `out`, "),
+        "{reason}"
+    );
+    // One after another, all of its answers are right.
+    for name in ["scratch", "listed", "forked", "traced"] {
+        let reason = refusal(name).reason;
+        assert!(reason.contains("it writes to tensors of its own"), "{name}: {reason}");
+    }
+    let reason = refusal("stateful").reason;
+    assert!(
+        reason.contains("gives another answer the next time (output `y`, largest difference 1"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_model_that_gives_out_the_memory_it_writes_to_is_found_out_though_it_runs_alone_anyway() {
+    let reason = refusal("buffer").reason;
+    assert!(
+        reason.starts_with("not batched: the same input gives another answer the next time (output `sum`, "),
+        "{reason}"
+    );
+}
+
+#[test]
+fn a_model_that_loses_rows_is_found_out_and_fails_closed() {
+    let (_engine, mut client, entry) = serve("short");
+    assert_eq!((entry.max_batch, entry.reason.as_str()), (1, "not batched: output `y` has 1 row, 5 went in"));
+    client.infer(1, Asked::of("short").fp32("x", &[2, 4], &[1.0; 8]));
+    let answer = client.reply().unwrap();
+    assert_eq!(answer.status(), Status::ModelFailed);
+    assert_eq!(answer.reply.message, "output `y` has 1 row, 2 went in");
+    client.infer(2, Asked::of("short").fp32("x", &[1, 4], &[1.0; 4]));
+    assert_eq!(client.reply().unwrap().fp32("y"), [1.0; 4]);
+}
+
+#[test]
+fn fifteen_mates_of_a_bad_row_are_answered_right() {
+    let (_engine, mut client, entry) = serve("picky");
+    assert_eq!((entry.max_batch, entry.reason.as_str()), (64, ""));
+    let ask = |value: f32| Asked::of("picky").fp32("x", &[1, 4], &[value, 1.0, 2.0, 3.0]);
+
+    client.infer_all((1..=16).map(|id| (id, ask(id as f32))));
+    assert!(client.replies(16).iter().any(|answer| answer.reply.timing.as_ref().unwrap().batch_requests > 1));
+
+    client.infer_all((1..=16).map(|id| (id, ask(if id == 5 { -1.0 } else { id as f32 }))));
+    for answer in client.replies(16) {
+        if answer.id == 5 {
+            assert_eq!(answer.status(), Status::ModelFailed);
+            assert_eq!(answer.reply.message, "ValueError: negative input");
+        } else {
+            assert_eq!(answer.fp32("y"), [2.0 * answer.id as f32, 2.0, 4.0, 6.0]);
+        }
+    }
+}
+
+#[test]
+fn two_inputs_and_two_outputs_of_different_kinds() {
+    let (_engine, mut client, entry) = serve("two");
+    assert_eq!(entry.max_batch, 64);
+    let ask = |first: i64| {
+        let b: Vec<u8> = [first, 1, 2, 3].iter().flat_map(|value| value.to_le_bytes()).collect();
+        Asked::of("two").input("b", Datatype::Int64, &[2, 2], &b).fp32(
+            "a",
+            &[2, 3],
+            &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+        )
+    };
+    let mut only_b = ask(100);
+    only_b.infer.outputs = vec!["sum_b".into()];
+    client.infer_all([(1, ask(10)), (2, only_b)]);
+    let answers = client.replies(2);
+    assert_eq!(answers[0].fp32("sum_a"), [6.0, 15.0]);
+    assert_eq!(answers[0].output("sum_b").1, [11i64.to_le_bytes(), 5i64.to_le_bytes()].concat());
+    assert_eq!(answers[1].reply.outputs.len(), 1);
+    assert_eq!(answers[1].output("sum_b").1, [101i64.to_le_bytes(), 5i64.to_le_bytes()].concat());
+}
+
+#[test]
+fn every_datatype_comes_back_as_it_went_in() {
+    let (_engine, mut client, entry) = serve("kinds");
+    assert_eq!(entry.max_batch, 64);
+    let bytes = |datatype: Datatype, id: u64| -> Vec<u8> {
+        let bytes = (0..4 * width(datatype) as u64).map(|at| (at * 37 + id * 11) as u8);
+        bytes.map(|byte| if datatype == Datatype::Bool { byte % 2 } else { byte }).collect()
+    };
+    let inputs: Vec<_> = entry
+        .inputs
+        .iter()
+        .map(|spec| (spec.name.clone(), Datatype::from_wire(spec.datatype).unwrap()))
+        .collect();
+    let numbers = Datatype::ALL.iter().filter(|datatype| datatype.size().is_some());
+    assert_eq!(inputs.len(), numbers.count());
+    client.infer_all((1..=3).map(|id| {
+        let ask = |ask: Asked, (name, datatype): &(String, Datatype)| {
+            ask.input(name, *datatype, &[2, 2], &bytes(*datatype, id))
+        };
+        (id, inputs.iter().fold(Asked::of("kinds"), ask))
+    }));
+    for answer in client.replies(3) {
+        for (name, datatype) in &inputs {
+            let (meta, got) = answer.output(&format!("{name}_out"));
+            assert_eq!((meta.datatype, &meta.shape[..]), (*datatype as u32, &[2, 2][..]));
+            assert_eq!(got, bytes(*datatype, answer.id), "{name}");
+        }
+    }
+}
+
+#[test]
+fn a_model_without_a_declaration_takes_any_shape_and_is_never_batched() {
+    let (_engine, mut client, entry) = serve("bare");
+    assert_eq!((entry.max_batch, entry.inputs[0].datatype), (0, 0));
+    assert_eq!(entry.reason, "not batched: no model.yaml declares its shapes");
+    client.infer(1, Asked::of("bare").fp32("x", &[1, 3, 1], &[1.0, 2.0, 3.0]));
+    let answer = client.reply().unwrap();
+    assert_eq!(answer.output("OUTPUT__0").0.shape, [1, 3, 1]);
+    assert_eq!(answer.fp32("OUTPUT__0"), [2.0, 4.0, 6.0]);
+}
+
+#[test]
+fn a_broken_file_is_unavailable_with_a_reason() {
+    let (_engine, mut client, entry) = serve("broken");
+    assert_eq!(entry.state(), ModelState::Unavailable);
+    assert!(entry.reason.starts_with("model.pt: "), "{}", entry.reason);
+    client.infer(1, Asked::of("broken").fp32("x", &[1, 4], &[0.0; 4]));
+    assert_eq!(client.reply().unwrap().status(), Status::NotFound);
+}
+
+#[test]
+fn both_demo_models_read_held_out_digits() {
+    let engine = Engine::start_with(candidates(DEMO, "digits"), |settings| settings.lanes = 2);
+    let mut client = engine.connect();
+    for entry in client.index() {
+        assert_eq!((entry.state(), entry.max_batch, entry.reason.as_str()), (ModelState::Ready, 64, ""));
+    }
+    let csv =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/digits_held_out.csv"));
+    let csv = csv.unwrap();
+    let rows: Vec<Vec<f32>> =
+        csv.lines().map(|line| line.split(',').map(|value| value.parse().unwrap()).collect()).collect();
+    for version in [1, 2] {
+        let mut ids = 0..;
+        client.infer_all(rows.iter().map(|row| {
+            let mut ask = Asked::of("digits").fp32("pixels", &[1, 64], &row[1..]);
+            ask.infer.version = version;
+            (ids.next().unwrap(), ask)
+        }));
+        let answers = client.replies(rows.len());
+        let right = answers.iter().zip(&rows).filter(|(answer, row)| {
+            i64::from_le_bytes(answer.output("digit").1.try_into().unwrap()) == row[0] as i64
+        });
+        let right = right.count();
+        assert!(right * 10 > rows.len() * 9, "version {version}: {right} of {} right", rows.len());
+    }
+}
+
+/// An engine with a model `x: [-1, 4] → y: [-1, ..]` of this body.
+fn defined(body: &str, output: &str) -> (Engine, Client, ModelEntry, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let version = folder.path().join("defined/1");
+    std::fs::create_dir_all(&version).unwrap();
+    define(&version.join("model.pt"), &format!("def forward(self, x):\n    {body}\n")).unwrap();
+    let manifest = format!(
+        "inputs: [{{name: x, datatype: FP32, shape: [-1, 4]}}]\noutputs: [{{name: 'y', datatype: FP32, shape: {output}}}]"
+    );
+    std::fs::write(version.join("model.yaml"), manifest).unwrap();
+    let engine = Engine::start(candidates(folder.path().to_str().unwrap(), "defined"));
+    let mut client = engine.connect();
+    let entry = client.index().remove(0);
+    (engine, client, entry, folder)
+}
+
+fn answers(client: &mut Client) -> Vec<Vec<f32>> {
+    let ask = |id: u64| Asked::of("defined").fp32("x", &[1, 4], &[id as f32, 1.0, 2.0, 3.0]);
+    client.infer_all((1..=16).map(|id| (id, ask(id))));
+    client.replies(16).iter().map(|answer| answer.fp32("y")).collect()
+}
+
+#[test]
+fn a_model_that_changes_its_input_changes_nobody_elses() {
+    let (_engine, mut client, entry, _folder) = defined("x.mul_(2.0)\n    return x", "[-1, 4]");
+    assert_eq!((entry.max_batch, entry.reason.as_str()), (32, ""));
+    for _ in 0..2 {
+        for (id, y) in (1..).zip(answers(&mut client)) {
+            assert_eq!(y, [2.0 * id as f32, 2.0, 4.0, 6.0]);
+        }
+    }
+}
+
+#[test]
+fn a_view_of_the_input_is_answered_as_what_it_shows() {
+    for (body, first) in [("return x[:, 1:].flip(1)", 3.0), ("return x.t()[1:].t()", 1.0)] {
+        let (_engine, mut client, entry, _folder) = defined(body, "[-1, 3]");
+        assert_eq!(entry.max_batch, 32, "{}", entry.reason);
+        for y in answers(&mut client) {
+            assert_eq!((y[0], y[1], y[2]), (first, 2.0, 4.0 - first));
+        }
+    }
+}
+
+#[test]
+fn a_model_whose_trace_froze_the_batch_size_runs_one_row_at_a_time() {
+    let (_engine, mut client, entry, _folder) = defined("return x.reshape([1, 4]) * 2", "[-1, 4]");
+    assert_eq!(entry.max_batch, 1);
+    assert!(
+        entry.reason.starts_with("not batched: several rows together fail: shape '[1, 4]' is invalid"),
+        "{}",
+        entry.reason
+    );
+    assert_eq!(answers(&mut client)[4], [10.0, 2.0, 4.0, 6.0]);
+    client.infer(1, Asked::of("defined").fp32("x", &[2, 4], &[0.0; 8]));
+    assert_eq!(client.reply().unwrap().status(), Status::ModelFailed);
+}
+
+#[test]
+fn a_row_that_is_not_finite_fails_where_model_yaml_says_so() {
+    let (_engine, mut client, entry, _folder) = defined("return torch.exp(x)", "[-1, 4], finite: true");
+    assert_eq!((entry.max_batch, entry.reason.as_str()), (32, ""));
+    client.infer_all(
+        [0.0, 1e6, 0.0]
+            .into_iter()
+            .zip(1..)
+            .map(|(value, id)| (id, Asked::of("defined").fp32("x", &[1, 4], &[0.0, 0.0, 0.0, value]))),
+    );
+    let replies = client.replies(3);
+    assert_eq!((replies[0].fp32("y"), replies[2].fp32("y")), (vec![1.0; 4], vec![1.0; 4]));
+    assert_eq!(
+        (replies[1].status(), replies[1].reply.message.as_str()),
+        (Status::ModelFailed, "output `y` is not finite")
+    );
+}
+
+#[test]
+fn what_is_no_tensor_is_no_output() {
+    for (body, of_type) in [
+        ("return [1, 2]", "List[int]"),
+        ("return x.size(0)", "int"),
+        ("return None", "NoneType"),
+        ("return (x, 1)", "Tuple[Tensor, int]"),
+        ("return {1: x}", "Dict[int, Tensor]"),
+    ] {
+        let (_engine, _client, entry, _folder) = defined(body, "[-1, 4]");
+        let why = format!("model.pt: forward returns {of_type}, which is no tensor and holds none");
+        assert_eq!((entry.state(), entry.reason), (ModelState::Unavailable, why));
+    }
+    let maybe = "y : Optional[Tensor] = None\n    return y";
+    let (_engine, mut client, entry, _folder) = defined(maybe, "[-1, 4]");
+    assert_eq!(entry.state(), ModelState::Ready, "it may have its reasons to fail on made-up input");
+    client.infer(1, Asked::of("defined").fp32("x", &[1, 4], &[0.0; 4]));
+    let answer = client.reply().unwrap();
+    assert_eq!(
+        (answer.status(), answer.reply.message.as_str()),
+        (Status::ModelFailed, "forward returned None, which is no tensor and holds none")
+    );
+    let (_engine, mut client, entry, _folder) = defined("return torch.cat([x, x])", "[-1, 4]");
+    assert_eq!(
+        (entry.state(), entry.reason.as_str()),
+        (ModelState::Unavailable, "output `y` has 2 rows, 1 went in")
+    );
+    client.infer(1, Asked::of("defined").fp32("x", &[1, 4], &[0.0; 4]));
+    assert_eq!(client.reply().unwrap().status(), Status::NotFound);
+}
+
+#[test]
+fn a_traceback_comes_down_to_its_last_line() {
+    let text = "The following operation failed.\nTraceback (most recent call last):\n  File \"a.py\", line 3\nRuntimeError: sizes differ\n\n";
+    assert_eq!(last_line(text), "sizes differ");
+    assert_eq!(
+        last_line("real cause\nException raised from f at x.cpp:3\nframe #0: f() + 0x1\n"),
+        "real cause"
+    );
+    let text = "\nUnknown builtin op: aten::nothing.\n:\n  File \"a.py\", line 3\n    return nothing(x)\n           ~~~~~~~ <--- HERE\n";
+    assert_eq!(last_line(text), "Unknown builtin op: aten::nothing.");
+    let text = "CUDA error: device-side assert triggered\nSearch for `cudaErrorAssert' in the manual.\nCompile with `TORCH_USE_CUDA_DSA`.\n";
+    assert_eq!(last_line(text), "CUDA error: device-side assert triggered");
+    let wrapped = format!("The following operation failed.\nTraceback:\nRuntimeError: {text}");
+    assert_eq!(last_line(&wrapped), "CUDA error: device-side assert triggered");
+    assert_eq!(last_line(""), "no reason given");
+}
+
+#[test]
+fn a_gpu_that_is_not_there_is_refused_with_what_to_do() {
+    let error = resolve(Device::Cuda(99)).unwrap_err();
+    assert!(error.starts_with("there is no cuda:99, ") && error.contains("give --device cpu"), "{error}");
+}
