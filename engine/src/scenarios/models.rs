@@ -338,7 +338,12 @@ fn a_hundred_swaps_under_load_lose_no_request_and_leave_one_model_in_memory() {
     assert_eq!(answer(&mut client, 1), Ok(1010.0));
     order(&mut client, Action::Unload, 0);
     assert_eq!(obeyed(&mut client).0, Status::Ok);
-    assert_eq!(folder.alive.load(Ordering::SeqCst), 0);
+    // A lane that has answered for one of the others may not have let go of it yet.
+    let waited = std::time::Instant::now();
+    while folder.alive.load(Ordering::SeqCst) > 0 {
+        assert!(waited.elapsed() < Duration::from_secs(60), "one is never let go");
+        std::thread::yield_now();
+    }
 }
 
 #[test]
