@@ -317,14 +317,11 @@ impl Supervisor {
         let loaded = tokio::select! {
             loaded = self.load_like(&mut successor) => loaded,
             ended = self.follow(old, stop) => {
-                let reason = ended.reason();
+                let (reason, leaving) = (ended.reason(), let_go(successor));
                 if *stop.borrow() {
-                    dismiss(successor, &reason).await;
+                    let _ = leaving.done.await;
                 } else {
-                    // It may take its time, and the next one does not wait for it.
-                    let (socket, why) = (successor.socket.clone(), reason.clone());
-                    let done = tokio::spawn(async move { dismiss(successor, &why).await });
-                    *retiring = Some(Retiring { socket, done });
+                    *retiring = Some(leaving);
                 }
                 return Err(reason);
             }
@@ -333,7 +330,7 @@ impl Supervisor {
         let index = match loaded {
             Ok(index) => index,
             Err(error) => {
-                dismiss(successor, "it is not needed").await;
+                *retiring = Some(let_go(successor));
                 return failed(error);
             }
         };
@@ -517,7 +514,7 @@ pub(crate) fn files_of(entry: &ModelEntry) -> Option<u64> {
     (entry.state() == ModelState::Ready && entry.files != 0).then_some(entry.files)
 }
 
-/// An engine that another one has taken over from.
+/// An engine that nobody is to ask any more, and that may still listen.
 struct Retiring {
     socket: PathBuf,
     done: JoinHandle<()>,
@@ -535,6 +532,12 @@ fn retire(mut engine: Engine) -> Retiring {
         engine.link.close("another engine has taken over");
     });
     Retiring { socket, done }
+}
+
+/// Ends a successor that is not needed. That may take its time, for which the old engine does not go unheeded.
+fn let_go(successor: Engine) -> Retiring {
+    let socket = successor.socket.clone();
+    Retiring { socket, done: tokio::spawn(async move { dismiss(successor, "it is not needed").await }) }
 }
 
 /// Ends an engine that nobody is to ask any more.
