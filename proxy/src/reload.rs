@@ -248,14 +248,15 @@ impl Reload {
         }
         let mut beside = self.file.clone().into_os_string();
         beside.push(".rejected");
-        let (beside, draft) = (PathBuf::from(beside), draft.clone());
+        // Of one that is too long no more was read than shows that.
+        let (beside, from) = (PathBuf::from(beside), self.file.clone());
         let (file, copy) = (self.file.display(), beside.clone());
-        match tokio::task::spawn_blocking(move || files::replace(&copy, &draft))
+        match tokio::task::spawn_blocking(move || std::fs::copy(from, copy).map_err(anyhow::Error::from))
             .await
             .map_err(Into::into)
             .flatten()
         {
-            Ok(()) => {
+            Ok(_) => {
                 tracing::warn!("what stood in {file} was not in force; it is in {} now", beside.display());
                 Some(beside)
             }
