@@ -4,6 +4,7 @@
     resnet18    torchvision's, 224 by 224 images in bytes, normalised by the model itself
     perceptron  256 -> 4096 -> 4096 -> 16
     lookup      an embedding of 10 rows whose indices nobody checks: an index of 10 makes a GPU fail for the rest of the process
+    hungry      twice its input, for which it takes 2 GiB a row: 64 of them are more than a GPU of 80 GB has
 
 Never: says anything about what an engine does; it knows libtorch through Python alone.
 
@@ -35,6 +36,11 @@ max_batch: 256
 LOOKUP_YAML = HEAD + """\
 inputs: [{name: index, datatype: INT64, shape: [-1]}]
 outputs: [{name: row, datatype: FP32, shape: [-1, 4]}]
+"""
+HUNGRY_YAML = HEAD + """\
+inputs: [{name: number, datatype: FP32, shape: [-1, 1]}]
+outputs: [{name: twice, datatype: FP32, shape: [-1, 1]}]
+max_batch: 64
 """
 ROUND_SECONDS = 3
 
@@ -69,6 +75,12 @@ class Lookup(torch.nn.Module):
         return self.rows(index)
 
 
+class Hungry(torch.nn.Module):
+    def forward(self, number):
+        wide = number.expand(-1, 1 << 29) * 2.0
+        return wide[:, :1].clone()
+
+
 def main():
     parser = argparse.ArgumentParser(description="Makes models with random weights. See the top of this file.")
     parser.add_argument("folder", type=Path)
@@ -80,15 +92,20 @@ def main():
         make(arguments.folder, "resnet18", Resnet18(), image, RESNET18_YAML)
         make(arguments.folder, "perceptron", Perceptron(), features, PERCEPTRON_YAML)
         make(arguments.folder, "lookup", Lookup(), torch.tensor([1, 2]), LOOKUP_YAML)
+        save(arguments.folder, "hungry", torch.jit.script(Hungry()), HUNGRY_YAML)
     if arguments.loop:
         loop(arguments.folder / "resnet18/1/model.pt", image, (1, 8, 64), arguments.loop)
         loop(arguments.folder / "perceptron/1/model.pt", features, (1, 32, 256), arguments.loop)
 
 
 def make(folder, name, network, example, manifest):
+    save(folder, name, torch.jit.trace(network.eval(), example), manifest)
+
+
+def save(folder, name, module, manifest):
     version = folder / name / "1"
     version.mkdir(parents=True, exist_ok=True)
-    torch.jit.trace(network.eval(), example).save(version / "model.pt")
+    module.save(version / "model.pt")
     (version / "model.yaml").write_text(manifest)
 
 

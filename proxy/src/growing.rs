@@ -20,7 +20,7 @@ pub(crate) struct Growing {
 }
 
 /// Longer ones are large, unless they are as long as expected.
-const SMALL_MAX: usize = 1 << 20;
+const SMALL_MAX: usize = 256 << 10;
 
 impl Growing {
     /// `what` is its name where it is too large.
