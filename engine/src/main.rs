@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::Parser;
 use engine::{Config, Library, Listener, LogFormat, schedule, torch};
-use std::io::Read;
+use std::io::{Read, Write};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
@@ -13,7 +13,7 @@ fn main() {
     match run(&config) {
         Ok(()) => torch::leave(0),
         Err(error) => {
-            eprintln!("penstock-engine: {error:#}");
+            let _ = writeln!(std::io::stderr(), "penstock-engine: {error:#}"); // the status says it as well
             torch::leave(1);
         }
     }

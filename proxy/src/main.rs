@@ -172,7 +172,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("penstock: {error:#}");
+            let _ = writeln!(std::io::stderr(), "penstock: {error:#}"); // the status says it as well
             ExitCode::FAILURE
         }
     }

@@ -14,7 +14,7 @@ pub use client::{Client, Response, infer_body, raw_exchange};
 pub use collector::Collector;
 pub use engine::{Behaviour, ScriptedEngine};
 pub use grpc::{GrpcCaller, GrpcClient, grpc_request};
-pub use stack::{Stack, StackBuilder, binary, free_address, free_addresses, repository};
+pub use stack::{Out, Stack, StackBuilder, binary, free_address, free_addresses, repository};
 
 use std::time::{Duration, Instant};
 

@@ -51,11 +51,16 @@ pub struct StackBuilder {
 }
 
 /// What becomes of standard output and standard error.
-#[derive(Clone, Copy)]
-enum Out {
+#[derive(Clone, Copy, Debug)]
+pub enum Out {
+    /// Files in the stack's folder.
     File,
     /// A pipe that nobody empties.
-    Full,
+    FullPipe,
+    /// A pipe of which nobody has the other end.
+    ClosedPipe,
+    /// A disk without room.
+    FullDisk,
 }
 
 impl StackBuilder {
@@ -95,9 +100,9 @@ impl StackBuilder {
         self
     }
 
-    /// Nobody reads its standard output, or its standard error.
-    pub fn out_to_a_full_pipe(mut self) -> Self {
-        self.out = Out::Full;
+    /// What becomes of its standard output and its standard error.
+    pub fn out(mut self, out: Out) -> Self {
+        self.out = out;
         self
     }
 
@@ -162,7 +167,9 @@ fn launch(folder: &Path, out: Out) -> Child {
     let file = |name| std::fs::File::create(folder.join(name)).expect("the temporary folder takes files");
     let to = |name| match out {
         Out::File => file(name).into(),
-        Out::Full => Stdio::piped(), // `Child` keeps the other end, and does not read
+        Out::FullPipe => Stdio::piped(), // `Child` keeps the other end, and does not read
+        Out::ClosedPipe => std::io::pipe().expect("a pipe").1.into(),
+        Out::FullDisk => std::fs::File::create("/dev/full").expect("Linux has it").into(),
     };
     command.stdin(Stdio::null()).stdout(to("out")).stderr(to("log"));
     command.process_group(0).spawn().expect("the binary starts")

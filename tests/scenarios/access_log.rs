@@ -1,6 +1,6 @@
 //! The access log: a line for each request, and the id that ties it to its answer.
 
-use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body};
+use harness::{Behaviour, Out, ScriptedEngine, Stack, eventually, infer_body};
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
@@ -78,10 +78,25 @@ fn answers_are_sampled_and_refusals_are_not() {
 
 #[test]
 fn whoever_does_not_read_what_the_process_says_stops_nothing() {
+    says_much_to(Out::FullPipe, "pretty");
+}
+
+#[test]
+fn a_log_that_cannot_be_written_stops_nothing() {
+    std::thread::scope(|scope| {
+        for (out, format) in [(Out::ClosedPipe, "json"), (Out::FullDisk, "pretty"), (Out::FullDisk, "json")] {
+            scope.spawn(move || says_much_to(out, format));
+        }
+    });
+}
+
+/// Has the process and its engine say much, and sees that both go on.
+fn says_much_to(out: Out, format: &str) {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("policies.yaml");
     std::fs::write(&file, "models: {}").unwrap();
-    let stack = Stack::builder().policy_file(&file).out_to_a_full_pipe().start();
+    let log = format!("log: {{format: {format}, access: 1}}");
+    let stack = Stack::builder().policy_file(&file).config(&log).out(out).start();
     let client = stack.client();
     // Of each of them much is said; a pipe holds 64 KiB.
     for at in 1..=8 {
@@ -105,7 +120,7 @@ fn whoever_does_not_read_the_lines_holds_up_nobody() {
     // Stands for a collector that has stopped reading: a disk that is full, a pipe that nobody empties.
     let stack = Stack::builder()
         .config("log: {format: json, access: 1}")
-        .out_to_a_full_pipe()
+        .out(Out::FullPipe)
         .external_engine(engine.socket())
         .start();
     let client = stack.client();

@@ -15,7 +15,9 @@ pub fn start(filter: EnvFilter, as_json: bool) {
         .with_env_filter(filter)
         .with_writer(move || Unhurried { as_json })
         .with_ansi(io::stderr().is_terminal())
-        .with_target(false);
+        .with_target(false)
+        // It would be told on standard error, and end the process if that fails as well.
+        .log_internal_errors(false);
     if as_json {
         lines.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
     } else {
@@ -23,8 +25,8 @@ pub fn start(filter: EnvFilter, as_json: bool) {
     }
 }
 
-/// Standard error, where a line that finds no room is dropped: who logs holds locks, starts engines and ends processes, and a pipe
-/// that nobody reads would stop it for good.
+/// Standard error, where a line that finds no room is dropped, and one that cannot be written: who logs holds locks, starts
+/// engines and ends processes, and a pipe that nobody reads, or a disk that is full, would stop it for good.
 struct Unhurried {
     as_json: bool,
 }
@@ -35,28 +37,36 @@ static DROPPED: AtomicU64 = AtomicU64::new(0);
 /// Where there is room in a pipe, there is for so much (`PIPE_BUF`).
 const AT_ONCE: usize = 4 << 10;
 
-impl Write for Unhurried {
-    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+impl Unhurried {
+    /// Whether there was room for all of it.
+    fn write_at_once(&self, line: &[u8]) -> io::Result<bool> {
         let mut errors = io::stderr().lock();
-        if has_room() {
-            let dropped = DROPPED.swap(0, Ordering::Relaxed);
-            if dropped > 0 {
-                let what = format!("{dropped} lines of this log were dropped, because nobody read it");
-                if self.as_json {
-                    let mut at = String::new();
-                    let _ = SystemTime.format_time(&mut Writer::new(&mut at)); // a String takes everything
-                    writeln!(errors, "{{\"timestamp\":\"{at}\",\"level\":\"WARN\",\"message\":\"{what}\"}}")?;
-                } else {
-                    writeln!(errors, " WARN {what}")?;
-                }
+        let dropped = DROPPED.load(Ordering::Relaxed);
+        if dropped > 0 && has_room() {
+            let what = format!("{dropped} lines of this log were dropped, because they could not be written");
+            if self.as_json {
+                let mut at = String::new();
+                let _ = SystemTime.format_time(&mut Writer::new(&mut at)); // a String takes everything
+                writeln!(errors, "{{\"timestamp\":\"{at}\",\"level\":\"WARN\",\"message\":\"{what}\"}}")?;
+            } else {
+                writeln!(errors, " WARN {what}")?;
             }
+            DROPPED.fetch_sub(dropped, Ordering::Relaxed);
         }
         for piece in line.chunks(AT_ONCE) {
             if !has_room() {
-                DROPPED.fetch_add(1, Ordering::Relaxed);
-                break;
+                return Ok(false);
             }
             errors.write_all(piece)?;
+        }
+        Ok(true)
+    }
+}
+
+impl Write for Unhurried {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        if !self.write_at_once(line).unwrap_or(false) {
+            DROPPED.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())
     }
