@@ -29,8 +29,41 @@ const WARM_UPS: usize = 3;
 /// A batch that takes longer than this is run once: a model that may not answer for minutes is of no use.
 const SLOW: Duration = Duration::from_millis(200);
 
-/// Rows that are compared.
-const ROWS: u64 = 5;
+/// Rows that are compared. They are unlike in size, sign and length: what a model does to the order of its rows, or by the
+/// largest or the longest of them, it does not show where all are alike.
+const ROWS: [Like; 5] = [
+    Like::PLAIN,
+    Like { scale: 0.25, filled: 2 },
+    Like { scale: -1.0, filled: 1 },
+    Like { scale: 1.0, filled: 4 },
+    Like { scale: -0.5, filled: 2 },
+];
+
+/// What a made-up row is like.
+#[derive(Clone, Copy)]
+struct Like {
+    /// Its floats are so many times what they are in others.
+    scale: f32,
+    /// Of its elements, the first one of so many parts; the rest is zero, or masked.
+    filled: u64,
+}
+
+impl Like {
+    const PLAIN: Self = Self { scale: 1.0, filled: 1 };
+}
+
+/// A made-up row: the same one is the same in every run.
+#[derive(Clone, Copy)]
+struct Row {
+    number: u64,
+    like: Like,
+}
+
+impl Row {
+    fn plain(number: u64) -> Self {
+        Self { number, like: Like::PLAIN }
+    }
+}
 
 /// Made-up input is no larger than this, however many rows or dimensions a `model.yaml` allows.
 const BYTES_MAX: u64 = 64 << 20;
@@ -156,11 +189,11 @@ fn padding_to(model: &dyn Model, pace: &Pace, real: &[u64], to: &[u64]) -> Resul
         Finding::Undeclared(wrong) => wrong.to_string(),
         Finding::Unlike(why) => why,
     };
-    let outputs = trial.row_bytes().and_then(|_| trial.compute(&[0])).map_err(fails)?;
+    let outputs = trial.row_bytes().and_then(|_| trial.compute(&[Row::plain(0)])).map_err(fails)?;
     let (mut inputs, mut payload) = (Vec::new(), Vec::new());
     for (at, slot) in spec.inputs.iter().enumerate() {
         let start = payload.len();
-        payload.extend(trial.make_up(at as u64, slot, &[0]).concat());
+        payload.extend(trial.make_up(at as u64, slot, &[Row::plain(0)]).concat());
         let (shape, bytes) = (trial.shape(slot, 1), start..payload.len());
         inputs.push(Given { slot: at, datatype: datatype_of(slot), shape, bytes });
     }
@@ -211,25 +244,27 @@ struct Trial<'a> {
 impl Trial<'_> {
     fn run(&self) -> Result<(), Finding> {
         let rows_max = self.max_rows.unwrap_or(1).min(self.bytes_max / self.row_bytes()?.max(1));
-        let first = self.compute(&[0])?;
+        let first = self.compute(&[Row::plain(0)])?;
         for _ in 1..WARM_UPS {
             self.compare_again(&first)?;
         }
         if rows_max == 1 {
             // A model that remembers may show it only after it has seen something else.
-            self.compute(&[1])?;
+            self.compute(&[Row::plain(1)])?;
             return self.compare_again(&first);
         }
-        let rows: Vec<u64> = (0..ROWS.min(rows_max)).collect();
-        let alone: Vec<Vec<Output>> =
-            rows.iter().map(|row| self.compute(&[*row])).collect::<Result<_, _>>()?;
-        let mut turned = rows.clone();
+        let alone = (0..).zip(ROWS).take(rows_max as usize).map(|(number, like)| self.alone(number, like));
+        let (rows, alone): (Vec<Row>, Vec<Vec<Output>>) = alone.collect::<Result<_, _>>()?;
+        let order: Vec<usize> = (0..rows.len()).collect();
+        let mut turned = order.clone();
         turned.rotate_left(rows.len() / 2);
-        for order in [rows, turned, vec![0, 1], (0..rows_max).collect()] {
+        let full = (0..rows_max as usize).map(|at| at % rows.len()).collect();
+        for order in [order, turned, vec![0, 1], full] {
+            let those: Vec<Row> = order.iter().map(|at| rows[*at]).collect();
             for _ in 0..WARM_UPS {
-                let (together, took) = match self.timed(&order) {
+                let (together, took) = match self.timed(&those) {
                     // Lanes find out how many there is memory for.
-                    Err(Finding::Fails(error)) if error.out_of_memory && order.len() as u64 > ROWS => break,
+                    Err(Finding::Fails(error)) if error.out_of_memory && order.len() > ROWS.len() => break,
                     ran => ran.map_err(as_unlike)?,
                 };
                 compare_rows(&order, &together, &alone, self.tolerance)?;
@@ -239,6 +274,27 @@ impl Trial<'_> {
             }
         }
         self.compare_again(&first)
+    }
+
+    /// What a row is answered alone; a plain one in place of one that the model does not take, which it must not take beside
+    /// another either.
+    fn alone(&self, number: u64, like: Like) -> Result<(Row, Vec<Output>), Finding> {
+        let (row, plain) = (Row { number, like }, Row::plain(number));
+        match self.compute(&[row]) {
+            Err(Finding::Fails(error)) if !error.device_lost && !error.out_of_memory => {
+                let answered = self.compute(&[plain])?;
+                match self.compute(&[Row::plain(0), row]) {
+                    Err(Finding::Fails(_)) => Ok((plain, answered)),
+                    Err(finding) => Err(finding),
+                    Ok(_) => Err(Finding::Unlike(format!(
+                        "it takes a row beside another that it does not take alone: {error}"
+                    ))),
+                }
+            }
+            // Others it has answered as declared.
+            Err(Finding::Undeclared(wrong)) if number > 0 => Err(Finding::Unlike(wrong.to_string())),
+            ran => Ok((row, ran?)),
+        }
     }
 
     /// Bytes of one row of all inputs, if as many rows fit as must be compared.
@@ -256,7 +312,7 @@ impl Trial<'_> {
 
     /// A model that remembers shows it by answering differently the second time.
     fn compare_again(&self, first: &[Output]) -> Result<(), Finding> {
-        let again = self.compute(&[0])?;
+        let again = self.compute(&[Row::plain(0)])?;
         for (before, after) in first.iter().zip(&again) {
             if let Some(largest) = difference(before.datatype, &before.bytes, &after.bytes, self.tolerance) {
                 return Err(Finding::Unlike(format!(
@@ -269,12 +325,12 @@ impl Trial<'_> {
     }
 
     /// Runs the given rows of made-up input together.
-    fn compute(&self, rows: &[u64]) -> Result<Vec<Output>, Finding> {
+    fn compute(&self, rows: &[Row]) -> Result<Vec<Output>, Finding> {
         self.timed(rows).map(|(outputs, _)| outputs)
     }
 
     /// And how long that took.
-    fn timed(&self, rows: &[u64]) -> Result<(Vec<Output>, Duration), Finding> {
+    fn timed(&self, rows: &[Row]) -> Result<(Vec<Output>, Duration), Finding> {
         let slots = &self.model.spec().inputs;
         let made_up: Vec<Vec<Vec<u8>>> =
             (0..).zip(slots).map(|(at, slot)| self.make_up(at, slot, rows)).collect();
@@ -314,15 +370,19 @@ impl Trial<'_> {
         shape
     }
 
-    /// The bytes of each row of one input; the same row is the same in every run.
-    fn make_up(&self, at: u64, slot: &Slot, rows: &[u64]) -> Vec<Vec<u8>> {
+    /// The bytes of each row of one input.
+    fn make_up(&self, at: u64, slot: &Slot, rows: &[Row]) -> Vec<Vec<u8>> {
         let datatype = datatype_of(slot);
-        let elements = self.shape(slot, 1).iter().product();
-        if slot.mask {
-            let ones = element(datatype, 1.0).repeat(elements as usize);
-            return vec![ones; rows.len()];
-        }
-        rows.iter().map(|row| made_up(datatype, slot.bounds, elements, at << 32 | row)).collect()
+        let elements: u64 = self.shape(slot, 1).iter().product();
+        let make_up = |Row { number, like }: &Row| {
+            let filled = elements.div_ceil(like.filled);
+            if slot.mask {
+                let (one, zero) = (element(datatype, 1.0), element(datatype, 0.0));
+                return [one.repeat(filled as usize), zero.repeat((elements - filled) as usize)].concat();
+            }
+            made_up(datatype, slot.bounds, elements, filled, like.scale, at << 32 | number)
+        };
+        rows.iter().map(make_up).collect()
     }
 }
 
@@ -381,10 +441,10 @@ impl<'a> MadeUp<'a> {
         if row_bytes.checked_mul(u64::from(rows))? > self.trial.bytes_max {
             return None;
         }
-        let numbers: Vec<u64> = (0..u64::from(rows)).collect();
+        let plain: Vec<Row> = (0..u64::from(rows)).map(Row::plain).collect();
         let slots = &self.trial.model.spec().inputs;
         let shapes = slots.iter().map(|slot| self.trial.shape(slot, u64::from(rows))).collect();
-        let rows = (0..).zip(slots).map(|(at, slot)| self.trial.make_up(at, slot, &numbers)).collect();
+        let rows = (0..).zip(slots).map(|(at, slot)| self.trial.make_up(at, slot, &plain)).collect();
         Some(MadeUpBatch { slots, shapes, rows })
     }
 }
@@ -421,15 +481,15 @@ fn as_unlike(finding: Finding) -> Finding {
     }
 }
 
+/// `alone` are the answers to the rows that `order` counts.
 fn compare_rows(
-    order: &[u64],
+    order: &[usize],
     together: &[Output],
     alone: &[Vec<Output>],
     tolerance: Tolerance,
 ) -> Result<(), Finding> {
     for (at, row) in order.iter().enumerate() {
-        let Some(alone) = alone.get(*row as usize) else { continue };
-        for (whole, single) in together.iter().zip(alone) {
+        for (whole, single) in together.iter().zip(&alone[*row]) {
             let length = whole.bytes.len() / order.len();
             let part = &whole.bytes[at * length..(at + 1) * length];
             if part.len() != single.bytes.len() {
@@ -449,18 +509,27 @@ fn compare_rows(
     Ok(())
 }
 
-/// Floats in 0..1, integers in 0..4: small and not negative, which most models take, whatever they mean.
-fn made_up(datatype: Datatype, bounds: Option<(i128, i128)>, elements: u64, seed: u64) -> Vec<u8> {
+/// Floats in 0..1 before they are scaled, integers in 0..4: small and not negative, which most models take, whatever they mean;
+/// zero from the element on that is not filled any more.
+fn made_up(
+    datatype: Datatype,
+    bounds: Option<(i128, i128)>,
+    elements: u64,
+    filled: u64,
+    scale: f32,
+    seed: u64,
+) -> Vec<u8> {
     // Small, so that they are valid indices of most things, unless the author says what is valid.
     let (min, max) = bounds.unwrap_or((0, 3));
     let span = (max - min + 1).max(1);
+    let zero = 0.clamp(min, max);
     let mut bytes = Vec::with_capacity(elements as usize * width(datatype));
     let mut dice = seed;
-    for _ in 0..elements {
-        let draw = splitmix(&mut dice);
-        let float = (draw >> 40) as f32 / (1u64 << 24) as f32;
+    for at in 0..elements {
+        let (draw, is_filled) = (splitmix(&mut dice), at < filled);
+        let float = if is_filled { scale * ((draw >> 40) as f32 / (1u64 << 24) as f32) } else { 0.0 };
         match datatype {
-            Datatype::Bool => bytes.push((draw >> 63) as u8),
+            Datatype::Bool => bytes.push(if is_filled { (draw >> 63) as u8 } else { 0 }),
             Datatype::Uint8
             | Datatype::Uint16
             | Datatype::Uint32
@@ -469,7 +538,7 @@ fn made_up(datatype: Datatype, bounds: Option<(i128, i128)>, elements: u64, seed
             | Datatype::Int16
             | Datatype::Int32
             | Datatype::Int64 => {
-                let value = min + i128::from(draw >> 1) % span;
+                let value = if is_filled { min + i128::from(draw >> 1) % span } else { zero };
                 bytes.extend(&value.to_le_bytes()[..width(datatype)]);
             }
             Datatype::Fp16 => bytes.extend(f16::from_f32(float).to_le_bytes()),
@@ -542,6 +611,46 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_are_told_apart_by_their_size_or_length_alone_are_never_batched() {
+        let by = |key: fn(&[f32]) -> i32| {
+            verdict(move |x, rows| {
+                let mut sorted: Vec<&[f32]> = x.chunks(4).collect();
+                sorted.sort_by_key(|row| key(row));
+                Ok((vec![rows, 4], sorted.concat()))
+            })
+        };
+        for key in [
+            |row: &[f32]| row.iter().rposition(|v| *v != 0.0).map_or(0, |at| at as i32),
+            |row: &[f32]| (row[0] * 8.0).floor() as i32,
+            |row: &[f32]| i32::from(row[0] < 0.0),
+        ] {
+            assert!(why(by(key)).contains("rows change when they run together"));
+        }
+    }
+
+    #[test]
+    fn what_a_model_does_not_take_alone_it_may_not_take_beside_others() {
+        let is_negative = |x: &[f32]| x[0] < 0.0;
+        let fussy = verdict(move |x, rows| {
+            if x.chunks(4).any(is_negative) {
+                return Err(ModelError::new("a pixel is negative"));
+            }
+            Ok((vec![rows, 4], x.to_vec()))
+        });
+        assert_eq!(fussy.unwrap().grouping, Grouping::Together { max_rows: 8 }, "it never takes them");
+        let drops = verdict(move |x, rows| {
+            let mut kept: Vec<&[f32]> = x.chunks(4).filter(|row| !is_negative(row)).collect();
+            let Some(last) = kept.last().copied() else { return Err(ModelError::new("no rows are left")) };
+            kept.resize(rows as usize, last);
+            Ok((vec![rows, 4], kept.concat()))
+        });
+        assert_eq!(
+            why(drops),
+            "not batched: it takes a row beside another that it does not take alone: no rows are left"
+        );
+    }
+
+    #[test]
     fn a_row_that_depends_on_its_place_is_found() {
         let placed = verdict(|x, rows| {
             Ok((
@@ -589,7 +698,7 @@ mod tests {
             assert_eq!(failing(rows_at_most, lost), Err("cuda:0 works no more".into()));
             assert_eq!(failing(rows_at_most, full), Err("out of memory".into()));
         }
-        let few = failing(ROWS, full).unwrap();
+        let few = failing(ROWS.len() as u64, full).unwrap();
         assert_eq!(few.grouping, Grouping::Together { max_rows: 8 }, "lanes find out how many fit");
     }
 
