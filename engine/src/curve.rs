@@ -36,6 +36,10 @@ pub(crate) const RUNS_SETTLED: usize = 3;
 /// A size has to have run so often before a larger batch is left for it.
 const RUNS_TRUSTED: usize = 5;
 
+/// Two runs in a row that take less than this share of what was learned say that it is over: the machine was busy then. To wait
+/// until the median has turned would be to refuse meanwhile what there is time for.
+const OVER: f32 = 0.5;
+
 /// A run of fewer microseconds is not cut: what its first rows would gain is less than what another run costs.
 const UNNOTICED: f32 = 1000.0;
 
@@ -84,10 +88,17 @@ impl Curve {
             let at = self.runs as usize % RATIOS;
             put(&mut self.ratios, at, micros / typical.max(1.0));
         }
-        let size = self.sizes.entry(size_of(rows)).or_default();
-        let changed = size.observe(micros);
+        let rows = size_of(rows);
+        let size = self.sizes.entry(rows).or_default();
+        let mut changed = size.observe(micros);
         self.runs += 1;
         size.last = self.runs;
+        if let Some(micros) = size.much_less() {
+            // Fewer rows never take more.
+            let those = self.sizes.range_mut(..=rows).map(|(_, recent)| recent);
+            those.filter(|recent| OVER * recent.median > micros).for_each(|recent| recent.begin_anew(micros));
+            changed = true;
+        }
         if changed {
             self.points = rising(&self.sizes);
         }
@@ -244,6 +255,19 @@ impl Recent {
         rows as f32 / fastest.max(1.0)
     }
 
+    /// What each of the last two runs took at most, if that is much less than the runs before let expect.
+    fn much_less(&self) -> Option<f32> {
+        let back = |runs: usize| Some(self.micros[self.runs.checked_sub(runs)? % RECENT]);
+        let most = back(1)?.max(back(2)?);
+        (most < OVER * self.median).then_some(most)
+    }
+
+    /// Forgets what it has seen for a few runs of so many microseconds.
+    fn begin_anew(&mut self, micros: f32) {
+        self.micros[..RUNS_SETTLED].fill(micros);
+        (self.runs, self.median) = (RUNS_SETTLED, micros);
+    }
+
     /// Whether the median has moved so much that predictions change.
     fn observe(&mut self, micros: f32) -> bool {
         self.micros[self.runs % RECENT] = micros;
@@ -383,6 +407,28 @@ mod tests {
         assert_eq!(micros(curve.typical(16)), 260);
         assert_eq!(micros(curve.typical(1)), 140, "no longer than the smallest that was seen");
         assert_eq!(micros(learned(&[4], |_| 100).typical(8)), 200, "in proportion, to be careful");
+    }
+
+    #[test]
+    fn a_slow_time_is_over_when_two_runs_in_a_row_are_much_faster() {
+        let mut curve = Curve::default();
+        let typical = |curve: &Curve| [1, 4, 8].map(|rows| micros(curve.typical(rows)));
+        for rows in [1, 4, 8] {
+            (0..40).for_each(|_| curve.observe(rows, us(2500)));
+        }
+        curve.observe(4, us(250));
+        assert_eq!(typical(&curve), [2500; 3], "one may be an accident");
+        curve.observe(4, us(240));
+        assert_eq!(typical(&curve), [250, 250, 2500], "fewer rows take no longer, of more nothing is known");
+        (0..RECENT).for_each(|_| curve.observe(4, us(2500)));
+        assert_eq!(typical(&curve)[1], 2500, "and may be slow again");
+    }
+
+    #[test]
+    fn what_takes_now_this_and_now_that_is_not_taken_for_fast() {
+        let mut curve = Curve::default();
+        (0..200).for_each(|run| curve.observe(1, us(if run % 3 == 0 { 100 } else { 1000 })));
+        assert_eq!(micros(curve.typical(1)), 1000);
     }
 
     #[test]

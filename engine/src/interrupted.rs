@@ -1,24 +1,46 @@
 //! Remembers which versions are being tried out in a file that outlives the process. A trial that a segmentation fault or
 //! the kernel cuts short would otherwise be begun again by the next engine, and by the one after that, and take all
-//! other models along each time. Decides that twice is enough; never that the version is bad: whoever orders it to be
-//! loaded has it tried again.
+//! other models along each time. Decides how long it is left out after that has happened twice: it may have been another one's
+//! doing, or nobody's. Never that the version is bad: whoever orders it to be loaded has it tried again at once.
 
 use crate::kept::Kept;
 use crate::library::Stamp;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
+use std::time::Duration;
 
 /// So often a trial may end the engine; the first time may have been an accident.
 const TIMES_MAX: u32 = 2;
 
+/// So often that of a version which has passed one with the same files: most of what ends the engine is not its doing.
+const TIMES_MAX_PASSED: u32 = 6;
+
+/// Then it is left out for so long, and after each further time twice as long.
+const PAUSE: Duration = Duration::from_secs(300);
+const PAUSE_MAX: Duration = Duration::from_secs(24 * 3600);
+
 /// Versions that are remembered; beyond it the oldest is forgotten.
 const RECORDS_MAX: usize = 64;
+
+/// A trial that does not begin yet.
+#[derive(Debug, PartialEq, thiserror::Error)]
+#[error(
+    "its trial has ended the engine {times} times; it is tried again in {} min, and when its files change or somebody loads it",
+    .wait.as_secs() / 60
+)]
+pub(crate) struct LeftOut {
+    times: u32,
+    /// When it may, if this process lives for so long.
+    pub(crate) wait: Duration,
+}
 
 /// The trials that are under way, and those that were when an engine ended. If there was more than one, any of them may have
 /// done it, and counts as if it had.
 pub(crate) struct Interrupted {
     file: Kept,
     records: Vec<Record>,
+    /// Versions that may be tried in any case.
+    waited: Vec<(String, u64)>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -35,18 +57,25 @@ impl Interrupted {
     /// What the engine that listened at `socket` before this one has left.
     pub(crate) fn beside(socket: &Path) -> Self {
         let file = file_of(socket);
-        Self { records: file.read(), file }
+        Self { records: file.read(), file, waited: Vec::new() }
     }
 
-    /// Notes that a trial begins; an error says why it does not.
-    pub(crate) fn begin(&mut self, model: &str, version: u64, stamp: &Stamp) -> Result<(), String> {
+    /// Notes that a trial begins of a version that `has_passed` one with these files, or not.
+    pub(crate) fn begin(
+        &mut self,
+        model: &str,
+        version: u64,
+        stamp: &Stamp,
+        has_passed: bool,
+    ) -> Result<(), LeftOut> {
         let stamp = format!("{stamp:?}");
         let known = self.records.iter().find(|record| record.is_of(model, version));
-        let times = known.filter(|record| record.stamp == stamp).map_or(0, |record| record.times);
-        if times >= TIMES_MAX {
-            return Err(format!(
-                "its trial has ended the engine {times} times; it is tried again when its files change or somebody loads it"
-            ));
+        let known = known.filter(|record| record.stamp == stamp);
+        let times = known.map_or(0, |record| record.times);
+        let most = if has_passed { TIMES_MAX_PASSED } else { TIMES_MAX };
+        if times >= most && !self.waited.iter().any(|waited| *waited == (model.to_owned(), version)) {
+            let wait = PAUSE.saturating_mul(1 << (times - most).min(16)).min(PAUSE_MAX);
+            return Err(LeftOut { times, wait });
         }
         self.records.retain(|record| !record.is_of(model, version));
         self.records.push(Record { model: model.to_owned(), version, stamp, times: times + 1 });
@@ -56,9 +85,15 @@ impl Interrupted {
         Ok(())
     }
 
+    /// It was left out for as long as it had to be.
+    pub(crate) fn has_waited(&mut self, model: &str, version: u64) {
+        self.waited.push((model.to_owned(), version));
+    }
+
     /// It has ended, one way or the other, and the engine lives.
     pub(crate) fn end(&mut self, model: &str, version: u64) {
         self.records.retain(|record| !record.is_of(model, version));
+        self.waited.retain(|waited| *waited != (model.to_owned(), version));
         self.write();
     }
 
@@ -100,19 +135,49 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("engine.sock");
         // Each engine is the process that begins a trial and is killed in it.
-        let begin = |version, stamp| Interrupted::beside(&socket).begin("m", version, &Stamp::made_up(stamp));
+        let begin =
+            |version, stamp| Interrupted::beside(&socket).begin("m", version, &Stamp::made_up(stamp), false);
         assert_eq!((begin(2, 1), begin(2, 1)), (Ok(()), Ok(())));
-        let why = begin(2, 1).unwrap_err();
-        assert!(why.starts_with("its trial has ended the engine 2 times"), "{why}");
+        let why = begin(2, 1).unwrap_err().to_string();
+        assert!(
+            why.starts_with("its trial has ended the engine 2 times; it is tried again in 5 min"),
+            "{why}"
+        );
         assert_eq!(begin(2, 7), Ok(()), "its files have changed");
         assert_eq!((begin(2, 7), begin(2, 7).is_err()), (Ok(()), true));
         let mut asked = Interrupted::beside(&socket);
         asked.forgive("m");
-        assert_eq!(asked.begin("m", 2, &Stamp::made_up(7)), Ok(()));
+        assert_eq!(asked.begin("m", 2, &Stamp::made_up(7), false), Ok(()));
         asked.end("m", 2);
         assert_eq!((begin(2, 7), begin(2, 7)), (Ok(()), Ok(())), "a trial that ended counts for nothing");
         excuse(&socket);
         assert_eq!(begin(2, 7), Ok(()), "one that was told to stop is no accident");
+    }
+
+    #[test]
+    fn a_version_that_was_left_out_is_tried_again_after_ever_longer_pauses() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("engine.sock");
+        let stamp = Stamp::made_up(1);
+        let waits = || {
+            let mut trials = Interrupted::beside(&socket);
+            let left_out = trials.begin("m", 1, &stamp, false).unwrap_err();
+            trials.has_waited("m", 1);
+            trials.begin("m", 1, &stamp, false).unwrap(); // and ends the engine once more
+            left_out.wait.as_secs() / 60
+        };
+        (0..TIMES_MAX).for_each(|_| Interrupted::beside(&socket).begin("m", 1, &stamp, false).unwrap());
+        let minutes: Vec<u64> = (0..12).map(|_| waits()).collect();
+        assert_eq!(minutes, [5, 10, 20, 40, 80, 160, 320, 640, 1280, 1440, 1440, 1440]);
+    }
+
+    #[test]
+    fn what_has_passed_a_trial_before_is_rarely_to_blame() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("engine.sock");
+        let begin = || Interrupted::beside(&socket).begin("m", 1, &Stamp::made_up(1), true);
+        assert!((0..TIMES_MAX_PASSED).all(|_| begin().is_ok()));
+        assert!(begin().is_err());
     }
 
     #[test]
@@ -123,15 +188,15 @@ mod tests {
         // Each engine loads a sound model first, and then one that ends it.
         let engine = || {
             let mut trials = Interrupted::beside(&socket);
-            trials.begin("a", 1, &stamp).unwrap();
+            trials.begin("a", 1, &stamp, false).unwrap();
             trials.end("a", 1);
-            trials.begin("m", 1, &stamp)
+            trials.begin("m", 1, &stamp, false)
         };
         assert_eq!((engine(), engine()), (Ok(()), Ok(())));
         assert!(engine().is_err());
         let mut trials = Interrupted::beside(&socket);
         for version in 0..2 * RECORDS_MAX as u64 {
-            trials.begin("many", version, &stamp).unwrap();
+            trials.begin("many", version, &stamp, false).unwrap();
         }
         assert_eq!(Interrupted::beside(&socket).records.len(), RECORDS_MAX);
     }

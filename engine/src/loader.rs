@@ -16,7 +16,7 @@ use crate::catalog::{Catalog, State};
 use crate::config::DeviceProbe;
 use crate::curve::Curve;
 use crate::drift::{Drift, References};
-use crate::interrupted::Interrupted;
+use crate::interrupted::{Interrupted, LeftOut};
 use crate::job::{shortened, shortened_to};
 use crate::library::{Candidate, Library, Stamp};
 use crate::memory::{self, Memory};
@@ -87,6 +87,7 @@ pub(crate) fn start(setup: Setup, mut candidates: Vec<Candidate>) -> io::Result<
         held: HashMap::new(),
         keys: 0..,
         aside: Vec::new(),
+        left_out: Vec::new(),
         told: told.clone(),
         inbox,
         later: VecDeque::new(),
@@ -115,6 +116,8 @@ struct Shelf {
     held: HashMap<u32, Held>,
     keys: std::ops::RangeFrom<u32>,
     aside: Vec<Aside>,
+    /// Versions that are left out, and until when.
+    left_out: Vec<(Instant, String, u64)>,
     told: mpsc::Sender<Told>,
     inbox: mpsc::Receiver<Told>,
     /// Orders that came while another was carried out.
@@ -181,11 +184,13 @@ impl Shelf {
         }
     }
 
-    /// What is told next; nothing if what was set aside has to be looked at before.
+    /// What is told next; nothing if what was set aside or left out has to be looked at before.
     fn next_told(&mut self) -> Option<Told> {
         let (now, most) = (Instant::now(), self.setup.load_max);
         let hopeful = self.aside.iter_mut().filter(|aside| !aside.is_given_up);
-        match hopeful.map(|aside| most.saturating_sub(aside.attempt.stands_still(now))).min() {
+        let aside = hopeful.map(|aside| most.saturating_sub(aside.attempt.stands_still(now)));
+        let left_out = self.left_out.iter().map(|(until, ..)| until.saturating_duration_since(now));
+        match aside.chain(left_out).min() {
             Some(left) => self.inbox.recv_timeout(left).ok(),
             None => self.inbox.recv().ok(),
         }
@@ -204,6 +209,28 @@ impl Shelf {
             self.hear(told);
         }
         self.look_aside();
+        self.try_again();
+    }
+
+    /// Tries what was left out for long enough.
+    fn try_again(&mut self) {
+        let now = Instant::now();
+        while let Some(at) = self.left_out.iter().position(|(until, ..)| *until <= now) {
+            let (_, name, number) = self.left_out.swap_remove(at);
+            if !matches!(self.catalog.state(&name, number), Some(State::Unavailable { .. })) {
+                continue; // somebody has loaded it, or taken it away
+            }
+            let found = self.setup.library.find(Some(&name)).unwrap_or_default();
+            if let Some(candidate) = found.into_iter().find(|found| found.version == number) {
+                tracing::info!(
+                    model = name,
+                    version = number,
+                    "tried again, after its trials have ended the engine"
+                );
+                self.setup.interrupted.has_waited(&name, number);
+                let _ = self.bring_up(candidate, None);
+            }
+        }
     }
 
     fn hear(&mut self, told: Told) {
@@ -331,7 +358,7 @@ impl Shelf {
         let begun = self
             .has_room(bytes)
             .and_then(|()| self.does_not_hang(&name, number, &stamp))
-            .and_then(|()| self.setup.interrupted.begin(&name, number, &stamp))
+            .and_then(|()| self.note_trial(&name, number, &stamp))
             .and_then(|()| self.begin(&name, number, load));
         let attempt = match begun {
             Ok(attempt) => attempt,
@@ -449,7 +476,7 @@ impl Shelf {
         match put {
             Ok((version, took)) => {
                 // Should this process end once somebody has heard of it, the next one knows.
-                self.setup.ready_first.note(&name, number, took);
+                self.setup.ready_first.note(&name, number, &stamp, took);
                 self.stamps.insert((name, number), stamp);
                 self.announce();
                 let Version { name: model, form, way: Way { threads, at_once, .. }, .. } = &*version;
@@ -515,6 +542,15 @@ impl Shelf {
             return Err(format!("{HANGING_MAX} other trials have not ended, and still run"));
         }
         Ok(())
+    }
+
+    /// Notes that a trial begins, unless those before have ended the engine; then it is begun later.
+    fn note_trial(&mut self, name: &str, number: u64, stamp: &Stamp) -> Result<(), String> {
+        let has_passed = self.setup.ready_first.knows(name, number, stamp);
+        self.setup.interrupted.begin(name, number, stamp, has_passed).map_err(|left_out: LeftOut| {
+            self.left_out.push((Instant::now() + left_out.wait, name.to_owned(), number));
+            left_out.to_string()
+        })
     }
 
     /// Begins to find out everything that has to be known about a version before it answers.

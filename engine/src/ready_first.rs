@@ -3,7 +3,7 @@
 //! is slow, hangs, or never was any good. Decides nothing but that order.
 
 use crate::kept::Kept;
-use crate::library::Candidate;
+use crate::library::{Candidate, Stamp};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::time::Duration;
@@ -18,6 +18,8 @@ pub(crate) struct ReadyFirst {
 struct Record {
     model: String,
     version: u64,
+    /// Of its files.
+    stamp: String,
     /// Milliseconds from the beginning of its trial until it was ready.
     took: u64,
 }
@@ -38,11 +40,17 @@ impl ReadyFirst {
         candidates.sort_by_cached_key(took);
     }
 
-    /// Notes that a version is ready, and how long that took.
-    pub(crate) fn note(&mut self, model: &str, version: u64, took: Duration) {
+    /// Whether a version of these files was ready.
+    pub(crate) fn knows(&self, model: &str, version: u64, stamp: &Stamp) -> bool {
+        let stamp = format!("{stamp:?}");
+        self.records.iter().any(|record| record.is_of(model, version) && record.stamp == stamp)
+    }
+
+    /// Notes that a version of these files is ready, and how long that took.
+    pub(crate) fn note(&mut self, model: &str, version: u64, stamp: &Stamp, took: Duration) {
         self.records.retain(|record| !record.is_of(model, version));
         let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        self.records.push(Record { model: model.to_owned(), version, took });
+        self.records.push(Record { model: model.to_owned(), version, stamp: format!("{stamp:?}"), took });
         self.file.write(&self.records);
     }
 
@@ -74,7 +82,6 @@ fn file_of(socket: &Path) -> Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::library::Stamp;
 
     fn order(ready: &ReadyFirst, names: &[&str]) -> Vec<String> {
         let candidate = |name: &&str| Candidate {
@@ -95,10 +102,13 @@ mod tests {
         let socket = folder.path().join("engine.sock");
         let mut ready = ReadyFirst::beside(&socket);
         assert_eq!(order(&ready, &["a", "b", "c"]), ["a", "b", "c"]);
-        ready.note("c", 1, Duration::from_secs(9));
-        ready.note("d", 1, Duration::from_secs(1));
-        ready.note("b", 2, Duration::from_secs(1));
+        let stamp = Stamp::made_up(1);
+        ready.note("c", 1, &stamp, Duration::from_secs(9));
+        ready.note("d", 1, &stamp, Duration::from_secs(1));
+        ready.note("b", 2, &stamp, Duration::from_secs(1));
         let mut next = ReadyFirst::beside(&socket);
+        assert!(next.knows("b", 2, &stamp) && !next.knows("b", 1, &stamp));
+        assert!(!next.knows("b", 2, &Stamp::made_up(2)), "its files have changed");
         assert_eq!(order(&next, &["a", "b", "c", "d"]), ["d", "c", "a", "b"]);
         next.retain(|name, _| name != "d");
         assert_eq!(order(&ReadyFirst::beside(&socket), &["a", "b", "c", "d"]), ["c", "a", "b", "d"]);

@@ -35,7 +35,7 @@ const ROWS: [Like; 5] = [
     Like::PLAIN,
     Like { scale: 0.25, filled: 2 },
     Like { scale: -1.0, filled: 1 },
-    Like { scale: 1.0, filled: 4 },
+    Like { scale: 8.0, filled: 3 },
     Like { scale: -0.5, filled: 2 },
 ];
 
@@ -623,6 +623,7 @@ mod tests {
             |row: &[f32]| row.iter().rposition(|v| *v != 0.0).map_or(0, |at| at as i32),
             |row: &[f32]| (row[0] * 8.0).floor() as i32,
             |row: &[f32]| i32::from(row[0] < 0.0),
+            |row: &[f32]| i32::from(row.iter().any(|v| *v > 1.0)),
         ] {
             assert!(why(by(key)).contains("rows change when they run together"));
         }
