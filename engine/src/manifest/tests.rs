@@ -189,3 +189,15 @@ outputs:
         assert!(error.contains(says), "{text}\n{error}");
     }
 }
+
+#[test]
+fn the_annotated_example_is_read_and_fits_a_model_of_sentences() {
+    let text =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/model.yaml")).unwrap();
+    let mut manifest = Manifest::parse(&text).unwrap();
+    assert!(manifest.take_preprocess().is_some());
+    let arguments =
+        [argument("input_ids", "Tensor", false), argument("attention_mask", "Optional[Tensor]", true)];
+    let spec = manifest.bind(&signature(&arguments, 1)).unwrap().spec;
+    assert_eq!((spec.rows, spec.dimensions[0].padded(17)), (Rows::UpTo(32), 32));
+}
