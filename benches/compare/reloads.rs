@@ -6,6 +6,14 @@
 //! they do stands what the machine does: what windows without changes differ by, and windows in which another process reads the
 //! same policies, one after another, and goes after all others as well. In those without changes files are moved too, to where
 //! nobody looks.
+//!
+//! What came of it: from the move to the first request that is decided by the new policy, 29 to 54 ms at the median (three runs; the slower
+//! ones beside busy neighbours), beside a client that asks all the time. A file counts once its writer has closed it and it has been the
+//! same for 10 ms, during which it is read and compared already by a thread of the lowest priority, or for 100 ms while somebody has it
+//! open. To put it in force takes 0.1 ms. In windows with one change the median takes 1.03 times as long as without, the p90 1.04 times,
+//! and the p99 1.04 times, 0.48 ms (quartiles of 12 windows: 0.92 to 1.13; windows without differ among themselves by 0.93 to 1.05). A change
+//! in every 250 ms is felt: the p99 takes 4.4 times as long, 2.0 ms, and 3.3 times, 1.5 ms, where it is another process that reads the
+//! policy as often in the same way.
 
 use crate::large_policy;
 use crate::load::is_whole;

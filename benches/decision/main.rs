@@ -2,6 +2,9 @@
 //! snapshot is loaded, a version picked, the limits asked, the breaker entered and settled, the answer counted. Then what it takes to swap that
 //! policy, and what a caller's bucket takes of memory.
 //!
+//! What came of it: 3,383 instructions; 0.73 to 0.84 µs at the median and 1.3 to 1.6 µs at p99 in four runs. A remembered caller takes 52
+//! to 57 bytes. Swapping that policy, 200 kB of YAML, takes 29 to 41 ms, all but 5 of them for reading it.
+//!
 //! `decision` measures times. `decision N` only decides N times: under `valgrind --tool=callgrind`, the difference between
 //! two numbers is exact, whatever the machine does meanwhile; `benches/decision/instructions.sh` does that. `decision 0 N` only swaps N
 //! times, for `perf record`.
