@@ -25,7 +25,7 @@ impl<'a> Caller<'a> {
 
 impl policies::Attributes for Caller<'_> {
     fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
+        std::str::from_utf8(self.headers.get(name)?.as_bytes()).ok()
     }
 
     fn cookie(&self, name: &str) -> Option<&str> {
@@ -69,5 +69,9 @@ mod tests {
         let caller = Caller::new(&head);
         assert_eq!((caller.cookie("uid"), caller.cookie("name")), (Some("7"), None));
         assert_eq!(caller.cookie("city"), Some("K\u{f6}ln"));
+        let named = http::HeaderValue::from_bytes("j\u{f6}rg".as_bytes()).unwrap();
+        let request = http::Request::get("/").header("x-user-id", named);
+        let (head, ()) = request.body(()).unwrap().into_parts();
+        assert_eq!(Caller::new(&head).header("x-user-id"), Some("j\u{f6}rg"));
     }
 }

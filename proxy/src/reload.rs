@@ -94,6 +94,9 @@ impl Reload {
         };
         let mut hangup = signal(SignalKind::hangup()).expect("signal handlers can be installed at start");
         self.keep().await;
+        // One for all turns: whoever asks something every few seconds must not put it off.
+        let mut polls = tokio::time::interval(POLL);
+        polls.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let mut settle = SETTLE;
             tokio::select! {
@@ -102,7 +105,7 @@ impl Reload {
                     continue;
                 }
                 Ok(()) = changes.changed() => settle = *changes.borrow_and_update(),
-                () = tokio::time::sleep(POLL) => {}
+                _ = polls.tick() => {}
                 _ = hangup.recv() => {
                     tracing::info!("SIGHUP: reading {}", self.file.display());
                     self.seen = Seen::Nothing; // even the same file is compiled again, so that its errors are told again

@@ -73,8 +73,10 @@ const PING_EVERY: Duration = Duration::from_secs(1);
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Events that wait to be followed.
 const EVENTS_MAX: usize = 1024;
-/// Models of a successor that take longer to load are given up.
+/// A successor of which no version has come up or failed for so long is given up.
 const LOAD_MAX: Duration = Duration::from_secs(600);
+/// A process that ends has closed its links before it says how.
+const EXIT_MAX: Duration = Duration::from_millis(200);
 /// An engine that outgrows its memory sooner is not replaced: the next one would do the same.
 const REPLACE_EVERY: Duration = Duration::from_secs(10);
 /// Requests that are under way to an engine when another takes over reach it within this.
@@ -146,15 +148,20 @@ impl Supervisor {
                     }
                 }
             };
-            self.directory.disconnect();
-            self.metrics.drifts.clear();
-            self.metrics.engine_up.set(0);
-            let Metrics { engine_under_way, engine_running, engine_waiting, .. } = &*self.metrics;
-            for gauge in [engine_under_way, engine_running, engine_waiting] {
-                gauge.set(0);
-            }
+            self.lost();
             dismiss(engine, &reason).await;
             return Ok(reason);
+        }
+    }
+
+    /// There is no engine any more.
+    fn lost(&self) {
+        self.directory.disconnect();
+        self.metrics.drifts.clear();
+        self.metrics.engine_up.set(0);
+        let Metrics { engine_under_way, engine_running, engine_waiting, .. } = &*self.metrics;
+        for gauge in [engine_under_way, engine_running, engine_waiting] {
+            gauge.set(0);
         }
     }
 
@@ -174,6 +181,7 @@ impl Supervisor {
             link,
             events,
             hello: Hello::default(),
+            index: None,
             born: Instant::now(),
             growth: Growth::default(),
             loads: Loads::default(),
@@ -223,12 +231,14 @@ impl Supervisor {
         loop {
             let event = tokio::select! {
                 event = events.recv() => event,
-                reason = link.closed() => return Ended::Lost(reason),
+                reason = link.closed() => return Ended::Lost(how_it_ended(process, reason).await),
                 status = exit_of(process) => return Ended::Lost(format!("it ended: {status}")),
                 _ = stop.changed() => return Ended::Lost("stopped".into()),
                 _ = pings.tick() => {
                     if heard.elapsed() > SILENCE_MAX {
-                        return Ended::Lost(format!("it has not answered for {SILENCE_MAX:?}"));
+                        // It would not hear that it is to stop, and all that wait for it are told now.
+                        process.as_mut().map(Process::kill);
+                        return Ended::Lost(silent());
                     }
                     link.ping();
                     continue;
@@ -267,7 +277,7 @@ impl Supervisor {
                         return Ended::Outgrown { beside, says };
                     }
                 }
-                None => return Ended::Lost("its link has ended".into()),
+                None => return Ended::Lost(how_it_ended(process, "its link has ended".into()).await),
             }
         }
     }
@@ -313,17 +323,21 @@ impl Supervisor {
                 return failed(error);
             }
         };
-        // A trial that is cut short by a kill would count against its version.
         let loaded = tokio::select! {
             loaded = self.load_like(&mut successor) => loaded,
             ended = self.follow(old, stop) => {
-                let (reason, leaving) = (ended.reason(), let_go(successor));
+                let reason = ended.reason();
                 if *stop.borrow() {
-                    let _ = leaving.done.await;
-                } else {
-                    *retiring = Some(leaving);
+                    // A trial that is cut short by a kill would count against its version.
+                    let _ = let_go(successor).done.await;
+                    return Err(reason);
                 }
-                return Err(reason);
+                // What it has loaded by then would have to be loaded again.
+                tracing::warn!("engine lost: {reason}; its successor goes on");
+                self.lost();
+                let index = successor.index.take();
+                self.hand_over(&mut successor, index, patience);
+                return Ok(Some(successor));
             }
         };
         (old.born, old.patience) = (Instant::now(), patience);
@@ -334,19 +348,25 @@ impl Supervisor {
                 return failed(error);
             }
         };
+        self.hand_over(&mut successor, Some(index), patience);
+        Ok(Some(successor))
+    }
+
+    /// From now on the successor answers, as far as it has said what it has.
+    fn hand_over(&self, successor: &mut Engine, index: Option<Index>, patience: Duration) {
         (successor.born, successor.patience) = (Instant::now(), patience);
         self.links.heed(&successor.hello);
         self.links.succeed(successor.socket.clone());
         self.metrics.drifts.clear(); // the successor looks at rows anew
-        self.publish(index, &mut successor.loads);
-        Ok(Some(successor))
+        if let Some(index) = index {
+            self.metrics.engine_up.set(1);
+            self.publish(index, &mut successor.loads);
+        }
     }
 
     /// Waits until an engine has loaded what answers now.
     async fn load_like(&self, engine: &mut Engine) -> anyhow::Result<Index> {
-        let index = tokio::time::timeout(LOAD_MAX, engine.loaded())
-            .await
-            .with_context(|| format!("its models have not loaded within {LOAD_MAX:?}"))??;
+        let index = engine.loaded().await?;
         let index = self.with_the_same(engine, index).await?;
         engine.growth.models_changed(&index);
         Ok(index)
@@ -436,6 +456,8 @@ struct Engine {
     events: mpsc::Receiver<Event>,
     /// What a successor has said of itself before it took over.
     hello: Hello,
+    /// And of its versions.
+    index: Option<Index>,
     born: Instant,
     /// It is not replaced before it has served for so long.
     patience: Duration,
@@ -458,21 +480,37 @@ fn is_ours(pid: Option<u32>, hello: &Hello, socket: &Path) -> Result<(), String>
 impl Engine {
     /// Waits until no version is loading any more.
     async fn loaded(&mut self) -> anyhow::Result<Index> {
+        let mut pings = tokio::time::interval(PING_EVERY);
+        let (mut heard, mut news) = (Instant::now(), Instant::now());
         loop {
-            match self.events.recv().await {
+            let event = tokio::select! {
+                event = self.events.recv() => event,
+                _ = pings.tick() => {
+                    anyhow::ensure!(heard.elapsed() <= SILENCE_MAX, silent());
+                    anyhow::ensure!(news.elapsed() <= LOAD_MAX, "nothing of it has loaded for {LOAD_MAX:?}");
+                    self.link.ping();
+                    continue;
+                }
+            };
+            heard = Instant::now();
+            match event {
                 Some(Event::Hello(hello)) => {
                     is_ours(self.pid, &hello, &self.socket).map_err(anyhow::Error::msg)?;
                     self.hello = hello;
                 }
-                Some(Event::Index(index)) if !is_loading(&index) => return Ok(index),
-                Some(_) => {}
+                Some(Event::Index(index)) => {
+                    news = Instant::now();
+                    self.index = Some(index.clone());
+                    if !is_loading(&index) {
+                        return Ok(index);
+                    }
+                }
+                Some(Event::Pong(_)) => {}
                 None => anyhow::bail!("it ended: {}", exit_of(&mut self.process).await),
             }
         }
     }
-}
 
-impl Engine {
     /// Waits until it has answered everything, or is gone.
     async fn at_rest(&mut self) {
         let mut pings = tokio::time::interval(PING_EVERY);
@@ -507,6 +545,10 @@ impl Ended {
             Self::Lost(reason) | Self::Outgrown { says: reason, .. } => reason,
         }
     }
+}
+
+fn silent() -> String {
+    format!("it has not answered for {SILENCE_MAX:?}")
 }
 
 /// Of which files a version is made that is ready, if the engine says so.
@@ -555,6 +597,14 @@ struct Process {
     leash: ChildStdin,
 }
 
+impl Process {
+    fn kill(&mut self) {
+        if let Err(error) = self.child.start_kill() {
+            tracing::error!("the engine could not be killed: {error}");
+        }
+    }
+}
+
 /// When our process ends; never, if we have none.
 async fn exit_of(process: &mut Option<Process>) -> String {
     match process {
@@ -563,6 +613,12 @@ async fn exit_of(process: &mut Option<Process>) -> String {
         }
         None => std::future::pending().await,
     }
+}
+
+/// Of an engine that has closed its links: its status if it has ended, else what is known of the links.
+async fn how_it_ended(process: &mut Option<Process>, of_links: String) -> String {
+    let status = tokio::time::timeout(EXIT_MAX, exit_of(process)).await;
+    status.map_or(of_links, |status| format!("it ended: {status}"))
 }
 
 /// Tells the engine to stop, and makes sure.
@@ -750,6 +806,7 @@ mod tests {
             link,
             events,
             hello: Hello::default(),
+            index: None,
             born: Instant::now(),
             growth: Growth::default(),
             loads: Loads::default(),

@@ -261,3 +261,46 @@ fn who_asks_while_another_engine_takes_over_is_answered_by_one_of_them() {
     let (retries, asked) = (retries.sum::<f64>(), asked.into_inner().expect("unpoisoned"));
     assert!(retries <= 10.0 + f64::from(asked) / 10.0, "{retries} of {asked}");
 }
+
+#[test]
+fn an_engine_that_does_not_hear_any_more_is_killed_and_who_waits_for_it_is_told() {
+    let stack = Stack::builder().policies("models: {digits: {deadline: 10m}}\n").start();
+    let engine = stack.engine_pid().expect("an engine");
+    kill_process(engine, Signal::STOP).expect("it runs");
+    let answer = stack.client().infer("digits", &[], &five());
+    assert_eq!(answer.status, 503, "{}", answer.text());
+    assert!(stack.log().contains("engine lost: it has not answered for 10s"), "{}", stack.log());
+    eventually("another engine", || {
+        (stack.client().infer("digits", &[], &five()).status == 200).then_some(())
+    });
+    assert_eq!(stack.metric("penstock_engine_starts_total"), 2.0);
+}
+
+#[test]
+fn an_engine_that_ends_while_its_successor_loads_is_followed_by_that_one() {
+    let models = tempfile::tempdir().expect("a folder");
+    for name in ["leaky", "slow"] {
+        std::fs::create_dir(models.path().join(name)).expect("a folder");
+        let version = repository(&format!("tests/data/models/{name}/1"));
+        std::os::unix::fs::symlink(version, models.path().join(name).join("1")).expect("a link");
+    }
+    let stack = Stack::builder().models(models.path()).memory_mib(800).start();
+    let first = stack.engine_pid().expect("an engine");
+    let ask = |value: f32| stack.client().infer("leaky", &[], &infer_body("x", [1, 4], &[value; 4])).status;
+    // Each leaves 8 MB behind.
+    (0..100).for_each(|_| assert_eq!(ask(1000.0), 200));
+    eventually("a successor to load", || {
+        let log = stack.log();
+        let (_, after) = log.split_once("another engine takes over")?;
+        // It has the one that is loaded soonest, and not yet the other.
+        (after.contains("model=\"leaky\"") && !after.contains("model=\"slow\"")).then_some(())
+    });
+    kill_process(first, Signal::KILL).expect("it runs");
+    eventually("the successor to answer", || (ask(1.0) == 200).then_some(()));
+    let log = stack.log();
+    assert!(log.contains("engine lost: it ended: signal: 9"), "{log}");
+    assert!(log.contains("its successor goes on"), "{log}");
+    assert_eq!(stack.metric("penstock_engine_starts_total"), 2.0);
+    let slow = || stack.client().infer("slow", &[], &infer_body("x", [1, 4], &[1.0; 4])).status;
+    eventually("what was still loading", || (slow() == 200).then_some(()));
+}
