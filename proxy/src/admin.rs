@@ -9,6 +9,7 @@ use crate::overview::{Asker, Overview};
 use crate::refusal::Refusal;
 use crate::reload::POLICY_BYTES_MAX;
 use crate::revisions::{Ask, Asked, Denied, Edit, Revision};
+use crate::rollouts::Saved;
 use crate::slots::Slots;
 use async_trait::async_trait;
 use http::{HeaderValue, Method, Response, StatusCode, header};
@@ -30,6 +31,8 @@ pub struct Admin {
     pub overview: Overview,
     /// Who owns the policy file; `None` if there is none.
     pub policy: Option<mpsc::Sender<Asked>>,
+    /// Who sees that what was ordered outlives the process.
+    pub rollouts: mpsc::Sender<Saved>,
     /// Room for bodies, see [`Admin::slots`].
     pub slots: Arc<Slots>,
 }
@@ -85,7 +88,7 @@ impl ServeHttp for Admin {
             (&Method::POST, ["canaries", model, word]) => {
                 let model = percent_decode_str(model).decode_utf8_lossy();
                 let reason = parameter(query, "reason").unwrap_or_default();
-                self.obey(&model, word, &reason.chars().take(REASON_MAX).collect::<String>())
+                self.obey(&model, word, &reason.chars().take(REASON_MAX).collect::<String>()).await
             }
             (&Method::GET, ["policy"]) => self.ask(Ask::Show).await,
             (&Method::GET, ["policy", "history"]) => self.ask(Ask::History).await,
@@ -106,7 +109,7 @@ impl Admin {
         Arc::new(Slots::new(BODIES_MAX, BODIES_MAX * POLICY.bytes_max + RINGS.bytes_max))
     }
 
-    fn obey(&self, model: &str, word: &str, reason: &str) -> Response<Vec<u8>> {
+    async fn obey(&self, model: &str, word: &str, reason: &str) -> Response<Vec<u8>> {
         let command = match word {
             "pause" => Command::Pause,
             "resume" => Command::Resume,
@@ -120,12 +123,26 @@ impl Admin {
             }
         };
         match self.ledger.command(model, command, reason, Instant::now()) {
-            Ok(status) => json_of(&serde_json::to_value(status).expect("names and numbers")),
+            Ok(status) => match self.saved().await {
+                Ok(()) => json_of(&serde_json::to_value(status).expect("names and numbers")),
+                Err(why) => refuse(
+                    StatusCode::INTERNAL_SERVER_ERROR,
+                    &format!("done, but a restart would not know of it: {why}"),
+                ),
+            },
             Err(unknown @ CommandError::NoCanary(_)) => refuse(StatusCode::NOT_FOUND, &unknown.to_string()),
             Err(not_now @ CommandError::NotNow(_)) => {
                 refuse(StatusCode::CONFLICT, &format!("cannot {word}: {not_now}"))
             }
         }
+    }
+
+    /// Waits until what was ordered outlives the process.
+    async fn saved(&self) -> Result<(), String> {
+        let (told, is_saved) = oneshot::channel();
+        let gone = || "penstock is stopping".to_owned();
+        self.rollouts.send(told).await.map_err(|_| gone())?;
+        is_saved.await.unwrap_or_else(|_| Err(gone()))
     }
 
     async fn put(&self, session: &mut ServerSession) -> Response<Vec<u8>> {

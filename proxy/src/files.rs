@@ -2,10 +2,28 @@
 //! that may be anything, however long.
 
 use anyhow::Context;
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+
+/// Keeps other processes from what this lock file is for, as long as what is given back lives. Where the file system knows no
+/// locks there is nobody to keep from it.
+pub(crate) fn alone(lock: &Path) -> anyhow::Result<File> {
+    let opened = File::options().create(true).truncate(false).write(true).open(lock);
+    let file = opened.with_context(|| format!("cannot write {}", lock.display()))?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => anyhow::bail!(
+            "another penstock is using it ({} is locked): each needs its own, or one undoes what the other has saved",
+            lock.display()
+        ),
+        Err(error) => tracing::warn!("{} cannot be locked: {error}", lock.display()),
+        Ok(()) => {}
+    }
+    Ok(file)
+}
 
 /// A file that has at most so many bytes; of a longer one the beginning, which is one byte more than that.
 pub(crate) fn read_at_most(file: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
@@ -70,6 +88,17 @@ pub(crate) fn replace_if(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_locked_is_for_one_at_a_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = folder.path().join("state.json.lock");
+        let first = alone(&lock).unwrap();
+        let why = alone(&lock).unwrap_err().to_string();
+        assert!(why.starts_with("another penstock is using it"), "{why}");
+        drop(first);
+        alone(&lock).unwrap();
+    }
 
     #[test]
     fn a_file_is_replaced_where_its_link_points_and_keeps_its_permissions() {

@@ -177,6 +177,8 @@ pub struct Metrics {
     pub in_flight: Gauge,
     /// Number of the policy in force.
     pub policy_generation: Gauge<u64, AtomicU64>,
+    /// Whether what is to outlive the process is in its file.
+    pub state_saved: Gauge,
     /// Bytes that bodies have in the memory that is shared with the engine.
     pub shared_bytes: Gauge<u64, AtomicU64>,
     /// Policy files that were refused.
@@ -274,6 +276,7 @@ impl Metrics {
             drifts: Drifts::default(),
             in_flight: Gauge::default(),
             policy_generation: Gauge::default(),
+            state_saved: Gauge::default(),
             shared_bytes: Gauge::default(),
             policy_rejected: Counter::default(),
             engine_starts: Counter::default(),
@@ -391,6 +394,11 @@ impl Metrics {
             "Memory that bodies have of what is shared with the engine",
             Unit::Bytes,
             metrics.shared_bytes.clone(),
+        );
+        registry.register(
+            "state_saved",
+            "Whether what is to outlive the process is in its state file; 1 where none is configured",
+            metrics.state_saved.clone(),
         );
         registry.register(
             "policy_generation",

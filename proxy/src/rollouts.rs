@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 
 const JUDGE_EVERY: Duration = Duration::from_millis(100);
 
@@ -39,7 +39,15 @@ pub struct Rollouts {
     pub history: Arc<RolloutHistory>,
     /// Where progress is kept; `None` forgets it with the process.
     pub file: Option<PathBuf>,
+    /// People who wait until what they have ordered outlives the process.
+    pub orders: mpsc::Receiver<Saved>,
 }
+
+/// Told whether all that was ordered until now is in the file, or why not.
+pub type Saved = oneshot::Sender<Result<(), String>>;
+
+/// Orders that may wait for the file.
+pub const ORDERS_MAX: usize = 16;
 
 /// Of what is written here. Files from before there was a number have the form of the first.
 const FORMAT: u32 = 1;
@@ -59,17 +67,19 @@ pub struct Kept {
 
 impl Rollouts {
     /// Judges until `stop` turns true, and then once more: what the last requests have shown is kept as well.
-    pub async fn run(self, mut stop: watch::Receiver<bool>) {
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut ticks = tokio::time::interval(JUDGE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut saved, mut kept, mut generation) = (Instant::now(), Kept::default(), 0);
         let mut sampled = saved;
         loop {
-            let is_last = tokio::select! {
-                _ = ticks.tick() => false,
+            let (mut is_last, mut ordered) = (false, None);
+            tokio::select! {
+                _ = ticks.tick() => {}
+                Some(order) = self.orders.recv() => ordered = Some(order),
                 // An error means that whoever would say so is gone.
-                _ = stop.wait_for(|stop| *stop) => true,
-            };
+                _ = stop.wait_for(|stop| *stop) => is_last = true,
+            }
             let now = Instant::now();
             let news = self.ledger.judge(now);
             let in_force = self.live.load().number;
@@ -91,9 +101,17 @@ impl Rollouts {
                 let Mismatch { cause, why, evidence } = mismatch;
                 tracing::warn!(%model, cause, evidence, "the shares are not as declared: {why}");
             }
-            let is_due = is_new || now.duration_since(saved) >= SAVE_EVERY;
+            let is_due = is_new || ordered.is_some() || now.duration_since(saved) >= SAVE_EVERY;
             if is_due || is_last {
-                kept = self.save(kept, now).await;
+                let result = self.save(&mut kept, now).await;
+                self.metrics.state_saved.set(i64::from(result.is_ok()));
+                if let Err(error) = &result {
+                    tracing::error!("the state is not saved: {error:#}");
+                }
+                if let Some(order) = ordered {
+                    // Who has ordered it may have left.
+                    let _ = order.send(result.map_err(|error| format!("{error:#}")));
+                }
                 (saved, generation) = (now, in_force);
             }
             if is_last {
@@ -102,20 +120,16 @@ impl Rollouts {
         }
     }
 
-    /// Writes what has changed; what the file then holds.
-    async fn save(&self, kept: Kept, now: Instant) -> Kept {
-        let Some(file) = self.file.clone() else { return kept };
+    /// Writes what has changed since the file held what is `kept`, and notes what it holds then.
+    async fn save(&self, kept: &mut Kept, now: Instant) -> anyhow::Result<()> {
+        let Some(file) = self.file.clone() else { return Ok(()) };
         let rings = self.ledger.rings(&self.live.load().snapshot);
         let rolled_back = self.ledger.ended_rolled_back();
         let progress = Kept { canaries: self.ledger.progress(now), rolled_back, rings };
-        if progress == kept {
-            return kept;
+        if progress != *kept {
+            *kept = tokio::task::spawn_blocking(move || write(&file, &progress).map(|()| progress)).await??;
         }
-        let written = tokio::task::spawn_blocking(move || write(&file, &progress).map(|()| progress)).await;
-        written.map_err(anyhow::Error::from).flatten().unwrap_or_else(|error| {
-            tracing::error!("the state is not saved: {error:#}");
-            kept
-        })
+        Ok(())
     }
 }
 

@@ -14,6 +14,7 @@ use crate::admin::Admin;
 use crate::config::Config;
 use crate::directory::Directory;
 use crate::drain::{self, Drain, StopSignal};
+use crate::files;
 use crate::fixed::Fixed;
 use crate::grpc::{Grpc, Listen};
 use crate::infer::InferPath;
@@ -62,6 +63,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     if let Some(admin) = config.admin {
         must_be_free(admin, "listen.admin")?;
     }
+    let _alone = config.beside_state("lock").map(|lock| files::alone(&lock)).transpose().context("state")?;
     let kept = config.state.as_deref().map(rollouts::read).transpose()?.unwrap_or_default();
     let last_good = config.beside_state("policy.yaml");
     let state = Arc::new(PolicyState::new(SystemTime::now()));
@@ -95,6 +97,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         slots: Arc::new(Slots::new(config.in_flight_max, config.in_flight_bytes_max)),
     });
     metrics.policy_generation.set(path.live.load().number);
+    metrics.state_saved.set(1);
     path.ledger.remember(kept.rolled_back);
     path.ledger.roll_out(&path.live.load().snapshot, Instant::now());
     path.ledger.restore(&kept.canaries, Instant::now());
@@ -155,10 +158,11 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     monitor.add_tcp(&config.monitor.to_string());
     monitor.threads = Some(1);
     let (asks, asked) = mpsc::channel(ASKS_MAX);
+    let (ordering, orders) = mpsc::channel(rollouts::ORDERS_MAX);
     let admin = config.admin.map(|address| {
         let policy = config.policies.is_some().then(|| asks.clone());
         let (ledger, overview) = (path.ledger.clone(), overview.clone());
-        let admin = Admin { ledger, overview, policy, slots: Admin::slots() };
+        let admin = Admin { ledger, overview, policy, rollouts: ordering, slots: Admin::slots() };
         let mut admin = ListeningService::new("admin".into(), admin);
         admin.add_tcp(&address.to_string());
         admin.threads = Some(1);
@@ -171,6 +175,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         tracer: tracer.clone(),
         history,
         file: config.state.clone(),
+        orders,
     };
     let reload = config.policies.clone().map(|file| Reload {
         file,

@@ -232,3 +232,53 @@ fn after_the_request_that_decides_nobody_meets_the_candidate_who_had_it_before()
     );
     assert_eq!(status(&stack)["phase"], "rolled_back");
 }
+
+#[test]
+fn what_a_person_was_told_is_done_outlives_a_kill() {
+    let engine = versions();
+    let mut stack = stack(&engine, &policy(2, "1h"));
+    until(&stack, "running");
+    for (word, phase) in [("pause", "paused"), ("abort", "rolled_back")] {
+        let done = told(&stack, &["canary", word, "m", "--reason", "it smells"]);
+        assert!(done.status.success(), "{}", text(&done.stderr));
+        stack.signal(Signal::KILL);
+        stack.wait();
+        stack.restart();
+        assert_eq!(status(&stack)["phase"], phase, "after {word}");
+    }
+}
+
+#[test]
+fn a_state_that_cannot_be_written_is_told_to_who_orders_something() {
+    let engine = versions();
+    let stack = stack(&engine, &policy(2, "1h"));
+    until(&stack, "running");
+    // A folder in its place keeps the file from being replaced, whoever asks for it.
+    let file = stack.folder().join("state.json");
+    std::fs::remove_file(&file).expect("it was saved");
+    std::fs::create_dir(&file).expect("its name is free");
+    std::fs::write(file.join("in the way"), "").expect("a file");
+    let told = told(&stack, &["canary", "abort", "m", "--reason", "it smells"]);
+    assert!(!told.status.success());
+    let why = text(&told.stderr);
+    assert!(why.contains("done, but a restart would not know of it: cannot write"), "{why}");
+    assert_eq!(status(&stack)["phase"], "rolled_back");
+    assert_eq!(stack.metric("penstock_state_saved"), 0.0);
+}
+
+#[test]
+fn two_processes_do_not_share_a_state() {
+    let engine = versions();
+    let first = stack(&engine, &policy(2, "1h"));
+    let [http, monitor] = harness::free_addresses();
+    let config = first.folder().join("second.yaml");
+    let listen = format!("listen: {{http: '{http}', grpc: null, monitor: '{monitor}'}}");
+    let rest =
+        format!("engine: {{managed: false, socket: '{}'}}\nstate: state.json", engine.socket().display());
+    std::fs::write(&config, format!("{listen}\n{rest}\n")).expect("a file");
+    let second = Command::new(binary("penstock")).arg("serve").arg("--config").arg(&config).output();
+    let second = second.expect("it runs");
+    assert!(!second.status.success());
+    let why = text(&second.stderr);
+    assert!(why.contains("state: another penstock is using it (") && why.contains("is locked"), "{why}");
+}
