@@ -63,8 +63,9 @@ struct Failure {
 type Formed = (Closed, Option<Duration>);
 
 /// What became of the members of a batch that failed.
-#[derive(Default)]
 struct Bisection {
+    /// When the batch was begun, and why it had no more rows, if it is not divided.
+    ran: (Instant, Closed),
     failed: Vec<Arc<Job>>,
     some_ran: bool,
 }
@@ -113,16 +114,19 @@ impl Lane {
     }
 
     fn answer_fit(&mut self, pieces: &[Piece<Arc<Job>>], formed: Formed) -> Ended {
+        let started = Instant::now();
         let failure = match self.attempt(pieces, formed) {
             Ok(()) => return Ended::Ran,
             Err(failure) => failure,
         };
         if failure.error.device_lost {
             // Nothing will run here again, and that is no fault of this model.
-            pieces.iter().for_each(|piece| self.give_up(&piece.job, Status::DeviceLost, &failure));
+            let ran = (started, formed.0);
+            pieces.iter().for_each(|piece| self.give_up(&piece.job, Status::DeviceLost, &failure, ran));
             return Ended::Failed;
         }
-        let mut bisection = Bisection::default();
+        let closed = if pieces.len() > 1 { Closed::Divided } else { formed.0 };
+        let mut bisection = Bisection { ran: (started, closed), failed: Vec::new(), some_ran: false };
         self.bisect(pieces, &failure, &mut bisection);
         // Where all fail, the model is to blame.
         if bisection.some_ran {
@@ -138,7 +142,7 @@ impl Lane {
     fn bisect(&mut self, pieces: &[Piece<Arc<Job>>], failure: &Failure, into: &mut Bisection) {
         let Some(halves) = halves(pieces, failure) else {
             let job = &pieces[0].job;
-            self.give_up(job, failure.status, failure);
+            self.give_up(job, failure.status, failure, into.ran);
             into.failed.push(Arc::clone(job));
             return;
         };
@@ -154,8 +158,8 @@ impl Lane {
         }
     }
 
-    fn give_up(&self, job: &Arc<Job>, status: Status, failure: &Failure) {
-        split::fail(job, status, &failure.error.message);
+    fn give_up(&self, job: &Arc<Job>, status: Status, failure: &Failure, ran: (Instant, Closed)) {
+        split::fail_run(job, status, &failure.error.message, ran);
         self.queue.forget(job);
     }
 

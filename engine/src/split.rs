@@ -241,6 +241,25 @@ pub(crate) fn fail(job: &Job, status: Status, message: &str) {
     }
 }
 
+/// The same of one that ran from then on, alone at last, without a batch that anybody could be told of.
+pub(crate) fn fail_run(job: &Job, status: Status, message: &str, (started, closed): (Instant, Closed)) {
+    if job.may_answer() {
+        let timing = Timing {
+            prepare_us: micros(job.prepared),
+            queue_us: micros(started.saturating_duration_since(job.received + job.prepared)),
+            run_us: micros(started.elapsed()),
+            batch_rows: job.request.rows,
+            batch_requests: 1,
+            rows: job.request.rows,
+            closed: closed as i32,
+            received_unix_ns: job.trace.as_ref().map_or(0, |trace| trace.received_unix_ns),
+            ..Timing::default()
+        };
+        let reply = Reply { timing: Some(timing), ..failure(status, message.to_owned()) };
+        job.mailbox.post(|outbox| outbox.push(Kind::Reply, job.id, &reply, Bytes::new()));
+    }
+}
+
 fn no_run(refusal: &Refusal) -> Reply {
     let retry_after_us = micros(refusal.retry_after());
     Reply { retry_after_us, ..failure(refusal.status(), refusal.to_string()) }

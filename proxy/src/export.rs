@@ -40,6 +40,8 @@ pub struct SpanCounts {
     pub exported: Counter,
     /// They were lost: the collector did not take them, or too many waited for it.
     pub lost: Counter,
+    /// Requests worth a trace that were not kept, since there were too many of them.
+    pub passed_over: Counter,
 }
 
 /// Spans that wait for the collector at most.

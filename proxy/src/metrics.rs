@@ -322,6 +322,11 @@ impl Metrics {
             metrics.spans.exported.clone(),
         );
         registry.register(
+            "traces_passed_over",
+            "Requests that failed, were refused or took long and of which no trace was kept, since there were more than a hundred in a second",
+            metrics.spans.passed_over.clone(),
+        );
+        registry.register(
             "spans_lost",
             "Spans that were lost: the collector did not take them, or too many waited for it",
             metrics.spans.lost.clone(),

@@ -9,7 +9,7 @@ use crate::request_id::RequestId;
 use crate::slots::Slot;
 use crate::spans::Facts;
 use crate::statistics::Failure;
-use crate::trace::{Sampling, Tracer};
+use crate::trace::{Fault, Sampling, Tracer};
 use http::HeaderMap;
 use opentelemetry::trace::SpanId;
 use policies::{Drawn, Instead, Ledger, Remote};
@@ -176,8 +176,12 @@ impl Record {
     /// Tells everybody; the request is over.
     pub fn close(&self, Watchers { metrics, ledger, tracer, access }: &Watchers) {
         let now = Instant::now();
-        let has_failed = self.refusal.is_some() || self.outcome == Some(policies::Outcome::Failed);
-        let kept = |tracer: &Arc<Tracer>| tracer.keep(&self.sampling, has_failed, now - self.started);
+        let failed = match &self.refused {
+            Some(refusal) if refusal.status().is_client_error() => Some(Fault::Callers),
+            Some(_) => Some(Fault::Ours),
+            None => (self.outcome == Some(policies::Outcome::Failed)).then_some(Fault::Ours),
+        };
+        let kept = |tracer: &Arc<Tracer>| tracer.keep(&self.sampling, failed, now - self.started);
         let trace = tracer.as_ref().and_then(kept);
         if let Some(reason) = self.refusal {
             metrics.refuse(reason);
@@ -304,6 +308,7 @@ impl Record {
                 Retry::OverBudget(_) => None,
             }),
             refusal: self.refusal,
+            refused: self.refused.as_ref(),
             timing: self.timing.as_ref(),
             elsewhere: self.elsewhere.as_deref(),
         }

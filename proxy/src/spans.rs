@@ -19,6 +19,7 @@
 
 use crate::infer::PINNED;
 use crate::record::{Elsewhere, Stages};
+use crate::refusal::Refusal;
 use crate::trace::Trace;
 use opentelemetry::trace::{Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
@@ -61,8 +62,10 @@ pub struct Facts<'a> {
     pub outcome: Option<policies::Outcome>,
     /// Why it was asked twice, if it was.
     pub retry: Option<&'static str>,
-    /// Reason of a refusal.
+    /// Reason of a refusal,
     pub refusal: Option<&'static str>,
+    /// and what its caller was told.
+    pub refused: Option<&'a Refusal>,
     /// The engine's report.
     pub timing: Option<&'a Timing>,
     /// Of another server that was asked.
@@ -164,6 +167,7 @@ fn server(trace: &Trace, facts: &Facts<'_>, ended: SystemTime) -> SpanParts {
     attributes.extend(facts.label.map(|label| KeyValue::new("penstock.label", label.to_owned())));
     attributes.extend(facts.retry.map(|reason| KeyValue::new("penstock.retry", reason)));
     attributes.extend(facts.refusal.map(|reason| KeyValue::new(semconv::ERROR_TYPE, reason)));
+    attributes.extend(facts.refused.map(|refusal| KeyValue::new("error.message", refusal.to_string())));
     // A client's mistake is no error of the server (semantic conventions, HTTP server spans).
     let status =
         if facts.status >= 500 { Status::error(facts.refusal.unwrap_or_default()) } else { Status::Unset };

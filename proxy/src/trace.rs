@@ -2,7 +2,7 @@
 //! of one that is stands in [`crate::spans`].
 //!
 //! Whether a request is sampled is its caller's decision, or chance's. One that fails, is refused or takes long is kept in any
-//! case, as many of them as [`NOTABLE_PER_SECOND`]: that is only known at its end, when the engine has not been told. So the
+//! case, as many of them as [`NOTABLE_PER_SECOND`], apart from what is its caller's mistake, of which as many are: that is only known at its end, when the engine has not been told. So the
 //! engine names the batch to everybody; where nobody in it was traced from the start, its span is told in each trace that is kept.
 
 use crate::export::{Collector, Export, SpanCounts};
@@ -45,9 +45,21 @@ pub struct Tracer {
     sample: AtomicU64,
     slow: Duration,
     notable: DefaultDirectRateLimiter,
+    /// For those that are their callers' mistakes: a client that makes many must not hide what is ours.
+    mistaken: DefaultDirectRateLimiter,
+    counts: SpanCounts,
     propagator: TraceContextPropagator,
     scope: InstrumentationScope,
     export: Export,
+}
+
+/// Whose doing it is that a request has no good answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// What was asked cannot be answered, or may not.
+    Callers,
+    /// Anything else.
+    Ours,
 }
 
 /// A request that is kept.
@@ -117,6 +129,8 @@ impl Tracer {
             sample: AtomicU64::new(config.sample.to_bits()),
             slow: config.slow,
             notable: RateLimiter::direct(Quota::per_second(NOTABLE_PER_SECOND)),
+            mistaken: RateLimiter::direct(Quota::per_second(NOTABLE_PER_SECOND)),
+            counts: counts.clone(),
             propagator: TraceContextPropagator::new(),
             scope: InstrumentationScope::builder("penstock").with_version(env!("CARGO_PKG_VERSION")).build(),
             export: Export::new(&config.collector, counts)?,
@@ -153,9 +167,21 @@ impl Tracer {
     }
 
     /// The trace of a request that has ended and is kept: from its start, or for what has become of it. It took so long, and may
-    /// have been refused, or its version may have failed.
-    pub fn keep(&self, sampling: &Sampling, has_failed: bool, took: Duration) -> Option<Trace> {
-        let is_notable = || (has_failed || took > self.slow) && self.notable.check().is_ok();
+    /// have failed.
+    pub fn keep(&self, sampling: &Sampling, failed: Option<Fault>, took: Duration) -> Option<Trace> {
+        let is_notable = || {
+            let room = match failed {
+                Some(Fault::Callers) => &self.mistaken,
+                Some(Fault::Ours) => &self.notable,
+                None if took > self.slow => &self.notable,
+                None => return false,
+            };
+            let has_room = room.check().is_ok();
+            if !has_room {
+                self.counts.passed_over.inc();
+            }
+            has_room
+        };
         let parent = match sampling {
             Sampling::Kept(trace) => return Some(trace.clone()),
             _ if !is_notable() => return None,

@@ -287,6 +287,49 @@ fn what_fails_or_is_refused_or_takes_long_is_kept_whatever_the_sampling_rate() {
     assert!(stack.metric("penstock_spans_exported_total") >= 3.0);
 }
 
+#[test]
+fn what_the_model_failed_on_shows_where_its_time_went_and_what_its_caller_was_told() {
+    let collector = Collector::start();
+    let traces = format!("traces: {{endpoint: 'http://{}', sample: 0}}", collector.address);
+    let stack = Stack::builder().models(repository("tests/data/models")).config(&traces).start_unready();
+    eventually("picky to be ready", || {
+        (stack.client().get("/v2/models/picky/ready").status == 200).then_some(())
+    });
+    let answer = stack.client().infer("picky", &[], &infer_body("x", [2, 4], &[-1.0; 8]));
+    assert_eq!(answer.status, 500);
+    let spans = eventually("its spans", || {
+        Some(collector.spans()).filter(|spans| !named(spans, "engine run").is_empty())
+    });
+    let (server, run) = (named(&spans, SERVER)[0], named(&spans, "engine run")[0]);
+    assert_eq!(text(server, "error.message"), answer.error());
+    assert_eq!(run.trace_id, server.trace_id);
+    assert_eq!((number(run, "penstock.batch.rows"), number(run, "penstock.batch.requests")), (2, 1));
+    assert!(run.end_time_unix_nano > run.start_time_unix_nano);
+    assert_eq!(named(&spans, "engine queue")[0].parent_span_id, server.span_id);
+    let ran = "penstock_engine_run_duration_seconds_count{model=\"picky\",version=\"1\"}";
+    assert_eq!(stack.metric(ran), 1.0);
+}
+
+/// What one caller does wrong a thousand times.
+#[test]
+fn many_mistakes_of_callers_do_not_hide_what_fails_here() {
+    let collector = Collector::start();
+    let traces = format!("traces: {{endpoint: 'http://{}', sample: 0}}", collector.address);
+    let engine = ScriptedEngine::start(&[("m", 2, Behaviour::Fail)]);
+    let stack = Stack::builder().config(&traces).external_engine(engine.socket()).start();
+    let client = stack.client();
+    eventually("so many mistakes that not all are kept", || {
+        (0..200).for_each(|_| assert_eq!(client.infer("nobody", &[], b"{}").status, 404));
+        (stack.metric("penstock_traces_passed_over_total") > 0.0).then_some(())
+    });
+    assert_eq!(client.infer("m", &[], &infer_body("x", [1, 1], &[0.0])).status, 500);
+    eventually("what has failed", || {
+        let spans = collector.spans();
+        let status = |span: &&Span| number(span, "http.response.status_code");
+        named(&spans, SERVER).iter().any(|span| status(span) == 500).then_some(())
+    });
+}
+
 /// A caller who has one version for good, and one who asks for a label that nobody has.
 #[test]
 fn a_span_says_which_version_its_caller_got_and_why_or_why_it_got_no_answer() {
