@@ -16,6 +16,8 @@
 //! Only requests that were assigned by chance or by the sticky key are evidence. Time is an argument; nothing happens
 //! between calls.
 
+mod hanging;
+mod patience;
 mod policy;
 mod report;
 #[cfg(test)]
@@ -31,9 +33,12 @@ use crate::drift::{DriftGate, DriftSight, Finding as Drifted};
 use crate::gate::{ALPHA, Event, Gate, Witness};
 use crate::units::{ALL, Millionths, Version, percent};
 
+use hanging::Hanging;
+pub(crate) use hanging::Requests;
+pub(crate) use patience::{Patience, Usual};
 pub use policy::Assignment;
 pub(crate) use policy::{CanaryPolicy, Comparison, Servers, SlowPolicy, Stage};
-pub use report::{CanaryStatus, GateStatus, Phase, Progress, Record, Verdict};
+pub use report::{CanaryStatus, GateStatus, Grounds, Phase, Progress, Record, Verdict};
 
 /// Verdicts that are remembered, and those of them that are kept over a restart.
 const HISTORY: usize = 64;
@@ -116,27 +121,6 @@ struct Finding {
     gate: Option<&'static str>,
 }
 
-/// How many of the candidate's requests are under way as a rule: as many as have begun in a while, times what an answer takes in
-/// that while (Little's law). More are hanging, and will be late: what ends soon must not be heard alone.
-#[derive(Clone, Copy, Debug)]
-struct Usual {
-    since: Instant,
-    /// By all answers that were in time.
-    took: Duration,
-}
-
-impl Usual {
-    fn new(now: Instant) -> Self {
-        Self { since: now, took: Duration::ZERO }
-    }
-
-    fn hanging(self, under_way: u32, now: Instant) -> u32 {
-        let time = now.saturating_duration_since(self.since).as_secs_f64();
-        let usual = if time > 0.0 { self.took.as_secs_f64() / time } else { 0.0 };
-        under_way.saturating_sub(usual.ceil() as u32)
-    }
-}
-
 /// The progress of one rollout.
 #[derive(Debug)]
 pub(crate) struct Canary {
@@ -153,7 +137,8 @@ pub(crate) struct Canary {
     files: (u64, u64),
     /// When the candidate last answered.
     answered: Option<Instant>,
-    usual: Usual,
+    usual: Arc<Usual>,
+    hanging: Hanging,
     /// What was last found when it was judged, so that it is told once; nothing since a person has stepped in.
     judged: Option<Finding>,
     history: VecDeque<Record>,
@@ -176,7 +161,8 @@ impl Canary {
             drift,
             files: (0, 0),
             answered: None,
-            usual: Usual::new(now),
+            usual: Arc::default(),
+            hanging: Hanging::new(now),
             judged: None,
             history: VecDeque::new(),
             untold: 0,
@@ -191,6 +177,11 @@ impl Canary {
     /// What its evidence is about.
     pub(crate) fn about(&self) -> u64 {
         self.policy.about
+    }
+
+    /// How long answers take. Those that say nothing else may be told to this alone.
+    pub(crate) fn usual(&self) -> Arc<Usual> {
+        Arc::clone(&self.usual)
     }
 
     /// What is under way says nothing any more.
@@ -245,14 +236,14 @@ impl Canary {
             self.begin_anew();
             self.gates.iter_mut().for_each(|gate| gate.forget_step(now));
             (self.entered, self.answered, self.judged) = (now, None, None);
-            self.usual = Usual::new(now);
+            self.hanging.begin_anew(now);
         }
     }
 
     /// What was found in another step has to be found anew.
     fn begin_step(&mut self, now: Instant) {
         self.entered = now;
-        self.usual = Usual::new(now);
+        self.hanging.begin_anew(now);
         self.gates.iter_mut().for_each(|gate| gate.begin_step(now));
         self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
     }
@@ -273,36 +264,21 @@ impl Canary {
         if begun != Some(self.begun) {
             return;
         }
-        if let (true, Sight::Answered(took)) = (is_candidate, sight) {
-            self.answered = Some(now);
-            let is_slow = self.policy.slow.is_some_and(|slow| took > slow.over);
-            self.usual.took += if is_slow { Duration::ZERO } else { took };
+        if let Sight::Answered(took) = sight {
+            self.usual.hear(is_candidate, took);
+            self.answered = if is_candidate { Some(now) } else { self.answered };
         }
-        let witness = Witness { is_candidate, share, key, sight };
+        let patience = match sight {
+            Sight::Gone(waited) => self.usual.patience(waited),
+            _ => Patience::LongForBoth,
+        };
+        let witness = Witness { is_candidate, share, key, sight, patience };
         let roll_back_at = self.roll_back_at();
         for at in 0..self.gates.len() {
             let gate = &mut self.gates[at];
             if gate.hear(witness, now) && gate.worse() >= roll_back_at {
-                let (requests, events) = (gate.requests, gate.events);
                 let (version, baseline) = (self.policy.candidate.version, self.policy.baseline.version);
-                let of = format!("{events} of {requests} requests in this step");
-                let why = match gate.event {
-                    Event::Error => {
-                        format!("version {version} fails more often than version {baseline}: {of}")
-                    }
-                    Event::Slow(_) => {
-                        format!("version {version} is slow more often than version {baseline}: {of}")
-                    }
-                    Event::Fault => {
-                        format!("version {version} is at fault more often than version {baseline}: {of}")
-                    }
-                    Event::Disagreement => {
-                        let most = gate.percent_at_most();
-                        format!(
-                            "version {version} disagrees with version {baseline} more often than {most} %: {of}"
-                        )
-                    }
-                };
+                let why = gate.why_worse(version, baseline);
                 return self.decide(Verdict::RollBack, why, now);
             }
         }
@@ -375,16 +351,18 @@ impl Canary {
         self.gates = gates(&self.policy, now);
         self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
         (self.entered, self.answered, self.judged) = (now, None, None);
-        self.usual = Usual::new(now);
+        self.usual.forget();
+        self.hanging.begin_anew(now);
     }
 
-    /// Looks whether the step is over, while so many requests of the candidate are under way. Call it every now and then.
-    pub(crate) fn judge(&mut self, under_way: u32, now: Instant) {
+    /// Looks whether the step is over, and how many requests of the candidate are under way. Call it a few times a second.
+    pub(crate) fn judge(&mut self, requests: Requests, now: Instant) {
+        self.hanging.look(requests, now);
         if self.phase != Phase::Running || now.saturating_duration_since(self.entered) < self.policy.dwell {
             return;
         }
         self.gates.iter_mut().for_each(|gate| gate.look(now));
-        let (verdict, gate, why) = self.verdict(self.usual.hanging(under_way, now), now);
+        let (verdict, gate, why) = self.verdict(self.hanging.count(), now);
         let found = Some(Finding { share: self.share(), verdict, gate });
         if verdict == Verdict::Advance || self.judged != found {
             self.judged = found;
@@ -406,12 +384,13 @@ impl Canary {
             (Command::Resume, Phase::Paused) => {
                 self.note(Verdict::Hold, format!("resumed by a person{because}"), now);
                 (self.phase, self.entered) = (Phase::Running, now);
+                self.hanging.begin_anew(now);
             }
             (Command::Resume, Phase::RolledBack) => {
                 // What is still under way was asked of what has failed.
                 self.begin_anew();
                 (self.phase, self.step, self.entered, self.answered) = (Phase::Running, 0, now, None);
-                self.usual = Usual::new(now);
+                self.hanging.begin_anew(now);
                 self.gates = gates(&self.policy, now);
                 self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
                 self.note(Verdict::Hold, format!("begun again by a person{because}"), now);
@@ -604,6 +583,7 @@ impl Canary {
             pass_at: 1.0 / ALPHA,
             requests: gate.requests,
             events: gate.events,
+            heard: gate.grounds(),
         };
         self.gates.iter().map(numbers).chain(self.drift.as_ref().map(DriftGate::numbers)).collect()
     }

@@ -17,7 +17,7 @@
 //!   baseline            ├──── ? ────┤├── within ──┤          rolled back at the end of the candidate's third
 //! ```
 
-use crate::canary::GateStatus;
+use crate::canary::{GateStatus, Grounds};
 use crate::units::{Millionths, Version, share_of_all};
 use std::time::Instant;
 
@@ -133,7 +133,8 @@ impl DriftGate {
             }
             None => (0.0, 0.0, 0),
         };
-        GateStatus { gate: Self::NAME, worse, roll_back_at: 1.0, rare, pass_at: 1.0, requests, events: 0 }
+        let (roll_back_at, pass_at, events, heard) = (1.0, 1.0, 0, Grounds::default());
+        GateStatus { gate: Self::NAME, worse, roll_back_at, rare, pass_at, requests, events, heard }
     }
 }
 

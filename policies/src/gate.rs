@@ -12,6 +12,9 @@
 //! - What goes unanswered together is one witness: one stalled run makes many requests late, and one full queue turns
 //!   many away. The first of a burst counts, whichever side it is on.
 //!
+//! Whoever leaves without an answer says something only where one would have been there by then, see `canary/patience.rs`: it is
+//! the client that chooses when to leave, and where it has a key also whom.
+//!
 //! What was well for long would hide what is not now, so the question is asked anew at every step, and after so many events
 //! or so much time. Each asking has a stake, and stakes add up to 1: the sum may be looked at like a single test.
 
@@ -21,10 +24,10 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::canary::Sight;
+use crate::canary::{Grounds, Patience, Sight};
 use crate::drift::DriftGate;
 use crate::evidence::{KeptRare, Rare, Worse};
-use crate::units::{ALL, Millionths, share_of_all};
+use crate::units::{ALL, Millionths, Version, share_of_all};
 
 /// The chance that a candidate that is no worse is rolled back, in all gates and steps together; and the chance that
 /// one that fails too often passes a gate of one step.
@@ -101,19 +104,16 @@ impl Event {
     }
 
     /// Whether a request shows that the event happened; nothing where it shows nothing.
-    fn happened(self, sight: Sight) -> Option<bool> {
+    fn happened(self, sight: Sight, patience: Patience) -> Option<bool> {
         match (self, sight) {
             (Self::Error, Sight::Answered(_)) => Some(false),
-            // The baseline's impatient callers, and its full queue, balance the candidate's.
+            // The baseline's full queue balances the candidate's.
             (
                 Self::Error,
-                Sight::Failed
-                | Sight::Lost
-                | Sight::Unanswered
-                | Sight::Late(_)
-                | Sight::Gone(_)
-                | Sight::Refused,
+                Sight::Failed | Sight::Lost | Sight::Unanswered | Sight::Late(_) | Sight::Refused,
             ) => Some(true),
+            // Who leaves before an answer can be there would fail with any version.
+            (Self::Error, Sight::Gone(_)) => (patience > Patience::Short).then_some(true),
             (Self::Slow(over), Sight::Answered(took)) => Some(took > over),
             // Who gave up early says nothing.
             (Self::Slow(over), Sight::Late(took) | Sight::Gone(took)) => (took > over).then_some(true),
@@ -127,10 +127,18 @@ impl Event {
         }
     }
 
+    /// Whether it tells a candidate that is worse from one that is not. Somebody may choose when to leave, and whom to leave.
+    fn tells_both_apart(self, patience: Patience) -> bool {
+        match self {
+            Self::Error => patience == Patience::LongForBoth,
+            Self::Slow(_) | Self::Fault | Self::Disagreement => true,
+        }
+    }
+
     /// Whether it is the version's, and so counts against what the policy allows, and not the caller's.
     fn is_the_versions(self, sight: Sight) -> bool {
         match (self, sight) {
-            (Self::Error, Sight::Gone(_) | Sight::Refused) => false,
+            (Self::Error, Sight::Refused) => false,
             (Self::Error | Self::Slow(_) | Self::Fault | Self::Disagreement, _) => true,
         }
     }
@@ -144,6 +152,8 @@ pub(crate) struct Witness {
     pub(crate) share: Millionths,
     pub(crate) key: Option<u64>,
     pub(crate) sight: Sight,
+    /// Of a client that has left, what that says.
+    pub(crate) patience: Patience,
 }
 
 /// The evidence about one event.
@@ -231,11 +241,12 @@ impl Gate {
 
     /// Takes a request into account; whether it was evidence against the candidate or the baseline.
     pub(crate) fn hear(&mut self, witness: Witness, now: Instant) -> bool {
-        let Witness { is_candidate, share, key, sight } = witness;
-        let Some(happened) = self.event.happened(sight) else { return false };
+        let Witness { is_candidate, share, key, sight, patience } = witness;
+        let Some(happened) = self.event.happened(sight, patience) else { return false };
         let is_news = is_candidate && self.event.is_the_versions(sight) && self.is_news(key, happened, now);
         let is_evidence = if self.event.is_compared_with_the_baseline() {
-            happened && !(sight.comes_in_bursts() && self.is_in_a_burst(now))
+            let tells = happened && self.event.tells_both_apart(patience);
+            tells && !(sight.comes_in_bursts() && self.is_in_a_burst(now))
         } else {
             is_news
         };
@@ -248,10 +259,12 @@ impl Gate {
             self.ask_anew(now);
         }
         if self.event.is_compared_with_the_baseline() {
-            self.worse.hear(key, happened, |worse| worse.observe(is_candidate, share_of_all(share)));
+            let share = share_of_all(share);
+            self.worse.hear(key, (happened, is_candidate, share), |worse| worse.observe(is_candidate, share));
         } else {
             let at_most = share_of_all(self.at_most);
-            self.worse.hear(key, happened, |worse| worse.observe_rate(happened, at_most));
+            self.worse
+                .hear(key, (happened, happened, at_most), |worse| worse.observe_rate(happened, at_most));
         }
         happened
     }
@@ -311,6 +324,32 @@ impl Gate {
     /// Evidence that the candidate is worse: at least `1/α` means so with a confidence of `1 − α`.
     pub(crate) fn worse(&self) -> f64 {
         self.worse.value()
+    }
+
+    /// What most of it is made of.
+    pub(crate) fn grounds(&self) -> Grounds {
+        self.worse.grounds()
+    }
+
+    /// That the candidate is worse, with what that is made of.
+    pub(crate) fn why_worse(&self, version: Version, baseline: Version) -> String {
+        let Grounds { all, of_candidate, by_share } = self.grounds();
+        let (is, what) = match self.event {
+            Event::Error => ("fails", "failures"),
+            Event::Slow(_) => ("is slow", "slow answers"),
+            Event::Fault => ("is at fault", "faults"),
+            Event::Disagreement => {
+                let most = self.percent_at_most();
+                return format!(
+                    "version {version} disagrees with version {baseline} more often than {most} %: {of_candidate} of the last {all} \
+                     answers that were compared differ, where {by_share:.1} may"
+                );
+            }
+        };
+        format!(
+            "version {version} {is} more often than version {baseline}: {of_candidate} of the last {all} {what} are its, where its \
+             share of the requests makes {by_share:.1}"
+        )
     }
 
     /// Whether it is shown that the event is rare enough, even if so many requests that hang all end with it.
@@ -396,10 +435,13 @@ struct Worsening {
     ended: f64,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Asking {
     stake: f64,
     witnesses: u32,
+    /// To be told. Of processes before this was kept, nothing is.
+    #[serde(default)]
+    heard: Grounds,
     worse: Worse,
     /// To which the event has happened.
     keys: BTreeSet<u64>,
@@ -421,15 +463,22 @@ impl Worsening {
         }
         let stake = staked(self.asked + 1) - staked(self.asked);
         self.asked += 1;
-        self.askings.push(Asking { stake, witnesses: 0, worse: Worse::default(), keys: BTreeSet::new() });
+        self.askings.push(Asking { stake, ..Asking::default() });
     }
 
     fn is_stale(&self, witnesses_max: u32) -> bool {
         self.askings.last().is_none_or(|newest| newest.witnesses >= witnesses_max)
     }
 
-    /// Has every asking observe a witness. A key to which the event has happened says nothing more to the same asking.
-    fn hear(&mut self, key: Option<u64>, happened: bool, observe: impl Fn(&mut Worse)) {
+    /// Has every asking observe a witness: whether the event has happened, whether that speaks against the candidate, and how
+    /// likely it would if the candidate were no worse. A key to which the event has happened says nothing more to the same
+    /// asking.
+    fn hear(
+        &mut self,
+        key: Option<u64>,
+        (happened, speaks_against, by_share): (bool, bool, f64),
+        observe: impl Fn(&mut Worse),
+    ) {
         for asking in &mut self.askings {
             let is_new = match key {
                 None => true,
@@ -439,8 +488,17 @@ impl Worsening {
             if is_new {
                 observe(&mut asking.worse);
                 asking.witnesses += 1;
+                asking.heard.all += 1;
+                asking.heard.of_candidate += u32::from(speaks_against);
+                asking.heard.by_share += by_share;
             }
         }
+    }
+
+    /// Of the asking that has come to most.
+    fn grounds(&self) -> Grounds {
+        let most = self.askings.iter().max_by(|one, other| one.value().total_cmp(&other.value()));
+        most.map_or_else(Grounds::default, |asking| asking.heard)
     }
 
     /// What is not staked yet is still there.

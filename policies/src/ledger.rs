@@ -15,7 +15,7 @@ mod occupy;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
@@ -29,7 +29,8 @@ pub use occupy::{CrowdPolicy, Crowded, Places};
 use crate::attribute::Attributes;
 use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Tripped};
 use crate::canary::{
-    Assignment, Beginnings, Canary, CanaryPolicy, CanaryStatus, Command, Progress, Record, Sight, Stage,
+    Assignment, Beginnings, Canary, CanaryPolicy, CanaryStatus, Command, Progress, Record, Requests, Sight,
+    Stage, Usual,
 };
 use crate::drift::DriftSight;
 use crate::limiter::{LimitPolicy, Limiter};
@@ -85,17 +86,59 @@ struct Rollout {
     /// that it is something else.
     about: AtomicU64,
     /// Requests that the candidate is asked and that were assigned to it.
-    under_way: Arc<AtomicU32>,
+    asked: Arc<Asked>,
+    /// The canary's, so that what says nothing else takes no lock.
+    usual: Arc<Usual>,
     canary: Mutex<Canary>,
+}
+
+/// Counts what the candidate of a rollout is asked.
+#[derive(Debug, Default)]
+struct Asked {
+    under_way: AtomicU32,
+    begun: AtomicU64,
+    ended: AtomicU64,
+    took_micros: AtomicU64,
+}
+
+impl Asked {
+    fn begin(self: &Arc<Self>) -> UnderWay {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        UnderWay { asked: Arc::clone(self), took: None }
+    }
+
+    fn now(&self) -> Requests {
+        Requests {
+            under_way: self.under_way.load(Ordering::Relaxed),
+            begun: self.begun.load(Ordering::Relaxed),
+            ended: self.ended.load(Ordering::Relaxed),
+            took: Duration::from_micros(self.took_micros.load(Ordering::Relaxed)),
+        }
+    }
 }
 
 /// A request that a rollout's candidate is asked, until this is dropped. To be dropped after [`Ledger::witness`].
 #[derive(Debug)]
-pub struct UnderWay(Arc<AtomicU32>);
+pub struct UnderWay {
+    asked: Arc<Asked>,
+    took: Option<Duration>,
+}
+
+impl UnderWay {
+    /// It has ended after so long, however it has.
+    pub fn ended(&mut self, took: Duration) {
+        self.took = Some(took);
+    }
+}
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.asked.under_way.fetch_sub(1, Ordering::Relaxed);
+        if let Some(took) = self.took {
+            self.asked.ended.fetch_add(1, Ordering::Relaxed);
+            self.asked.took_micros.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+        }
     }
 }
 
@@ -108,8 +151,8 @@ impl Rollout {
     fn new(policy: &CanaryPolicy, beginnings: Beginnings, now: Instant) -> Self {
         let canary = Canary::new(policy.clone(), beginnings, now);
         let (stage, about) = (AtomicU64::new(packed(&canary)), AtomicU64::new(canary.about()));
-        let under_way = Arc::default();
-        Self { versions: policy.versions_of_arms(), stage, about, under_way, canary: Mutex::new(canary) }
+        let (asked, usual) = (Arc::default(), canary.usual());
+        Self { versions: policy.versions_of_arms(), stage, about, asked, usual, canary: Mutex::new(canary) }
     }
 
     fn is_of(&self, policy: &CanaryPolicy) -> bool {
@@ -236,20 +279,20 @@ impl Ledger {
         if !assigned.is_candidate {
             return None;
         }
-        self.of_rollout(model, assigned.versions(), |rollout| {
-            rollout.under_way.fetch_add(1, Ordering::Relaxed);
-            UnderWay(Arc::clone(&rollout.under_way))
-        })
+        self.of_rollout(model, assigned.versions(), |rollout| rollout.asked.begin())
     }
 
     /// Tells what became of a request that a rollout had assigned.
     pub fn witness(&self, model: &str, assigned: Assignment, key: Option<u64>, sight: Sight, now: Instant) {
-        if assigned.is_commonplace(sight) {
+        let rollouts = self.rollouts.load();
+        let Some(rollout) = rollouts.get(model) else { return };
+        if let Some(took) = assigned.commonplace(sight) {
+            if rollout.versions == assigned.versions() {
+                rollout.usual.hear(false, took);
+            }
             return;
         }
-        if let Some(rollout) = self.rollouts.load().get(model) {
-            rollout.change(|canary| canary.witness(assigned, key, sight, now));
-        }
+        rollout.change(|canary| canary.witness(assigned, key, sight, now));
     }
 
     /// Tells whether a version has answered a copy as the client was answered, of a request that a rollout had assigned.
@@ -283,9 +326,9 @@ impl Ledger {
     pub fn judge(&self, now: Instant) -> Vec<(Arc<str>, Record)> {
         let mut news = std::mem::take(&mut *self.last_news());
         for (model, rollout) in self.rollouts.load().iter() {
-            let under_way = rollout.under_way.load(Ordering::Relaxed);
+            let requests = rollout.asked.now();
             let records = rollout.change(|canary| {
-                canary.judge(under_way, now);
+                canary.judge(requests, now);
                 canary.news()
             });
             news.extend(records.into_iter().map(|record| (Arc::clone(model), record)));

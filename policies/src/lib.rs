@@ -54,7 +54,9 @@ mod plan;
 
 pub use attribute::{Attribute, Attributes, Field};
 pub use breaker::{BreakerPolicy, BreakerState, Tripped};
-pub use canary::{Assignment, CanaryStatus, Command, GateStatus, Phase, Progress, Record, Sight, Verdict};
+pub use canary::{
+    Assignment, CanaryStatus, Command, GateStatus, Grounds, Phase, Progress, Record, Sight, Verdict,
+};
 pub use drift::DriftSight;
 pub use errors::{PolicyError, PolicyErrors};
 pub use ledger::{

@@ -283,7 +283,8 @@ fn word_of(phase: &Phase) -> &'static str {
 }
 
 fn gate(gate: GateStatus) -> Gate {
-    let GateStatus { gate, worse, roll_back_at, rare, pass_at, requests, events } = gate;
+    // What `worse` has heard is told in the verdict's words.
+    let GateStatus { gate, worse, roll_back_at, rare, pass_at, requests, events, heard: _ } = gate;
     Gate { gate: gate.into(), worse, roll_back_at, rare, pass_at, requests, events }
 }
 

@@ -211,10 +211,11 @@ pub struct Assignment {
 }
 
 impl Assignment {
-    /// Whether there is nothing to be learned: the baseline has answered, and soon enough. So most requests end.
-    pub(crate) fn is_commonplace(&self, sight: Sight) -> bool {
-        let Sight::Answered(took) = sight else { return false };
-        !self.is_candidate && self.slow_over.is_none_or(|over| took <= over)
+    /// Whether there is nothing to be learned but how long it took: the baseline has answered, and soon enough. So most requests
+    /// end.
+    pub(crate) fn commonplace(&self, sight: Sight) -> Option<Duration> {
+        let Sight::Answered(took) = sight else { return None };
+        (!self.is_candidate && self.slow_over.is_none_or(|over| took <= over)).then_some(took)
     }
 
     /// Baseline and candidate.

@@ -78,6 +78,20 @@ pub struct GateStatus {
     pub requests: u64,
     /// Those to which the event happened.
     pub events: u64,
+    /// What `worse` is made of; none of what was kept before this was.
+    #[serde(default)]
+    pub heard: Grounds,
+}
+
+/// What the evidence that a candidate is worse is made of, in its last asking: the question is asked anew again and again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Grounds {
+    /// Events that were heard, the baseline's too; of disagreement, answers that were compared.
+    pub all: u32,
+    /// Those of the candidate; of disagreement, those that differ.
+    pub of_candidate: u32,
+    /// So many of the candidate would be no evidence: its share of them; of disagreement, what is allowed.
+    pub by_share: f64,
 }
 
 /// Called so that it is not taken for text that is borrowed from what is read.

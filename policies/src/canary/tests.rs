@@ -6,6 +6,10 @@ use crate::pick::Target;
 use crate::{Snapshot, parse};
 
 const FAST: Sight = Sight::Answered(Duration::from_millis(10));
+fn ms(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
 const SLOW: Sight = Sight::Answered(Duration::from_millis(300));
 
 fn snapshot(canary: &str) -> Snapshot {
@@ -63,7 +67,7 @@ impl World {
 
     fn wait(&mut self, seconds: u64) -> Option<Verdict> {
         self.now += Duration::from_secs(seconds);
-        self.canary.judge(0, self.now);
+        self.canary.judge(Requests::default(), self.now);
         self.canary.news().pop().map(|record| record.verdict)
     }
 }
@@ -88,10 +92,11 @@ fn a_candidate_whose_bad_answers_are_still_to_come_gets_no_more() {
     // A third of its requests hangs, until a deadline that is later than the end of the step.
     (0..1000).for_each(|_| world.tell(true, FAST));
     world.now += Duration::from_secs(2);
-    world.canary.judge(500, world.now);
+    let (under_way, took) = (500, Duration::from_secs(10));
+    world.canary.judge(Requests { under_way, begun: 1500, ended: 1000, took }, world.now);
     let record = world.canary.news().pop().unwrap();
     assert_eq!((record.verdict, world.canary.step), (Verdict::Hold, 0));
-    let why = "errors: 0 of 1000 is not shown to be below 5 % while 495 more take longer than its answers do";
+    let why = "errors: 0 of 1000 is not shown to be below 5 % while 492 more take longer than its answers do";
     assert_eq!(record.why, why);
     world.now += Duration::from_secs(8);
     (0..500).for_each(|_| {
@@ -109,8 +114,225 @@ fn as_many_as_an_answer_takes_are_under_way_at_a_time_and_hold_up_nothing() {
     (0..5900).for_each(|_| world.tell(true, answered));
     world.now += Duration::from_secs(600);
     world.tell(true, answered);
-    world.canary.judge(100, world.now);
+    let (under_way, took) = (100, Duration::from_secs(59_000));
+    world.canary.judge(Requests { under_way, begun: 6000, ended: 5900, took }, world.now);
     assert_eq!(world.canary.step, 1);
+}
+
+/// What the candidate is asked, and who waits for it.
+#[derive(Default)]
+struct Traffic {
+    requests: Requests,
+    /// When each ends, after how long, and with what; the next is the last.
+    under_way: Vec<(Instant, Duration, Sight)>,
+}
+
+impl Traffic {
+    /// So many a second, to both sides alike, until the candidate has come to the next step; after how many looks, of which there are ten a
+    /// second.
+    fn flow(
+        &mut self,
+        world: &mut World,
+        (per_second, seconds): (u32, u32),
+        sight: impl Fn(&mut Dice) -> (Duration, Sight),
+    ) -> Option<u32> {
+        let step = world.canary.step;
+        for tick in 0..seconds * 10 {
+            let due = |tick: u32| tick * per_second / 10;
+            for _ in due(tick)..due(tick + 1) {
+                let (took, sight) = sight(&mut world.dice);
+                self.under_way.push((world.now + took, took, sight));
+                self.requests.begun += 1;
+            }
+            world.now += Duration::from_millis(100);
+            self.under_way.sort_by_key(|(ends, ..)| std::cmp::Reverse(*ends));
+            while let Some((_, took, sight)) = self.under_way.pop_if(|(ends, ..)| *ends <= world.now) {
+                [true, false].into_iter().for_each(|arm| world.tell(arm, sight));
+                self.requests.ended += 1;
+                self.requests.took += took;
+            }
+            self.requests.under_way = self.under_way.len() as u32;
+            world.canary.judge(self.requests, world.now);
+            if world.canary.step > step {
+                return Some(tick);
+            }
+        }
+        None
+    }
+}
+
+fn answered(millis: u64) -> (Duration, Sight) {
+    let took = Duration::from_millis(millis);
+    (took, Sight::Answered(took))
+}
+
+#[test]
+fn an_hour_without_requests_does_not_make_those_that_come_then_look_like_hanging() {
+    for idle in [0, 60, 3600] {
+        let mut world = World::new("steps: [50, 60], dwell: 10s, gates: {errors: {at_most: 5}}", 1);
+        let mut traffic = Traffic::default();
+        world.canary.command(Command::Pause, "", world.now).unwrap();
+        traffic.flow(&mut world, (1, idle), |_| answered(500));
+        world.canary.command(Command::Resume, "", world.now).unwrap();
+        let held = traffic.flow(&mut world, (160, 60), |_| answered(500)).unwrap();
+        assert!(held <= 105, "{held} tenths of a second after {idle} s, of which a step lasts 100");
+        let mut world = World::new("steps: [50, 60], dwell: 10s, gates: {errors: {at_most: 5}}", idle.into());
+        let mixed = |dice: &mut Dice| answered(if dice.falls(0.5) { 50 } else { 950 });
+        let held = Traffic::default().flow(&mut world, (160, 60), mixed).unwrap();
+        assert!(held <= 150, "{held} tenths of a second, where answers take now more and now less");
+        let mut world = World::new("steps: [50, 60], dwell: 10s, gates: {errors: {at_most: 0.01}}", 1);
+        let mut traffic = Traffic::default();
+        traffic.flow(&mut world, (1, idle.max(10)), |_| answered(500));
+        traffic.flow(&mut world, (160, 20), |_| answered(500));
+        assert_eq!((world.canary.step, world.canary.hanging.count()), (0, 0), "after {idle} s");
+    }
+}
+
+#[test]
+fn answers_that_may_be_slow_and_failures_that_take_long_are_no_more_under_way_than_they_have_to_be() {
+    let gates =
+        "steps: [50, 60], dwell: 10s, gates: {errors: {at_most: 10}, latency: {over: 1s, at_most: 10}}";
+    let mut world = World::new(gates, 1);
+    let slow = |dice: &mut Dice| if dice.falls(0.03) { answered(5_000) } else { answered(10) };
+    let held = Traffic::default().flow(&mut world, (100, 60), slow);
+    assert!(held.is_some_and(|held| held <= 200), "{held:?} {:?}", world.canary.history);
+    let mut world = World::new("steps: [50, 60], dwell: 10s, gates: {errors: {at_most: 10}}", 1);
+    let failing = |dice: &mut Dice| if dice.falls(0.03) { (ms(5_000), Sight::Refused) } else { answered(10) };
+    let held = Traffic::default().flow(&mut world, (100, 60), failing);
+    assert!(held.is_some_and(|held| held <= 200), "{held:?} {:?}", world.canary.history);
+}
+
+/// However lucky the moment at which it is looked at.
+#[test]
+fn a_candidate_that_begins_to_hang_after_it_has_shown_enough_gets_no_more() {
+    for seed in 0..20 {
+        let mut world = World::new("steps: [50, 60], dwell: 10s, gates: {errors: {at_most: 5}}", seed);
+        let mut traffic = Traffic::default();
+        assert_eq!(traffic.flow(&mut world, (40, 9), |_| answered(20)), None);
+        let hangs = |dice: &mut Dice| {
+            if dice.falls(0.6) { (ms(9_000), Sight::Late(ms(9_000))) } else { answered(20) }
+        };
+        assert_eq!(traffic.flow(&mut world, (40, 60), hangs), None, "{:?}", world.canary.history);
+    }
+}
+
+/// Users who ask one thing after the other, each on its side, and do not wait for longer than `patience` says.
+fn ask_in_turn(
+    world: &mut World,
+    (users, seconds): (u64, u32),
+    took: impl Fn(&mut Dice, bool) -> Option<Duration>,
+    patience: impl Fn(&mut Dice) -> Duration,
+) {
+    let mut requests = Requests::default();
+    let mut under_way: Vec<Option<(Instant, Duration, Sight)>> = vec![None; users as usize];
+    for tick in 0..u64::from(seconds) * 100 {
+        for (user, slot) in (0..users).zip(&mut under_way) {
+            let is_candidate = user % 2 == 0;
+            if let Some((_, took, sight)) = slot.take_if(|(ends, ..)| *ends <= world.now) {
+                world.canary.witness(world.assigned(is_candidate), Some(user), sight, world.now);
+                requests.under_way -= u32::from(is_candidate);
+                requests.ended += u64::from(is_candidate);
+                requests.took += if is_candidate { took } else { Duration::ZERO };
+            } else if slot.is_none() && (tick + user) % 10 == 0 {
+                let waits = patience(&mut world.dice);
+                let took = took(&mut world.dice, is_candidate).filter(|took| *took < waits);
+                let (took, sight) =
+                    took.map_or((waits, Sight::Gone(waits)), |took| (took, Sight::Answered(took)));
+                *slot = Some((world.now + took, took, sight));
+                requests.under_way += u32::from(is_candidate);
+                requests.begun += u64::from(is_candidate);
+            }
+        }
+        world.now += Duration::from_millis(10);
+        if tick % 10 == 0 {
+            world.canary.judge(requests, world.now);
+        }
+    }
+}
+
+#[test]
+fn a_candidate_that_hangs_for_those_who_do_not_wait_gets_no_more() {
+    let canary = "steps: [50], dwell: 10s, sticky: {header: user}, gates: {errors: {at_most: 10}}";
+    let all = |hangs: f64| {
+        move |dice: &mut Dice, is_candidate: bool| (!is_candidate || !dice.falls(hangs)).then_some(ms(5))
+    };
+    for seed in 0..20 {
+        // They bring a deadline, or leave when they have had enough.
+        for least in [500, 200] {
+            let patience = |dice: &mut Dice| if dice.falls(0.5) { ms(least) } else { ms(500) };
+            let mut world = World::new(canary, seed);
+            ask_in_turn(&mut world, (8, 120), all(0.6), patience);
+            let errors = &world.canary.gates[0];
+            assert_ne!(world.canary.phase, Phase::Promoted, "seed {seed}, {:?}", world.canary.history);
+            assert!(errors.events * 2 > errors.requests, "{} of {}", errors.events, errors.requests);
+            let mut world = World::new(canary, seed);
+            ask_in_turn(&mut world, (8, 120), all(0.0), patience);
+            assert_eq!(world.canary.phase, Phase::Promoted, "seed {seed}, {:?}", world.canary.history);
+        }
+        // Nearly all that answers take is nearly all that they wait for.
+        let mut world = World::new(canary, seed);
+        let narrow = |dice: &mut Dice, is_candidate: bool| {
+            let took = if dice.falls(0.5) { ms(380) } else { ms(420) };
+            all(0.6)(dice, is_candidate).map(|_| took)
+        };
+        ask_in_turn(&mut world, (8, 120), narrow, |_| ms(500));
+        assert_ne!(world.canary.phase, Phase::Promoted, "seed {seed}, {:?}", world.canary.history);
+        let mut world = World::new(canary, seed);
+        ask_in_turn(&mut world, (100, 60), all(0.6), |_| ms(500));
+        assert_eq!(world.canary.phase, Phase::RolledBack, "with so many users it is shown soon");
+    }
+}
+
+/// Half of the callers wait for half as long as an answer takes, with either version.
+#[test]
+fn impatience_alone_holds_up_nothing_and_rolls_back_nothing() {
+    let canary = "steps: [50], dwell: 10s, sticky: {header: user}, gates: {errors: {at_most: 10}}";
+    for seed in 0..20 {
+        let mut world = World::new(canary, seed);
+        let took = |dice: &mut Dice, _: bool| Some(if dice.falls(0.5) { ms(90) } else { ms(110) });
+        let patience = |dice: &mut Dice| if dice.falls(0.5) { ms(50) } else { ms(1_000) };
+        ask_in_turn(&mut world, (40, 120), took, patience);
+        assert_eq!(world.canary.phase, Phase::Promoted, "seed {seed}, {:?}", world.canary.history);
+    }
+}
+
+#[test]
+fn a_client_that_chooses_its_version_and_does_not_wait_for_it_rolls_nothing_back() {
+    let mut world = World::new("steps: [10], dwell: 1h, sticky: {header: user}", 1);
+    let tell = |world: &mut World, is_candidate, user, sight| {
+        world.canary.witness(world.assigned(is_candidate), Some(user), sight, world.now);
+        world.now += Duration::from_millis(200);
+    };
+    for user in 0..30 {
+        [true, false].into_iter().for_each(|arm| tell(&mut world, arm, user, answered(5).1));
+    }
+    for user in 100..200 {
+        tell(&mut world, true, user, Sight::Gone(ms(1)));
+    }
+    let errors = &world.canary.gates[0];
+    assert_eq!((world.canary.phase.clone(), errors.worse(), errors.requests), (Phase::Running, 1.0, 30));
+    for user in 200..206 {
+        tell(&mut world, true, user, Sight::Gone(ms(300)));
+    }
+    assert_eq!(world.canary.phase, Phase::RolledBack, "these would have had an answer from the baseline");
+}
+
+/// What one side alone refuses is heard against the baseline and not of what may be.
+#[test]
+fn a_verdict_tells_the_numbers_that_it_was_made_of() {
+    let mut world = World::new("steps: [10], dwell: 1h", 1);
+    (0..30).for_each(|_| world.tell(true, FAST));
+    world.tell(false, Sight::Failed);
+    while world.canary.phase == Phase::Running {
+        world.tell(true, Sight::Refused);
+    }
+    let record = world.canary.news().pop().unwrap();
+    let heard = record.gates[0].heard;
+    assert_eq!((record.gates[0].events, heard.all, heard.of_candidate), (0, 5, 4));
+    let why = "version 2 fails more often than version 1: 4 of the last 5 failures are its, where its share of the requests makes 0.5";
+    assert_eq!(record.why, why);
+    let kept = serde_json::to_string(&record).unwrap();
+    assert_eq!(serde_json::from_str::<Record>(&kept).unwrap(), record);
 }
 
 #[test]
@@ -127,7 +349,7 @@ fn what_its_gates_are_about_changes_and_what_ended_soon_is_not_all_that_is_known
     world.canary.follow(&with("2s"), world.now);
     assert!(world.canary.gates.iter().all(|gate| gate.requests == 0));
     world.now += Duration::from_secs(9);
-    world.canary.judge(0, world.now);
+    world.canary.judge(Requests::default(), world.now);
     assert_eq!(world.canary.news().len(), 0, "the step lasts as long as any");
     let told = with("1s").found_anew(&with("2s"));
     assert_eq!(told, ": what its gates are about has changed, and its step begins anew");
@@ -262,7 +484,7 @@ fn users_who_always_fail_are_one_witness_each_however_long_it_takes() {
         }
     }
     assert_eq!(world.canary.phase, Phase::Running);
-    world.canary.judge(0, world.now + Duration::from_secs(3600));
+    world.canary.judge(Requests::default(), world.now + Duration::from_secs(3600));
     assert_eq!(world.canary.gates[0].rare.witnesses(), 2_000, "each says once in ten seconds how it fares");
     for user in 2..6 {
         let assigned = world.assigned(true);
@@ -331,7 +553,7 @@ fn a_candidate_that_fails_as_often_as_it_may_advances_at_most_once_in_twenty() {
                 }
             }
             world.now += Duration::from_secs(1);
-            world.canary.judge(0, world.now);
+            world.canary.judge(Requests::default(), world.now);
         }
         advanced += u32::from(world.canary.phase == Phase::Promoted);
     }

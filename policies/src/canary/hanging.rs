@@ -1,0 +1,94 @@
+//! How many of the candidate's requests hang: more are under way, over a while, than have begun in it times what a request takes
+//! (Little's law). They will be late, and what ends soon must not be heard alone.
+//!
+//! All that have begun and all that have ended count, however they ended, and all means forget alike: neither growing
+//! traffic nor an hour without any looks like hanging, nor does a moment at which few are under way look like none.
+
+use std::time::{Duration, Instant};
+
+/// So long do its means remember, or twice as long as a request takes. The longer one does not take for hanging what comes and
+/// goes, the shorter one sees what has begun to hang just now.
+const REMEMBERED: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(10)];
+
+/// The candidate's requests since its rollout began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Requests {
+    /// Now.
+    pub(crate) under_way: u32,
+    pub(crate) begun: u64,
+    /// Of which is known what they took, all together.
+    pub(crate) ended: u64,
+    pub(crate) took: Duration,
+}
+
+/// Means over a while.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Hanging {
+    looked: Instant,
+    before: Requests,
+    means: [Means; REMEMBERED.len()],
+}
+
+/// As sums whose parts weigh less the older they are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Means {
+    seconds: f64,
+    /// In request-seconds.
+    under_way: f64,
+    begun: f64,
+    ended: f64,
+    took: f64,
+}
+
+impl Hanging {
+    pub(crate) fn new(now: Instant) -> Self {
+        Self { looked: now, before: Requests::default(), means: Default::default() }
+    }
+
+    /// What was before says nothing any more.
+    pub(crate) fn begin_anew(&mut self, now: Instant) {
+        *self = Self { before: self.before, ..Self::new(now) };
+    }
+
+    /// Takes into account what has come since the last look. What comes between two looks is taken for even.
+    pub(crate) fn look(&mut self, requests: Requests, now: Instant) {
+        let seconds = now.saturating_duration_since(self.looked).as_secs_f64();
+        let since = |now: u64, before: u64| now.saturating_sub(before) as f64;
+        let new = Means {
+            seconds,
+            under_way: f64::from(requests.under_way) * seconds,
+            begun: since(requests.begun, self.before.begun),
+            ended: since(requests.ended, self.before.ended),
+            took: requests.took.saturating_sub(self.before.took).as_secs_f64(),
+        };
+        for (means, remembered) in self.means.iter_mut().zip(REMEMBERED) {
+            let remembered = remembered.as_secs_f64().max(2.0 * means.usual());
+            means.add(new, (-seconds / remembered).exp());
+        }
+        (self.looked, self.before) = (now, requests);
+    }
+
+    /// How many hang.
+    pub(crate) fn count(&self) -> u32 {
+        let on_average = |means: &Means| match means.seconds {
+            0.0 => self.before.under_way,
+            seconds => ((means.under_way - means.begun * means.usual()) / seconds) as u32,
+        };
+        self.means.iter().map(on_average).max().unwrap_or_default()
+    }
+}
+
+impl Means {
+    fn add(&mut self, new: Self, kept: f64) {
+        self.seconds = self.seconds * kept + new.seconds;
+        self.under_way = self.under_way * kept + new.under_way;
+        self.begun = self.begun * kept + new.begun;
+        self.ended = self.ended * kept + new.ended;
+        self.took = self.took * kept + new.took;
+    }
+
+    /// What a request takes, in seconds.
+    fn usual(&self) -> f64 {
+        if self.ended > 0.0 { self.took / self.ended } else { 0.0 }
+    }
+}
