@@ -14,7 +14,8 @@ pub(crate) const TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeou
 pub(crate) struct Deadline {
     /// The moment.
     pub(crate) at: Instant,
-    given: Duration,
+    /// How much there was for it.
+    pub(crate) given: Duration,
 }
 
 impl Deadline {

@@ -40,7 +40,7 @@ use policies::{
 use rand::Rng;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use verdict::{is_paid_for, outcome, sight};
+use verdict::{is_paid_for, outcome, sight, turned_away};
 use wire::{Infer, ModelEntry};
 
 /// Everything the path needs; shared by all requests.
@@ -99,7 +99,8 @@ impl InferPath {
         };
         let most = Deadline::at_most(snapshot.deadline(target.model), call.timeout()?);
         if let Some(chosen) = early.as_ref().filter(|_| is_told_by_others(standing)) {
-            self.must_be_in_time((target, &models), chosen, most, record.started)?;
+            let of_policy = snapshot.deadline(target.model);
+            self.must_be_in_time((target, &models), chosen, (most, of_policy), record.started)?;
         }
         let admitted = self.admit(call, snapshot, target, record)?;
         let may_be_remote = match &early {
@@ -175,12 +176,12 @@ impl InferPath {
         &self,
         (target, models): (Target<'_>, &Models),
         chosen: &Chosen,
-        most: Duration,
+        (most, of_policy): (Duration, Duration),
         now: Instant,
     ) -> Result<(), Refusal> {
         let gate = models.gate(target.model, chosen.number);
         let Some(retry_after) = gate.and_then(|gate| gate.check(most, now)) else { return Ok(()) };
-        self.witness((target, models), chosen.by, Some(Sight::Unanswered), now);
+        self.witness((target, models), chosen.by, Some(turned_away(most, of_policy)), now);
         Err(Refusal::Busy { why: "more waits than can be answered in time".into(), retry_after })
     }
 
@@ -311,7 +312,8 @@ impl InferPath {
             under_way.ended(ended - asking.now);
         }
         let most = asking.snapshot.deadline(asking.target.model);
-        let sight = if is_lost { Some(Sight::Lost) } else { sight(&said, ended - asking.now, most) };
+        let given = asking.deadline.given;
+        let sight = if is_lost { Some(Sight::Lost) } else { sight(&said, ended - asking.now, (given, most)) };
         Attempt { answer, sight, is_paid_for: is_paid_for(&said), ended, _under_way: under_way }
     }
 

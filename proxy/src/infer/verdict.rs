@@ -5,9 +5,13 @@ use crate::refusal::Refusal;
 use policies::{Outcome, Sight};
 use std::time::Duration;
 
-/// What an answer after so long says about the version in a rollout; nothing if the version was not asked. By the policy, a
-/// request has `most`.
-pub(super) fn sight<T>(answer: &Result<T, Refusal>, took: Duration, most: Duration) -> Option<Sight> {
+/// What an answer after so long says about the version in a rollout; nothing if the version was not asked. A request had `given`,
+/// of `most` by the policy.
+pub(super) fn sight<T>(
+    answer: &Result<T, Refusal>,
+    took: Duration,
+    (given, most): (Duration, Duration),
+) -> Option<Sight> {
     match answer {
         Ok(_) => Some(Sight::Answered(took)),
         Err(Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::Internal(_)) => Some(Sight::Failed),
@@ -15,14 +19,11 @@ pub(super) fn sight<T>(answer: &Result<T, Refusal>, took: Duration, most: Durati
         Err(Refusal::DeadlineExceeded { deadline }) if *deadline < most => Some(Sight::Gone(took)),
         Err(Refusal::DeadlineExceeded { .. } | Refusal::RemoteTimeout { .. }) => Some(Sight::Late(took)),
         Err(Refusal::ClientGone) => Some(Sight::Gone(took)),
+        Err(Refusal::Busy { .. }) => Some(turned_away(given, most)),
         // It was asked, and another one may have known how.
         Err(Refusal::Invalid(_) | Refusal::Unsupported(_)) => Some(Sight::Refused),
         Err(
-            Refusal::EngineDown(_)
-            | Refusal::NotReady(_)
-            | Refusal::Overloaded(_)
-            | Refusal::Busy { .. }
-            | Refusal::Tripped { .. },
+            Refusal::EngineDown(_) | Refusal::NotReady(_) | Refusal::Overloaded(_) | Refusal::Tripped { .. },
         ) => Some(Sight::Unanswered),
         Err(
             Refusal::NotFound(_)
@@ -36,6 +37,11 @@ pub(super) fn sight<T>(answer: &Result<T, Refusal>, took: Duration, most: Durati
             | Refusal::Limited { .. },
         ) => None,
     }
+}
+
+/// Of a request that would have waited for longer than it can: who brings less time than the policy gives would have left.
+pub(super) fn turned_away(given: Duration, most: Duration) -> Sight {
+    if given < most { Sight::Gone(given) } else { Sight::Unanswered }
 }
 
 /// What an answer says about the version that was asked.
@@ -122,8 +128,14 @@ mod tests {
     #[test]
     fn who_waits_for_less_than_the_policy_lets_has_left() {
         let (short, long) = (Duration::from_millis(1), Duration::from_secs(1));
-        let late = |deadline| sight::<()>(&Err(Refusal::DeadlineExceeded { deadline }), short, long);
+        let late =
+            |deadline| sight::<()>(&Err(Refusal::DeadlineExceeded { deadline }), short, (deadline, long));
         assert_eq!((late(short), late(long)), (Some(Sight::Gone(short)), Some(Sight::Late(short))));
+        let busy = |given| {
+            let refusal = Refusal::Busy { why: "x".into(), retry_after: Duration::ZERO };
+            sight::<()>(&Err(refusal), Duration::ZERO, (given, long))
+        };
+        assert_eq!((busy(short), busy(long)), (Some(Sight::Gone(short)), Some(Sight::Unanswered)));
     }
 
     #[test]
