@@ -296,6 +296,14 @@ p.yaml:19:102: models.late.canary.gates.latency.over: must be less than the dead
                 "models: {digits: {}, digits: {}}",
                 "p.yaml:1:22: models: duplicate mapping key `digits` is not allowed here",
             ),
+            (
+                "models: {digits: {split: {weights: {1: 90, 2: 10, \"1\": 5}}}}",
+                "p.yaml:1:51: models.digits.split.weights.1: duplicate mapping key `1` is not allowed here",
+            ),
+            (
+                "models: {m: {remote: {2: {url: 'http://a/b'}, '2': {url: 'http://c/d'}}}}",
+                "p.yaml:1:47: models.m.remote.2: duplicate mapping key `2` is not allowed here",
+            ),
             ("models: {digits: }", "p.yaml:1:16: models.digits: expected a mapping"),
             ("limits: [{rate: 3/s}]", "p.yaml:1:11: limits[0]: missing field `name`"),
             (

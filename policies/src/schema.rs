@@ -5,9 +5,12 @@
 //! beside a field: they speak to the author of a policy, and [`schema`] turns them into the JSON schema.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::de::{DeserializeSeed, Error, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
 /// The JSON schema (2020-12) of a policy file, pretty-printed, for editors and for `configs/policies.schema.json`.
 pub fn schema() -> String {
@@ -65,9 +68,11 @@ pub(crate) enum Criticality {
 pub(crate) struct Model {
     /// Names for versions, such as `stable: 1`. A name starts with a letter.
     #[schemars(extend("additionalProperties" = {"type": "integer", "minimum": 1}))]
+    #[serde(deserialize_with = "by_name")]
     pub(crate) labels: BTreeMap<String, u64>,
     /// Versions, by number, that another server answers and not the engine beside this proxy: a Triton, say, from which
     /// traffic is moved here step by step, or to which it is sent when all else fails.
+    #[serde(deserialize_with = "by_name")]
     pub(crate) remote: BTreeMap<String, Remote>,
     /// How requests are divided between versions. Without it, the highest ready version answers.
     pub(crate) split: Option<Split>,
@@ -113,6 +118,7 @@ pub(crate) struct Split {
         "minProperties" = 1,
         "maxProperties" = 64,
     ))]
+    #[serde(deserialize_with = "by_name")]
     pub(crate) weights: BTreeMap<String, f64>,
     /// What identifies a user: one user always gets the same version. Without it, each request draws anew.
     pub(crate) sticky: Option<StickyKey>,
@@ -407,4 +413,48 @@ pub(crate) struct Limit {
     /// Callers remembered at a time; further ones share one bucket until an old one has rested. Default: 100000.
     #[schemars(range(min = 1, max = 10_000_000))]
     pub(crate) max_keys: Option<u32>,
+}
+
+/// Values by names that may be numbers. `1` and `"1"` are two keys to YAML, and the same name here.
+fn by_name<'de, D, T>(deserializer: D) -> Result<BTreeMap<String, T>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    struct ByName<T>(PhantomData<T>);
+
+    /// A seed, so that the fault has the place of the name.
+    struct NewName<'a, T>(&'a BTreeMap<String, T>);
+
+    impl<'de, T> DeserializeSeed<'de> for NewName<'_, T> {
+        type Value = String;
+
+        fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<String, D::Error> {
+            let name = String::deserialize(deserializer)?;
+            if self.0.contains_key(&name) {
+                return Err(D::Error::custom(format_args!(
+                    "duplicate mapping key `{name}` is not allowed here"
+                )));
+            }
+            Ok(name)
+        }
+    }
+
+    impl<'de, T: Deserialize<'de>> Visitor<'de> for ByName<T> {
+        type Value = BTreeMap<String, T>;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a mapping")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut written: A) -> Result<Self::Value, A::Error> {
+            let mut values = BTreeMap::new();
+            while let Some(name) = written.next_key_seed(NewName(&values))? {
+                values.insert(name, written.next_value()?);
+            }
+            Ok(values)
+        }
+    }
+
+    deserializer.deserialize_map(ByName(PhantomData))
 }
