@@ -86,6 +86,10 @@ pub(crate) enum Fault {
         "expected another version than the candidate of the rollout, got version {0}: no rollback would take it away"
     )]
     FallbackCandidate(Version),
+    #[error(
+        "expected another version than {0}: nothing else is ever chosen here, and it cannot answer in its own place"
+    )]
+    FallbackOfItself(Version),
     #[error("expected either `split` or `canary`, got both: a canary is a split that changes by itself")]
     SplitAndCanary,
     #[error("expected another version than the baseline, got version {0} for both")]
@@ -193,6 +197,19 @@ fn model_policy(
         None => Some(None),
     };
     let remotes = remotes(&model.remote, &path.join("remote"), faults);
+    // Without a split or a rollout the highest version answers that is ready, which nobody knows yet; where a part could not be
+    // understood it is not known either.
+    if let (Some(Some(split)), None, Some(Some(fallback))) = (&split, &model.canary, &fallback)
+        && rules.len() == model.rules.len()
+        && split
+            .versions()
+            .chain(rules.iter().map(|rule| rule.target.version))
+            .all(|one| one == fallback.version)
+    {
+        let place = path.join("breaker");
+        let place = place.join("fallback");
+        faults.note(&place.join("version"), Fault::FallbackOfItself(fallback.version));
+    }
     if let Some(Some(canary)) = &canary
         && canary.disagreeing_at_most.is_some()
         && !matches!(&shadow, Some(Some(shadow)) if shadow.version == canary.candidate.version)

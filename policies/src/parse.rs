@@ -350,6 +350,25 @@ p.yaml:19:102: models.late.canary.gates.latency.over: must be less than the dead
     }
 
     #[test]
+    fn what_alone_is_ever_chosen_does_not_stand_in_for_itself() {
+        refuses(
+            "models: {m: {labels: {a: 1}, split: {weights: {a: 1, 2: 0}}, breaker: {fallback: {version: a}}}}",
+            "\np.yaml:1:92: models.m.breaker.fallback.version: expected another version than 1: nothing else is ever chosen here, \
+             and it cannot answer in its own place\n",
+        );
+        for policy in [
+            "split: {weights: {1: 9, 2: 1}}",
+            "split: {weights: {1: 1}}, rules: [{when: {header: u, present: true}, use: 2}]",
+            "split: {weights: {1: 1}, sticky: {header: u}, without_key: 2}",
+            "canary: {baseline: 1, candidate: 2}",
+            "rules: [{when: {header: u, present: true}, use: 1}]",
+        ] {
+            let text = format!("models: {{m: {{{policy}, breaker: {{fallback: {{version: 1}}}}}}}}");
+            assert!(parse(&text, "p.yaml").is_ok(), "{policy}");
+        }
+    }
+
+    #[test]
     fn a_file_with_very_many_mistakes_is_told_fifty_and_how_many_more() {
         let models: String = (0..60).map(|number| format!("  m{number}: {{deadline: 0s}}\n")).collect();
         let errors = parse(&format!("models:\n{models}"), "p.yaml").expect_err("the file is wrong");
