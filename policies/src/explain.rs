@@ -84,7 +84,7 @@ fn write_model(name: &str, model: &ModelPolicy, out: &mut String) -> fmt::Result
         writeln!(out, "  version {version} is at {remote}")?;
     }
     for rule in &model.rules {
-        write_rule(rule, out)?;
+        write_rule(rule, model.canary.as_ref(), out)?;
     }
     match (&model.split, &model.canary) {
         (_, Some(canary)) => write_canary(canary, out)?,
@@ -94,7 +94,10 @@ fn write_model(name: &str, model: &ModelPolicy, out: &mut String) -> fmt::Result
     writeln!(out, "  a request without a deadline has {:?}", model.deadline)?;
     write_breaker(&model.breaker, out)?;
     if let Some(Fallback { version, in_flight_max }) = model.fallback {
-        writeln!(out, "  version {version} then answers in its place, up to {in_flight_max} at a time")?;
+        // Which versions there are is not the policy's to say.
+        let is_open = model.split.is_none() && model.canary.is_none();
+        let of = if is_open { "another's" } else { "its" };
+        writeln!(out, "  version {version} then answers in {of} place, up to {in_flight_max} at a time")?;
     }
     match &model.shadow {
         Some(shadow) => write_shadow(shadow, out),
@@ -120,8 +123,12 @@ fn write_shadow(shadow: &ShadowPolicy, out: &mut String) -> fmt::Result {
     Ok(())
 }
 
-fn write_rule(rule: &Rule, out: &mut String) -> fmt::Result {
-    writeln!(out, "  if {}, {} answers", rule.when, Named(&rule.target))
+fn write_rule(rule: &Rule, canary: Option<&CanaryPolicy>, out: &mut String) -> fmt::Result {
+    write!(out, "  if {}, {} answers", rule.when, Named(&rule.target))?;
+    match canary.filter(|canary| canary.candidate.version == rule.target.version) {
+        Some(canary) => writeln!(out, "; {} once it is rolled back", Named(&canary.baseline)),
+        None => writeln!(out),
+    }
 }
 
 fn write_split(split: &Split, out: &mut String) -> fmt::Result {
@@ -319,6 +326,7 @@ limit per-user: 100/s with bursts of 20 per header x-user-id, for up to 100000 a
 models:
   digits:
     labels: {stable: 1, canary: 2}
+    rules: [{when: {header: x-cohort, equals: beta}, use: canary}]
     canary:
       baseline: stable
       candidate: canary
@@ -329,6 +337,7 @@ models:
 ";
         let expected = "\
 model digits
+  if header x-cohort is `beta`, canary (version 2) answers; stable (version 1) once it is rolled back
   canary (version 2) gets 0.5, 10 % and then all, each for at least 60s; stable (version 1) the rest
   one header x-user-id always gets the same version; without it each request draws anew
   more only once it is shown that fewer than 1 % of its requests fail
@@ -337,6 +346,16 @@ model digits
 ";
         let explained = parse(text, "policies.yaml").unwrap().explain();
         assert!(explained.starts_with(expected), "{explained}");
+    }
+
+    #[test]
+    fn a_version_that_nobody_is_known_to_be_sent_to_stands_in_for_others() {
+        let says = |policy: &str| parse(policy, "p").unwrap().explain();
+        let open = says("models: {m: {breaker: {fallback: {version: 1}}}}");
+        assert!(open.contains("version 1 then answers in another's place"), "{open}");
+        let rollout =
+            says("models: {m: {canary: {baseline: 1, candidate: 2}, breaker: {fallback: {version: 1}}}}");
+        assert!(rollout.contains("version 1 then answers in its place"), "{rollout}");
     }
 
     #[test]

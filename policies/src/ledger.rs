@@ -173,7 +173,8 @@ impl Rollout {
         let packed = self.stage.load(Ordering::Acquire);
         let begun = (packed >> 32) as u32;
         let is_same = self.about.load(Ordering::Relaxed) == about;
-        Stage { share: packed as u32, begun: is_same.then_some(begun), is_ready }
+        let share = packed as u32;
+        Stage { share, begun: is_same.then_some(begun), is_ready, is_rolled_back: share == 0 }
     }
 
     /// Changes it, and what is picked from now on.

@@ -240,7 +240,7 @@ impl ModelPolicy {
     }
 
     /// The version that answers this caller: the first rule that holds, else its place in the split or rollout, which is
-    /// at this stage. `draw` is any evenly distributed number; it decides only where the policy
+    /// at this stage. A rule gives nobody a candidate that was rolled back. `draw` is any evenly distributed number; it decides only where the policy
     /// says that chance does.
     ///
     /// `None` if no rule holds and there is neither: the highest ready version answers.
@@ -252,7 +252,9 @@ impl ModelPolicy {
     ) -> Option<Pick> {
         for rule in &self.rules {
             if let Some(pick) = rule.pick(caller) {
-                return Some(pick);
+                let canary = self.canary.as_ref();
+                let instead = canary.and_then(|canary| canary.in_place_of(pick.version, stage));
+                return Some(instead.unwrap_or(pick));
             }
         }
         match &self.canary {

@@ -123,6 +123,12 @@ impl CanaryPolicy {
         }
     }
 
+    /// The version that answers in place of this one, which a rule names: the baseline, once the candidate was rolled back.
+    pub(crate) fn in_place_of(&self, version: Version, stage: impl FnOnce(&Self) -> Stage) -> Option<Pick> {
+        let is_over = version == self.candidate.version && stage(self).is_rolled_back;
+        is_over.then(|| Pick { instead: Some(Instead::RolledBack), ..self.baseline.pick(PickReason::Rule) })
+    }
+
     /// Shares of baseline and candidate while the latter has `share`.
     pub(crate) fn declared(&self, share: Millionths) -> Declared {
         let (baseline, candidate) = self.versions_of_arms();
@@ -188,11 +194,13 @@ pub(crate) struct Stage {
     pub(crate) begun: Option<u32>,
     /// A candidate that is not ready gets nothing.
     pub(crate) is_ready: bool,
+    /// It gets nothing any more, not even by a rule.
+    pub(crate) is_rolled_back: bool,
 }
 
 impl Stage {
     /// Of a rollout that nobody has begun yet.
-    pub(crate) const NOT_BEGUN: Self = Self { share: 0, begun: None, is_ready: true };
+    pub(crate) const NOT_BEGUN: Self = Self { share: 0, begun: None, is_ready: true, is_rolled_back: false };
 }
 
 /// On which side of a rollout a request was put by chance.

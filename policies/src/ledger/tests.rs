@@ -8,7 +8,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::limiter::{Limited, Quota};
+use crate::pick::PickReason;
 use crate::plan::tests::All;
+use crate::tally::Instead;
 use crate::{Live, parse};
 
 const ANA: [(&str, &str); 1] = [("user", "ana")];
@@ -498,6 +500,30 @@ fn a_rollout_that_a_swap_has_ended_stays_as_it_was_for_those_who_came_before() {
         ledger.roll_out(&before, now);
         assert_eq!(pick(&user).version, Version(version), "{command:?}, and then its policy comes back");
     }
+}
+
+#[test]
+fn a_rule_sends_nobody_to_a_candidate_that_was_rolled_back() {
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let snapshot = policies(
+        "models: {m: {rules: [{when: {header: user, equals: eve}, use: 3}, {when: {header: user, equals: ana}, use: 2}], \
+         canary: {baseline: 1, candidate: 2, steps: [50]}}}",
+    );
+    let pick = |user| {
+        let pick = ledger.pick(&snapshot, "m", &[("user", user)], 0, |_| true).unwrap();
+        (pick.version.0, pick.reason, pick.instead)
+    };
+    let by_rule = |version| (version, PickReason::Rule, None);
+    assert_eq!(pick("ana"), by_rule(2), "nobody has begun it yet, and a tester may");
+    ledger.roll_out(&snapshot, now);
+    assert_eq!(pick("ana"), by_rule(2));
+    ledger.command("m", Command::Abort, "", now).unwrap();
+    assert_eq!(pick("ana"), (1, PickReason::Rule, Some(Instead::RolledBack)));
+    assert_eq!(pick("eve"), by_rule(3), "another version than the candidate");
+    ledger.command("m", Command::Resume, "", now).unwrap();
+    assert_eq!(pick("ana"), by_rule(2));
+    ledger.command("m", Command::Promote, "", now).unwrap();
+    assert_eq!(pick("ana"), by_rule(2));
 }
 
 /// A version that comes back from another server is what lies here now.
