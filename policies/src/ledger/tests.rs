@@ -7,6 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
+use crate::canary::Phase;
 use crate::limiter::{Limited, Quota};
 use crate::pick::PickReason;
 use crate::plan::tests::All;
@@ -524,6 +525,26 @@ fn a_rule_sends_nobody_to_a_candidate_that_was_rolled_back() {
     assert_eq!(pick("ana"), by_rule(2));
     ledger.command("m", Command::Promote, "", now).unwrap();
     assert_eq!(pick("ana"), by_rule(2));
+}
+
+/// Its answers take no lock, and say how long one waits for nothing.
+#[test]
+fn who_leaves_is_heard_by_what_the_baseline_takes() {
+    let (ledger, mut now) = (Ledger::new(), Instant::now());
+    let snapshot = policies("models: {m: {canary: {baseline: 1, candidate: 2, steps: [10]}}}");
+    ledger.roll_out(&snapshot, now);
+    let assigned = |draw| ledger.pick(&snapshot, "m", &ANA, draw, |_| true).unwrap().assigned.unwrap();
+    let mut leave = |waited| {
+        for _ in 0..10 {
+            now += ms(200);
+            ledger.witness("m", assigned(u64::MAX), None, Sight::Gone(ms(waited)), now);
+        }
+        (ledger.rollouts()["m"].phase.clone(), ledger.rollouts()["m"].gates[0].requests)
+    };
+    assert_eq!(leave(500), (Phase::Running, 0), "nobody has answered yet");
+    (0..20).for_each(|_| ledger.witness("m", assigned(0), None, Sight::Answered(ms(5)), Instant::now()));
+    assert_eq!(leave(1), (Phase::Running, 0));
+    assert_eq!(leave(500).0, Phase::RolledBack);
 }
 
 /// A version that comes back from another server is what lies here now.
