@@ -122,7 +122,7 @@ impl InferPath {
             Err(_) if !is_decided => None,
             Err(refusal) => {
                 if let Some(chosen) = &early {
-                    let sight = sight::<()>(&Err(refusal.clone()), Duration::ZERO, Duration::ZERO);
+                    let sight = sight::<()>(&Err(refusal.clone()), Duration::ZERO, (most, most));
                     self.witness((target, &models), chosen.by, sight, Instant::now());
                 }
                 return Err(refusal);
