@@ -16,7 +16,7 @@ use crate::job::{Job, Refusal, Request, Terms, Traced};
 use crate::memory::{DeviceGauge, Memory};
 use crate::model::Version;
 use crate::orders::Orders;
-use crate::preparers::{Prepared, Preparers, REQUESTS_MAX, Raw};
+use crate::preparers::{After, Prepared, Preparers, REQUESTS_MAX, Raw};
 use crate::queue::{Order, Queue};
 use crate::region::{self, Region};
 use crate::split;
@@ -188,6 +188,7 @@ pub(crate) async fn serve(stream: UnixStream, connection: u64, shared: Shared) -
     let open = Open {
         mailbox: Arc::new(Mailbox::new(connection, shared.unread_bytes_max, Arc::clone(&socket))),
         queue: Arc::clone(&shared.queue),
+        preparers: Arc::clone(&shared.preparers),
     };
     let (done, prepared) = mpsc::channel(REQUESTS_MAX);
     let mut reader = Reader {
@@ -220,11 +221,13 @@ pub(crate) async fn serve(stream: UnixStream, connection: u64, shared: Shared) -
 struct Open {
     mailbox: Arc<Mailbox>,
     queue: Arc<Queue>,
+    preparers: Arc<Preparers>,
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
         self.mailbox.close();
+        self.preparers.cancel_connection(self.mailbox.connection);
         self.queue.cancel_connection(self.mailbox.connection);
     }
 }
@@ -325,7 +328,10 @@ impl Reader {
 
     fn cancel(&mut self, id: u64) {
         match self.preparing.remove(&id) {
-            Some(cancelled) => cancelled.store(true, Ordering::Relaxed),
+            Some(cancelled) => {
+                cancelled.store(true, Ordering::Relaxed);
+                self.preparers.cancel(self.mailbox.connection, id);
+            }
             None => self.orders.push(Order::Cancel { connection: self.mailbox.connection, id }),
         }
     }
@@ -402,7 +408,7 @@ impl Reader {
         if let Some(placed) = infer.placed.take() {
             payload = self.borrow(placed, &infer.inputs)?;
         }
-        if let Err(refusal) = self.let_in(infer, payload, terms, catalog) {
+        if let Err(refusal) = self.let_in(infer, payload, terms, now, catalog) {
             self.refused.push((id, refusal));
         }
         Ok(())
@@ -423,6 +429,7 @@ impl Reader {
         infer: Infer,
         payload: Bytes,
         terms: Terms,
+        now: Instant,
         catalog: &Catalog,
     ) -> Result<(), Refusal> {
         let version = catalog.find(&infer.model, infer.version)?;
@@ -430,7 +437,7 @@ impl Reader {
             return Err(Refusal::Duplicate { id: terms.id });
         }
         if version.preprocess.as_ref().is_some_and(|preprocess| preprocess.concerns(&infer.inputs)) {
-            return self.prepare(version, infer, payload, terms);
+            return self.prepare(version, infer, payload, terms, now);
         }
         let request = Request::check_for(version, infer.inputs, infer.outputs, payload)?;
         self.enter(request, terms);
@@ -443,6 +450,7 @@ impl Reader {
         infer: Infer,
         payload: Bytes,
         terms: Terms,
+        now: Instant,
     ) -> Result<(), Refusal> {
         let preprocess = version.preprocess.as_ref().expect("it concerns this request");
         let tensor_bytes = preprocess.bytes_at_most(&infer.inputs, &payload, version)?;
@@ -455,7 +463,11 @@ impl Reader {
             mailbox: Arc::clone(&self.mailbox),
             cancelled: Arc::clone(&cancelled),
         };
-        self.preparers.submit(raw, tensor_bytes, &self.done)?;
+        let after = match raw.terms.deadline {
+            Some(_) => self.queue.after(version, raw.rows(), &raw.terms, now),
+            None => After::default(),
+        };
+        self.preparers.submit(raw, tensor_bytes, after, &self.done, now)?;
         self.preparing.insert(id, cancelled);
         Ok(())
     }

@@ -283,6 +283,27 @@ impl Version {
     pub(crate) fn load(&self) -> u64 {
         u64::from(self.key) + 1
     }
+
+    /// What a request of so many rows took when it was loaded; nothing where that was not found out.
+    pub(crate) fn run_takes(&self, rows: u64) -> Duration {
+        let rows = self.batched(rows);
+        let (least, most) = (self.curve.iter().find(|(size, _)| *size >= rows), self.curve.last());
+        let Some((size, took)) = least.or(most) else { return Duration::ZERO };
+        // Beyond what one run takes, in several, one after the other.
+        took.saturating_mul(rows.div_ceil((*size).max(1)))
+    }
+
+    /// What so many rows took in the batch that was best for them.
+    pub(crate) fn rows_take_at_least(&self, rows: u64) -> Duration {
+        let row = self.curve.iter().map(|(size, took)| *took / (*size).max(1)).min();
+        row.unwrap_or_default().saturating_mul(self.batched(rows))
+    }
+
+    /// Of a model without rows, a request is one.
+    fn batched(&self, rows: u64) -> u32 {
+        let Rows::UpTo(_) = self.model.spec().rows else { return 1 };
+        u32::try_from(rows).unwrap_or(u32::MAX)
+    }
 }
 
 impl Spec {

@@ -1,5 +1,5 @@
-//! Threads that pre-process: what callers send becomes what the model takes, before it enters the queue. Decides what may
-//! wait for that, and does nothing for those who need it no more.
+//! Threads that pre-process: what callers send becomes what the model takes, before it enters the queue. Who waits for them,
+//! and who need not, is decided in [`waiting`]; nothing is done for those who need it no more.
 //!
 //! It takes milliseconds, which neither the thread that reads nor a lane has: others would wait for them. These threads go
 //! after both.
@@ -9,6 +9,9 @@
 //!       raw          tensors       enters, unless it was cancelled meanwhile
 //! ```
 
+mod waiting;
+
+use crate::batcher::{Ended, Limits};
 use crate::connection::Mailbox;
 use crate::job::{Refusal, Request, Terms};
 use crate::lane::text_of;
@@ -16,17 +19,21 @@ use crate::model::Version;
 use crate::preprocess::Room;
 use crate::schedule;
 use bytes::Bytes;
-use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc};
+pub(crate) use waiting::After;
+use waiting::{Asks, Begun, Turn, Waiting};
 use wire::Infer;
 
-/// Requests that may wait for it, be at it, or be done and not yet in the queue.
-pub(crate) const REQUESTS_MAX: usize = 1024;
+/// Requests that may wait for it.
+const WAITING_MAX: usize = 1024;
+
+/// With those that are at it, or done and not yet in the queue.
+pub(crate) const REQUESTS_MAX: usize = 2 * WAITING_MAX;
 
 /// Requests of more rows than this leave one of several threads to those of fewer.
 const LONG: u64 = 8;
@@ -43,6 +50,13 @@ pub(crate) struct Raw {
     pub(crate) mailbox: Arc<Mailbox>,
     /// Becomes true when nobody waits for it any more.
     pub(crate) cancelled: Arc<AtomicBool>,
+}
+
+impl Raw {
+    /// As many as the largest of its inputs has.
+    pub(crate) fn rows(&self) -> u64 {
+        self.infer.inputs.iter().filter_map(|input| input.shape.first()).copied().max().unwrap_or(1)
+    }
 }
 
 /// What has become of it.
@@ -64,26 +78,19 @@ struct Shared {
     wake: Condvar,
     emptied: Notify,
     room: Room,
-    threads: usize,
     bytes_max: usize,
 }
 
-#[derive(Default)]
 struct State {
-    waiting: VecDeque<Task>,
+    waiting: Waiting<Task>,
     /// With those that wait, and those that are done and not in the queue.
     requests: usize,
     bytes: usize,
-    /// Of those that are at it, how many have many rows.
-    long: usize,
-    /// What one takes, of those seen lately.
-    typical: Duration,
     ending: Ending,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ending {
-    #[default]
     No,
     /// Nothing may come any more.
     Closed,
@@ -93,8 +100,6 @@ enum Ending {
 
 struct Task {
     raw: Raw,
-    /// Whether it has many rows.
-    is_long: bool,
     done: mpsc::Sender<Prepared>,
     place: Place,
 }
@@ -119,12 +124,18 @@ impl Drop for Place {
 impl Preparers {
     /// So many threads, for requests of so many bytes: those that came, and those of the tensors that they become.
     pub(crate) fn start(threads: usize, bytes_max: usize) -> io::Result<Arc<Self>> {
+        let limits = Limits { rows: WAITING_MAX as u64, bytes: bytes_max };
+        let state = State {
+            waiting: Waiting::new(limits, threads, Instant::now()),
+            requests: 0,
+            bytes: 0,
+            ending: Ending::No,
+        };
         let shared = Arc::new(Shared {
-            state: Mutex::default(),
+            state: Mutex::new(state),
             wake: Condvar::new(),
             emptied: Notify::new(),
             room: Room::new(DECODING_BYTES_MAX),
-            threads,
             bytes_max,
         });
         // Ends those that have been started, should one fail to.
@@ -133,45 +144,72 @@ impl Preparers {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new().name(format!("prepare-{number}")).spawn(move || {
                 schedule::after_lanes();
-                while let Some(task) = shared.next() {
-                    let is_long = task.is_long;
-                    shared.work(task);
-                    shared.end(is_long);
+                while let Some(Turn { late, work }) = shared.next() {
+                    late.into_iter().for_each(|(task, refusal)| task.turn_away(refusal));
+                    if let Some((task, begun)) = work {
+                        let ended = shared.work(task, begun.expected);
+                        shared.finish(begun, ended);
+                    }
                 }
             })?;
         }
         Ok(this)
     }
 
-    /// Lets a request wait; `tensor_bytes` is the most that its tensors will have. What becomes of it is sent to `done`, unless
-    /// nobody waits for it by then.
+    /// Lets a request wait; `tensor_bytes` is the most that its tensors will have, `after` what comes when they are there.
+    /// What becomes of it is sent to `done`, unless nobody waits for it by then; and so is what becomes of those that have to
+    /// go for it.
     pub(crate) fn submit(
         &self,
         raw: Raw,
         tensor_bytes: usize,
+        after: After,
         done: &mpsc::Sender<Prepared>,
+        now: Instant,
     ) -> Result<(), Refusal> {
         let bytes = raw.terms.metadata_bytes.saturating_add(raw.payload.len()).saturating_add(tensor_bytes);
+        let asks = Asks {
+            connection: raw.mailbox.connection,
+            id: raw.terms.id,
+            version: raw.version.key,
+            raw_bytes: raw.payload.len(),
+            is_long: raw.rows() > LONG,
+            bytes,
+            deadline: raw.terms.deadline,
+            after,
+            priority: raw.terms.priority,
+            criticality: raw.terms.criticality,
+            tenant: raw.terms.tenant,
+        };
+        let place = Place { shared: Arc::clone(&self.shared), bytes };
+        let mut shed = Vec::new();
         let mut state = self.shared.lock();
-        if state.ending != Ending::No {
-            return Err(Refusal::Stopping);
-        }
-        // One that is larger than all may be gets its turn when there is no other.
-        let is_full = state.bytes.saturating_add(bytes) > self.shared.bytes_max && state.requests > 0;
-        if is_full || state.requests == REQUESTS_MAX {
-            let runs = state.requests.div_ceil(self.shared.threads.max(1));
-            let wait = state.typical.saturating_mul(u32::try_from(runs).unwrap_or(u32::MAX));
-            return Err(Refusal::Overloaded { wait });
-        }
+        // From here on the place counts, whatever becomes of it.
         state.requests += 1;
         state.bytes += bytes;
-        let place = Place { shared: Arc::clone(&self.shared), bytes };
-        let rows = raw.infer.inputs.iter().filter_map(|input| input.shape.first()).max();
-        let is_long = rows.is_some_and(|rows| *rows > LONG);
-        state.waiting.push_back(Task { raw, is_long, done: done.clone(), place });
+        let mut task = Some(Task { raw, done: done.clone(), place });
+        let admitted = state.admit(asks, self.shared.bytes_max, &mut task, &mut shed, now);
+        let wait = if shed.is_empty() { Duration::ZERO } else { state.waiting.backlog(now) };
+        // Places take the lock.
         drop(state);
-        self.shared.wake.notify_one();
-        Ok(())
+        if admitted.is_ok() {
+            self.shared.wake.notify_one();
+        }
+        shed.into_iter().for_each(|task| task.turn_away(Refusal::Shed { wait }));
+        admitted
+    }
+
+    /// Removes one that nobody waits for any more, if it waits.
+    pub(crate) fn cancel(&self, connection: u64, id: u64) {
+        // Named, so that it is freed after the lock is.
+        let cancelled = self.shared.lock().waiting.cancel(connection, id);
+        drop(cancelled);
+    }
+
+    /// Removes all that one connection has waiting.
+    pub(crate) fn cancel_connection(&self, connection: u64) {
+        let cancelled = self.shared.lock().waiting.cancel_connection(connection);
+        drop(cancelled);
     }
 
     /// Requests that wait, are at it, or are done and not yet in the queue.
@@ -202,10 +240,33 @@ impl Drop for Preparers {
         let mut state = self.shared.lock();
         state.ending = Ending::Over;
         // Freed after the lock is: places take it.
-        let waiting = std::mem::take(&mut state.waiting);
+        let waiting = state.waiting.take_all();
         drop(state);
         drop(waiting);
         self.shared.wake.notify_all();
+    }
+}
+
+impl State {
+    /// Takes `task` if it may wait. It has been counted already.
+    fn admit(
+        &mut self,
+        asks: Asks,
+        bytes_max: usize,
+        task: &mut Option<Task>,
+        shed: &mut Vec<Task>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        if self.ending != Ending::No {
+            return Err(Refusal::Stopping);
+        }
+        // What is done leaves its bytes to what waits only when it is in the queue, and makes way for nobody.
+        let of_others = self.bytes - asks.bytes;
+        let is_full = of_others > self.waiting.bytes() && self.bytes > bytes_max;
+        if is_full || self.requests > REQUESTS_MAX {
+            return Err(Refusal::Overloaded { wait: self.waiting.backlog(now) + asks.after.backlog });
+        }
+        self.waiting.push(asks, || task.take().expect("it is made once"), shed, now)
     }
 }
 
@@ -214,48 +275,49 @@ impl Shared {
         self.state.lock().expect("no panic under this lock")
     }
 
-    fn next(&self) -> Option<Task> {
-        let long_max = self.threads.saturating_sub(1).max(1);
-        let first =
-            |state: &State| state.waiting.iter().position(|task| !task.is_long || state.long < long_max);
-        let is_idle = |state: &mut State| first(state).is_none() && state.ending != Ending::Over;
-        let mut state = self.wake.wait_while(self.lock(), is_idle).expect("no panic under this lock");
-        let at = first(&state)?;
-        let task = state.waiting.remove(at)?;
-        state.long += usize::from(task.is_long);
-        Some(task)
+    fn next(&self) -> Option<Turn<Task>> {
+        let mut state = self.lock();
+        while state.ending != Ending::Over {
+            if let Some(turn) = state.waiting.next(Instant::now()) {
+                return Some(turn);
+            }
+            state = self.wake.wait(state).expect("no panic under this lock");
+        }
+        None
     }
 
-    fn end(&self, is_long: bool) {
-        if is_long {
-            self.lock().long -= 1;
+    fn finish(&self, begun: Begun, ended: Ended) {
+        let mut state = self.lock();
+        state.waiting.finish(begun, ended, Instant::now());
+        // One of many rows may wait for this one's end, while those that sleep have found nothing that they may do.
+        let has_next = state.waiting.has_next();
+        drop(state);
+        if has_next {
             self.wake.notify_one();
         }
     }
 
-    fn work(&self, task: Task) {
-        let Task { raw, done, place, .. } = task;
+    fn work(&self, task: Task, expected: Option<Duration>) -> Ended {
+        let Task { raw, done, place } = task;
         if raw.cancelled.load(Ordering::Relaxed) || !raw.mailbox.is_open() {
-            return;
+            return Ended::Failed;
         }
         let Raw { version, infer, payload, mut terms, cancelled, mailbox } = raw;
-        let began = Instant::now();
-        let deadline = terms.deadline;
-        let is_wanted = || {
-            !cancelled.load(Ordering::Relaxed)
-                && mailbox.is_open()
-                && deadline.is_none_or(|deadline| Instant::now() < deadline)
+        let (began, deadline) = (Instant::now(), terms.deadline);
+        let is_late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
+        let is_wanted = || !cancelled.load(Ordering::Relaxed) && mailbox.is_open() && !is_late();
+        let result = self.prepare(&version, infer, &payload, &is_wanted);
+        let took = began.elapsed();
+        let ended = match &result {
+            Ok(_) => Ended::Ran,
+            // It would have taken longer still: who did not learn from that would let others begin in vain for ever.
+            Err(Refusal::Expired) if expected.map_or_else(is_late, |expected| took > expected) => Ended::Ran,
+            Err(_) => Ended::Failed,
         };
-        let result = if is_wanted() {
-            self.prepare(&version, infer, &payload, &is_wanted)
-        } else {
-            Err(Refusal::Expired)
-        };
-        let ended = Instant::now();
-        self.learn(ended - began);
-        terms.prepared = ended.saturating_duration_since(terms.received);
+        terms.prepared = (began + took).saturating_duration_since(terms.received);
         // As many fit as may be under way; an error means that the connection is gone.
         let _ = done.try_send(Prepared { terms, result, cancelled, place });
+        ended
     }
 
     /// Decoders are others' code: where one panics, it is the fault of what it was given.
@@ -283,11 +345,12 @@ impl Shared {
             Err(Refusal::Undecodable)
         })
     }
+}
 
-    /// A running mean, in which each counts for a sixteenth.
-    fn learn(&self, took: Duration) {
-        let mut state = self.lock();
-        state.typical = if state.typical.is_zero() { took } else { (state.typical * 15 + took) / 16 };
+impl Task {
+    fn turn_away(self, refusal: Refusal) {
+        let Self { raw: Raw { terms, cancelled, .. }, done, place } = self;
+        let _ = done.try_send(Prepared { terms, result: Err(refusal), cancelled, place });
     }
 }
 
@@ -340,13 +403,19 @@ mod tests {
                 mailbox: Arc::clone(&self.mailbox),
                 cancelled: Arc::default(),
             };
-            self.preparers.submit(raw, tensor_bytes, &self.done)
+            self.preparers.submit(raw, tensor_bytes, After::default(), &self.done, Instant::now())
         }
 
         /// Takes the first out of the line, as if it had been done and was in the queue.
         fn finish(&self) {
-            let task = self.preparers.shared.lock().waiting.pop_front();
-            drop(task.unwrap());
+            let (task, begun) = self.begin();
+            self.preparers.shared.finish(begun, Ended::Failed);
+            drop(task);
+        }
+
+        fn begin(&self) -> (Task, Begun) {
+            let turn = self.preparers.shared.lock().waiting.next(Instant::now());
+            turn.and_then(|turn| turn.work).expect("one waits")
         }
     }
 
@@ -378,7 +447,7 @@ mod tests {
     fn what_waits_is_bounded_in_requests() {
         on_a_runtime(|| {
             let world = World::new(usize::MAX);
-            assert!((0..REQUESTS_MAX as u64).all(|id| world.submit(id, 0, 0).is_ok()));
+            assert!((0..WAITING_MAX as u64).all(|id| world.submit(id, 0, 0).is_ok()));
             assert_eq!(world.submit(9999, 0, 0), FULL);
         });
     }
@@ -390,11 +459,14 @@ mod tests {
             for (id, rows) in [(1, 80), (2, 80), (3, 1), (4, LONG)] {
                 assert_eq!(world.submit_rows(id, rows, 0, 0), Ok(()));
             }
-            let shared = &world.preparers.shared;
-            let next = || shared.next().map(|task| task.raw.terms.id);
-            assert_eq!((next(), next(), next()), (Some(1), Some(3), Some(4)));
-            shared.end(true);
-            assert_eq!(next(), Some(2));
+            let begin = || {
+                let (task, begun) = world.begin();
+                (task.raw.terms.id, begun)
+            };
+            let (first, long) = begin();
+            assert_eq!((first, begin().0, begin().0), (1, 3, 4));
+            world.preparers.shared.finish(long, Ended::Failed);
+            assert_eq!(begin().0, 2);
         });
     }
 

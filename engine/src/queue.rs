@@ -3,7 +3,9 @@
 
 use crate::batcher::{Batch, Batcher, Bucket, Claim, Ended, Grouping, Limits, Next, Piece, Refused, Ticket};
 use crate::curve::Curve;
-use crate::job::{Job, Refusal};
+use crate::job::{Job, Refusal, Terms};
+use crate::model::Version;
+use crate::preparers::After;
 use crate::split;
 use crate::suspects::Suspects;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -211,6 +213,14 @@ impl Queue {
         drop(rest);
     }
 
+    /// What a request will meet here that is to be prepared first, as far as that is known.
+    pub(crate) fn after(&self, version: &Version, rows: u64, terms: &Terms, now: Instant) -> After {
+        let backlog = self.lock().batcher.backlog_before(terms.criticality, terms.tenant, now);
+        let share = version.way.lanes as f64 / self.lanes.len().max(1) as f64;
+        let adds = version.rows_take_at_least(rows).mul_f64(share.min(1.0));
+        After { backlog, adds, run: version.run_takes(rows) }
+    }
+
     /// Batches that lanes have taken since the start.
     pub(crate) fn begun(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
@@ -345,8 +355,6 @@ fn into_refusal(id: u64, refused: Refused<Arc<Job>>, limits: Limits) -> Refusal 
 mod tests {
     use super::*;
     use crate::connection::Mailbox;
-    use crate::job::Terms;
-    use crate::model::Version;
     use crate::scripted::{Scripted, catalog_of, one_row, rows_spec, terms};
     use crate::suspects::MEMORY;
     use socket::Socket;

@@ -107,7 +107,7 @@ impl<T: Clone> Batcher<T> {
     }
 
     /// Whether what is predicted of so many rows has been seen lately, or is being tried: by a run of as many, or more.
-    pub(super) fn is_tried(&self, bucket: &Bucket, rows: u32, now: Instant) -> bool {
+    pub(crate) fn is_tried(&self, bucket: &Bucket, rows: u32, now: Instant) -> bool {
         let Some(profile) = self.known(bucket) else { return false };
         let is_trying = |running: &Running| running.rows >= rows && shared(&running.bucket) == shared(bucket);
         let mut ran = profile.ran.range(rows..).map(|(_, ran)| ran);

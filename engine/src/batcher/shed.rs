@@ -9,7 +9,7 @@ use super::{Batcher, Bucket, Criticality, Place, Ticket};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Values;
 use std::iter::{Peekable, Rev};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// So many go for one at most.
 const VICTIMS_MAX: usize = 256;
@@ -134,6 +134,26 @@ impl<T: Clone> Batcher<T> {
             lack = lack.without(gone, || self.lane_time(&self.places[&gone.key].0, gone.rows));
         }
         Some(victims)
+    }
+
+    /// How long what runs takes yet, and what waits and would not make way for one of this tenant's that is so critical.
+    pub fn backlog_before(&self, criticality: Criticality, tenant: u64, now: Instant) -> Duration {
+        let Parties(parties) = &self.parties;
+        let own = (criticality, tenant);
+        let share = parties.get(&own).map_or(0, |party| party.rows) + 1;
+        let stays = |(whose, party): (&(Criticality, u64), &Party)| match whose {
+            whose if *whose == own => party.rows,
+            (other, _) if *other > criticality => 0,
+            (other, _) if *other == criticality => party.rows.min(share),
+            _ => party.rows,
+        };
+        let all: u64 = parties.values().map(|party| party.rows).sum();
+        let stay: u64 = parties.iter().map(stays).sum();
+        let waiting = self.queues.iter().map(|(bucket, queue)| self.work(bucket, queue, queue.rows)).sum();
+        // What has begun to run in pieces is of no party, and stays.
+        let gone = 1.0 - stay as f64 / all.max(1) as f64;
+        let gone = Duration::mul_f64(waiting, if all == 0 { 0.0 } else { gone });
+        self.per_lane(waiting.saturating_sub(gone) + self.residual(now))
     }
 
     /// Lane time that these leave to whoever stands at this place.

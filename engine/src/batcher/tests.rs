@@ -535,6 +535,34 @@ fn another_size_is_tried_once_in_a_while_even_if_nothing_is_learned_of_it() {
 }
 
 #[test]
+fn what_makes_way_does_not_stand_before_anybody() {
+    let mut world = World::new(1000, 10_000);
+    let bucket = Bucket { version: 1, free: vec![0], suspect: false };
+    (0..8).for_each(|_| world.batcher.profile(&bucket).learn(1, ms(10)));
+    let mut id = 0;
+    let mut push = |world: &mut World, many: u64, criticality, tenant| {
+        for _ in 0..many {
+            id += 1;
+            let ticket = Ticket { criticality, tenant, ..world.ticket(id, 1, 0) };
+            assert!(world.push(ticket));
+        }
+    };
+    let before = |world: &World, criticality, tenant| {
+        world.batcher.backlog_before(criticality, tenant, world.now).as_millis()
+    };
+    push(&mut world, 4, Criticality::Critical, 1);
+    push(&mut world, 10, Criticality::Normal, 1);
+    push(&mut world, 2, Criticality::Normal, 2);
+    push(&mut world, 6, Criticality::Sheddable, 1);
+    assert_eq!(before(&world, Criticality::Sheddable, 1), 220);
+    assert_eq!(before(&world, Criticality::Critical, 1), 40);
+    assert_eq!(before(&world, Criticality::Normal, 1), 160);
+    // Of the first as many stay as it would have itself.
+    assert_eq!(before(&world, Criticality::Normal, 2), 40 + 30 + 20);
+    assert_eq!(before(&world, Criticality::Normal, 3), 40 + 10 + 10);
+}
+
+#[test]
 fn callers_who_come_eight_at_a_time_do_not_keep_it_from_finding_out_that_batches_pay() {
     let mut world = World::new(1000, 10_000);
     // Only one row was ever measured.

@@ -1,0 +1,267 @@
+//! Who waits for a thread that pre-processes: in which order, who is told at once that it would be late, and who goes where
+//! there is too little room or time. Sans-IO: `now` is an argument.
+//!
+//! It is the [`Batcher`] once more, so that a request meets the same rules before both: threads are its lanes, and a run is one
+//! request. What preparing takes goes by the bytes that came, of which a picture has a thousand times as many as a word; so
+//! requests of a version that have about as many are one bucket, which learns from its own runs.
+//!
+//! ```text
+//!   now                                                             deadline
+//!    ├── waits for a thread ──┬── is prepared ──┬── is run ─────────────────┤
+//!    │                                          └ the batcher's deadline    │
+//!    ├── lanes: what waits there, then what comes from here ──┬── is run ───┤
+//! ```
+//!
+//! Threads and lanes work at the same time, so that it is late if either of them makes it so; their times are not added.
+
+use crate::batcher::{
+    Batcher, Bucket, Claim, Criticality, Ended, Grouping, Limits, Next, Priority, Refused, Ticket,
+};
+use crate::curve::{Curve, RUNS_SETTLED};
+use crate::job::Refusal;
+use foldhash::fast::RandomState;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// Requests that wait, by whose they are and what they ask.
+pub(super) struct Waiting<T> {
+    /// Knows them by numbers.
+    batcher: Batcher<u64>,
+    tasks: HashMap<u64, Waits<T>, RandomState>,
+    threads: usize,
+    number: u64,
+    /// What they, and those that are prepared, will take of the lanes' time, by how critical they are.
+    coming: [Duration; 3],
+}
+
+struct Waits<T> {
+    task: T,
+    bucket: Bucket,
+    /// What is expected of its bucket has not been tried for a while.
+    is_trial: bool,
+    deadline: Option<Instant>,
+    share: Share,
+}
+
+/// What it will take of the lanes' time.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    criticality: Criticality,
+    adds: Duration,
+}
+
+/// What one asks for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asks {
+    /// Who asks.
+    pub(super) connection: u64,
+    /// Its name for the request, unique among its waiting ones.
+    pub(super) id: u64,
+    /// Key of the version.
+    pub(super) version: u32,
+    /// What is to be prepared.
+    pub(super) raw_bytes: usize,
+    /// Whether it has many rows: these leave one of several threads to others.
+    pub(super) is_long: bool,
+    /// What it holds.
+    pub(super) bytes: usize,
+    pub(super) deadline: Option<Instant>,
+    pub(super) after: After,
+    pub(super) priority: Priority,
+    pub(super) criticality: Criticality,
+    pub(super) tenant: u64,
+}
+
+/// What comes after pre-processing, as far as that is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct After {
+    /// What waits for lanes and will not make way takes so long.
+    pub(crate) backlog: Duration,
+    /// What it takes of the lanes' time at least, when it runs with others.
+    pub(crate) adds: Duration,
+    /// How long its own run takes.
+    pub(crate) run: Duration,
+}
+
+impl After {
+    /// What of a deadline is for the run, which may be a slow one, and for one that may just have begun. But what runs took once
+    /// is not believed without end: half of the time is left in any case, or nothing would be learned that is better.
+    fn runs(self, left: Duration) -> Duration {
+        (self.run.saturating_mul(2) + self.run / 2).min(left / 2)
+    }
+}
+
+/// What a thread is to do.
+pub(super) struct Turn<T> {
+    /// Whom to tell that they are late, and how.
+    pub(super) late: Vec<(T, Refusal)>,
+    /// Whom to prepare.
+    pub(super) work: Option<(T, Begun)>,
+}
+
+/// The right to prepare one, to be given back after that.
+#[must_use]
+pub(super) struct Begun {
+    claim: Claim,
+    bucket: Bucket,
+    is_trial: bool,
+    share: Share,
+    at: Instant,
+    /// What it takes as a rule, if that is known.
+    pub(super) expected: Option<Duration>,
+}
+
+impl<T> Waiting<T> {
+    pub(super) fn new(limits: Limits, threads: usize, now: Instant) -> Self {
+        let threads = threads.max(1);
+        Self {
+            batcher: Batcher::new(limits, threads, now),
+            tasks: HashMap::default(),
+            threads,
+            number: 0,
+            coming: [Duration::ZERO; 3],
+        }
+    }
+
+    /// Lets one wait, which is made only then; adds those to `shed` that have to go for it.
+    pub(super) fn push(
+        &mut self,
+        asks: Asks,
+        make: impl FnOnce() -> T,
+        shed: &mut Vec<T>,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let Asks { after, deadline, .. } = asks;
+        if deadline.is_some_and(|deadline| deadline <= now) {
+            return Err(Refusal::Expired);
+        }
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
+        // Those that are less critical make way there, if it comes to that.
+        let coming: Duration = self.coming[..=asks.criticality as usize].iter().sum();
+        let lanes = after.backlog + coming;
+        if !lanes.is_zero() && left.is_some_and(|left| lanes + after.runs(left) > left) {
+            return Err(Refusal::TooLate { wait: lanes });
+        }
+        let prepared_by = left.map(|left| now + (left - after.runs(left)));
+        let (number, bucket) = (self.number, bucket(&asks));
+        let ticket = Ticket {
+            connection: asks.connection,
+            id: asks.id,
+            bucket: bucket.clone(),
+            grouping: Grouping::Alone,
+            lanes: 1,
+            at_once: if asks.is_long { self.threads.saturating_sub(1).max(1) } else { usize::MAX },
+            rows: 1,
+            // One that is larger than all may be gets its turn when there is no other.
+            bytes: asks.bytes.min(self.batcher.limits().bytes),
+            deadline: prepared_by,
+            priority: asks.priority,
+            criticality: asks.criticality,
+            tenant: asks.tenant,
+            payload: number,
+        };
+        let is_trial = !self.batcher.is_tried(&bucket, 1, now);
+        let mut gone = Vec::new();
+        self.batcher.push(ticket, &mut gone, now).map_err(|refused| match refused {
+            Refused::Overloaded { wait, .. } => Refusal::Overloaded { wait: wait.max(lanes) },
+            Refused::TooLate { wait, .. } => Refusal::TooLate { wait: wait.max(lanes) },
+            Refused::Hopeless(_) => Refusal::Hopeless,
+            Refused::TooLarge(_) => unreachable!("it has one row, and no more bytes than fit"),
+            Refused::Duplicate(_) => Refusal::Duplicate { id: asks.id },
+        })?;
+        self.number += 1;
+        shed.extend(gone.into_iter().map(|number| self.remove(number).task));
+        let share = Share { criticality: asks.criticality, adds: after.adds };
+        self.coming[share.criticality as usize] += share.adds;
+        self.tasks.insert(number, Waits { task: make(), bucket, is_trial, deadline, share });
+        Ok(())
+    }
+
+    /// What a thread that is idle is to do, if there is anything.
+    pub(super) fn next(&mut self, now: Instant) -> Option<Turn<T>> {
+        let Next::Run(batch) = self.batcher.next(now) else { return None };
+        let backlog = if batch.late.is_empty() { Duration::ZERO } else { self.batcher.backlog(now) };
+        let tell = |Waits { task, deadline, .. }: Waits<T>| match deadline {
+            Some(deadline) if deadline <= now => (task, Refusal::Expired),
+            _ => (task, Refusal::TooLate { wait: backlog }),
+        };
+        let late = batch.late.into_iter().map(|number| tell(self.remove(number))).collect();
+        let work = match batch.pieces.first() {
+            Some(piece) => {
+                let Waits { task, bucket, is_trial, share, .. } = self.remove(piece.job);
+                self.coming[share.criticality as usize] += share.adds;
+                let (claim, expected) = (batch.claim, batch.expected);
+                Some((task, Begun { claim, bucket, is_trial, share, at: now, expected }))
+            }
+            None => {
+                self.batcher.finish(batch.claim, Ended::Failed, now);
+                None
+            }
+        };
+        Some(Turn { late, work })
+    }
+
+    /// Whether [`Self::next`] would give something.
+    pub(super) fn has_next(&self) -> bool {
+        self.batcher.has_next()
+    }
+
+    /// One has been prepared, or not.
+    pub(super) fn finish(&mut self, begun: Begun, ended: Ended, now: Instant) {
+        let Begun { claim, bucket, is_trial, share, at, expected } = begun;
+        self.coming[share.criticality as usize] -= share.adds;
+        self.batcher.finish(claim, ended, now);
+        let took = now.saturating_duration_since(at);
+        // What was in the way then is so no longer. Where all are refused for it but one in a while, to learn from, that one
+        // counts at once.
+        let is_news = expected.is_some_and(|expected| took < expected / 2);
+        if ended == Ended::Ran && is_trial && is_news {
+            let mut curve = Curve::default();
+            (0..RUNS_SETTLED).for_each(|_| curve.observe(1, took));
+            self.batcher.seed(&bucket, curve);
+        }
+    }
+
+    /// Removes one that nobody waits for any more.
+    pub(super) fn cancel(&mut self, connection: u64, id: u64) -> Option<T> {
+        let number = self.batcher.cancel(connection, id)?;
+        Some(self.remove(number).task)
+    }
+
+    /// Removes all that one connection has waiting.
+    pub(super) fn cancel_connection(&mut self, connection: u64) -> Vec<T> {
+        let numbers = self.batcher.cancel_connection(connection);
+        numbers.into_iter().map(|number| self.remove(number).task).collect()
+    }
+
+    /// All that wait, when nothing will be asked of this any more.
+    pub(super) fn take_all(&mut self) -> Vec<T> {
+        self.tasks.drain().map(|(_, waits)| waits.task).collect()
+    }
+
+    /// How long one that comes now would wait for a thread, if it had to wait for all.
+    pub(super) fn backlog(&self, now: Instant) -> Duration {
+        self.batcher.backlog(now)
+    }
+
+    /// Bytes of those that wait or are prepared.
+    pub(super) fn bytes(&self) -> usize {
+        self.batcher.bytes()
+    }
+
+    fn remove(&mut self, number: u64) -> Waits<T> {
+        let waits = self.tasks.remove(&number).expect("who waits has a task");
+        self.coming[waits.share.criticality as usize] -= waits.share.adds;
+        waits
+    }
+}
+
+/// Requests that take about as long: of those of many rows, only so many may be at it, whichever version they are for.
+fn bucket(asks: &Asks) -> Bucket {
+    let octave = asks.raw_bytes.max(1).ilog2();
+    let free = vec![u64::from(asks.version), u64::from(octave)];
+    Bucket { version: u32::from(asks.is_long), free, suspect: false }
+}
+
+#[cfg(test)]
+mod tests;
