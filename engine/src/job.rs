@@ -4,7 +4,7 @@
 
 use crate::batcher::{Criticality, Grouping, Priority};
 use crate::connection::Mailbox;
-use crate::model::{Dimension, Named, Output, RANK_MAX, Rows, Slot, Spec, Version};
+use crate::model::{Dimension, Output, RANK_MAX, Rows, Slot, Spec, Version};
 use crate::padding;
 use crate::values::{Allowed, element, out_of_range, width};
 use bytes::Bytes;
@@ -296,9 +296,7 @@ impl Request {
         let (mut payload, mut real) = (payload, None);
         if !spec.dimensions.is_empty() {
             let sizes = sizes(spec, &inputs)?;
-            let padded =
-                |(size, named): (&u64, &Named)| if version.pads { named.padded(*size) } else { *size };
-            let to: Box<[u64]> = sizes.iter().zip(&spec.dimensions).map(padded).collect();
+            let to = if version.pads { spec.padded(&sizes) } else { sizes.clone() };
             if to != sizes || inputs.len() < spec.inputs.len() {
                 (inputs, payload) = pad(spec, inputs, &payload, &sizes, &to)?;
                 real = (to != sizes).then_some(sizes);

@@ -115,7 +115,8 @@ pub struct Named {
     pub name: String,
     /// Sizes that are padded to, in order.
     pub pad_to: Vec<u64>,
-    /// At most this share of a padded dimension may be padding; else the request runs as it is.
+    /// At most this share of a padded dimension may be padding; else it stays as it is. Of an input that is padded in several
+    /// dimensions, at most the largest of their shares.
     pub waste_max: f64,
     /// A longer one is refused.
     pub max: Option<u64>,
@@ -127,7 +128,7 @@ impl Named {
         self.max.map_or(size, |max| size.min(max))
     }
 
-    /// What a request of this size is padded to.
+    /// What a request of this size is padded to, for all that is known of its other dimensions.
     pub(crate) fn padded(&self, size: u64) -> u64 {
         let next = self.pad_to.iter().copied().find(|to| *to >= size).unwrap_or(size);
         let waste = (next - size) as f64 / next as f64;
@@ -307,6 +308,37 @@ impl Version {
 }
 
 impl Spec {
+    /// What a request is padded to whose dimensions that have a name are so large. Each of them may be padded by its own share;
+    /// of what is twice as large in two directions three quarters would be padding. So where an input would have too much of
+    /// it, the dimension that is padded most stays as it is.
+    pub(crate) fn padded(&self, sizes: &[u64]) -> Box<[u64]> {
+        let to = sizes.iter().zip(&self.dimensions).map(|(size, named)| named.padded(*size));
+        let mut to: Box<[u64]> = to.collect();
+        let named = |slot: &Slot| -> Vec<usize> {
+            let of = |dimension: &Dimension| match dimension {
+                Dimension::Named(at) => Some(*at),
+                Dimension::Free | Dimension::Fixed(_) => None,
+            };
+            slot.form.iter().flat_map(|form| &form.shape).filter_map(of).collect()
+        };
+        for named in self.inputs.iter().map(named).filter(|named| named.len() > 1) {
+            loop {
+                let padded = || named.iter().copied().filter(|at| to[*at] != sizes[*at]);
+                let elements = |of: &[u64]| named.iter().map(|at| of[*at] as f64).product::<f64>();
+                let waste = (elements(&to) - elements(sizes)) / elements(&to);
+                let most = padded().map(|at| self.dimensions[at].waste_max).fold(0.0, f64::max);
+                if waste <= most {
+                    break;
+                }
+                let growth = |at: &usize| to[*at] as f64 / sizes[*at] as f64;
+                let longest = padded().max_by(|one, other| growth(one).total_cmp(&growth(other)));
+                let longest = longest.expect("what is not padded wastes nothing");
+                to[longest] = sizes[longest];
+            }
+        }
+        to
+    }
+
     /// Where answers are rounded so, unless the author has said more of it.
     pub(crate) fn round_as(&mut self, rounding: Tolerance) {
         if self.tolerance == self.rounding {
@@ -494,5 +526,32 @@ mod tests {
         assert_eq!(check(1, &[]), "the model gave 0 outputs, 1 are declared");
         let other = Output { datatype: Datatype::Int32, ..output_fp32("y", &[1, 2], &[0.0; 2]) };
         assert_eq!(check(1, &[other]), "output `y` is INT32, declared is FP32");
+    }
+
+    #[test]
+    fn what_is_padded_in_several_dimensions_wastes_no_more_than_in_one() {
+        let named =
+            |name: &str, waste_max| Named { name: name.into(), pad_to: vec![8, 16], waste_max, max: None };
+        let padded = |inputs: &[&[usize]], shares: [f64; 2], sizes: [u64; 2]| {
+            let names: Vec<_> = inputs.iter().map(|_| ("x", 1)).collect();
+            let mut spec = crate::scripted::rows_spec(&names, &[("y", 1)], 4);
+            for (slot, dimensions) in spec.inputs.iter_mut().zip(inputs) {
+                let named = dimensions.iter().map(|at| Dimension::Named(*at));
+                slot.form.as_mut().unwrap().shape = [Dimension::Free].into_iter().chain(named).collect();
+            }
+            spec.dimensions = vec![named("height", shares[0]), named("width", shares[1])];
+            let to: Vec<u64> = spec.padded(&sizes).into();
+            to
+        };
+        let image: &[&[usize]] = &[&[0, 1]];
+        assert_eq!(padded(image, [0.5, 0.5], [4, 4]), [8, 4], "not four times as large");
+        assert_eq!(padded(image, [0.5, 0.5], [6, 5]), [8, 5], "the larger part of the padding is left out");
+        assert_eq!(padded(image, [0.5, 0.5], [6, 7]), [8, 8]);
+        assert_eq!(padded(image, [0.5, 0.75], [4, 4]), [8, 8], "as much as the more lavish one may");
+        assert_eq!(padded(image, [0.5, 0.5], [3, 20]), [3, 20]);
+        assert_eq!(padded(&[&[0], &[1]], [0.5, 0.5], [4, 4]), [8, 8], "each input for itself");
+        assert_eq!(padded(&[&[0, 0], &[1]], [0.5, 0.5], [4, 4]), [4, 8], "it is padded in both directions");
+        assert_eq!(padded(&[&[0, 0], &[1]], [0.5, 0.5], [6, 4]), [8, 8]);
+        assert_eq!(padded(&[&[0]], [0.3, 0.5], [6, 1]), [8, 1]);
     }
 }
