@@ -34,7 +34,10 @@ const GOLDEN_BYTES_MAX: u64 = 64 << 20;
 /// More bytes than this are no `tokenizer.json`.
 const TOKENIZER_BYTES_MAX: u64 = 64 << 20;
 
-/// Why a version is not loaded whose files are not those that were found.
+/// So often a version is read whose files change meanwhile.
+const READS_MAX: usize = 3;
+
+/// Why a version is not loaded whose files were never the same for as long as it took to read them.
 const CHANGED: &str = "its files changed while they were read; load it again";
 
 const FILES: [&str; 5] = ["model.pt", "model.yaml", "labels.txt", "golden.json", "tokenizer.json"];
@@ -220,19 +223,30 @@ where
             let load = load.clone();
             let bytes = fs::metadata(path.join("model.pt")).map_or(0, |file| file.len());
             let stamp = Stamp::of(&path);
-            let found_stamp = stamp.clone();
-            let load: Load = Box::new(move || {
-                let loaded = read_version(&path, load);
-                // A file that is being replaced may have been missing, which is not what its author means.
-                if Stamp::of(&path) == found_stamp { loaded } else { Err(CHANGED.into()) }
-            });
+            let load: Load = Box::new(move || read_unchanged(&path, &load));
             found.push(Candidate { name: name.clone(), version, stamp, bytes, load });
         }
     }
     Ok(found)
 }
 
-fn read_version<L>(path: &Path, load: L) -> Result<Loaded, String>
+/// A version as its files are now, which may not be what was found: it may have waited for others. But files that are replaced
+/// while they are read may be of two minds, and one that is missing for a moment is not what its author means.
+fn read_unchanged<L>(path: &Path, load: &L) -> Result<Loaded, String>
+where
+    L: Fn(&Path, Option<Manifest>) -> Result<Box<dyn Model>, String>,
+{
+    for _ in 0..READS_MAX {
+        let before = Stamp::of(path);
+        let loaded = read_version(path, load);
+        if Stamp::of(path) == before {
+            return loaded;
+        }
+    }
+    Err(CHANGED.into())
+}
+
+fn read_version<L>(path: &Path, load: &L) -> Result<Loaded, String>
 where
     L: Fn(&Path, Option<Manifest>) -> Result<Box<dyn Model>, String>,
 {
@@ -289,6 +303,8 @@ fn read(version: &Path, name: &str, bytes_max: u64) -> Result<Option<String>, St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// A folder with these version folders, each with this `model.yaml`, if any.
     fn models(versions: &[(&str, Option<&str>)]) -> tempfile::TempDir {
@@ -384,17 +400,40 @@ mod tests {
         }
     }
 
+    const SOUND: &str = "inputs: []\noutputs: [{name: y, datatype: FP32, shape: [1]}]";
+
+    /// The same bytes, in another file of that name.
+    fn replace(file: &Path) {
+        let other = file.with_extension("new");
+        fs::copy(file, &other).unwrap();
+        fs::rename(other, file).unwrap();
+    }
+
     #[test]
-    fn what_changed_since_it_was_found_is_not_loaded() {
-        for change in [
-            |version: &Path| fs::remove_file(version.join("model.yaml")).unwrap(),
-            |version: &Path| fs::write(version.join("golden.json"), "{").unwrap(),
-        ] {
-            let sound = "inputs: []\noutputs: [{name: y, datatype: FP32, shape: [1]}]";
-            let folder = models(&[("a/1", Some(sound))]);
-            let found = scan(folder.path(), None, &asked).unwrap().remove(0);
-            change(&folder.path().join("a/1"));
-            assert_eq!((found.load)().err().unwrap(), CHANGED);
+    fn what_was_replaced_while_it_waited_for_others_is_loaded_as_it_is_then() {
+        let folder = models(&[("a/1", Some(SOUND)), ("a/2", Some(SOUND))]);
+        let found = scan(folder.path(), None, &asked).unwrap();
+        replace(&folder.path().join("a/1/model.yaml"));
+        fs::remove_file(folder.path().join("a/2/model.yaml")).unwrap();
+        let told: Vec<_> = found.into_iter().map(|found| (found.load)().err().unwrap()).collect();
+        assert_eq!(told, ["model.pt declared", "model.pt undeclared"]);
+    }
+
+    #[test]
+    fn what_changes_while_it_is_read_is_read_again_and_told_if_it_does_not_end() {
+        for (changes, told) in [(READS_MAX - 1, "model.pt declared"), (READS_MAX, CHANGED)] {
+            let folder = models(&[("a/1", Some(SOUND))]);
+            let reads = Arc::new(AtomicUsize::new(0));
+            let counted = Arc::clone(&reads);
+            let load = move |path: &Path, manifest: Option<Manifest>| {
+                if counted.fetch_add(1, Ordering::Relaxed) < changes {
+                    replace(&path.with_file_name("model.yaml"));
+                }
+                asked(path, manifest)
+            };
+            let found = scan(folder.path(), None, &load).unwrap().remove(0);
+            assert_eq!((found.load)().err().unwrap(), told);
+            assert_eq!(reads.load(Ordering::Relaxed), READS_MAX);
         }
     }
 
