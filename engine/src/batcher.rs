@@ -235,6 +235,7 @@ pub enum Ended {
 pub struct Batcher<T> {
     limits: Limits,
     lanes: usize,
+    slowness_max: f64,
     origin: Instant,
     queues: HashMap<Bucket, Queue<T>, RandomState>,
     /// Where each job stands, for cancellation.
@@ -311,6 +312,7 @@ impl<T: Clone> Batcher<T> {
         Self {
             limits,
             lanes,
+            slowness_max: f64::INFINITY,
             origin: now,
             queues: HashMap::default(),
             places: HashMap::default(),
@@ -324,6 +326,12 @@ impl<T: Clone> Batcher<T> {
             pushed: 0,
             claimed: 0,
         }
+    }
+
+    /// Reckons with runs that take up to so many typical ones. Where a hundredth takes longer because of what else the machine
+    /// does, it costs less that some of those are late than that time is left for all.
+    pub fn reckoning_with(self, slowness_max: f64) -> Self {
+        Self { slowness_max, ..self }
     }
 
     /// Lets a job wait; adds those to `shed` that have to go for it.

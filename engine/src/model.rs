@@ -285,25 +285,21 @@ impl Version {
         u64::from(self.key) + 1
     }
 
-    /// What a request of so many rows took when it was loaded; nothing where that was not found out.
-    pub(crate) fn run_takes(&self, rows: u64) -> Duration {
-        let rows = self.batched(rows);
+    /// What so many rows took when it was loaded, in a run of their own and at least if they run with others; nothing where
+    /// that was not found out.
+    pub(crate) fn takes(&self, rows: u32) -> (Duration, Duration) {
         let (least, most) = (self.curve.iter().find(|(size, _)| *size >= rows), self.curve.last());
-        let Some((size, took)) = least.or(most) else { return Duration::ZERO };
+        let Some((size, took)) = least.or(most) else { return Default::default() };
         // Beyond what one run takes, in several, one after the other.
-        took.saturating_mul(rows.div_ceil((*size).max(1)))
-    }
-
-    /// What so many rows took in the batch that was best for them.
-    pub(crate) fn rows_take_at_least(&self, rows: u64) -> Duration {
+        let alone = took.saturating_mul(rows.div_ceil((*size).max(1)));
         let row = self.curve.iter().map(|(size, took)| *took / (*size).max(1)).min();
-        row.unwrap_or_default().saturating_mul(self.batched(rows))
+        (alone, row.unwrap_or_default().saturating_mul(rows))
     }
 
-    /// Of a model without rows, a request is one.
-    fn batched(&self, rows: u64) -> u32 {
+    /// What counts as rows in a run; of a model without rows, a request is one.
+    pub(crate) fn rows_of(&self, elements: u64) -> u32 {
         let Rows::UpTo(_) = self.model.spec().rows else { return 1 };
-        u32::try_from(rows).unwrap_or(u32::MAX)
+        u32::try_from(elements).unwrap_or(u32::MAX)
     }
 }
 

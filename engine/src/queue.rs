@@ -215,10 +215,16 @@ impl Queue {
 
     /// What a request will meet here that is to be prepared first, as far as that is known.
     pub(crate) fn after(&self, version: &Version, rows: u64, terms: &Terms, now: Instant) -> After {
-        let backlog = self.lock().batcher.backlog_before(terms.criticality, terms.tenant, now);
-        let share = version.way.lanes as f64 / self.lanes.len().max(1) as f64;
-        let adds = version.rows_take_at_least(rows).mul_f64(share.min(1.0));
-        After { backlog, adds, run: version.run_takes(rows) }
+        let rows = version.rows_of(rows);
+        // Of one whose shape is only known once it is prepared, what was found out when the version was loaded has to do.
+        let bucket = Bucket { version: version.key, free: Vec::new(), suspect: false };
+        let state = self.lock();
+        let backlog = state.batcher.backlog_before(terms.criticality, terms.tenant, now);
+        let takes = state.batcher.takes(&bucket, rows);
+        drop(state);
+        let (run, with_others) = takes.unwrap_or_else(|| version.takes(rows));
+        let share = version.way.lanes as f64 / self.lanes.len() as f64;
+        After { backlog, adds: with_others.mul_f64(share.min(1.0)), run }
     }
 
     /// Batches that lanes have taken since the start.

@@ -2,6 +2,7 @@
 //! A prediction, not a promise: whoever finds nothing before it gets the benefit of the doubt.
 
 use super::{Batcher, Bucket, Grouping, PATIENCE, Queue, Running, Ticket};
+use crate::curve::Curve;
 use std::time::{Duration, Instant};
 
 /// What is predicted may well take so many times as long when many are waiting.
@@ -25,6 +26,16 @@ impl<T: Clone> Batcher<T> {
         let waiting: Duration =
             self.queues.iter().map(|(bucket, queue)| self.work(bucket, queue, queue.rows)).sum();
         self.per_lane(waiting + self.residual(now))
+    }
+
+    /// What so many rows of a bucket take in a run of their own, and at least if they run with others; nothing where that is
+    /// not known.
+    pub fn takes(&self, bucket: &Bucket, rows: u32) -> Option<(Duration, Duration)> {
+        let profile = self.known(bucket)?;
+        let (most, best) = (rows.min(profile.max_rows).max(1), profile.efficient?);
+        let alone = profile.curve.typical(most)?.saturating_mul(rows.div_ceil(most));
+        let with_others = profile.curve.typical(best)?.mul_f64(f64::from(rows) / f64::from(best));
+        Some((alone, with_others.min(alone)))
     }
 
     /// When a job that came now would be answered.
@@ -59,8 +70,14 @@ impl<T: Clone> Batcher<T> {
         let waits = self.per_lane(before) + full_batches / at_once as u32;
         let waits = waits.max(self.until_any_is_back(ticket, now));
         // Who finds nothing before it gets the benefit of the doubt.
-        let run = if waits.is_zero() { own.curve.typical(last)? } else { own.curve.slow(last)? };
+        let run = if waits.is_zero() { own.curve.typical(last)? } else { self.slow(&own.curve, last)? };
         Some(Forecast { waits, answered: waits + run })
+    }
+
+    /// What a run of so many rows may well take.
+    pub(super) fn slow(&self, curve: &Curve, rows: u32) -> Option<Duration> {
+        let (typical, slow) = (curve.typical(rows)?, curve.slow(rows)?);
+        Some(if self.slowness_max.is_finite() { slow.min(typical.mul_f64(self.slowness_max)) } else { slow })
     }
 
     /// How long nothing can run for a job because all that may run at once does.

@@ -36,7 +36,8 @@ impl<T: Clone> Batcher<T> {
         };
         let profile = self.known(bucket);
         let typical = |rows: u32| profile.and_then(|profile| profile.curve.typical(rows)).unwrap_or_default();
-        let slow = |rows: u32| profile.and_then(|profile| profile.curve.slow(rows)).unwrap_or_default();
+        let slow =
+            |rows: u32| profile.and_then(|profile| self.slow(&profile.curve, rows)).unwrap_or_default();
         // More waits than one efficient batch: who has no time for that runs in a smaller one, unless it makes others late.
         let efficient = profile.and_then(|profile| profile.efficient).map(|rows| rows.min(most));
         let efficient = efficient.filter(|rows| queue.rows > u64::from(*rows));
@@ -107,7 +108,7 @@ impl<T: Clone> Batcher<T> {
     }
 
     /// Whether what is predicted of so many rows has been seen lately, or is being tried: by a run of as many, or more.
-    pub(crate) fn is_tried(&self, bucket: &Bucket, rows: u32, now: Instant) -> bool {
+    pub(super) fn is_tried(&self, bucket: &Bucket, rows: u32, now: Instant) -> bool {
         let Some(profile) = self.known(bucket) else { return false };
         let is_trying = |running: &Running| running.rows >= rows && shared(&running.bucket) == shared(bucket);
         let mut ran = profile.ran.range(rows..).map(|(_, ran)| ran);

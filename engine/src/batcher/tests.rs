@@ -563,6 +563,23 @@ fn what_makes_way_does_not_stand_before_anybody() {
 }
 
 #[test]
+fn what_rows_take_is_known_alone_and_with_others() {
+    let mut world = World::new(1000, 10_000);
+    let bucket = Bucket { version: 0, free: vec![0], suspect: false };
+    assert_eq!(world.batcher.takes(&bucket, 1), None);
+    let profile = world.batcher.profile(&bucket);
+    profile.limit(4);
+    for rows in [1, 1, 1, 4, 4, 4, 4, 4, 4] {
+        profile.learn(rows, ms(10 + 2 * u64::from(rows)));
+    }
+    let tenths = |takes: Duration| (takes.as_secs_f64() * 1e4).round();
+    let takes = |rows| world.batcher.takes(&bucket, rows).map(|(alone, other)| [alone, other].map(tenths));
+    assert_eq!(takes(1), Some([120.0, 45.0]));
+    assert_eq!(takes(4), Some([180.0, 180.0]));
+    assert_eq!(takes(9), Some([540.0, 405.0]), "in three runs");
+}
+
+#[test]
 fn callers_who_come_eight_at_a_time_do_not_keep_it_from_finding_out_that_batches_pay() {
     let mut world = World::new(1000, 10_000);
     // Only one row was ever measured.

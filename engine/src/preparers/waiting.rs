@@ -17,11 +17,13 @@
 use crate::batcher::{
     Batcher, Bucket, Claim, Criticality, Ended, Grouping, Limits, Next, Priority, Refused, Ticket,
 };
-use crate::curve::{Curve, RUNS_SETTLED};
 use crate::job::Refusal;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
+
+/// These threads go after all others, which can make some of them many times as slow.
+const SLOWNESS_MAX: f64 = 1.5;
 
 /// Requests that wait, by whose they are and what they ask.
 pub(super) struct Waiting<T> {
@@ -36,9 +38,6 @@ pub(super) struct Waiting<T> {
 
 struct Waits<T> {
     task: T,
-    bucket: Bucket,
-    /// What is expected of its bucket has not been tried for a while.
-    is_trial: bool,
     deadline: Option<Instant>,
     share: Share,
 }
@@ -103,10 +102,7 @@ pub(super) struct Turn<T> {
 #[must_use]
 pub(super) struct Begun {
     claim: Claim,
-    bucket: Bucket,
-    is_trial: bool,
     share: Share,
-    at: Instant,
     /// What it takes as a rule, if that is known.
     pub(super) expected: Option<Duration>,
 }
@@ -115,7 +111,7 @@ impl<T> Waiting<T> {
     pub(super) fn new(limits: Limits, threads: usize, now: Instant) -> Self {
         let threads = threads.max(1);
         Self {
-            batcher: Batcher::new(limits, threads, now),
+            batcher: Batcher::new(limits, threads, now).reckoning_with(SLOWNESS_MAX),
             tasks: HashMap::default(),
             threads,
             number: 0,
@@ -143,11 +139,11 @@ impl<T> Waiting<T> {
             return Err(Refusal::TooLate { wait: lanes });
         }
         let prepared_by = left.map(|left| now + (left - after.runs(left)));
-        let (number, bucket) = (self.number, bucket(&asks));
+        let number = self.number;
         let ticket = Ticket {
             connection: asks.connection,
             id: asks.id,
-            bucket: bucket.clone(),
+            bucket: bucket(&asks),
             grouping: Grouping::Alone,
             lanes: 1,
             at_once: if asks.is_long { self.threads.saturating_sub(1).max(1) } else { usize::MAX },
@@ -160,7 +156,6 @@ impl<T> Waiting<T> {
             tenant: asks.tenant,
             payload: number,
         };
-        let is_trial = !self.batcher.is_tried(&bucket, 1, now);
         let mut gone = Vec::new();
         self.batcher.push(ticket, &mut gone, now).map_err(|refused| match refused {
             Refused::Overloaded { wait, .. } => Refusal::Overloaded { wait: wait.max(lanes) },
@@ -173,7 +168,7 @@ impl<T> Waiting<T> {
         shed.extend(gone.into_iter().map(|number| self.remove(number).task));
         let share = Share { criticality: asks.criticality, adds: after.adds };
         self.coming[share.criticality as usize] += share.adds;
-        self.tasks.insert(number, Waits { task: make(), bucket, is_trial, deadline, share });
+        self.tasks.insert(number, Waits { task: make(), deadline, share });
         Ok(())
     }
 
@@ -188,10 +183,10 @@ impl<T> Waiting<T> {
         let late = batch.late.into_iter().map(|number| tell(self.remove(number))).collect();
         let work = match batch.pieces.first() {
             Some(piece) => {
-                let Waits { task, bucket, is_trial, share, .. } = self.remove(piece.job);
+                let Waits { task, share, .. } = self.remove(piece.job);
                 self.coming[share.criticality as usize] += share.adds;
                 let (claim, expected) = (batch.claim, batch.expected);
-                Some((task, Begun { claim, bucket, is_trial, share, at: now, expected }))
+                Some((task, Begun { claim, share, expected }))
             }
             None => {
                 self.batcher.finish(batch.claim, Ended::Failed, now);
@@ -208,18 +203,9 @@ impl<T> Waiting<T> {
 
     /// One has been prepared, or not.
     pub(super) fn finish(&mut self, begun: Begun, ended: Ended, now: Instant) {
-        let Begun { claim, bucket, is_trial, share, at, expected } = begun;
+        let Begun { claim, share, .. } = begun;
         self.coming[share.criticality as usize] -= share.adds;
         self.batcher.finish(claim, ended, now);
-        let took = now.saturating_duration_since(at);
-        // What was in the way then is so no longer. Where all are refused for it but one in a while, to learn from, that one
-        // counts at once.
-        let is_news = expected.is_some_and(|expected| took < expected / 2);
-        if ended == Ended::Ran && is_trial && is_news {
-            let mut curve = Curve::default();
-            (0..RUNS_SETTLED).for_each(|_| curve.observe(1, took));
-            self.batcher.seed(&bucket, curve);
-        }
     }
 
     /// Removes one that nobody waits for any more.

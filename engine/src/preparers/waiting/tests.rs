@@ -1,6 +1,7 @@
 //! Who waits, one decision at a time; and traces of too much work, in simulated time. No thread, no clock.
 
 use super::*;
+use crate::curve::RUNS_SETTLED;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::VecDeque;
@@ -94,6 +95,17 @@ fn who_would_be_late_is_told_at_once_how_long_it_would_wait() {
 }
 
 #[test]
+fn who_is_slow_once_in_a_while_does_not_cost_all_others_their_turn() {
+    let mut world = World::used_to(10.0);
+    for id in 0..200 {
+        world.push(id, |_| {}).unwrap();
+        world.run(ms(if id % 8 == 0 { 40.0 } else { 10.0 }));
+    }
+    world.push(500, |_| {}).unwrap();
+    assert_eq!(world.push_due(501, 30.0), Ok(()));
+}
+
+#[test]
 fn what_lanes_will_take_is_left_of_the_deadline() {
     let mut world = World::used_to(10.0);
     let push = |world: &mut World, id: u64, due: f64, backlog: f64, run: f64, criticality: Criticality| {
@@ -165,19 +177,23 @@ fn who_leaves_leaves_its_room() {
 }
 
 #[test]
-fn what_has_become_fast_again_is_known_after_one_run() {
+fn what_has_become_fast_again_is_tried_once_in_a_while_and_known_after_two_runs() {
     let mut world = World::used_to(300.0);
     assert_eq!(world.push_due(1, 200.0), Err(Refusal::Hopeless));
-    world.now += ms(1500.0);
-    assert_eq!(world.push_due(2, 200.0), Ok(()), "it was not tried for long");
-    world.run(ms(5.0));
-    assert_eq!(world.push_due(3, 200.0), Ok(()));
+    for id in 2..4 {
+        world.now += ms(1500.0);
+        assert_eq!(world.push_due(id, 200.0), Ok(()), "it was not tried for long");
+        world.run(ms(5.0));
+    }
+    assert_eq!(world.push_due(4, 200.0), Ok(()));
 }
+
+/// Milliseconds of a thread that a request takes, and the bytes that it brings.
+type Work = fn(&mut StdRng) -> (f64, usize);
 
 /// What comes is too much, for so many seconds.
 struct Trace {
-    /// Milliseconds of a thread that a request takes, and the bytes that it brings.
-    work: fn(&mut StdRng) -> (f64, usize),
+    work: Work,
     /// Milliseconds of the only lane.
     run: f64,
     /// So many times as much as can be done.
@@ -296,7 +312,7 @@ impl Trace {
 }
 
 /// What a request takes.
-const WORK: [(&str, fn(&mut StdRng) -> (f64, usize)); 4] = [
+const WORK: [(&str, Work); 4] = [
     ("steady", |_| (10.0, 1000)),
     ("noisy", |rng| (10.0 * rng.random_range(0.7..1.3), 1000)),
     ("often disturbed", |rng| (if rng.random() { 6.0 } else { 14.0 }, 1000)),
@@ -334,6 +350,6 @@ fn a_tenant_who_asks_for_little_hardly_notices_one_who_floods() {
         // A fifth of what can be done, beside three times as much.
         let report = Trace { work, run: 2.0, load: 0.2 * MODEST as f64 }.report();
         println!("{name}: {report:?}");
-        assert!(report.modest >= 0.95, "{name}: {report:?}");
+        assert!(report.modest >= 0.9, "{name}: {report:?}");
     }
 }
