@@ -10,7 +10,7 @@ use crate::batcher::Grouping;
 use crate::calibrate::{Calibration, Cores, Precedent, calibrate};
 use crate::golden::{Golden, Reference};
 use crate::lane::text_of;
-use crate::library::{Content, Loaded};
+use crate::library::{Files, Loaded};
 use crate::model::{Model, Optimisation};
 use crate::optimise::{Report, optimise};
 use crate::pace::Pace;
@@ -32,8 +32,8 @@ pub(crate) struct Tried {
     pub(crate) padding: Result<(), String>,
     /// What it was made for, if somebody says so.
     pub(crate) reference: Vec<Reference>,
-    /// Of its files, if anybody is to know them again.
-    pub(crate) content: Option<Content>,
+    /// What it was read from, if that was files.
+    pub(crate) files: Option<Files>,
 }
 
 /// What it takes to load a model and to find out about it.
@@ -107,14 +107,14 @@ fn try_out(
     beside: Option<&Precedent>,
     pace: &Pace,
 ) -> Result<Tried, String> {
-    let Loaded { model, golden, preprocess, content } = load()?;
+    let Loaded { model, golden, preprocess, files } = load()?;
     let verdict = trial::run(&*model, pace)?;
     golden.as_ref().map_or(Ok(()), |golden| golden.check(&*model, pace))?;
     let (model, report) = in_best_form(model, &verdict, golden.as_ref(), pace);
     let calibration = calibrate(&*model, verdict.grouping, cores, beside, pace);
     let padding = trial::padding(&*model, pace);
     let reference = golden.map_or(Ok(Vec::new()), |golden| golden.reference(&*model, pace))?;
-    Ok(Tried { model, verdict, report, calibration, preprocess, padding, reference, content })
+    Ok(Tried { model, verdict, report, calibration, preprocess, padding, reference, files })
 }
 
 /// The fastest form of those that are as good and pass the same trial. What remembers earlier runs stays as it is.

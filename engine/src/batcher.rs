@@ -70,7 +70,7 @@ pub struct Bucket {
     /// Dimensions that the model leaves free and that must agree within a batch; empty (and free to clone) for
     /// models whose shapes are fixed.
     pub free: Vec<u64>,
-    /// Its jobs are kept from those of others: their callers have made batches fail.
+    /// Its jobs are kept from those of others: their callers have made batches fail, or it was found that its rows depend on others.
     pub suspect: bool,
 }
 

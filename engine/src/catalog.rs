@@ -124,7 +124,7 @@ impl State {
                 };
                 ModelEntry {
                     state: ModelState::Ready as i32,
-                    reason: version.why_alone.clone(),
+                    reason: version.why_alone().to_owned(),
                     load: version.load(),
                     files: version.files,
                     threads: version.way.threads as u32,

@@ -55,6 +55,7 @@ mod kept;
 mod orders;
 mod loader;
 mod attempt;
+mod audit;
 mod trial;
 pub mod optimise;
 mod calibrate;

@@ -95,7 +95,16 @@ pub struct Loaded {
     pub golden: Option<Golden>,
     /// What is done to requests that bring something else than its tensors.
     pub preprocess: Option<Preprocess>,
-    /// Of its files, if anybody is to know them again.
+    /// What it was read from, if that was files.
+    pub files: Option<Files>,
+}
+
+/// The files of a version as they were read, which may not be those that were found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// To be known again within this machine.
+    pub stamp: Stamp,
+    /// And anywhere; nothing if they could not be read once more.
     pub content: Option<Content>,
 }
 
@@ -237,16 +246,16 @@ where
     L: Fn(&Path, Option<Manifest>) -> Result<Box<dyn Model>, String>,
 {
     for _ in 0..READS_MAX {
-        let before = Stamp::of(path);
-        let loaded = read_version(path, load);
-        if Stamp::of(path) == before {
+        let stamp = Stamp::of(path);
+        let loaded = read_version(path, &stamp, load);
+        if Stamp::of(path) == stamp {
             return loaded;
         }
     }
     Err(CHANGED.into())
 }
 
-fn read_version<L>(path: &Path, load: &L) -> Result<Loaded, String>
+fn read_version<L>(path: &Path, stamp: &Stamp, load: &L) -> Result<Loaded, String>
 where
     L: Fn(&Path, Option<Manifest>) -> Result<Box<dyn Model>, String>,
 {
@@ -270,9 +279,8 @@ where
     let model = load(&path.join("model.pt"), manifest)?;
     let tokenizer = || read(path, "tokenizer.json", TOKENIZER_BYTES_MAX);
     let bind = |declared| Preprocess::bind(declared, model.spec(), tokenizer);
-    // Where it cannot be read any more, it cannot be known again either.
-    let content = content_of(path).ok();
-    Ok(Loaded { preprocess: declared.map(bind).transpose()?, golden, model, content })
+    let files = Files { stamp: stamp.clone(), content: content_of(path).ok() };
+    Ok(Loaded { preprocess: declared.map(bind).transpose()?, golden, model, files: Some(files) })
 }
 
 fn folders(parent: &Path) -> io::Result<Vec<(String, PathBuf)>> {

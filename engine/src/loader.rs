@@ -10,6 +10,7 @@
 //! good. Nothing is ever unloaded because it is old: it is what one rolls back to.
 
 use crate::attempt::{Attempt, Running, Tried};
+use crate::audit::Audit;
 use crate::batcher::{Bucket, Grouping};
 use crate::calibrate::{Calibration, Cores, Precedent, Way};
 use crate::catalog::{Catalog, State};
@@ -174,7 +175,9 @@ impl Shelf {
             }
             match self.later.pop_front() {
                 Some(Told::Order { control, answer }) => self.obey(&control, &answer),
-                Some(Told::Retired(_) | Told::Tried | Told::Stop) => unreachable!("only orders are kept"),
+                Some(Told::Retired(_) | Told::Tried | Told::Changed | Told::Stop) => {
+                    unreachable!("only orders are kept")
+                }
                 None => {
                     if let Some(told) = self.next_told() {
                         self.hear(told);
@@ -242,6 +245,7 @@ impl Shelf {
                 memory::give_back();
             }
             Told::Tried => {} // whoever waits looks at it next
+            Told::Changed => self.announce(),
             Told::Stop => self.is_stopping = true,
         }
     }
@@ -459,6 +463,9 @@ impl Shelf {
         if !self.device_is_lost() {
             self.setup.interrupted.end(&name, number);
         }
+        // Others may have taken their place while it waited for its turn.
+        let read = tried.as_ref().ok().and_then(|tried| tried.files.as_ref());
+        let stamp = read.map_or(stamp, |files| files.stamp.clone());
         let version = tried.map(|tried| (self.version(&name, number, &stamp, tried), since.elapsed()));
         (answers, self.settle(name, number, stamp, version))
     }
@@ -575,8 +582,9 @@ impl Shelf {
             preprocess,
             padding,
             reference,
-            content,
+            files,
         } = tried;
+        let content = files.and_then(|files| files.content);
         if let Err(why) = &padding {
             let separator = if why_alone.is_empty() { "" } else { "; " };
             why_alone = format!("{why_alone}{separator}not padded: {why}");
@@ -612,7 +620,8 @@ impl Shelf {
             drift,
             content,
             files: stamp.print(),
-            _retirement: Retirement::new(key, self.told.clone()),
+            audit: Audit::default(),
+            retirement: Retirement::new(key, self.told.clone()),
         }
     }
 

@@ -6,6 +6,7 @@
 //!   parts of input 1   ├ job 1: 2 rows ┤├ job 2: 1 row ┤├ job 3: 4 rows ┤   ──────▶    output 1   ├── 7 rows ──┤
 //! ```
 
+use crate::audit::{self, Audit};
 use crate::batcher::Grouping;
 use crate::calibrate::Way;
 use crate::drift::Drift;
@@ -264,8 +265,10 @@ pub(crate) struct Version {
     pub(crate) drift: Arc<Drift>,
     /// Of its files, if anybody is to know them again.
     pub(crate) content: Option<Content>,
+    /// What was looked at of its batches.
+    pub(crate) audit: Audit,
     /// Last, so that the model is let go before the loader is told.
-    pub(crate) _retirement: Retirement,
+    pub(crate) retirement: Retirement,
 }
 
 impl Slot {
@@ -280,6 +283,11 @@ impl Slot {
 }
 
 impl Version {
+    /// Why it is not batched, or not padded; empty when it is.
+    pub(crate) fn why_alone(&self) -> &str {
+        if self.audit.mixes() { audit::WHY } else { &self.why_alone }
+    }
+
     /// Which load of its files this is, as proxies are told it.
     pub(crate) fn load(&self) -> u64 {
         u64::from(self.key) + 1

@@ -29,6 +29,8 @@ pub(crate) enum Told {
     Retired(u32),
     /// An attempt has ended.
     Tried,
+    /// Something else is known now of a version that is ready.
+    Changed,
     Stop,
 }
 
@@ -112,6 +114,13 @@ impl Retirement {
     /// Of the version of this key.
     pub(crate) fn new(key: u32, told: mpsc::Sender<Told>) -> Self {
         Self(Some((key, told)))
+    }
+
+    /// Something else is known of the version now, which proxies are to be told.
+    pub(crate) fn changed(&self) {
+        if let Some((_, told)) = &self.0 {
+            let _ = told.send(Told::Changed); // nobody hears it when the engine stops
+        }
     }
 
     /// Of a version that no loader knows of.

@@ -103,7 +103,7 @@ impl Queue {
                 Order::Run(job) if state.stopping => refused.push((job.id, Refusal::Stopping)),
                 Order::Run(job) => {
                     let id = job.id;
-                    let suspect = state.suspects.is_suspect(&job, now);
+                    let suspect = job.request.version.audit.mixes() || state.suspects.is_suspect(&job, now);
                     if let Err(refusal) = state.batcher.push(ticket(job, suspect), &mut shed, now) {
                         refused.push((id, into_refusal(id, refusal, state.batcher.limits())));
                     }

@@ -344,7 +344,7 @@ where
 {
     let load: Load = Box::new(|| {
         let model = Box::new(Scripted::new(rows_spec(&[("x", 2)], &[("y", 2)], 16), script));
-        Ok(Loaded { model, golden: None, preprocess: None, content: None })
+        Ok(Loaded { model, golden: None, preprocess: None, files: None })
     });
     to_load(name, 1, load)
 }

@@ -1,5 +1,6 @@
 //! A model for tests whose answers are a closure's, and requests for it.
 
+use crate::audit::Audit;
 use crate::batcher::{Criticality, Grouping, Priority};
 use crate::calibrate::Way;
 use crate::catalog::{Catalog, State};
@@ -123,7 +124,8 @@ pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
         drift,
         content: None,
         files: 1,
-        _retirement: Retirement::of_nobody(),
+        audit: Audit::default(),
+        retirement: Retirement::of_nobody(),
     };
     let mut catalog = Catalog::default();
     catalog.set(name, number, State::Ready(Arc::new(version)));

@@ -175,7 +175,8 @@ fn with_rows(shape: &[u64], rows: u64) -> Vec<u64> {
     shape
 }
 
-fn rows_of(output: &Output, before: usize, rows: u32) -> &[u8] {
+/// Those of some rows of a batch.
+pub(crate) fn rows_of(output: &Output, before: usize, rows: u32) -> &[u8] {
     let row = output.bytes.len() / output.shape[0] as usize;
     &output.bytes[before * row..(before + rows as usize) * row]
 }

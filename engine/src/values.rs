@@ -167,6 +167,25 @@ pub(crate) fn apart(datatype: Datatype, one: &[u8], other: &[u8], tolerance: Tol
     (largest, exceeds)
 }
 
+/// How far the values of two tensors are apart at most, of the largest of the first one's. Integers are as far apart as can be, or
+/// not at all, and so is what is no number.
+pub(crate) fn apart_of_largest(datatype: Datatype, one: &[u8], other: &[u8]) -> f64 {
+    if one == other {
+        return 0.0;
+    }
+    let is_float = matches!(datatype, Datatype::Fp16 | Datatype::Bf16 | Datatype::Fp32 | Datatype::Fp64);
+    if one.len() != other.len() || !is_float {
+        return f64::INFINITY;
+    }
+    let largest = values(datatype, one).map(f64::abs).filter(|value| value.is_finite()).fold(0.0, f64::max);
+    let apart = |(one, other): (f64, f64)| match (one - other).abs() {
+        _ if one == other || (one.is_nan() && other.is_nan()) => 0.0,
+        apart if apart.is_finite() => apart / largest.max(f64::MIN_POSITIVE),
+        _ => f64::INFINITY,
+    };
+    values(datatype, one).zip(values(datatype, other)).map(apart).fold(0.0, f64::max)
+}
+
 /// The bytes of one element; what its datatype cannot hold is brought within it.
 pub(crate) fn element(datatype: Datatype, value: f64) -> Vec<u8> {
     match datatype {

@@ -263,7 +263,7 @@ fn a_row_whose_output_must_be_finite_and_is_not_fails_alone() {
         double(inputs)
     });
     let load: Load =
-        Box::new(|| Ok(Loaded { model: Box::new(model), golden: None, preprocess: None, content: None }));
+        Box::new(|| Ok(Loaded { model: Box::new(model), golden: None, preprocess: None, files: None }));
     let engine = Engine::start(vec![to_load("double", 1, load)]);
     let mut client = engine.connect();
     client.index();
@@ -302,7 +302,7 @@ fn a_row_beyond_the_declared_bounds_is_refused_and_those_that_ran_with_it_are_an
         Ok(vec![output_fp32("y", &inputs[0].shape, &y)])
     });
     let load: Load =
-        Box::new(|| Ok(Loaded { model: Box::new(model), golden: None, preprocess: None, content: None }));
+        Box::new(|| Ok(Loaded { model: Box::new(model), golden: None, preprocess: None, files: None }));
     let engine = Engine::start(vec![to_load("ids", 1, load)]);
     let mut client = engine.connect();
     client.index();

@@ -3,7 +3,7 @@
 
 use crate::config::Settings;
 use crate::golden::Golden;
-use crate::library::{Candidate, Library, Loaded, Stamp};
+use crate::library::{Candidate, Files, Library, Loaded, Stamp};
 use crate::memory::Memory;
 use crate::scenarios::{Asked, Client, Engine, Gate};
 use crate::scripted::{Scripted, fp32, output_fp32, rows_spec};
@@ -95,7 +95,10 @@ impl Folder {
                 model: Box::new(model),
                 golden: file.golden.map(Golden::parse).transpose()?,
                 preprocess: None,
-                content: Some([file.stamp as u8; 16]),
+                files: Some(Files {
+                    stamp: Stamp::made_up(file.stamp),
+                    content: Some([file.stamp as u8; 16]),
+                }),
             })
         };
         Candidate {

@@ -30,7 +30,7 @@ fn padding_model(gate: Arc<Gate>, honest: bool) -> Candidate {
                 output_fp32("total", &[totals.len() as u64], &totals),
             ])
         });
-        Ok(Loaded { model: Box::new(model), golden: None, preprocess: None, content: None })
+        Ok(Loaded { model: Box::new(model), golden: None, preprocess: None, files: None })
     });
     to_load("padded", 1, load)
 }
@@ -98,7 +98,7 @@ fn outputs_of_a_padded_model_without_rows_are_cut_back_in_all_dimensions() {
             let sum = x.iter().sum();
             Ok(vec![output_fp32("y", &[x.len() as u64, 2], &y), output_fp32("sum", &[1], &[sum])])
         });
-        Ok(Loaded { model: Box::new(model), golden: None, preprocess: None, content: None })
+        Ok(Loaded { model: Box::new(model), golden: None, preprocess: None, files: None })
     });
     let engine = Engine::start(vec![to_load("spread", 1, load)]);
     let mut client = engine.connect();
@@ -125,7 +125,7 @@ fn what_would_be_too_large_once_padded_is_refused_before_it_is_made() {
         spec.inputs[1].mask = true;
         let model =
             Scripted::new(spec, |inputs| Ok(vec![output_fp32("y", &inputs[0].shape, &fp32(&inputs[0]))]));
-        Ok(Loaded { model: Box::new(model), golden: None, preprocess: None, content: None })
+        Ok(Loaded { model: Box::new(model), golden: None, preprocess: None, files: None })
     });
     let engine = Engine::start(vec![to_load("wide", 1, load)]);
     let mut client = engine.connect();

@@ -24,7 +24,7 @@ fn start() -> (Engine, Client, ModelEntry) {
             assert!(!y.contains(&1.0), "white was cancelled");
             Ok(vec![output_fp32("y", &[y.len() as u64, 1], &y)])
         });
-        Ok(Loaded { model: Box::new(model), golden: None, preprocess: Some(preprocess), content: None })
+        Ok(Loaded { model: Box::new(model), golden: None, preprocess: Some(preprocess), files: None })
     };
     let stamp = Stamp::made_up(1);
     let engine = Engine::start(vec![Candidate {

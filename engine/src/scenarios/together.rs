@@ -150,3 +150,47 @@ fn a_model_that_failed_its_trial_never_runs_twice_at_once() {
     }
     assert_eq!(most.load(Ordering::SeqCst), 1);
 }
+
+#[test]
+fn rows_that_depend_on_others_in_earnest_alone_are_found_and_not_batched_any_more() {
+    // Made-up rows are never so large.
+    let normalised = candidate("double", |inputs| {
+        let x = fp32(&inputs[0]);
+        let most = x.iter().copied().fold(0f32, f32::max);
+        let y: Vec<f32> = x.iter().map(|x| if most > 100.0 { x / most } else { *x }).collect();
+        Ok(vec![output_fp32("y", &inputs[0].shape, &y)])
+    });
+    let engine = Engine::start(vec![normalised]);
+    let mut client = engine.connect();
+    assert_eq!(client.index()[0].max_batch, 16);
+    let mut ask_all = |first: u64| {
+        client.infer_all((first..first + 8).map(|id| (id, ask(1000.0 * (id - first + 1) as f32))));
+        client.replies(8)
+    };
+    let is_found = || engine.connect().index()[0].reason == crate::audit::WHY;
+    let rounds = (1..500).find(|round| {
+        ask_all(round * 10);
+        is_found()
+    });
+    assert!(rounds.is_some(), "it goes on being batched");
+    let answers = ask_all(10_000);
+    assert!(answers.iter().all(|answer| answer.fp32("y")[0] == 1.0), "each is the largest of its own");
+}
+
+#[test]
+fn what_draws_its_answers_is_not_taken_for_what_mixes_them() {
+    let drawn = Arc::new(AtomicUsize::new(0));
+    let model = candidate("double", move |inputs| {
+        let x = fp32(&inputs[0]);
+        let draw = if x[0] > 100.0 { drawn.fetch_add(1, Ordering::Relaxed) as f32 } else { 0.0 };
+        Ok(vec![output_fp32("y", &inputs[0].shape, &x.iter().map(|x| x * draw).collect::<Vec<_>>())])
+    });
+    let engine = Engine::start(vec![model]);
+    let mut client = engine.connect();
+    client.index();
+    for round in 1..50 {
+        client.infer_all((0..8).map(|id| (round * 10 + id, ask(1000.0))));
+        client.replies(8);
+    }
+    assert_eq!(engine.connect().index()[0].reason, "");
+}
