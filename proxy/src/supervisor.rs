@@ -131,9 +131,7 @@ impl Supervisor {
         };
         self.links.succeed(engine.socket.clone());
         loop {
-            let reason = match self.follow(&mut engine, stop).await {
-                Ended::Lost(reason) => reason,
-                Ended::Outgrown { beside: false, says } => says,
+            let ended = match self.follow(&mut engine, stop).await {
                 Ended::Outgrown { beside: true, says } => {
                     self.links.is_handing_over.store(true, Ordering::Relaxed);
                     let replaced = self.replace(&mut engine, &says, retiring, stop).await;
@@ -144,11 +142,13 @@ impl Supervisor {
                             continue;
                         }
                         Ok(None) => continue,
-                        Err(reason) => reason,
+                        Err(ended) => ended,
                     }
                 }
+                ended => ended,
             };
             self.lost();
+            let reason = ended.reason(&mut engine).await;
             dismiss(engine, &reason).await;
             return Ok(reason);
         }
@@ -231,7 +231,7 @@ impl Supervisor {
         loop {
             let event = tokio::select! {
                 event = events.recv() => event,
-                reason = link.closed() => return Ended::Lost(how_it_ended(process, reason).await),
+                reason = link.closed() => return Ended::Closed(reason),
                 status = exit_of(process) => return Ended::Lost(format!("it ended: {status}")),
                 _ = stop.changed() => return Ended::Lost("stopped".into()),
                 _ = pings.tick() => {
@@ -277,7 +277,7 @@ impl Supervisor {
                         return Ended::Outgrown { beside, says };
                     }
                 }
-                None => return Ended::Lost(how_it_ended(process, "its link has ended".into()).await),
+                None => return Ended::Closed("its link has ended".into()),
             }
         }
     }
@@ -301,7 +301,7 @@ impl Supervisor {
         says: &str,
         retiring: &mut Option<Retiring>,
         stop: &mut watch::Receiver<bool>,
-    ) -> Result<Option<Engine>, String> {
+    ) -> Result<Option<Engine>, Ended> {
         tracing::warn!("{says}: another engine takes over");
         let socket = self.other_socket(&old.socket);
         // Whatever comes of this, it is not tried again at once.
@@ -310,7 +310,7 @@ impl Supervisor {
         (old.born, old.patience) = (Instant::now(), Duration::MAX);
         let begun = tokio::select! {
             begun = self.begin(socket) => begun,
-            ended = self.follow(old, stop) => return Err(ended.reason()),
+            ended = self.follow(old, stop) => return Err(ended),
         };
         let failed = |error: anyhow::Error| {
             tracing::error!("its successor failed, the old engine goes on: {error:#}");
@@ -326,15 +326,14 @@ impl Supervisor {
         let loaded = tokio::select! {
             loaded = self.load_like(&mut successor) => loaded,
             ended = self.follow(old, stop) => {
-                let reason = ended.reason();
                 if *stop.borrow() {
                     // A trial that is cut short by a kill would count against its version.
                     let _ = let_go(successor).done.await;
-                    return Err(reason);
+                    return Err(ended);
                 }
                 // What it has loaded by then would have to be loaded again.
-                tracing::warn!("engine lost: {reason}; its successor goes on");
                 self.lost();
+                tracing::warn!("engine lost: {}; its successor goes on", ended.reason(old).await);
                 let index = successor.index.take();
                 self.hand_over(&mut successor, index, patience);
                 return Ok(Some(successor));
@@ -529,6 +528,8 @@ impl Engine {
 
 /// Why an engine is not followed any more.
 enum Ended {
+    /// It has closed its link, and has probably ended.
+    Closed(String),
     /// It is gone, or to be given up.
     Lost(String),
     /// It holds more memory than it may.
@@ -540,9 +541,14 @@ enum Ended {
 }
 
 impl Ended {
-    fn reason(self) -> String {
+    /// In words, with the status of a process that has ended.
+    async fn reason(self, engine: &mut Engine) -> String {
         match self {
             Self::Lost(reason) | Self::Outgrown { says: reason, .. } => reason,
+            Self::Closed(reason) => {
+                let status = tokio::time::timeout(EXIT_MAX, exit_of(&mut engine.process)).await;
+                status.map_or(reason, |status| format!("it ended: {status}"))
+            }
         }
     }
 }
@@ -613,12 +619,6 @@ async fn exit_of(process: &mut Option<Process>) -> String {
         }
         None => std::future::pending().await,
     }
-}
-
-/// Of an engine that has closed its links: its status if it has ended, else what is known of the links.
-async fn how_it_ended(process: &mut Option<Process>, of_links: String) -> String {
-    let status = tokio::time::timeout(EXIT_MAX, exit_of(process)).await;
-    status.map_or(of_links, |status| format!("it ended: {status}"))
 }
 
 /// Tells the engine to stop, and makes sure.
