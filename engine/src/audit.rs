@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const FIRST: u32 = 4;
 
 /// and then one in so long.
-const EVERY: Duration = Duration::from_secs(60);
+pub(crate) const EVERY: Duration = Duration::from_secs(60);
 
 /// A row that differs by less, of the largest number of its output, may have been computed in another order.
 const CLEARLY: f64 = 0.01;
@@ -30,6 +30,7 @@ pub(crate) const WHY: &str =
 /// What was looked at of a version.
 #[derive(Debug, Default)]
 pub(crate) struct Audit {
+    every: Option<Duration>,
     state: Mutex<State>,
     mixes: AtomicBool,
 }
@@ -50,6 +51,11 @@ pub(crate) struct Sample {
 }
 
 impl Audit {
+    /// One batch is looked at in so long, after the first ones; none at all where that is not said.
+    pub(crate) fn of(every: Option<Duration>) -> Self {
+        Self { every, ..Self::default() }
+    }
+
     /// Whether rows of this version depend on what runs with them.
     pub(crate) fn mixes(&self) -> bool {
         self.mixes.load(Ordering::Relaxed)
@@ -62,16 +68,14 @@ impl Audit {
         outputs: Vec<Output>,
         now: Instant,
     ) -> Option<Sample> {
-        if pieces.len() < 2 || self.mixes() {
-            return None;
-        }
+        let every = self.every.filter(|_| pieces.len() > 1 && !self.mixes())?;
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let is_due = state.looked < FIRST || state.next.is_none_or(|next| next <= now);
         if !is_due {
             return None;
         }
         state.looked = state.looked.saturating_add(1);
-        state.next = Some(now + EVERY);
+        state.next = Some(now + every);
         let at = state.looked as usize % pieces.len();
         Some(Sample { pieces: pieces.to_vec(), outputs, at })
     }

@@ -1,5 +1,6 @@
 //! The command line, and what of it the engine itself needs.
 
+use crate::audit;
 use crate::batcher::Limits;
 use crate::memory::Memory;
 use clap::Parser;
@@ -148,6 +149,8 @@ pub struct Settings {
     pub load_patience: Duration,
     /// A version that takes longer to load is given up.
     pub load_max: Duration,
+    /// One batch of each version is looked at again in so long; none where that is not said.
+    pub audit_every: Option<Duration>,
     /// What may wait and run.
     pub queue: Limits,
     /// What may be held in all.
@@ -189,6 +192,7 @@ impl Config {
             run_max,
             load_patience: LOAD_PATIENCE.min(run_max),
             load_max: LOAD_MAX,
+            audit_every: Some(audit::EVERY),
             queue: Limits {
                 rows: self.queue_rows.get(),
                 bytes: self.queue_bytes.map_or(queue_bytes, NonZeroUsize::get),

@@ -140,6 +140,7 @@ impl Listener {
                 cores,
                 load_patience: self.settings.load_patience,
                 load_max: self.settings.load_max,
+                audit_every: self.settings.audit_every,
                 memory: self.settings.memory,
                 request_bytes_max: self.settings.request_bytes_max(),
                 device_memory: self.settings.device_memory.clone(),

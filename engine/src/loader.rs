@@ -67,6 +67,7 @@ pub(crate) struct Setup {
     pub(crate) load_patience: Duration,
     /// and after so long given up.
     pub(crate) load_max: Duration,
+    pub(crate) audit_every: Option<Duration>,
     pub(crate) memory: Memory,
     /// Bytes of that which requests may hold.
     pub(crate) request_bytes_max: u64,
@@ -224,7 +225,9 @@ impl Shelf {
                 continue; // somebody has loaded it, or taken it away
             }
             let found = self.setup.library.find(Some(&name)).unwrap_or_default();
-            if let Some(candidate) = found.into_iter().find(|found| found.version == number) {
+            if let Some(candidate) =
+                found.into_iter().find(|found| found.name == name && found.version == number)
+            {
                 tracing::info!(
                     model = name,
                     version = number,
@@ -291,6 +294,7 @@ impl Shelf {
             !is_ready || stamp != Some(&candidate.stamp)
         });
         self.setup.interrupted.forgive(&control.model);
+        self.left_out.retain(|(_, name, _)| *name != control.model);
         self.announce_loading(&found);
         let failed: Vec<String> = found
             .into_iter()
@@ -332,6 +336,7 @@ impl Shelf {
         for held in self.held.values_mut().filter(|held| !held.unloading.is_empty()).filter(is_meant) {
             held.unloading.push(Arc::clone(answer));
         }
+        self.left_out.retain(|(_, left_out, number)| left_out != name || !versions.contains(number));
         for version in versions {
             self.take_aside(name, version, "it was unloaded");
             let Some(State::Ready(ready)) = self.catalog.state(name, version) else { continue };
@@ -620,7 +625,7 @@ impl Shelf {
             drift,
             content,
             files: stamp.print(),
-            audit: Audit::default(),
+            audit: Audit::of(self.setup.audit_every),
             retirement: Retirement::new(key, self.told.clone()),
         }
     }
@@ -662,9 +667,11 @@ impl Shelf {
     }
 
     fn announce(&mut self) {
-        let Self { catalog, setup, .. } = self;
+        let Self { catalog, setup, left_out, .. } = self;
         let may_answer = |name: &str, version| {
-            matches!(catalog.state(name, version), Some(State::Loading { .. } | State::Ready(_)))
+            // What is left out has passed its trial all the same.
+            left_out.iter().any(|(_, left_out, number)| left_out == name && *number == version)
+                || matches!(catalog.state(name, version), Some(State::Loading { .. } | State::Ready(_)))
         };
         setup.ready_first.retain(may_answer);
         self.setup.catalog.send_replace(Arc::new(self.catalog.revised()));

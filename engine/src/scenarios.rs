@@ -65,6 +65,7 @@ impl Engine {
             run_max: Duration::from_secs(60),
             load_patience: Duration::from_secs(60),
             load_max: Duration::from_secs(60),
+            audit_every: None,
             queue: Limits { rows: 1000, bytes: 1 << 20 },
             memory: Memory { limit: u64::MAX, available: u64::MAX },
             device_memory: None,

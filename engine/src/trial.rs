@@ -42,7 +42,7 @@ const ROWS: [Like; 5] = [
 /// What a made-up row is like.
 #[derive(Clone, Copy)]
 struct Like {
-    /// Its floats are so many times what they are in others.
+    /// Its floats are so many times what they are in others, and its integers lie within that part of what they may be.
     scale: f32,
     /// Of its elements, the first one of so many parts; the rest is zero, or masked.
     filled: u64,
@@ -509,8 +509,8 @@ fn compare_rows(
     Ok(())
 }
 
-/// Floats in 0..1 before they are scaled, integers in 0..4: small and not negative, which most models take, whatever they mean;
-/// zero from the element on that is not filled any more.
+/// Floats in 0..1 before they are scaled, integers in 0..4 or in a part of that: small and not negative, which most models take,
+/// whatever they mean; zero from the element on that is not filled any more.
 fn made_up(
     datatype: Datatype,
     bounds: Option<(i128, i128)>,
@@ -522,6 +522,7 @@ fn made_up(
     // Small, so that they are valid indices of most things, unless the author says what is valid.
     let (min, max) = bounds.unwrap_or((0, 3));
     let span = (max - min + 1).max(1);
+    let span = ((span as f64 * f64::from(scale.abs().min(1.0))) as i128).clamp(1, span);
     let zero = 0.clamp(min, max);
     let mut bytes = Vec::with_capacity(elements as usize * width(datatype));
     let mut dice = seed;
@@ -626,6 +627,23 @@ mod tests {
             |row: &[f32]| i32::from(row.iter().any(|v| *v > 1.0)),
         ] {
             assert!(why(by(key)).contains("rows change when they run together"));
+        }
+    }
+
+    #[test]
+    fn rows_that_are_scaled_by_the_largest_integer_of_all_are_never_batched() {
+        for bounds in [None, Some((0, 255))] {
+            let mut spec = rows_spec(&[("x", 64)], &[("y", 64)], 8);
+            let shape = spec.inputs[0].form.take().unwrap().shape;
+            spec.inputs[0].form = Some(Form { datatype: Datatype::Uint8, shape });
+            spec.inputs[0].bounds = bounds;
+            let model = Scripted::new(spec, |inputs| {
+                let x = inputs[0].parts.concat();
+                let most = f32::from(x.iter().copied().max().unwrap_or(1).max(1));
+                let y: Vec<f32> = x.iter().map(|x| f32::from(*x) / most).collect();
+                Ok(vec![output_fp32("y", &inputs[0].shape, &y)])
+            });
+            assert!(why(run(&model, &Pace::alone())).contains("rows change when they run together"));
         }
     }
 

@@ -35,7 +35,7 @@ use crate::units::{ALL, Millionths, Version, percent};
 
 use hanging::Hanging;
 pub(crate) use hanging::Requests;
-pub(crate) use patience::{Patience, Usual};
+pub(crate) use patience::{AnswerTimes, Patience};
 pub use policy::Assignment;
 pub(crate) use policy::{CanaryPolicy, Comparison, Servers, SlowPolicy, Stage};
 pub use report::{CanaryStatus, GateStatus, Grounds, Phase, Progress, Record, Verdict};
@@ -137,7 +137,8 @@ pub(crate) struct Canary {
     files: (u64, u64),
     /// When the candidate last answered.
     answered: Option<Instant>,
-    usual: Arc<Usual>,
+    /// How long the baseline's take.
+    usual: Arc<AnswerTimes>,
     hanging: Hanging,
     /// What was last found when it was judged, so that it is told once; nothing since a person has stepped in.
     judged: Option<Finding>,
@@ -179,8 +180,8 @@ impl Canary {
         self.policy.about
     }
 
-    /// How long answers take. Those that say nothing else may be told to this alone.
-    pub(crate) fn usual(&self) -> Arc<Usual> {
+    /// How long the baseline's answers take. Those that say nothing else may be told to this alone.
+    pub(crate) fn usual(&self) -> Arc<AnswerTimes> {
         Arc::clone(&self.usual)
     }
 
@@ -265,12 +266,15 @@ impl Canary {
             return;
         }
         if let Sight::Answered(took) = sight {
-            self.usual.hear(is_candidate, took);
-            self.answered = if is_candidate { Some(now) } else { self.answered };
+            if is_candidate {
+                self.answered = Some(now);
+            } else {
+                self.usual.hear(took);
+            }
         }
         let patience = match sight {
             Sight::Gone(waited) => self.usual.patience(waited),
-            _ => Patience::LongForBoth,
+            _ => Patience::Long,
         };
         let witness = Witness { is_candidate, share, key, sight, patience };
         let roll_back_at = self.roll_back_at();

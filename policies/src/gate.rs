@@ -12,8 +12,9 @@
 //! - What goes unanswered together is one witness: one stalled run makes many requests late, and one full queue turns
 //!   many away. The first of a burst counts, whichever side it is on.
 //!
-//! Whoever leaves without an answer says something only where one would have been there by then, see `canary/patience.rs`: it is
-//! the client that chooses when to leave, and where it has a key also whom.
+//! Whoever leaves without an answer is heard against the baseline where it has no key: it did not choose whom to leave. A key is
+//! heard, and counts against what the policy allows, only where the baseline would have answered by then, see
+//! `canary/patience.rs`: who knows its version could leave that one alone, at once and for nothing.
 //!
 //! What was well for long would hide what is not now, so the question is asked anew at every step, and after so many events
 //! or so much time. Each asking has a stake, and stakes add up to 1: the sum may be looked at like a single test.
@@ -104,7 +105,7 @@ impl Event {
     }
 
     /// Whether a request shows that the event happened; nothing where it shows nothing.
-    fn happened(self, sight: Sight, patience: Patience) -> Option<bool> {
+    fn happened(self, sight: Sight, patience: Patience, key: Option<u64>) -> Option<bool> {
         match (self, sight) {
             (Self::Error, Sight::Answered(_)) => Some(false),
             // The baseline's full queue balances the candidate's.
@@ -112,8 +113,7 @@ impl Event {
                 Self::Error,
                 Sight::Failed | Sight::Lost | Sight::Unanswered | Sight::Late(_) | Sight::Refused,
             ) => Some(true),
-            // Who leaves before an answer can be there would fail with any version.
-            (Self::Error, Sight::Gone(_)) => (patience > Patience::Short).then_some(true),
+            (Self::Error, Sight::Gone(_)) => (patience == Patience::Long || key.is_none()).then_some(true),
             (Self::Slow(over), Sight::Answered(took)) => Some(took > over),
             // Who gave up early says nothing.
             (Self::Slow(over), Sight::Late(took) | Sight::Gone(took)) => (took > over).then_some(true),
@@ -127,18 +127,11 @@ impl Event {
         }
     }
 
-    /// Whether it tells a candidate that is worse from one that is not. Somebody may choose when to leave, and whom to leave.
-    fn tells_both_apart(self, patience: Patience) -> bool {
-        match self {
-            Self::Error => patience == Patience::LongForBoth,
-            Self::Slow(_) | Self::Fault | Self::Disagreement => true,
-        }
-    }
-
     /// Whether it is the version's, and so counts against what the policy allows, and not the caller's.
-    fn is_the_versions(self, sight: Sight) -> bool {
+    fn is_the_versions(self, sight: Sight, patience: Patience) -> bool {
         match (self, sight) {
             (Self::Error, Sight::Refused) => false,
+            (Self::Error, Sight::Gone(_)) => patience == Patience::Long,
             (Self::Error | Self::Slow(_) | Self::Fault | Self::Disagreement, _) => true,
         }
     }
@@ -242,11 +235,11 @@ impl Gate {
     /// Takes a request into account; whether it was evidence against the candidate or the baseline.
     pub(crate) fn hear(&mut self, witness: Witness, now: Instant) -> bool {
         let Witness { is_candidate, share, key, sight, patience } = witness;
-        let Some(happened) = self.event.happened(sight, patience) else { return false };
-        let is_news = is_candidate && self.event.is_the_versions(sight) && self.is_news(key, happened, now);
+        let Some(happened) = self.event.happened(sight, patience, key) else { return false };
+        let is_news =
+            is_candidate && self.event.is_the_versions(sight, patience) && self.is_news(key, happened, now);
         let is_evidence = if self.event.is_compared_with_the_baseline() {
-            let tells = happened && self.event.tells_both_apart(patience);
-            tells && !(sight.comes_in_bursts() && self.is_in_a_burst(now))
+            happened && !(sight.comes_in_bursts() && self.is_in_a_burst(now))
         } else {
             is_news
         };

@@ -29,8 +29,8 @@ pub use occupy::{CrowdPolicy, Crowded, Places};
 use crate::attribute::Attributes;
 use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Tripped};
 use crate::canary::{
-    Assignment, Beginnings, Canary, CanaryPolicy, CanaryStatus, Command, Progress, Record, Requests, Sight,
-    Stage, Usual,
+    AnswerTimes, Assignment, Beginnings, Canary, CanaryPolicy, CanaryStatus, Command, Progress, Record,
+    Requests, Sight, Stage,
 };
 use crate::drift::DriftSight;
 use crate::limiter::{LimitPolicy, Limiter};
@@ -88,7 +88,7 @@ struct Rollout {
     /// Requests that the candidate is asked and that were assigned to it.
     asked: Arc<Asked>,
     /// The canary's, so that what says nothing else takes no lock.
-    usual: Arc<Usual>,
+    usual: Arc<AnswerTimes>,
     canary: Mutex<Canary>,
 }
 
@@ -289,7 +289,7 @@ impl Ledger {
         let Some(rollout) = rollouts.get(model) else { return };
         if let Some(took) = assigned.commonplace(sight) {
             if rollout.versions == assigned.versions() {
-                rollout.usual.hear(false, took);
+                rollout.usual.hear(took);
             }
             return;
         }
@@ -459,7 +459,10 @@ impl Ledger {
             let has_all = self.share_now(model, canary) == Some(ALL);
             if has_all && is_ready(candidate) { candidate } else { baseline }
         });
-        policy.fixed_versions().chain(arm).collect()
+        // Whom a rule sends to a candidate that was rolled back, the baseline answers.
+        let is_over = |canary: &&CanaryPolicy| self.share_now(model, canary) == Some(0);
+        let over = policy.canary.as_ref().filter(is_over).map(|canary| canary.versions_of_arms().1);
+        policy.fixed_versions().filter(|fixed| Some(*fixed) != over).chain(arm).collect()
     }
 
     /// The version that answers most of the requests that name none; nothing where the policy leaves it open.

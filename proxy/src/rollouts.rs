@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 
 const JUDGE_EVERY: Duration = Duration::from_millis(100);
 
@@ -23,6 +24,9 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a step has lasted is saved so often; everything else when it changes.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
+
+/// A disk that takes longer hangs: nothing waits for it, and that is told.
+const SAVE_MAX: Duration = Duration::from_secs(5);
 
 /// What looks after canaries.
 #[derive(Debug)]
@@ -70,67 +74,124 @@ impl Rollouts {
     pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let mut ticks = tokio::time::interval(JUDGE_EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let (mut saved, mut kept, mut generation) = (Instant::now(), Kept::default(), 0);
-        let mut sampled = saved;
+        let (mut kept, mut saving, mut ordered) = (Kept::default(), None, Vec::new());
+        let (mut saved, mut sampled, mut generation) = (Instant::now(), Instant::now(), 0);
+        let mut is_wanted = false;
         loop {
-            let (mut is_last, mut ordered) = (false, None);
+            let (mut is_last, mut ended) = (false, None);
             tokio::select! {
                 _ = ticks.tick() => {}
-                Some(order) = self.orders.recv() => ordered = Some(order),
+                Some(order) = self.orders.recv() => ordered.push(order),
+                result = ended_of(&mut saving) => ended = Some(result),
                 // An error means that whoever would say so is gone.
                 _ = stop.wait_for(|stop| *stop) => is_last = true,
             }
             let now = Instant::now();
-            let news = self.ledger.judge(now);
+            if let Some(result) = ended {
+                self.end(saving.take(), result, &mut kept);
+            }
             let in_force = self.live.load().number;
-            let is_new = !news.is_empty() || in_force != generation;
-            if is_new || now.duration_since(sampled) >= SAMPLE_EVERY || self.history.is_due(SystemTime::now())
-            {
-                self.history.sample(&self.ledger.rollouts(), SystemTime::now());
-                sampled = now;
+            let is_new = self.judge(now, &mut sampled) || in_force != generation;
+            generation = in_force;
+            is_wanted |= is_new || is_last || !ordered.is_empty() || now.duration_since(saved) >= SAVE_EVERY;
+            if is_wanted && saving.is_none() {
+                (saved, is_wanted) = (now, false);
+                saving = self.begin(&kept, std::mem::take(&mut ordered), now);
             }
-            for (model, record) in &news {
-                tell(model, record);
-                self.history.mark(model, record, SystemTime::now());
-                self.metrics.count_verdict(model, record.verdict);
-                if let Some(tracer) = &self.tracer {
-                    tracer.verdict(model, record);
-                }
-            }
-            for (model, mismatch) in self.ledger.mismatches(now) {
-                let Mismatch { cause, why, evidence } = mismatch;
-                tracing::warn!(%model, cause, evidence, "the shares are not as declared: {why}");
-            }
-            let is_due = is_new || ordered.is_some() || now.duration_since(saved) >= SAVE_EVERY;
-            if is_due || is_last {
-                let result = self.save(&mut kept, now).await;
-                self.metrics.state_saved.set(i64::from(result.is_ok()));
-                if let Err(error) = &result {
-                    tracing::error!("the state is not saved: {error:#}");
-                }
-                if let Some(order) = ordered {
-                    // Who has ordered it may have left.
-                    let _ = order.send(result.map_err(|error| format!("{error:#}")));
-                }
-                (saved, generation) = (now, in_force);
+            if saving.as_ref().is_some_and(|saving| now.duration_since(saving.since) > SAVE_MAX) {
+                self.metrics.state_saved.set(0);
             }
             if is_last {
-                return;
+                return self.finish(saving, is_wanted, kept).await;
             }
         }
     }
 
-    /// Writes what has changed since the file held what is `kept`, and notes what it holds then.
-    async fn save(&self, kept: &mut Kept, now: Instant) -> anyhow::Result<()> {
-        let Some(file) = self.file.clone() else { return Ok(()) };
+    /// What has been under way before, and then what has come since. A disk that hangs does not keep the process from ending.
+    async fn finish(&self, mut saving: Option<Saving>, is_wanted: bool, mut kept: Kept) {
+        for is_more in [is_wanted, false] {
+            let Ok(result) = tokio::time::timeout(SAVE_MAX, ended_of(&mut saving)).await else { break };
+            self.end(saving.take(), result, &mut kept);
+            saving = if is_more { self.begin(&kept, Vec::new(), Instant::now()) } else { None };
+            if saving.is_none() {
+                return;
+            }
+        }
+        tracing::error!("the state is not saved: the disk has not answered for {SAVE_MAX:?}");
+    }
+
+    /// Asks for verdicts and tells them; whether there were any.
+    fn judge(&self, now: Instant, sampled: &mut Instant) -> bool {
+        let news = self.ledger.judge(now);
+        if !news.is_empty()
+            || now.duration_since(*sampled) >= SAMPLE_EVERY
+            || self.history.is_due(SystemTime::now())
+        {
+            self.history.sample(&self.ledger.rollouts(), SystemTime::now());
+            *sampled = now;
+        }
+        for (model, record) in &news {
+            tell(model, record);
+            self.history.mark(model, record, SystemTime::now());
+            self.metrics.count_verdict(model, record.verdict);
+            if let Some(tracer) = &self.tracer {
+                tracer.verdict(model, record);
+            }
+        }
+        for (model, mismatch) in self.ledger.mismatches(now) {
+            let Mismatch { cause, why, evidence } = mismatch;
+            tracing::warn!(%model, cause, evidence, "the shares are not as declared: {why}");
+        }
+        !news.is_empty()
+    }
+
+    /// Begins to write what has changed since the file held what is `kept`; nothing if nothing has, which `orders` are told.
+    fn begin(&self, kept: &Kept, orders: Vec<Saved>, now: Instant) -> Option<Saving> {
         let rings = self.ledger.rings(&self.live.load().snapshot);
         let rolled_back = self.ledger.ended_rolled_back();
         let progress = Kept { canaries: self.ledger.progress(now), rolled_back, rings };
-        if progress != *kept {
-            *kept = tokio::task::spawn_blocking(move || write(&file, &progress).map(|()| progress)).await??;
+        match self.file.clone().filter(|_| progress != *kept) {
+            None => {
+                tell_saved(orders, &Ok(()));
+                None
+            }
+            Some(file) => {
+                let work = tokio::task::spawn_blocking(move || write(&file, &progress).map(|()| progress));
+                Some(Saving { work, orders, since: now })
+            }
         }
-        Ok(())
     }
+
+    /// Tells what came of it.
+    fn end(&self, saving: Option<Saving>, result: anyhow::Result<Kept>, kept: &mut Kept) {
+        self.metrics.state_saved.set(i64::from(result.is_ok()));
+        let result = result.map(|now| *kept = now).map_err(|error| format!("{error:#}"));
+        if let Err(error) = &result {
+            tracing::error!("the state is not saved: {error}");
+        }
+        tell_saved(saving.map(|saving| saving.orders).unwrap_or_default(), &result);
+    }
+}
+
+/// The file is being written.
+struct Saving {
+    work: JoinHandle<anyhow::Result<Kept>>,
+    /// Who waits for it.
+    orders: Vec<Saved>,
+    since: Instant,
+}
+
+/// What came of what is being written; never anything if nothing is.
+async fn ended_of(saving: &mut Option<Saving>) -> anyhow::Result<Kept> {
+    match saving {
+        Some(saving) => (&mut saving.work).await?,
+        None => std::future::pending().await,
+    }
+}
+
+fn tell_saved(orders: Vec<Saved>, result: &Result<(), String>) {
+    // Who has ordered it may have left.
+    orders.into_iter().for_each(|order| drop(order.send(result.clone())));
 }
 
 /// [`Kept`] as it stands in the file.

@@ -359,6 +359,7 @@ impl Supervisor {
         self.metrics.drifts.clear(); // the successor looks at rows anew
         if let Some(index) = index {
             self.metrics.engine_up.set(1);
+            successor.growth.models_changed(&index);
             self.publish(index, &mut successor.loads);
         }
     }
@@ -367,7 +368,6 @@ impl Supervisor {
     async fn load_like(&self, engine: &mut Engine) -> anyhow::Result<Index> {
         let index = engine.loaded().await?;
         let index = self.with_the_same(engine, index).await?;
-        engine.growth.models_changed(&index);
         Ok(index)
     }
 

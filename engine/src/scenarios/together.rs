@@ -160,7 +160,8 @@ fn rows_that_depend_on_others_in_earnest_alone_are_found_and_not_batched_any_mor
         let y: Vec<f32> = x.iter().map(|x| if most > 100.0 { x / most } else { *x }).collect();
         Ok(vec![output_fp32("y", &inputs[0].shape, &y)])
     });
-    let engine = Engine::start(vec![normalised]);
+    let engine =
+        Engine::start_with(vec![normalised], |settings| settings.audit_every = Some(crate::audit::EVERY));
     let mut client = engine.connect();
     assert_eq!(client.index()[0].max_batch, 16);
     let mut ask_all = |first: u64| {
@@ -185,7 +186,7 @@ fn what_draws_its_answers_is_not_taken_for_what_mixes_them() {
         let draw = if x[0] > 100.0 { drawn.fetch_add(1, Ordering::Relaxed) as f32 } else { 0.0 };
         Ok(vec![output_fp32("y", &inputs[0].shape, &x.iter().map(|x| x * draw).collect::<Vec<_>>())])
     });
-    let engine = Engine::start(vec![model]);
+    let engine = Engine::start_with(vec![model], |settings| settings.audit_every = Some(crate::audit::EVERY));
     let mut client = engine.connect();
     client.index();
     for round in 1..50 {

@@ -1,9 +1,9 @@
-//! How long the answers of both versions take, so that whoever leaves without one says something only where an answer would
-//! have been there by then. Who waits for less than an answer takes says nothing about the version, however often; who has
-//! waited for longer than nearly all answers take was failed by it.
+//! How long the baseline's answers take, so that it is known of whoever leaves without one whether they would have had one of the
+//! baseline. Who waits for less says nothing about the candidate; who has waited for longer was failed by it.
 //!
-//! What counts is the time that all but one in a hundred answers stay below, by a histogram whose bars are a sixteenth
-//! of their place wide. It forgets with what comes after and not with time: where requests are few, what is known stays known.
+//! What counts is the time that nine in ten answers stay below: of the tenth there are those that take long with any version, and
+//! few of them must not make everybody else's waiting short. By a histogram whose bars are a sixteenth of their place wide; it
+//! forgets with what comes after and not with time: where requests are few, what is known stays known.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -21,56 +21,18 @@ const BAR_MAX: u32 = 1_000;
 /// Fewer answers do not show that one is late.
 const ANSWERS_MIN: u32 = 10;
 
-/// What is that many times as long as nearly all answers take is blamed on a version where it costs it the rollout.
-const FAR: u32 = 2;
-
-/// What it says about a version that somebody has left.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// For how long somebody has waited who has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Patience {
-    /// Nothing: neither version is known to have answered by then.
+    /// The baseline is not known to have answered by then.
     Short,
-    /// One of them would have: the candidate may not get more on it.
-    LongForOne,
-    /// Either would have, long ago: it is evidence for whoever has not lost it.
-    LongForBoth,
+    /// It would have, as a rule.
+    Long,
 }
 
-/// How long the answers of both versions usually take.
-#[derive(Debug, Default)]
-pub(crate) struct Usual {
-    baseline: AnswerTimes,
-    candidate: AnswerTimes,
-}
-
-impl Usual {
-    /// There was an answer.
-    pub(crate) fn hear(&self, is_candidate: bool, took: Duration) {
-        if is_candidate { &self.candidate } else { &self.baseline }.hear(took);
-    }
-
-    /// Others answer now.
-    pub(crate) fn forget(&self) {
-        [&self.baseline, &self.candidate].into_iter().for_each(AnswerTimes::forget);
-    }
-
-    /// Of somebody who has left after so long.
-    pub(crate) fn patience(&self, waited: Duration) -> Patience {
-        let known = |answers_min| {
-            let both = [&self.baseline, &self.candidate].into_iter();
-            both.filter_map(move |times| times.of_nearly_all(answers_min))
-        };
-        // A version that has just begun to answer may well take so long.
-        match (known(ANSWERS_MIN).min(), known(1).max()) {
-            (Some(_), Some(longer)) if waited > longer * FAR => Patience::LongForBoth,
-            (Some(shorter), Some(_)) if waited > shorter => Patience::LongForOne,
-            _ => Patience::Short,
-        }
-    }
-}
-
-/// How long the answers of one version take. Without a lock: it hears of nearly every request.
+/// How long the baseline's answers take. Without a lock: it hears of nearly every request.
 #[derive(Debug)]
-struct AnswerTimes([AtomicU32; BARS]);
+pub(crate) struct AnswerTimes([AtomicU32; BARS]);
 
 impl Default for AnswerTimes {
     fn default() -> Self {
@@ -79,7 +41,14 @@ impl Default for AnswerTimes {
 }
 
 impl AnswerTimes {
-    fn hear(&self, took: Duration) {
+    /// Of somebody who has left after so long.
+    pub(crate) fn patience(&self, waited: Duration) -> Patience {
+        let is_long = self.of_nine_in_ten().is_some_and(|usual| waited > usual);
+        if is_long { Patience::Long } else { Patience::Short }
+    }
+
+    /// There was an answer.
+    pub(crate) fn hear(&self, took: Duration) {
         if self.0[bar(took)].fetch_add(1, Ordering::Relaxed) + 1 < BAR_MAX {
             return;
         }
@@ -87,20 +56,21 @@ impl AnswerTimes {
         self.0.iter().for_each(|bar| bar.store(bar.load(Ordering::Relaxed) / 2, Ordering::Relaxed));
     }
 
-    fn forget(&self) {
+    /// Others answer now.
+    pub(crate) fn forget(&self) {
         self.0.iter().for_each(|bar| bar.store(0, Ordering::Relaxed));
     }
 
-    /// What all but one in a hundred stay below, if so many are known.
-    fn of_nearly_all(&self, answers_min: u32) -> Option<Duration> {
+    /// What nine in ten stay below, if enough are known.
+    fn of_nine_in_ten(&self) -> Option<Duration> {
         let counts: [u32; BARS] = std::array::from_fn(|at| self.0[at].load(Ordering::Relaxed));
         let all: u32 = counts.iter().sum();
         let mut above = 0;
         let reached = (0..BARS).rev().find(|at| {
             above += counts[*at];
-            above > all / 100
+            above > all / 10
         });
-        reached.filter(|_| all >= answers_min).map(end_of)
+        reached.filter(|_| all >= ANSWERS_MIN).map(end_of)
     }
 }
 
@@ -138,38 +108,20 @@ mod tests {
     }
 
     #[test]
-    fn nearly_all_is_all_but_one_in_a_hundred_and_nothing_while_nothing_is_known() {
+    fn who_waits_for_longer_than_nine_in_ten_answers_take_was_patient() {
         let (times, ms) = (AnswerTimes::default(), Duration::from_millis);
         (0..9).for_each(|_| times.hear(ms(5)));
-        assert_eq!(times.of_nearly_all(10), None);
-        (0..90).for_each(|_| times.hear(ms(5)));
-        let near = |want: Duration| {
-            let got = times.of_nearly_all(10).unwrap();
-            assert!(got > want && got <= want + want / 16, "{got:?}, not {want:?}");
-        };
-        times.hear(ms(900));
-        near(ms(5));
-        times.hear(ms(900));
-        near(ms(900));
-        (0..10_000).for_each(|_| times.hear(ms(40)));
-        near(ms(40));
-    }
-
-    #[test]
-    fn who_waits_for_less_than_one_version_takes_says_less_and_for_less_than_both_nothing() {
-        let (usual, ms) = (Usual::default(), Duration::from_millis);
-        assert_eq!(usual.patience(ms(10_000)), Patience::Short, "nobody has answered yet");
-        (0..20).for_each(|_| usual.hear(false, ms(10)));
-        assert_eq!(usual.patience(ms(50)), Patience::LongForBoth, "as far as is known");
-        usual.hear(true, ms(100));
-        assert_eq!(usual.patience(ms(50)), Patience::LongForOne, "one answer is enough to know better");
-        (0..20).for_each(|_| usual.hear(true, ms(100)));
-        let says = [5, 50, 150, 500].map(|waited| usual.patience(ms(waited)));
+        assert_eq!(times.patience(ms(10_000)), Patience::Short, "too little is known");
+        (0..91).for_each(|_| times.hear(ms(5)));
+        // Those that take long with any version hide nothing.
+        (0..10).for_each(|_| times.hear(ms(900)));
         assert_eq!(
-            says,
-            [Patience::Short, Patience::LongForOne, Patience::LongForOne, Patience::LongForBoth]
+            [4, 6, 200].map(|waited| times.patience(ms(waited))),
+            [Patience::Short, Patience::Long, Patience::Long]
         );
-        usual.forget();
-        assert_eq!(usual.patience(ms(500)), Patience::Short);
+        (0..10_000).for_each(|_| times.hear(ms(40)));
+        assert_eq!([30, 43].map(|waited| times.patience(ms(waited))), [Patience::Short, Patience::Long]);
+        times.forget();
+        assert_eq!(times.patience(ms(500)), Patience::Short);
     }
 }

@@ -535,9 +535,9 @@ fn who_leaves_is_heard_by_what_the_baseline_takes() {
     ledger.roll_out(&snapshot, now);
     let assigned = |draw| ledger.pick(&snapshot, "m", &ANA, draw, |_| true).unwrap().assigned.unwrap();
     let mut leave = |waited| {
-        for _ in 0..10 {
+        for user in 0..10 {
             now += ms(200);
-            ledger.witness("m", assigned(u64::MAX), None, Sight::Gone(ms(waited)), now);
+            ledger.witness("m", assigned(u64::MAX), Some(user), Sight::Gone(ms(waited)), now);
         }
         (ledger.rollouts()["m"].phase.clone(), ledger.rollouts()["m"].gates[0].requests)
     };
@@ -545,6 +545,32 @@ fn who_leaves_is_heard_by_what_the_baseline_takes() {
     (0..20).for_each(|_| ledger.witness("m", assigned(0), None, Sight::Answered(ms(5)), Instant::now()));
     assert_eq!(leave(1), (Phase::Running, 0));
     assert_eq!(leave(500).0, Phase::RolledBack);
+}
+
+/// Who has no key cannot have chosen whom to leave.
+#[test]
+fn who_leaves_and_has_no_key_is_heard_however_soon_against_the_baseline_alone() {
+    let (ledger, mut now) = (Ledger::new(), Instant::now());
+    let snapshot = policies("models: {m: {canary: {baseline: 1, candidate: 2, steps: [10]}}}");
+    ledger.roll_out(&snapshot, now);
+    let assigned = |draw| ledger.pick(&snapshot, "m", &ANA, draw, |_| true).unwrap().assigned.unwrap();
+    let gone = Sight::Gone(ms(1));
+    for at in 0..10 {
+        now += ms(200);
+        let draw = if at == 0 { u64::MAX } else { 0 };
+        ledger.witness("m", assigned(draw), None, gone, now);
+    }
+    let status = &ledger.rollouts()["m"];
+    assert_eq!(
+        (status.phase.clone(), status.gates[0].requests),
+        (Phase::Running, 0),
+        "one in ten is its share"
+    );
+    for _ in 0..10 {
+        now += ms(200);
+        ledger.witness("m", assigned(u64::MAX), None, gone, now);
+    }
+    assert_eq!(ledger.rollouts()["m"].phase, Phase::RolledBack);
 }
 
 /// A version that comes back from another server is what lies here now.
