@@ -92,9 +92,9 @@ fn a_log_that_cannot_be_written_stops_nothing() {
 
 /// Has the process and its engine say much, and sees that both go on.
 fn says_much_to(out: Out, format: &str) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("the temporary folder takes files");
     let file = folder.path().join("policies.yaml");
-    std::fs::write(&file, "models: {}").unwrap();
+    std::fs::write(&file, "models: {}").expect("the temporary folder takes files");
     let log = format!("log: {{format: {format}, access: 1}}");
     let stack = Stack::builder().policy_file(&file).config(&log).out(out).start();
     let client = stack.client();
@@ -102,10 +102,11 @@ fn says_much_to(out: Out, format: &str) {
     for at in 1..=8 {
         let mistakes: String =
             (0..50).map(|model| format!("  m{model}: {{deadline: '{}'}}\n", "x".repeat(900 + at))).collect();
-        std::fs::write(&file, format!("models:\n{mistakes}")).unwrap();
+        std::fs::write(&file, format!("models:\n{mistakes}")).expect("the temporary folder takes files");
         stack.wait_for_metric("penstock_policy_rejected_total", at as f64);
     }
-    std::fs::write(&file, "models: {digits: {split: {weights: {2: 1}}}}").unwrap();
+    std::fs::write(&file, "models: {digits: {split: {weights: {2: 1}}}}")
+        .expect("the temporary folder takes files");
     let body = infer_body("pixels", [1, 64], &[0.0; 64]);
     let answered_by = || client.infer("digits", &[], &body).header("x-penstock-version").to_owned();
     eventually("the policy to be in force", || (answered_by() == "2").then_some(()));
