@@ -297,6 +297,10 @@ p.yaml:19:102: models.late.canary.gates.latency.over: must be less than the dead
                 "p.yaml:1:22: models: duplicate mapping key `digits` is not allowed here",
             ),
             (
+                "models: {1: {deadline: 1s}, '1': {deadline: 2s}}",
+                "p.yaml:1:29: models.1: duplicate mapping key `1` is not allowed here",
+            ),
+            (
                 "models: {digits: {split: {weights: {1: 90, 2: 10, \"1\": 5}}}}",
                 "p.yaml:1:51: models.digits.split.weights.1: duplicate mapping key `1` is not allowed here",
             ),

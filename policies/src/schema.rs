@@ -24,6 +24,7 @@ pub fn schema() -> String {
 #[schemars(title = "Penstock policies")]
 pub(crate) struct File {
     /// Policies by model name. A model that is not named here is answered by its highest ready version.
+    #[serde(deserialize_with = "perhaps_by_name")]
     pub(crate) models: Option<BTreeMap<String, Model>>,
     /// Limits. A request must pass every one that covers its model; a refused request spends nothing at any.
     #[schemars(length(max = 256))]
@@ -457,4 +458,17 @@ where
     }
 
     deserializer.deserialize_map(ByName(PhantomData))
+}
+
+/// The same, or nothing.
+fn perhaps_by_name<'de, D, T>(deserializer: D) -> Result<Option<BTreeMap<String, T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    #[derive(Deserialize)]
+    #[serde(bound = "T: Deserialize<'de>", transparent)]
+    struct Named<T>(#[serde(deserialize_with = "by_name")] BTreeMap<String, T>);
+
+    Ok(Option::<Named<T>>::deserialize(deserializer)?.map(|Named(values)| values))
 }

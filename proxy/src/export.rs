@@ -99,8 +99,10 @@ impl Export {
             .build();
         let mut processor = BatchSpanProcessor::builder(exporter).with_batch_config(batches).build();
         let version = KeyValue::new(semconv::SERVICE_VERSION, env!("CARGO_PKG_VERSION"));
-        processor
-            .set_resource(&Resource::builder().with_service_name("penstock").with_attribute(version).build());
+        let resource = Resource::builder().with_attribute(version);
+        let is_named = std::env::var_os("OTEL_SERVICE_NAME").is_some();
+        let resource = if is_named { resource } else { resource.with_service_name("penstock") };
+        processor.set_resource(&resource.build());
         Ok(Self { processor, waiting, counts, _runtime: runtime })
     }
 

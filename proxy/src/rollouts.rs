@@ -81,7 +81,7 @@ impl Rollouts {
             let (mut is_last, mut ended) = (false, None);
             tokio::select! {
                 _ = ticks.tick() => {}
-                Some(order) = self.orders.recv() => ordered.push(order),
+                Some(order) = self.orders.recv(), if ordered.len() < ORDERS_MAX => ordered.push(order),
                 result = ended_of(&mut saving) => ended = Some(result),
                 // An error means that whoever would say so is gone.
                 _ = stop.wait_for(|stop| *stop) => is_last = true,
@@ -108,16 +108,17 @@ impl Rollouts {
     }
 
     /// What has been under way before, and then what has come since. A disk that hangs does not keep the process from ending.
-    async fn finish(&self, mut saving: Option<Saving>, is_wanted: bool, mut kept: Kept) {
-        for is_more in [is_wanted, false] {
-            let Ok(result) = tokio::time::timeout(SAVE_MAX, ended_of(&mut saving)).await else { break };
-            self.end(saving.take(), result, &mut kept);
-            saving = if is_more { self.begin(&kept, Vec::new(), Instant::now()) } else { None };
-            if saving.is_none() {
+    async fn finish(&self, mut saving: Option<Saving>, mut is_wanted: bool, mut kept: Kept) {
+        while saving.is_some() {
+            let Ok(result) = tokio::time::timeout(SAVE_MAX, ended_of(&mut saving)).await else {
+                tracing::error!("the state is not saved: the disk has not answered for {SAVE_MAX:?}");
                 return;
+            };
+            self.end(saving.take(), result, &mut kept);
+            if std::mem::take(&mut is_wanted) {
+                saving = self.begin(&kept, Vec::new(), Instant::now());
             }
         }
-        tracing::error!("the state is not saved: the disk has not answered for {SAVE_MAX:?}");
     }
 
     /// Asks for verdicts and tells them; whether there were any.
@@ -254,6 +255,22 @@ fn tell(model: &str, record: &Record) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_has_nothing_to_save_ends_at_once() {
+        let (_ordering, orders) = mpsc::channel(ORDERS_MAX);
+        let (_stop, is_stopped) = watch::channel(true);
+        let rollouts = Rollouts {
+            ledger: Arc::default(),
+            live: Arc::new(Live::new(policies::Snapshot::default())),
+            metrics: Arc::new(Metrics::new()),
+            tracer: None,
+            history: Arc::default(),
+            file: None,
+            orders,
+        };
+        tokio::time::timeout(SAVE_MAX / 2, rollouts.run(is_stopped)).await.expect("nothing to wait for");
+    }
 
     #[test]
     fn progress_comes_back_as_it_was_written_and_nonsense_is_refused() {
