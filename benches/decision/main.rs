@@ -2,7 +2,8 @@
 //! snapshot is loaded, a version picked, the limits asked, the breaker entered and settled, the answer counted. Then what it takes to swap that
 //! policy, and what a caller's bucket takes of memory.
 //!
-//! What came of it: 3,383 instructions; 0.73 to 0.84 µs at the median and 1.3 to 1.6 µs at p99 in four runs. A remembered caller takes 52
+//! What came of it: 3,479 instructions; 0.99 to 1.41 µs at the median and 1.9 to 2.6 µs at p99 in four runs (with 3,383, before the answers
+//! of a rollout's baseline were heard one by one, it was 0.73 to 0.84 and 1.3 to 1.6 on a quieter machine). A remembered caller takes 52
 //! to 57 bytes. Swapping that policy, 200 kB of YAML, takes 29 to 41 ms, all but 5 of them for reading it.
 //!
 //! `decision` measures times. `decision N` only decides N times: under `valgrind --tool=callgrind`, the difference between
