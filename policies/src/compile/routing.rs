@@ -1,0 +1,210 @@
+//! Who is meant, and who answers them: labels, rules, splits and their keys, and who goes first where there is not enough for all.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::fault::{Fault, Faults};
+use crate::attribute::{Attribute, Condition, Field, Test};
+use crate::errors::did_you_mean;
+use crate::overload::{Criticality, OverloadPolicy};
+use crate::pick::{Rule, Split, Stickiness, Target, WithoutKey};
+use crate::place::Place;
+use crate::schema;
+use crate::snapshot;
+use crate::units::{UnitError, Version, Weight};
+
+/// Arms of one split; keeps the sum of weights far from overflow.
+const MOST_ARMS: u64 = 64;
+
+pub(super) fn labels(
+    written: &BTreeMap<String, u64>,
+    path: &Place<'_>,
+    faults: &mut Faults,
+) -> BTreeMap<Arc<str>, Version> {
+    let mut labels = BTreeMap::new();
+    for (label, version) in written {
+        let path = path.join(label.as_str());
+        if label == "random" {
+            faults.note(&path, Fault::ReservedLabel);
+        } else if !is_label(label) {
+            faults.note(&path, Fault::Label(label.clone()));
+        }
+        if *version == 0 {
+            faults.note(&path, UnitError::Version(version.to_string()));
+        }
+        labels.insert(Arc::from(label.as_str()), Version(*version));
+    }
+    labels
+}
+
+/// A label starts with a letter: one that looked like a number could be taken for a version.
+fn is_label(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.chars().all(|letter| letter.is_ascii_alphanumeric() || "-_.".contains(letter))
+}
+
+pub(super) fn target(
+    name: &str,
+    labels: &BTreeMap<Arc<str>, Version>,
+    path: &Place<'_>,
+    faults: &mut Faults,
+) -> Option<Target> {
+    let found = snapshot::target(labels, name).ok_or_else(|| {
+        let known = labels.keys().map(|label| format!("`{label}` or ")).collect();
+        let nearest = did_you_mean(name, labels.keys().map(|label| &**label));
+        Fault::UnknownLabel { got: name.to_owned(), known, nearest }
+    });
+    faults.keep(path, found)
+}
+
+pub(super) fn split(
+    model: &str,
+    written: &schema::Split,
+    labels: &BTreeMap<Arc<str>, Version>,
+    path: &Place<'_>,
+    faults: &mut Faults,
+) -> Option<Split> {
+    let weights = path.join("weights");
+    faults.note_above(MOST_ARMS, written.weights.len() as u64, &weights);
+    let mut arms = Vec::new();
+    for (name, weight) in &written.weights {
+        let path = weights.join(name.as_str());
+        let target = target(name, labels, &path, faults);
+        let weight = faults.keep(&path, Weight::try_from(*weight));
+        arms.extend(target.zip(weight));
+    }
+    let complete = arms.len() == written.weights.len();
+    let sticky = (written.sticky.as_ref(), written.without_key.as_deref());
+    let stickiness = stickiness(model, sticky, labels, path, faults);
+    if !complete {
+        return None; // Already noted; what is left may not add up to anything.
+    }
+    faults.keep(&weights, Split::new(arms, stickiness?).ok_or(Fault::NoWeight))
+}
+
+/// `Some(None)` if there is no key.
+pub(super) fn stickiness(
+    model: &str,
+    (sticky, without_key): (Option<&schema::StickyKey>, Option<&str>),
+    labels: &BTreeMap<Arc<str>, Version>,
+    path: &Place<'_>,
+    faults: &mut Faults,
+) -> Option<Option<Stickiness>> {
+    let fallback = path.join("without_key");
+    let Some(key) = sticky else {
+        return match without_key {
+            Some(_) => faults.keep(&fallback, Err(Fault::KeylessFallback)),
+            None => Some(None),
+        };
+    };
+    let key = sticky_key(key, &path.join("sticky"), faults);
+    let without_key = match without_key {
+        None | Some("random") => Some(WithoutKey::Random),
+        Some(name) => target(name, labels, &fallback, faults).map(WithoutKey::Use),
+    };
+    Some(Some(Stickiness::new(model, key?, without_key?)))
+}
+
+pub(super) fn rule(
+    written: &schema::Rule,
+    labels: &BTreeMap<Arc<str>, Version>,
+    path: &Place<'_>,
+    faults: &mut Faults,
+) -> Option<Rule> {
+    let when = condition(&written.when, &path.join("when"), faults);
+    let target = target(&written.choice, labels, &path.join("use"), faults);
+    Some(Rule { when: when?, target: target? })
+}
+
+fn condition(written: &schema::Condition, path: &Place<'_>, faults: &mut Faults) -> Option<Condition> {
+    let attribute = match (&written.header, &written.cookie, &written.query) {
+        (Some(name), None, None) => faults.keep(&path.join("header"), header(name)),
+        (None, Some(name), None) => faults.keep(&path.join("cookie"), cookie(name)),
+        (None, None, Some(name)) => faults.keep(&path.join("query"), query(name)),
+        _ => faults.keep(path, Err(Fault::OneAttribute)),
+    };
+    let test = match (&written.equals, written.present) {
+        (Some(text), None) if text.is_empty() => faults.keep(&path.join("equals"), Err(Fault::Empty)),
+        (Some(text), None) => Some(Test::Equals(text.as_str().into())),
+        (None, Some(true)) => Some(Test::Present),
+        (None, Some(false)) => Some(Test::Absent),
+        (Some(_), Some(_)) | (None, None) => faults.keep(path, Err(Fault::OneTest)),
+    };
+    Some(Condition { attribute: attribute?, test: test? })
+}
+
+pub(super) fn overload(written: Option<&schema::Overload>, faults: &mut Faults) -> OverloadPolicy {
+    let Some(written) = written else { return OverloadPolicy::default() };
+    let path = Place::new("overload");
+    let tenant = written.tenant.as_ref().and_then(|tenant| attribute(tenant, &path.join("tenant"), faults));
+    let conditions = written.criticality.iter().enumerate();
+    let criticality = conditions.filter_map(|(at, class)| {
+        let when = condition(&class.when, &path.join("criticality").join(at).join("when"), faults)?;
+        Some((when, class.is.into()))
+    });
+    OverloadPolicy { criticality: criticality.collect(), tenant }
+}
+
+impl From<schema::Criticality> for Criticality {
+    fn from(written: schema::Criticality) -> Self {
+        match written {
+            schema::Criticality::Critical => Self::Critical,
+            schema::Criticality::Normal => Self::Normal,
+            schema::Criticality::Sheddable => Self::Sheddable,
+        }
+    }
+}
+
+pub(super) fn attribute(
+    written: &schema::Attribute,
+    path: &Place<'_>,
+    faults: &mut Faults,
+) -> Option<Attribute> {
+    match written {
+        schema::Attribute::Header(name) => faults.keep(&path.join("header"), header(name)),
+        schema::Attribute::Cookie(name) => faults.keep(&path.join("cookie"), cookie(name)),
+        schema::Attribute::Query(name) => faults.keep(&path.join("query"), query(name)),
+    }
+}
+
+fn sticky_key(written: &schema::StickyKey, path: &Place<'_>, faults: &mut Faults) -> Option<Attribute> {
+    let field = |name: &str, field: fn(Arc<str>) -> Field| {
+        if name.is_empty() { Err(Fault::Empty) } else { Ok(Attribute::Body(field(name.into()))) }
+    };
+    match written {
+        schema::StickyKey::Header(name) => faults.keep(&path.join("header"), header(name)),
+        schema::StickyKey::Cookie(name) => faults.keep(&path.join("cookie"), cookie(name)),
+        schema::StickyKey::Query(name) => faults.keep(&path.join("query"), query(name)),
+        schema::StickyKey::Parameter(name) => {
+            faults.keep(&path.join("parameter"), field(name, Field::Parameter))
+        }
+        schema::StickyKey::Input(name) => faults.keep(&path.join("input"), field(name, Field::Input)),
+    }
+}
+
+fn header(name: &str) -> Result<Attribute, Fault> {
+    if !is_token(name) {
+        return Err(Fault::HeaderName(name.to_owned()));
+    }
+    Ok(Attribute::Header(name.to_ascii_lowercase().into()))
+}
+
+fn cookie(name: &str) -> Result<Attribute, Fault> {
+    if !is_token(name) {
+        return Err(Fault::CookieName(name.to_owned()));
+    }
+    Ok(Attribute::Cookie(name.into()))
+}
+
+fn query(name: &str) -> Result<Attribute, Fault> {
+    if !is_token(name) || name.contains('&') {
+        return Err(Fault::QueryName(name.to_owned()));
+    }
+    Ok(Attribute::Query(name.into()))
+}
+
+/// A token of RFC 9110, section 5.6.2, which header names are, and cookie names by RFC 6265, section 4.1.1.
+fn is_token(text: &str) -> bool {
+    !text.is_empty()
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+}
