@@ -8,6 +8,7 @@
 
 use policies::{Ledger, Outcome};
 use proxy::access::{AccessConfig, AccessLog, Line, Moment, Us};
+use proxy::exposition::Exposition;
 use proxy::log::Format;
 use proxy::metrics::Metrics;
 use proxy::record::{Record, Watchers};
@@ -96,21 +97,24 @@ pub(crate) fn scrape() {
         version.batch_rows.observe(4.0);
         metrics.drifts.take(vec![watched(&model)]);
     }
-    let mut took: Vec<Duration> = (0..SCRAPES)
-        .map(|_| {
-            let began = Instant::now();
-            black_box(metrics.encode());
-            began.elapsed()
-        })
-        .collect();
-    took.sort_unstable();
-    let (lines, bytes) = (metrics.encode().lines().count(), metrics.encode().len());
-    println!(
-        "a scrape of {MODELS} models: {:.1?} at the median, {:.1?} at most; {lines} lines, {} kB",
-        took[SCRAPES / 2],
-        took[SCRAPES - 1],
-        bytes / 1000
-    );
+    for form in [Exposition::OpenMetrics, Exposition::Text] {
+        let mut took: Vec<Duration> = (0..SCRAPES)
+            .map(|_| {
+                let began = Instant::now();
+                black_box(metrics.encode(form));
+                began.elapsed()
+            })
+            .collect();
+        took.sort_unstable();
+        let text = metrics.encode(form);
+        println!(
+            "a scrape of {MODELS} models, {form:?}: {:.1?} at the median, {:.1?} at most; {} lines, {} kB",
+            took[SCRAPES / 2],
+            took[SCRAPES - 1],
+            text.lines().count(),
+            text.len() / 1000
+        );
+    }
 }
 
 fn watched(model: &str) -> VersionDrift {

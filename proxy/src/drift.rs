@@ -183,6 +183,7 @@ impl Collector for Drifts {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exposition::Exposition::OpenMetrics;
     use crate::metrics::Metrics;
 
     #[test]
@@ -225,9 +226,9 @@ mod tests {
     #[test]
     fn what_the_engine_says_stands_in_metrics_under_the_version_and_tensor() {
         let metrics = Metrics::new();
-        assert!(!metrics.encode().contains("drift"), "nothing was said");
+        assert!(!metrics.encode(OpenMetrics).contains("drift"), "nothing was said");
         metrics.drifts.take(vec![told(1)]);
-        let text = metrics.encode();
+        let text = metrics.encode(OpenMetrics);
         for line in [
             r#"penstock_drift_bits{model="digits",version="2",side="input",tensor="pixels"} 0.25"#,
             r#"penstock_drift_least_bits{model="digits",version="2",side="input",tensor="pixels"} 0.125"#,

@@ -55,6 +55,7 @@ pub mod readiness;
 pub mod record;
 pub mod request_id;
 pub mod metrics;
+pub mod exposition;
 pub mod statistics;
 mod triton_metrics;
 pub mod drift;

@@ -6,6 +6,7 @@
 
 use crate::drift::Drifts;
 use crate::export::SpanCounts;
+use crate::exposition::{Exposition, Plain};
 use crate::histogram::Histogram;
 use crate::refusal::Refusal;
 use crate::refused::Refused;
@@ -622,18 +623,28 @@ impl Metrics {
         self.breaker.get_or_create_owned(&labels).set(state);
     }
 
-    /// OpenMetrics text.
-    pub fn encode(&self) -> String {
-        let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &self.registry)
-            .expect("a String takes any text");
-        text
+    /// All of them as text.
+    pub fn encode(&self, form: Exposition) -> String {
+        use prometheus_client::encoding::text::encode;
+        match form {
+            Exposition::OpenMetrics => {
+                let mut text = String::new();
+                encode(&mut text, &self.registry).expect("a String takes any text");
+                text
+            }
+            Exposition::Text => {
+                let mut plain = Plain::default();
+                encode(&mut plain, &self.registry).expect("a String takes any text");
+                plain.finish()
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use Exposition::OpenMetrics;
 
     #[test]
     fn a_version_is_resolved_once_and_counted_under_its_labels() {
@@ -641,7 +652,7 @@ mod tests {
         metrics.version("digits", 2).served.inc();
         metrics.version("digits", 2).served.inc();
         metrics.refuse("rate_limited");
-        let text = metrics.encode();
+        let text = metrics.encode(OpenMetrics);
         assert!(
             text.contains(r#"penstock_requests_total{model="digits",version="2",outcome="served"} 2"#),
             "{text}"
@@ -654,7 +665,7 @@ mod tests {
     fn whatever_a_model_is_called_its_series_are_a_line_each() {
         let metrics = Metrics::new();
         metrics.version("a \"b\"\n\\c", 1).served.inc();
-        let text = metrics.encode();
+        let text = metrics.encode(OpenMetrics);
         let line = r#"penstock_requests_total{model="a \"b\"\n\\c",version="1",outcome="served"} 1"#;
         assert!(text.lines().any(|found| found == line), "{text}");
         assert!(
@@ -677,7 +688,7 @@ mod tests {
         };
         let unknown = wire::Run { expected_us: 0, padding_millionths: 0, ..run };
         metrics.count_batches(&metrics.version("digits", 2), &[run, unknown]);
-        let text = metrics.encode();
+        let text = metrics.encode(OpenMetrics);
         for line in [
             r#"penstock_batches_total{closed="full"} 2"#,
             r#"penstock_batch_padding_ratio_sum{model="digits",version="2"} 0.25"#,
@@ -694,13 +705,13 @@ mod tests {
     #[test]
     fn names_of_triton_stand_beside_ours_as_they_are() {
         let metrics = Metrics::new();
-        assert!(!metrics.encode().contains("nv_inference"), "nothing has been asked");
+        assert!(!metrics.encode(OpenMetrics).contains("nv_inference"), "nothing has been asked");
         let counters = metrics.version("digits", 2);
         let timing = wire::Timing { queue_us: 7, rows: 3, ..wire::Timing::default() };
         let took = std::time::Duration::from_micros(90);
         counters.statistics.served(took, Some(&timing), std::time::SystemTime::now());
         counters.statistics.failed(took, crate::statistics::Failure::Rejected);
-        let text = metrics.encode();
+        let text = metrics.encode(OpenMetrics);
         for line in [
             r#"nv_inference_request_success{model="digits",version="2"} 1"#,
             r#"nv_inference_count{model="digits",version="2"} 3"#,
@@ -713,5 +724,45 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
         }
+    }
+
+    /// Prometheus' own parser of text 0.0.4, where it is installed or `configs/prometheus/check.sh` has fetched it.
+    fn promtool() -> Option<std::process::Command> {
+        let cache = std::env::var_os("PENSTOCK_CACHE").map(std::path::PathBuf::from);
+        let cache =
+            cache.or_else(|| Some(std::path::Path::new(&std::env::var_os("HOME")?).join(".cache/penstock")));
+        let fetched = cache?.join("promtool/promtool");
+        let runs =
+            |name: &std::path::Path| std::process::Command::new(name).arg("--version").output().is_ok();
+        let found = ["promtool".into(), fetched].into_iter().find(|name: &std::path::PathBuf| runs(name))?;
+        Some(std::process::Command::new(found))
+    }
+
+    #[test]
+    fn whoever_knows_only_text_gets_all_metrics_in_a_text_that_prometheus_reads() {
+        use std::io::Write;
+        use std::process::Stdio;
+        let metrics = Metrics::new();
+        let counters = metrics.version("a } # {", 1);
+        counters.latency.observe(0.01, Some(TraceLabel { trace_id: "0af7651916cd43dd".into() }), None);
+        counters.served.inc();
+        let (open, text) = (metrics.encode(OpenMetrics), metrics.encode(Exposition::Text));
+        assert!(open.contains("# {trace_id=") && open.ends_with("# EOF\n"), "{open}");
+        assert!(text.contains("# TYPE penstock_requests_total counter\n"), "{text}");
+        assert!(!text.contains("trace_id") && !text.contains("# EOF") && !text.contains("# UNIT"), "{text}");
+        let samples = |text: &str| text.lines().filter(|line| !line.starts_with('#')).count();
+        assert_eq!(samples(&open), samples(&text));
+        let Some(mut promtool) = promtool() else {
+            return eprintln!("there is no promtool: what it says of the text is NOT checked");
+        };
+        promtool.args(["check", "metrics"]).stdin(Stdio::piped()).stderr(Stdio::piped());
+        let mut checks = promtool.spawn().unwrap();
+        checks.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let checked = checks.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&checked.stderr);
+        assert!(!said.contains("error while linting"), "{said}");
+        // Names that are Triton's are not ours to choose.
+        let ours: Vec<_> = said.lines().filter(|line| line.starts_with("penstock")).collect();
+        assert!(ours.is_empty(), "{ours:?}");
     }
 }

@@ -3,6 +3,7 @@
 
 use crate::access::AccessLog;
 use crate::dashboard;
+use crate::exposition::Exposition;
 use crate::overview::{Asker, Overview};
 use async_trait::async_trait;
 use http::{HeaderValue, Method, Response, StatusCode, Version, header};
@@ -37,7 +38,7 @@ impl ServeHttp for Monitor {
         }
         match head.uri.path() {
             "/" => dashboard::page(),
-            "/metrics" => self.show_metrics(),
+            "/metrics" => self.show_metrics(Exposition::of_answer(&head.headers)),
             "/status" => show_status(&self.overview, Asker::Watcher),
             "/v2/health/live" => respond(StatusCode::OK, "application/json", r#"{"live":true}"#.into()),
             "/v2/health/ready" => match self.overview.readiness.server() {
@@ -57,7 +58,7 @@ impl ServeHttp for Monitor {
 }
 
 impl Monitor {
-    fn show_metrics(&self) -> Response<Vec<u8>> {
+    fn show_metrics(&self, form: Exposition) -> Response<Vec<u8>> {
         let Overview { metrics, ledger, links, .. } = &self.overview;
         metrics.set_breakers(&ledger.breakers(Instant::now()));
         metrics.set_rollouts(&ledger.rollouts());
@@ -66,11 +67,9 @@ impl Monitor {
         if let Some(access) = &self.access {
             metrics.access_dropped.inner().store(access.dropped(), Ordering::Relaxed);
         }
-        respond(
-            StatusCode::OK,
-            "application/openmetrics-text; version=1.0.0; charset=utf-8",
-            metrics.encode(),
-        )
+        let mut answer = respond(StatusCode::OK, form.content_type(), metrics.encode(form));
+        answer.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
+        answer
     }
 }
 
