@@ -111,12 +111,20 @@ impl Rate {
     /// The time from one arrival to the next at exactly this rate, rounded up to a whole nanosecond so that the rate
     /// is never exceeded.
     pub fn interval(&self) -> Duration {
-        let period: u64 = match self.per {
-            Period::Second => 1_000_000_000,
-            Period::Minute => 60_000_000_000,
-            Period::Hour => 3_600_000_000_000,
-        };
-        Duration::from_nanos(period.div_ceil(u64::from(self.count.get())))
+        Duration::from_nanos((self.seconds() * 1_000_000_000).div_ceil(u64::from(self.count.get())))
+    }
+
+    /// How many these are in a second, for those who look.
+    pub fn per_second(&self) -> f64 {
+        f64::from(self.count.get()) / self.seconds() as f64
+    }
+
+    fn seconds(&self) -> u64 {
+        match self.per {
+            Period::Second => 1,
+            Period::Minute => 60,
+            Period::Hour => 3600,
+        }
     }
 }
 

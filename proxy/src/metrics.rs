@@ -8,13 +8,14 @@ use crate::drift::Drifts;
 use crate::export::SpanCounts;
 use crate::exposition::{Exposition, Plain};
 use crate::histogram::Histogram;
+use crate::readiness::VersionReadiness;
 use crate::refusal::Refusal;
 use crate::refused::Refused;
 use crate::shadow;
 use crate::statistics::Statistics;
 use crate::status::Copies;
 use crate::triton_metrics::TritonMetrics;
-use policies::{BreakerState, BreakerStatus, CanaryStatus, SplitStatus, Verdict};
+use policies::{BreakerState, BreakerStatus, CanaryStatus, Cost, Snapshot, SplitStatus, Verdict};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::exemplar::HistogramWithExemplars;
@@ -23,7 +24,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::exponential_buckets;
 use prometheus_client::registry::{Registry, Unit};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -46,6 +47,17 @@ struct EvidenceLabels {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ModelLabels {
     model: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct LimitLabels {
+    limit: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct LimitUnitLabels {
+    limit: String,
+    unit: &'static str,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -151,6 +163,12 @@ pub struct Metrics {
     batch_padding: Family<VersionLabels, Histogram, fn() -> Histogram>,
     over_expected: Family<VersionLabels, Histogram, fn() -> Histogram>,
     breaker: Family<VersionLabels, Gauge>,
+    version_ready: Family<VersionLabels, Gauge>,
+    version_named: Family<VersionLabels, Gauge>,
+    limit_rate: Family<LimitUnitLabels, Gauge<f64, AtomicU64>>,
+    limit_burst: Family<LimitUnitLabels, Gauge>,
+    limit_in_flight_max: Family<LimitLabels, Gauge>,
+    limit_refusals: Family<LimitLabels, Counter>,
     refusals: Family<RefusalLabels, Counter>,
     canary_share: Family<VersionLabels, Gauge<f64, AtomicU64>>,
     canary_step: Family<VersionLabels, Gauge>,
@@ -198,6 +216,8 @@ pub struct Metrics {
     pub engine_request_bytes: Gauge<u64, AtomicU64>,
     /// Bytes that these may be.
     pub engine_request_bytes_max: Gauge<u64, AtomicU64>,
+    /// Bytes of this process that are in memory.
+    pub resident_bytes: Gauge<u64, AtomicU64>,
     /// Bytes of the engine that are in memory.
     pub engine_resident_bytes: Gauge<u64, AtomicU64>,
     /// Bytes that the engine may hold.
@@ -262,6 +282,13 @@ impl Metrics {
             batch_padding: Family::new_with_constructor(Histogram::of_parts),
             over_expected: Family::new_with_constructor(Histogram::of_times),
             breaker: Family::default(),
+            version_ready: Family::default(),
+            version_named: Family::default(),
+            limit_rate: Family::default(),
+            limit_burst: Family::default(),
+            limit_in_flight_max: Family::default(),
+            limit_refusals: Family::default(),
+            resident_bytes: Gauge::default(),
             refusals: Family::default(),
             canary_share: Family::default(),
             canary_step: Family::default(),
@@ -353,6 +380,36 @@ impl Metrics {
             metrics.over_expected.clone(),
         );
         registry.register("breaker_state", "0 passing, 1 probing, 2 tripped", metrics.breaker.clone());
+        registry.register(
+            "version_ready",
+            "1 while a version answers; of another server's, its breaker tells",
+            metrics.version_ready.clone(),
+        );
+        registry.register(
+            "version_named",
+            "1 while the policy sends a version requests, or copies of them",
+            metrics.version_named.clone(),
+        );
+        registry.register(
+            "limit_rate",
+            "Units per second that a limit lets each caller have in the long run",
+            metrics.limit_rate.clone(),
+        );
+        registry.register(
+            "limit_burst",
+            "Units that a limit lets each caller have at once after a pause",
+            metrics.limit_burst.clone(),
+        );
+        registry.register(
+            "limit_in_flight_max",
+            "Requests of a caller that a limit lets be under way at once",
+            metrics.limit_in_flight_max.clone(),
+        );
+        registry.register(
+            "limit_refusals",
+            "Requests that a limit of the policy has refused",
+            metrics.limit_refusals.clone(),
+        );
         registry.register("refusals", "Requests that got no answer, by reason", metrics.refusals.clone());
         registry.register(
             "canary_share",
@@ -460,6 +517,12 @@ impl Metrics {
         ] {
             registry.register(name, help, gauge.clone());
         }
+        // As Prometheus' libraries call it, so that everybody's dashboards have it.
+        root.register(
+            "process_resident_memory_bytes",
+            "Bytes of this process that are in memory",
+            metrics.resident_bytes.clone(),
+        );
         root.register_collector(Box::new(metrics.drifts.clone()));
         root.register_collector(Box::new(TritonMetrics(metrics.versions.clone())));
         Self { registry: root, ..metrics }
@@ -536,6 +599,46 @@ impl Metrics {
     pub fn set_breakers(&self, breakers: &[BreakerStatus]) {
         self.breaker.clear();
         breakers.iter().for_each(|breaker| self.set_breaker(breaker));
+    }
+
+    /// Shows these versions and no others.
+    pub fn set_versions(&self, versions: &BTreeMap<(String, u64), VersionReadiness>) {
+        self.version_ready.clear();
+        self.version_named.clear();
+        for ((model, version), readiness) in versions {
+            let labels = VersionLabels { model: model.clone(), version: *version };
+            self.version_ready.get_or_create_owned(&labels).set(readiness.is_ready.into());
+            self.version_named.get_or_create_owned(&labels).set(readiness.is_named.into());
+        }
+    }
+
+    /// Shows the limits of this policy and no others.
+    pub fn set_limits(&self, snapshot: &Snapshot) {
+        self.limit_rate.clear();
+        self.limit_burst.clear();
+        self.limit_in_flight_max.clear();
+        self.limit_refusals.clear();
+        for limit in snapshot.limits() {
+            let unit = match limit.cost {
+                Cost::Requests => "requests",
+                Cost::Rows => "rows",
+                Cost::Bytes => "bytes",
+            };
+            let labels = LimitUnitLabels { limit: limit.name.to_string(), unit };
+            self.limit_rate.get_or_create_owned(&labels).set(limit.rate.per_second());
+            self.limit_burst.get_or_create_owned(&labels).set(limit.burst.get().into());
+            self.set_limit_refusals(&limit.name);
+        }
+        for crowd in snapshot.crowds() {
+            let labels = LimitLabels { limit: crowd.name.to_string() };
+            self.limit_in_flight_max.get_or_create_owned(&labels).set(crowd.in_flight_max.get().into());
+            self.set_limit_refusals(&crowd.name);
+        }
+    }
+
+    fn set_limit_refusals(&self, name: &str) {
+        let counter = self.limit_refusals.get_or_create_owned(&LimitLabels { limit: name.to_owned() });
+        counter.inner().store(self.refused.by_limit(name), Ordering::Relaxed);
     }
 
     /// Shows these rollouts and no others.
@@ -668,11 +771,10 @@ mod tests {
         let text = metrics.encode(OpenMetrics);
         let line = r#"penstock_requests_total{model="a \"b\"\n\\c",version="1",outcome="served"} 1"#;
         assert!(text.lines().any(|found| found == line), "{text}");
-        assert!(
-            text.lines().all(|line| line.starts_with('#')
-                || line.starts_with("penstock_")
-                || line.starts_with("nv_"))
-        );
+        assert!(text.lines().all(|line| line.starts_with('#')
+            || line.starts_with("penstock_")
+            || line.starts_with("process_")
+            || line.starts_with("nv_")));
     }
 
     #[test]
@@ -700,6 +802,44 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
         }
+    }
+
+    #[test]
+    fn limits_are_shown_as_the_policy_has_them_with_what_each_has_refused() {
+        let metrics = Metrics::new();
+        let policy = "limits: [{name: per-user, key: {header: u}, rate: 90/m, burst: 5, cost: rows}, {name: at-once, in_flight_max: 3}]";
+        let policy = policies::parse(policy, "policies.yaml").unwrap();
+        let limited = Refusal::Limited { limit: "per-user".into(), retry_after: std::time::Duration::ZERO };
+        metrics.refused.note(&limited, None, std::time::SystemTime::now());
+        metrics.set_limits(&policy);
+        let text = metrics.encode(OpenMetrics);
+        for line in [
+            r#"penstock_limit_rate{limit="per-user",unit="rows"} 1.5"#,
+            r#"penstock_limit_burst{limit="per-user",unit="rows"} 5"#,
+            r#"penstock_limit_in_flight_max{limit="at-once"} 3"#,
+            r#"penstock_limit_refusals_total{limit="per-user"} 1"#,
+            r#"penstock_limit_refusals_total{limit="at-once"} 0"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+        }
+        metrics.set_limits(&Snapshot::default());
+        assert!(!metrics.encode(OpenMetrics).contains("per-user"), "a limit that is gone");
+    }
+
+    #[test]
+    fn versions_are_shown_with_whether_they_answer_and_whether_the_policy_names_them() {
+        let metrics = Metrics::new();
+        let missing = VersionReadiness { is_ready: false, is_named: true };
+        metrics.set_versions(&[(("m".to_owned(), 2), missing)].into());
+        let text = metrics.encode(OpenMetrics);
+        for line in [
+            r#"penstock_version_ready{model="m",version="2"} 0"#,
+            r#"penstock_version_named{model="m",version="2"} 1"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+        }
+        metrics.set_versions(&BTreeMap::new());
+        assert!(!metrics.encode(OpenMetrics).contains("version_ready"));
     }
 
     #[test]
@@ -746,6 +886,10 @@ mod tests {
         let counters = metrics.version("a } # {", 1);
         counters.latency.observe(0.01, Some(TraceLabel { trace_id: "0af7651916cd43dd".into() }), None);
         counters.served.inc();
+        let readiness = VersionReadiness { is_ready: true, is_named: true };
+        metrics.set_versions(&[(("m".to_owned(), 2), readiness)].into());
+        let limits = "limits: [{name: a, rate: 3/s, burst: 5}, {name: b, in_flight_max: 3}]";
+        metrics.set_limits(&policies::parse(limits, "policies.yaml").unwrap());
         let (open, text) = (metrics.encode(OpenMetrics), metrics.encode(Exposition::Text));
         assert!(open.contains("# {trace_id=") && open.ends_with("# EOF\n"), "{open}");
         assert!(text.contains("# TYPE penstock_requests_total counter\n"), "{text}");

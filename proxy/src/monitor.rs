@@ -59,7 +59,10 @@ impl ServeHttp for Monitor {
 
 impl Monitor {
     fn show_metrics(&self, form: Exposition) -> Response<Vec<u8>> {
-        let Overview { metrics, ledger, links, .. } = &self.overview;
+        let Overview { metrics, ledger, links, live, readiness, .. } = &self.overview;
+        metrics.set_versions(&readiness.versions());
+        metrics.set_limits(&live.load().snapshot);
+        metrics.resident_bytes.set(resident_bytes());
         metrics.set_breakers(&ledger.breakers(Instant::now()));
         metrics.set_rollouts(&ledger.rollouts());
         metrics.set_splits(&ledger.splits(Instant::now()));
@@ -71,6 +74,13 @@ impl Monitor {
         answer.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));
         answer
     }
+}
+
+/// Bytes of this process that are in memory; 0 where the system does not tell.
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0);
+    pages * rustix::param::page_size() as u64
 }
 
 /// All that the process says of itself, see [`crate::status`].
@@ -96,4 +106,14 @@ pub(crate) fn respond(status: StatusCode, content_type: &'static str, body: Stri
         .header(header::CONTENT_LENGTH, body.len())
         .body(body.into_bytes())
         .expect("status and headers are constants")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_process_is_in_memory() {
+        assert!(resident_bytes() > 1 << 20);
+    }
 }

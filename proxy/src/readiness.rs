@@ -6,6 +6,7 @@ use crate::drain::Drain;
 use crate::refusal::Refusal;
 use crate::route::Target;
 use policies::{Ledger, Live, Snapshot, Version};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Asked by both ports.
@@ -19,6 +20,15 @@ pub struct Readiness {
     pub live: Arc<Live>,
     /// How far rollouts are.
     pub ledger: Arc<Ledger>,
+}
+
+/// How one version stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VersionReadiness {
+    /// Whether it answers. Whether another server is well, its breaker finds out.
+    pub is_ready: bool,
+    /// Whether the policy sends it requests, or copies of them.
+    pub is_named: bool,
 }
 
 impl Readiness {
@@ -55,6 +65,33 @@ impl Readiness {
             Some(number) => version(&models, target.model, number),
             None => self.model(&models, snapshot, target.model),
         })
+    }
+
+    /// Of every version that the engine has or the policy names, by model and number.
+    pub fn versions(&self) -> BTreeMap<(String, u64), VersionReadiness> {
+        let (models, generation) = (self.directory.load(), self.live.load());
+        let snapshot = &generation.snapshot;
+        let is_ready = |name: &str, number: Version| {
+            snapshot.remote(name, number).is_some() || models.is_ready(name, number.0)
+        };
+        let found = models.entries().map(|entry| {
+            (
+                (entry.name.clone(), entry.version),
+                VersionReadiness { is_ready: is_ready(&entry.name, Version(entry.version)), is_named: false },
+            )
+        });
+        let mut all: BTreeMap<_, _> = found.collect();
+        for (name, policy) in snapshot.models() {
+            let needed = self.ledger.needed(snapshot, name, |number| is_ready(name, number)).into_iter();
+            let shares = self.ledger.shares(snapshot, name).into_iter();
+            let divided = shares.filter(|share| share.percent > 0.0).map(|share| share.version);
+            let shadow = policy.shadow().map(|shadow| shadow.version());
+            for number in needed.chain(divided).chain(shadow) {
+                let is_ready = is_ready(name, number);
+                all.insert((name.to_owned(), number.0), VersionReadiness { is_ready, is_named: true });
+            }
+        }
+        all
     }
 
     /// A model is ready when every version to which its policy sends somebody answers, and the highest ready one where it
@@ -184,6 +221,19 @@ mod tests {
         let later = vec![entry(1, ModelState::Ready), entry(2, ModelState::Loading)];
         ready.directory.publish(Index { models: later, revision: 2 });
         assert_eq!(ready.server(), Ok(()), "what is loaded later holds up nobody");
+    }
+
+    #[test]
+    fn each_version_that_is_there_or_named_is_told_with_whether_it_answers() {
+        let split = "models: {m: {split: {weights: {1: 90, 3: 10, 4: 0}}, shadow: {version: 5, percent: 1}}}";
+        let told = readiness(split, &[(1, ModelState::Ready), (2, ModelState::Unavailable)]).versions();
+        let told: Vec<_> =
+            told.iter().map(|((_, number), version)| (*number, version.is_ready, version.is_named)).collect();
+        assert_eq!(told[..3], [(1, true, true), (2, false, false), (3, false, true)]);
+        assert_eq!(told.last(), Some(&(5, false, true)), "{told:?}");
+        let lost = readiness(BOTH, &[(1, ModelState::Ready)]);
+        lost.directory.disconnect();
+        assert!(lost.versions().values().all(|version| !version.is_ready));
     }
 
     #[test]
