@@ -88,7 +88,7 @@ impl policies::Known for Models {
     }
 
     fn has(&self, model: &str) -> bool {
-        self.models.contains_key(model)
+        self.has(model)
     }
 
     fn inputs(&self, model: &str) -> Option<BTreeSet<String>> {
@@ -107,6 +107,11 @@ impl Models {
         let ready: Vec<_> = entries.filter(|entry| entry.state() == ModelState::Ready).collect();
         let is_said = !ready.is_empty() && ready.iter().all(|entry| !of(entry).is_empty());
         is_said.then(|| ready.iter().flat_map(|entry| of(entry)).map(|tensor| tensor.name.clone()).collect())
+    }
+
+    /// Whether the engine has any version of it.
+    pub(crate) fn has(&self, model: &str) -> bool {
+        self.models.contains_key(model)
     }
 
     /// All versions of a model, by number.

@@ -83,6 +83,20 @@ impl InferPath {
         target: Target<'_>,
         record: &mut Record,
     ) -> Result<C::Answer, Refusal> {
+        let answer = self.answer(call, target, record).await;
+        let knows = |name| self.live.load().snapshot.model(name).is_some() || self.directory.load().has(name);
+        if answer.is_err() && record.version.is_none() && knows(target.model) {
+            record.model = Some(target.model.to_owned());
+        }
+        answer
+    }
+
+    async fn answer<C: Call>(
+        &self,
+        call: &mut C,
+        target: Target<'_>,
+        record: &mut Record,
+    ) -> Result<C::Answer, Refusal> {
         let generation = self.live.load(); // pinned: one request, one generation
         record.generation = generation.number;
         let snapshot = &generation.snapshot;

@@ -36,6 +36,8 @@ struct VersionLabels {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RefusalLabels {
     reason: &'static str,
+    /// Empty where none was found: what a client calls one is no label.
+    model: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -410,7 +412,11 @@ impl Metrics {
             "Requests that a limit of the policy has refused",
             metrics.limit_refusals.clone(),
         );
-        registry.register("refusals", "Requests that got no answer, by reason", metrics.refusals.clone());
+        registry.register(
+            "refusals",
+            "Requests that got no answer, by reason, and by model where there is one of the name that was asked for",
+            metrics.refusals.clone(),
+        );
         registry.register(
             "canary_share",
             "Share of the requests that a candidate gets, of 1",
@@ -448,9 +454,7 @@ impl Metrics {
             "Copies of requests for a shadow, by whether it said the same",
             metrics.shadows.clone(),
         );
-        for reason in Refusal::REASONS {
-            metrics.refusals.get_or_create_owned(&RefusalLabels { reason }); // what is born as 1 has not increased
-        }
+        metrics.expect_refusals("");
         registry.register("requests_in_flight", "Requests being worked on", metrics.in_flight.clone());
         registry.register_with_unit(
             "shared",
@@ -586,13 +590,20 @@ impl Metrics {
         }
     }
 
-    /// Counts a refusal.
-    pub fn refuse(&self, reason: &'static str) {
+    /// Shows that a model has had no refusals yet, of any reason: what is born as 1 has not increased.
+    fn expect_refusals(&self, model: &str) {
+        for reason in Refusal::REASONS {
+            self.refusals.get_or_create_owned(&RefusalLabels { reason, model: model.to_owned() });
+        }
+    }
+
+    /// Counts a refusal of a model that exists, or of none.
+    pub fn refuse(&self, reason: &'static str, model: &str) {
         debug_assert!(
             Refusal::REASONS.contains(&reason),
             "{reason} began as nothing: its first burst would not be seen"
         );
-        self.refusals.get_or_create_owned(&RefusalLabels { reason }).inc();
+        self.refusals.get_or_create_owned(&RefusalLabels { reason, model: model.to_owned() }).inc();
     }
 
     /// Shows these breakers and no others.
@@ -605,6 +616,9 @@ impl Metrics {
     pub fn set_versions(&self, versions: &BTreeMap<(String, u64), VersionReadiness>) {
         self.version_ready.clear();
         self.version_named.clear();
+        let mut models: Vec<_> = versions.keys().map(|(model, _)| model.as_str()).collect();
+        models.dedup();
+        models.into_iter().for_each(|model| self.expect_refusals(model));
         for ((model, version), readiness) in versions {
             let labels = VersionLabels { model: model.clone(), version: *version };
             self.version_ready.get_or_create_owned(&labels).set(readiness.is_ready.into());
@@ -754,13 +768,16 @@ mod tests {
         let metrics = Metrics::new();
         metrics.version("digits", 2).served.inc();
         metrics.version("digits", 2).served.inc();
-        metrics.refuse("rate_limited");
+        metrics.refuse("rate_limited", "digits");
         let text = metrics.encode(OpenMetrics);
         assert!(
             text.contains(r#"penstock_requests_total{model="digits",version="2",outcome="served"} 2"#),
             "{text}"
         );
-        assert!(text.contains(r#"penstock_refusals_total{reason="rate_limited"} 1"#), "{text}");
+        assert!(
+            text.contains(r#"penstock_refusals_total{reason="rate_limited",model="digits"} 1"#),
+            "{text}"
+        );
         assert!(text.ends_with("# EOF\n"));
     }
 
@@ -840,6 +857,24 @@ mod tests {
         }
         metrics.set_versions(&BTreeMap::new());
         assert!(!metrics.encode(OpenMetrics).contains("version_ready"));
+    }
+
+    #[test]
+    fn refusals_are_counted_by_model_and_begin_at_zero_for_every_model_that_exists() {
+        let metrics = Metrics::new();
+        let readiness = VersionReadiness { is_ready: true, is_named: false };
+        metrics.refuse("overloaded", "m");
+        metrics.set_versions(&[(("m".to_owned(), 1), readiness), (("m".to_owned(), 2), readiness)].into());
+        metrics.refuse("not_found", "");
+        let text = metrics.encode(OpenMetrics);
+        for line in [
+            r#"penstock_refusals_total{reason="overloaded",model="m"} 1"#,
+            r#"penstock_refusals_total{reason="deadline",model="m"} 0"#,
+            r#"penstock_refusals_total{reason="not_found",model=""} 1"#,
+            r#"penstock_refusals_total{reason="deadline",model=""} 0"#,
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+        }
     }
 
     #[test]

@@ -60,6 +60,8 @@ pub struct Record {
     pub method: http::Method,
     /// Policy generation that was pinned, 0 before that.
     pub generation: u64,
+    /// A model that exists, of which no version was chosen.
+    pub model: Option<String>,
     /// Who was asked.
     pub version: Option<(String, u64)>,
     /// Why that version.
@@ -112,6 +114,7 @@ impl Record {
             path: None,
             method: http::Method::GET,
             generation: 0,
+            model: None,
             version: None,
             pick: None,
             label: None,
@@ -184,7 +187,8 @@ impl Record {
         let kept = |tracer: &Arc<Tracer>| tracer.keep(&self.sampling, failed, now - self.started);
         let trace = tracer.as_ref().and_then(kept);
         if let Some(reason) = self.refusal {
-            metrics.refuse(reason);
+            let model = self.version.as_ref().map(|(model, _)| model).or(self.model.as_ref());
+            metrics.refuse(reason, model.map_or("", String::as_str));
         }
         if let (Some((model, _)), Some(retry)) = (&self.version, self.retry) {
             let outcome = match retry {
@@ -380,5 +384,30 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.0.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exposition::Exposition::OpenMetrics;
+
+    #[test]
+    fn a_refusal_is_counted_under_the_model_that_was_asked_whether_or_not_a_version_was_chosen() {
+        let metrics = Arc::new(Metrics::new());
+        let ledger = Arc::new(Ledger::new());
+        let watchers = Watchers { metrics: metrics.clone(), ledger, tracer: None, access: None };
+        let known = |record: &mut Record| record.model = Some("m".to_owned());
+        let chosen = |record: &mut Record| record.version = Some(("m".to_owned(), 1));
+        let unknown = |_: &mut Record| ();
+        for prepare in [&known as &dyn Fn(&mut Record), &chosen, &unknown] {
+            let mut record = Record::begin(&metrics);
+            prepare(&mut record);
+            record.refuse(&Refusal::NotReady("not yet".into()));
+            record.close(&watchers);
+        }
+        let text = metrics.encode(OpenMetrics);
+        assert!(text.contains(r#"penstock_refusals_total{reason="not_ready",model="m"} 2"#), "{text}");
+        assert!(text.contains(r#"penstock_refusals_total{reason="not_ready",model=""} 1"#), "{text}");
     }
 }

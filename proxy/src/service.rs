@@ -112,7 +112,7 @@ impl Service {
             Err(error) if error.etype == ErrorType::InvalidHTTPHeader => Refusal::Invalid(unreadable(&error)),
             Ok(false) | Err(_) => return false, // it has left
         };
-        self.watchers.metrics.refuse(refused.reason());
+        self.watchers.metrics.refuse(refused.reason(), "");
         if let Ok((head, body)) = Answer::refusal(Dialect::OpenInference, &refused).last() {
             let _ = session.write_error_response(head, body).await; // it may have left
         }

@@ -125,7 +125,7 @@ fn a_head_that_is_no_http_is_answered_and_ends_its_connection() {
         assert!(answer.contains(says) && answer.contains(r#"{"error":""#), "{head:?}: {answer}");
         assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "what follows is not read: {answer}");
     }
-    stack.wait_for_metric(r#"penstock_refusals_total{reason="invalid"}"#, 7.0);
+    stack.wait_for_metric(r#"penstock_refusals_total{reason="invalid",model=""}"#, 7.0);
 }
 
 #[test]

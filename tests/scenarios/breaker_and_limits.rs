@@ -39,7 +39,7 @@ fn a_spent_limit_says_when_to_come_back_and_to_whom_it_applies() {
     let wait: u64 = refused.header("retry-after").parse().expect("seconds");
     assert!((1..=30).contains(&wait), "{wait} s at two a minute");
     assert_eq!(client.infer("m", &[("x-user-id", "ben")], &body()).status, 200, "others are not touched");
-    stack.wait_for_metric("penstock_refusals_total{reason=\"rate_limited\"}", 1.0);
+    stack.wait_for_metric("penstock_refusals_total{reason=\"rate_limited\",model=\"m\"}", 1.0);
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn a_client_that_leaves_takes_its_request_along() {
     drop(client);
     assert!(engine.next_cancel().is_some());
     stack.wait_for_metric("penstock_requests_in_flight", 0.0);
-    stack.wait_for_metric("penstock_refusals_total{reason=\"client_gone\"}", 1.0);
+    stack.wait_for_metric("penstock_refusals_total{reason=\"client_gone\",model=\"m\"}", 1.0);
 }
 
 #[test]

@@ -201,7 +201,7 @@ limits: [{name: per-user, key: {header: x-user-id}, rate: 1/m, burst: 1}]
     let (seconds, pushback) = (number("retry-after"), number("grpc-retry-pushback-ms"));
     assert!((1..=60).contains(&seconds) && pushback.div_ceil(1000) == seconds, "{seconds} s, {pushback} ms");
     assert!(refused.metadata().contains_key("ratelimit"));
-    stack.wait_for_metric("penstock_refusals_total{reason=\"rate_limited\"}", 1.0);
+    stack.wait_for_metric("penstock_refusals_total{reason=\"rate_limited\",model=\"m\"}", 1.0);
 }
 
 #[test]
@@ -246,7 +246,7 @@ fn who_hangs_up_cancels() {
     asked.abort();
     assert!(engine.next_cancel().is_some(), "the engine is told");
     stack.wait_for_metric("penstock_requests_in_flight", 0.0);
-    stack.wait_for_metric("penstock_refusals_total{reason=\"client_gone\"}", 1.0);
+    stack.wait_for_metric("penstock_refusals_total{reason=\"client_gone\",model=\"m\"}", 1.0);
     stack.wait_for_metric("penstock_requests_total{model=\"m\",version=\"1\",outcome=\"abandoned\"}", 1.0);
     // The client's own deadline: whoever is first to notice, the engine is told.
     let late = client.infer(one(), &[("grpc-timeout", "100m")]).unwrap_err();
@@ -298,7 +298,7 @@ fn a_stream_that_is_cancelled_cancels_all_of_its_requests() {
     asked.abort();
     assert!((0..3).all(|_| engine.next_cancel().is_some()));
     stack.wait_for_metric("penstock_requests_in_flight", 0.0);
-    stack.wait_for_metric("penstock_refusals_total{reason=\"client_gone\"}", 3.0);
+    stack.wait_for_metric("penstock_refusals_total{reason=\"client_gone\",model=\"m\"}", 3.0);
 }
 
 #[test]
