@@ -148,9 +148,9 @@ impl Tracer {
     }
 
     /// Whether this request is kept: as its caller decided, else by `coin` in `0..1`. A malformed
-    /// `traceparent` counts as none, as the specification asks.
+    /// `traceparent`, or several, count as none, as the specification asks.
     pub fn begin(&self, headers: &HeaderMap, coin: f64) -> Sampling {
-        let parent = if headers.get(&TRACEPARENT).is_some_and(|value| is_well_formed(value.as_bytes())) {
+        let parent = if has_parent(headers) {
             let states = joined(headers);
             let headers = Headers { all: headers, states: states.as_deref() };
             let context = self.propagator.extract_with_context(&Context::new(), &headers);
@@ -215,6 +215,15 @@ impl Tracer {
     }
 }
 
+/// Of two parents nobody knows which one it is.
+fn has_parent(headers: &HeaderMap) -> bool {
+    let mut all = headers.get_all(&TRACEPARENT).iter();
+    match (all.next(), all.next()) {
+        (Some(only), None) => is_well_formed(only.as_bytes()),
+        (None, _) | (Some(_), Some(_)) => false,
+    }
+}
+
 /// As the specification has it; the propagator takes shorter ids and signs as well, and makes another trace of them.
 fn is_well_formed(traceparent: &[u8]) -> bool {
     let mut fields = traceparent.split(|byte| *byte == b'-');
@@ -256,6 +265,17 @@ impl Extractor for Headers<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_two_traceparents_none_is_the_parent() {
+        let parent = HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
+        let mut headers = HeaderMap::new();
+        assert!(!has_parent(&headers));
+        headers.append(&TRACEPARENT, parent.clone());
+        assert!(has_parent(&headers));
+        headers.append(&TRACEPARENT, parent);
+        assert!(!has_parent(&headers));
+    }
 
     #[test]
     fn a_malformed_traceparent_is_none() {
