@@ -2,7 +2,7 @@
 //! own and must not eat the model's time.
 
 use crate::decode::InferRequest;
-use crate::refusal::Refusal;
+use crate::refusal::{Refusal, time};
 use http::{HeaderMap, HeaderName};
 use std::time::{Duration, Instant};
 
@@ -38,7 +38,14 @@ impl Deadline {
 
     /// What it is to miss it.
     pub(crate) fn exceeded(&self) -> Refusal {
-        Refusal::DeadlineExceeded { deadline: self.given }
+        Refusal::DeadlineExceeded { deadline: self.given, predicted: None }
+    }
+
+    /// What it is that somebody says so as of `now`, and why: too early to have waited for it, unless nothing is left.
+    pub(crate) fn would_be_exceeded(&self, why: &str, now: Instant) -> Refusal {
+        let left = self.left(now);
+        let predicted = (!left.is_zero()).then(|| format!("{why}, and {} are left", time(left)));
+        Refusal::DeadlineExceeded { deadline: self.given, predicted }
     }
 }
 
@@ -58,6 +65,19 @@ pub(crate) fn header_number(headers: &HeaderMap, name: &HeaderName) -> Result<Op
 mod tests {
     use super::*;
     use http::header::CONTENT_LENGTH;
+
+    #[test]
+    fn who_is_turned_away_before_the_deadline_is_not_told_that_it_has_passed() {
+        let now = Instant::now();
+        let deadline = Deadline { at: now + Duration::from_millis(50), given: Duration::from_millis(50) };
+        let says = |at| deadline.would_be_exceeded("a run takes longer", at).to_string();
+        assert_eq!(
+            says(now + Duration::from_millis(8)),
+            "would not be answered within the deadline of 0.050 s: a run takes longer, and 0.042 s are left"
+        );
+        assert_eq!(says(deadline.at), "no answer within the deadline of 0.050 s");
+        assert_eq!(deadline.exceeded().to_string(), says(deadline.at));
+    }
 
     #[test]
     fn the_soonest_of_policy_header_and_parameter_counts() {

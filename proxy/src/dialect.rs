@@ -131,7 +131,7 @@ mod tests {
         let three = [
             Refusal::Limited { limit: "per-user".into(), retry_after: Duration::from_secs(1) },
             Refusal::Overloaded("full".into()),
-            Refusal::DeadlineExceeded { deadline: Duration::from_secs(1) },
+            Refusal::DeadlineExceeded { deadline: Duration::from_secs(1), predicted: None },
         ];
         assert_eq!(three.each_ref().map(|refusal| refusal.status().as_u16()), [429, 503, 504]);
         let codes = three.each_ref().map(|refusal| Dialect::TorchServe.refusal(refusal)["code"].as_u64());

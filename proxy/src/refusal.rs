@@ -94,10 +94,12 @@ pub enum Refusal {
     #[error("the engine is not available: {0}")]
     EngineDown(String),
     /// The deadline passed first.
-    #[error("no answer within the deadline of {}", time(*deadline))]
+    #[error("{}", late(*deadline, predicted.as_deref()))]
     DeadlineExceeded {
         /// The time this request was given.
         deadline: Duration,
+        /// Why it would have passed, where that was known before: then it was not waited for.
+        predicted: Option<String>,
     },
     /// The model failed on this input.
     #[error("the model failed: {0}")]
@@ -124,8 +126,16 @@ fn seconds(wait: Duration) -> f64 {
     wait.as_nanos().div_ceil(1_000_000) as f64 / 1e3
 }
 
+fn late(deadline: Duration, predicted: Option<&str>) -> String {
+    let deadline = time(deadline);
+    match predicted {
+        Some(why) => format!("would not be answered within the deadline of {deadline}: {why}"),
+        None => format!("no answer within the deadline of {deadline}"),
+    }
+}
+
 /// However short, never 0.
-fn time(time: Duration) -> String {
+pub(crate) fn time(time: Duration) -> String {
     if time < Duration::from_millis(1) {
         format!("{} µs", time.as_micros())
     } else {

@@ -85,7 +85,7 @@ impl InferPath {
         };
         let answer = answer.map_err(|refusal| match refusal {
             // Nothing else waits there for what this request waits for, as on lanes here; and nobody was in more haste.
-            Refusal::DeadlineExceeded { deadline } if deadline >= asking.snapshot.deadline(model) => {
+            Refusal::DeadlineExceeded { deadline, .. } if deadline >= asking.snapshot.deadline(model) => {
                 Refusal::RemoteTimeout { waited: deadline }
             }
             refusal => refusal,

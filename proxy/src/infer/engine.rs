@@ -75,7 +75,9 @@ impl InferPath {
                 // Asking again would feed the overload.
                 (Refusal::Busy { why: reply.message, retry_after }, Again::Never)
             }
-            Ok(Status::DeadlineExceeded) => (deadline.exceeded(), Again::Never),
+            Ok(Status::DeadlineExceeded) => {
+                (deadline.would_be_exceeded(&reply.message, Instant::now()), Again::Never)
+            }
             Ok(Status::ModelFailed) => (Refusal::ModelFailed(reply.message), Again::Never),
             Ok(Status::Unavailable) => (Refusal::EngineDown(reply.message), Again::Ask(Some(link))),
             Ok(Status::DeviceLost) => (Refusal::EngineDown(reply.message), Again::Never),

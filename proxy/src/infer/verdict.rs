@@ -16,7 +16,7 @@ pub(super) fn sight<T>(
         Ok(_) => Some(Sight::Answered(took)),
         Err(Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::Internal(_)) => Some(Sight::Failed),
         // Whoever waits for less than that has left.
-        Err(Refusal::DeadlineExceeded { deadline }) if *deadline < most => Some(Sight::Gone(took)),
+        Err(Refusal::DeadlineExceeded { deadline, .. }) if *deadline < most => Some(Sight::Gone(took)),
         Err(Refusal::DeadlineExceeded { .. } | Refusal::RemoteTimeout { .. }) => Some(Sight::Late(took)),
         Err(Refusal::ClientGone) => Some(Sight::Gone(took)),
         Err(Refusal::Busy { .. }) => Some(turned_away(given, most)),
@@ -128,8 +128,10 @@ mod tests {
     #[test]
     fn who_waits_for_less_than_the_policy_lets_has_left() {
         let (short, long) = (Duration::from_millis(1), Duration::from_secs(1));
-        let late =
-            |deadline| sight::<()>(&Err(Refusal::DeadlineExceeded { deadline }), short, (deadline, long));
+        let late = |deadline| {
+            let refusal = Refusal::DeadlineExceeded { deadline, predicted: None };
+            sight::<()>(&Err(refusal), short, (deadline, long))
+        };
         assert_eq!((late(short), late(long)), (Some(Sight::Gone(short)), Some(Sight::Late(short))));
         let busy = |given| {
             let refusal = Refusal::Busy { why: "x".into(), retry_after: Duration::ZERO };
@@ -145,7 +147,7 @@ mod tests {
         assert_eq!(judge(Refusal::ModelFailed("x".into())), Outcome::Failed);
         assert_eq!(judge(Refusal::Internal("x".into())), Outcome::Failed);
         assert_eq!(
-            judge(Refusal::DeadlineExceeded { deadline: std::time::Duration::ZERO }),
+            judge(Refusal::DeadlineExceeded { deadline: Duration::ZERO, predicted: None }),
             Outcome::Refused
         );
         assert_eq!(judge(Refusal::RemoteTimeout { waited: Duration::ZERO }), Outcome::Failed);
