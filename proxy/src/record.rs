@@ -84,6 +84,8 @@ pub struct Record {
     pub grpc_status: Option<&'static str>,
     /// Why there was no answer.
     pub refusal: Option<&'static str>,
+    /// Whether what it asked for was readiness, and there is none: an answer like any other, and yet worth a line.
+    pub is_unready: bool,
     /// The same as Triton counts it.
     pub failure: Failure,
     /// The counters of the version that the engine was asked for.
@@ -126,6 +128,7 @@ impl Record {
             status: 0,
             grpc_status: None,
             refusal: None,
+            is_unready: false,
             failure: Failure::Other,
             asked: None,
             refused: None,
@@ -240,12 +243,17 @@ impl Record {
             }
             self.observe_stages(metrics, now);
         }
-        if let Some(access) = access.as_ref().filter(|access| access.wants(self.refusal.is_some())) {
+        if let Some(access) = access.as_ref().filter(|access| access.wants(self.reason().is_some())) {
             access.write(&self.line(trace.as_ref().map(|trace| trace.id()), now));
         }
         if let (Some(trace), Some(tracer)) = (&trace, tracer) {
             tracer.finish(trace, &self.facts(), now);
         }
+    }
+
+    /// Why there was no answer, or the one that nobody hopes for.
+    fn reason(&self) -> Option<&'static str> {
+        self.refusal.or(self.is_unready.then_some("not_ready"))
     }
 
     fn observe_stages(&self, metrics: &Metrics, now: Instant) {
@@ -272,7 +280,7 @@ impl Record {
             route: self.route,
             path: self.path.as_deref(),
             status: self.status,
-            reason: self.refusal,
+            reason: self.reason(),
             model: self.version.as_ref().map(|(model, _)| model.as_str()),
             version: self.version.as_ref().map(|(_, version)| *version),
             pick: self.pick,
@@ -409,5 +417,29 @@ mod tests {
         let text = metrics.encode(OpenMetrics);
         assert!(text.contains(r#"penstock_refusals_total{reason="not_ready",model="m"} 2"#), "{text}");
         assert!(text.contains(r#"penstock_refusals_total{reason="not_ready",model=""} 1"#), "{text}");
+    }
+
+    #[test]
+    fn a_503_of_readiness_has_a_line_with_its_reason_and_counts_as_no_refusal() {
+        use crate::access::AccessConfig;
+        use crate::log::Format;
+        let (mut read, write) = std::io::pipe().unwrap();
+        let access = AccessLog::to(AccessConfig { sample: 0.0, format: Format::Json }, write);
+        let metrics = Arc::new(Metrics::new());
+        let (ledger, access) = (Arc::new(Ledger::new()), Some(Arc::new(access)));
+        let watchers = Watchers { metrics: metrics.clone(), ledger, tracer: None, access };
+        for is_unready in [true, false] {
+            let mut record = Record::begin(&metrics);
+            (record.status, record.is_unready) = (if is_unready { 503 } else { 200 }, is_unready);
+            record.close(&watchers);
+        }
+        watchers.access.as_ref().unwrap().close();
+        drop(watchers);
+        let mut lines = String::new();
+        std::io::Read::read_to_string(&mut read, &mut lines).unwrap();
+        assert_eq!(lines.lines().count(), 1, "{lines}");
+        assert!(lines.contains(r#""status":503,"reason":"not_ready""#), "{lines}");
+        let text = metrics.encode(OpenMetrics);
+        assert!(text.contains(r#"penstock_refusals_total{reason="not_ready",model=""} 0"#), "{text}");
     }
 }

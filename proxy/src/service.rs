@@ -164,7 +164,7 @@ impl Service {
             }
             Route::Server => Ok(Answer::json(StatusCode::OK, &describe::server(self.repository.control))),
             Route::Live => Ok(Answer::json(StatusCode::OK, &describe::live())),
-            Route::Ready => Ok(Answer::readiness(None, self.readiness.server())),
+            Route::Ready => Ok(Answer::readiness(None, self.readiness.server(), record)),
             Route::Model(target) => {
                 let models = self.path.directory.load();
                 Ok(Answer::json(
@@ -179,7 +179,7 @@ impl Service {
             }
             Route::Extension(extension) => self.extension(session, extension).await,
             Route::ModelReady(target) => {
-                Ok(Answer::readiness(Some(target.model), self.readiness.target(target)?))
+                Ok(Answer::readiness(Some(target.model), self.readiness.target(target)?, record))
             }
             Route::Index => {
                 let accepts_html = accepts_html(session);
@@ -189,7 +189,7 @@ impl Service {
             }
             Route::OpenApi => Ok(Answer { body: openapi::json(), ..Answer::empty() }),
             Route::V1(question) => self.v1(question),
-            Route::TorchServe(question) => self.torchserve(session, question).await,
+            Route::TorchServe(question) => self.torchserve(session, question, record).await,
         }
     }
 
@@ -222,6 +222,7 @@ impl Service {
         &self,
         session: &mut ServerSession,
         question: route::torchserve::Question<'_>,
+        record: &mut Record,
     ) -> Result<Answer, Refusal> {
         use route::torchserve::Question;
         let models = self.path.directory.load();
@@ -231,6 +232,7 @@ impl Service {
         Ok(match question {
             Question::Ping => {
                 let readiness = self.readiness.server();
+                record.is_unready = readiness.is_err();
                 let status = if readiness.is_ok() { ok } else { StatusCode::SERVICE_UNAVAILABLE };
                 Answer::json(status, &management::health(readiness))
             }
@@ -392,7 +394,8 @@ impl Answer {
     }
 
     /// 503 rather than Triton's 400: every prober takes both for "not ready", and only this says "not now".
-    fn readiness(name: Option<&str>, readiness: Result<(), String>) -> Self {
+    fn readiness(name: Option<&str>, readiness: Result<(), String>, record: &mut Record) -> Self {
+        record.is_unready = readiness.is_err();
         let status = if readiness.is_ok() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         Self::json(status, &ReadyBody { name, ready: readiness.is_ok(), reason: readiness.err() })
     }
