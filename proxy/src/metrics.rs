@@ -140,8 +140,10 @@ pub struct VersionMetrics {
     pub queue: Histogram,
     /// From leaving the engine's queue to the end of the batch, seconds.
     pub run: Histogram,
-    /// Rows that ran together.
+    /// Rows of each batch.
     pub batch_rows: Histogram,
+    /// Rows that ran together with each request's own; for those who look.
+    pub rows_together: Histogram,
     /// Of the elements that a batch was given, the part that is padding.
     pub batch_padding: Histogram,
     /// What a batch took, divided by what it was expected to take when it was formed.
@@ -368,7 +370,7 @@ impl Metrics {
         );
         registry.register(
             "batch_rows",
-            "Rows that ran together with a request's own",
+            "Rows of each batch of which an answer has told",
             metrics.batch_rows.clone(),
         );
         registry.register(
@@ -575,6 +577,7 @@ impl Metrics {
             queue: self.queue.get_or_create_owned(&labels),
             run: self.run.get_or_create_owned(&labels),
             batch_rows: self.batch_rows.get_or_create_owned(&labels),
+            rows_together: Histogram::of_rows(),
             batch_padding: self.batch_padding.get_or_create_owned(&labels),
             over_expected: self.over_expected.get_or_create_owned(&labels),
             statistics: Arc::default(),
@@ -585,6 +588,7 @@ impl Metrics {
     pub(crate) fn count_batches(&self, version: &VersionMetrics, runs: &[wire::Run]) {
         for run in runs {
             self.batches[run.closed() as usize].inc();
+            version.batch_rows.observe(run.rows.into());
             version.batch_padding.observe(f64::from(run.padding_millionths) / 1e6);
             run.over_expected().into_iter().for_each(|times| version.over_expected.observe(times));
         }
@@ -810,6 +814,8 @@ mod tests {
         let text = metrics.encode(OpenMetrics);
         for line in [
             r#"penstock_batches_total{closed="full"} 2"#,
+            r#"penstock_batch_rows_count{model="digits",version="2"} 2"#,
+            r#"penstock_batch_rows_sum{model="digits",version="2"} 16.0"#,
             r#"penstock_batch_padding_ratio_sum{model="digits",version="2"} 0.25"#,
             r#"penstock_batch_padding_ratio_bucket{le="0.0078125",model="digits",version="2"} 1"#,
             r#"penstock_batch_padding_ratio_bucket{le="0.25",model="digits",version="2"} 2"#,

@@ -270,7 +270,7 @@ fn count(version: &mut Version, counted: &VersionMetrics) {
         queue: counted.queue.read(MICROSECONDS),
         run: counted.run.read(MICROSECONDS),
     };
-    version.batch_rows = counted.batch_rows.read(1.0);
+    version.batch_rows = counted.rows_together.read(1.0);
 }
 
 fn word_of(phase: &Phase) -> &'static str {

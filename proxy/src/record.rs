@@ -239,7 +239,7 @@ impl Record {
                 version.proxy.observe((took.as_secs_f64() - prepare - queue - run).max(0.0));
                 version.queue.observe(queue);
                 version.run.observe(run);
-                version.batch_rows.observe(f64::from(timing.batch_rows));
+                version.rows_together.observe(f64::from(timing.batch_rows));
             }
             self.observe_stages(metrics, now);
         }
@@ -417,6 +417,33 @@ mod tests {
         let text = metrics.encode(OpenMetrics);
         assert!(text.contains(r#"penstock_refusals_total{reason="not_ready",model="m"} 2"#), "{text}");
         assert!(text.contains(r#"penstock_refusals_total{reason="not_ready",model=""} 1"#), "{text}");
+    }
+
+    #[test]
+    fn a_batch_of_eight_requests_is_one_batch() {
+        let metrics = Arc::new(Metrics::new());
+        let watchers = Watchers {
+            metrics: metrics.clone(),
+            ledger: Arc::new(Ledger::new()),
+            tracer: None,
+            access: None,
+        };
+        for member in 0..8 {
+            // One of them tells of the run.
+            let runs = (member == 0).then(|| wire::Run { rows: 8, ..wire::Run::default() });
+            let runs = runs.into_iter().collect();
+            let mut record = Record::begin(&metrics);
+            record.version = Some(("m".to_owned(), 1));
+            record.outcome = Some(policies::Outcome::Served);
+            record.timing =
+                Some(Timing { batch_rows: 8, batch_requests: 8, rows: 1, runs, ..Timing::default() });
+            record.close(&watchers);
+        }
+        let text = metrics.encode(OpenMetrics);
+        assert!(text.contains(r#"penstock_batch_rows_count{model="m",version="1"} 1"#), "{text}");
+        assert!(text.contains(r#"penstock_batch_rows_sum{model="m",version="1"} 8.0"#), "{text}");
+        let seen = metrics.version("m", 1).rows_together.read(1.0);
+        assert_eq!((seen.count, seen.sum), (8, 64.0), "as each of its requests has seen it");
     }
 
     #[test]
