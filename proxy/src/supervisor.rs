@@ -149,7 +149,11 @@ impl Supervisor {
             };
             self.lost();
             let reason = ended.reason(&mut engine).await;
-            dismiss(engine, &reason).await;
+            if *stop.borrow() {
+                stop_and_close(engine, &reason).await;
+            } else {
+                dismiss(engine, &reason).await;
+            }
             return Ok(reason);
         }
     }
@@ -596,6 +600,16 @@ async fn dismiss(engine: Engine, why: &str) {
     }
 }
 
+/// Stops an engine that nobody asks any more because we stop. It may be about to answer a ping: closed before it is told to stop,
+/// the link would be broken for it, and it would say so.
+async fn stop_and_close(engine: Engine, why: &str) {
+    let Engine { link, process, .. } = engine;
+    if let Some(process) = process {
+        end(process).await;
+    }
+    link.close(why);
+}
+
 /// A running engine.
 struct Process {
     child: Child,
@@ -778,6 +792,50 @@ mod tests {
         assert_eq!(answer(), 1, "they were replaced while there was no engine");
     }
 
+    #[tokio::test]
+    async fn the_link_of_an_engine_that_stops_with_us_is_closed_once_it_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("engine.sock");
+        let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+        let (told, events) = mpsc::channel(4);
+        let link = Link::connect(&socket, move |event| drop(told.try_send(event))).await.unwrap();
+        let (_stream, _) = listener.accept().await.unwrap();
+        // It ends with its standard input, as an engine does.
+        let mut command = tokio::process::Command::new("cat");
+        let mut child = command.stdin(std::process::Stdio::piped()).spawn().unwrap();
+        let (leash, pid) = (child.stdin.take().unwrap(), child.id().unwrap());
+        let closing = tokio::spawn({
+            let link = link.clone();
+            async move {
+                link.closed().await;
+                Path::new(&format!("/proc/{pid}")).exists()
+            }
+        });
+        let engine = Engine {
+            process: Some(Process { child, leash }),
+            pid: Some(pid),
+            ..engine(socket, link, events)
+        };
+        stop_and_close(engine, "stopped").await;
+        assert!(!closing.await.unwrap(), "it was still there when its link was closed");
+    }
+
+    fn engine(socket: PathBuf, link: Link, events: mpsc::Receiver<Event>) -> Engine {
+        Engine {
+            socket,
+            process: None,
+            pid: None,
+            link,
+            events,
+            hello: Hello::default(),
+            index: None,
+            born: Instant::now(),
+            growth: Growth::default(),
+            loads: Loads::default(),
+            patience: REPLACE_EVERY,
+        }
+    }
+
     /// Stands for an engine that has work for as long as it is asked only twice.
     #[tokio::test(start_paused = true)]
     async fn a_retiring_engine_is_left_alone_until_it_has_answered_everything() {
@@ -799,19 +857,7 @@ mod tests {
         });
         let (told, events) = mpsc::channel(4);
         let link = Link::connect(&socket, move |event| drop(told.try_send(event))).await.unwrap();
-        let mut engine = Engine {
-            socket,
-            process: None,
-            pid: None,
-            link,
-            events,
-            hello: Hello::default(),
-            index: None,
-            born: Instant::now(),
-            growth: Growth::default(),
-            loads: Loads::default(),
-            patience: REPLACE_EVERY,
-        };
+        let mut engine = engine(socket, link, events);
         engine.at_rest().await;
         working.await.unwrap();
     }
