@@ -168,7 +168,7 @@ impl Line<'_> {
     /// As an object of JSON, with the fields that have a value. By hand: a serialiser writes each quote and colon by itself, and a
     /// line would take three times as long.
     fn in_json(&self, text: &mut Vec<u8>) {
-        text.extend_from_slice(b"{\"time\":\"");
+        text.extend_from_slice(b"{\"timestamp\":\"");
         self.time.written(|time| text.extend_from_slice(time.as_bytes()));
         text.push(b'"');
         let mut fields = Fields(text);
@@ -301,7 +301,7 @@ mod tests {
             (value["model"].as_str(), value["reason"].as_str()),
             (Some("a \"b\"\nc"), Some("overloaded"))
         );
-        assert_eq!(value["time"], "2017-07-14T02:40:00.123Z", "{json}");
+        assert_eq!(value["timestamp"], "2017-07-14T02:40:00.123Z", "{json}");
         assert_eq!(value["duration_ms"], 1.25, "{json}");
         assert!(value.get("queue_ms").is_none(), "{json}");
         let pretty = written(Format::Pretty, line());

@@ -2,26 +2,41 @@
 //! nobody waits for them to be read; never which events there are.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
-/// One line for each event that `filter` lets through: an object, or for people, without times, since whoever collects the lines
-/// adds them. For the start of a process.
+/// One line for each event that `filter` lets through: an object, or for people. It begins with its time, as a line of the access
+/// log does, since both may end up in one place. For the start of a process.
 pub fn start(filter: EnvFilter, as_json: bool) {
     let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(move || Unhurried { as_json })
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
+        .with_timer(Milliseconds)
         // It would be told on standard error, and end the process if that fails as well.
         .log_internal_errors(false);
     if as_json {
         lines.json().flatten_event(true).with_current_span(false).with_span_list(false).init();
     } else {
-        lines.without_time().init();
+        lines.init();
+    }
+}
+
+/// In RFC 3339, UTC, in milliseconds: as the access log writes it.
+struct Milliseconds;
+
+impl FormatTime for Milliseconds {
+    fn format_time(&self, out: &mut Writer<'_>) -> fmt::Result {
+        /// Of the time, up to its milliseconds.
+        const LENGTH: usize = "2025-01-01T00:00:00.000".len();
+        let mut micros = String::new();
+        SystemTime.format_time(&mut Writer::new(&mut micros))?;
+        write!(out, "{}Z", micros.get(..LENGTH).unwrap_or(&micros))
     }
 }
 
@@ -44,12 +59,12 @@ impl Unhurried {
         let dropped = DROPPED.load(Ordering::Relaxed);
         if dropped > 0 && has_room() {
             let what = format!("{dropped} lines of this log were dropped, because they could not be written");
+            let mut at = String::new();
+            let _ = Milliseconds.format_time(&mut Writer::new(&mut at)); // a String takes everything
             if self.as_json {
-                let mut at = String::new();
-                let _ = SystemTime.format_time(&mut Writer::new(&mut at)); // a String takes everything
                 writeln!(errors, "{{\"timestamp\":\"{at}\",\"level\":\"WARN\",\"message\":\"{what}\"}}")?;
             } else {
-                writeln!(errors, " WARN {what}")?;
+                writeln!(errors, "{at}  WARN {what}")?;
             }
             DROPPED.fetch_sub(dropped, Ordering::Relaxed);
         }
@@ -82,4 +97,18 @@ fn has_room() -> bool {
     let mut asked = [PollFd::new(&errors, PollFlags::OUT)];
     let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
     poll(&mut asked, Some(&at_once)).is_ok() && asked[0].revents().contains(PollFlags::OUT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_has_its_time_in_milliseconds_as_a_line_of_the_access_log_has() {
+        let mut at = String::new();
+        Milliseconds.format_time(&mut Writer::new(&mut at)).expect("a String takes everything");
+        let form: String =
+            at.chars().map(|letter| if letter.is_ascii_digit() { '0' } else { letter }).collect();
+        assert_eq!(form, "0000-00-00T00:00:00.000Z", "{at}");
+    }
 }
