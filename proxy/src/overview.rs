@@ -283,9 +283,8 @@ fn word_of(phase: &Phase) -> &'static str {
 }
 
 fn gate(gate: GateStatus) -> Gate {
-    // What `worse` has heard is told in the verdict's words.
-    let GateStatus { gate, worse, roll_back_at, rare, pass_at, requests, events, heard: _ } = gate;
-    Gate { gate: gate.into(), worse, roll_back_at, rare, pass_at, requests, events }
+    let GateStatus { gate, worse, roll_back_at, rare, pass_at, requests, events, heard } = gate;
+    Gate { gate: gate.into(), worse, roll_back_at, rare, pass_at, requests, events, heard }
 }
 
 fn verdict(record: Record) -> Verdict {
@@ -296,4 +295,27 @@ fn verdict(record: Record) -> Verdict {
 
 fn milliseconds(time: Duration) -> u64 {
     time.as_millis() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use policies::Grounds;
+
+    #[test]
+    fn a_gate_says_what_its_evidence_is_made_of_as_the_admin_port_does() {
+        let heard = Grounds { all: 20, of_candidate: 3, by_share: 2.0 };
+        let status = GateStatus {
+            gate: "errors",
+            worse: 2.0,
+            roll_back_at: 20.0,
+            rare: 15.0,
+            pass_at: 20.0,
+            requests: 160,
+            events: 3,
+            heard,
+        };
+        let there = serde_json::to_value(&status).unwrap();
+        assert_eq!(serde_json::to_value(gate(status)).unwrap(), there);
+    }
 }

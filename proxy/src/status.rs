@@ -328,6 +328,9 @@ pub struct Gate {
     pub requests: u64,
     /// Those to which the event happened.
     pub events: u64,
+    /// What `worse` is made of.
+    #[serde(default)]
+    pub heard: policies::Grounds,
 }
 
 /// A verdict with its numbers.

@@ -81,6 +81,12 @@ impl Watched {
         ms.max(1) as f64 / 1000.0
     }
 
+    /// Requests that got no answer within the window. Of those that a limit turns away no version knows.
+    fn refused(&self) -> u64 {
+        let sum = |status: &Status| status.refusals.by_reason.values().sum::<u64>();
+        self.latest().map_or(0, sum).saturating_sub(self.earlier().map_or(0, sum))
+    }
+
     /// Every version with what has come to it within the window, in place of all that ever has.
     fn fared(&self) -> Vec<Version> {
         let versions = self.latest().map(|latest| latest.versions.as_slice()).unwrap_or_default();

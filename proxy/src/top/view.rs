@@ -73,6 +73,7 @@ fn head(
     let engine = &status.engine;
     let facts = [
         rate(requests as f64 / watched.seconds()),
+        format!("{} refused", rate(watched.refused() as f64 / watched.seconds())),
         format!("{} in flight", status.traffic.in_flight),
         format!("engine {}", if engine.connected { bytes(engine.resident_bytes) } else { "away".into() }),
         format!("policy {}", status.policy.generation),
@@ -189,8 +190,11 @@ const COLUMNS: [Column; 12] = [
     Column { title: "DRIFT", width: 5, rank: 11, cell: drift },
 ];
 
-/// The name's column takes what is left of the width, within this.
-const NAME: std::ops::RangeInclusive<usize> = 10..=40;
+/// The name's column has at least so much.
+const NAME_LEAST: usize = 10;
+/// And what the longest name takes, if that is no more: columns of a larger rank than this give way to it.
+const NAME_MOST: usize = 64;
+const RANK_BEFORE_NAMES: u8 = 5;
 
 /// By how many bits the tensor has moved that has moved most.
 fn drift(row: &Row<'_>) -> String {
@@ -226,16 +230,20 @@ fn table(lines: &mut Vec<Line<'static>>, status: &Status, versions: &[Version], 
     }
     let mut ranked: Vec<usize> = (0..COLUMNS.len()).collect();
     ranked.sort_by_key(|at| COLUMNS[*at].rank);
-    let mut left = width.saturating_sub(*NAME.start());
+    let longest =
+        versions.iter().map(|version| name_of(&version.model, version.version).chars().count()).max();
+    let wanted = longest.unwrap_or_default().clamp(NAME_LEAST, NAME_MOST);
+    let mut left = width.saturating_sub(NAME_LEAST);
     ranked.retain(|at| {
-        let fits = COLUMNS[*at].width < left;
+        let spare = if COLUMNS[*at].rank > RANK_BEFORE_NAMES { wanted - NAME_LEAST } else { 0 };
+        let fits = COLUMNS[*at].width + spare < left;
         // Nothing less important in its place: a table that changes its mind with each column is hard to read.
         left = if fits { left - COLUMNS[*at].width - 1 } else { 0 };
         fits
     });
     ranked.sort_unstable();
     let taken: usize = ranked.iter().map(|at| COLUMNS[*at].width + 1).sum();
-    let name = width.saturating_sub(taken).clamp(1, *NAME.end());
+    let name = width.saturating_sub(taken).clamp(1, wanted);
     let mut title = fit("VERSION", name);
     ranked.iter().for_each(|at| title.push_str(&aligned(COLUMNS[*at].title, COLUMNS[*at].width)));
     lines.push(Line::styled(title, QUIET));
@@ -363,6 +371,10 @@ fn wrap(lines: &mut Vec<Line<'static>>, text: &str, width: usize, style: Style) 
         *last = last.chars().take(width - 1).chain(['…']).collect();
     }
     lines.extend(rows.into_iter().map(|row| Line::styled(row, style)));
+}
+
+fn name_of(model: &str, version: u64) -> String {
+    format!("{} {version}", clean(model))
 }
 
 /// A model's name loses its end before its version goes.

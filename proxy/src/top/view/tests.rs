@@ -55,6 +55,7 @@ fn reading() -> Status {
         pass_at: 20.0,
         requests: 160,
         events: 3,
+        heard: policies::Grounds { all: 20, of_candidate: 3, by_share: 2.0 },
     };
     let hold = Verdict {
         verdict: "hold".into(),
@@ -101,7 +102,7 @@ fn reading() -> Status {
             Version { breaker: tripped, ..version("sentence-embeddings-multilingual", 1, 0, 0) },
         ],
         canaries: [("digits".to_owned(), canary)].into(),
-        refusals: Refusals { recent: vec![limited], ..Refusals::default() },
+        refusals: Refusals { recent: vec![limited], by_reason: [("rate_limited".to_owned(), 812)].into() },
         ..Status::default()
     }
 }
@@ -139,14 +140,14 @@ fn check_of(status: Status, width: u16, height: u16, expect: &str, keys: &str) {
 #[test]
 fn a_wide_terminal_shows_everything() {
     let expect = "
-penstock ready  99/s  12 in flight  engine 152 MB  policy 4  up 10 s  3 in the engine  cpu  127.0.0.1:8002
+penstock ready  99/s  81/s refused  12 in flight  engine 152 MB  policy 4  up 10 s  3 in the engine  cpu  127.0.0.1:8002
 ! digits 2: input pixels[2J has moved by 0.13 bits since the version was new
 ! sentence-embeddings-multilingual 1 keeps failing: its breaker is open for 7 s
 
-VERSION                              STATE  SHARE     OF     RATE  FAILED    P50    P99  PROXY  QUEUE    RUN  ROWS DRIFT
-digits 1                             ready    90%    90%     89/s      0%  1.3ms  1.4ms   50us  200us  1.0ms   4.0     -
-digits 2                             ready    10%    10%    9.9/s    3.0%  1.3ms  1.4ms   50us  200us  1.0ms   4.0  0.21
-sentence-embeddings-multil… 1      breaker      -      -      0/s       -      -      -      -      -      -     -     -
+VERSION                                   STATE  SHARE     OF     RATE  FAILED    P50    P99  PROXY  QUEUE    RUN  ROWS DRIFT
+digits 1                                  ready    90%    90%     89/s      0%  1.3ms  1.4ms   50us  200us  1.0ms   4.0     -
+digits 2                                  ready    10%    10%    9.9/s    3.0%  1.3ms  1.4ms   50us  200us  1.0ms   4.0  0.21
+sentence-embeddings-multilingual 1      breaker      -      -      0/s       -      -      -      -      -      -     -     -
 
 digits: version 2 gets 10%, version 1 the rest; running, step 1 of 2
   errors       3 of 160           ██████████░░░░░░░░░░ ███████████████████░ worse 10%, well 75%
@@ -157,19 +158,19 @@ WITHOUT AN ANSWER
 ";
     let mut status = reading();
     status.versions[1].drift = Some(drifted());
-    check_of(status, 120, 40, expect, "q quits");
+    check_of(status, 126, 40, expect, "q quits");
 }
 
 #[test]
-fn a_usual_terminal_leaves_out_the_stages() {
+fn a_usual_terminal_leaves_out_the_stages_before_it_cuts_a_name() {
     let expect = "
-penstock ready  99/s  12 in flight  engine 152 MB  policy 4  up 10 s  cpu
+penstock ready  99/s  81/s refused  12 in flight  engine 152 MB  policy 4  cpu
 ! sentence-embeddings-multilingual 1 keeps failing: its breaker is open for 7 s
 
-VERSION                STATE  SHARE     OF     RATE  FAILED    P50    P99  QUEUE
-digits 1               ready    90%    90%     89/s      0%  1.3ms  1.4ms  200us
-digits 2               ready    10%    10%    9.9/s    3.0%  1.3ms  1.4ms  200us
-sentence-emb… 1      breaker      -      -      0/s       -      -      -      -
+VERSION                              STATE  SHARE     OF     RATE  FAILED    P99
+digits 1                             ready    90%    90%     89/s      0%  1.4ms
+digits 2                             ready    10%    10%    9.9/s    3.0%  1.4ms
+sentence-embeddings-multil… 1      breaker      -      -      0/s       -      -
 
 digits: version 2 gets 10%, version 1 the rest; running, step 1 of 2
   errors       3 of 160           ██████░░░░░░ ███████████░ worse 10%, well 75%
@@ -220,6 +221,23 @@ fn a_process_that_is_away_is_said_to_be_and_what_it_said_last_stays() {
     assert!(away.contains("; shown is what it said last\npenstock ready"), "{away}");
     watched.take(reading());
     assert!(drawn(&watched, 100, 5).starts_with("penstock ready"));
+}
+
+#[test]
+fn what_was_refused_is_a_rate_of_its_own() {
+    let refused = |count, unix_ms| {
+        let by_reason = [("rate_limited".to_owned(), count), ("not_found".to_owned(), 5)].into();
+        Status {
+            unix_ms,
+            uptime_ms: unix_ms,
+            refusals: Refusals { by_reason, recent: Vec::new() },
+            ..reading()
+        }
+    };
+    let mut watched = watched(refused(1000, 100_000));
+    watched.take(refused(1150, 105_000));
+    let shown = drawn(&watched, 80, 24);
+    assert!(shown.starts_with("penstock ready  0/s  30/s refused  "), "{shown}");
 }
 
 #[test]
