@@ -281,6 +281,26 @@ test("everything has a role and a name", async () => {
   assert.equal(nameless, 0);
 });
 
+test("of many models each is a line that unfolds, and the one with a rollout is unfolded", async () => {
+  const others = Array.from({ length: 20 }, (_, at) => `other-${at + 10}`);
+  await stack.policy(rollout(2, 3, "1h") + others.map(name => `  ${name}: {deadline: 1s}\n`).join(""));
+  const { page } = await open(stack.admin);
+  const details = name => page.getByRole("region", { name, exact: true }).locator("> details");
+  const isOpen = name => details(name).evaluate(element => element.open);
+  await until("all of them", async () => (await page.locator(".model").count()) === 21);
+  assert.deepEqual([await isOpen("digits"), await isOpen("other-10")], [true, false]);
+  assert.ok((await details("other-10").boundingBox()).height < 60, "it is a line");
+  await details("other-10").locator("> summary").focus();
+  await page.keyboard.press("Enter");
+  await details("digits").locator("> summary").focus();
+  await page.keyboard.press("Enter");
+  await page.waitForTimeout(1200); // a poll must not undo it
+  assert.deepEqual([await isOpen("digits"), await isOpen("other-10")], [false, true]);
+  await page.setViewportSize({ width: 360, height: 740 });
+  await page.waitForTimeout(300);
+  assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), 360);
+});
+
 test("a hidden tab asks nothing, and goes on when it is looked at", async () => {
   const seen = await open(stack.monitor);
   const hide = hidden => seen.page.evaluate(value => {
