@@ -12,8 +12,10 @@
 //!
 //! The engine exits when its standard input ends, so that even a killed proxy leaves no orphan.
 
+mod engine;
 mod growth;
 mod loads;
+mod pause;
 
 use crate::directory::Directory;
 use crate::drift;
@@ -21,30 +23,24 @@ use crate::link::{Event, Link};
 use crate::links::Links;
 use crate::metrics::Metrics;
 use anyhow::Context;
-use growth::{Growth, Outgrown, is_loading};
+pub use engine::EngineCommand;
+use engine::{
+    Ended, Engine, PING_EVERY, Process, Retiring, SILENCE_MAX, dismiss, exit_of, is_ours, let_go, retire,
+    silent, stop_and_close,
+};
+use growth::{Growth, Outgrown};
 use loads::{Loads, News};
+use pause::Pause;
 use policies::{Ledger, Live, Version};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinHandle;
 use wire::{
     Action, Control, DeviceMemory, Hello, Index, ModelEntry, ModelState, Reply, Status, VersionDrift,
 };
-
-/// How to start the engine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EngineCommand {
-    /// The `penstock-engine` binary.
-    pub binary: PathBuf,
-    /// Arguments after `--socket`.
-    pub arguments: Vec<String>,
-}
 
 /// Owns the engine's process, if it is ours, and the link that carries its events.
 #[derive(Debug)]
@@ -67,31 +63,12 @@ pub struct Supervisor {
 
 /// A started engine answers its socket well within this; loading models comes after.
 const CONNECT_MAX: Duration = Duration::from_secs(30);
-/// How often a connected engine is asked whether it is there.
-const PING_EVERY: Duration = Duration::from_secs(1);
-/// An engine whose I/O thread has been silent for this long is wedged or stopped. Models run on other threads.
-const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Events that wait to be followed.
 const EVENTS_MAX: usize = 1024;
-/// A successor of which no version has come up or failed for so long is given up.
-const LOAD_MAX: Duration = Duration::from_secs(600);
-/// A process that ends has closed its links before it says how.
-const EXIT_MAX: Duration = Duration::from_millis(200);
 /// An engine that outgrows its memory sooner is not replaced: the next one would do the same.
 const REPLACE_EVERY: Duration = Duration::from_secs(10);
-/// Requests that are under way to an engine when another takes over reach it within this.
-const UNDER_WAY_MAX: Duration = Duration::from_secs(5);
-/// And what waits and runs there has so long.
-const RETIRE_MAX: Duration = Duration::from_secs(600);
-/// How a run's threads wait for each other is said by any of these; the engine takes it over from us.
-const OPENMP_WAITS: [&str; 2] = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"];
-/// They look so often before they sleep. Left alone they do 300 times as often: beside whoever else uses the cores a run takes
-/// eight times as long. Never to look costs a run of two threads 1.8 times as long where nobody else does, and this 1.1 times.
-const OPENMP_LOOKS: &str = "1000";
 /// What a successor's socket is called more than ours.
 pub(crate) const SUCCESSOR: &str = ".2";
-/// Time for the engine to finish what it runs after it was told to stop, and to write its answers: it takes 10 s itself.
-const STOP_MAX: Duration = Duration::from_secs(12);
 
 impl Supervisor {
     /// Runs until `stop` turns true, then stops the engine if it is ours.
@@ -171,7 +148,11 @@ impl Supervisor {
 
     /// Starts an engine, if that is ours to do, and connects to it.
     async fn begin(&self, socket: PathBuf) -> anyhow::Result<Engine> {
-        let mut process = self.command.as_ref().map(|command| self.start(command, &socket)).transpose()?;
+        let start = |command: &EngineCommand| {
+            self.metrics.engine_starts.inc();
+            command.start(&socket)
+        };
+        let mut process = self.command.as_ref().map(start).transpose()?;
         let pid = process.as_ref().and_then(|process| process.child.id());
         let (told, events) = mpsc::channel(EVENTS_MAX);
         let link = tokio::select! {
@@ -412,26 +393,6 @@ impl Supervisor {
         other.into()
     }
 
-    fn start(&self, command: &EngineCommand, socket: &Path) -> anyhow::Result<Process> {
-        self.metrics.engine_starts.inc();
-        let binary = &command.binary;
-        let mut started = Command::new(binary);
-        started
-            .arg("--socket")
-            .arg(socket)
-            .args(&command.arguments)
-            .arg("--supervised")
-            .stdin(Stdio::piped())
-            .process_group(0) // Ctrl-C is for the proxy, which drains before it stops the engine
-            .kill_on_drop(true);
-        if OPENMP_WAITS.iter().all(|name| std::env::var_os(name).is_none()) {
-            started.env("GOMP_SPINCOUNT", OPENMP_LOOKS);
-        }
-        let mut child = started.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
-        let leash = child.stdin.take().expect("it was asked for");
-        Ok(Process { child, leash })
-    }
-
     async fn connect(&self, socket: &Path, told: mpsc::Sender<Event>) -> anyhow::Result<Link> {
         let deadline = Instant::now() + CONNECT_MAX;
         loop {
@@ -449,227 +410,9 @@ impl Supervisor {
     }
 }
 
-/// An engine that is connected.
-struct Engine {
-    socket: PathBuf,
-    /// `None`: somebody else runs it.
-    process: Option<Process>,
-    pid: Option<u32>,
-    link: Link,
-    events: mpsc::Receiver<Event>,
-    /// What a successor has said of itself before it took over.
-    hello: Hello,
-    /// And of its versions.
-    index: Option<Index>,
-    born: Instant,
-    /// It is not replaced before it has served for so long.
-    patience: Duration,
-    growth: Growth,
-    loads: Loads,
-}
-
-fn is_ours(pid: Option<u32>, hello: &Hello, socket: &Path) -> Result<(), String> {
-    if pid.is_some_and(|pid| pid != hello.pid) {
-        return Err(format!(
-            "another engine (pid {}) listens at {}: give each penstock its own engine.socket",
-            hello.pid,
-            socket.display()
-        ));
-    }
-    tracing::info!("engine {} (pid {}) on {}", hello.release, hello.pid, hello.device);
-    Ok(())
-}
-
-impl Engine {
-    /// Waits until no version is loading any more.
-    async fn loaded(&mut self) -> anyhow::Result<Index> {
-        let mut pings = tokio::time::interval(PING_EVERY);
-        let (mut heard, mut news) = (Instant::now(), Instant::now());
-        loop {
-            let event = tokio::select! {
-                event = self.events.recv() => event,
-                _ = pings.tick() => {
-                    anyhow::ensure!(heard.elapsed() <= SILENCE_MAX, silent());
-                    anyhow::ensure!(news.elapsed() <= LOAD_MAX, "nothing of it has loaded for {LOAD_MAX:?}");
-                    self.link.ping();
-                    continue;
-                }
-            };
-            heard = Instant::now();
-            match event {
-                Some(Event::Hello(hello)) => {
-                    is_ours(self.pid, &hello, &self.socket).map_err(anyhow::Error::msg)?;
-                    self.hello = hello;
-                }
-                Some(Event::Index(index)) => {
-                    news = Instant::now();
-                    self.index = Some(index.clone());
-                    if !is_loading(&index) {
-                        return Ok(index);
-                    }
-                }
-                Some(Event::Pong(_)) => {}
-                None => anyhow::bail!("it ended: {}", exit_of(&mut self.process).await),
-            }
-        }
-    }
-
-    /// Waits until it has answered everything, or is gone.
-    async fn at_rest(&mut self) {
-        let mut pings = tokio::time::interval(PING_EVERY);
-        loop {
-            tokio::select! {
-                event = self.events.recv() => match event {
-                    Some(Event::Pong(health)) if health.under_way == 0 => return,
-                    Some(_) => {}
-                    None => return,
-                },
-                _ = pings.tick() => self.link.ping(),
-            }
-        }
-    }
-}
-
-/// Why an engine is not followed any more.
-enum Ended {
-    /// It has closed its link, and has probably ended.
-    Closed(String),
-    /// It is gone, or to be given up.
-    Lost(String),
-    /// It holds more memory than it may.
-    Outgrown {
-        /// Whether there is memory for another one beside it.
-        beside: bool,
-        says: String,
-    },
-}
-
-impl Ended {
-    /// In words, with the status of a process that has ended.
-    async fn reason(self, engine: &mut Engine) -> String {
-        match self {
-            Self::Lost(reason) | Self::Outgrown { says: reason, .. } => reason,
-            Self::Closed(reason) => {
-                let status = tokio::time::timeout(EXIT_MAX, exit_of(&mut engine.process)).await;
-                status.map_or(reason, |status| format!("it ended: {status}"))
-            }
-        }
-    }
-}
-
-fn silent() -> String {
-    format!("it has not answered for {SILENCE_MAX:?}")
-}
-
 /// Of which files a version is made that is ready, if the engine says so.
 pub(crate) fn files_of(entry: &ModelEntry) -> Option<u64> {
     (entry.state() == ModelState::Ready && entry.files != 0).then_some(entry.files)
-}
-
-/// An engine that nobody is to ask any more, and that may still listen.
-struct Retiring {
-    socket: PathBuf,
-    done: JoinHandle<()>,
-}
-
-/// Lets an engine finish what it has, once nothing new comes to it.
-fn retire(mut engine: Engine) -> Retiring {
-    let socket = engine.socket.clone();
-    let done = tokio::spawn(async move {
-        tokio::time::sleep(UNDER_WAY_MAX).await;
-        let _ = tokio::time::timeout(RETIRE_MAX, engine.at_rest()).await;
-        if let Some(process) = engine.process {
-            end(process).await;
-        }
-        engine.link.close("another engine has taken over");
-    });
-    Retiring { socket, done }
-}
-
-/// Ends a successor that is not needed. That may take its time, for which the old engine does not go unheeded.
-fn let_go(successor: Engine) -> Retiring {
-    let socket = successor.socket.clone();
-    Retiring { socket, done: tokio::spawn(async move { dismiss(successor, "it is not needed").await }) }
-}
-
-/// Ends an engine that nobody is to ask any more.
-async fn dismiss(engine: Engine, why: &str) {
-    engine.link.close(why);
-    if let Some(process) = engine.process {
-        end(process).await;
-    }
-}
-
-/// Stops an engine that nobody asks any more because we stop. It may be about to answer a ping: closed before it is told to stop,
-/// the link would be broken for it, and it would say so.
-async fn stop_and_close(engine: Engine, why: &str) {
-    let Engine { link, process, .. } = engine;
-    if let Some(process) = process {
-        end(process).await;
-    }
-    link.close(why);
-}
-
-/// A running engine.
-struct Process {
-    child: Child,
-    /// The engine runs for as long as this is open. Apart from the child, because waiting for that would close it.
-    leash: ChildStdin,
-}
-
-impl Process {
-    fn kill(&mut self) {
-        if let Err(error) = self.child.start_kill() {
-            tracing::error!("the engine could not be killed: {error}");
-        }
-    }
-}
-
-/// When our process ends; never, if we have none.
-async fn exit_of(process: &mut Option<Process>) -> String {
-    match process {
-        Some(process) => {
-            process.child.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string())
-        }
-        None => std::future::pending().await,
-    }
-}
-
-/// Tells the engine to stop, and makes sure.
-async fn end(Process { mut child, leash }: Process) {
-    drop(leash);
-    if tokio::time::timeout(STOP_MAX, child.wait()).await.is_err() {
-        tracing::warn!("the engine did not stop within {STOP_MAX:?} and is killed");
-        if let Err(error) = child.kill().await {
-            tracing::error!("the engine could not be killed: {error}");
-        }
-    }
-}
-
-/// Pauses between starts: short at first, doubling while engines keep dying young.
-#[derive(Debug)]
-struct Pause {
-    next: Duration,
-}
-
-impl Pause {
-    const SHORTEST: Duration = Duration::from_millis(100);
-    const LONGEST: Duration = Duration::from_secs(10);
-    /// An engine that lived this long did not die of its start.
-    const HEALTHY: Duration = Duration::from_secs(30);
-
-    fn new() -> Self {
-        Self { next: Self::SHORTEST }
-    }
-
-    fn after(&mut self, lived: Duration) -> Duration {
-        if lived >= Self::HEALTHY {
-            self.next = Self::SHORTEST;
-        }
-        let pause = self.next;
-        self.next = (self.next * 2).min(Self::LONGEST);
-        pause
-    }
 }
 
 #[cfg(test)]
@@ -677,15 +420,6 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use wire::Health;
-
-    #[test]
-    fn pauses_grow_while_engines_die_young_and_shrink_after_a_long_life() {
-        let mut pause = Pause::new();
-        let young = Duration::from_secs(1);
-        let pauses: Vec<u128> = (0..9).map(|_| pause.after(young).as_millis()).collect();
-        assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
-        assert_eq!(pause.after(Pause::HEALTHY), Pause::SHORTEST);
-    }
 
     fn index(entries: &[(u64, ModelState, u64)]) -> Index {
         let entry = |(version, state, load): &(u64, ModelState, u64)| ModelEntry {
