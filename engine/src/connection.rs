@@ -453,7 +453,7 @@ impl Reader {
         now: Instant,
     ) -> Result<(), Refusal> {
         let preprocess = version.preprocess.as_ref().expect("it concerns this request");
-        let tensor_bytes = preprocess.bytes_at_most(&infer.inputs, &payload, version)?;
+        let needs = preprocess.needs(&infer.inputs, &payload, version)?;
         let (id, cancelled) = (terms.id, Arc::new(AtomicBool::new(false)));
         let raw = Raw {
             version: Arc::clone(version),
@@ -467,7 +467,7 @@ impl Reader {
             Some(_) => self.queue.after(version, raw.rows(), &raw.terms, now),
             None => After::default(),
         };
-        self.preparers.submit(raw, tensor_bytes, after, &self.done, now)?;
+        self.preparers.submit(raw, needs, after, &self.done, now)?;
         self.preparing.insert(id, cancelled);
         Ok(())
     }

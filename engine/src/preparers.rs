@@ -16,7 +16,7 @@ use crate::connection::Mailbox;
 use crate::job::{Refusal, Request, Terms};
 use crate::lane::text_of;
 use crate::model::Version;
-use crate::preprocess::Room;
+use crate::preprocess::{Needs, Room};
 use crate::schedule;
 use bytes::Bytes;
 use std::io;
@@ -34,9 +34,6 @@ const WAITING_MAX: usize = 1024;
 
 /// With those that are at it, or done and not yet in the queue.
 pub(crate) const REQUESTS_MAX: usize = 2 * WAITING_MAX;
-
-/// Requests of more rows than this leave one of several threads to those of fewer.
-const LONG: u64 = 8;
 
 /// What decoders may hold at the same time.
 const DECODING_BYTES_MAX: u64 = 512 << 20;
@@ -156,24 +153,23 @@ impl Preparers {
         Ok(this)
     }
 
-    /// Lets a request wait; `tensor_bytes` is the most that its tensors will have, `after` what comes when they are there.
-    /// What becomes of it is sent to `done`, unless nobody waits for it by then; and so is what becomes of those that have to
-    /// go for it.
+    /// Lets a request wait that needs so much; `after` is what comes when its tensors are there. What becomes of it is sent to
+    /// `done`, unless nobody waits for it by then; and so is what becomes of those that have to go for it.
     pub(crate) fn submit(
         &self,
         raw: Raw,
-        tensor_bytes: usize,
+        needs: Needs,
         after: After,
         done: &mpsc::Sender<Prepared>,
         now: Instant,
     ) -> Result<(), Refusal> {
+        let Needs { tensor_bytes, work } = needs;
         let bytes = raw.terms.metadata_bytes.saturating_add(raw.payload.len()).saturating_add(tensor_bytes);
         let asks = Asks {
             connection: raw.mailbox.connection,
             id: raw.terms.id,
             version: raw.version.key,
-            raw_bytes: raw.payload.len(),
-            is_long: raw.rows() > LONG,
+            work,
             bytes,
             deadline: raw.terms.deadline,
             after,
@@ -289,7 +285,7 @@ impl Shared {
     fn finish(&self, begun: Begun, ended: Ended) {
         let mut state = self.lock();
         state.waiting.finish(begun, ended, Instant::now());
-        // One of many rows may wait for this one's end, while those that sleep have found nothing that they may do.
+        // One that takes long may wait for this one's end, while those that sleep have found nothing that they may do.
         let has_next = state.waiting.has_next();
         drop(state);
         if has_next {
@@ -357,10 +353,10 @@ impl Task {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::preprocess::{Kind, Work};
     use crate::scripted::{Scripted, catalog_of, rows_spec, terms};
     use socket::Socket;
     use std::task::{Context, Poll, Waker};
-    use wire::TensorMeta;
 
     /// Nobody works here, so that everything waits.
     struct World {
@@ -384,26 +380,20 @@ mod tests {
         }
 
         fn submit(&self, id: u64, payload: usize, tensor_bytes: usize) -> Result<(), Refusal> {
-            self.submit_rows(id, 1, payload, tensor_bytes)
+            let work = Work { kind: Kind::Text, pixels: 1 };
+            self.submit_work(id, payload, Needs { tensor_bytes, work })
         }
 
-        fn submit_rows(
-            &self,
-            id: u64,
-            rows: u64,
-            payload: usize,
-            tensor_bytes: usize,
-        ) -> Result<(), Refusal> {
-            let input = TensorMeta { shape: vec![rows], ..TensorMeta::default() };
+        fn submit_work(&self, id: u64, payload: usize, needs: Needs) -> Result<(), Refusal> {
             let raw = Raw {
                 version: Arc::clone(&self.version),
-                infer: Infer { inputs: vec![input], ..Infer::default() },
+                infer: Infer::default(),
                 payload: Bytes::from(vec![0; payload]),
                 terms: terms(id),
                 mailbox: Arc::clone(&self.mailbox),
                 cancelled: Arc::default(),
             };
-            self.preparers.submit(raw, tensor_bytes, After::default(), &self.done, Instant::now())
+            self.preparers.submit(raw, needs, After::default(), &self.done, Instant::now())
         }
 
         /// Takes the first out of the line, as if it had been done and was in the queue.
@@ -453,11 +443,13 @@ mod tests {
     }
 
     #[test]
-    fn requests_of_many_rows_leave_a_thread_to_others() {
+    fn requests_that_take_long_leave_a_thread_to_others() {
         on_a_runtime(|| {
             let world = World::new(usize::MAX);
-            for (id, rows) in [(1, 80), (2, 80), (3, 1), (4, LONG)] {
-                assert_eq!(world.submit_rows(id, rows, 0, 0), Ok(()));
+            // As many bytes came of each.
+            for (id, pixels) in [(1, 42_000_000), (2, 42_000_000), (3, 300_000), (4, 64)] {
+                let needs = Needs { tensor_bytes: 0, work: Work { kind: Kind::Jpeg, pixels } };
+                assert_eq!(world.submit_work(id, 100, needs), Ok(()));
             }
             let begin = || {
                 let (task, begun) = world.begin();

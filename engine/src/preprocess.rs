@@ -15,6 +15,7 @@ mod picture;
 mod resample;
 mod room;
 mod text;
+mod work;
 
 use crate::job::{Refusal, shortened_to};
 use crate::model::{Spec, Version};
@@ -25,6 +26,8 @@ pub(crate) use room::Room;
 use std::ops::Range;
 use text::Texts;
 use wire::{Datatype, Elements, Example, Holds, Layout, Limits, TensorMeta, TensorSpec, element_count};
+use work::Tally;
+pub(crate) use work::{Kind, Work};
 
 /// What is done to the requests of one model.
 #[derive(Debug)]
@@ -45,6 +48,14 @@ struct Made {
     datatype: Datatype,
     shape: Vec<u64>,
     bytes: Vec<u8>,
+}
+
+/// What a request needs that is to be pre-processed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Needs {
+    /// Bytes that its tensors will have at most.
+    pub(crate) tensor_bytes: usize,
+    pub(crate) work: Work,
 }
 
 /// What an element is refused for: said after its input and row.
@@ -142,17 +153,17 @@ impl Preprocess {
     }
 
     /// What has to be known before anybody does the work: that all raw inputs are lists of elements, no more of them than
-    /// run together, and how many bytes their tensors will have at most.
-    pub(crate) fn bytes_at_most(
+    /// run together, and what they need.
+    pub(crate) fn needs(
         &self,
         inputs: &[TensorMeta],
         payload: &[u8],
         version: &Version,
-    ) -> Result<usize, Refusal> {
-        let mut sum = 0usize;
+    ) -> Result<Needs, Refusal> {
+        let (mut sum, mut tally) = (0usize, Tally::default());
         for (meta, step) in inputs.iter().filter_map(|meta| Some((meta, self.step(meta)?))) {
             let name = || step.input().to_owned();
-            meta.locate(payload)?;
+            let (_, at) = meta.locate(payload)?;
             let rows = element_count(&meta.shape).expect("locate has counted them");
             if rows == 0 {
                 return Err(Refusal::Empty { name: name(), position: 0, got: meta.shape.clone() });
@@ -167,8 +178,9 @@ impl Preprocess {
             if sum > most {
                 return Err(Refusal::too_many_bytes(sum, most));
             }
+            tally.add(&payload[at], |element| step.work(element));
         }
-        Ok(sum)
+        Ok(Needs { tensor_bytes: sum, work: tally.work() })
     }
 
     /// The request with the model's own tensors. Slow: milliseconds for each row.
@@ -236,6 +248,14 @@ impl Step {
         match self {
             Self::Images(images) => images.bytes_of_row(),
             Self::Texts(texts) => texts.bytes_of_row(),
+        }
+    }
+
+    /// How much there is to do for one row.
+    fn work(&self, row: &[u8]) -> (Kind, u64) {
+        match self {
+            Self::Images(images) => images.work(row),
+            Self::Texts(_) => work::of_text(row),
         }
     }
 

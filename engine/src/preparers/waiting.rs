@@ -2,8 +2,9 @@
 //! there is too little room or time. Sans-IO: `now` is an argument.
 //!
 //! It is the [`Batcher`] once more, so that a request meets the same rules before both: threads are its lanes, and a run is one
-//! request. What preparing takes goes by the bytes that came, of which a picture has a thousand times as many as a word; so
-//! requests of a version that have about as many are one bucket, which learns from its own runs.
+//! request. What preparing takes goes by the [`Work`] that there is, which of a picture is ten thousand times as much as of a
+//! word; so requests of a version that are about as much of one kind are one bucket, which learns from its own runs. Those that
+//! take long leave a thread to the others, of whatever version.
 //!
 //! ```text
 //!   now                                                             deadline
@@ -18,6 +19,7 @@ use crate::batcher::{
     Batcher, Bucket, Claim, Criticality, Ended, Grouping, Limits, Next, Priority, Refused, Ticket,
 };
 use crate::job::Refusal;
+use crate::preprocess::Work;
 use foldhash::fast::RandomState;
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -58,10 +60,8 @@ pub(super) struct Asks {
     pub(super) id: u64,
     /// Key of the version.
     pub(super) version: u32,
-    /// What is to be prepared.
-    pub(super) raw_bytes: usize,
-    /// Whether it has many rows: these leave one of several threads to others.
-    pub(super) is_long: bool,
+    /// What is to be done.
+    pub(super) work: Work,
     /// What it holds.
     pub(super) bytes: usize,
     pub(super) deadline: Option<Instant>,
@@ -146,7 +146,7 @@ impl<T> Waiting<T> {
             bucket: bucket(&asks),
             grouping: Grouping::Alone,
             lanes: 1,
-            at_once: if asks.is_long { self.threads.saturating_sub(1).max(1) } else { usize::MAX },
+            at_once: if asks.work.is_long() { self.threads.saturating_sub(1).max(1) } else { usize::MAX },
             rows: 1,
             // One that is larger than all may be gets its turn when there is no other.
             bytes: asks.bytes.min(self.batcher.limits().bytes),
@@ -242,11 +242,12 @@ impl<T> Waiting<T> {
     }
 }
 
-/// Requests that take about as long: of those of many rows, only so many may be at it, whichever version they are for.
+/// Requests that take about as long. Those that take long are one version to the batcher, whichever they are for: only so many of
+/// all of them may be at it.
 fn bucket(asks: &Asks) -> Bucket {
-    let octave = asks.raw_bytes.max(1).ilog2();
-    let free = vec![u64::from(asks.version), u64::from(octave)];
-    Bucket { version: u32::from(asks.is_long), free, suspect: false }
+    let Work { kind, .. } = asks.work;
+    let free = vec![u64::from(asks.version), kind as u64, u64::from(asks.work.octave())];
+    Bucket { version: u32::from(asks.work.is_long()), free, suspect: false }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use super::declared::{Image, Resize, Sides};
 use super::picture::{BYTES_PER_PIXEL, Opened, Unreadable};
 use super::resample::{CHANNELS, Interpolation, Pixels, Side, resize};
+use super::work::{Kind, of_picture};
 use super::{Made, Room, Unfit};
 use crate::model::{Dimension, Form, Spec};
 use std::ops::Range;
@@ -98,6 +99,12 @@ impl Images {
 
     pub(super) fn bytes_of_row(&self) -> usize {
         CHANNELS * self.crop.height * self.crop.width * size_of::<f32>()
+    }
+
+    /// How much there is to do for a file: a small one is made as large as the others.
+    pub(super) fn work(&self, file: &[u8]) -> (Kind, u64) {
+        let (kind, pixels) = of_picture(file);
+        (kind, pixels.saturating_add((self.crop.height * self.crop.width) as u64))
     }
 
     /// The tensor of these files, one for each row; nothing, if nobody wants it any more.
