@@ -281,6 +281,7 @@ struct Running {
     bucket: Bucket,
     rows: u32,
     lanes: usize,
+    at_once: usize,
     /// When it is expected.
     back: Instant,
 }
@@ -541,7 +542,7 @@ impl<T: Clone> Batcher<T> {
         let Plan { pieces, late, closed, explores } = self.plan(&bucket, now);
         let queue = &self.queues[&bucket];
         let (head, _) = queue.waiting.first_key_value().expect("a head stands in a queue");
-        let (head, lanes) = (*head, queue.lanes);
+        let (head, lanes, at_once) = (*head, queue.lanes, queue.at_once);
         self.behead(bucket.version, head);
         let mut rows = 0;
         let take = |this: &mut Self, place: Place, most: u32| {
@@ -601,7 +602,8 @@ impl<T: Clone> Batcher<T> {
         let curve = self.known(&bucket).map(|profile| &profile.curve);
         let expected = curve.and_then(|curve| curve.typical(rows));
         let takes = expected.unwrap_or_default();
-        self.running.push(Running { number, bucket: bucket.clone(), rows, lanes, back: now + takes });
+        let back = now + takes;
+        self.running.push(Running { number, bucket: bucket.clone(), rows, lanes, at_once, back });
         self.ahead = self.backlog(now);
         Batch {
             pieces,

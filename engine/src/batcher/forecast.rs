@@ -14,6 +14,39 @@ pub(super) struct Forecast {
     pub(super) answered: Duration,
 }
 
+/// What stands before a job.
+#[derive(Default)]
+struct Before {
+    /// Runs of its own version, one after the other.
+    own: Duration,
+    /// Lane time of all others.
+    others: Duration,
+    /// Of that, what is of versions that leave lanes to the rest.
+    bounded: Duration,
+    /// These, and how many lanes each of them may have.
+    bounds: Vec<(u32, usize)>,
+    /// Whether there are runs with the share of several lanes.
+    is_wide: bool,
+}
+
+impl Before {
+    /// How long that takes on so many lanes, if so many runs of its own version may be at it.
+    fn takes(&self, lanes: usize, at_once: usize) -> Duration {
+        let on = |lanes: usize, work: Duration| work / lanes as u32;
+        let all = on(lanes, self.others) + on(at_once, self.own);
+        // However much waits of versions that may not have all lanes, the others have the rest; unless a wider run is waited for.
+        let held: usize = self.bounds.iter().map(|(_, lanes)| lanes).sum();
+        match lanes.checked_sub(held) {
+            None | Some(0) => all,
+            Some(_) if self.is_wide => all,
+            Some(left) => {
+                let beside = on(left, self.others - self.bounded) + on(left.min(at_once), self.own);
+                all.min(beside)
+            }
+        }
+    }
+}
+
 /// Whether somebody with so much time need not be told when it would be answered: what is ahead, with what it asks for
 /// itself, takes a small part of it at most.
 pub(super) fn is_calm(ahead: Duration, budget: Duration) -> bool {
@@ -42,14 +75,32 @@ impl<T: Clone> Batcher<T> {
     pub(super) fn forecast(&self, ticket: &Ticket<T>, urgency: Instant, now: Instant) -> Option<Forecast> {
         let own = self.known(&ticket.bucket)?;
         let slot = self.slot(urgency);
-        let mut before = self.residual(now);
+        let mut before = Before { is_wide: ticket.lanes > 1, ..Before::default() };
+        let mut add = |version: u32, lanes: usize, at_once: usize, work: Duration| {
+            before.is_wide |= lanes > 1;
+            if version == ticket.bucket.version {
+                before.own += work / lanes as u32;
+                return;
+            }
+            before.others += work;
+            if at_once < self.lanes {
+                before.bounded += work;
+                if !before.bounds.contains(&(version, at_once)) {
+                    before.bounds.push((version, at_once));
+                }
+            }
+        };
+        for Running { bucket, lanes, at_once, back, .. } in &self.running {
+            let work = back.saturating_duration_since(now) * *lanes as u32;
+            add(bucket.version, *lanes, *at_once, work);
+        }
         let mut with = 0;
         for (bucket, queue) in &self.queues {
             let rows = queue.rows_until(slot);
             if *bucket == ticket.bucket {
                 with = rows;
-            } else {
-                before += self.work(bucket, queue, rows);
+            } else if rows > 0 {
+                add(bucket.version, queue.lanes, queue.at_once, self.work(bucket, queue, rows));
             }
         }
         let (full_batches, last) = match ticket.grouping {
@@ -66,8 +117,9 @@ impl<T: Clone> Batcher<T> {
                 (one.mul_f64(with as f64 / f64::from(ticket.rows)), ticket.rows)
             }
         };
-        let at_once = ticket.grouping.at_once(ticket.at_once).min(self.lanes);
-        let waits = self.per_lane(before) + full_batches / at_once as u32;
+        before.own += full_batches;
+        let have_room = (self.lanes / ticket.lanes).max(1);
+        let waits = before.takes(self.lanes, ticket.grouping.at_once(ticket.at_once).min(have_room));
         let waits = waits.max(self.until_any_is_back(ticket, now));
         // Who finds nothing before it gets the benefit of the doubt.
         let run = if waits.is_zero() { own.curve.typical(last)? } else { self.slow(&own.curve, last)? };

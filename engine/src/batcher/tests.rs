@@ -411,6 +411,30 @@ fn a_run_with_the_share_of_several_lanes_is_as_many_that_do_not_come_back() {
 }
 
 #[test]
+fn nobody_waits_for_a_version_that_leaves_a_lane_to_others() {
+    let mut world = World::new(1000, 100_000);
+    world.batcher = Batcher::new(world.batcher.limits, 2, world.now);
+    world.learn(0, 0, &[(1, 10)]);
+    // One run at a time, of whatever shape.
+    for shape in [0, 7] {
+        world.learn(2, shape, &[(1, 400)]);
+    }
+    world.push_plain(&(0..5).collect::<Vec<_>>(), 2, 0);
+    assert_eq!(world.step(), Step::Run(vec![0]));
+    let due = |world: &World, id, version, free, due| Ticket {
+        deadline: Some(world.now + due),
+        priority: Priority::Low,
+        ..world.ticket(id, version, free)
+    };
+    let other = due(&world, 10, 0, 0, ms(800));
+    assert!(world.push(other), "a lane is idle, and the five runs of 400 ms before it do not need it");
+    let same = due(&world, 11, 2, 7, ms(1900));
+    assert!(!world.push(same), "it runs after all five, and not after half of them");
+    let same = due(&world, 12, 2, 7, ms(2700));
+    assert!(world.push(same));
+}
+
+#[test]
 fn what_runs_and_other_buckets_count_into_the_wait() {
     let mut world = World::new(100, 10_000);
     world.learn(0, 0, &[(1, 10), (4, 20)]);
