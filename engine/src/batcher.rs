@@ -372,7 +372,6 @@ impl<T: Clone> Batcher<T> {
         }
         if let Some(deadline) = ticket.deadline
             && !is_calm(ahead, deadline.saturating_duration_since(now))
-            && self.is_tried(&ticket.bucket, piece, now)
             && let Some(forecast) = self.forecast(&ticket, urgency, now)
             && now + forecast.answered > deadline
         {

@@ -1,6 +1,7 @@
 //! Predicts when a job that comes now would be answered, from what waits before it, what runs, and how long such runs took.
 //! A prediction, not a promise: whoever finds nothing before it gets the benefit of the doubt.
 
+use super::profile::Profile;
 use super::{Batcher, Bucket, Grouping, PATIENCE, Queue, Running, Ticket};
 use crate::curve::Curve;
 use std::time::{Duration, Instant};
@@ -71,9 +72,12 @@ impl<T: Clone> Batcher<T> {
         Some((alone, with_others.min(alone)))
     }
 
-    /// When a job that came now would be answered.
+    /// When a job that came now would be answered. Where nothing was seen lately of what it takes itself, it is supposed to take
+    /// no time; and so is all else of which nothing was seen. What a slow time has taught refuses nobody then who could teach
+    /// better, while what is known to stand before a job still does.
     pub(super) fn forecast(&self, ticket: &Ticket<T>, urgency: Instant, now: Instant) -> Option<Forecast> {
         let own = self.known(&ticket.bucket)?;
+        let is_tried = self.is_tried(&ticket.bucket, ticket.grouping.piece(ticket.rows), now);
         let slot = self.slot(urgency);
         let mut before = Before { is_wide: ticket.lanes > 1, ..Before::default() };
         let mut add = |version: u32, lanes: usize, at_once: usize, work: Duration| {
@@ -90,7 +94,8 @@ impl<T: Clone> Batcher<T> {
                 }
             }
         };
-        for Running { bucket, lanes, at_once, back, .. } in &self.running {
+        // Of who is not known, it counts only for how long nothing can run for it: who runs may leave a lane to it.
+        for Running { bucket, lanes, at_once, back, .. } in self.running.iter().filter(|_| is_tried) {
             let work = back.saturating_duration_since(now) * *lanes as u32;
             add(bucket.version, *lanes, *at_once, work);
         }
@@ -99,31 +104,42 @@ impl<T: Clone> Batcher<T> {
             let rows = queue.rows_until(slot);
             if *bucket == ticket.bucket {
                 with = rows;
-            } else if rows > 0 {
+            } else if rows > 0 && (is_tried || self.is_tried(bucket, 1, now)) {
                 add(bucket.version, queue.lanes, queue.at_once, self.work(bucket, queue, rows));
             }
         }
-        let (full_batches, last) = match ticket.grouping {
+        let (full_batches, last) =
+            if is_tried { self.batches(ticket, own, with)? } else { (Duration::ZERO, 0) };
+        before.own += full_batches;
+        let have_room = (self.lanes / ticket.lanes).max(1);
+        let waits = before.takes(self.lanes, ticket.grouping.at_once(ticket.at_once).min(have_room));
+        let waits = waits.max(self.until_any_is_back(ticket, now));
+        let run = match (is_tried, waits.is_zero()) {
+            (false, true) => return None,
+            (false, false) => Duration::ZERO,
+            // Who finds nothing before it gets the benefit of the doubt.
+            (true, true) => own.curve.typical(last)?,
+            (true, false) => self.slow(&own.curve, last)?,
+        };
+        Some(Forecast { waits, answered: waits + run })
+    }
+
+    /// The runs of its bucket before the one with the last rows of a job, if so many rows stand before it; and the size of that.
+    fn batches(&self, ticket: &Ticket<T>, own: &Profile, with: u64) -> Option<(Duration, u32)> {
+        match ticket.grouping {
             Grouping::Together { max_rows } => {
                 let full = own.efficient?.min(self.capped(&ticket.bucket, max_rows)).max(1);
                 let all = with + u64::from(ticket.rows);
                 let last = (all - 1) % u64::from(full) + 1;
                 let before = own.curve.typical(full)?.mul_f64((all - last) as f64 / f64::from(full));
                 // Where so many wait, its own batch will not be a small one either.
-                (before, if all == last { last as u32 } else { full })
+                Some((before, if all == last { last as u32 } else { full }))
             }
             Grouping::Alone | Grouping::Serial => {
                 let one = own.curve.typical(ticket.rows)?;
-                (one.mul_f64(with as f64 / f64::from(ticket.rows)), ticket.rows)
+                Some((one.mul_f64(with as f64 / f64::from(ticket.rows)), ticket.rows))
             }
-        };
-        before.own += full_batches;
-        let have_room = (self.lanes / ticket.lanes).max(1);
-        let waits = before.takes(self.lanes, ticket.grouping.at_once(ticket.at_once).min(have_room));
-        let waits = waits.max(self.until_any_is_back(ticket, now));
-        // Who finds nothing before it gets the benefit of the doubt.
-        let run = if waits.is_zero() { own.curve.typical(last)? } else { self.slow(&own.curve, last)? };
-        Some(Forecast { waits, answered: waits + run })
+        }
     }
 
     /// What a run of so many rows may well take.

@@ -741,6 +741,35 @@ fn what_was_too_slow_once_is_tried_again() {
 }
 
 #[test]
+fn what_was_not_tried_lately_is_excused_for_its_own_time_and_not_for_what_waits_before_it() {
+    let mut world = World::new(1000, 100_000);
+    world.learn(0, 0, &[(1, 300), (4, 300)]);
+    world.now += TRIED_WITHIN;
+    world.learn(1, 0, &[(1, 100)]);
+    world.push_plain(&(0..20).collect::<Vec<_>>(), 1, 0);
+    let due = |world: &World, id, free, due| Ticket {
+        deadline: Some(world.now + due),
+        priority: Priority::Low,
+        ..world.ticket(id, 0, free)
+    };
+    // One that has not run for long, and one that never has.
+    for (id, free) in [(100, 0), (101, 7)] {
+        let late = due(&world, id, free, ms(1900));
+        let Err(Refused::TooLate { wait, .. }) = world.batcher.push(late, &mut world.shed, world.now) else {
+            panic!("two seconds of work stand before it")
+        };
+        assert_eq!(wait.as_millis(), 2000);
+        let in_time = due(&world, id, free, ms(2100));
+        assert!(world.push(in_time), "nobody knows that it takes 300 ms");
+    }
+    let tried = Ticket { deadline: Some(world.now + ms(2100)), ..world.ticket(102, 1, 0) };
+    assert!(!world.push(tried), "of what waits itself it is known");
+    world.now += TRIED_WITHIN;
+    let due = due(&world, 103, 0, ms(100));
+    assert!(world.push(due), "what waits before it may be faster by now as well");
+}
+
+#[test]
 fn a_step_in_the_curve_is_not_stepped_over() {
     let mut world = World::new(100, 10_000);
     let mut ids = 0..;
