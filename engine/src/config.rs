@@ -53,8 +53,8 @@ pub struct Config {
     #[arg(long, value_name = "N", default_value = "16384")]
     pub queue_rows: NonZeroU64,
 
-    /// Bytes of requests that wait or run, with the copies that runs are made from; by default an eighth of the memory, 512 MiB
-    /// at most.
+    /// Bytes of requests that wait or run, with the copies that runs are made from and the outputs that they give, as far as
+    /// these are known; a request that has more alone is refused. By default an eighth of the memory, 512 MiB at most.
     #[arg(long, value_name = "BYTES")]
     pub queue_bytes: Option<NonZeroUsize>,
 

@@ -33,7 +33,7 @@ pub(crate) struct Job {
     /// Who asks, as a hash; 0 if nobody says.
     pub(crate) caller: u64,
     pub(crate) trace: Option<Traced>,
-    /// What it holds in memory while it waits, names included.
+    /// What it holds in memory while it waits, names included, and what it will hold when it runs.
     pub(crate) bytes: usize,
     /// Whether it has been answered, which happens once also to a request that runs in pieces; or need not be.
     pub(crate) answered: AtomicBool,
@@ -80,8 +80,10 @@ impl Job {
             trace,
             metadata_bytes,
         } = terms;
-        // The run is made from a copy. It has room before it is let in: a lane that found none could only refuse it later.
-        let bytes = metadata_bytes.saturating_add(request.payload.len().saturating_mul(2));
+        // The run is made from a copy, and gives outputs. Both have room before it is let in: a lane that found none could only
+        // refuse it later.
+        let inputs = metadata_bytes.saturating_add(request.payload.len().saturating_mul(2));
+        let bytes = inputs.saturating_add(request.output_bytes());
         let (answered, done) = (AtomicBool::new(false), Mutex::default());
         Self {
             request,
@@ -318,6 +320,46 @@ impl Request {
         let whole = &self.payload[self.inputs[position].bytes.clone()];
         let row = whole.len() / self.rows as usize;
         &whole[first as usize * row..(first + rows) as usize * row]
+    }
+
+    /// Bytes that a run gives for it, as far as that is known: what is declared, at its own sizes of the dimensions that have a
+    /// name; where that is not all, what the trial has seen, if it is more. Of free dimensions a request may give more than the
+    /// trial has seen; how much, only a run can tell. All outputs are computed, whichever are wanted.
+    fn output_bytes(&self) -> usize {
+        let spec = self.version.model.spec();
+        let has_rows = usize::from(matches!(spec.rows, Rows::UpTo(_)));
+        let (mut row, mut is_all) = (0u64, !spec.outputs.is_empty());
+        for slot in &spec.outputs {
+            let Some(form) = &slot.form else {
+                is_all = false;
+                continue;
+            };
+            let mut bytes = width(form.datatype) as u64;
+            for dimension in form.shape.iter().skip(has_rows) {
+                bytes = bytes.saturating_mul(match dimension {
+                    Dimension::Fixed(size) => *size,
+                    Dimension::Named(_) => self.size(dimension),
+                    Dimension::Free => {
+                        is_all = false;
+                        1
+                    }
+                });
+            }
+            row = row.saturating_add(bytes);
+        }
+        let row = if is_all { row } else { row.max(self.version.output_bytes) };
+        usize::try_from(row.saturating_mul(self.rows.into())).unwrap_or(usize::MAX)
+    }
+
+    /// How large a dimension is that has a name; 1 where no input has it.
+    fn size(&self, named: &Dimension) -> u64 {
+        let slots = &self.version.model.spec().inputs;
+        let mut sizes = self.inputs.iter().filter_map(|given| {
+            let form = slots[given.slot].form.as_ref()?;
+            let at = form.shape.iter().position(|dimension| dimension == named)?;
+            Some(given.shape[at])
+        });
+        sizes.next().unwrap_or(1)
     }
 
     /// The dimensions that must agree with those of others to run with them.
@@ -630,7 +672,7 @@ pub(crate) fn shortened_to(text: &str, characters: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::Form;
+    use crate::model::{Form, Named};
     use crate::scripted::{Scripted, catalog_of, rows_spec};
     use wire::Infer;
 
@@ -707,6 +749,18 @@ mod tests {
         assert_eq!(refusal(|i| i.inputs[0].shape = vec![1, 5]), "input `b` has 1 rows, input `a` has 2");
         assert_eq!(refusal(|i| i.outputs = vec!["q".into()]), "unknown output `q`; the model gives `y`, `z`");
         assert_eq!(refusal(|i| i.outputs = vec!["y".into(), "y".into()]), "output `y` is requested twice");
+    }
+
+    #[test]
+    fn a_request_is_known_to_give_what_is_declared_at_its_own_sizes() {
+        let mut spec = rows_spec(&[("a", 3), ("b", 1)], &[("y", 1000), ("z", 1)], 4);
+        let [rows, length] = [Dimension::Free, Dimension::Named(0)];
+        spec.dimensions = vec![Named { name: "length".into(), pad_to: vec![8], waste_max: 1.0, max: None }];
+        spec.inputs[1].form = Some(Form { datatype: Datatype::Bool, shape: vec![rows, length] });
+        spec.outputs[1].form = Some(Form { datatype: Datatype::Int64, shape: vec![rows, length, length] });
+        let request = check_against(spec, |_| {}).ok().unwrap();
+        // Padded from 5 to 8.
+        assert_eq!(request.output_bytes(), 2 * (1000 * 4 + 8 * 8 * 8));
     }
 
     #[test]

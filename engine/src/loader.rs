@@ -581,7 +581,7 @@ impl Shelf {
     fn version(&mut self, name: &str, number: u64, stamp: &Stamp, tried: Tried) -> Version {
         let Tried {
             model,
-            verdict: Verdict { grouping, mut why_alone },
+            verdict: Verdict { grouping, mut why_alone, output_bytes },
             report,
             calibration,
             preprocess,
@@ -618,6 +618,7 @@ impl Shelf {
             grouping,
             way,
             why_alone,
+            output_bytes,
             preprocess,
             pads: padding.is_ok(),
             form: report.to_string(),

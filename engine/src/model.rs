@@ -251,6 +251,8 @@ pub(crate) struct Version {
     pub(crate) way: Way,
     /// Why it is not batched, or not padded; empty when it is.
     pub(crate) why_alone: String,
+    /// Bytes of all outputs of one row, or of a request of a model without rows, as its trial has seen them.
+    pub(crate) output_bytes: u64,
     /// Which files it is made of, see [`Stamp::print`](crate::library::Stamp::print).
     pub(crate) files: u64,
     /// What is done to requests that bring something else than its tensors.

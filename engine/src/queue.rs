@@ -243,7 +243,7 @@ impl Queue {
         self.lock().batcher.running() as u64
     }
 
-    /// Bytes of jobs that wait or run, with the copies that runs are made from.
+    /// Bytes of jobs that wait or run, with the copies that runs are made from and the outputs that they give.
     pub(crate) fn bytes(&self) -> usize {
         self.lock().batcher.bytes()
     }
@@ -352,7 +352,10 @@ fn into_refusal(id: u64, refused: Refused<Arc<Job>>, limits: Limits) -> Refusal 
         Refused::TooLarge(job) if u64::from(job.request.rows) > limits.rows => {
             Refusal::TooLarge { what: "rows", got: job.request.rows.into(), most: limits.rows }
         }
-        Refused::TooLarge(job) => Refusal::too_many_bytes(job.bytes, limits.bytes),
+        Refused::TooLarge(job) => {
+            let what = "bytes of inputs, a copy of them and outputs";
+            Refusal::TooLarge { what, got: job.bytes as u64, most: limits.bytes as u64 }
+        }
         Refused::Duplicate(_) => Refusal::Duplicate { id },
     }
 }

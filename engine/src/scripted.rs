@@ -117,6 +117,7 @@ pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
         grouping,
         way: Way { threads: 1, lanes: 1, at_once: usize::MAX },
         why_alone,
+        output_bytes: 0,
         preprocess: None,
         pads: true,
         form: String::new(),

@@ -15,6 +15,7 @@ use crate::padding::crop;
 use crate::values::{difference, element, width};
 use bytes::Bytes;
 use half::{bf16, f16};
+use std::cell::Cell;
 use std::time::Duration;
 use wire::Datatype;
 
@@ -74,6 +75,8 @@ pub(crate) struct Verdict {
     pub(crate) grouping: Grouping,
     /// Why it is not batched; empty when it is.
     pub(crate) why_alone: String,
+    /// Bytes of all outputs of one row, or of a run of a model without rows; 0 if it has given none.
+    pub(crate) output_bytes: u64,
 }
 
 enum Finding {
@@ -101,10 +104,22 @@ fn run_within(
     bytes_max: u64,
     tolerance: Tolerance,
 ) -> Result<Verdict, String> {
+    let output_bytes = Cell::new(0);
+    let (grouping, why_alone) = judge(model, pace, bytes_max, tolerance, &output_bytes)?;
+    Ok(Verdict { grouping, why_alone, output_bytes: output_bytes.get() })
+}
+
+/// How it may run, and why not together; notes the bytes of the outputs of a row.
+fn judge(
+    model: &dyn Model,
+    pace: &Pace,
+    bytes_max: u64,
+    tolerance: Tolerance,
+    output_bytes: &Cell<u64>,
+) -> Result<(Grouping, String), String> {
     let spec = model.spec();
-    let serial =
-        |why: String| Verdict { grouping: Grouping::Serial, why_alone: format!("not batched: {why}") };
-    let alone = |why: &str| Verdict { grouping: Grouping::Alone, why_alone: format!("not batched: {why}") };
+    let serial = |why: String| (Grouping::Serial, format!("not batched: {why}"));
+    let alone = |why: &str| (Grouping::Alone, format!("not batched: {why}"));
     let forms: Option<Vec<_>> = spec.inputs.iter().map(|slot| slot.form.as_ref()).collect();
     let max_rows = match (&spec.rows, &forms) {
         (Rows::UpTo(rows), _) => Some(*rows),
@@ -123,7 +138,7 @@ fn run_within(
             break;
         }
         let (named, max_rows) = (Vec::new(), max_rows.map(u64::from));
-        match (Trial { model, pace, free: *free, named, max_rows, bytes_max, tolerance }).run() {
+        match (Trial { model, pace, free: *free, named, max_rows, bytes_max, tolerance }).run(output_bytes) {
             Ok(()) => passed = true,
             Err(Finding::Undeclared(wrong)) => return Err(wrong.to_string()),
             // That says nothing about the model, and may be over the next time.
@@ -142,9 +157,7 @@ fn run_within(
         (Some(error), _) if !passed => serial(format!("it fails on made-up input: {error}")),
         (_, Rows::None { why }) => alone(why),
         (_, Rows::UpTo(1)) => alone("max_batch is 1"),
-        (_, Rows::UpTo(max_rows)) => {
-            Verdict { grouping: Grouping::Together { max_rows: *max_rows }, why_alone: String::new() }
-        }
+        (_, Rows::UpTo(max_rows)) => (Grouping::Together { max_rows: *max_rows }, String::new()),
     })
 }
 
@@ -242,9 +255,11 @@ struct Trial<'a> {
 }
 
 impl Trial<'_> {
-    fn run(&self) -> Result<(), Finding> {
+    fn run(&self, output_bytes: &Cell<u64>) -> Result<(), Finding> {
         let rows_max = self.max_rows.unwrap_or(1).min(self.bytes_max / self.row_bytes()?.max(1));
         let first = self.compute(&[Row::plain(0)])?;
+        let bytes = first.iter().map(|output| output.bytes.len() as u64).sum();
+        output_bytes.set(output_bytes.get().max(bytes));
         for _ in 1..WARM_UPS {
             self.compare_again(&first)?;
         }
@@ -589,10 +604,8 @@ mod tests {
     #[test]
     fn independent_rows_may_run_together() {
         let doubled = verdict(|x, rows| Ok((vec![rows, 4], x.iter().map(|v| v * 2.0).collect())));
-        assert_eq!(
-            doubled,
-            Ok(Verdict { grouping: Grouping::Together { max_rows: 8 }, why_alone: String::new() })
-        );
+        let grouping = Grouping::Together { max_rows: 8 };
+        assert_eq!(doubled, Ok(Verdict { grouping, why_alone: String::new(), output_bytes: 16 }));
     }
 
     #[test]
@@ -791,7 +804,11 @@ mod tests {
         let model =
             Scripted::new(spec, |inputs| Ok(vec![output_fp32("y", &inputs[0].shape, &fp32(&inputs[0]))]));
         let verdict = run(&model, &Pace::alone()).unwrap();
-        assert_eq!(verdict.grouping, Grouping::Alone);
+        assert_eq!(
+            (verdict.grouping, verdict.output_bytes),
+            (Grouping::Alone, 12 * 16),
+            "of the larger input"
+        );
         assert_eq!(verdict.why_alone, "not batched: output `y` does not start with -1");
     }
 

@@ -1,6 +1,7 @@
 //! What is not run, because nobody wants it, it would be late or there is no room.
 
 use super::*;
+use crate::model::Form;
 
 #[test]
 fn a_cancelled_request_is_not_run() {
@@ -178,8 +179,8 @@ fn a_full_queue_has_room_for_who_matters_more_and_for_another_tenant() {
 
 #[test]
 fn bytes_are_for_what_waits_and_what_runs_and_for_the_copies_that_runs_are_made_from() {
-    // As much as two requests of 16 rows and 8 bytes each, their copies and what is said beside them.
-    let room = 2 * (2 * 16 * 8 + 100);
+    // As much as two requests of 16 rows and 8 bytes each, their copies, their outputs and what is said beside them.
+    let room = 2 * (3 * 16 * 8 + 100);
     let (_engine, mut client, gate) = engine_with_held_lane(|settings| settings.queue.bytes = room);
     let values = [0.5; 32];
     let large = || Asked::of("double").fp32("x", &[16, 2], &values);
@@ -200,10 +201,56 @@ fn bytes_are_for_what_waits_and_what_runs_and_for_the_copies_that_runs_are_made_
             break Health::decode(frame.metadata).unwrap();
         }
     };
-    assert!((512..room as u64).contains(&health.request_bytes), "{health:?}");
+    assert!((768..room as u64).contains(&health.request_bytes), "{health:?}");
     assert_eq!(health.request_bytes_max, room as u64 * 3 / 2);
     gate.open();
     assert_eq!(client.replies(2).iter().map(|reply| reply.id).collect::<Vec<_>>(), [2, 3]);
     client.infer(5, large());
     assert_eq!(client.reply().unwrap().status(), Status::Ok);
+}
+
+#[test]
+fn bytes_are_for_outputs_as_well_and_who_asks_for_more_than_there_may_be_is_told_so() {
+    let (gate, wide) = (Arc::new(Gate::default()), 1000);
+    let passing = Arc::clone(&gate);
+    let load: Load = Box::new(move || {
+        let mut spec = rows_spec(&[("x", 1)], &[("y", 1)], 16);
+        // How wide it is, only a run tells.
+        let form = Form { datatype: Datatype::Fp32, shape: vec![Dimension::Free, Dimension::Free] };
+        spec.outputs[0].form = Some(form);
+        let model = Scripted::new(spec, move |inputs| {
+            passing.pass();
+            let x = fp32(&inputs[0]);
+            let y: Vec<f32> = x.iter().flat_map(|value| vec![*value; wide]).collect();
+            Ok(vec![output_fp32("y", &[x.len() as u64, wide as u64], &y)])
+        });
+        Ok(Loaded { model: Box::new(model), golden: None, preprocess: None, files: None })
+    });
+    // Ten rows of 4 bytes give as many of 4,000.
+    let room = 10 * 4 * wide + 1000;
+    let engine = Engine::start_with(vec![to_load("wide", 1, load)], |settings| settings.queue.bytes = room);
+    let mut client = engine.connect();
+    client.index();
+    let ask = |rows: u64| Asked::of("wide").fp32("x", &[rows, 1], &vec![0.5; rows as usize]);
+    gate.shut();
+    client.infer(1, ask(4));
+    gate.await_held(1);
+    client.infer(2, ask(5));
+    assert!(client.barrier().is_empty(), "it waits");
+    client.infer(3, ask(2));
+    client.infer(4, ask(11));
+    let refused = client.barrier();
+    let told: Vec<_> = refused.iter().map(|answer| (answer.id, answer.status())).collect();
+    assert_eq!(told, [(3, Status::Overloaded), (4, Status::InvalidArgument)], "{refused:?}");
+    let message = &refused[1].reply.message;
+    assert!(message.ends_with("at most 41000 are held at once"), "{message}");
+    gate.open();
+    assert!(client.replies(2).iter().all(|answer| answer.status() == Status::Ok));
+    // A lane answers first and tells the queue then: until it has, there is no room.
+    let mut asked = (5..).map(|id| {
+        client.infer(id, ask(10));
+        client.reply().unwrap()
+    });
+    let answer = asked.find(|answer| answer.status() != Status::Overloaded).unwrap();
+    assert_eq!(answer.fp32("y").len(), 10 * wide);
 }
