@@ -220,7 +220,7 @@ impl Queue {
         let bucket = Bucket { version: version.key, free: Vec::new(), suspect: false };
         let state = self.lock();
         let backlog = state.batcher.backlog_before(terms.criticality, terms.tenant, now);
-        let takes = state.batcher.takes(&bucket, rows);
+        let takes = state.batcher.takes(&bucket, version.grouping, rows);
         drop(state);
         let (run, with_others) = takes.unwrap_or_else(|| version.takes(rows));
         let share = version.way.lanes as f64 / self.lanes.len() as f64;

@@ -62,14 +62,22 @@ impl<T: Clone> Batcher<T> {
         self.per_lane(waiting + self.residual(now))
     }
 
-    /// What so many rows of a bucket take in a run of their own, and at least if they run with others; nothing where that is
-    /// not known.
-    pub fn takes(&self, bucket: &Bucket, rows: u32) -> Option<(Duration, Duration)> {
+    /// What so many rows of a bucket that runs so take in a run of their own, and at least if they run with others; nothing where
+    /// that is not known.
+    pub fn takes(&self, bucket: &Bucket, grouping: Grouping, rows: u32) -> Option<(Duration, Duration)> {
         let profile = self.known(bucket)?;
-        let (most, best) = (rows.min(profile.max_rows).max(1), profile.efficient?);
-        let alone = profile.curve.typical(most)?.saturating_mul(rows.div_ceil(most));
-        let with_others = profile.curve.typical(best)?.mul_f64(f64::from(rows) / f64::from(best));
-        Some((alone, with_others.min(alone)))
+        match grouping {
+            Grouping::Together { max_rows } => {
+                let (most, best) = (rows.min(max_rows).max(1), profile.efficient?.min(max_rows));
+                let alone = profile.curve.typical(most)?.saturating_mul(rows.div_ceil(most));
+                let with_others = profile.curve.typical(best)?.mul_f64(f64::from(rows) / f64::from(best));
+                Some((alone, with_others.min(alone)))
+            }
+            Grouping::Alone | Grouping::Serial => {
+                let alone = profile.curve.typical(rows)?;
+                Some((alone, alone))
+            }
+        }
     }
 
     /// When a job that came now would be answered. Where nothing was seen lately of what it takes itself, it is supposed to take

@@ -39,8 +39,11 @@ impl<T: Clone> Batcher<T> {
         let slow =
             |rows: u32| profile.and_then(|profile| self.slow(&profile.curve, rows)).unwrap_or_default();
         // More waits than one efficient batch: who has no time for that runs in a smaller one, unless it makes others late.
-        let efficient = profile.and_then(|profile| profile.efficient).map(|rows| rows.min(most));
-        let efficient = efficient.filter(|rows| queue.rows > u64::from(*rows));
+        // What runs alone has the size of its job, whichever is the fastest.
+        let efficient = profile.and_then(|profile| profile.efficient).and_then(|rows| match queue.grouping {
+            Grouping::Together { .. } => Some(rows.min(most)).filter(|rows| queue.rows > u64::from(*rows)),
+            Grouping::Alone | Grouping::Serial => (queue.waiting.len() > 1).then_some(1),
+        });
         let is_pressed = LazyCell::new(|| {
             efficient.is_some_and(|rows| {
                 let extra = typical(1).saturating_sub(typical(rows) / rows);

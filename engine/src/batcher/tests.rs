@@ -590,17 +590,35 @@ fn what_makes_way_does_not_stand_before_anybody() {
 fn what_rows_take_is_known_alone_and_with_others() {
     let mut world = World::new(1000, 10_000);
     let bucket = Bucket { version: 0, free: vec![0], suspect: false };
-    assert_eq!(world.batcher.takes(&bucket, 1), None);
+    assert_eq!(world.batcher.takes(&bucket, TOGETHER, 1), None);
     let profile = world.batcher.profile(&bucket);
     profile.limit(4);
     for rows in [1, 1, 1, 4, 4, 4, 4, 4, 4] {
         profile.learn(rows, ms(10 + 2 * u64::from(rows)));
     }
     let tenths = |takes: Duration| (takes.as_secs_f64() * 1e4).round();
-    let takes = |rows| world.batcher.takes(&bucket, rows).map(|(alone, other)| [alone, other].map(tenths));
-    assert_eq!(takes(1), Some([120.0, 45.0]));
-    assert_eq!(takes(4), Some([180.0, 180.0]));
-    assert_eq!(takes(9), Some([540.0, 405.0]), "in three runs");
+    let takes = |grouping, rows| {
+        world.batcher.takes(&bucket, grouping, rows).map(|(alone, other)| [alone, other].map(tenths))
+    };
+    assert_eq!(takes(TOGETHER, 1), Some([120.0, 45.0]));
+    assert_eq!(takes(TOGETHER, 4), Some([180.0, 180.0]));
+    assert_eq!(takes(TOGETHER, 9), Some([540.0, 405.0]), "in three runs");
+    for grouping in [Grouping::Alone, Grouping::Serial] {
+        assert_eq!(takes(grouping, 1), Some([120.0, 120.0]), "there are no others");
+        assert_eq!(takes(grouping, 9), Some([280.0, 280.0]), "in one run");
+    }
+}
+
+#[test]
+fn who_runs_alone_is_not_given_up_for_want_of_the_time_that_larger_ones_take() {
+    let mut world = World::new(100, 10_000);
+    for id in 0..10 {
+        let ticket = Ticket { deadline: Some(world.now + ms(50)), ..world.ticket(id, 1, 0) };
+        assert!(world.push(ticket));
+    }
+    // Of those sizes eight rows are the fastest, for each row; but nobody has as many.
+    world.learn(1, 0, &[(1, 10), (8, 40), (9, 50), (16, 160)]);
+    assert_eq!(world.step(), Step::Run(vec![0]), "it takes 10 ms, and 15 when it is slow");
 }
 
 #[test]
