@@ -23,7 +23,7 @@ use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::record::Record;
 use crate::refusal::Refusal;
-use crate::remote::Remotes;
+use crate::remote::{self, Remotes};
 use crate::route::Target;
 use crate::shadow::{Answer, COPY, Copy, Shadows, ToServer};
 use crate::slots::{Slot, Slots};
@@ -121,6 +121,10 @@ impl InferPath {
             Some(chosen) => snapshot.remote(target.model, Version(chosen.number)).is_some(),
             None => snapshot.model(target.model).is_some_and(ModelPolicy::has_remotes),
         };
+        if may_be_remote {
+            // Before a version is asked: what the head says of it is its caller's doing.
+            remote::hops(&call.head().headers)?;
+        }
         let body = self.read(call, may_be_remote, &mut slot).await?;
         record.slot = Some(slot);
         record.stages.read = Some(Instant::now());

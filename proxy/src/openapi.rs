@@ -44,7 +44,7 @@ struct Operation {
 /// Refusals of everything that names a model.
 const OF_MODEL: &[u16] = &[404];
 /// Refusals of requests that a model is to answer.
-const OF_INFERENCE: &[u16] = &[400, 404, 408, 413, 415, 429, 500, 501, 502, 503, 504];
+const OF_INFERENCE: &[u16] = &[400, 404, 408, 413, 415, 429, 500, 501, 502, 503, 504, 508];
 /// Refusals of orders.
 const OF_ORDER: &[u16] = &[400, 403, 404, 408, 413, 415, 500, 503];
 /// Refusals of changes of settings.

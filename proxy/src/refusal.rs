@@ -113,6 +113,12 @@ pub enum Refusal {
         /// That time.
         waited: Duration,
     },
+    /// It has been sent from one server to the next, and may come back for ever.
+    #[error("the request has been passed on {hops} times already")]
+    Looping {
+        /// How many times.
+        hops: usize,
+    },
     /// The engine or this process broke a promise.
     #[error("internal error: {0}")]
     Internal(String),
@@ -180,6 +186,7 @@ impl Refusal {
             Self::DeadlineExceeded { .. } | Self::RemoteTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::ModelFailed(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
             Self::RemoteFailed(_) => StatusCode::BAD_GATEWAY,
+            Self::Looping { .. } => StatusCode::LOOP_DETECTED,
             // Nobody reads it; nginx's number keeps metrics telling.
             Self::ClientGone => StatusCode::from_u16(499).expect("499 is a three-digit status"),
         }
@@ -206,13 +213,14 @@ impl Refusal {
             Self::DeadlineExceeded { .. } => "deadline",
             Self::ModelFailed(_) => "model_failed",
             Self::RemoteFailed(_) | Self::RemoteTimeout { .. } => "remote",
+            Self::Looping { .. } => "loop",
             Self::Internal(_) => "internal",
             Self::ClientGone => "client_gone",
         }
     }
 
     /// All that [`Refusal::reason`] says.
-    pub(crate) const REASONS: [&str; 20] = [
+    pub(crate) const REASONS: [&str; 21] = [
         "invalid",
         "not_found",
         "forbidden",
@@ -231,6 +239,7 @@ impl Refusal {
         "deadline",
         "model_failed",
         "remote",
+        "loop",
         "internal",
         "client_gone",
     ];
@@ -256,6 +265,7 @@ impl Refusal {
             | Self::ModelFailed(_)
             | Self::RemoteFailed(_)
             | Self::RemoteTimeout { .. }
+            | Self::Looping { .. }
             | Self::Internal(_)
             | Self::Unsupported(_)
             | Self::ClientGone => None,
@@ -284,6 +294,7 @@ impl Refusal {
             | Self::ModelFailed(_)
             | Self::RemoteFailed(_)
             | Self::RemoteTimeout { .. }
+            | Self::Looping { .. }
             | Self::Internal(_)
             | Self::ClientGone => None,
         }

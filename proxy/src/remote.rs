@@ -26,6 +26,9 @@ const CONNECT_MAX: Duration = Duration::from_secs(1);
 /// An idle connection is kept for so long.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
+/// What a server has said before it closed its connection is there within this.
+const SAID_MAX: Duration = Duration::from_millis(100);
+
 /// A name is looked up again after this.
 const RESOLVED_FOR: Duration = Duration::from_secs(5);
 
@@ -38,7 +41,7 @@ pub(crate) const ANSWER_BYTES_MAX: usize = 256 << 20;
 /// All answers together: what they hold is beside what requests may hold.
 const ANSWERS_BYTES_MAX: usize = 512 << 20;
 
-/// How many times a request has been passed on, told from one to the next.
+/// How many times a request has been passed on, told from one to the next. Anybody may say so.
 const HOPS: HeaderName = HeaderName::from_static("x-penstock-hops");
 
 /// Whoever passes on requests to where they came from would do so for ever.
@@ -54,6 +57,13 @@ const HOP_BY_HOP: [HeaderName; 8] = [
     header::TRAILER,
     header::TRANSFER_ENCODING,
     header::UPGRADE,
+];
+
+/// They concern the body, whatever `Connection` says of them: without them it is another one.
+const OF_THE_BODY: [HeaderName; 3] = [
+    header::CONTENT_TYPE,
+    header::CONTENT_ENCODING,
+    HeaderName::from_static("inference-header-content-length"),
 ];
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -82,6 +92,8 @@ pub struct Passed {
     pub headers: HeaderMap,
     /// All of it.
     pub body: Bytes,
+    /// How many times the request had been passed on before, as whoever sent it says.
+    pub(crate) hops: usize,
 }
 
 impl Passed {
@@ -94,6 +106,8 @@ impl Passed {
             // Its path is the policy's, not the caller's.
             404 => Some(Refusal::RemoteFailed("it answered 404: the model is not there".into())),
             429 => Some(Refusal::Overloaded("the other server says so".into())),
+            // If it goes in circles, the first on the way knows whose fault that is. Here it may be what somebody made up.
+            508 if self.hops > 0 => Some(Refusal::Looping { hops: self.hops }),
             400..=499 => Some(Refusal::Invalid("the other server says so".into())),
             // No request for inference has another place to go to, or nothing for an answer.
             status => not_an_answer(&status.to_string()),
@@ -142,12 +156,7 @@ impl Remotes {
         bytes_max: usize,
         may_repeat: impl FnOnce() -> bool,
     ) -> Result<Passed, Refusal> {
-        let hops = header_number(headers, &HOPS)?.unwrap_or(0);
-        if hops >= HOPS_MAX {
-            return Err(Refusal::RemoteFailed(format!(
-                "the request has been passed on {hops} times already"
-            )));
-        }
+        let hops = hops(headers)?;
         let exchange = async {
             let connector = self.connectors.of(remote.tls()).await.map_err(Refusal::RemoteFailed)?;
             let peer = self.peer(remote).await?;
@@ -177,13 +186,14 @@ impl Remotes {
                     answer => answer,
                 }
             };
-            exchanged.await.map_err(|failure| match failure {
+            let passed = exchanged.await.map_err(|failure| match failure {
                 Failed::Exchange(error) => failed(&error),
                 Failed::Refused(Refusal::TooLarge { limit, .. }) => {
                     Refusal::RemoteFailed(format!("its answer is longer than {limit} bytes"))
                 }
                 Failed::Refused(refusal) => refusal,
-            })
+            })?;
+            Ok(Passed { hops, ..passed })
         };
         tokio::time::timeout_at(deadline.at.into(), exchange).await.map_err(|_| deadline.exceeded())?
     }
@@ -221,17 +231,29 @@ async fn exchange(
     body: Bytes,
     (bytes_max, mut room): (usize, Slot),
 ) -> Result<Passed, Failed> {
+    let mut is_whole = true;
     let (mut session, is_reused) = connector.get_http_session(peer).await?;
     let stale = |mut error: Box<pingora::Error>| {
         error.retry.decide_reuse(is_reused);
         error
     };
-    session.write_request_header(Box::new(head)).await.map_err(stale)?;
-    session.write_request_body(body, true).await.map_err(stale)?;
-    session.finish_request_body().await.map_err(stale)?;
+    let sent = async {
+        session.write_request_header(Box::new(head)).await?;
+        session.write_request_body(body, true).await?;
+        session.finish_request_body().await
+    };
+    // Who does not want the rest of a body may have said so before the connection was closed.
+    let mut unsent = sent.await.map_err(stale).err();
     // What comes before it, such as `103 Early Hints`, is for who wants it.
     let head = loop {
-        session.read_response_header().await.map_err(stale)?;
+        let read = session.read_response_header();
+        match unsent.take() {
+            None => read.await.map(drop).map_err(stale)?,
+            Some(error) => match tokio::time::timeout(SAID_MAX, read).await {
+                Ok(Ok(_)) => is_whole = false,
+                Ok(Err(_)) | Err(_) => return Err(error.into()),
+            },
+        }
         let head = session.response_header().expect("it was just read");
         if !head.status.is_informational() {
             break head.clone();
@@ -245,9 +267,22 @@ async fn exchange(
     for (name, value) in head.headers.iter().filter(|(name, _)| passes(name, &head.headers)) {
         headers.append(name.clone(), value.clone());
     }
-    connector.release_http_session(session, peer, Some(IDLE_MAX)).await;
+    if is_whole {
+        connector.release_http_session(session, peer, Some(IDLE_MAX)).await;
+    }
     let body = Bytes::from_owner(Held { bytes: whole.freeze(), _room: room });
-    Ok(Passed { status: head.status, headers, body })
+    Ok(Passed { status: head.status, headers, body, hops: 0 })
+}
+
+/// How many times a request has been passed on.
+///
+/// # Errors
+/// As many as it may be, or no number.
+pub(crate) fn hops(headers: &HeaderMap) -> Result<usize, Refusal> {
+    match header_number(headers, &HOPS)?.unwrap_or(0) {
+        hops if hops >= HOPS_MAX => Err(Refusal::Looping { hops }),
+        hops => Ok(hops),
+    }
 }
 
 fn is_of_writing(error: &pingora::Error) -> bool {
@@ -262,7 +297,8 @@ fn passes(name: &HeaderName, all: &HeaderMap) -> bool {
         let mut named = named.flat_map(|value| value.split(','));
         named.any(|named| named.trim().eq_ignore_ascii_case(name.as_str()))
     };
-    !HOP_BY_HOP.contains(name) && !TOLD_ANEW.contains(name) && !is_named()
+    let is_ours = HOP_BY_HOP.contains(name) || TOLD_ANEW.contains(name);
+    !is_ours && (OF_THE_BODY.contains(name) || !is_named())
 }
 
 fn failed(error: &pingora::Error) -> Refusal {
@@ -282,7 +318,8 @@ mod tests {
     #[test]
     fn what_concerns_one_connection_does_not_pass() {
         let mut headers = HeaderMap::new();
-        headers.insert(header::CONNECTION, "close, X-Hop".parse().unwrap());
+        let named = "close, X-Hop, content-type, Inference-Header-Content-Length";
+        headers.insert(header::CONNECTION, named.parse().unwrap());
         for (name, does) in [
             ("content-type", true),
             ("inference-header-content-length", true),
@@ -301,7 +338,7 @@ mod tests {
     fn what_the_other_server_says_counts_as_ours_would() {
         let said = |status, body: &'static str| {
             let status = StatusCode::from_u16(status).unwrap();
-            let passed = Passed { status, headers: HeaderMap::new(), body: body.into() };
+            let passed = Passed { status, headers: HeaderMap::new(), body: body.into(), hops: 0 };
             passed.refusal().map(|refusal| refusal.reason())
         };
         let of = |status| said(status, "");
@@ -313,5 +350,14 @@ mod tests {
         for (status, body) in [(200, ""), (200, "<html>"), (204, ""), (206, "{}"), (302, ""), (304, "{}")] {
             assert_eq!(said(status, body), Some("remote"), "{status} {body}");
         }
+        let circle = Passed {
+            status: StatusCode::LOOP_DETECTED,
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            hops: 0,
+        };
+        assert_eq!(circle.refusal().map(|refusal| refusal.reason()), Some("remote"), "it begins here");
+        let passed_on = Passed { hops: 1, ..circle };
+        assert_eq!(passed_on.refusal().map(|refusal| refusal.reason()), Some("loop"));
     }
 }

@@ -369,7 +369,7 @@ impl Answer {
     fn inferred(answer: HttpAnswer) -> Self {
         let encoded = match answer {
             HttpAnswer::Here(encoded) => encoded,
-            HttpAnswer::Elsewhere(Passed { status, headers, body }) => {
+            HttpAnswer::Elsewhere(Passed { status, headers, body, .. }) => {
                 return Self { status, passed: Some(headers), body, ..Self::empty() };
             }
         };
@@ -423,6 +423,7 @@ impl Answer {
             | Refusal::ModelFailed(_)
             | Refusal::RemoteFailed(_)
             | Refusal::RemoteTimeout { .. }
+            | Refusal::Looping { .. }
             | Refusal::Internal(_)
             | Refusal::ClientGone => None,
         };

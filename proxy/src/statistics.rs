@@ -77,7 +77,8 @@ impl Failure {
             | Refusal::Crowded(_)
             | Refusal::Oversized { .. }
             | Refusal::DeadlineExceeded { .. } => Self::Rejected,
-            Refusal::Invalid(_)
+            Refusal::Looping { .. }
+            | Refusal::Invalid(_)
             | Refusal::NotFound(_)
             | Refusal::Forbidden(_)
             | Refusal::Unsupported(_)

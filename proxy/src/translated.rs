@@ -230,6 +230,7 @@ mod tests {
             status: StatusCode::from_u16(status).unwrap(),
             headers: headers(all),
             body: body.to_owned().into(),
+            hops: 0,
         };
         let said = |status, body| read(&passed(status, body, &[])).unwrap_err().to_string();
         let head = r#"{"outputs":[{"name":"y","datatype":"UINT8","shape":[2],"parameters":{"binary_data_size":2}}]}"#;
@@ -257,7 +258,7 @@ mod tests {
             let body = format!(
                 r#"{{"outputs":[{{"name":"y","datatype":"UINT8","shape":[{elements}],"data":[{data}]}}]}}"#
             );
-            Passed { status: StatusCode::OK, headers: HeaderMap::new(), body: body.into() }
+            Passed { status: StatusCode::OK, headers: HeaderMap::new(), body: body.into(), hops: 0 }
         };
         for (elements, is_at_once) in [(10, true), (1 << 20, false)] {
             let mut reading = std::pin::pin!(answer(passed(elements)));

@@ -1,7 +1,7 @@
 //! One running `penstock` (and the engine it manages, unless told otherwise) with its configuration in a
 //! temporary folder. Stops both when dropped, however the scenario ends.
 
-use crate::client::Client;
+use crate::client::{Client, raw_exchange};
 use crate::eventually;
 use crate::grpc::GrpcClient;
 use rustix::process::{Pid, Signal, kill_process};
@@ -237,6 +237,12 @@ impl Stack {
     /// The metrics page.
     pub fn metrics(&self) -> String {
         Client::new(self.monitor).get("/metrics").text()
+    }
+
+    /// The same in OpenMetrics text, which has examples.
+    pub fn openmetrics(&self) -> String {
+        let asks = "GET /metrics HTTP/1.1\r\nhost: x\r\naccept: application/openmetrics-text\r\nconnection: close\r\n\r\n";
+        raw_exchange(self.monitor, asks.as_bytes(), false)
     }
 
     /// One line of the metrics page, as a number; 0 if it is not there yet.

@@ -208,8 +208,55 @@ fn a_request_that_goes_round_in_circles_is_told_so() {
         let answer = client.infer("m", &[], &body());
         (answer.status != 404).then_some(answer)
     });
-    assert_eq!(answer.status, 502, "{}", answer.text());
+    assert_eq!(answer.status, 508, "{}", answer.text());
     assert!(answer.error().contains("passed on 8 times already"), "{}", answer.error());
+    stack.wait_for_metric("penstock_requests_total{model=\"m\",version=\"2\",outcome=\"failed\"}", 1.0);
+}
+
+#[test]
+fn whoever_says_that_a_request_goes_in_circles_is_told_so_and_harms_nobody() {
+    let there_engine = ScriptedEngine::start(&[("m", 7, Behaviour::Answer)]);
+    let there = Stack::builder().external_engine(there_engine.socket()).start();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let all = policy(&there, "split: {weights: {2: 1}}, breaker: {failures: 2}");
+    let stack = Stack::builder().policies(&all).external_engine(engine.socket()).start();
+    let client = stack.client();
+    for _ in 0..5 {
+        for (hops, status) in [("8", 508), ("99", 508), ("abc", 400)] {
+            assert_eq!(client.infer("m", &[("x-penstock-hops", hops)], &body()).status, status);
+        }
+    }
+    assert_eq!(client.infer("m", &[], &body()).status, 200);
+}
+
+/// A server that stands for those that refuse a large body as soon as they know how long it is.
+fn refuses_at_once() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let read = stream.read(&mut [0; 4096]).expect("a request");
+            assert!(read > 0, "a request");
+            let _ = stream.write_all(b"HTTP/1.1 413 Payload Too Large\r\ncontent-length: 9\r\n\r\ntoo large");
+        }
+    });
+    address
+}
+
+#[test]
+fn a_server_that_refuses_a_large_body_before_it_has_come_is_heard_and_has_not_failed() {
+    let there = refuses_at_once();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let policy = format!(
+        "models: {{m: {{remote: {{2: {{url: 'http://{there}/infer'}}}}, split: {{weights: {{2: 1}}}}, breaker: {{failures: 2}}}}}}\n"
+    );
+    let stack = Stack::builder().policies(&policy).external_engine(engine.socket()).start();
+    let client = stack.client();
+    let large = infer_body("x", [1, 1 << 20], &vec![0.5; 1 << 20]);
+    for _ in 0..4 {
+        let answer = client.infer("m", &[], &large);
+        assert_eq!((answer.status, answer.text()), (413, "too large".into()));
+    }
 }
 
 /// A server that stands for whatever sends without end, and tells how much of it was taken.

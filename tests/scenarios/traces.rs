@@ -376,10 +376,10 @@ fn a_trace_that_is_kept_is_an_example_of_its_time() {
     let body = infer_body("x", [1, 1], &[0.0]);
     let example = "# {trace_id=\"0af7651916cd43dd8448eb211c80319c\"}";
     assert_eq!(stack.client().infer("m", &[], &body).status, 200);
-    assert!(!stack.metrics().contains("# {trace_id="), "nobody has kept it");
+    assert!(!stack.openmetrics().contains("# {trace_id="), "nobody has kept it");
     let parent = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01");
     assert_eq!(stack.client().infer("m", &[parent], &body).status, 200);
-    let page = eventually("the example", || Some(stack.metrics()).filter(|page| page.contains(example)));
+    let page = eventually("the example", || Some(stack.openmetrics()).filter(|page| page.contains(example)));
     let line = page.lines().find(|line| line.contains(example)).unwrap_or_default();
     assert!(line.starts_with("penstock_request_duration_seconds_bucket{le="), "{line}");
     assert!(line.contains(r#"model="m",version="1"} "#), "{line}");

@@ -137,9 +137,11 @@ pub(crate) fn exception(refusal: &Refusal) -> &'static str {
         | Refusal::Tripped { .. }
         | Refusal::NotReady(_)
         | Refusal::EngineDown(_) => "ServiceUnavailableException",
-        Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::Internal(_) | Refusal::ClientGone => {
-            "InternalServerException"
-        }
+        Refusal::ModelFailed(_)
+        | Refusal::RemoteFailed(_)
+        | Refusal::Looping { .. }
+        | Refusal::Internal(_)
+        | Refusal::ClientGone => "InternalServerException",
     }
 }
 

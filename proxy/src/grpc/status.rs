@@ -28,6 +28,7 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
         Refusal::BodyTimeout { .. } | Refusal::DeadlineExceeded { .. } | Refusal::RemoteTimeout { .. } => {
             Code::DeadlineExceeded
         }
+        Refusal::Looping { .. } => Code::FailedPrecondition,
         Refusal::ModelFailed(_) | Refusal::Internal(_) => Code::Internal,
         Refusal::ClientGone => Code::Cancelled,
     }

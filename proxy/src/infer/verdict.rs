@@ -34,6 +34,7 @@ pub(super) fn sight<T>(
             | Refusal::Crowded(_)
             | Refusal::Encoding { .. }
             | Refusal::BodyTimeout { .. }
+            | Refusal::Looping { .. }
             | Refusal::Limited { .. },
         ) => None,
     }
@@ -73,6 +74,7 @@ pub(super) fn outcome<T>(answer: &Result<T, Refusal>) -> Outcome {
             | Refusal::Crowded(_)
             | Refusal::Encoding { .. }
             | Refusal::BodyTimeout { .. }
+            | Refusal::Looping { .. }
             | Refusal::Limited { .. }
             | Refusal::Tripped { .. },
         ) => Outcome::Refused,
@@ -107,6 +109,7 @@ pub(super) fn is_paid_for<T>(answer: &Result<T, Refusal>) -> bool {
             | Refusal::Crowded(_)
             | Refusal::Encoding { .. }
             | Refusal::BodyTimeout { .. }
+            | Refusal::Looping { .. }
             | Refusal::Limited { .. }
             | Refusal::Tripped { .. },
         ) => false,
