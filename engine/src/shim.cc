@@ -19,6 +19,8 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/jit/ir/alias_analysis.h>
 #include <torch/csrc/jit/ir/ir.h>
+#include <torch/csrc/jit/passes/inline_fork_wait.h>
+#include <torch/csrc/jit/passes/lower_tuples.h>
 #include <torch/csrc/jit/serialization/import.h>
 
 namespace penstock {
@@ -190,68 +192,129 @@ std::unique_ptr<Module> Module::frozen() const {
 
 namespace {
 
-bool holds_tensors(const c10::TypePtr& type) {
-  auto contained = type->containedTypes();
-  return type->kind() == c10::TypeKind::TensorType ||
-      std::any_of(contained.begin(), contained.end(), holds_tensors);
-}
+using torch::jit::AliasDb;
+using torch::jit::Block;
+using torch::jit::Graph;
+using torch::jit::Node;
+using torch::jit::Value;
 
-// What a graph does with memory that outlives a call.
-struct Keeps {
-  // It certainly writes to some.
-  bool writes_to_own = false;
-  // It has lists and the like of tensors of its own: which of them it writes to, nobody can tell.
-  bool has_containers = false;
-  // It writes to something.
-  bool writes = false;
-
-  bool any() const { return writes_to_own || (has_containers && writes); }
-};
-
-void look_at(torch::jit::Block& block, const torch::jit::AliasDb& aliases, Keeps& keeps);
-
-Keeps keeps(const std::shared_ptr<torch::jit::Graph>& graph) {
-  Keeps keeps;
-  look_at(*graph->block(), torch::jit::AliasDb(graph), keeps);
-  return keeps;
-}
-
-// Freezing makes a constant of every attribute but of those that it sees to be written to, in whatever branch is left in eval
-// mode.
-void look_at(torch::jit::Block& block, const torch::jit::AliasDb& aliases, Keeps& keeps) {
-  for (torch::jit::Node* node : block.nodes()) {
-    if (node->kind() == c10::prim::SetAttr) {
-      keeps.writes_to_own = true;
-    }
-    if (node->kind() == c10::prim::GetAttr && node->output()->type()->kind() != c10::TypeKind::ClassType) {
-      keeps.writes_to_own = true;
-    }
-    if (node->kind() == c10::prim::Constant && holds_tensors(node->output()->type())) {
-      if (node->output()->type()->kind() != c10::TypeKind::TensorType) {
-        keeps.has_containers = true;
-      } else if (aliases.hasWriters(node->output())) {
-        keeps.writes_to_own = true;
-      }
-    }
-    if (const c10::FunctionSchema* schema = node->maybeSchema(); schema != nullptr && schema->is_mutable()) {
-      keeps.writes = true;
-    }
-    if (node->hasAttribute(torch::jit::attr::Subgraph)) {
-      // What it is given may be a constant of ours, which it may write to.
-      Keeps inner = penstock::keeps(node->g(torch::jit::attr::Subgraph));
-      keeps.writes_to_own |= inner.any() || inner.writes;
-    }
-    for (torch::jit::Block* inner : node->blocks()) {
-      look_at(*inner, aliases, keeps);
+// Whether something of this type can be written to, or holds what can be.
+bool may_change(const c10::TypePtr& type) {
+  switch (type->kind()) {
+    case c10::TypeKind::TensorType:
+    case c10::TypeKind::ListType:
+    case c10::TypeKind::DictType:
+    case c10::TypeKind::AnyType:
+      return true;
+    default: {
+      auto contained = type->containedTypes();
+      return std::any_of(contained.begin(), contained.end(), may_change);
     }
   }
+}
+
+// Whether there is such a node, in whatever branch.
+template <typename Is>
+bool any_node(Block& block, const Is& is) {
+  for (Node* node : block.nodes()) {
+    auto blocks = node->blocks();
+    if (is(*node) || std::any_of(blocks.begin(), blocks.end(), [&is](Block* inner) { return any_node(*inner, is); })) {
+      return true;
+    }
+  }
+  return false;
+}
+
+bool is_mutable(const Node& node) {
+  const c10::FunctionSchema* schema = node.maybeSchema();
+  return schema != nullptr && schema->is_mutable();
+}
+
+// The same graph after a pass that makes it easier to see through, unless the pass cannot.
+template <typename Pass>
+std::shared_ptr<Graph> after(const Pass& pass, const std::shared_ptr<Graph>& graph) {
+  try {
+    std::shared_ptr<Graph> copy = graph->copy();
+    pass(copy);
+    return copy;
+  } catch (const std::exception&) {
+    return graph;
+  }
+}
+
+// What is given to a run is that run's own, but AliasDb would take it for what anybody may hold.
+void make_inputs_fresh(Graph& graph) {
+  torch::jit::WithInsertPoint first(*graph.block()->nodes().begin());
+  for (Value* input : graph.inputs()) {
+    if (input->type()->kind() != c10::TypeKind::ClassType) {
+      input->replaceAllUsesWith(graph.insertNode(graph.createUninitialized(input->type()))->output());
+    }
+  }
+}
+
+// Of what lies in lists and the like AliasDb knows only of which type it is. An input of that type stands for all of it.
+void add_contained(Graph& graph, const c10::TypePtr& type, std::vector<Value*>& into) {
+  for (const c10::TypePtr& contained : type->containedTypes()) {
+    if (may_change(contained)) {
+      into.push_back(graph.addInput()->setType(contained));
+      add_contained(graph, contained, into);
+    }
+  }
+}
+
+enum class Inputs { kOfTheRun, kOfAnybody };
+
+// Whether a frozen graph may write to what outlives a run of it. Freezing has made a constant of every attribute but of those
+// that it takes to be written to, in whatever branch is left in eval mode; what is called is in the graph.
+bool may_write_to_own(const std::shared_ptr<Graph>& frozen, Inputs inputs) {
+  // Of what is forked AliasDb knows nothing, and of a value that was in a tuple not which one it is.
+  auto graph = after([](auto& copy) { torch::jit::InlineForkWait(copy); }, frozen);
+  graph = after([](auto& copy) { torch::jit::LowerAllTuples(copy); }, graph)->copy();
+  if (inputs == Inputs::kOfTheRun) {
+    make_inputs_fresh(*graph);
+  }
+  std::vector<Value*> own;
+  any_node(*graph->block(), [&own](Node& node) {
+    bool is_own = node.kind() == c10::prim::Constant || node.kind() == c10::prim::GetAttr;
+    // What an object holds is asked of its own GetAttr.
+    if (is_own && node.output()->type()->kind() != c10::TypeKind::ClassType && may_change(node.output()->type())) {
+      own.push_back(node.output());
+    }
+    return false;
+  });
+  for (size_t at = 0, count = own.size(); at < count; ++at) {
+    add_contained(*graph, own[at]->type(), own);
+  }
+  // Not as a frozen one: that would trust a batch norm in training mode.
+  AliasDb aliases(graph);
+  auto is_written = [&](Value* value) {
+    // What a part gives out, whoever has forked it may write to.
+    bool is_given_out = inputs == Inputs::kOfAnybody && aliases.mayContainAlias(value, graph->outputs());
+    return is_given_out || aliases.hasWriters(value);
+  };
+  return std::any_of(own.begin(), own.end(), is_written) || any_node(*graph->block(), [](Node& node) {
+    switch (node.kind()) {
+      case c10::prim::SetAttr:
+      case c10::prim::CallMethod:
+      case c10::prim::CallFunction:
+        return true;
+      default:
+        break;
+    }
+    if (!node.hasAttribute(torch::jit::attr::Subgraph)) {
+      return false;
+    }
+    // What it is given may be a constant of ours, which it may write to.
+    std::shared_ptr<Graph> part = node.g(torch::jit::attr::Subgraph);
+    return any_node(*part->block(), is_mutable) || may_write_to_own(part, Inputs::kOfAnybody);
+  });
 }
 
 }  // namespace
 
 bool Module::remembers() const {
   torch::jit::Module frozen = torch::jit::freeze(module_.deepcopy(), std::nullopt, /*optimize_numerics=*/false);
-  return keeps(frozen.get_method("forward").graph()).any();
+  return may_write_to_own(frozen.get_method("forward").graph(), Inputs::kOfTheRun);
 }
 
 std::unique_ptr<Module> Module::optimised_for_inference() const {

@@ -151,7 +151,7 @@ fn judge(
     }
     if model.remembers() {
         // One after another they may all be right.
-        return Ok(serial("it writes to tensors of its own, which two runs at once would share".into()));
+        return Ok(serial("it may write to tensors of its own, which two runs at once would share".into()));
     }
     Ok(match (failure, &spec.rows) {
         (Some(error), _) if !passed => serial(format!("it fails on made-up input: {error}")),

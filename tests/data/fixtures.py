@@ -11,6 +11,10 @@ Never does: train anything, depend on chance, or stand for a useful model (those
     listed    the same, with the memory in a list
     forked    the same, in a part that runs by fork
     traced    the same, with memory that its trace has made a constant of
+    noted     the same, with the memory in a list in a dict
+    normed    adds up means of its batches in a list, which no operation's name or signature tells
+    recurrent keeps its weights in a list, and writes to what it has computed
+    attentive keeps its weights where it reads them in branches, and writes to what it was given
     picky     raises "negative input" when any value of the batch is below zero
     two       two inputs and two outputs of different datatypes and widths
     kinds     one input per datatype, given back unchanged
@@ -28,7 +32,7 @@ import pathlib
 import sys
 import time
 import warnings
-from typing import Callable, List, Tuple
+from typing import Callable, Dict, List, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +69,10 @@ def main() -> None:
     write("forked", Forked(), [("x", "FP32", four)], [("y", "FP32", four)])
     traced = torch.jit.trace(Traced(), torch.zeros(3, 4), check_trace=False)
     write("traced", traced, [("x", "FP32", four)], [("y", "FP32", four)])
+    write("noted", Noted(), [("x", "FP32", four)], [("y", "FP32", four)])
+    write("normed", Normed(), [("x", "FP32", four)], [("y", "FP32", four)])
+    write("recurrent", Recurrent(), [("x", "FP32", four)], [("y", "FP32", four)])
+    write("attentive", Attentive(), [("x", "FP32", four)], [("y", "FP32", four)])
     write("picky", Picky(), [("x", "FP32", four)], [("y", "FP32", four)])
     write(
         "two",
@@ -164,6 +172,54 @@ class Traced(nn.Module):
         mine = CONSTANT[: x.size(0)]
         mine.copy_(x)
         return mine
+
+
+class Noted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scratch: Dict[str, List[Tensor]] = {"x": [torch.zeros(64, 4)]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        mine = self.scratch["x"][0][: x.size(0)]
+        mine.copy_(x)
+        return mine
+
+
+class Normed(nn.Module):
+    """The rows are normed by their own mean and variance; the sums are written and never read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sums: List[Tensor] = [torch.zeros(64), torch.ones(64)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.size(0)
+        sums = [self.sums[0][:rows], self.sums[1][:rows]]
+        return nn.functional.batch_norm(x.unsqueeze(0), sums[0], sums[1], None, None, True)[0]
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Linear(4, 4)
+        self.rectified = nn.ReLU(inplace=True)
+        self.steps = nn.LSTM(1, 4, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps, _ = self.steps(self.rectified(self.encoder(x)).unsqueeze(2))
+        return self.rectified(steps[:, -1])
+
+
+class Attentive(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = x.mul_(2).unsqueeze(1) + 1
+        return self.attention(words, words, words)[0].squeeze(1)
 
 
 class Picky(nn.Module):
