@@ -141,10 +141,7 @@ fn judge(
         match (Trial { model, pace, free: *free, named, max_rows, bytes_max, tolerance }).run(output_bytes) {
             Ok(()) => passed = true,
             Err(Finding::Undeclared(wrong)) => return Err(wrong.to_string()),
-            // That says nothing about the model, and may be over the next time.
-            Err(Finding::Fails(error)) if error.device_lost || error.out_of_memory => {
-                return Err(error.message);
-            }
+            Err(Finding::Fails(error)) if is_no_fault(&error) => return Err(error.message),
             Err(Finding::Fails(error)) => failure = Some(error),
             Err(Finding::Unlike(why)) => return Ok(serial(why)),
         }
@@ -296,10 +293,10 @@ impl Trial<'_> {
     fn alone(&self, number: u64, like: Like) -> Result<(Row, Vec<Output>), Finding> {
         let (row, plain) = (Row { number, like }, Row::plain(number));
         match self.compute(&[row]) {
-            Err(Finding::Fails(error)) if !error.device_lost && !error.out_of_memory => {
+            Err(Finding::Fails(error)) if !is_no_fault(&error) => {
                 let answered = self.compute(&[plain])?;
                 match self.compute(&[Row::plain(0), row]) {
-                    Err(Finding::Fails(_)) => Ok((plain, answered)),
+                    Err(Finding::Fails(beside)) if !is_no_fault(&beside) => Ok((plain, answered)),
                     Err(finding) => Err(finding),
                     Ok(_) => Err(Finding::Unlike(format!(
                         "it takes a row beside another that it does not take alone: {error}"
@@ -486,11 +483,16 @@ fn datatype_of(slot: &Slot) -> Datatype {
     form_of(slot).datatype
 }
 
+/// Whether an error says nothing about the model, and may be over the next time.
+fn is_no_fault(error: &ModelError) -> bool {
+    error.device_lost || error.out_of_memory
+}
+
 /// What is wrong with rows that run together is no reason to refuse the model: alone they ran.
 fn as_unlike(finding: Finding) -> Finding {
     match finding {
         Finding::Undeclared(wrong) => Finding::Unlike(wrong.to_string()),
-        Finding::Fails(error) if error.device_lost || error.out_of_memory => Finding::Fails(error),
+        Finding::Fails(error) if is_no_fault(&error) => Finding::Fails(error),
         Finding::Fails(error) => Finding::Unlike(format!("several rows together fail: {error}")),
         Finding::Unlike(why) => Finding::Unlike(why),
     }
@@ -732,6 +734,21 @@ mod tests {
         }
         let few = failing(ROWS.len() as u64, full).unwrap();
         assert_eq!(few.grouping, Grouping::Together { max_rows: 8 }, "lanes find out how many fit");
+    }
+
+    #[test]
+    fn a_device_that_is_lost_beside_another_row_says_nothing_about_the_row_either() {
+        let failing = |beside: fn() -> ModelError| {
+            verdict(move |x, rows| match (x.chunks(4).any(|row| row[0] < 0.0), rows) {
+                (true, 1) => Err(ModelError::new("a pixel is negative")),
+                (true, _) => Err(beside()),
+                (false, _) => Ok((vec![rows, 4], x.to_vec())),
+            })
+        };
+        let lost = || ModelError { device_lost: true, ..ModelError::new("cuda:0 works no more") };
+        let full = || ModelError { out_of_memory: true, ..ModelError::new("out of memory") };
+        assert_eq!(failing(lost), Err("cuda:0 works no more".into()));
+        assert_eq!(failing(full), Err("out of memory".into()));
     }
 
     #[test]
