@@ -80,21 +80,8 @@ pub(crate) struct Setup {
 /// Loads `candidates`, all that the library has, and then whatever is ordered.
 pub(crate) fn start(setup: Setup, mut candidates: Vec<Candidate>) -> io::Result<(Loader, Orders)> {
     setup.ready_first.sort(&mut candidates);
-    let (told, inbox) = mpsc::channel();
-    let mut shelf = Shelf {
-        setup,
-        catalog: Catalog::default(),
-        stamps: BTreeMap::new(),
-        drifts: BTreeMap::new(),
-        held: HashMap::new(),
-        keys: 0..,
-        aside: Vec::new(),
-        left_out: Vec::new(),
-        told: told.clone(),
-        inbox,
-        later: VecDeque::new(),
-        is_stopping: false,
-    };
+    let mut shelf = Shelf::new(setup);
+    let told = shelf.told.clone();
     shelf.announce_loading(&candidates);
     std::thread::Builder::new().name("loader".into()).spawn(move || {
         schedule::beside_others();
@@ -157,6 +144,24 @@ impl Aside {
 }
 
 impl Shelf {
+    fn new(setup: Setup) -> Self {
+        let (told, inbox) = mpsc::channel();
+        Self {
+            setup,
+            catalog: Catalog::default(),
+            stamps: BTreeMap::new(),
+            drifts: BTreeMap::new(),
+            held: HashMap::new(),
+            keys: 0..,
+            aside: Vec::new(),
+            left_out: Vec::new(),
+            told,
+            inbox,
+            later: VecDeque::new(),
+            is_stopping: false,
+        }
+    }
+
     /// Loads them one after the other.
     fn load_all(&mut self, candidates: Vec<Candidate>) {
         for candidate in candidates {
@@ -190,14 +195,19 @@ impl Shelf {
 
     /// What is told next; nothing if what was set aside or left out has to be looked at before.
     fn next_told(&mut self) -> Option<Told> {
-        let (now, most) = (Instant::now(), self.setup.load_max);
-        let hopeful = self.aside.iter_mut().filter(|aside| !aside.is_given_up);
-        let aside = hopeful.map(|aside| most.saturating_sub(aside.attempt.stands_still(now)));
-        let left_out = self.left_out.iter().map(|(until, ..)| until.saturating_duration_since(now));
-        match aside.chain(left_out).min() {
+        match self.has_to_look_in(Instant::now()) {
             Some(left) => self.inbox.recv_timeout(left).ok(),
             None => self.inbox.recv().ok(),
         }
+    }
+
+    /// How long it may wait for what is told; nothing if for ever.
+    fn has_to_look_in(&mut self, now: Instant) -> Option<Duration> {
+        let most = self.setup.load_max;
+        let hopeful = self.aside.iter_mut().filter(|aside| !aside.is_given_up);
+        let aside = hopeful.map(|aside| most.saturating_sub(aside.attempt.stands_still(now)));
+        let left_out = self.left_out.iter().map(|(until, ..)| until.saturating_duration_since(now));
+        aside.chain(left_out).min()
     }
 
     fn stop(&mut self) {
@@ -213,12 +223,11 @@ impl Shelf {
             self.hear(told);
         }
         self.look_aside();
-        self.try_again();
+        self.try_again(Instant::now());
     }
 
     /// Tries what was left out for long enough.
-    fn try_again(&mut self) {
-        let now = Instant::now();
+    fn try_again(&mut self, now: Instant) {
         while let Some(at) = self.left_out.iter().position(|(until, ..)| *until <= now) {
             let (_, name, number) = self.left_out.swap_remove(at);
             if !matches!(self.catalog.state(&name, number), Some(State::Unavailable { .. })) {
@@ -694,3 +703,6 @@ fn how(version: &Version) -> String {
         Grouping::Alone | Grouping::Serial => why_alone.clone(),
     }
 }
+
+#[cfg(test)]
+mod tests;
