@@ -378,10 +378,14 @@ mod tests {
 
     impl World {
         fn new() -> Self {
+            Self::of_connection(1)
+        }
+
+        fn of_connection(number: u64) -> Self {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
             let entered = runtime.enter();
             let (ours, theirs) = tokio::net::UnixStream::pair().unwrap();
-            let mailbox = Arc::new(Mailbox::new(1, 1 << 20, Arc::new(Socket::new(ours).unwrap())));
+            let mailbox = Arc::new(Mailbox::new(number, 1 << 20, Arc::new(Socket::new(ours).unwrap())));
             drop(entered);
             let spec = rows_spec(&[("x", 1)], &[("y", 1)], 4);
             let catalog = catalog_of("m", 1, Scripted::new(spec, |_| unreachable!("nothing runs")));
@@ -424,6 +428,59 @@ mod tests {
         world.queue.forget(&after);
         assert_eq!(world.queue.under_way(), 1);
         world.queue.finish(0, ran.claim, Ended::Ran);
+    }
+
+    #[test]
+    fn at_the_moment_a_cancel_is_heard_the_queue_has_lost_what_waited_and_its_bytes() {
+        let (world, now) = (World::new(), Instant::now());
+        let jobs: Vec<_> = (1..=3).map(|id| world.job(id, 0)).collect();
+        world.submit(&jobs.iter().collect::<Vec<_>>(), now);
+        let freed: Vec<_> = jobs.iter().map(Arc::downgrade).collect();
+        let one = jobs[0].bytes;
+        drop(jobs);
+        let cancel = |id| {
+            let mut orders = vec![Order::Cancel { connection: 1, id }];
+            world.queue.submit(&mut orders, &mut Vec::new(), now);
+            (world.queue.under_way(), world.queue.bytes())
+        };
+        assert_eq!((world.queue.under_way(), world.queue.bytes()), (3, 3 * one));
+        assert_eq!([cancel(2), cancel(1), cancel(9)], [(2, 2 * one), (1, one), (1, one)]);
+        assert_eq!(freed.iter().filter(|job| job.upgrade().is_some()).count(), 1, "nothing leaks");
+        assert_eq!(cancel(3), (0, 0));
+        assert!(freed.iter().all(|job| job.upgrade().is_none()));
+    }
+
+    #[test]
+    fn a_connection_that_is_lost_takes_its_thousand_waiting_jobs_along_and_nobody_elses() {
+        let (mut world, other, now) = (World::new(), World::of_connection(2), Instant::now());
+        world.queue = Queue::new(Limits { rows: 1001, bytes: 1 << 20 }, 1);
+        let jobs: Vec<_> = (0..1000).map(|id| world.job(id, 0)).collect();
+        let theirs = other.job(7, 0);
+        world.submit(&jobs.iter().chain([&theirs]).collect::<Vec<_>>(), now);
+        let freed: Vec<_> = jobs.iter().map(Arc::downgrade).collect();
+        drop(jobs);
+        world.queue.cancel_connection(1);
+        assert!(freed.iter().all(|job| job.upgrade().is_none()), "nothing leaks");
+        assert_eq!((world.queue.under_way(), world.queue.bytes()), (1, theirs.bytes));
+        let ran = world.queue.next(0).unwrap();
+        assert!(ran.pieces.len() == 1 && Arc::ptr_eq(&ran.pieces[0].job, &theirs));
+        world.queue.finish(0, ran.claim, Ended::Ran);
+        assert_eq!((world.queue.under_way(), world.queue.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn what_runs_when_it_is_cancelled_is_answered_no_more_and_its_mates_are() {
+        let (world, now) = (World::new(), Instant::now());
+        let jobs: Vec<_> = (1..=3).map(|id| world.job(id, 0)).collect();
+        world.submit(&jobs.iter().collect::<Vec<_>>(), now);
+        let ran = world.queue.next(0).unwrap();
+        assert_eq!(ran.pieces.len(), 3);
+        let mut orders = vec![Order::Cancel { connection: 1, id: 2 }];
+        world.queue.submit(&mut orders, &mut Vec::new(), now);
+        assert_eq!(world.queue.under_way(), 1, "the run goes on");
+        assert_eq!([true, false, true], [0, 1, 2].map(|at: usize| jobs[at].may_answer()));
+        world.queue.finish(0, ran.claim, Ended::Ran);
+        assert_eq!((world.queue.under_way(), world.queue.bytes()), (0, 0));
     }
 
     /// Until so many lanes sleep, and none is on its way.

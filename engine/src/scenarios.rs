@@ -218,6 +218,17 @@ impl Client {
         before
     }
 
+    /// What the engine holds at the moment; replies that come before that are lost.
+    pub(crate) fn health(&mut self) -> Health {
+        self.send(Kind::Ping, 7, &Hello::default(), Bytes::new());
+        loop {
+            let frame = self.frame().expect("the engine lives");
+            if frame.kind == Kind::Pong {
+                return Health::decode(frame.metadata).unwrap();
+            }
+        }
+    }
+
     /// Sends a request that cannot run yet; says whether the engine refuses it at once.
     fn is_refused(&mut self, id: u64, request: Asked) -> bool {
         self.infer(id, request);

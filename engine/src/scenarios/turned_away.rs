@@ -65,6 +65,90 @@ fn who_leaves_while_a_batch_runs_does_not_shift_the_answers_of_the_others() {
 }
 
 #[test]
+fn who_cancels_while_a_batch_runs_is_told_nothing_and_its_mates_are_answered() {
+    let (one, several) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
+    let passing = (Arc::clone(&one), Arc::clone(&several));
+    let model = candidate("double", move |inputs| {
+        if inputs[0].shape[0] == 1 {
+            passing.0.pass()
+        } else {
+            passing.1.pass()
+        }
+        double(inputs)
+    });
+    let engine = Engine::start(vec![model]);
+    let (mut client, mut other) = (engine.connect(), engine.connect());
+    client.index();
+    other.index();
+    one.shut();
+    several.shut();
+    client.infer(1, ask(1.0));
+    one.await_held(1);
+    client.infer_all((2..=4).map(|id| (id, ask(id as f32))));
+    client.barrier();
+    other.infer(3, ask(30.0));
+    other.barrier();
+    one.open();
+    assert_eq!(client.reply().unwrap().id, 1);
+    several.await_held(1);
+    for id in [2, 3] {
+        client.send(Kind::Cancel, id, &Infer::default(), Bytes::new());
+    }
+    client.barrier();
+    several.open();
+    let (answer, others) = (client.reply().unwrap(), other.reply().unwrap());
+    assert_eq!((answer.id, answer.fp32("y")), (4, vec![8.0, 1.0]));
+    assert_eq!((others.id, others.fp32("y")), (3, vec![60.0, 1.0]), "another's of the same id");
+    assert_eq!(answer.reply.timing.as_ref().unwrap().batch_requests, 4, "they ran together");
+    assert!(client.barrier().is_empty(), "who has cancelled is told nothing");
+    nothing_is_held(&mut other);
+}
+
+#[test]
+fn a_proxy_that_goes_with_a_thousand_waiting_requests_leaves_nothing_behind() {
+    let (gate, rows) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
+    let (passing, counting) = (Arc::clone(&gate), Arc::clone(&rows));
+    let model = candidate("double", move |inputs| {
+        counting.fetch_add(inputs[0].shape[0] as usize, Ordering::SeqCst);
+        passing.pass();
+        double(inputs)
+    });
+    let engine = Engine::start_with(vec![model], |settings| settings.queue.rows = 1001);
+    let (mut leaver, mut stayer) = (engine.connect(), engine.connect());
+    leaver.index();
+    stayer.index();
+    gate.shut();
+    rows.store(0, Ordering::SeqCst);
+    leaver.infer(1, ask(1.0));
+    gate.await_held(1);
+    let one = stayer.health().request_bytes;
+    leaver.infer_all((2..=1001).map(|id| (id, ask(2.0))));
+    assert!(leaver.barrier().is_empty(), "all of them wait");
+    stayer.infer(1, ask(3.0));
+    stayer.barrier();
+    let all = stayer.health();
+    assert_eq!((all.under_way, all.running), (1002, 1));
+    drop(leaver);
+    // The engine hears of it when it next looks at that socket.
+    while stayer.health().under_way > 2 {}
+    let left = stayer.health();
+    assert_eq!((left.under_way, left.request_bytes), (2, 2 * one), "what runs, and the other's");
+    gate.open();
+    let answer = stayer.reply().unwrap();
+    assert_eq!((answer.id, answer.fp32("y")), (1, vec![6.0, 1.0]));
+    assert_eq!(rows.load(Ordering::SeqCst), 2, "nothing was run for nobody");
+    nothing_is_held(&mut stayer);
+}
+
+/// A lane answers first, and lets go then.
+fn nothing_is_held(client: &mut Client) {
+    let waited = Instant::now();
+    while client.health().request_bytes > 0 || client.health().under_way > 0 {
+        assert!(waited.elapsed() < Duration::from_secs(60), "something is never let go");
+    }
+}
+
+#[test]
 fn an_expired_request_is_told_so_and_not_run() {
     let (_engine, mut client, gate) = engine_with_held_lane(|_| {});
     let sent = Instant::now();
@@ -194,13 +278,7 @@ fn bytes_are_for_what_waits_and_what_runs_and_for_the_copies_that_runs_are_made_
     client.infer(4, large());
     let refused = client.reply().unwrap();
     assert_eq!((refused.id, refused.status()), (4, Status::Overloaded), "{refused:?}");
-    client.send(Kind::Ping, 7, &Hello::default(), Bytes::new());
-    let health = loop {
-        let frame = client.frame().expect("the engine lives");
-        if frame.kind == Kind::Pong {
-            break Health::decode(frame.metadata).unwrap();
-        }
-    };
+    let health = client.health();
     assert!((768..room as u64).contains(&health.request_bytes), "{health:?}");
     assert_eq!(health.request_bytes_max, room as u64 * 3 / 2);
     gate.open();
