@@ -146,7 +146,9 @@ fn in_best_form(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scripted::{Scripted, rows_spec};
+    use crate::calibrate::Way;
+    use crate::pace::world;
+    use crate::scripted::{Scripted, fp32, output_fp32, rows_spec};
 
     #[test]
     fn who_has_waited_in_vain_for_a_model_that_hangs_may_still_hear_of_it() {
@@ -165,6 +167,34 @@ mod tests {
         is_told.recv().unwrap();
         let came_back = running.ended().and_then(Result::err);
         assert_eq!(came_back.as_deref(), Some("it came back"));
+    }
+
+    /// A model whose runs take so long, in a faster form nine tenths of that.
+    fn taking(time: Duration) -> Scripted {
+        Scripted::new(rows_spec(&[("x", 4)], &[("y", 4)], 32), move |inputs| {
+            world::advance(time);
+            Ok(vec![output_fp32("y", &inputs[0].shape, &fp32(&inputs[0]))])
+        })
+    }
+
+    /// Runs that it takes until such a model is ready.
+    fn runs(time: Duration) -> u64 {
+        let model = taking(time)
+            .with_form(Optimisation::Freeze, move || Ok(taking(time)))
+            .with_form(Optimisation::Inference, move || Ok(taking(time * 9 / 10)));
+        let load = || Ok(Loaded { model: Box::new(model), golden: None, preprocess: None, files: None });
+        let (cores, pace) = (Cores { lanes: 4, cores: 4, threads: None }, Pace::in_a_world());
+        let tried = try_out(Box::new(load), cores, None, &pace).ok().unwrap();
+        assert_eq!(tried.report.kept, Some(Optimisation::Inference));
+        assert_eq!(tried.calibration.way, Way { threads: 1, lanes: 1, at_once: 4 });
+        pace.runs()
+    }
+
+    #[test]
+    fn a_slow_model_is_ready_after_few_runs_and_a_quick_one_is_measured_as_often_as_ever() {
+        let [quick, slow, slower] = [30, 300, 3000].map(|millis| runs(Duration::from_millis(millis)));
+        // All of them counted by number alone it would be 274, 174 and 174.
+        assert!(quick > 250 && slow < 80 && slower < 80, "{quick}, {slow}, {slower}");
     }
 
     #[test]

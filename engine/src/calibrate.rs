@@ -1,6 +1,6 @@
 //! Measures a model once it has passed its trial: how long runs of each size take, which seeds its [`Curve`], and
 //! whether the cores do more of its rows as many lanes of one thread or as fewer lanes of several. Decides by
-//! measurement alone; takes a fraction of a second, and gives up on a size rather than take longer. Ways to use all cores
+//! measurement alone; takes a fraction of a second, or few runs of what is slow, and gives up on a size rather than take longer. Ways to use all cores
 //! are tried by using all cores, which those feel who are answered meanwhile, and who falsify the result: beside them a
 //! version that takes as long as one of the same model keeps that one's way.
 //!
@@ -20,8 +20,12 @@ const SIZES_TAKE: Duration = Duration::from_millis(400);
 /// Each way to use the cores is measured so often, in turns; its best round counts, which was disturbed least.
 const WAY_ROUNDS: usize = 3;
 
-/// A round takes so long, and [`WAY_RUNS`] of each lane at least.
+/// When the rounds of all ways have taken so long, there is no third one.
+const WAYS_TAKE: Duration = Duration::from_secs(2);
+
+/// A round takes so long, and [`WAY_RUNS`] of each lane at least, unless it takes longer than it may.
 const WAY_TAKES: Duration = Duration::from_millis(50);
+const WAY_TAKES_MAX: Duration = Duration::from_millis(150);
 const WAY_RUNS: u32 = 3;
 
 /// Ways are compared at one row if a run of more takes longer than this.
@@ -210,10 +214,16 @@ fn best_way(
 ) -> Way {
     let choose = || {
         let mut ways: Vec<(Way, f64)> = cores.ways(grouping).map(|way| (way, 0.0)).collect();
-        for _ in 0..WAY_ROUNDS {
+        let mut taken = Duration::ZERO;
+        for round in 1..=WAY_ROUNDS {
             for (way, best) in &mut ways {
                 model.use_threads(way.threads);
-                *best = best.max(speed(model, made_up, rows, way.at_once, pace));
+                let (speed, took) = speed(model, made_up, rows, way.at_once, pace);
+                *best = best.max(speed);
+                taken += took;
+            }
+            if taken > WAYS_TAKE && round > 1 {
+                break;
             }
         }
         tracing::debug!(rows, ?ways, "ways and runs per second");
@@ -250,29 +260,33 @@ fn fastest(ways: &[(Way, f64)]) -> Way {
     chosen
 }
 
-/// Runs per second of so many at the same time.
-fn speed(model: &dyn Model, made_up: &MadeUp<'_>, rows: u32, at_once: usize, pace: &Pace) -> f64 {
-    let Some(batch) = made_up.batch(rows) else { return 0.0 };
+/// Runs per second of so many at the same time, and how long it took to find out.
+fn speed(model: &dyn Model, made_up: &MadeUp<'_>, rows: u32, at_once: usize, pace: &Pace) -> (f64, Duration) {
+    let Some(batch) = made_up.batch(rows) else { return (0.0, Duration::ZERO) };
     let inputs = batch.gathered();
     let run = || {
         let (outputs, took) = pace.run(model, &inputs);
         outputs.ok().map(|_| took)
     };
     let one = || {
-        // The first runs of a thread set up its pool.
-        let (Some(_), Some(_)) = (run(), run()) else { return 0.0 };
-        let (mut runs, mut taken) = (0, Duration::ZERO);
-        while runs < WAY_RUNS || taken < WAY_TAKES {
-            let Some(took) = run() else { return 0.0 };
-            runs += 1;
-            taken += took;
+        // The first runs of a thread set up its pool, which a long one does not notice.
+        let mut warmed = run()?;
+        if warmed < WAY_TAKES_MAX {
+            warmed += run()?;
         }
-        f64::from(runs) / taken.as_secs_f64()
+        let (mut runs, mut taken) = (0, Duration::ZERO);
+        while taken < WAY_TAKES || (runs < WAY_RUNS && taken < WAY_TAKES_MAX) {
+            taken += run()?;
+            runs += 1;
+        }
+        Some((f64::from(runs) / taken.as_secs_f64(), warmed + taken))
     };
-    std::thread::scope(|scope| {
+    let lanes: Vec<(f64, Duration)> = std::thread::scope(|scope| {
         let runners: Vec<_> = (0..at_once).map(|_| scope.spawn(one)).collect();
-        runners.into_iter().filter_map(|runner| runner.join().ok()).sum()
-    })
+        runners.into_iter().filter_map(|runner| runner.join().ok().flatten()).collect()
+    });
+    let took = lanes.iter().map(|(_, took)| *took).max().unwrap_or_default();
+    (lanes.iter().map(|(speed, _)| speed).sum(), took)
 }
 
 #[cfg(test)]

@@ -13,6 +13,12 @@ use std::time::Duration;
 /// counts: it is the one that was disturbed least.
 const ROUNDS: usize = 7;
 
+/// When its runs have taken so long, no more are made of a size of which they leave no doubt,
+const TAKE: Duration = Duration::from_millis(500);
+
+/// and when they have taken so long, none of any.
+const TAKE_MAX: Duration = Duration::from_secs(5);
+
 /// libtorch profiles the first runs and compiles in the next.
 const WARM_UPS: usize = 3;
 
@@ -134,18 +140,44 @@ fn measure(
     for rows in sizes.iter().copied() {
         let Some(batch) = made_up.batch(rows) else { break };
         let inputs = batch.gathered();
-        let time = |model: &dyn Model| {
+        let mut taken = Duration::ZERO;
+        let mut time = |model: &dyn Model| {
             let (outputs, took) = pace.run(model, &inputs);
-            outputs.is_ok().then(|| took.as_secs_f64() * 1e6 / f64::from(rows))
+            taken += took;
+            (if outputs.is_ok() { took.as_secs_f64() * 1e6 / f64::from(rows) } else { f64::INFINITY }, taken)
         };
-        let (mut before, mut after) = (f64::INFINITY, f64::INFINITY);
-        for _ in 0..ROUNDS {
-            before = before.min(time(model).unwrap_or(f64::INFINITY));
-            after = after.min(time(other).unwrap_or(f64::INFINITY));
+        let (mut before, mut after) = (Times::NONE, Times::NONE);
+        for round in 1..=ROUNDS {
+            before.note(time(model).0);
+            let (last, taken) = time(other);
+            after.note(last);
+            if taken > TAKE_MAX || (taken > TAKE && round > 1 && leave_no_doubt(before, after)) {
+                break;
+            }
         }
-        per_row.push((rows, before, after));
+        per_row.push((rows, before.shortest, after.shortest));
     }
     per_row
+}
+
+/// What runs of one form have taken.
+#[derive(Clone, Copy)]
+struct Times {
+    shortest: f64,
+    longest: f64,
+}
+
+impl Times {
+    const NONE: Self = Self { shortest: f64::INFINITY, longest: 0.0 };
+
+    fn note(&mut self, took: f64) {
+        (self.shortest, self.longest) = (self.shortest.min(took), self.longest.max(took));
+    }
+}
+
+/// Whether it does not matter which run of the one is compared with which of the other.
+fn leave_no_doubt(before: Times, after: Times) -> bool {
+    before.shortest / after.longest > GAIN_MIN || before.longest / after.shortest < GAIN_MIN
 }
 
 impl fmt::Display for Report {
@@ -165,7 +197,9 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
     use crate::model::{Gathered, ModelError};
+    use crate::pace::world;
     use crate::scripted::{Scripted, fp32, output_fp32, rows_spec};
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn model(micros: u64, offset: f32) -> Scripted {
         Scripted::new(rows_spec(&[("x", 4)], &[("y", 4)], 8), move |inputs: &[Gathered<'_>]| {
@@ -225,6 +259,31 @@ mod tests {
             optimise_any(&plain).1.kept
         };
         assert_eq!((forms(true), forms(false)), (Some(Optimisation::Bfloat16), None));
+    }
+
+    #[test]
+    fn a_slow_form_is_measured_until_there_is_no_doubt() {
+        // Runs that take so many milliseconds, one after the other.
+        let form = |millis: &'static [u64]| {
+            let runs = AtomicUsize::new(0);
+            Scripted::new(rows_spec(&[("x", 4)], &[("y", 4)], 1), move |inputs| {
+                let run = runs.fetch_add(1, Ordering::Relaxed);
+                world::advance(Duration::from_millis(millis[run % millis.len()]));
+                Ok(vec![output_fp32("y", &inputs[0].shape, &fp32(&inputs[0]))])
+            })
+        };
+        let rounds = |before, after| {
+            let (pace, before, after) = (Pace::in_a_world(), form(before), form(after));
+            let made_up = MadeUp::new(&before, &pace).unwrap();
+            measure([&before, &after], &made_up, &[1], &pace);
+            pace.runs() / 2
+        };
+        assert_eq!(rounds(&[300], &[200]), 2, "it is faster");
+        assert_eq!(rounds(&[300, 303], &[299, 302]), 2, "it gains nothing");
+        assert_eq!(rounds(&[300, 500], &[290, 480]), ROUNDS as u64, "who knows");
+        assert_eq!(rounds(&[300], &[300, 250]), ROUNDS as u64, "who knows");
+        assert_eq!(rounds(&[900, 1500], &[870, 1440]), 3, "nobody waits for it for ever");
+        assert_eq!(rounds(&[20], &[10]), ROUNDS as u64, "there is time");
     }
 
     #[test]

@@ -21,18 +21,26 @@ pub struct Pace {
     at_first: u64,
     seen: AtomicU64,
     runs: AtomicU64,
+    now: fn() -> Instant,
 }
 
 impl Pace {
     /// Beside lanes that have begun so many batches.
     pub(crate) fn beside(begun: impl Fn() -> u64 + Send + Sync + 'static) -> Self {
         let at_first = begun();
-        Self { begun: Box::new(begun), at_first, seen: AtomicU64::new(at_first), runs: AtomicU64::new(0) }
+        let seen = AtomicU64::new(at_first);
+        Self { begun: Box::new(begun), at_first, seen, runs: AtomicU64::new(0), now: Instant::now }
     }
 
     /// Beside nobody.
     pub fn alone() -> Self {
         Self::beside(|| 0)
+    }
+
+    /// Beside nobody, in a world in which time only passes where a test says so.
+    #[cfg(test)]
+    pub(crate) fn in_a_world() -> Self {
+        Self { now: world::now, ..Self::alone() }
     }
 
     /// Runs the model, says how long that took, and rests if anybody was answered meanwhile.
@@ -41,9 +49,9 @@ impl Pace {
         model: &dyn Model,
         inputs: &[Gathered<'_>],
     ) -> (Result<Vec<Output>, ModelError>, Duration) {
-        let began = Instant::now();
+        let began = (self.now)();
         let outputs = model.run(inputs);
-        let took = began.elapsed();
+        let took = (self.now)() - began;
         self.runs.fetch_add(1, Ordering::Relaxed);
         let begun = (self.begun)();
         if self.seen.swap(begun, Ordering::Relaxed) != begun {
@@ -60,6 +68,23 @@ impl Pace {
     /// Runs that have ended: a load of which this stands still has hung.
     pub(crate) fn runs(&self) -> u64 {
         self.runs.load(Ordering::Relaxed)
+    }
+}
+
+/// A time of each thread's own: what runs beside another takes no longer for it.
+#[cfg(test)]
+pub(crate) mod world {
+    use super::*;
+    use std::cell::Cell;
+
+    thread_local!(static NOW: Cell<Instant> = Cell::new(Instant::now()));
+
+    pub(super) fn now() -> Instant {
+        NOW.get()
+    }
+
+    pub(crate) fn advance(time: Duration) {
+        NOW.set(NOW.get() + time);
     }
 }
 
