@@ -130,6 +130,9 @@ impl fmt::Display for Device {
 /// Asks a GPU how much memory it has; nothing where it does not say.
 pub type DeviceProbe = Arc<dyn Fn() -> Option<DeviceMemory> + Send + Sync>;
 
+/// What a lane's thread does before anything else.
+pub type WarmUp = Arc<dyn Fn() + Send + Sync>;
+
 /// What the engine needs besides its models.
 #[derive(Clone)]
 pub struct Settings {
@@ -157,6 +160,8 @@ pub struct Settings {
     pub memory: Memory,
     /// The memory of the GPU, if models run on one.
     pub device_memory: Option<DeviceProbe>,
+    /// What would else be made in the first run of each lane, where there is anything.
+    pub warm_up: Option<WarmUp>,
     /// Where what was learned of versions outlives the engine.
     pub references: PathBuf,
     /// Reply bytes that a connection may leave unread before it is closed.
@@ -199,6 +204,7 @@ impl Config {
             },
             memory,
             device_memory: on_gpu.then(|| Arc::new(move || probe(device)) as DeviceProbe),
+            warm_up: None,
             unread_bytes_max: 512 << 20,
         }
     }

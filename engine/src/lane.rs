@@ -7,6 +7,7 @@
 
 use crate::audit::{self, Sample};
 use crate::batcher::{Batch, Ended, Grouping, Piece};
+use crate::config::WarmUp;
 use crate::job::{Job, Refusal};
 use crate::model::{Gathered, ModelError, Output, Rows};
 use crate::queue::Queue;
@@ -28,17 +29,24 @@ pub(crate) fn start(
     count: usize,
     queue: &Arc<Queue>,
     watchdog: &Arc<Watchdog>,
+    warm_up: Option<&WarmUp>,
 ) -> std::io::Result<mpsc::Receiver<Infallible>> {
     let (alive, ended) = mpsc::channel(1);
     for number in 0..count {
         let (queue, watchdog) = (Arc::clone(queue), Arc::clone(watchdog));
         let mut lane = Lane { number, queue, watchdog, sample: None, logged: None, unlogged: 0 };
-        let alive = alive.clone();
+        let (alive, warm_up) = (alive.clone(), warm_up.cloned());
         std::thread::Builder::new().name(format!("lane-{number}")).spawn(move || {
             let _alive = alive;
             // Models are guarded one by one, so a panic here is the engine's own mistake. A supervisor that starts a
             // new engine helps; a lane that is silently gone does not.
-            if catch_unwind(AssertUnwindSafe(|| lane.run())).is_err() {
+            let work = || {
+                if let Some(warm_up) = warm_up {
+                    warm_up();
+                }
+                lane.run();
+            };
+            if catch_unwind(AssertUnwindSafe(work)).is_err() {
                 std::process::abort();
             }
         })?;

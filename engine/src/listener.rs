@@ -122,7 +122,9 @@ impl Listener {
         let (drained, watch_drained) = watch::channel(false);
         let failed = |error| StartError::System { attempt: "start a thread".into(), error };
         let watchdog = Arc::new(Watchdog::new(self.settings.lanes));
-        let mut lanes_ended = lane::start(self.settings.lanes, &queue, &watchdog).map_err(failed)?;
+        let mut lanes_ended =
+            lane::start(self.settings.lanes, &queue, &watchdog, self.settings.warm_up.as_ref())
+                .map_err(failed)?;
         // One more than there are cores: what takes long leaves one thread to the rest, and would leave a core idle with it.
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN).get() + 1;
         let preparers = Preparers::start(threads, self.settings.preparing_bytes_max()).map_err(failed)?;

@@ -35,7 +35,8 @@ fn run(config: &Config) -> anyhow::Result<()> {
     let library = Library::folder(models, move |path, manifest| torch::load(path, manifest, device));
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start tokio")?;
-    let settings = config.settings(device, torch::device_memory);
+    let mut settings = config.settings(device, torch::device_memory);
+    settings.warm_up = torch::warm_up(device);
     torch::prepare(settings.lanes);
     let goes_first = schedule::at_once();
     runtime.block_on(async {

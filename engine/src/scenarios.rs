@@ -69,6 +69,7 @@ impl Engine {
             queue: Limits { rows: 1000, bytes: 1 << 20 },
             memory: Memory { limit: u64::MAX, available: u64::MAX },
             device_memory: None,
+            warm_up: None,
             unread_bytes_max: 1 << 20,
         };
         change(&mut settings);

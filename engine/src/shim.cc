@@ -14,6 +14,7 @@
 #include <ATen/DeviceAccelerator.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -493,6 +494,19 @@ void prepare(int32_t forked) {
   std::set_terminate(give_up);
   at::set_num_interop_threads(forked);
   at::launch([] {});
+}
+
+void warm_up(rust::Str device) {
+  c10::Device on(static_cast<std::string>(device));
+  if (on.is_cpu()) {
+    return;
+  }
+  c10::InferenceMode guard;
+  c10::impl::VirtualGuardImpl gpu(on.type());
+  c10::Stream stream = own_stream(gpu, on);
+  at::Tensor one = at::ones({1, 1}, at::TensorOptions(on));
+  at::mm(one, one);
+  gpu.synchronizeStream(stream);
 }
 
 void leave(int32_t code) noexcept { std::_Exit(code); }

@@ -115,6 +115,10 @@ DeviceMemory device_memory(size_t number);
 // From now on an exception that nobody can catch is told in one line.
 void prepare(int32_t forked);
 
+// On a GPU, makes what libtorch makes for each thread and its stream when that multiplies matrices for the first time: some ten
+// milliseconds that would be a part of somebody's answer.
+void warm_up(rust::Str device);
+
 // Ends the process without destructors or exit handlers.
 [[noreturn]] void leave(int32_t code) noexcept;
 

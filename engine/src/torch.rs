@@ -4,7 +4,7 @@
 //! tch makes and owns tensors. What it lacks or leaks in (InferenceMode, a model's signature, a forward pass that
 //! may fail) is in `shim.cc`. Calls of tch that have a fallible form, `f_..`, are made in that form.
 
-use crate::config::Device;
+use crate::config::{Device, WarmUp};
 use crate::manifest::{Argument, Bound, Manifest, Signature, output_name, undeclared};
 use crate::memory;
 use crate::model::{Gathered, Model, ModelError, Optimisation, Output, Spec, Tolerance};
@@ -13,8 +13,8 @@ use bytes::Bytes;
 use cxx::UniquePtr;
 use std::cell::Cell;
 use std::path::Path;
-use std::sync::Once;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
 use std::time::Instant;
 use tch::Tensor;
 use wire::{Datatype, DeviceMemory};
@@ -87,6 +87,7 @@ mod ffi {
         fn device_memory(number: usize) -> Result<DeviceMemory>;
         /// With so many threads for what models fork.
         fn prepare(forked: i32) -> Result<()>;
+        fn warm_up(device: &str) -> Result<()>;
         fn leave(code: i32);
         /// Each tensor must live.
         unsafe fn forward(self: &Module, inputs: &[Given]) -> Result<UniquePtr<Outputs>>;
@@ -349,6 +350,18 @@ pub fn prepare(lanes: usize) {
             tracing::warn!("threads for what models fork: {}", last_line(error.what()));
         }
     });
+}
+
+/// What each thread that runs models on a GPU does first; the CPU needs nothing.
+pub fn warm_up(device: Device) -> Option<WarmUp> {
+    let Device::Cuda(_) = device else { return None };
+    let device = device.to_string();
+    Some(Arc::new(move || {
+        if let Err(error) = ffi::warm_up(&device) {
+            // Should it last, the first model says so.
+            tracing::debug!(detail = error.what(), "warming up on {device}");
+        }
+    }))
 }
 
 /// The number is the calling thread's own, and setting it costs caches.

@@ -120,6 +120,7 @@ fn a_socket_is_taken_over_only_from_the_dead() {
         queue: Limits { rows: 1, bytes: 1 },
         memory: Memory { limit: u64::MAX, available: u64::MAX },
         device_memory: None,
+        warm_up: None,
         unread_bytes_max: 1,
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

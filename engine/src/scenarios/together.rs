@@ -3,6 +3,32 @@
 use super::*;
 
 #[test]
+fn a_lane_takes_nothing_before_its_thread_has_warmed_up() {
+    let gate = Arc::new(Gate::default());
+    let (told, threads) = mpsc::channel();
+    let passing = Arc::clone(&gate);
+    gate.shut();
+    let engine = Engine::start_with(vec![candidate("double", double)], |settings| {
+        settings.lanes = 2;
+        settings.warm_up = Some(Arc::new(move || {
+            passing.pass();
+            told.send(std::thread::current().name().map(str::to_owned)).unwrap();
+        }));
+    });
+    let mut client = engine.connect();
+    client.index();
+    client.infer(1, ask(1.0));
+    assert!(client.barrier().is_empty(), "it waits");
+    gate.open();
+    assert_eq!(client.reply().unwrap().fp32("y"), [2.0, 1.0]);
+    let mut names = [threads.recv().unwrap(), threads.recv().unwrap()].map(Option::unwrap);
+    names.sort();
+    assert_eq!(names, ["lane-0", "lane-1"]);
+    drop((client, engine));
+    assert!(threads.try_recv().is_err(), "once each");
+}
+
+#[test]
 fn requests_that_wait_run_together_and_each_gets_its_own_rows() {
     let (_engine, mut client, gate) = engine_with_held_lane(|_| {});
     client.infer(2, ask(2.0));

@@ -328,6 +328,11 @@ fn a_traceback_comes_down_to_its_last_line() {
 }
 
 #[test]
+fn lanes_on_the_cpu_have_nothing_to_warm_up() {
+    assert!(warm_up(Device::Cpu).is_none());
+}
+
+#[test]
 fn a_gpu_that_is_not_there_is_refused_with_what_to_do() {
     let error = resolve(Device::Cuda(99)).unwrap_err();
     assert!(error.starts_with("there is no cuda:99, ") && error.contains("give --device cpu"), "{error}");
