@@ -65,7 +65,7 @@ pub struct Ledger {
 // Their keys are names in the policy and in the repository: nobody outside chooses them so that they collide.
 type Limiters = HashMap<Arc<str>, Arc<Limiter>, RandomState>;
 type Crowds = HashMap<Arc<str>, Arc<Crowd>, RandomState>;
-type Rollouts = BTreeMap<Arc<str>, Arc<Rollout>>;
+type Rollouts = HashMap<Arc<str>, Arc<Rollout>, RandomState>;
 
 #[derive(Clone, Debug, Default)]
 struct Breakers {
@@ -334,6 +334,7 @@ impl Ledger {
             });
             news.extend(records.into_iter().map(|record| (Arc::clone(model), record)));
         }
+        news.sort_by(|(one, _), (other, _)| one.cmp(other)); // those of one model stay in their order
         news
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::canary::Phase;
+use crate::canary::{Phase, Verdict};
 use crate::limiter::{Limited, Quota};
 use crate::pick::PickReason;
 use crate::plan::tests::All;
@@ -501,6 +501,24 @@ fn a_rollout_that_a_swap_has_ended_stays_as_it_was_for_those_who_came_before() {
         ledger.roll_out(&before, now);
         assert_eq!(pick(&user).version, Version(version), "{command:?}, and then its policy comes back");
     }
+}
+
+#[test]
+fn verdicts_are_told_in_the_order_of_their_models_and_of_each_as_they_fell() {
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let rollout = |at| format!("m{at}: {{canary: {{baseline: 1, candidate: 2, steps: [50]}}}}");
+    let all: Vec<_> = (10..40).map(rollout).collect();
+    ledger.roll_out(&policies(&format!("models: {{{}}}", all.join(", "))), now);
+    let mut expected = Vec::new();
+    for model in (10..40).rev().map(|at| format!("m{at}")) {
+        for (command, verdict) in [(Command::Pause, Verdict::Hold), (Command::Abort, Verdict::RollBack)] {
+            ledger.command(&model, command, "", now).unwrap();
+            expected.push((model.clone(), verdict));
+        }
+    }
+    expected.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let told = ledger.judge(now).into_iter().map(|(model, record)| (model.to_string(), record.verdict));
+    assert_eq!(told.collect::<Vec<_>>(), expected);
 }
 
 #[test]
