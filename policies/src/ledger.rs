@@ -35,7 +35,7 @@ use crate::canary::{
 use crate::drift::DriftSight;
 use crate::limiter::{LimitPolicy, Limiter};
 use crate::outcome::Outcome;
-use crate::pick::{Pick, Split};
+use crate::pick::{Pick, PickReason, Split};
 use crate::plan::share_after;
 use crate::remote::Remote;
 use crate::retry::{NotAgain, RetryBudget};
@@ -428,21 +428,29 @@ impl Ledger {
         self.rolled_back.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where a request goes that a rollout had assigned before its body was read: to the baseline, if the candidate has
-    /// lost its share since.
+    /// Where a request goes that the policy of `snapshot` has given to a version, for this reason, before its body was read: to
+    /// the baseline, if that was the candidate and has lost its share since. What the caller has chosen has no reason, and stays.
     pub fn confirm(
         &self,
+        snapshot: &Snapshot,
         model: &str,
         version: Version,
-        assigned: Option<Assignment>,
+        (reason, assigned): (Option<PickReason>, Option<Assignment>),
     ) -> (Version, Option<Assignment>) {
-        let is_over = |assigned: &Assignment| {
-            let arms = (assigned.baseline, assigned.candidate);
-            assigned.is_candidate && self.of_rollout(model, arms, |rollout| rollout.share()) == Some(0)
+        let arms = match (assigned, reason) {
+            (Some(assigned), _) => Some(assigned.versions()).filter(|_| assigned.is_candidate),
+            (None, Some(PickReason::Rule)) => {
+                let canary = snapshot.model(model).and_then(|policy| policy.canary.as_ref());
+                canary.map(CanaryPolicy::versions_of_arms).filter(|(_, candidate)| *candidate == version)
+            }
+            // Who has no key never gets the candidate by that, see `compile.rs`.
+            (None, Some(PickReason::Sticky | PickReason::Random | PickReason::WithoutKey) | None) => None,
         };
-        match assigned {
-            Some(assigned) if is_over(&assigned) => (assigned.baseline, None),
-            assigned => (version, assigned),
+        let is_over =
+            |arms: &(Version, Version)| self.of_rollout(model, *arms, |rollout| rollout.share()) == Some(0);
+        match arms.filter(is_over) {
+            Some((baseline, _)) => (baseline, None),
+            None => (version, assigned),
         }
     }
 

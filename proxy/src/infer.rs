@@ -241,9 +241,8 @@ impl InferPath {
         record: &mut Record,
         now: Instant,
     ) -> Result<(u64, By, Pass), Refusal> {
-        let By { assigned, .. } = chosen.by;
-        let (Version(version), assigned) =
-            self.ledger.confirm(target.model, Version(chosen.number), assigned);
+        let (early, decided) = (Version(chosen.number), (chosen.picked, chosen.by.assigned));
+        let (Version(version), assigned) = self.ledger.confirm(snapshot, target.model, early, decided);
         let by = By { assigned, ..chosen.by };
         if version != chosen.number {
             record.divert(version, Instead::RolledBack);

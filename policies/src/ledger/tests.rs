@@ -9,7 +9,6 @@ use proptest::prelude::*;
 use super::*;
 use crate::canary::{Phase, Verdict};
 use crate::limiter::{Limited, Quota};
-use crate::pick::PickReason;
 use crate::plan::tests::All;
 use crate::tally::Instead;
 use crate::{Live, parse};
@@ -497,7 +496,7 @@ fn a_rollout_that_a_swap_has_ended_stays_as_it_was_for_those_who_came_before() {
         ledger.roll_out(&policies("models: {m: {split: {weights: {1: 1, 2: 1}}}}"), now);
         assert!(ledger.rollouts().is_empty());
         assert!(users.into_iter().all(|user| pick(&user).version == Version(version)), "{command:?}");
-        assert_eq!(ledger.confirm("m", early.version, early.assigned).0, Version(version), "{command:?}");
+        assert_eq!(confirmed(&ledger, &before, &early), Version(version), "{command:?}");
         ledger.roll_out(&before, now);
         assert_eq!(pick(&user).version, Version(version), "{command:?}, and then its policy comes back");
     }
@@ -519,6 +518,36 @@ fn verdicts_are_told_in_the_order_of_their_models_and_of_each_as_they_fell() {
     expected.sort_by(|(one, _), (other, _)| one.cmp(other));
     let told = ledger.judge(now).into_iter().map(|(model, record)| (model.to_string(), record.verdict));
     assert_eq!(told.collect::<Vec<_>>(), expected);
+}
+
+/// Where a request goes that was picked before its body was read.
+fn confirmed(ledger: &Ledger, snapshot: &Snapshot, early: &Pick) -> Version {
+    ledger.confirm(snapshot, "m", early.version, (Some(early.reason), early.assigned)).0
+}
+
+/// By chance or by a rule, and also where its policy has gone by then.
+#[test]
+fn who_was_picked_for_a_candidate_that_is_rolled_back_while_the_body_comes_gets_the_baseline() {
+    let before = policies(
+        "models: {m: {rules: [{when: {header: user, equals: eve}, use: 3}, {when: {header: user, equals: ana}, use: 2}], \
+         canary: {baseline: 1, candidate: 2, steps: [50]}}}",
+    );
+    let after = policies("models: {m: {split: {weights: {1: 1}}}}");
+    for swaps in [false, true] {
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        ledger.roll_out(&before, now);
+        let early = ["ana", "ben", "eve"]
+            .map(|user| ledger.pick(&before, "m", &[("user", user)], u64::MAX, |_| true).unwrap());
+        let to = || early.each_ref().map(|early| confirmed(&ledger, &before, early).0);
+        assert_eq!(to(), [2, 2, 3]);
+        ledger.command("m", Command::Abort, "", now).unwrap();
+        if swaps {
+            ledger.roll_out(&after, now);
+        }
+        assert_eq!(to(), [1, 1, 3]);
+        let pinned = ledger.confirm(&before, "m", Version(2), (None, None));
+        assert_eq!(pinned, (Version(2), None), "its caller says so");
+    }
 }
 
 #[test]

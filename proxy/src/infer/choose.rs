@@ -7,7 +7,7 @@ use crate::directory::Models;
 use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::route::Target;
-use policies::{Assignment, Drawn, Field, Instead, ModelPolicy, Snapshot, Version};
+use policies::{Assignment, Drawn, Field, Instead, ModelPolicy, PickReason, Snapshot, Version};
 use rand::Rng;
 use std::sync::Arc;
 
@@ -29,6 +29,8 @@ pub(crate) struct Chosen {
     pub(crate) number: u64,
     pub(crate) label: Option<Arc<str>>,
     pub(crate) reason: &'static str,
+    /// What of the policy has decided; nothing where the path has, or the policy leaves it open.
+    pub(crate) picked: Option<PickReason>,
     pub(crate) by: By,
     /// What chance or the sticky key has decided, and where that key lies.
     pub(crate) drawn: Option<(Drawn, Option<u64>)>,
@@ -80,6 +82,7 @@ impl InferPath {
                     number: pick.version.0,
                     label: pick.label,
                     reason: pick.reason.as_str(),
+                    picked: Some(pick.reason),
                     by: By { caller: pick.key, assigned: pick.assigned },
                     drawn: pick.drawn.map(|drawn| (drawn, pick.key)),
                     instead: pick.instead,
