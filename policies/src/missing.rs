@@ -52,8 +52,9 @@ pub(crate) fn missing_versions(
     let is_missing =
         |version: &Version| !policy.remotes.contains_key(version) && !known.is_ready(name, *version);
     let mut lines = Vec::new();
-    if let Some((baseline, candidate)) = policy.canary.as_ref().map(|canary| canary.versions_of_arms()) {
-        let nobody_gets_it = share == 0;
+    let arms = policy.canary.as_ref().map(|canary| canary.versions_of_arms());
+    let nobody_gets_it = share == 0;
+    if let Some((baseline, candidate)) = arms {
         let all_get_it = share == ALL && !is_missing(&candidate);
         if is_missing(&candidate) && !nobody_gets_it {
             lines.push(format!(
@@ -65,13 +66,23 @@ pub(crate) fn missing_versions(
         }
     }
     let split: BTreeSet<Version> = policy.split.iter().flat_map(|split| split.versions()).collect();
+    lines.extend(
+        split
+            .into_iter()
+            .filter(is_missing)
+            .map(|version| format!("version {version} of the split is not ready: its requests are refused")),
+    );
+    let keyless = policy.canary.as_ref().and_then(|canary| canary.without_key()).filter(is_missing);
+    lines.extend(
+        keyless.map(|version| format!("version {version} is not ready: who has no sticky key is refused")),
+    );
+    // Where a candidate was rolled back, a rule gives its requests to the baseline; before, it takes the candidate at its word.
+    let is_over =
+        |version: Version| nobody_gets_it && arms.is_some_and(|(_, candidate)| candidate == version);
     let rules: BTreeSet<Version> = policy.rules.iter().map(|rule| rule.target.version).collect();
-    for (versions, role) in [(split, "of the split"), (rules, "of the rules")] {
-        let missing = versions.iter().filter(|version| is_missing(version));
-        lines.extend(
-            missing.map(|version| format!("version {version} {role} is not ready: its requests are refused")),
-        );
-    }
+    lines.extend(rules.into_iter().filter(|version| is_missing(version) && !is_over(*version)).map(
+        |version| format!("version {version} of the rules is not ready: whom a rule sends there is refused"),
+    ));
     let labels = policy.labels.iter().filter(|(_, version)| is_missing(version));
     lines.extend(labels.map(|(label, version)| {
         format!("version {version}, labelled {label}, is not ready: who asks for it is refused")
@@ -172,7 +183,7 @@ mod tests {
             [
                 "model m: version 8 of the split is not ready: its requests are refused",
                 "model m: version 9 of the split is not ready: its requests are refused",
-                "model m: version 6 of the rules is not ready: its requests are refused",
+                "model m: version 6 of the rules is not ready: whom a rule sends there is refused",
                 "model m: version 7, labelled next, is not ready: who asks for it is refused",
                 "model m: version 5 is not ready: nobody can fall back to it",
                 "model m: version 4 is not ready: copies for it fail",
@@ -208,6 +219,41 @@ mod tests {
         assert_eq!(told(9, 1, Command::Abort), [baseline]);
         let candidate = "version 8 is not ready: until it is, version 9 answers for it";
         assert_eq!(told(9, 8, Command::Promote), [candidate, baseline]);
+    }
+
+    /// A rule asks whether its version was rolled back, and not whether it is ready.
+    #[test]
+    fn of_whom_a_rule_sends_to_a_missing_version_it_is_told_what_becomes_of_them() {
+        let policy = |baseline: u64, candidate: u64, rule: u64, deadline: &str| {
+            let canary = format!(
+                "canary: {{baseline: {baseline}, candidate: {candidate}, steps: [10], sticky: {{header: u}}, without_key: 7}}"
+            );
+            let rules = format!("rules: [{{when: {{header: h, equals: x}}, use: {rule}}}]");
+            parse(&format!("models: {{m: {{deadline: {deadline}, {rules}, {canary}}}}}"), "p").unwrap()
+        };
+        let told = |baseline: u64, candidate: u64, rule: u64, command: Option<Command>| {
+            let (ledger, now) = (Ledger::new(), Instant::now());
+            let before = policy(baseline, candidate, rule, "1s");
+            ledger.roll_out(&before, now);
+            if let Some(command) = command {
+                ledger.command("m", command, "", now).unwrap();
+            }
+            let lines = ledger.missing(&before, &policy(baseline, candidate, rule, "2s"), &Here);
+            lines.into_iter().map(|(_, line)| line).collect::<Vec<_>>()
+        };
+        let keyless = "version 7 is not ready: who has no sticky key is refused";
+        let by_rule = |version: u64| {
+            format!("version {version} of the rules is not ready: whom a rule sends there is refused")
+        };
+        let others = "version 8 is not ready: until it is, version 1 answers for it";
+        for command in [None, Some(Command::Promote)] {
+            assert_eq!(told(1, 8, 8, command), [others, keyless, &by_rule(8)], "{command:?}");
+        }
+        assert_eq!(told(1, 8, 8, Some(Command::Abort)), [keyless], "the baseline answers");
+        let baseline = "version 9, the baseline, is not ready: its requests are refused";
+        assert_eq!(told(9, 8, 8, Some(Command::Abort)), [baseline, keyless], "it would");
+        assert_eq!(told(9, 1, 9, Some(Command::Promote)), [keyless, &by_rule(9)]);
+        assert_eq!(told(1, 2, 6, Some(Command::Abort)), [keyless, &by_rule(6)], "another one than those");
     }
 
     #[test]
