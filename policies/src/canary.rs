@@ -386,6 +386,7 @@ impl Canary {
                 self.phase = Phase::Paused;
             }
             (Command::Resume, Phase::Paused) => {
+                // How long the baseline's answers take was heard all the while.
                 self.note(Verdict::Hold, format!("resumed by a person{because}"), now);
                 (self.phase, self.entered) = (Phase::Running, now);
                 self.hanging.begin_anew(now);
@@ -397,6 +398,8 @@ impl Canary {
                 self.hanging.begin_anew(now);
                 self.gates = gates(&self.policy, now);
                 self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
+                // Since then only those were heard that were not slow, perhaps of files that are gone.
+                self.usual.forget();
                 self.note(Verdict::Hold, format!("begun again by a person{because}"), now);
             }
             (Command::Promote, Phase::Running | Phase::Paused) => {

@@ -317,6 +317,28 @@ fn a_client_that_chooses_its_version_and_does_not_wait_for_it_rolls_nothing_back
     assert_eq!(world.canary.phase, Phase::RolledBack, "these would have had an answer from the baseline");
 }
 
+/// Who leaves is held against the candidate by what the baseline takes now.
+#[test]
+fn a_rollout_that_is_begun_again_learns_anew_how_long_the_baseline_takes_and_one_that_was_paused_knows() {
+    let heard = |commands: [Command; 2], took: u64| {
+        let mut world = World::new("steps: [10], dwell: 1h, sticky: {header: user}", 1);
+        let leave = |world: &mut World| {
+            world.canary.witness(world.assigned(true), Some(7), Sight::Gone(ms(100)), world.now);
+            world.canary.gates[0].requests
+        };
+        (0..100).for_each(|_| world.tell(false, answered(5).1));
+        assert_eq!(leave(&mut world), 1, "it would have had an answer");
+        world.canary.command(commands[0], "", world.now).unwrap();
+        world.canary.command(commands[1], "", world.now).unwrap();
+        let first = leave(&mut world);
+        (0..50).for_each(|_| world.tell(false, answered(took).1));
+        (first, leave(&mut world))
+    };
+    assert_eq!(heard([Command::Abort, Command::Resume], 200), (0, 0), "the baseline takes longer now");
+    assert_eq!(heard([Command::Abort, Command::Resume], 5), (0, 1));
+    assert_eq!(heard([Command::Pause, Command::Resume], 5), (2, 3));
+}
+
 /// What one side alone refuses is heard against the baseline and not of what may be.
 #[test]
 fn a_verdict_tells_the_numbers_that_it_was_made_of() {
