@@ -483,16 +483,16 @@ impl Canary {
         }
     }
 
-    /// It was rolled back before its policy went, and the policy comes back.
+    /// So far it was when its policy went, and the policy comes back.
     pub(crate) fn come_back(&mut self, progress: &Progress, now: Instant) {
         self.restore(progress, now);
-        // Which files answer now, whoever brings it back says.
-        self.files = (0, 0);
-        self.note(
-            Verdict::Hold,
-            "it was rolled back before and stays so until a person resumes it".into(),
-            now,
-        );
+        let why = match self.phase {
+            Phase::RolledBack => "it was rolled back before and stays so until a person resumes it",
+            Phase::Promoted => "it was promoted before and stays so until a person aborts it",
+            Phase::Paused => "it was paused before and stays so until a person resumes it",
+            Phase::Running => "it goes on where it was when its policy went: the step begins anew",
+        };
+        self.note(Verdict::Hold, why.into(), now);
     }
 
     fn candidate(&self) -> Version {

@@ -29,10 +29,11 @@ pub use occupy::{CrowdPolicy, Crowded, Places};
 use crate::attribute::Attributes;
 use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Tripped};
 use crate::canary::{
-    AnswerTimes, Assignment, Beginnings, Canary, CanaryPolicy, CanaryStatus, Command, Progress, Record,
-    Requests, Sight, Stage,
+    AnswerTimes, Assignment, Beginnings, Canary, CanaryPolicy, CanaryStatus, Command, Phase, Progress,
+    Record, Requests, Sight, Stage,
 };
 use crate::drift::DriftSight;
+use crate::ended::EndedRollouts;
 use crate::limiter::{LimitPolicy, Limiter};
 use crate::outcome::Outcome;
 use crate::pick::{Pick, PickReason, Split};
@@ -40,7 +41,6 @@ use crate::plan::share_after;
 use crate::remote::Remote;
 use crate::retry::{NotAgain, RetryBudget};
 use crate::ring::Parts;
-use crate::rolled_back::RolledBack;
 use crate::snapshot::{Fallback, ModelPolicy, Models, Rings, Snapshot};
 use crate::units::{ALL, Millionths, Version};
 
@@ -58,7 +58,8 @@ pub struct Ledger {
     /// Verdicts about these that nobody was told of.
     last_news: Mutex<Vec<(Arc<str>, Record)>>,
     beginnings: Beginnings,
-    rolled_back: Mutex<RolledBack>,
+    /// How far those were whose policies have gone.
+    remembered: Mutex<EndedRollouts>,
     tallies: ArcSwap<Tallies>,
 }
 
@@ -339,8 +340,9 @@ impl Ledger {
     }
 
     /// These files of a version answer, as a number; 0 where nobody knows which. A rollout that has seen others begins its step
-    /// anew, also where that was before a restart.
+    /// anew, also where that was before a restart; one that is remembered of another candidate is forgotten.
     pub fn made_of(&self, model: &str, version: Version, files: u64, now: Instant) {
+        self.remembered().made_of(model, version, files);
         if let Some(rollout) = self.rollouts.load().get(model).filter(|rollout| rollout.has(version)) {
             rollout.change(|canary| canary.made_of(version, files, now));
         }
@@ -355,6 +357,7 @@ impl Ledger {
 
     /// Other files of a version answer now than before: a rollout of it, or against it, begins its step anew.
     pub fn replaced(&self, model: &str, version: Version, now: Instant) {
+        self.remembered().replaced(model, version);
         if let Some(rollout) = self.rollouts.load().get(model).filter(|rollout| rollout.has(version)) {
             rollout.change(|canary| canary.begin_step_anew(version, now));
         }
@@ -380,7 +383,7 @@ impl Ledger {
         let (status, begins_again) = rollout.change(obey).map_err(CommandError::NotNow)?;
         if begins_again {
             self.forgive(model, rollout.versions.1);
-            self.rolled_back().forget(model, rollout.versions);
+            self.remembered().forget(model, rollout.versions);
         }
         Ok(status)
     }
@@ -409,23 +412,23 @@ impl Ledger {
         for (model, progress) in progress {
             match rollouts.get(&**model).filter(|rollout| rollout.versions == progress.versions()) {
                 Some(rollout) => rollout.change(|canary| canary.restore(progress, now)),
-                None => self.rolled_back().note(model, progress.clone()),
+                None => self.remembered().note(model, progress.clone()),
             }
         }
     }
 
-    /// Rollouts that have ended rolled back, to be kept over a restart.
-    pub fn ended_rolled_back(&self) -> RolledBack {
-        self.rolled_back().clone()
+    /// Rollouts whose policies have gone, to be kept over a restart.
+    pub fn ended_rollouts(&self) -> EndedRollouts {
+        self.remembered().clone()
     }
 
     /// Remembers those of an earlier process. Call it before [`Ledger::roll_out`].
-    pub fn remember(&self, rolled_back: RolledBack) {
-        *self.rolled_back() = rolled_back;
+    pub fn remember(&self, ended: EndedRollouts) {
+        *self.remembered() = ended;
     }
 
-    fn rolled_back(&self) -> MutexGuard<'_, RolledBack> {
-        self.rolled_back.lock().unwrap_or_else(PoisonError::into_inner)
+    fn remembered(&self) -> MutexGuard<'_, EndedRollouts> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Where a request goes that the policy of `snapshot` has given to a version, for this reason, before its body was read: to
@@ -508,18 +511,19 @@ impl Ledger {
         shares
     }
 
-    /// The candidate's share in the rollout that has begun, if that is of these versions; none if it was rolled back before.
+    /// The candidate's share in the rollout that has begun, if that is of these versions; else where one goes on that is remembered.
     pub(crate) fn share_now(&self, model: &str, policy: &CanaryPolicy) -> Option<Millionths> {
         match self.rollouts.load().get(model).filter(|rollout| rollout.is_of(policy)) {
             Some(rollout) => Some(rollout.share()),
-            None => self.stays_rolled_back(model, policy).then_some(0),
+            None => self.remembered().of(model, policy).map(|before| before.share(&policy.steps)),
         }
     }
 
-    /// Whether a rollout of these versions that began now would have been rolled back before.
-    pub(crate) fn stays_rolled_back(&self, model: &str, policy: &CanaryPolicy) -> bool {
+    /// How a rollout was left that goes on with this policy; nothing of one that is under way.
+    pub(crate) fn left_as(&self, model: &str, policy: &CanaryPolicy) -> Option<Phase> {
         let is_under_way = self.rollouts.load().get(model).is_some_and(|rollout| rollout.is_of(policy));
-        !is_under_way && self.rolled_back().of(model, policy.versions_of_arms()).is_some()
+        let remembered = self.remembered();
+        remembered.of(model, policy).filter(|_| !is_under_way).map(|before| before.phase().clone())
     }
 
     /// The candidate's share once `policy` is in force, if `before` is now.
@@ -552,7 +556,7 @@ impl Ledger {
 
     fn begun(&self, model: &str, policy: &CanaryPolicy, now: Instant) -> Rollout {
         let rollout = Rollout::new(policy, self.beginnings.clone(), now);
-        if let Some(progress) = self.rolled_back().of(model, rollout.versions) {
+        if let Some(progress) = self.remembered().of(model, policy) {
             rollout.change(|canary| canary.come_back(progress, now));
         }
         rollout
@@ -614,7 +618,7 @@ impl Ledger {
         // Now that nothing is decided about them any more.
         for (model, rollout) in &*ended {
             let (progress, news) = rollout.change(|canary| (canary.progress(now), canary.news()));
-            self.rolled_back().note(model, progress);
+            self.remembered().note(model, progress);
             self.last_news().extend(news.into_iter().map(|record| (Arc::clone(model), record)));
         }
     }

@@ -46,7 +46,7 @@ mod limiter;
 mod window;
 mod breaker;
 mod retry;
-mod rolled_back;
+mod ended;
 mod tally;
 mod ledger;
 mod missing;
@@ -58,6 +58,7 @@ pub use canary::{
     Assignment, CanaryStatus, Command, GateStatus, Grounds, Phase, Progress, Record, Sight, Verdict,
 };
 pub use drift::DriftSight;
+pub use ended::EndedRollouts;
 pub use errors::{PolicyError, PolicyErrors};
 pub use ledger::{
     Admitted, BreakerStatus, Charged, CommandError, CrowdPolicy, Crowded, Gone, Ledger, Pass, Places,
@@ -73,7 +74,6 @@ pub use pick::{Pick, PickReason};
 pub use plan::{Change, Plan};
 pub use remote::{Remote, Tls};
 pub use retry::NotAgain;
-pub use rolled_back::RolledBack;
 pub use schema::schema;
 pub use shadow::{ShadowPolicy, Tolerance};
 pub use share::Share;

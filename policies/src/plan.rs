@@ -12,7 +12,7 @@ use std::fmt;
 use serde::Serialize;
 
 use crate::attribute::{Attribute, Condition};
-use crate::canary::step_of;
+use crate::canary::{Phase, step_of};
 use crate::ledger::Ledger;
 use crate::missing::{Known, missing_models, missing_versions};
 use crate::pick::Stickiness;
@@ -123,10 +123,23 @@ impl Ledger {
             (Some(old), None) => Some(format!("the rollout of version {} ends", old.candidate.version)),
             (before, Some(new)) => {
                 let version = new.candidate.version;
-                if self.stays_rolled_back(model, new) {
-                    return Some(format!(
-                        "the rollout of version {version} stays rolled back: `penstock canary resume {model}` begins it again"
-                    ));
+                if let Some(phase) = self.left_as(model, new) {
+                    let at = percent(self.share(model, new, before));
+                    let how = match phase {
+                        Phase::RolledBack => {
+                            format!("stays rolled back: `penstock canary resume {model}` begins it again")
+                        }
+                        Phase::Promoted => "stays promoted".to_owned(),
+                        Phase::Paused => {
+                            format!(
+                                "stays paused at {at} %: with `penstock canary resume {model}` it goes on"
+                            )
+                        }
+                        Phase::Running => {
+                            format!("goes on at {at} %, where it was, and its step begins anew")
+                        }
+                    };
+                    return Some(format!("the rollout of version {version} {how}"));
                 }
                 let same = before.filter(|old| old.versions_of_arms() == new.versions_of_arms());
                 let (does, share) =

@@ -8,7 +8,7 @@ use crate::metrics::Metrics;
 use crate::rollout_history::RolloutHistory;
 use crate::trace::Tracer;
 use anyhow::Context;
-use policies::{Ledger, Live, Mismatch, Progress, Record, Rings, RolledBack, Verdict};
+use policies::{EndedRollouts, Ledger, Live, Mismatch, Progress, Record, Rings, Verdict};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -61,9 +61,9 @@ const FORMAT: u32 = 1;
 pub struct Kept {
     /// How far canaries are, by model.
     pub canaries: BTreeMap<String, Progress>,
-    /// Those that a policy has ended after they were rolled back.
-    #[serde(default)]
-    pub rolled_back: RolledBack,
+    /// Those whose policies have gone. Called so because releases that remember only what was rolled back read it as well.
+    #[serde(default, rename = "rolled_back")]
+    pub ended: EndedRollouts,
     /// Whom splits have given to which version.
     #[serde(default)]
     pub rings: Rings,
@@ -149,8 +149,8 @@ impl Rollouts {
     /// Begins to write what has changed since the file held what is `kept`; nothing if nothing has, which `orders` are told.
     fn begin(&self, kept: &Kept, orders: Vec<Saved>, now: Instant) -> Option<Saving> {
         let rings = self.ledger.rings(&self.live.load().snapshot);
-        let rolled_back = self.ledger.ended_rolled_back();
-        let progress = Kept { canaries: self.ledger.progress(now), rolled_back, rings };
+        let ended = self.ledger.ended_rollouts();
+        let progress = Kept { canaries: self.ledger.progress(now), ended, rings };
         match self.file.clone().filter(|_| progress != *kept) {
             None => {
                 tell_saved(orders, &Ok(()));
@@ -285,14 +285,14 @@ mod tests {
             "p",
         );
         let rings = ledger.rings(&split.unwrap());
-        let progress = Kept {
-            canaries: ledger.progress(now + Duration::from_secs(3)),
-            rolled_back: RolledBack::default(),
-            rings,
-        };
+        let canaries = ledger.progress(now + Duration::from_secs(3));
+        ledger.roll_out(&policies::Snapshot::default(), now);
+        let progress = Kept { canaries, ended: ledger.ended_rollouts(), rings };
+        assert_ne!(progress.ended, EndedRollouts::default());
         write(&file, &progress).unwrap();
         assert_eq!(read(&file).unwrap(), progress);
         let text = std::fs::read_to_string(&file).unwrap();
+        assert!(text.contains("\"rolled_back\": {\n    \"digits\": ["), "releases before read it: {text}");
         let refused = |text: &str| {
             std::fs::write(&file, text).unwrap();
             format!("{:#}", read(&file).unwrap_err())

@@ -98,7 +98,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     });
     metrics.policy_generation.set(path.live.load().number);
     metrics.state_saved.set(1);
-    path.ledger.remember(kept.rolled_back);
+    path.ledger.remember(kept.ended);
     path.ledger.roll_out(&path.live.load().snapshot, Instant::now());
     path.ledger.restore(&kept.canaries, Instant::now());
     let readiness = Readiness {

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::Comparison;
+use super::{CanaryPolicy, Comparison, step_of};
 use crate::gate::{self, Kept};
-use crate::units::{Millionths, Version};
+use crate::units::{ALL, Millionths, Version};
 
-/// Of a rollout that has ended rolled back.
+/// Of a rollout whose policy has gone.
 const KEPT_OF_ENDED: usize = 2;
 
 /// What is to be done about a rollout.
@@ -162,11 +162,58 @@ impl Progress {
         (Version(self.baseline), Version(self.candidate))
     }
 
-    /// Without most of its history.
-    pub(crate) fn if_rolled_back(mut self) -> Option<Self> {
+    /// As it is remembered once its policy has gone: without most of its history, and without evidence but that by which it was
+    /// rolled back. A step that goes on from here begins anew.
+    pub(crate) fn of_ended(mut self) -> Self {
         let old = self.verdicts.len().saturating_sub(KEPT_OF_ENDED);
         self.verdicts.drain(..old);
-        (self.phase == Phase::RolledBack).then_some(self)
+        if !self.is_rolled_back() {
+            self.gates.clear();
+            self.dwelt = Duration::ZERO;
+        }
+        self
+    }
+
+    pub(crate) fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    pub(crate) fn is_rolled_back(&self) -> bool {
+        self.phase == Phase::RolledBack
+    }
+
+    /// Whether a rollout by this policy goes on from here: its candidate has to be what it was, unless that was rolled back.
+    pub(crate) fn is_of(&self, policy: &CanaryPolicy) -> bool {
+        let [_, asked] = policy.servers.names();
+        let is_same = self.servers.as_ref().is_none_or(|[_, candidate]| *candidate == asked);
+        self.versions() == policy.versions_of_arms() && (is_same || self.is_rolled_back())
+    }
+
+    /// Takes down which files of a version answer now; whether the candidate is still what it was, or was rolled back.
+    pub(crate) fn learn(&mut self, version: Version, files: u64) -> bool {
+        if version.0 == self.baseline {
+            self.files.0 = files;
+        }
+        if !self.has_candidate_here(version) {
+            return true;
+        }
+        let before = std::mem::replace(&mut self.files.1, files);
+        before == files || before == 0 || self.is_rolled_back()
+    }
+
+    /// Whether this is its candidate, and the engine here answers it.
+    pub(crate) fn has_candidate_here(&self, version: Version) -> bool {
+        let is_here = self.servers.as_ref().is_none_or(|[_, candidate]| candidate.is_empty());
+        version.0 == self.candidate && is_here
+    }
+
+    /// The candidate's share where a rollout in these steps goes on from here.
+    pub(crate) fn share(&self, steps: &[Millionths]) -> Millionths {
+        match self.phase {
+            Phase::RolledBack => 0,
+            Phase::Promoted => ALL,
+            Phase::Running | Phase::Paused => steps[step_of(self.millionths, steps)],
+        }
     }
 }
 

@@ -715,7 +715,7 @@ fn a_candidate_that_was_rolled_back_stays_so_when_its_policy_comes_back() {
             ledger.command("m", Command::Abort, "it smells", now).unwrap();
             ledger.roll_out(between, now);
             if restarts {
-                let (kept, progress) = (ledger.ended_rolled_back(), ledger.progress(now));
+                let (kept, progress) = (ledger.ended_rollouts(), ledger.progress(now));
                 let kept = serde_json::from_str(&serde_json::to_string(&kept).unwrap()).unwrap();
                 ledger = Ledger::new();
                 ledger.remember(kept);
@@ -733,13 +733,134 @@ fn a_candidate_that_was_rolled_back_stays_so_when_its_policy_comes_back() {
             assert_eq!(why, "it was rolled back before and stays so until a person resumes it");
             // A person trusts it after all, and it ends well.
             ledger.command("m", Command::Resume, "", now).unwrap();
-            assert_eq!((share(&ledger), ledger.ended_rolled_back()), (50.0, RolledBack::default()));
+            let policy = before.model("m").unwrap().canary.as_ref().unwrap();
+            assert_eq!((share(&ledger), ledger.ended_rollouts().of("m", policy)), (50.0, None));
             ledger.command("m", Command::Promote, "", now).unwrap();
             ledger.roll_out(between, now);
             ledger.roll_out(&before, now);
-            assert_eq!(share(&ledger), 50.0, "what ended well begins anew");
+            assert_eq!(share(&ledger), 100.0, "what ended well stays so");
         }
     }
+}
+
+/// Who takes back a change that has lost a rollout finds it where it was.
+#[test]
+fn a_rollout_goes_on_where_it_was_when_its_policy_comes_back() {
+    let canary = |steps: &str| {
+        policies(&format!("models: {{m: {{canary: {{baseline: 1, candidate: 2, steps: {steps}}}}}}}"))
+    };
+    let (before, other_steps) = (canary("[10, 50, 80]"), canary("[60]"));
+    let between = policies("models: {m: {split: {weights: {1: 1}}}}");
+    let now = Instant::now();
+    for (command, phase, percent, says) in [
+        (Some(Command::Promote), Phase::Promoted, 100.0, "stays promoted"),
+        (
+            Some(Command::Pause),
+            Phase::Paused,
+            50.0,
+            "stays paused at 50 %: with `penstock canary resume m` it goes on",
+        ),
+        (None, Phase::Running, 50.0, "goes on at 50 %, where it was, and its step begins anew"),
+    ] {
+        for restarts in [false, true] {
+            let mut ledger = Ledger::new();
+            // It has come to its second step, and heard of failures.
+            let second = canary("[50]");
+            ledger.roll_out(&second, now);
+            let pick = ledger.pick(&second, "m", &ANA, u64::MAX, |_| true).unwrap();
+            ledger.witness("m", pick.assigned.unwrap(), None, Sight::Failed, now);
+            ledger.roll_out(&before, now);
+            if let Some(command) = command {
+                ledger.command("m", command, "", now).unwrap();
+            }
+            ledger.roll_out(&between, now);
+            if restarts {
+                let kept = serde_json::to_string(&ledger.ended_rollouts()).unwrap();
+                ledger = Ledger::new();
+                ledger.remember(serde_json::from_str(&kept).unwrap());
+                ledger.roll_out(&between, now);
+            }
+            let plan = ledger.plan(&between, &before, &All);
+            assert!(plan.changes[0].state.contains(&format!("the rollout of version 2 {says}")), "{plan:?}");
+            let ring = ledger.rings(&before);
+            ledger.judge(now);
+            ledger.roll_out(&before, now);
+            let status = &ledger.rollouts()["m"];
+            assert_eq!((&status.phase, status.percent), (&phase, percent), "restarts: {restarts}");
+            assert_eq!((status.gates[0].requests, status.gates[0].worse), (0, 1.0), "its evidence is gone");
+            assert_eq!(ledger.rings(&before), ring);
+            let why = ledger.judge(now).pop().unwrap().1.why;
+            assert!(why.contains("it was"), "{why}");
+            // Under other steps as a reload would.
+            ledger.roll_out(&between, now);
+            ledger.roll_out(&other_steps, now);
+            let at = if phase == Phase::Promoted { 100.0 } else { 60.0 };
+            assert_eq!(ledger.rollouts()["m"].percent, at);
+        }
+    }
+}
+
+/// By its number the candidate is the same, and nothing is known of it.
+#[test]
+fn a_candidate_that_is_another_when_its_policy_comes_back_begins_at_the_first_step() {
+    let canary = |port: Option<u32>| {
+        let remote = port.map(|port| format!("remote: {{2: {{url: 'http://there:{port}/infer'}}}}, "));
+        let remote = remote.unwrap_or_default();
+        policies(&format!("models: {{m: {{{remote}canary: {{baseline: 1, candidate: 2, steps: [10]}}}}}}"))
+    };
+    let between = policies("models: {m: {split: {weights: {1: 1}}}}");
+    let now = Instant::now();
+    let files = |ledger: &Ledger, one: u64, other: u64| {
+        ledger.made_of("m", Version(1), one, now);
+        ledger.made_of("m", Version(2), other, now);
+    };
+    let comes_back = |command, (before, after): (&Snapshot, &Snapshot), meanwhile: &dyn Fn(&Ledger)| {
+        let ledger = Ledger::new();
+        ledger.roll_out(before, now);
+        files(&ledger, 5, 6);
+        ledger.command("m", command, "", now).unwrap();
+        ledger.roll_out(&between, now);
+        meanwhile(&ledger);
+        let kept = serde_json::to_string(&ledger.ended_rollouts()).unwrap();
+        ledger.remember(serde_json::from_str(&kept).unwrap());
+        ledger.roll_out(after, now);
+        ledger.rollouts()["m"].percent
+    };
+    let here = canary(None);
+    let promoted = |meanwhile: &dyn Fn(&Ledger)| comes_back(Command::Promote, (&here, &here), meanwhile);
+    assert_eq!(promoted(&|ledger| files(ledger, 5, 6)), 100.0);
+    assert_eq!(promoted(&|ledger| files(ledger, 5, 7)), 10.0);
+    assert_eq!(promoted(&|ledger| ledger.replaced("m", Version(2), now)), 10.0);
+    assert_eq!(promoted(&|ledger| files(ledger, 7, 6)), 100.0, "the baseline is not what was promoted");
+    let rolled_back = comes_back(Command::Abort, (&here, &here), &|ledger| files(ledger, 5, 7));
+    assert_eq!(rolled_back, 0.0, "a person has to say so");
+    let (one, other) = (canary(Some(1)), canary(Some(2)));
+    let promoted_to = |after| comes_back(Command::Promote, (&one, after), &|ledger| files(ledger, 5, 7));
+    assert_eq!([&one, &other, &here].map(promoted_to), [100.0, 10.0, 10.0]);
+    let rolled_back = comes_back(Command::Abort, (&one, &other), &|_| {});
+    assert_eq!(rolled_back, 0.0);
+}
+
+#[test]
+fn of_rollouts_whose_policies_have_gone_a_few_are_remembered_and_longest_those_that_were_rolled_back() {
+    let canary = |candidate: u64| {
+        policies(&format!("models: {{m: {{canary: {{baseline: 1, candidate: {candidate}, steps: [10]}}}}}}"))
+    };
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    for candidate in 2..9 {
+        ledger.roll_out(&canary(candidate), now);
+        let command = if candidate == 2 { Command::Abort } else { Command::Promote };
+        ledger.command("m", command, "", now).unwrap();
+    }
+    ledger.roll_out(&policies("models: {m: {split: {weights: {1: 1}}}}"), now);
+    let share = |candidate| {
+        let policy = canary(candidate);
+        ledger.share_now("m", policy.model("m").unwrap().canary.as_ref().unwrap())
+    };
+    assert_eq!(
+        (2..9).map(share).collect::<Vec<_>>(),
+        [Some(0), None, None, None, Some(ALL), Some(ALL), Some(ALL)]
+    );
 }
 
 /// A process may begin with another policy than the one before it ended with.

@@ -1,0 +1,73 @@
+//! Rollouts that have ended because a policy without them came into force. Decides that one whose policy comes back goes on where it
+//! was, as somebody expects who takes a change of the policy back: what was promoted keeps everything, what was paused stays so,
+//! and what was on its way keeps its step. A candidate that was rolled back is not trusted again before a person says so; any
+//! other that is made of other files by then, or is another server's, is another candidate, and begins at the first step.
+//! Never how a rollout goes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::canary::{CanaryPolicy, Progress};
+use crate::units::Version;
+
+/// Of one model, each of another baseline or candidate. Of more the oldest is forgotten that was not rolled back, else the
+/// oldest; what is forgotten begins at its first step.
+const KEPT: usize = 4;
+
+/// Models of which any are remembered; of more, one is forgotten, if there is one of which nothing was rolled back.
+const MODELS: usize = 1_000;
+
+/// By model, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EndedRollouts(BTreeMap<String, Vec<Progress>>);
+
+impl EndedRollouts {
+    /// How a rollout has ended.
+    pub(crate) fn note(&mut self, model: &str, progress: Progress) {
+        self.forget(model, progress.versions());
+        if self.0.len() >= MODELS && !self.0.contains_key(model) {
+            let gives_way = |(_, all): &(&String, &Vec<Progress>)| !all.iter().any(Progress::is_rolled_back);
+            let first = self.0.iter().find(gives_way).or_else(|| self.0.iter().next());
+            if let Some(first) = first.map(|(model, _)| model.clone()) {
+                self.0.remove(&first);
+            }
+        }
+        let all = self.0.entry(model.to_owned()).or_default();
+        all.push(progress.of_ended());
+        if all.len() > KEPT {
+            let oldest = all.iter().position(|known| !known.is_rolled_back()).unwrap_or(0);
+            all.remove(oldest);
+        }
+    }
+
+    /// A person trusts the candidate again.
+    pub(crate) fn forget(&mut self, model: &str, versions: (Version, Version)) {
+        self.retain(model, |known| known.versions() != versions);
+    }
+
+    /// These files of a version answer now; 0 where nobody knows which.
+    pub(crate) fn made_of(&mut self, model: &str, version: Version, files: u64) {
+        if files != 0 {
+            self.retain(model, |known| known.learn(version, files));
+        }
+    }
+
+    /// Other files of a version answer now than before.
+    pub(crate) fn replaced(&mut self, model: &str, version: Version) {
+        self.retain(model, |known| known.is_rolled_back() || !known.has_candidate_here(version));
+    }
+
+    /// How far the rollout of this policy was, if it goes on from there.
+    pub(crate) fn of(&self, model: &str, policy: &CanaryPolicy) -> Option<&Progress> {
+        self.0.get(model)?.iter().find(|known| known.is_of(policy))
+    }
+
+    fn retain(&mut self, model: &str, is_kept: impl FnMut(&mut Progress) -> bool) {
+        let Some(all) = self.0.get_mut(model) else { return };
+        all.retain_mut(is_kept);
+        if all.is_empty() {
+            self.0.remove(model);
+        }
+    }
+}
