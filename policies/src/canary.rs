@@ -83,6 +83,8 @@ pub enum Sight {
         /// With what the client got.
         agrees: bool,
     },
+    /// A copy of it that the candidate was to answer was not compared: there was no room or time for it, or no answer.
+    NotCompared,
     /// It was turned away or lost: too much waits for the version, its breaker has tripped, the engine went down.
     Unanswered,
 }
@@ -93,7 +95,9 @@ impl Sight {
         match self {
             // An engine takes with it all that it had.
             Self::Lost | Self::Late(_) | Self::Gone(_) | Self::Unanswered => true,
-            Self::Answered(_) | Self::Failed | Self::Refused | Self::Compared { .. } => false,
+            Self::Answered(_) | Self::Failed | Self::Refused | Self::Compared { .. } | Self::NotCompared => {
+                false
+            }
         }
     }
 }
@@ -288,10 +292,18 @@ impl Canary {
         }
     }
 
-    /// What became of a copy that the candidate has answered, of a request that was assigned to the baseline.
-    pub(crate) fn compared(&mut self, assigned: Assignment, key: Option<u64>, agrees: bool, now: Instant) {
+    /// What became of a copy for the candidate, of a request that was assigned to the baseline: whether the answers agree, nothing
+    /// where there are none to compare.
+    pub(crate) fn compared(
+        &mut self,
+        assigned: Assignment,
+        key: Option<u64>,
+        agrees: Option<bool>,
+        now: Instant,
+    ) {
         let of_candidate = Assignment { is_candidate: true, ..assigned };
-        self.witness(of_candidate, key, Sight::Compared { agrees }, now);
+        let sight = agrees.map_or(Sight::NotCompared, |agrees| Sight::Compared { agrees });
+        self.witness(of_candidate, key, sight, now);
     }
 
     /// How far the tensors of one of its versions have moved. May roll back.
@@ -520,6 +532,12 @@ impl Canary {
                 };
                 return (Verdict::InsufficientData, Some(name), why);
             }
+        }
+        if let Some(gate) = self.gates.iter().find(|gate| gate.has_missed_most()) {
+            let (name, compared, all) = (gate.event.gate(), gate.requests, gate.requests + gate.missed);
+            let why =
+                format!("{name}: {compared} of {all} copies were compared; at least half of them have to be");
+            return (Verdict::InsufficientData, Some(name), why);
         }
         if let Some(gate) = self.gates.iter().find(|gate| !gate.has_passed(hanging)) {
             let (events, requests) = (gate.events, gate.requests);

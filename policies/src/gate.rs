@@ -123,7 +123,7 @@ impl Event {
             // Nobody blames the version for it.
             (Self::Fault, Sight::Late(_) | Sight::Gone(_) | Sight::Unanswered | Sight::Refused) => None,
             (Self::Disagreement, Sight::Compared { agrees }) => Some(!agrees),
-            (Self::Disagreement, _) | (_, Sight::Compared { .. }) => None,
+            (Self::Disagreement, _) | (_, Sight::Compared { .. } | Sight::NotCompared) => None,
         }
     }
 
@@ -160,6 +160,8 @@ pub(crate) struct Gate {
     /// Requests of the candidate in this step, and those to which the event has happened.
     pub(crate) requests: u64,
     pub(crate) events: u64,
+    /// Of disagreement, copies in this step that were not compared.
+    pub(crate) missed: u64,
     /// What each key has had of the candidate in this window.
     heard: HashMap<u64, Heard>,
     window: Instant,
@@ -187,6 +189,8 @@ pub(crate) struct Kept {
     worse: Worsening,
     requests: u64,
     events: u64,
+    #[serde(default)]
+    missed: u64,
     /// Of processes before this was kept, every request was a witness.
     #[serde(default)]
     rare: Option<KeptRare>,
@@ -199,7 +203,7 @@ impl Gate {
         let mut worse = Worsening::default();
         worse.ask_anew();
         let window_length = (dwell / KEY_WINDOWS).min(KEY_WINDOW_MAX);
-        let (heard, requests, events) = (HashMap::new(), 0, 0);
+        let (heard, requests, events, missed) = (HashMap::new(), 0, 0, 0);
         Self {
             event,
             at_most,
@@ -208,6 +212,7 @@ impl Gate {
             rare,
             requests,
             events,
+            missed,
             heard,
             window: now,
             window_length,
@@ -235,6 +240,7 @@ impl Gate {
     /// Takes a request into account; whether it was evidence against the candidate or the baseline.
     pub(crate) fn hear(&mut self, witness: Witness, now: Instant) -> bool {
         let Witness { is_candidate, share, key, sight, patience } = witness;
+        self.missed += u64::from((self.event, sight) == (Event::Disagreement, Sight::NotCompared));
         let Some(happened) = self.event.happened(sight, patience, key) else { return false };
         let is_news =
             is_candidate && self.event.is_the_versions(sight, patience) && self.is_news(key, happened, now);
@@ -270,7 +276,7 @@ impl Gate {
 
     pub(crate) fn forget_step(&mut self, now: Instant) {
         self.rare = Rare::new(share_of_all(self.at_most));
-        (self.requests, self.events, self.window) = (0, 0, now);
+        (self.requests, self.events, self.missed, self.window) = (0, 0, 0, now);
         self.heard.clear();
     }
 
@@ -359,6 +365,11 @@ impl Gate {
         is_shown(&rare)
     }
 
+    /// Whether most of the copies were not compared: what the others show may be true of them alone.
+    pub(crate) fn has_missed_most(&self) -> bool {
+        self.missed > self.requests
+    }
+
     /// The most that may be, in percent.
     pub(crate) fn percent_at_most(&self) -> f64 {
         share_of_all(self.at_most) * 100.0
@@ -367,7 +378,8 @@ impl Gate {
     pub(crate) fn kept(&self) -> Kept {
         let (over, at_most, worse) = (self.event.over(), self.at_most, self.worse.clone());
         let rare = Some(self.with_window().kept());
-        Kept { over, at_most, worse, requests: self.requests, events: self.events, rare }
+        let Self { requests, events, missed, .. } = *self;
+        Kept { over, at_most, worse, requests, events, missed, rare }
     }
 
     /// Goes on where an earlier process has stopped, as after a reload; `same_step` where its step, too, goes on.
@@ -385,7 +397,7 @@ impl Gate {
                 Some(rare) => Rare::restored(too_much, rare),
                 None => Rare::seen(too_much, kept.requests, kept.events),
             };
-            (self.requests, self.events) = (kept.requests, kept.events);
+            (self.requests, self.events, self.missed) = (kept.requests, kept.events, kept.missed);
         }
     }
 

@@ -297,15 +297,16 @@ impl Ledger {
         rollout.change(|canary| canary.witness(assigned, key, sight, now));
     }
 
-    /// Tells whether a version has answered a copy as the client was answered, of a request that a rollout had assigned.
-    /// Who was answered by the candidate itself, or by somebody's choice, says nothing about it.
+    /// Tells whether a version has answered a copy as the client was answered, of a request that a rollout had assigned; `None`
+    /// where nothing was compared: there was no room or time for the copy, or no answer. Who was answered by the candidate
+    /// itself, or by somebody's choice, says nothing about it.
     pub fn compared(
         &self,
         model: &str,
         assigned: Assignment,
         version: Version,
         key: Option<u64>,
-        agrees: bool,
+        agrees: Option<bool>,
         now: Instant,
     ) {
         if !assigned.is_compared_by(version) {

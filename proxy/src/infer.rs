@@ -396,7 +396,7 @@ impl InferPath {
         if request.outputs.iter().any(|output| output.classes > 0)
             && server.is_some() != is_server(Version(infer.version))
         {
-            self.shadows.drop_one(target.model, version.0);
+            self.shadows.drop_one(target.model, version.0, by.assigned);
             return None;
         }
         let server = match server {

@@ -74,7 +74,7 @@ impl Shadows {
         let place = || self.place(&infer.model, bytes, policy.in_flight_max());
         let place = if is_ready { place() } else { None };
         let Some(place) = place else {
-            self.drop_one(&infer.model, version);
+            self.drop_one(&infer.model, version, assigned);
             return None;
         };
         let caller = (infer.caller != 0).then_some(infer.caller);
@@ -86,8 +86,11 @@ impl Shadows {
         Some(Copy { policy, model, version, to, deadline, caller, assigned, place })
     }
 
-    /// Counts a copy that is not sent.
-    pub(crate) fn drop_one(&self, model: &str, version: u64) {
+    /// Counts a copy that is not sent; a gate on disagreement has to hear of it, as of one that has no answer.
+    pub(crate) fn drop_one(&self, model: &str, version: u64, assigned: Option<Assignment>) {
+        if let Some(assigned) = assigned {
+            self.ledger.compared(model, assigned, Version(version), None, None, Instant::now());
+        }
         self.metrics.count_shadow(model, version, Outcome::Dropped);
     }
 
@@ -99,8 +102,8 @@ impl Shadows {
             let (model, version) = (copy.model.clone(), copy.version);
             let (caller, assigned) = (copy.caller, copy.assigned);
             let outcome = copy.compare(&links, &remotes, &metrics, answer).await;
-            if let Some((agrees, assigned)) = outcome.agrees().zip(assigned) {
-                ledger.compared(&model, assigned, Version(version), caller, agrees, Instant::now());
+            if let Some(assigned) = assigned {
+                ledger.compared(&model, assigned, Version(version), caller, outcome.agrees(), Instant::now());
             }
             metrics.count_shadow(&model, version, outcome);
         });

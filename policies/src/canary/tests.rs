@@ -48,7 +48,7 @@ impl World {
 
     /// The baseline has answered somebody, and the candidate a copy.
     fn compare(&mut self, key: Option<u64>, agrees: bool) {
-        self.canary.compared(self.assigned(false), key, agrees, self.now);
+        self.canary.compared(self.assigned(false), key, Some(agrees), self.now);
     }
 
     /// A request of somebody new; the chances are those of a failure.
@@ -699,6 +699,36 @@ fn a_candidate_that_agreed_for_long_and_does_no_more_is_found_out_soon() {
 
 /// As many disagree as may, through two steps: half of them drawn anew, half users who ask again and again, of whom
 /// some are answered otherwise now and then and some always.
+/// Those that are dropped under pressure, or fail, may be the ones that differ.
+#[test]
+fn agreement_of_the_few_copies_that_could_be_compared_shows_nothing() {
+    for (missed, verdict) in [(600, Verdict::Advance), (601, Verdict::InsufficientData)] {
+        let mut world = compared(2.0, 1);
+        (0..600).for_each(|_| world.tell(true, FAST));
+        (0..600).for_each(|_| world.compare(None, true));
+        for _ in 0..missed {
+            world.canary.compared(world.assigned(false), None, None, world.now);
+        }
+        let progress = serde_json::to_string(&world.canary.progress(world.now)).unwrap();
+        world.canary.restore(&serde_json::from_str(&progress).unwrap(), world.now);
+        assert_eq!(world.work(1), Some(verdict));
+        let why = &world.canary.history.back().unwrap().why;
+        let says = "disagreement: 600 of 1201 copies were compared; at least half of them have to be";
+        assert_eq!(why == says, verdict == Verdict::InsufficientData, "{why}");
+        if verdict == Verdict::InsufficientData {
+            world.compare(None, true);
+            assert_eq!(world.work(1), Some(Verdict::Advance), "as many as were missed");
+        }
+        let copies = world.canary.gates.iter().map(|gate| gate.requests + gate.missed).sum::<u64>();
+        assert_eq!((world.canary.step, copies), (1, 0), "the next step counts its own");
+        let mut world = compared(2.0, 1);
+        world.compare(None, false);
+        let worse = world.canary.gates[1].worse();
+        world.canary.compared(world.assigned(false), None, None, world.now);
+        assert_eq!(world.canary.gates[1].worse(), worse, "it is no evidence against it either");
+    }
+}
+
 #[test]
 fn a_candidate_that_disagrees_as_often_as_it_may_is_rolled_back_at_most_once_in_twenty() {
     let mut rolled_back = 0;

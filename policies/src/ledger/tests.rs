@@ -233,11 +233,11 @@ fn only_what_chance_has_given_to_the_baseline_is_compared_with_the_candidate() {
     ledger.roll_out(&snapshot, now);
     let assigned = |draw| ledger.pick(&snapshot, "m", &ANA, draw, |_| true).unwrap().assigned.unwrap();
     let compared = || ledger.rollouts()["m"].gates[1].requests;
-    ledger.compared("m", assigned(u64::MAX), Version(2), None, false, now);
+    ledger.compared("m", assigned(u64::MAX), Version(2), None, Some(false), now);
     assert_eq!(compared(), 0, "the client got the candidate's answer");
-    ledger.compared("m", assigned(0), Version(3), None, false, now);
+    ledger.compared("m", assigned(0), Version(3), None, Some(false), now);
     assert_eq!(compared(), 0, "another version's answer");
-    ledger.compared("m", assigned(0), Version(2), None, false, now);
+    ledger.compared("m", assigned(0), Version(2), None, Some(false), now);
     assert_eq!(compared(), 1);
 }
 
@@ -901,7 +901,7 @@ fn evidence_is_about_the_server_that_was_asked_and_the_comparison_that_was_made(
         for files in [7, 8] {
             ledger.made_of("m", Version(2), files, now); // it is another server's, whatever lies here
         }
-        ledger.compared("m", of_baseline.assigned.unwrap(), Version(2), None, true, now);
+        ledger.compared("m", of_baseline.assigned.unwrap(), Version(2), None, Some(true), now);
         if restarts {
             let progress = ledger.progress(now);
             ledger = Ledger::new();
