@@ -1,15 +1,16 @@
 //! Rollouts that have ended because a policy without them came into force. Decides that one whose policy comes back goes on where it
 //! was, as somebody expects who takes a change of the policy back: what was promoted keeps everything, what was paused stays so,
 //! and what was on its way keeps its step. A candidate that was rolled back is not trusted again before a person says so; any
-//! other that is made of other files by then, or is another server's, is another candidate, and begins at the first step.
-//! Never how a rollout goes.
+//! other that is made of other files by then, or is another server's, is another candidate, and begins at the first step; and so
+//! does one that a policy in between has given less than it had. Never how a rollout goes.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use crate::canary::{CanaryPolicy, Progress};
-use crate::units::Version;
+use crate::snapshot::{ModelPolicy, Snapshot};
+use crate::units::{ALL, Version};
 
 /// Of one model, each of another baseline or candidate. Of more the oldest is forgotten that was not rolled back, else the
 /// oldest; what is forgotten begins at its first step.
@@ -58,6 +59,17 @@ impl EndedRollouts {
         self.retain(model, |known| known.is_rolled_back() || !known.has_candidate_here(version));
     }
 
+    /// This policy came into force. Whom it gives less than its rollout did, it takes back: what somebody does who does not want
+    /// it, and who must not get all of it again at once because an old file comes back.
+    pub(crate) fn follow(&mut self, snapshot: &Snapshot) {
+        let models: Vec<String> = self.0.keys().cloned().collect();
+        for model in models {
+            if let Some(policy) = snapshot.model(&model) {
+                self.retain(&model, |known| known.is_rolled_back() || !takes_back(policy, known));
+            }
+        }
+    }
+
     /// How far the rollout of this policy was, if it goes on from there.
     pub(crate) fn of(&self, model: &str, policy: &CanaryPolicy) -> Option<&Progress> {
         self.0.get(model)?.iter().find(|known| known.is_of(policy))
@@ -70,4 +82,17 @@ impl EndedRollouts {
             self.0.remove(model);
         }
     }
+}
+
+/// Whether the candidate gets less by this policy than it had. A rollout in which it has an arm is none the less about it.
+fn takes_back(policy: &ModelPolicy, known: &Progress) -> bool {
+    let (_, candidate) = known.versions();
+    if let Some(canary) = &policy.canary {
+        let (baseline, tried) = canary.versions_of_arms();
+        return candidate != baseline && candidate != tried;
+    }
+    let Some(split) = &policy.split else { return false };
+    let arms = split.shares().filter(|(target, _)| target.version == candidate);
+    let share: f64 = arms.map(|(_, share)| share).sum();
+    share * f64::from(ALL) < f64::from(known.share_of_step()) - 0.5
 }

@@ -622,6 +622,7 @@ impl Ledger {
             self.remembered().note(model, progress);
             self.last_news().extend(news.into_iter().map(|record| (Arc::clone(model), record)));
         }
+        self.remembered().follow(snapshot);
     }
 
     fn last_news(&self) -> MutexGuard<'_, Vec<(Arc<str>, Record)>> {

@@ -207,6 +207,11 @@ impl Progress {
         version.0 == self.candidate && is_here
     }
 
+    /// The candidate's share when it was last under way.
+    pub(crate) fn share_of_step(&self) -> Millionths {
+        self.share(&[self.millionths])
+    }
+
     /// The candidate's share where a rollout in these steps goes on from here.
     pub(crate) fn share(&self, steps: &[Millionths]) -> Millionths {
         match self.phase {

@@ -731,14 +731,14 @@ fn a_candidate_that_was_rolled_back_stays_so_when_its_policy_comes_back() {
             assert_eq!((share(&ledger), phase(&ledger)), (0.0, crate::Phase::RolledBack));
             let why = ledger.judge(now).pop().unwrap().1.why;
             assert_eq!(why, "it was rolled back before and stays so until a person resumes it");
-            // A person trusts it after all, and it ends well.
+            // A person trusts it after all, and then another policy takes it back.
             ledger.command("m", Command::Resume, "", now).unwrap();
             let policy = before.model("m").unwrap().canary.as_ref().unwrap();
             assert_eq!((share(&ledger), ledger.ended_rollouts().of("m", policy)), (50.0, None));
             ledger.command("m", Command::Promote, "", now).unwrap();
             ledger.roll_out(between, now);
             ledger.roll_out(&before, now);
-            assert_eq!(share(&ledger), 100.0, "what ended well stays so");
+            assert_eq!(share(&ledger), 50.0, "it begins at its first step");
         }
     }
 }
@@ -750,7 +750,7 @@ fn a_rollout_goes_on_where_it_was_when_its_policy_comes_back() {
         policies(&format!("models: {{m: {{canary: {{baseline: 1, candidate: 2, steps: {steps}}}}}}}"))
     };
     let (before, other_steps) = (canary("[10, 50, 80]"), canary("[60]"));
-    let between = policies("models: {m: {split: {weights: {1: 1}}}}");
+    let between = policies("models: {m: {deadline: 1s}}");
     let now = Instant::now();
     for (command, phase, percent, says) in [
         (Some(Command::Promote), Phase::Promoted, 100.0, "stays promoted"),
@@ -800,6 +800,28 @@ fn a_rollout_goes_on_where_it_was_when_its_policy_comes_back() {
     }
 }
 
+#[test]
+fn who_gives_a_candidate_less_than_it_had_has_taken_it_back_and_its_rollout_begins_anew() {
+    let rollout = policies("models: {m: {canary: {baseline: 1, candidate: 2, steps: [1, 50]}}}");
+    let now = Instant::now();
+    for (between, percent) in [
+        ("split: {weights: {1: 1}}", 1.0),
+        ("split: {weights: {1: 1, 2: 99}}", 1.0),
+        ("canary: {baseline: 1, candidate: 3}", 1.0),
+        ("split: {weights: {2: 1}}", 100.0),
+        ("canary: {baseline: 2, candidate: 3}", 100.0),
+        ("deadline: 1s", 100.0),
+    ] {
+        let ledger = Ledger::new();
+        ledger.roll_out(&rollout, now);
+        ledger.command("m", Command::Promote, "", now).unwrap();
+        let between = format!("models: {{m: {{{between}}}}}");
+        ledger.roll_out(&policies(&between), now);
+        ledger.roll_out(&rollout, now);
+        assert_eq!(ledger.rollouts()["m"].percent, percent, "{between}");
+    }
+}
+
 /// By its number the candidate is the same, and nothing is known of it.
 #[test]
 fn a_candidate_that_is_another_when_its_policy_comes_back_begins_at_the_first_step() {
@@ -808,7 +830,7 @@ fn a_candidate_that_is_another_when_its_policy_comes_back_begins_at_the_first_st
         let remote = remote.unwrap_or_default();
         policies(&format!("models: {{m: {{{remote}canary: {{baseline: 1, candidate: 2, steps: [10]}}}}}}"))
     };
-    let between = policies("models: {m: {split: {weights: {1: 1}}}}");
+    let between = policies("models: {m: {deadline: 1s}}");
     let now = Instant::now();
     let files = |ledger: &Ledger, one: u64, other: u64| {
         ledger.made_of("m", Version(1), one, now);
@@ -847,20 +869,19 @@ fn of_rollouts_whose_policies_have_gone_a_few_are_remembered_and_longest_those_t
         policies(&format!("models: {{m: {{canary: {{baseline: 1, candidate: {candidate}, steps: [10]}}}}}}"))
     };
     let (ledger, now) = (Ledger::new(), Instant::now());
-    for candidate in 2..9 {
-        ledger.roll_out(&canary(candidate), now);
-        let command = if candidate == 2 { Command::Abort } else { Command::Promote };
-        ledger.command("m", command, "", now).unwrap();
-    }
-    ledger.roll_out(&policies("models: {m: {split: {weights: {1: 1}}}}"), now);
     let share = |candidate| {
         let policy = canary(candidate);
         ledger.share_now("m", policy.model("m").unwrap().canary.as_ref().unwrap())
     };
-    assert_eq!(
-        (2..9).map(share).collect::<Vec<_>>(),
-        [Some(0), None, None, None, Some(ALL), Some(ALL), Some(ALL)]
-    );
+    for candidate in 2..8 {
+        ledger.roll_out(&canary(candidate), now);
+        ledger.command("m", Command::Abort, "", now).unwrap();
+    }
+    ledger.roll_out(&canary(8), now);
+    assert_eq!((2..8).map(share).collect::<Vec<_>>(), [None, None, Some(0), Some(0), Some(0), Some(0)]);
+    ledger.command("m", Command::Promote, "", now).unwrap();
+    ledger.roll_out(&policies("models: {m: {deadline: 1s}}"), now);
+    assert_eq!((share(4), share(8)), (Some(0), None));
 }
 
 /// A process may begin with another policy than the one before it ended with.
