@@ -216,7 +216,7 @@ pub struct Metrics {
     pub engine_running: Gauge<u64, AtomicU64>,
     /// Requests that wait in the engine.
     pub engine_waiting: Gauge<u64, AtomicU64>,
-    /// Bytes of what waits and runs in the engine, with the copies that runs are made from.
+    /// Bytes of what waits and runs in the engine, with the copies that runs are made from and their outputs.
     pub engine_request_bytes: Gauge<u64, AtomicU64>,
     /// Bytes that these may be.
     pub engine_request_bytes_max: Gauge<u64, AtomicU64>,
@@ -494,12 +494,12 @@ impl Metrics {
         );
         registry.register(
             "engine_request_bytes",
-            "Bytes of requests that wait or run in the engine, with the copies that runs are made from",
+            "Bytes of requests that wait or run in the engine, with the copies that runs are made from and their outputs",
             metrics.engine_request_bytes.clone(),
         );
         registry.register(
             "engine_request_bytes_max",
-            "Bytes that requests in the engine may hold, with the copies that runs are made from",
+            "Bytes that requests in the engine may hold, with the copies that runs are made from and their outputs",
             metrics.engine_request_bytes_max.clone(),
         );
         registry.register(

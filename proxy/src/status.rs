@@ -62,7 +62,7 @@ pub struct Engine {
     pub starts: u64,
     /// Requests that wait, and runs that have not ended, a second ago at most.
     pub under_way: u64,
-    /// Bytes of those requests, with the copies that runs are made from.
+    /// Bytes of those requests, with the copies that runs are made from and their outputs.
     pub request_bytes: u64,
     /// Bytes that these may be; models have the rest of `memory_bytes`.
     pub request_bytes_max: u64,
