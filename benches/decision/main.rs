@@ -15,7 +15,7 @@ mod large_policy;
 
 use hdrhistogram::Histogram;
 use large_policy::MODELS;
-use policies::{Attributes, Ledger, Live, Outcome, Snapshot};
+use policies::{Attributes, Ledger, Live, Outcome, Sight, Snapshot};
 use std::time::{Duration, Instant};
 
 // The proxy's.
@@ -24,6 +24,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 const CALLERS: usize = 100_000;
 const DECISIONS: usize = 2_000_000;
+
+const LIMITS: &str = "limits:\n  - {name: per-user, key: {header: x-user-id}, rate: 1000000/h, burst: 1000000, max_keys: 200000}\n  - {name: total, rate: 1000000000/h, burst: 1000000000}\n";
 
 fn main() -> anyhow::Result<()> {
     let count = |at| std::env::args().nth(at).map(|count| count.parse::<usize>()).transpose();
@@ -45,6 +47,24 @@ fn main() -> anyhow::Result<()> {
         "{MODELS} models of 3 versions, {CALLERS} callers who are remembered, {per_caller:.0} bytes each"
     );
 
+    measure("a decision", &world)?;
+    let rolled_out = World::new(parsed(&format!("models:\n{}{LIMITS}", rollouts()))?);
+    (0..CALLERS).for_each(|at| rolled_out.decide(&rolled_out.request(at), at as u64, rolled_out.start));
+    measure("the same where each model is rolled out, which hears of every answer", &rolled_out)?;
+    drop(rolled_out);
+
+    let swaps: Result<Vec<_>, _> = (0..20).map(|round| world.swap(&policy(6 + round))).collect();
+    let mut swaps = swaps?;
+    swaps.sort_unstable();
+    let (whole, parsed): (Duration, Duration) = swaps[swaps.len() / 2];
+    println!(
+        "a swap of the policy of {} kB: {whole:.1?}, of which reading it takes {parsed:.1?} (median)",
+        text.len() >> 10
+    );
+    Ok(())
+}
+
+fn measure(what: &str, world: &World) -> anyhow::Result<()> {
     let (mut took, mut clock) = (Histogram::<u64>::new(3)?, Histogram::<u64>::new(3)?);
     for at in 0..DECISIONS {
         let at = at.wrapping_mul(7919);
@@ -57,18 +77,9 @@ fn main() -> anyhow::Result<()> {
     }
     let (median, p99) = (took.value_at_quantile(0.5), took.value_at_quantile(0.99));
     println!(
-        "a decision: median {median} ns, p99 {p99} ns, mean {:.0} ns, of which reading the clock takes {}",
+        "{what}: median {median} ns, p99 {p99} ns, mean {:.0} ns, of which reading the clock takes {}",
         took.mean(),
         clock.value_at_quantile(0.5)
-    );
-
-    let swaps: Result<Vec<_>, _> = (0..20).map(|round| world.swap(&policy(6 + round))).collect();
-    let mut swaps = swaps?;
-    swaps.sort_unstable();
-    let (whole, parsed): (Duration, Duration) = swaps[swaps.len() / 2];
-    println!(
-        "a swap of the policy of {} kB: {whole:.1?}, of which reading it takes {parsed:.1?} (median)",
-        text.len() >> 10
     );
     Ok(())
 }
@@ -110,13 +121,20 @@ impl World {
         let caller = Caller(caller);
         let generation = self.live.load();
         let snapshot = &generation.snapshot;
-        let pick = self.ledger.pick(snapshot, model, &caller, draw, |_| true).expect("there is a split");
+        let pick =
+            self.ledger.pick(snapshot, model, &caller, draw, |_| true).expect("the policy says who answers");
         self.ledger.admit(snapshot, model, &caller, || None, now).expect("they have enough");
         let pass = self.ledger.enter(snapshot, model, pick.version, now).expect("nothing fails");
         pass.settle(Outcome::Served, now);
+        if let Some(assigned) = pick.assigned {
+            let under_way = self.ledger.ask(model, assigned);
+            let took = Duration::from_micros(1_000 + draw % 3_000);
+            self.ledger.witness(model, assigned, pick.key, Sight::Answered(took), now);
+            drop(under_way);
+        }
         self.ledger.count(
             model,
-            pick.drawn.expect("the split has decided"),
+            pick.drawn.expect("a split or a rollout has decided"),
             pick.key,
             Some(pick.version),
             None,
@@ -146,8 +164,18 @@ impl Attributes for Caller<'_> {
 }
 
 fn policy(failures: usize) -> String {
-    let limits = "limits:\n  - {name: per-user, key: {header: x-user-id}, rate: 1000000/h, burst: 1000000, max_keys: 200000}\n  - {name: total, rate: 1000000000/h, burst: 1000000000}\n";
-    format!("models:\n{}{limits}", large_policy::models(failures))
+    format!("models:\n{}{LIMITS}", large_policy::models(failures))
+}
+
+/// As many models, each with a rollout in place of its split.
+fn rollouts() -> String {
+    let model = |at| {
+        format!(
+            "  model-{at}:\n    labels: {{stable: 1, next: 2}}\n    canary: {{baseline: stable, candidate: next, steps: [20], dwell: 1h, sticky: {{header: x-user-id}}}}\n    \
+             deadline: 2s\n    breaker: {{failures: 5, failing: 50}}\n"
+        )
+    };
+    (0..MODELS).map(model).collect()
 }
 
 fn parsed(text: &str) -> anyhow::Result<Snapshot> {
