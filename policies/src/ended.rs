@@ -14,10 +14,10 @@ use crate::units::{ALL, Version};
 
 /// Of one model, each of another baseline or candidate. Of more the oldest is forgotten that was not rolled back, else the
 /// oldest; what is forgotten begins at its first step.
-const KEPT: usize = 4;
+const KEPT_MAX: usize = 4;
 
 /// Models of which any are remembered; of more, one is forgotten, if there is one of which nothing was rolled back.
-const MODELS: usize = 1_000;
+const MODELS_MAX: usize = 1_000;
 
 /// By model, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -27,7 +27,8 @@ impl EndedRollouts {
     /// How a rollout has ended.
     pub(crate) fn note(&mut self, model: &str, progress: Progress) {
         self.forget(model, progress.versions());
-        if self.0.len() >= MODELS && !self.0.contains_key(model) {
+        self.learn_from(model, &progress);
+        if self.0.len() >= MODELS_MAX && !self.0.contains_key(model) {
             let gives_way = |(_, all): &(&String, &Vec<Progress>)| !all.iter().any(Progress::is_rolled_back);
             let first = self.0.iter().find(gives_way).or_else(|| self.0.iter().next());
             if let Some(first) = first.map(|(model, _)| model.clone()) {
@@ -36,7 +37,7 @@ impl EndedRollouts {
         }
         let all = self.0.entry(model.to_owned()).or_default();
         all.push(progress.of_ended());
-        if all.len() > KEPT {
+        if all.len() > KEPT_MAX {
             let oldest = all.iter().position(|known| !known.is_rolled_back()).unwrap_or(0);
             all.remove(oldest);
         }
@@ -59,8 +60,8 @@ impl EndedRollouts {
         self.retain(model, |known| known.is_rolled_back() || !known.has_candidate_here(version));
     }
 
-    /// This policy came into force. Whom it gives less than its rollout did, it takes back: what somebody does who does not want
-    /// it, and who must not get all of it again at once because an old file comes back.
+    /// This policy came into force. Whom its split gives less than a rollout did, or whom its rollout has no arm for, it takes back:
+    /// what somebody does who does not want it, and who must not get all of it again at once because an old file comes back.
     pub(crate) fn follow(&mut self, snapshot: &Snapshot) {
         let models: Vec<String> = self.0.keys().cloned().collect();
         for model in models {
@@ -68,6 +69,18 @@ impl EndedRollouts {
                 self.retain(&model, |known| known.is_rolled_back() || !takes_back(policy, known));
             }
         }
+    }
+
+    /// This rollout ends. Whom it has given less in the end than another one did, it has taken back. A baseline lends its
+    /// users to another candidate, and has lost them once that has all of them.
+    pub(crate) fn learn_from(&mut self, model: &str, ended: &Progress) {
+        let ((baseline, candidate), share) = (ended.versions(), ended.share_of_step());
+        self.retain(model, |known| {
+            let (_, version) = known.versions();
+            let is_less =
+                version == candidate && share < known.share_of_step() || version == baseline && share == ALL;
+            known.is_rolled_back() || !is_less
+        });
     }
 
     /// How far the rollout of this policy was, if it goes on from there.
@@ -84,7 +97,7 @@ impl EndedRollouts {
     }
 }
 
-/// Whether the candidate gets less by this policy than it had. A rollout in which it has an arm is none the less about it.
+/// Whether the candidate gets less by this policy than it had. What a rollout in which it has an arm comes to is known at its end.
 fn takes_back(policy: &ModelPolicy, known: &Progress) -> bool {
     let (_, candidate) = known.versions();
     if let Some(canary) = &policy.canary {

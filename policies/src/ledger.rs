@@ -407,8 +407,8 @@ impl Ledger {
             .collect()
     }
 
-    /// Goes on where an earlier process has stopped. Call it after [`Ledger::roll_out`].
-    pub fn restore(&self, progress: &BTreeMap<String, Progress>, now: Instant) {
+    /// Goes on where an earlier process has stopped. Call it after [`Ledger::roll_out`] of the same policy.
+    pub fn restore(&self, snapshot: &Snapshot, progress: &BTreeMap<String, Progress>, now: Instant) {
         let rollouts = self.rollouts.load();
         for (model, progress) in progress {
             match rollouts.get(&**model).filter(|rollout| rollout.versions == progress.versions()) {
@@ -416,6 +416,7 @@ impl Ledger {
                 None => self.remembered().note(model, progress.clone()),
             }
         }
+        self.remembered().follow(snapshot);
     }
 
     /// Rollouts whose policies have gone, to be kept over a restart.
@@ -606,6 +607,10 @@ impl Ledger {
         };
         let ended = Arc::new(ended(&self.rollouts.load()));
         self.ended.store(Arc::clone(&ended));
+        for (model, rollout) in &*ended {
+            let progress = rollout.change(|canary| canary.progress(now));
+            self.remembered().learn_from(model, &progress);
+        }
         self.rollouts.rcu(|rollouts| {
             let followed = |(model, policy): (&Arc<str>, &CanaryPolicy)| match rollouts.get_key_value(model) {
                 Some((model, rollout)) if rollout.is_of(policy) => {

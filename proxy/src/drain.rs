@@ -50,7 +50,12 @@ pub async fn idle(metrics: &Metrics, timeout: Duration) {
         }
     };
     if tokio::time::timeout(timeout + IDLE_FOR, quiet).await.is_err() {
-        tracing::warn!("{} requests were still in flight after {timeout:?}", metrics.in_flight.get());
+        tracing::warn!(
+            "{} requests are still in flight after {timeout:?}: stopping the engine",
+            metrics.in_flight.get()
+        );
+    } else {
+        tracing::info!("nothing is in flight any more: stopping the engine");
     }
 }
 

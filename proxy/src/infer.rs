@@ -316,7 +316,12 @@ impl InferPath {
         let is_lost = answer.as_ref().is_err_and(|unanswered| unanswered.is_lost);
         // What is passed on as it is may be a refusal, in another server's words.
         let (answer, said) = match answer {
-            Ok((answer, said)) => (Ok(answer), said),
+            Ok((answer, said)) => {
+                if let Err(refusal) = &said {
+                    record.refuse(refusal);
+                }
+                (Ok(answer), said)
+            }
             Err(unanswered) => {
                 let said = Err(unanswered.refusal.clone());
                 (Err(unanswered), said)

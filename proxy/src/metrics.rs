@@ -23,9 +23,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::exponential_buckets;
 use prometheus_client::registry::{Registry, Unit};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct VersionLabels {
@@ -169,6 +169,8 @@ pub struct Metrics {
     breaker: Family<VersionLabels, Gauge>,
     version_ready: Family<VersionLabels, Gauge>,
     version_named: Family<VersionLabels, Gauge>,
+    /// Models whose refusals are shown, also where there were none.
+    expected: Mutex<BTreeSet<String>>,
     limit_rate: Family<LimitUnitLabels, Gauge<f64, AtomicU64>>,
     limit_burst: Family<LimitUnitLabels, Gauge>,
     limit_in_flight_max: Family<LimitLabels, Gauge>,
@@ -288,6 +290,7 @@ impl Metrics {
             breaker: Family::default(),
             version_ready: Family::default(),
             version_named: Family::default(),
+            expected: Mutex::default(),
             limit_rate: Family::default(),
             limit_burst: Family::default(),
             limit_in_flight_max: Family::default(),
@@ -601,6 +604,13 @@ impl Metrics {
         }
     }
 
+    /// A model has gone, and its series go with it.
+    fn forget_refusals(&self, model: &str) {
+        for reason in Refusal::REASONS {
+            self.refusals.remove(&RefusalLabels { reason, model: model.to_owned() });
+        }
+    }
+
     /// Counts a refusal of a model that exists, or of none.
     pub fn refuse(&self, reason: &'static str, model: &str) {
         debug_assert!(
@@ -620,9 +630,12 @@ impl Metrics {
     pub fn set_versions(&self, versions: &BTreeMap<(String, u64), VersionReadiness>) {
         self.version_ready.clear();
         self.version_named.clear();
-        let mut models: Vec<_> = versions.keys().map(|(model, _)| model.as_str()).collect();
-        models.dedup();
-        models.into_iter().for_each(|model| self.expect_refusals(model));
+        let models: BTreeSet<String> = versions.keys().map(|(model, _)| model.clone()).collect();
+        let mut before = self.expected.lock().expect("no panic under this lock");
+        before.difference(&models).for_each(|model| self.forget_refusals(model));
+        models.difference(&before).for_each(|model| self.expect_refusals(model));
+        *before = models;
+        drop(before);
         for ((model, version), readiness) in versions {
             let labels = VersionLabels { model: model.clone(), version: *version };
             self.version_ready.get_or_create_owned(&labels).set(readiness.is_ready.into());
@@ -833,7 +846,7 @@ mod tests {
         let policy = "limits: [{name: per-user, key: {header: u}, rate: 90/m, burst: 5, cost: rows}, {name: at-once, in_flight_max: 3}]";
         let policy = policies::parse(policy, "policies.yaml").unwrap();
         let limited = Refusal::Limited { limit: "per-user".into(), retry_after: std::time::Duration::ZERO };
-        metrics.refused.note(&limited, None, std::time::SystemTime::now());
+        metrics.refused.note(&limited, (None, None), std::time::SystemTime::now());
         metrics.set_limits(&policy);
         let text = metrics.encode(OpenMetrics);
         for line in [

@@ -190,8 +190,7 @@ impl Record {
         let kept = |tracer: &Arc<Tracer>| tracer.keep(&self.sampling, failed, now - self.started);
         let trace = tracer.as_ref().and_then(kept);
         if let Some(reason) = self.refusal {
-            let model = self.version.as_ref().map(|(model, _)| model).or(self.model.as_ref());
-            metrics.refuse(reason, model.map_or("", String::as_str));
+            metrics.refuse(reason, self.model().unwrap_or_default());
         }
         if let (Some((model, _)), Some(retry)) = (&self.version, self.retry) {
             let outcome = match retry {
@@ -202,8 +201,7 @@ impl Record {
             metrics.count_retry(model, retry.reason(), outcome);
         }
         if let Some(refusal) = &self.refused {
-            let version = self.version.as_ref().map(|(model, version)| (model.as_str(), *version));
-            metrics.refused.note(refusal, version, SystemTime::now());
+            metrics.refused.note(refusal, (self.model(), self.number()), SystemTime::now());
         }
         if let (Some((model, version)), Some((drawn, key))) = (&self.version, self.drawn) {
             let is_answered = self.outcome == Some(policies::Outcome::Served);
@@ -281,8 +279,8 @@ impl Record {
             path: self.path.as_deref(),
             status: self.status,
             reason: self.reason(),
-            model: self.version.as_ref().map(|(model, _)| model.as_str()),
-            version: self.version.as_ref().map(|(_, version)| *version),
+            model: self.model(),
+            version: self.number(),
             pick: self.pick,
             generation: self.generation,
             duration: Us((now - self.started).as_micros() as u64),
@@ -294,6 +292,15 @@ impl Record {
                 Some(Us((ended - elsewhere.sent).as_micros() as u64))
             }),
         }
+    }
+
+    /// Whose request it was, if it was one of a model that exists.
+    fn model(&self) -> Option<&str> {
+        self.version.as_ref().map(|(model, _)| model).or(self.model.as_ref()).map(String::as_str)
+    }
+
+    fn number(&self) -> Option<u64> {
+        self.version.as_ref().map(|(_, version)| *version)
     }
 
     fn id(&self) -> &str {
@@ -309,8 +316,8 @@ impl Record {
             method: self.method.as_str(),
             status: self.status,
             grpc_status: self.grpc_status,
-            model: self.version.as_ref().map(|(model, _)| model.as_str()),
-            version: self.version.as_ref().map(|(_, version)| *version),
+            model: self.model(),
+            version: self.number(),
             pick: self.pick,
             label: self.label.as_deref(),
             generation: self.generation,

@@ -60,7 +60,7 @@ pub struct Recent {
 
 impl Refused {
     /// Counts one.
-    pub fn note(&self, refusal: &Refusal, version: Option<(&str, u64)>, now: SystemTime) {
+    pub fn note(&self, refusal: &Refusal, (model, version): (Option<&str>, Option<u64>), now: SystemTime) {
         let (reason, limit, now) = (refusal.reason(), refusal.limit(), unix_ms(now));
         let mut tally = self.lock();
         *tally.by_reason.entry(reason).or_default() += 1;
@@ -70,8 +70,8 @@ impl Refused {
         let is_alike = |kind: &&mut Kind| {
             kind.shown.reason == reason
                 && kind.limit.as_ref() == limit
-                && kind.shown.version == version.map(|(_, version)| version)
-                && kind.shown.model.as_deref() == version.map(|(model, _)| model)
+                && kind.shown.version == version
+                && kind.shown.model.as_deref() == model
         };
         if let Some(kind) = tally.kinds.iter_mut().find(is_alike) {
             kind.shown.count += 1;
@@ -88,8 +88,8 @@ impl Refused {
         }
         let shown = Recent {
             reason: reason.to_owned(),
-            model: version.map(|(model, _)| model.to_owned()),
-            version: version.map(|(_, version)| version),
+            model: model.map(str::to_owned),
+            version,
             count: 1,
             first_unix_ms: now,
             last_unix_ms: now,
@@ -171,11 +171,11 @@ mod tests {
         let limited =
             |name: &str| Refusal::Limited { limit: name.into(), retry_after: Duration::from_secs(1) };
         for second in 1..=3 {
-            refused.note(&limited("a"), Some(("m", 1)), at(second));
+            refused.note(&limited("a"), (Some("m"), Some(1)), at(second));
         }
-        refused.note(&limited("b"), Some(("m", 1)), at(4));
-        refused.note(&Refusal::NotFound("no model `x`".into()), None, at(5));
-        refused.note(&limited("a"), Some(("m", 2)), at(6));
+        refused.note(&limited("b"), (Some("m"), Some(1)), at(4));
+        refused.note(&Refusal::NotFound("no model `x`".into()), (None, None), at(5));
+        refused.note(&limited("a"), (Some("m"), Some(2)), at(6));
         let recent = refused.recent();
         assert_eq!(recent.iter().map(|kind| kind.count).collect::<Vec<_>>(), [1, 1, 1, 3]);
         assert_eq!((recent[0].version, recent[1].says.as_str()), (Some(2), "no model `x`"));
@@ -188,14 +188,14 @@ mod tests {
     fn a_flood_of_kinds_pushes_out_the_oldest_and_long_words_are_cut() {
         let refused = Refused::default();
         for version in 0..200 {
-            refused.note(&Refusal::ModelFailed("é".repeat(1000)), Some(("m", version)), at(version));
+            refused.note(&Refusal::ModelFailed("é".repeat(1000)), (Some("m"), Some(version)), at(version));
         }
         let recent = refused.recent();
         assert_eq!((recent.len(), recent[0].version, recent[63].version), (64, Some(199), Some(136)));
         assert!(recent[0].says.len() <= BYTES_MAX + '…'.len_utf8() && recent[0].says.ends_with('…'));
         for name in 0..2000 {
             let limit = name.to_string().into();
-            refused.note(&Refusal::Limited { limit, retry_after: Duration::ZERO }, None, at(1));
+            refused.note(&Refusal::Limited { limit, retry_after: Duration::ZERO }, (None, None), at(1));
         }
         assert_eq!((refused.by_limit("5"), refused.by_limit("1999")), (1, 0));
     }

@@ -94,6 +94,8 @@ pub struct Passed {
     pub body: Bytes,
     /// How many times the request had been passed on before, as whoever sent it says.
     pub(crate) hops: usize,
+    /// The deadline of whoever asked, where that is less than the policy gives.
+    pub(crate) haste: Option<Duration>,
 }
 
 impl Passed {
@@ -109,6 +111,11 @@ impl Passed {
             // If it goes in circles, the first on the way knows whose fault that is. Here it may be what somebody made up.
             508 if self.hops > 0 => Some(Refusal::Looping { hops: self.hops }),
             400..=499 => Some(Refusal::Invalid("the other server says so".into())),
+            // What is asked for and how long is waited for it are the caller's doing, as here.
+            501 => Some(Refusal::Unsupported("the other server says so".into())),
+            504 if let Some(deadline) = self.haste => {
+                Some(Refusal::DeadlineExceeded { deadline, predicted: None })
+            }
             // No request for inference has another place to go to, or nothing for an answer.
             status => not_an_answer(&status.to_string()),
         }
@@ -168,7 +175,8 @@ impl Remotes {
                 }
                 head.insert_header(header::HOST, remote.authority())?;
                 head.insert_header(header::CONTENT_LENGTH, body.len())?;
-                let left = deadline.left(Instant::now()).as_millis().max(1) as u64;
+                // Rounded up: who waits for less there than here would be late before its time.
+                let left = deadline.left(Instant::now()).as_nanos().div_ceil(1_000_000).max(1) as u64;
                 head.insert_header(TIMEOUT, left)?;
                 head.insert_header(HOPS, hops + 1)?;
                 if let Some(traceparent) = traceparent {
@@ -260,8 +268,14 @@ async fn exchange(
         }
     };
     let mut whole = Growing::up_to(bytes_max, "the answer");
-    while let Some(chunk) = session.read_response_body().await? {
-        whole.append(&chunk, &mut room).map_err(Failed::Refused)?;
+    loop {
+        match session.read_response_body().await {
+            Ok(Some(chunk)) => whole.append(&chunk, &mut room).map_err(Failed::Refused)?,
+            Ok(None) => break,
+            // What it says besides may be lost with the rest of what it was sent.
+            Err(_) if !is_whole && head.status.is_client_error() => break,
+            Err(error) => return Err(error.into()),
+        }
     }
     let mut headers = HeaderMap::new();
     for (name, value) in head.headers.iter().filter(|(name, _)| passes(name, &head.headers)) {
@@ -271,7 +285,7 @@ async fn exchange(
         connector.release_http_session(session, peer, Some(IDLE_MAX)).await;
     }
     let body = Bytes::from_owner(Held { bytes: whole.freeze(), _room: room });
-    Ok(Passed { status: head.status, headers, body, hops: 0 })
+    Ok(Passed { status: head.status, headers, body, hops: 0, haste: None })
 }
 
 /// How many times a request has been passed on.
@@ -338,13 +352,14 @@ mod tests {
     fn what_the_other_server_says_counts_as_ours_would() {
         let said = |status, body: &'static str| {
             let status = StatusCode::from_u16(status).unwrap();
-            let passed = Passed { status, headers: HeaderMap::new(), body: body.into(), hops: 0 };
+            let passed =
+                Passed { status, headers: HeaderMap::new(), body: body.into(), hops: 0, haste: None };
             passed.refusal().map(|refusal| refusal.reason())
         };
         let of = |status| said(status, "");
         assert_eq!(
-            [400, 404, 429, 500, 503].map(of),
-            [Some("invalid"), Some("remote"), Some("overloaded"), Some("remote"), Some("remote")]
+            [400, 404, 429, 500, 501, 503, 504].map(of),
+            ["invalid", "remote", "overloaded", "remote", "unsupported", "remote", "remote"].map(Some)
         );
         assert_eq!([said(200, "{}"), said(200, " [1]"), said(203, "{}")], [None; 3]);
         for (status, body) in [(200, ""), (200, "<html>"), (204, ""), (206, "{}"), (302, ""), (304, "{}")] {
@@ -355,9 +370,13 @@ mod tests {
             headers: HeaderMap::new(),
             body: Bytes::new(),
             hops: 0,
+            haste: None,
         };
         assert_eq!(circle.refusal().map(|refusal| refusal.reason()), Some("remote"), "it begins here");
         let passed_on = Passed { hops: 1, ..circle };
         assert_eq!(passed_on.refusal().map(|refusal| refusal.reason()), Some("loop"));
+        let haste = Some(Duration::from_millis(1));
+        let late = Passed { status: StatusCode::GATEWAY_TIMEOUT, haste, ..passed_on };
+        assert_eq!(late.refusal().map(|refusal| refusal.reason()), Some("deadline"));
     }
 }

@@ -100,7 +100,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     metrics.state_saved.set(1);
     path.ledger.remember(kept.ended);
     path.ledger.roll_out(&path.live.load().snapshot, Instant::now());
-    path.ledger.restore(&kept.canaries, Instant::now());
+    path.ledger.restore(&path.live.load().snapshot, &kept.canaries, Instant::now());
     let readiness = Readiness {
         drain: drain.clone(),
         directory: path.directory.clone(),
@@ -288,7 +288,6 @@ impl BackgroundService for Control {
         // An error means that the server is gone, which is a reason to stop as well.
         let _ = listeners_close.changed().await;
         drain::idle(&self.metrics, self.drain_timeout).await;
-        tracing::info!("nothing is in flight any more: stopping the engine");
         stop.send_replace(true);
         if rollouts.await.is_err() {
             tracing::error!("whoever looks after canaries panicked: their last progress is not saved");

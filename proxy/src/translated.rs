@@ -102,6 +102,7 @@ fn read(passed: &Passed) -> Result<(Reply, Bytes), Refusal> {
             Ok((Reply { outputs, ..Reply::default() }, payload))
         }
         Some(Refusal::Invalid(why)) => Err(Refusal::Invalid(words(passed).unwrap_or(why))),
+        Some(Refusal::Unsupported(why)) => Err(Refusal::Unsupported(words(passed).unwrap_or(why))),
         Some(Refusal::Overloaded(why)) => Err(Refusal::Overloaded(words(passed).unwrap_or(why))),
         Some(refusal) => Err(refusal),
     }
@@ -231,6 +232,7 @@ mod tests {
             headers: headers(all),
             body: body.to_owned().into(),
             hops: 0,
+            haste: None,
         };
         let said = |status, body| read(&passed(status, body, &[])).unwrap_err().to_string();
         let head = r#"{"outputs":[{"name":"y","datatype":"UINT8","shape":[2],"parameters":{"binary_data_size":2}}]}"#;
@@ -258,7 +260,13 @@ mod tests {
             let body = format!(
                 r#"{{"outputs":[{{"name":"y","datatype":"UINT8","shape":[{elements}],"data":[{data}]}}]}}"#
             );
-            Passed { status: StatusCode::OK, headers: HeaderMap::new(), body: body.into(), hops: 0 }
+            Passed {
+                status: StatusCode::OK,
+                headers: HeaderMap::new(),
+                body: body.into(),
+                hops: 0,
+                haste: None,
+            }
         };
         for (elements, is_at_once) in [(10, true), (1 << 20, false)] {
             let mut reading = std::pin::pin!(answer(passed(elements)));

@@ -720,7 +720,7 @@ fn a_candidate_that_was_rolled_back_stays_so_when_its_policy_comes_back() {
                 ledger = Ledger::new();
                 ledger.remember(kept);
                 ledger.roll_out(between, now);
-                ledger.restore(&progress, now);
+                ledger.restore(between, &progress, now);
             }
             let plan = ledger.plan(between, &before, &All);
             let says =
@@ -812,13 +812,47 @@ fn who_gives_a_candidate_less_than_it_had_has_taken_it_back_and_its_rollout_begi
         ("canary: {baseline: 2, candidate: 3}", 100.0),
         ("deadline: 1s", 100.0),
     ] {
+        let between = policies(&format!("models: {{m: {{{between}}}}}"));
+        for restarts in [false, true] {
+            let mut ledger = Ledger::new();
+            ledger.roll_out(&rollout, now);
+            ledger.command("m", Command::Promote, "", now).unwrap();
+            if restarts {
+                let progress = ledger.progress(now);
+                ledger = Ledger::new();
+                ledger.roll_out(&between, now);
+                ledger.restore(&between, &progress, now);
+            }
+            ledger.roll_out(&between, now);
+            ledger.roll_out(&rollout, now);
+            assert_eq!(ledger.rollouts()["m"].percent, percent, "{between:?} {restarts}");
+        }
+    }
+}
+
+#[test]
+fn who_was_rolled_back_or_replaced_in_between_is_not_trusted_for_what_it_had_before() {
+    let rollout = |baseline: u64, candidate: u64| {
+        policies(&format!(
+            "models: {{m: {{canary: {{baseline: {baseline}, candidate: {candidate}, steps: [1, 50]}}}}}}"
+        ))
+    };
+    let now = Instant::now();
+    for (between, command, percent) in [
+        ((3, 2), Some(Command::Abort), 1.0),
+        ((3, 2), None, 1.0),
+        ((3, 2), Some(Command::Promote), 100.0),
+        ((2, 3), Some(Command::Abort), 100.0),
+        ((2, 3), None, 100.0),
+        ((2, 3), Some(Command::Promote), 1.0),
+    ] {
         let ledger = Ledger::new();
-        ledger.roll_out(&rollout, now);
+        ledger.roll_out(&rollout(1, 2), now);
         ledger.command("m", Command::Promote, "", now).unwrap();
-        let between = format!("models: {{m: {{{between}}}}}");
-        ledger.roll_out(&policies(&between), now);
-        ledger.roll_out(&rollout, now);
-        assert_eq!(ledger.rollouts()["m"].percent, percent, "{between}");
+        ledger.roll_out(&rollout(between.0, between.1), now);
+        command.into_iter().for_each(|command| drop(ledger.command("m", command, "", now).unwrap()));
+        ledger.roll_out(&rollout(1, 2), now);
+        assert_eq!(ledger.rollouts()["m"].percent, percent, "{between:?} {command:?}");
     }
 }
 
@@ -892,8 +926,9 @@ fn a_policy_that_loses_its_rollout_while_nobody_runs_forgets_nothing_of_it() {
     ledger.roll_out(&before, now);
     ledger.command("m", Command::Abort, "", now).unwrap();
     let next = Ledger::new();
-    next.roll_out(&policies("models: {m: {split: {weights: {1: 1}}}}"), now);
-    next.restore(&ledger.progress(now), now);
+    let after = policies("models: {m: {split: {weights: {1: 1}}}}");
+    next.roll_out(&after, now);
+    next.restore(&after, &ledger.progress(now), now);
     next.roll_out(&before, now);
     assert_eq!(next.rollouts()["m"].percent, 0.0);
 }
@@ -927,7 +962,7 @@ fn evidence_is_about_the_server_that_was_asked_and_the_comparison_that_was_made(
             let progress = ledger.progress(now);
             ledger = Ledger::new();
             ledger.roll_out(after, now);
-            ledger.restore(&progress, now);
+            ledger.restore(after, &progress, now);
         } else {
             ledger.roll_out(after, now);
         }

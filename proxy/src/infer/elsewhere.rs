@@ -83,9 +83,11 @@ impl InferPath {
             answer = asked => answer,
             () = call.gone() => Err(Refusal::ClientGone),
         };
-        let answer = answer.map_err(|refusal| match refusal {
+        let given = asking.deadline.given;
+        let haste = (given < asking.snapshot.deadline(model)).then_some(given);
+        let answer = answer.map(|passed| Passed { haste, ..passed }).map_err(|refusal| match refusal {
             // Nothing else waits there for what this request waits for, as on lanes here; and nobody was in more haste.
-            Refusal::DeadlineExceeded { deadline, .. } if deadline >= asking.snapshot.deadline(model) => {
+            Refusal::DeadlineExceeded { deadline, .. } if haste.is_none() => {
                 Refusal::RemoteTimeout { waited: deadline }
             }
             refusal => refusal,
