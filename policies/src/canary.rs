@@ -22,6 +22,7 @@ mod policy;
 mod report;
 #[cfg(test)]
 mod tests;
+mod times;
 
 use std::collections::VecDeque;
 use std::fmt::Write;
