@@ -73,7 +73,7 @@ pub enum Sight {
     Failed,
     /// The engine went down as it ran.
     Lost,
-    /// There was no answer in time, which was so long.
+    /// There was no answer in time, which was so long: the policy's, or what its caller has brought.
     Late(Duration),
     /// Its client has left after so long.
     Gone(Duration),
@@ -266,19 +266,19 @@ impl Canary {
         if !is_open || (assigned.baseline, assigned.candidate) != self.policy.versions_of_arms() {
             return;
         }
-        let Assignment { is_candidate, share, begun, .. } = assigned;
+        let Assignment { is_candidate, share, begun, brought, .. } = assigned;
         if begun != Some(self.begun) {
             return;
         }
-        if let Sight::Answered(took) = sight {
-            if is_candidate {
-                self.answered = Some(now);
-            } else {
-                self.usual.hear(took);
-            }
+        match (sight, brought) {
+            (Sight::Answered(_), _) if is_candidate => self.answered = Some(now),
+            (Sight::Answered(took), _) => self.usual.hear(took, brought),
+            (Sight::Late(_) | Sight::Gone(_), Some(brought)) if !is_candidate => self.usual.miss(brought),
+            _ => {}
         }
-        let patience = match sight {
-            Sight::Gone(waited) => self.usual.patience(waited),
+        let patience = match (sight, brought) {
+            (Sight::Gone(waited), _) => self.usual.of_leaving(waited),
+            (Sight::Late(_), Some(brought)) => self.usual.of_deadline(brought),
             _ => Patience::Long,
         };
         let witness = Witness { is_candidate, share, key, sight, patience };
@@ -519,6 +519,12 @@ impl Canary {
     /// What is to be done, the gate that keeps it from more if one does, and why. Whether it has answered lately is asked
     /// last: it changes with each answer where those are few, and is worth telling only when nothing else is missing.
     fn verdict(&self, hanging: u32, now: Instant) -> (Verdict, Option<&'static str>, String) {
+        let (version, baseline) = (self.candidate(), self.policy.baseline.version);
+        if let Some((gate, why)) =
+            self.gates.iter().find_map(|gate| Some((gate, gate.why_asked(version, baseline)?)))
+        {
+            return (Verdict::Hold, Some(gate.event.gate()), why);
+        }
         for gate in &self.gates {
             let (witnesses, needs) = (gate.rare.witnesses(), gate.rare.needs(ALPHA));
             if witnesses < needs {

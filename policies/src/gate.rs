@@ -12,12 +12,15 @@
 //! - What goes unanswered together is one witness: one stalled run makes many requests late, and one full queue turns
 //!   many away. The first of a burst counts, whichever side it is on.
 //!
-//! Whoever leaves without an answer is heard against the baseline where it has no key: it did not choose whom to leave. A key is
-//! heard, and counts against what the policy allows, only where the baseline would have answered by then, see
-//! `canary/patience.rs`: who knows its version could leave that one alone, at once and for nothing.
+//! Whoever leaves without an answer is heard against the baseline where it has no key: it did not choose whom to leave. So is who
+//! brings a deadline that is sooner than the policy's, and misses it. A key is heard, and counts against what the policy allows, only
+//! where the baseline would have answered by then, see `canary/patience.rs`: who knows its version could leave that one alone, at once
+//! and for nothing. Where that is not known, more of the candidate's are a matter for a person, see `gate/leavers.rs`.
 //!
 //! What was well for long would hide what is not now, so the question is asked anew at every step, and after so many events
 //! or so much time. Each asking has a stake, and stakes add up to 1: the sum may be looked at like a single test.
+
+mod leavers;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
@@ -29,6 +32,8 @@ use crate::canary::{Grounds, Patience, Sight};
 use crate::drift::DriftGate;
 use crate::evidence::{KeptRare, Rare, Worse};
 use crate::units::{ALL, Millionths, Version, share_of_all};
+
+use leavers::Leavers;
 
 /// The chance that a candidate that is no worse is rolled back, in all gates and steps together; and the chance that
 /// one that fails too often passes a gate of one step.
@@ -109,11 +114,10 @@ impl Event {
         match (self, sight) {
             (Self::Error, Sight::Answered(_)) => Some(false),
             // The baseline's full queue balances the candidate's.
-            (
-                Self::Error,
-                Sight::Failed | Sight::Lost | Sight::Unanswered | Sight::Late(_) | Sight::Refused,
-            ) => Some(true),
-            (Self::Error, Sight::Gone(_)) => (patience == Patience::Long || key.is_none()).then_some(true),
+            (Self::Error, Sight::Failed | Sight::Lost | Sight::Unanswered | Sight::Refused) => Some(true),
+            (Self::Error, Sight::Late(_) | Sight::Gone(_)) => {
+                (patience == Patience::Long || key.is_none()).then_some(true)
+            }
             (Self::Slow(over), Sight::Answered(took)) => Some(took > over),
             // Who gave up early says nothing.
             (Self::Slow(over), Sight::Late(took) | Sight::Gone(took)) => (took > over).then_some(true),
@@ -131,7 +135,7 @@ impl Event {
     fn is_the_versions(self, sight: Sight, patience: Patience) -> bool {
         match (self, sight) {
             (Self::Error, Sight::Refused) => false,
-            (Self::Error, Sight::Gone(_)) => patience == Patience::Long,
+            (Self::Error, Sight::Late(_) | Sight::Gone(_)) => patience == Patience::Long,
             (Self::Error | Self::Slow(_) | Self::Fault | Self::Disagreement, _) => true,
         }
     }
@@ -145,7 +149,7 @@ pub(crate) struct Witness {
     pub(crate) share: Millionths,
     pub(crate) key: Option<u64>,
     pub(crate) sight: Sight,
-    /// Of a client that has left, what that says.
+    /// Of one that was left without an answer in time, what that says.
     pub(crate) patience: Patience,
 }
 
@@ -169,6 +173,8 @@ pub(crate) struct Gate {
     pub(crate) window_length: Duration,
     /// When the last burst of unanswered requests began.
     burst: Option<Instant>,
+    /// Of whom nobody knows whether the baseline would have answered them.
+    leavers: Leavers,
 }
 
 /// Requests of one key.
@@ -194,6 +200,8 @@ pub(crate) struct Kept {
     /// Of processes before this was kept, every request was a witness.
     #[serde(default)]
     rare: Option<KeptRare>,
+    #[serde(default)]
+    leavers: leavers::Kept,
 }
 
 impl Gate {
@@ -217,6 +225,7 @@ impl Gate {
             window: now,
             window_length,
             burst: None,
+            leavers: Leavers::new(now),
         }
     }
 
@@ -241,6 +250,12 @@ impl Gate {
     pub(crate) fn hear(&mut self, witness: Witness, now: Instant) -> bool {
         let Witness { is_candidate, share, key, sight, patience } = witness;
         self.missed += u64::from((self.event, sight) == (Event::Disagreement, Sight::NotCompared));
+        if let Some(key) = key
+            && self.event == Event::Error
+            && patience == Patience::Short
+        {
+            self.leavers.hear(key, is_candidate, share_of_all(share), now);
+        }
         let Some(happened) = self.event.happened(sight, patience, key) else { return false };
         let is_news =
             is_candidate && self.event.is_the_versions(sight, patience) && self.is_news(key, happened, now);
@@ -282,6 +297,7 @@ impl Gate {
 
     /// Counts what keys have had, if their window is over. Call it before asking whether the gate has passed.
     pub(crate) fn look(&mut self, now: Instant) {
+        self.leavers.look(now);
         if now.saturating_duration_since(self.window) >= self.window_length {
             self.close_window(now);
         }
@@ -351,6 +367,16 @@ impl Gate {
         )
     }
 
+    /// What a person has to say, if so: the numbers alone may not.
+    pub(crate) fn why_asked(&self, version: Version, baseline: Version) -> Option<String> {
+        let Grounds { all, of_candidate, by_share } = self.leavers.are_unlike()?;
+        let gate = self.event.gate();
+        Some(format!(
+            "{gate}: {of_candidate} of the last {all} who left sooner than version {baseline} is known to answer are version \
+             {version}'s, where its share of the requests makes {by_share:.1}: a person has to say so"
+        ))
+    }
+
     /// Whether it is shown that the event is rare enough, even if so many requests that hang all end with it.
     pub(crate) fn has_passed(&self, hanging: u32) -> bool {
         let mut rare = self.rare;
@@ -379,7 +405,7 @@ impl Gate {
         let (over, at_most, worse) = (self.event.over(), self.at_most, self.worse.clone());
         let rare = Some(self.with_window().kept());
         let Self { requests, events, missed, .. } = *self;
-        Kept { over, at_most, worse, requests, events, missed, rare }
+        Kept { over, at_most, worse, requests, events, missed, rare, leavers: self.leavers.kept() }
     }
 
     /// Goes on where an earlier process has stopped, as after a reload; `same_step` where its step, too, goes on.
@@ -387,6 +413,7 @@ impl Gate {
         if kept.over != self.event.over() {
             return;
         }
+        self.leavers.restore(&kept.leavers);
         let is_same_limit = kept.at_most == self.at_most;
         if is_same_limit || self.event.is_compared_with_the_baseline() {
             self.worse = kept.worse.clone();
@@ -422,12 +449,17 @@ impl Gate {
     }
 
     fn is_in_a_burst(&mut self, now: Instant) -> bool {
-        let goes_on = self.burst.is_some_and(|began| now.saturating_duration_since(began) < BURST);
-        if !goes_on {
-            self.burst = Some(now);
-        }
-        goes_on
+        goes_on(&mut self.burst, now)
     }
+}
+
+/// Whether the last burst does; else another one begins.
+fn goes_on(burst: &mut Option<Instant>, now: Instant) -> bool {
+    let goes_on = burst.is_some_and(|began| now.saturating_duration_since(began) < BURST);
+    if !goes_on {
+        *burst = Some(now);
+    }
+    goes_on
 }
 
 /// Whether the candidate is worse, asked again and again.
@@ -469,6 +501,11 @@ impl Worsening {
         let stake = staked(self.asked + 1) - staked(self.asked);
         self.asked += 1;
         self.askings.push(Asking { stake, ..Asking::default() });
+    }
+
+    /// Whether an asking has not heard of this key yet.
+    fn is_news(&self, key: u64) -> bool {
+        self.askings.iter().any(|asking| asking.keys.len() < KEYS_MAX && !asking.keys.contains(&key))
     }
 
     fn is_stale(&self, witnesses_max: u32) -> bool {

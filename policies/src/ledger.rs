@@ -290,7 +290,7 @@ impl Ledger {
         let Some(rollout) = rollouts.get(model) else { return };
         if let Some(took) = assigned.commonplace(sight) {
             if rollout.versions == assigned.versions() {
-                rollout.usual.hear(took);
+                rollout.usual.hear(took, assigned.brought);
             }
             return;
         }

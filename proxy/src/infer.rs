@@ -163,6 +163,7 @@ impl InferPath {
         let mut reserved = charged.reserved;
         let deadline = Deadline::of(most, request.as_ref(), now);
         let (version, by, pass) = self.pass(snapshot, (target, &models), &chosen, record, now)?;
+        let by = by.within(deadline.given, snapshot.deadline(target.model));
         let is_as_declared = || {
             let declares = declaration(snapshot, &models, target.model, version);
             declares.map(|entry| entry.version) == entry.map(|entry| entry.version)
@@ -199,7 +200,8 @@ impl InferPath {
     ) -> Result<(), Refusal> {
         let gate = models.gate(target.model, chosen.number);
         let Some(retry_after) = gate.and_then(|gate| gate.check(most, now)) else { return Ok(()) };
-        self.witness((target, models), chosen.by, Some(turned_away(most, of_policy)), now);
+        let by = chosen.by.within(most, of_policy);
+        self.witness((target, models), by, Some(turned_away(most, of_policy)), now);
         Err(Refusal::Busy { why: "more waits than can be answered in time".into(), retry_after })
     }
 

@@ -104,6 +104,7 @@ impl CanaryPolicy {
                 share: if stage.is_ready { stage.share } else { 0 },
                 begun: stage.begun,
                 slow_over: self.slow.map(|slow| slow.over),
+                brought: None,
             });
             let drawn = Some(Drawn {
                 version: if is_drawn { candidate } else { baseline },
@@ -216,9 +217,16 @@ pub struct Assignment {
     pub(super) begun: Option<u32>,
     /// An answer that takes longer is slow.
     pub(crate) slow_over: Option<Duration>,
+    /// The deadline that its caller has brought, where that is sooner than the policy's.
+    pub(crate) brought: Option<Duration>,
 }
 
 impl Assignment {
+    /// Of a caller who gives it so long, of what the policy gives.
+    pub fn within(self, given: Duration, of_policy: Duration) -> Self {
+        Self { brought: (given < of_policy).then_some(given), ..self }
+    }
+
     /// Whether there is nothing to be learned but how long it took: the baseline has answered, and soon enough. So most requests
     /// end.
     pub(crate) fn commonplace(&self, sight: Sight) -> Option<Duration> {

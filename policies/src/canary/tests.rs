@@ -39,7 +39,7 @@ impl World {
     fn assigned(&self, is_candidate: bool) -> Assignment {
         let share = self.canary.share();
         let (baseline, candidate, begun) = (Version(1), Version(2), Some(self.canary.begun));
-        Assignment { baseline, candidate, is_candidate, share, begun, slow_over: None }
+        Assignment { baseline, candidate, is_candidate, share, begun, slow_over: None, brought: None }
     }
 
     fn tell(&mut self, is_candidate: bool, sight: Sight) {
@@ -315,6 +315,109 @@ fn a_client_that_chooses_its_version_and_does_not_wait_for_it_rolls_nothing_back
         tell(&mut world, true, user, Sight::Gone(ms(300)));
     }
     assert_eq!(world.canary.phase, Phase::RolledBack, "these would have had an answer from the baseline");
+}
+
+/// Forty users, of whom each is on the side of its number's parity and asks five times in two seconds; what becomes of a request of
+/// this user on this side, and the deadline that it has brought.
+fn ask_by_turns(
+    world: &mut World,
+    seconds: u64,
+    ends: impl Fn(&mut Dice, u64, bool) -> (Sight, Option<Duration>),
+) {
+    for tick in 0..seconds * 100 {
+        let user = tick * 7 % 40;
+        let is_candidate = user % 2 == 0;
+        let (sight, brought) = ends(&mut world.dice, user, is_candidate);
+        let assigned = world.assigned(is_candidate).within(brought.unwrap_or(Duration::MAX), Duration::MAX);
+        world.canary.witness(assigned, Some(user), sight, world.now);
+        world.now += ms(10);
+        if tick % 10 == 0 {
+            world.canary.judge(Requests::default(), world.now);
+        }
+    }
+}
+
+const KEYED: &str = "steps: [50], dwell: 10s, sticky: {header: user}, gates: {errors: {at_most: 10}}";
+
+/// Seven in ten are in haste and the others are not: what those wait for says nothing about what the hasty would have had.
+#[test]
+fn a_candidate_that_answers_no_hasty_caller_is_not_promoted_however_long_the_baseline_takes_for_others() {
+    for seed in 0..20 {
+        let mut world = World::new(KEYED, seed);
+        ask_by_turns(&mut world, 60, |_, user, is_candidate| match (user % 10 < 7, is_candidate) {
+            (true, true) => (Sight::Late(ms(100)), Some(ms(100))),
+            (true, false) => (answered(5).1, Some(ms(100))),
+            (false, _) => (answered(300).1, None),
+        });
+        assert_ne!(world.canary.phase, Phase::Promoted, "{:?}", world.canary.history);
+    }
+}
+
+/// Some of the hasty get an answer from neither version, and some only now and then.
+#[test]
+fn deadlines_that_both_versions_miss_roll_nothing_back_and_hold_up_nothing_for_good() {
+    let (mut rolled_back, mut held) = (0, 0);
+    for seed in 0..200 {
+        let mut world = World::new(KEYED, seed);
+        let missing = 0.2 * (seed % 4) as f64;
+        ask_by_turns(&mut world, 60, |dice, user, _| match user % 5 {
+            0 => (Sight::Late(ms(30)), Some(ms(30))),
+            1 if dice.falls(missing) => (Sight::Late(ms(100)), Some(ms(100))),
+            1 => (answered(5).1, Some(ms(100))),
+            _ => (answered(5).1, None),
+        });
+        rolled_back += u32::from(world.canary.phase == Phase::RolledBack);
+        held += u32::from(world.canary.phase == Phase::Running);
+    }
+    assert!(rolled_back <= 10 && held <= 10, "{rolled_back} rolled back and {held} held of 200");
+}
+
+/// Who forges users and knows which are the candidate's has it asked for what no version answers within this deadline.
+#[test]
+fn who_brings_a_deadline_of_which_nothing_is_known_holds_the_rollout_and_rolls_nothing_back() {
+    let mut world = World::new(KEYED, 1);
+    let well = |world: &mut World| ask_by_turns(world, 10, |_, _, _| (answered(5).1, None));
+    let forged = |world: &mut World| {
+        for user in 100..120 {
+            let assigned = world.assigned(true).within(ms(30), ms(1_000));
+            world.canary.witness(assigned, Some(user), Sight::Late(ms(30)), world.now);
+            world.now += ms(200);
+        }
+    };
+    well(&mut world);
+    forged(&mut world);
+    well(&mut world);
+    assert_eq!((world.canary.phase.clone(), world.canary.gates[0].worse()), (Phase::Running, 1.0));
+    let record = world.canary.news().pop().unwrap();
+    let why = "errors: 20 of the last 20 who left sooner than version 1 is known to answer are version 2's, where its share of \
+               the requests makes 10.0: a person has to say so";
+    assert_eq!((record.verdict, &*record.why), (Verdict::Hold, why));
+    // As does a restart, which forgets nothing.
+    let kept = serde_json::to_string(&world.canary.progress(world.now)).unwrap();
+    world.canary = Canary::new(policy(KEYED), Beginnings::default(), world.now);
+    world.canary.restore(&serde_json::from_str(&kept).unwrap(), world.now);
+    (0..70).for_each(|_| well(&mut world));
+    assert_eq!(world.canary.phase, Phase::Running);
+    (0..60).for_each(|_| well(&mut world));
+    assert_eq!(world.canary.phase, Phase::Promoted, "nobody has left it for so long");
+}
+
+/// Nobody knows what they would have waited for; it is the candidate's all the same.
+#[test]
+fn a_timeout_of_clients_that_only_the_candidate_exceeds_holds_the_rollout_until_a_person_says_so() {
+    for seed in 0..20 {
+        let mut world = World::new(KEYED, seed);
+        ask_by_turns(&mut world, 1_500, |_, user, is_candidate| match (user % 10 < 7, is_candidate) {
+            (true, true) => (Sight::Gone(ms(100)), None),
+            (true, false) => (answered(5).1, None),
+            (false, _) => (answered(300).1, None),
+        });
+        assert_eq!(world.canary.phase, Phase::Running, "{:?}", world.canary.history);
+        let why = &world.canary.history.back().unwrap().why;
+        assert!(why.contains("a person has to say so"), "{why}");
+        world.canary.command(Command::Promote, "they have to wait longer", world.now).unwrap();
+        assert_eq!(world.canary.phase, Phase::Promoted);
+    }
 }
 
 /// Who leaves is held against the candidate by what the baseline takes now.

@@ -11,6 +11,9 @@ const PARTS_LOG2: usize = 4;
 /// From a microsecond to more than a day, which is the longest deadline.
 const BARS: usize = 34 * PARTS;
 
+/// Of all that the bars reach over.
+pub(super) const QUARTERS: usize = BARS / (PARTS / 4);
+
 /// A bar that comes to so much halves all: what was so long ago counts less.
 const BAR_MAX: u32 = 1_000;
 
@@ -76,6 +79,11 @@ fn bar(took: Duration) -> usize {
     }
     let octave = micros.ilog2() as usize - PARTS_LOG2;
     ((octave + 1) * PARTS + (micros >> octave) as usize % PARTS).min(BARS - 1)
+}
+
+/// In which quarter of an octave a time is.
+pub(super) fn quarter_of_octave(time: Duration) -> usize {
+    bar(time) / (PARTS / 4)
 }
 
 /// What the times in a bar stay below.

@@ -10,6 +10,7 @@ use crate::route::Target;
 use policies::{Assignment, Drawn, Field, Instead, ModelPolicy, PickReason, Snapshot, Version};
 use rand::Rng;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Why a version answers that the path names.
 pub(crate) const PINNED: &str = "pinned";
@@ -21,6 +22,13 @@ pub(crate) struct By {
     pub(super) caller: Option<u64>,
     /// On which side of the rollout chance has put it.
     pub(super) assigned: Option<Assignment>,
+}
+
+impl By {
+    /// Of a caller who gives it so long, of what the policy gives.
+    pub(super) fn within(self, given: Duration, of_policy: Duration) -> Self {
+        Self { assigned: self.assigned.map(|assigned| assigned.within(given, of_policy)), ..self }
+    }
 }
 
 /// The version that was chosen, and why.

@@ -15,8 +15,6 @@ pub(super) fn sight<T>(
     match answer {
         Ok(_) => Some(Sight::Answered(took)),
         Err(Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::Internal(_)) => Some(Sight::Failed),
-        // Whoever waits for less than that has left.
-        Err(Refusal::DeadlineExceeded { deadline, .. }) if *deadline < most => Some(Sight::Gone(took)),
         Err(Refusal::DeadlineExceeded { .. } | Refusal::RemoteTimeout { .. }) => Some(Sight::Late(took)),
         Err(Refusal::ClientGone) => Some(Sight::Gone(took)),
         Err(Refusal::Busy { .. }) => Some(turned_away(given, most)),
@@ -40,9 +38,9 @@ pub(super) fn sight<T>(
     }
 }
 
-/// Of a request that would have waited for longer than it can: who brings less time than the policy gives would have left.
+/// Of a request that would have waited for longer than it can: who brings less time than the policy gives would have been late.
 pub(super) fn turned_away(given: Duration, most: Duration) -> Sight {
-    if given < most { Sight::Gone(given) } else { Sight::Unanswered }
+    if given < most { Sight::Late(given) } else { Sight::Unanswered }
 }
 
 /// What an answer says about the version that was asked.
@@ -129,18 +127,13 @@ mod tests {
     }
 
     #[test]
-    fn who_waits_for_less_than_the_policy_lets_has_left() {
+    fn who_is_turned_away_and_waits_for_less_than_the_policy_lets_would_have_been_late() {
         let (short, long) = (Duration::from_millis(1), Duration::from_secs(1));
-        let late = |deadline| {
-            let refusal = Refusal::DeadlineExceeded { deadline, predicted: None };
-            sight::<()>(&Err(refusal), short, (deadline, long))
-        };
-        assert_eq!((late(short), late(long)), (Some(Sight::Gone(short)), Some(Sight::Late(short))));
         let busy = |given| {
             let refusal = Refusal::Busy { why: "x".into(), retry_after: Duration::ZERO };
             sight::<()>(&Err(refusal), Duration::ZERO, (given, long))
         };
-        assert_eq!((busy(short), busy(long)), (Some(Sight::Gone(short)), Some(Sight::Unanswered)));
+        assert_eq!((busy(short), busy(long)), (Some(Sight::Late(short)), Some(Sight::Unanswered)));
     }
 
     #[test]
