@@ -10,7 +10,9 @@
 //!   then. So it is counted when the window is over, and not before: what has not failed yet may still. Of copies that are
 //!   compared, the first of a key in each window speaks against the candidate.
 //! - What goes unanswered together is one witness: one stalled run makes many requests late, and one full queue turns
-//!   many away. The first of a burst counts, whichever side it is on.
+//!   many away. The first of a burst counts, whichever side it is on. Whoever leaves sooner than the baseline is known to answer is
+//!   held up by nothing, and has bursts apart: else one who does so all the time would hide what holds up others. And a key that
+//!   says nothing new begins none.
 //!
 //! Whoever leaves without an answer is heard against the baseline where it has no key: it did not choose whom to leave. So is who
 //! brings a deadline that is sooner than the policy's, and misses it. A key is heard, and counts against what the policy allows, only
@@ -171,8 +173,9 @@ pub(crate) struct Gate {
     window: Instant,
     /// A key is heard once in so long.
     pub(crate) window_length: Duration,
-    /// When the last burst of unanswered requests began.
+    /// When the last burst of unanswered requests began, and the last of those who left so soon that nothing need have held them up.
     burst: Option<Instant>,
+    burst_of_leavers: Option<Instant>,
     /// Of whom nobody knows whether the baseline would have answered them.
     leavers: Leavers,
 }
@@ -225,6 +228,7 @@ impl Gate {
             window: now,
             window_length,
             burst: None,
+            burst_of_leavers: None,
             leavers: Leavers::new(now),
         }
     }
@@ -259,12 +263,8 @@ impl Gate {
         let Some(happened) = self.event.happened(sight, patience, key) else { return false };
         let is_news =
             is_candidate && self.event.is_the_versions(sight, patience) && self.is_news(key, happened, now);
-        let is_evidence = if self.event.is_compared_with_the_baseline() {
-            happened && !(sight.comes_in_bursts() && self.is_in_a_burst(now))
-        } else {
-            is_news
-        };
-        if !is_evidence {
+        let is_compared = self.event.is_compared_with_the_baseline();
+        if !(if is_compared { happened } else { is_news }) {
             return false;
         }
         if self.worse.is_stale(self.witnesses_max())
@@ -272,7 +272,11 @@ impl Gate {
         {
             self.ask_anew(now);
         }
-        if self.event.is_compared_with_the_baseline() {
+        if is_compared {
+            let says_nothing = key.is_some_and(|key| !self.worse.is_news(key));
+            if says_nothing || (sight.comes_in_bursts() && self.is_in_a_burst(patience, now)) {
+                return false;
+            }
             let share = share_of_all(share);
             self.worse.hear(key, (happened, is_candidate, share), |worse| worse.observe(is_candidate, share));
         } else {
@@ -448,8 +452,11 @@ impl Gate {
         heard.all == 1
     }
 
-    fn is_in_a_burst(&mut self, now: Instant) -> bool {
-        goes_on(&mut self.burst, now)
+    fn is_in_a_burst(&mut self, patience: Patience, now: Instant) -> bool {
+        match patience {
+            Patience::Short => goes_on(&mut self.burst_of_leavers, now),
+            Patience::Long => goes_on(&mut self.burst, now),
+        }
     }
 }
 

@@ -341,7 +341,7 @@ const KEYED: &str = "steps: [50], dwell: 10s, sticky: {header: user}, gates: {er
 
 /// Seven in ten are in haste and the others are not: what those wait for says nothing about what the hasty would have had.
 #[test]
-fn a_candidate_that_answers_no_hasty_caller_is_not_promoted_however_long_the_baseline_takes_for_others() {
+fn a_candidate_that_answers_no_hasty_caller_is_rolled_back_however_long_the_baseline_takes_for_others() {
     for seed in 0..20 {
         let mut world = World::new(KEYED, seed);
         ask_by_turns(&mut world, 60, |_, user, is_candidate| match (user % 10 < 7, is_candidate) {
@@ -349,8 +349,79 @@ fn a_candidate_that_answers_no_hasty_caller_is_not_promoted_however_long_the_bas
             (true, false) => (answered(5).1, Some(ms(100))),
             (false, _) => (answered(300).1, None),
         });
-        assert_ne!(world.canary.phase, Phase::Promoted, "{:?}", world.canary.history);
+        assert_eq!(world.canary.phase, Phase::RolledBack, "{:?}", world.canary.history);
     }
+}
+
+/// A client without a key that waits for nothing, at sixty requests a second on both sides alike, beside which the candidate answers
+/// nobody, five times a second.
+#[test]
+fn who_waits_for_nothing_hides_no_candidate_that_answers_nobody() {
+    let mut took: Vec<Duration> = (0..100)
+        .map(|seed| {
+            let mut world = World::new("steps: [10], dwell: 1h", seed);
+            let begin = world.now;
+            while world.canary.phase == Phase::Running && world.now < begin + ms(600_000) {
+                world.now += ms(1);
+                if world.dice.falls(0.06) {
+                    let is_candidate = world.dice.falls(0.1);
+                    let assigned = world.assigned(is_candidate).within(ms(1), ms(1_000));
+                    world.canary.witness(assigned, None, Sight::Late(ms(1)), world.now);
+                }
+                if world.dice.falls(0.05) {
+                    let is_candidate = world.dice.falls(0.1);
+                    world.tell(is_candidate, if is_candidate { Sight::Late(ms(1_000)) } else { FAST });
+                }
+            }
+            world.now - begin
+        })
+        .collect();
+    took.sort_unstable();
+    assert!(took[50] <= ms(3_000) && took[99] <= ms(20_000), "{:?} and {:?}", took[50], took[99]);
+}
+
+/// They leave at once as often as nothing holds up either side, both are held up now and then, and some requests fail alone.
+#[test]
+fn with_clients_who_wait_for_nothing_one_in_twenty_rollouts_at_most_is_rolled_back_for_nothing() {
+    let mut rolled_back = 0;
+    for seed in 0..1_000 {
+        let mut world = World::new("steps: [10], dwell: 1h", seed);
+        let mut stalled = false;
+        for _ in 0..2_000 {
+            world.now += ms(20);
+            if world.dice.falls(0.02) {
+                stalled = !stalled;
+            }
+            let is_candidate = world.dice.falls(0.1);
+            let assigned = world.assigned(is_candidate);
+            let (assigned, sight) = if world.dice.falls(0.3) {
+                (assigned.within(ms(1), ms(1_000)), Sight::Late(ms(1)))
+            } else if stalled {
+                (assigned, Sight::Late(ms(1_000)))
+            } else {
+                (assigned, if world.dice.falls(0.01) { Sight::Failed } else { FAST })
+            };
+            world.canary.witness(assigned, None, sight, world.now);
+        }
+        rolled_back += u32::from(world.canary.phase == Phase::RolledBack);
+    }
+    assert!(rolled_back <= 50, "{rolled_back} of 1,000");
+}
+
+/// One who always ends late, 250 times a second, on the baseline's side.
+#[test]
+fn a_key_that_says_nothing_new_hides_nobody() {
+    let mut world = World::new("steps: [10], dwell: 1h, sticky: {header: user}", 1);
+    let mut failed = 0;
+    for at in 0..10_000 {
+        world.now += ms(4);
+        world.canary.witness(world.assigned(false), Some(0), Sight::Late(ms(1_000)), world.now);
+        if at % 50 == 49 && world.canary.phase == Phase::Running {
+            failed += 1;
+            world.canary.witness(world.assigned(true), Some(failed), Sight::Late(ms(1_000)), world.now);
+        }
+    }
+    assert_eq!((world.canary.phase.clone(), failed), (Phase::RolledBack, 4));
 }
 
 /// Some of the hasty get an answer from neither version, and some only now and then.
