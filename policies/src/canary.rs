@@ -34,8 +34,9 @@ use crate::drift::{DriftGate, DriftSight, Finding as Drifted};
 use crate::gate::{ALPHA, Event, Gate, Witness};
 use crate::units::{ALL, Millionths, Version, percent};
 
+pub(crate) use hanging::Asked;
 use hanging::Hanging;
-pub(crate) use hanging::Requests;
+pub use hanging::UnderWay;
 pub(crate) use patience::{AnswerTimes, Patience};
 pub use policy::Assignment;
 pub(crate) use policy::{CanaryPolicy, Comparison, Servers, SlowPolicy, Stage};
@@ -190,6 +191,11 @@ impl Canary {
         Arc::clone(&self.usual)
     }
 
+    /// What the candidate is asked.
+    pub(crate) fn asked(&self) -> Arc<Asked> {
+        self.hanging.asked()
+    }
+
     /// What is under way says nothing any more.
     fn begin_anew(&mut self) {
         self.begun = self.beginnings.next();
@@ -242,14 +248,12 @@ impl Canary {
             self.begin_anew();
             self.gates.iter_mut().for_each(|gate| gate.forget_step(now));
             (self.entered, self.answered, self.judged) = (now, None, None);
-            self.hanging.begin_anew(now);
         }
     }
 
     /// What was found in another step has to be found anew.
     fn begin_step(&mut self, now: Instant) {
         self.entered = now;
-        self.hanging.begin_anew(now);
         self.gates.iter_mut().for_each(|gate| gate.begin_step(now));
         self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
     }
@@ -369,17 +373,18 @@ impl Canary {
         self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
         (self.entered, self.answered, self.judged) = (now, None, None);
         self.usual.forget();
-        self.hanging.begin_anew(now);
+        self.hanging.forget();
     }
 
-    /// Looks whether the step is over, and how many requests of the candidate are under way. Call it a few times a second.
-    pub(crate) fn judge(&mut self, requests: Requests, now: Instant) {
-        self.hanging.look(requests, now);
-        if self.phase != Phase::Running || now.saturating_duration_since(self.entered) < self.policy.dwell {
+    /// Looks whether the step is over. Call it a few times a second.
+    pub(crate) fn judge(&mut self, now: Instant) {
+        self.hanging.look(now);
+        let least = self.policy.dwell.max(self.hanging.known_after());
+        if self.phase != Phase::Running || now.saturating_duration_since(self.entered) < least {
             return;
         }
         self.gates.iter_mut().for_each(|gate| gate.look(now));
-        let (verdict, gate, why) = self.verdict(self.hanging.count(), now);
+        let (verdict, gate, why) = self.verdict(self.hanging.count(now), now);
         let found = Some(Finding { share: self.share(), verdict, gate });
         if verdict == Verdict::Advance || self.judged != found {
             self.judged = found;
@@ -402,13 +407,12 @@ impl Canary {
                 // How long the baseline's answers take was heard all the while.
                 self.note(Verdict::Hold, format!("resumed by a person{because}"), now);
                 (self.phase, self.entered) = (Phase::Running, now);
-                self.hanging.begin_anew(now);
             }
             (Command::Resume, Phase::RolledBack) => {
                 // What is still under way was asked of what has failed.
                 self.begin_anew();
                 (self.phase, self.step, self.entered, self.answered) = (Phase::Running, 0, now, None);
-                self.hanging.begin_anew(now);
+                self.hanging.forget();
                 self.gates = gates(&self.policy, now);
                 self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
                 // Since then only those were heard that were not slow, perhaps of files that are gone.

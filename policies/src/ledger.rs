@@ -15,7 +15,7 @@ mod occupy;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use foldhash::fast::RandomState;
@@ -29,8 +29,8 @@ pub use occupy::{CrowdPolicy, Crowded, Places};
 use crate::attribute::Attributes;
 use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Tripped};
 use crate::canary::{
-    AnswerTimes, Assignment, Beginnings, Canary, CanaryPolicy, CanaryStatus, Command, Phase, Progress,
-    Record, Requests, Sight, Stage,
+    AnswerTimes, Asked, Assignment, Beginnings, Canary, CanaryPolicy, CanaryStatus, Command, Phase, Progress,
+    Record, Sight, Stage, UnderWay,
 };
 use crate::drift::DriftSight;
 use crate::ended::EndedRollouts;
@@ -86,61 +86,11 @@ struct Rollout {
     /// See [`CanaryPolicy::about`]. Written before the stage and read after it: who knows the beginning of something else knows
     /// that it is something else.
     about: AtomicU64,
-    /// Requests that the candidate is asked and that were assigned to it.
+    /// Requests that the candidate is asked and that were assigned to it. These two are the canary's, so that what says nothing else
+    /// takes no lock.
     asked: Arc<Asked>,
-    /// The canary's, so that what says nothing else takes no lock.
     usual: Arc<AnswerTimes>,
     canary: Mutex<Canary>,
-}
-
-/// Counts what the candidate of a rollout is asked.
-#[derive(Debug, Default)]
-struct Asked {
-    under_way: AtomicU32,
-    begun: AtomicU64,
-    ended: AtomicU64,
-    took_micros: AtomicU64,
-}
-
-impl Asked {
-    fn begin(self: &Arc<Self>) -> UnderWay {
-        self.under_way.fetch_add(1, Ordering::Relaxed);
-        self.begun.fetch_add(1, Ordering::Relaxed);
-        UnderWay { asked: Arc::clone(self), took: None }
-    }
-
-    fn now(&self) -> Requests {
-        Requests {
-            under_way: self.under_way.load(Ordering::Relaxed),
-            begun: self.begun.load(Ordering::Relaxed),
-            ended: self.ended.load(Ordering::Relaxed),
-            took: Duration::from_micros(self.took_micros.load(Ordering::Relaxed)),
-        }
-    }
-}
-
-/// A request that a rollout's candidate is asked, until this is dropped. To be dropped after [`Ledger::witness`].
-#[derive(Debug)]
-pub struct UnderWay {
-    asked: Arc<Asked>,
-    took: Option<Duration>,
-}
-
-impl UnderWay {
-    /// It has ended after so long, however it has.
-    pub fn ended(&mut self, took: Duration) {
-        self.took = Some(took);
-    }
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.asked.under_way.fetch_sub(1, Ordering::Relaxed);
-        if let Some(took) = self.took {
-            self.asked.ended.fetch_add(1, Ordering::Relaxed);
-            self.asked.took_micros.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
-        }
-    }
 }
 
 /// What may change of a stage, in one word.
@@ -152,7 +102,7 @@ impl Rollout {
     fn new(policy: &CanaryPolicy, beginnings: Beginnings, now: Instant) -> Self {
         let canary = Canary::new(policy.clone(), beginnings, now);
         let (stage, about) = (AtomicU64::new(packed(&canary)), AtomicU64::new(canary.about()));
-        let (asked, usual) = (Arc::default(), canary.usual());
+        let (asked, usual) = (canary.asked(), canary.usual());
         Self { versions: policy.versions_of_arms(), stage, about, asked, usual, canary: Mutex::new(canary) }
     }
 
@@ -275,7 +225,7 @@ impl Ledger {
         self.ended.load().get(model).filter(of_these).map(|rollout| ask(rollout))
     }
 
-    /// Notes that a request is asked which a rollout had assigned to its candidate: as long as many of them take longer than its
+    /// Notes that a request is asked which a rollout had assigned to its candidate: as long as many of them take far longer than its
     /// answers do, it is not trusted with more.
     pub fn ask(&self, model: &str, assigned: Assignment) -> Option<UnderWay> {
         if !assigned.is_candidate {
@@ -329,9 +279,8 @@ impl Ledger {
     pub fn judge(&self, now: Instant) -> Vec<(Arc<str>, Record)> {
         let mut news = std::mem::take(&mut *self.last_news());
         for (model, rollout) in self.rollouts.load().iter() {
-            let requests = rollout.asked.now();
             let records = rollout.change(|canary| {
-                canary.judge(requests, now);
+                canary.judge(now);
                 canary.news()
             });
             news.extend(records.into_iter().map(|record| (Arc::clone(model), record)));

@@ -55,14 +55,14 @@ mod plan;
 pub use attribute::{Attribute, Attributes, Field};
 pub use breaker::{BreakerPolicy, BreakerState, Tripped};
 pub use canary::{
-    Assignment, CanaryStatus, Command, GateStatus, Grounds, Phase, Progress, Record, Sight, Verdict,
+    Assignment, CanaryStatus, Command, GateStatus, Grounds, Phase, Progress, Record, Sight, UnderWay, Verdict,
 };
 pub use drift::DriftSight;
 pub use ended::EndedRollouts;
 pub use errors::{PolicyError, PolicyErrors};
 pub use ledger::{
     Admitted, BreakerStatus, Charged, CommandError, CrowdPolicy, Crowded, Gone, Ledger, Pass, Places,
-    Reserved, UnderWay, Usage,
+    Reserved, Usage,
 };
 pub use limiter::{Cost, LimitPolicy, Limited, Quota};
 pub use live::{Adopted, Generation, Live, Prepared, Published};

@@ -283,7 +283,7 @@ impl InferPath {
         record: &mut Record,
     ) -> Attempt<C::Answer> {
         let (model, version) = (asking.target.model, asking.version);
-        let mut under_way = asking.by.assigned.and_then(|assigned| self.ledger.ask(model, assigned));
+        let under_way = asking.by.assigned.and_then(|assigned| self.ledger.ask(model, assigned));
         let entry = declaration(asking.snapshot, &asking.models, model, version);
         let read = |call: &mut C| body.decode(call, entry);
         let answer = match asking.snapshot.remote(model, Version(version)) {
@@ -332,12 +332,12 @@ impl InferPath {
         let (outcome, ended) = (if is_lost { Outcome::Lost } else { outcome(&said) }, Instant::now());
         record.outcome = Some(outcome);
         pass.settle(outcome, ended);
-        if let Some(under_way) = &mut under_way {
-            under_way.ended(ended - asking.now);
-        }
         let most = asking.snapshot.deadline(asking.target.model);
         let given = asking.deadline.given;
         let sight = if is_lost { Some(Sight::Lost) } else { sight(&said, ended - asking.now, (given, most)) };
+        if let Some(under_way) = &under_way {
+            under_way.ended(ended - asking.now, sight);
+        }
         Attempt { answer, sight, is_paid_for: is_paid_for(&said), ended, _under_way: under_way }
     }
 

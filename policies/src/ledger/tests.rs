@@ -468,7 +468,7 @@ fn a_request_counts_as_under_way_until_it_is_over_whatever_becomes_of_its_policy
     let picks = [0, u64::MAX].map(|draw| ledger.pick(&rolling, "m", &ANA, draw, |_| true).unwrap());
     let under_way = |ledger: &Ledger| {
         let rollout = ledger.rollouts.load().get("m").cloned();
-        rollout.map(|rollout| rollout.asked.now().under_way)
+        rollout.map(|rollout| rollout.asked.under_way())
     };
     let asked: Vec<_> = picks.iter().filter_map(|pick| ledger.ask("m", pick.assigned.unwrap())).collect();
     assert_eq!((asked.len(), under_way(&ledger)), (1, Some(1)), "nobody waits for the baseline's");
