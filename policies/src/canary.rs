@@ -524,10 +524,9 @@ impl Canary {
     /// last: it changes with each answer where those are few, and is worth telling only when nothing else is missing.
     fn verdict(&self, hanging: u32, now: Instant) -> (Verdict, Option<&'static str>, String) {
         let (version, baseline) = (self.candidate(), self.policy.baseline.version);
-        if let Some((gate, why)) =
-            self.gates.iter().find_map(|gate| Some((gate, gate.why_asked(version, baseline)?)))
-        {
-            return (Verdict::Hold, Some(gate.event.gate()), why);
+        let asked = |gate: &Gate| Some((gate.event.gate(), gate.why_asked(version, baseline)?));
+        if let Some((name, why)) = self.gates.iter().find_map(asked) {
+            return (Verdict::Hold, Some(name), why);
         }
         for gate in &self.gates {
             let (witnesses, needs) = (gate.rare.witnesses(), gate.rare.needs(ALPHA));
@@ -558,6 +557,10 @@ impl Canary {
                 write!(why, " while {hanging} more take longer than its answers do")
                     .expect("a String takes all");
             }
+            return (Verdict::Hold, Some(name), why);
+        }
+        let refusing = |gate: &Gate| Some((gate.event.gate(), gate.why_refusing(version, baseline)?));
+        if let Some((name, why)) = self.gates.iter().find_map(refusing) {
             return (Verdict::Hold, Some(name), why);
         }
         if let Some(drift) = &self.drift {

@@ -19,10 +19,14 @@
 //! where the baseline would have answered by then, see `canary/patience.rs`: who knows its version could leave that one alone, at once
 //! and for nothing. Where that is not known, more of the candidate's are a matter for a person, see `gate/leavers.rs`.
 //!
+//! What a version refuses may be its caller's mistake. It is heard against the baseline, where it is heard at all, and counts against
+//! nothing that the policy allows; but more of it than the baseline's explains gets the candidate no more, see `gate/refusals.rs`.
+//!
 //! What was well for long would hide what is not now, so the question is asked anew at every step, and after so many events
 //! or so much time. Each asking has a stake, and stakes add up to 1: the sum may be looked at like a single test.
 
 mod leavers;
+mod refusals;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
@@ -36,6 +40,7 @@ use crate::evidence::{KeptRare, Rare, Worse};
 use crate::units::{ALL, Millionths, Version, share_of_all};
 
 use leavers::Leavers;
+use refusals::Refusals;
 
 /// The chance that a candidate that is no worse is rolled back, in all gates and steps together; and the chance that
 /// one that fails too often passes a gate of one step.
@@ -178,6 +183,7 @@ pub(crate) struct Gate {
     burst_of_leavers: Option<Instant>,
     /// Of whom nobody knows whether the baseline would have answered them.
     leavers: Leavers,
+    refusals: Refusals,
 }
 
 /// Requests of one key.
@@ -205,6 +211,8 @@ pub(crate) struct Kept {
     rare: Option<KeptRare>,
     #[serde(default)]
     leavers: leavers::Kept,
+    #[serde(default)]
+    refusals: Refusals,
 }
 
 impl Gate {
@@ -230,6 +238,7 @@ impl Gate {
             burst: None,
             burst_of_leavers: None,
             leavers: Leavers::new(now),
+            refusals: Refusals::default(),
         }
     }
 
@@ -259,6 +268,10 @@ impl Gate {
             && patience == Patience::Short
         {
             self.leavers.hear(key, is_candidate, share_of_all(share), now);
+        }
+        if (self.event, sight) == (Event::Error, Sight::Refused) {
+            self.look(now);
+            self.refusals.hear(key, is_candidate, share_of_all(share));
         }
         let Some(happened) = self.event.happened(sight, patience, key) else { return false };
         let is_news =
@@ -296,6 +309,7 @@ impl Gate {
     pub(crate) fn forget_step(&mut self, now: Instant) {
         self.rare = Rare::new(share_of_all(self.at_most));
         (self.requests, self.events, self.missed, self.window) = (0, 0, 0, now);
+        self.refusals = Refusals::default();
         self.heard.clear();
     }
 
@@ -310,6 +324,7 @@ impl Gate {
     fn close_window(&mut self, now: Instant) {
         self.rare = self.with_window();
         self.heard.clear();
+        self.refusals.close_window();
         self.window = now;
     }
 
@@ -381,6 +396,17 @@ impl Gate {
         ))
     }
 
+    /// What the candidate refuses, if that is more than it may.
+    pub(crate) fn why_refusing(&self, version: Version, baseline: Version) -> Option<String> {
+        let heard = self.rare.witnesses() + self.heard.len() as u64;
+        let (refused, by_share) = self.refusals.are_more(share_of_all(self.at_most) * heard as f64)?;
+        let (gate, most) = (self.event.gate(), self.percent_at_most());
+        Some(format!(
+            "{gate}: version {version} has refused {refused}, where what version {baseline} refuses makes {by_share:.1} and {most} % \
+             of {heard} may fail: a person has to say whose fault that is"
+        ))
+    }
+
     /// Whether it is shown that the event is rare enough, even if so many requests that hang all end with it.
     pub(crate) fn has_passed(&self, hanging: u32) -> bool {
         let mut rare = self.rare;
@@ -409,7 +435,8 @@ impl Gate {
         let (over, at_most, worse) = (self.event.over(), self.at_most, self.worse.clone());
         let rare = Some(self.with_window().kept());
         let Self { requests, events, missed, .. } = *self;
-        Kept { over, at_most, worse, requests, events, missed, rare, leavers: self.leavers.kept() }
+        let (leavers, refusals) = (self.leavers.kept(), self.refusals.clone());
+        Kept { over, at_most, worse, requests, events, missed, rare, leavers, refusals }
     }
 
     /// Goes on where an earlier process has stopped, as after a reload; `same_step` where its step, too, goes on.
@@ -429,6 +456,7 @@ impl Gate {
                 None => Rare::seen(too_much, kept.requests, kept.events),
             };
             (self.requests, self.events, self.missed) = (kept.requests, kept.events, kept.missed);
+            self.refusals = kept.refusals.clone();
         }
     }
 

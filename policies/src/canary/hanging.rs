@@ -117,7 +117,12 @@ impl UnderWay {
         match sight {
             Some(Sight::Answered(_) | Sight::Failed | Sight::Refused) => self.asked.answers.hear(took),
             Some(
-                Sight::Lost | Sight::Late(_) | Sight::Gone(_) | Sight::Unanswered | Sight::Compared { .. },
+                Sight::Lost
+                | Sight::Late(_)
+                | Sight::Gone(_)
+                | Sight::Unanswered
+                | Sight::Compared { .. }
+                | Sight::NotCompared,
             )
             | None => {}
         }

@@ -349,15 +349,15 @@ fn a_client_that_chooses_its_version_and_does_not_wait_for_it_rolls_nothing_back
     assert_eq!(world.canary.phase, Phase::RolledBack, "these would have had an answer from the baseline");
 }
 
-/// Forty users, of whom each is on the side of its number's parity and asks five times in two seconds; what becomes of a request of
-/// this user on this side, and the deadline that it has brought.
+/// A hundred requests a second of so many users in turn, of whom each is on the side of its number's parity; what becomes of a request
+/// of this user on this side, and the deadline that it has brought.
 fn ask_by_turns(
     world: &mut World,
-    seconds: u64,
+    (users, seconds): (u64, u64),
     ends: impl Fn(&mut Dice, u64, bool) -> (Sight, Option<Duration>),
 ) {
     for tick in 0..seconds * 100 {
-        let user = tick * 7 % 40;
+        let user = tick * 7 % users;
         let is_candidate = user % 2 == 0;
         let (sight, brought) = ends(&mut world.dice, user, is_candidate);
         let assigned = world.assigned(is_candidate).within(brought.unwrap_or(Duration::MAX), Duration::MAX);
@@ -376,7 +376,7 @@ const KEYED: &str = "steps: [50], dwell: 10s, sticky: {header: user}, gates: {er
 fn a_candidate_that_answers_no_hasty_caller_is_rolled_back_however_long_the_baseline_takes_for_others() {
     for seed in 0..20 {
         let mut world = World::new(KEYED, seed);
-        ask_by_turns(&mut world, 60, |_, user, is_candidate| match (user % 10 < 7, is_candidate) {
+        ask_by_turns(&mut world, (40, 60), |_, user, is_candidate| match (user % 10 < 7, is_candidate) {
             (true, true) => (Sight::Late(ms(100)), Some(ms(100))),
             (true, false) => (answered(5).1, Some(ms(100))),
             (false, _) => (answered(300).1, None),
@@ -463,7 +463,7 @@ fn deadlines_that_both_versions_miss_roll_nothing_back_and_hold_up_nothing_for_g
     for seed in 0..200 {
         let mut world = World::new(KEYED, seed);
         let missing = 0.2 * (seed % 4) as f64;
-        ask_by_turns(&mut world, 60, |dice, user, _| match user % 5 {
+        ask_by_turns(&mut world, (40, 60), |dice, user, _| match user % 5 {
             0 => (Sight::Late(ms(30)), Some(ms(30))),
             1 if dice.falls(missing) => (Sight::Late(ms(100)), Some(ms(100))),
             1 => (answered(5).1, Some(ms(100))),
@@ -479,7 +479,7 @@ fn deadlines_that_both_versions_miss_roll_nothing_back_and_hold_up_nothing_for_g
 #[test]
 fn who_brings_a_deadline_of_which_nothing_is_known_holds_the_rollout_and_rolls_nothing_back() {
     let mut world = World::new(KEYED, 1);
-    let well = |world: &mut World| ask_by_turns(world, 10, |_, _, _| (answered(5).1, None));
+    let well = |world: &mut World| ask_by_turns(world, (40, 10), |_, _, _| (answered(5).1, None));
     let forged = |world: &mut World| {
         for user in 100..120 {
             let assigned = world.assigned(true).within(ms(30), ms(1_000));
@@ -508,9 +508,9 @@ fn who_brings_a_deadline_of_which_nothing_is_known_holds_the_rollout_and_rolls_n
 /// Nobody knows what they would have waited for; it is the candidate's all the same.
 #[test]
 fn a_timeout_of_clients_that_only_the_candidate_exceeds_holds_the_rollout_until_a_person_says_so() {
-    for seed in 0..20 {
+    for seed in 0..4 {
         let mut world = World::new(KEYED, seed);
-        ask_by_turns(&mut world, 1_500, |_, user, is_candidate| match (user % 10 < 7, is_candidate) {
+        ask_by_turns(&mut world, (40, 1_500), |_, user, is_candidate| match (user % 10 < 7, is_candidate) {
             (true, true) => (Sight::Gone(ms(100)), None),
             (true, false) => (answered(5).1, None),
             (false, _) => (answered(300).1, None),
@@ -972,6 +972,37 @@ fn a_candidate_that_takes_less_than_the_baseline_is_found_out_and_invalid_input_
         world.tell(false, Sight::Refused);
     }
     assert_eq!(world.wait(1), Some(Verdict::Advance));
+}
+
+/// Eight users are too few to show that it fails more often.
+#[test]
+fn a_candidate_that_refuses_what_the_baseline_takes_gets_no_more_and_one_that_refuses_the_same_does() {
+    let refusing =
+        |chance: f64| move |dice: &mut Dice| if dice.falls(chance) { Sight::Refused } else { FAST };
+    let canary = "steps: [50], dwell: 10s, sticky: {header: user}, gates: {errors: {at_most: 5}}";
+    for seed in 0..5 {
+        let mut world = World::new(canary, seed);
+        let (some, none) = (refusing(0.6), refusing(0.0));
+        ask_by_turns(&mut world, (8, 150), |dice, _, is_candidate| {
+            (if is_candidate { some(dice) } else { none(dice) }, None)
+        });
+        assert_eq!(world.canary.phase, Phase::Running, "{:?}", world.canary.history);
+        let why = &world.canary.history.back().unwrap().why;
+        let told = why.starts_with("errors: version 2 has refused ")
+            && why.contains(", where what version 1 refuses makes 0.0 and 5 % of ");
+        assert!(told, "{why}");
+        let kept = serde_json::to_string(&world.canary.progress(world.now)).unwrap();
+        world.canary = Canary::new(policy(canary), Beginnings::default(), world.now);
+        world.canary.restore(&serde_json::from_str(&kept).unwrap(), world.now);
+        ask_by_turns(&mut world, (8, 1), |_, _, _| (FAST, None));
+        assert_eq!(world.canary.phase, Phase::Running, "nor does a restart forget it");
+        for chance in [0.02, 0.2, 0.6] {
+            let mut world = World::new(canary, seed);
+            let same = refusing(chance);
+            ask_by_turns(&mut world, (8, 150), |dice, _, _| (same(dice), None));
+            assert_eq!(world.canary.phase, Phase::Promoted, "{:?}", world.canary.history);
+        }
+    }
 }
 
 #[test]
