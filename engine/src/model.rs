@@ -46,7 +46,7 @@ pub trait Model: Send + Sync {
         self.run(inputs)
     }
 
-    /// Whether a run may change what the model keeps, as far as can be told without one.
+    /// Whether a run may change what the model keeps, as far as can be told from its code, and from the runs that it has had.
     fn remembers(&self) -> bool {
         false
     }

@@ -21,6 +21,7 @@
 #include <torch/csrc/jit/ir/alias_analysis.h>
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/csrc/jit/passes/inline_fork_wait.h>
+#include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/passes/lower_tuples.h>
 #include <torch/csrc/jit/serialization/import.h>
 
@@ -316,6 +317,32 @@ bool may_write_to_own(const std::shared_ptr<Graph>& frozen, Inputs inputs) {
 bool Module::remembers() const {
   torch::jit::Module frozen = torch::jit::freeze(module_.deepcopy(), std::nullopt, /*optimize_numerics=*/false);
   return may_write_to_own(frozen.get_method("forward").graph(), Inputs::kOfTheRun);
+}
+
+// What an operator hands out without saying that it is what it was given, as type_as may, counts here as well: it shares the counter.
+uint64_t Module::writes() const {
+  uint64_t sum = 0;
+  auto add = [&sum](const at::Tensor& tensor) {
+    if (tensor.defined() && !tensor.is_inference()) {
+      sum += tensor._version();
+    }
+  };
+  c10::IValue(module_._ivalue()).visit([&add](const c10::IValue& value) {
+    if (value.isTensor()) {
+      add(value.toTensor());
+    }
+    return false;
+  });
+  auto graph = forward_.graph()->copy();
+  torch::jit::Inline(*graph);
+  any_node(*graph->block(), [&add](Node& node) {
+    if (node.kind() == c10::prim::Constant && node.hasAttribute(torch::jit::attr::value) &&
+        node.kindOf(torch::jit::attr::value) == torch::jit::AttributeKind::t) {
+      add(node.t(torch::jit::attr::value));
+    }
+    return false;
+  });
+  return sum;
 }
 
 std::unique_ptr<Module> Module::optimised_for_inference() const {

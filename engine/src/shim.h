@@ -79,6 +79,8 @@ class Module {
   rust::Vec<Parameter> parameters() const;
   // Whether a run may change what the module keeps from one run to the next. Two at once would see each other's.
   bool remembers() const;
+  // How often the tensors that it keeps have been written to, in all.
+  uint64_t writes() const;
   // How many tensors forward returns, 0 where its type does not tell. Throws if no value of its type could be answered.
   size_t returns() const;
   // An input to be filled, in memory of the CPU from which the device reads fastest. The caller owns the result.

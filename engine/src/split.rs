@@ -152,7 +152,7 @@ fn rejoin(job: &Job, first: u32, outputs: Vec<Output>, (ran, tells): (Ran, bool)
         let message =
             format!("outputs of more than {} bytes are too large to send", Limits::default().payload_bytes);
         drop(done);
-        return fail(job, Status::ModelFailed, &message);
+        return fail(job, Status::InvalidArgument, &message);
     }
     if done.rows < u64::from(job.request.rows) {
         return;
@@ -320,7 +320,9 @@ impl Writer<'_> {
         // The proxy would have to close the connection, and with it everybody's requests.
         if payload.len() > Limits::default().payload_bytes {
             let message = format!("outputs of {} bytes are too large to send", payload.len());
-            outbox.push(Kind::Reply, job.id, &failure(Status::ModelFailed, message), Bytes::new());
+            // Of several rows its caller can ask for fewer.
+            let status = if job.request.rows > 1 { Status::InvalidArgument } else { Status::ModelFailed };
+            outbox.push(Kind::Reply, job.id, &failure(status, message), Bytes::new());
             return;
         }
         if let Some(name) = self.not_given(&job.request.wanted) {

@@ -81,6 +81,7 @@ mod ffi {
         fn bfloat16(self: &Module) -> Result<UniquePtr<Module>>;
         fn parameters(self: &Module) -> Result<Vec<Parameter>>;
         fn remembers(self: &Module) -> Result<bool>;
+        fn writes(self: &Module) -> Result<u64>;
         fn returns(self: &Module) -> Result<usize>;
         fn staging(self: &Module, scalar: ScalarType, shape: &[i64]) -> Result<*mut Tensor>;
         fn probe(self: &Module) -> Result<()>;
@@ -160,7 +161,8 @@ pub fn load(path: &Path, manifest: Option<Manifest>, device: Device) -> Result<B
     }
     // Of what cannot be frozen nobody knows.
     let remembers = module.remembers().unwrap_or(true);
-    Ok(Box::new(TorchModel { module, device, spec, positions, remembers, threads: AtomicUsize::new(1) }))
+    let (written, threads) = (module.writes().unwrap_or_default(), AtomicUsize::new(1));
+    Ok(Box::new(TorchModel { module, device, spec, positions, remembers, written, threads }))
 }
 
 /// Bytes of the memory of a GPU; nothing on the CPU.
@@ -198,6 +200,8 @@ struct TorchModel {
     /// For each input, its place among the arguments.
     positions: Vec<usize>,
     remembers: bool,
+    /// How often it had written to its tensors before it first ran.
+    written: u64,
     threads: AtomicUsize,
 }
 
@@ -225,7 +229,7 @@ impl Model for TorchModel {
     }
 
     fn remembers(&self) -> bool {
-        self.remembers
+        self.remembers || self.module.writes().map_or(true, |writes| writes != self.written)
     }
 
     fn use_threads(&self, threads: usize) {
@@ -242,8 +246,8 @@ impl Model for TorchModel {
         let module = module.map_err(|error| last_line(error.what()))?;
         let threads = AtomicUsize::new(self.threads.load(Ordering::Relaxed));
         let (spec, positions) = (self.spec.clone(), self.positions.clone());
-        let (device, remembers) = (self.device, self.remembers);
-        Ok(Box::new(Self { module, device, spec, positions, remembers, threads }))
+        let (device, remembers, written) = (self.device, self.remembers, module.writes().unwrap_or_default());
+        Ok(Box::new(Self { module, device, spec, positions, remembers, written, threads }))
     }
 }
 

@@ -12,6 +12,7 @@ Never does: train anything, depend on chance, or stand for a useful model (those
     forked    the same, in a part that runs by fork
     traced    the same, with memory that its trace has made a constant of
     noted     the same, with the memory in a list in a dict
+    typed     the same, with the memory given out by an operation that does not say so
     normed    adds up means of its batches in a list, which no operation's name or signature tells
     recurrent keeps its weights in a list, and writes to what it has computed
     attentive keeps its weights where it reads them in branches, and writes to what it was given
@@ -70,6 +71,7 @@ def main() -> None:
     traced = torch.jit.trace(Traced(), torch.zeros(3, 4), check_trace=False)
     write("traced", traced, [("x", "FP32", four)], [("y", "FP32", four)])
     write("noted", Noted(), [("x", "FP32", four)], [("y", "FP32", four)])
+    write("typed", Typed(), [("x", "FP32", four)], [("y", "FP32", four)])
     write("normed", Normed(), [("x", "FP32", four)], [("y", "FP32", four)])
     write("recurrent", Recurrent(), [("x", "FP32", four)], [("y", "FP32", four)])
     write("attentive", Attentive(), [("x", "FP32", four)], [("y", "FP32", four)])
@@ -181,6 +183,17 @@ class Noted(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         mine = self.scratch["x"][0][: x.size(0)]
+        mine.copy_(x)
+        return mine
+
+
+class Typed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scratch", torch.zeros(64, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mine = self.scratch.type_as(x)[: x.size(0)]
         mine.copy_(x)
         return mine
 

@@ -11,8 +11,8 @@
 //! what takes a few milliseconds as well as by what takes a second.
 //!
 //! Heads are read by the thread that reads frames. So nothing is searched for: a few bytes at known places, of a JPEG those of
-//! at most [`SEGMENTS_MAX`] segments, and of at most [`HEADS_MAX`] elements, which the rest is taken to be like. That is a
-//! microsecond for a usual file, and at most some hundred for the worst request.
+//! at most [`SEGMENTS_MAX`] segments, and of at most [`HEADS_MAX`] elements, which the rest is taken to be like; more pictures are
+//! long in any case. That is a microsecond for a usual file, and at most some hundred for the worst request.
 
 use wire::Elements;
 
@@ -86,9 +86,12 @@ impl Tally {
             *sum = sum.saturating_add(pixels);
             seen += size_of::<u32>() + element.len();
         }
-        for (sum, pixels) in self.0.iter_mut().zip(some.0) {
+        for ((sum, pixels), kind) in self.0.iter_mut().zip(some.0).zip(Kind::ALL) {
             let all = u128::from(pixels) * tensor.len() as u128 / seen.max(1) as u128;
-            *sum = sum.saturating_add(u64::try_from(all).unwrap_or(u64::MAX));
+            let all = u64::try_from(all).unwrap_or(u64::MAX);
+            // What a text takes, its bytes say; behind small pictures there may be any.
+            let is_any = pixels > 0 && seen < tensor.len() && kind != Kind::Text;
+            *sum = sum.saturating_add(if is_any { all.max(LONG) } else { all });
         }
     }
 
@@ -104,14 +107,14 @@ pub(super) fn of_text(text: &[u8]) -> (Kind, u64) {
     (Kind::Text, (text.len() as u64).saturating_add(TEXT_BYTES_MIN).saturating_mul(TEXT_BYTE))
 }
 
-/// The work of decoding a picture, as its head has it; of one that has none that can be read, as its bytes let expect. A byte
-/// takes as long as a pixel at least, whatever the head says.
+/// The work of decoding a picture, as its head has it; one whose size is not found may be of any, and is long. A byte takes as long
+/// as a pixel at least, whatever the head says.
 pub(super) fn of_picture(file: &[u8]) -> (Kind, u64) {
     let (kind, pixels) = match file {
-        [0xff, 0xd8, 0xff, ..] => jpeg(file).unwrap_or((Kind::Jpeg, 0)),
-        [0x89, b'P', b'N', b'G', ..] => (Kind::Png, png(file).unwrap_or(0)),
+        [0xff, 0xd8, 0xff, ..] => jpeg(file).unwrap_or((Kind::Jpeg, LONG)),
+        [0x89, b'P', b'N', b'G', ..] => (Kind::Png, png(file).unwrap_or(LONG)),
         [b'R', b'I', b'F', b'F', _, _, _, _, b'W', b'E', b'B', b'P', ..] => {
-            (Kind::WebP, webp(file).unwrap_or(0))
+            (Kind::WebP, webp(file).unwrap_or(LONG))
         }
         _ => (Kind::Unknown, 0),
     };
@@ -231,6 +234,9 @@ mod tests {
         assert!(!work(&[&text], of_text).is_long());
         assert!(work(&vec![&text[..]; 100], of_text).is_long());
         assert!(work(&vec![&b""[..]; 100_000], of_text).is_long(), "each of them costs something");
+        let tiny = plain(1);
+        assert!(!work(&[&tiny[..]; HEADS_MAX], of_picture).is_long());
+        assert!(work(&[&tiny[..]; HEADS_MAX + 1], of_picture).is_long(), "the last may be of any size");
     }
 
     #[test]
@@ -238,7 +244,9 @@ mod tests {
         let mut file = vec![0xff, 0xd8];
         (0..100_000).for_each(|_| file.extend([0xff, 0xe1, 0, 2]));
         file.extend([0xff, 0xc0, 0, 11, 8, 0xff, 0xff, 0xff, 0xff, 1]);
-        assert_eq!(of_picture(&file), (Kind::Jpeg, file.len() as u64));
+        assert_eq!(of_picture(&file), (Kind::Jpeg, LONG));
+        // Decoders are less strict: a byte that does not belong there hides nothing from them.
+        assert_eq!(of_picture(b"\xff\xd8\xff\xe1\0\x02\0\xff\xc0"), (Kind::Jpeg, LONG));
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! What fails: a request, a run, a model, memory, a GPU; and who notices.
 
 use super::*;
+use crate::model::Form;
 
 #[test]
 fn the_poisonous_requests_fail_alone_and_cost_few_runs() {
@@ -89,6 +90,33 @@ fn an_output_with_another_number_of_rows_reaches_nobody() {
     let answer = client.reply().unwrap();
     assert_eq!(answer.status(), Status::ModelFailed);
     assert_eq!(answer.reply.message, "output `y` has 1 row, 2 went in");
+}
+
+/// Whoever asks for them must not make the version fail for everybody.
+#[test]
+fn outputs_that_are_too_large_to_send_are_the_fault_of_who_asks_for_many_rows() {
+    let load: Load = Box::new(|| {
+        let mut spec = rows_spec(&[("x", 2)], &[("y", 1)], 2);
+        for slot in &mut spec.outputs {
+            slot.form =
+                Some(Form { datatype: Datatype::Uint8, shape: vec![Dimension::Free, Dimension::Free] });
+        }
+        let script = |inputs: &[Gathered<'_>]| {
+            let rows = inputs[0].shape[0];
+            let width = if fp32(&inputs[0]).contains(&99.0) { 150 << 20 } else { 1 };
+            let bytes = Bytes::from(vec![0; (rows * width) as usize]);
+            Ok(vec![Output { name: "y".into(), datatype: Datatype::Uint8, shape: vec![rows, width], bytes }])
+        };
+        let model = Box::new(Scripted::new(spec, script));
+        Ok(Loaded { model, golden: None, preprocess: None, files: None })
+    });
+    let engine = Engine::start(vec![to_load("double", 1, load)]);
+    let mut client = engine.connect();
+    client.index();
+    client.infer(1, Asked::of("double").fp32("x", &[2, 2], &[99.0, 0.0, 99.0, 0.0]));
+    let answer = client.reply().unwrap();
+    assert_eq!(answer.status(), Status::InvalidArgument);
+    assert_eq!(answer.reply.message, "outputs of 314572800 bytes are too large to send");
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn rows_that_depend_on_each_other_or_on_the_past_are_never_batched() {
         "{reason}"
     );
     // One after another, all of its answers are right.
-    for name in ["scratch", "listed", "forked", "traced", "noted", "normed"] {
+    for name in ["scratch", "listed", "forked", "traced", "noted", "normed", "typed"] {
         let reason = refusal(name).reason;
         assert!(reason.contains("it may write to tensors of its own"), "{name}: {reason}");
     }
