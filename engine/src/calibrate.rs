@@ -1,8 +1,8 @@
-//! Measures a model once it has passed its trial: how long runs of each size take, which seeds its [`Curve`], and
-//! whether the cores do more of its rows as many lanes of one thread or as fewer lanes of several. Decides by
-//! measurement alone; takes a fraction of a second, or few runs of what is slow, and gives up on a size rather than take longer. Ways to use all cores
-//! are tried by using all cores, which those feel who are answered meanwhile, and who falsify the result: beside them a
-//! version that takes as long as one of the same model keeps that one's way.
+//! Measures a model once it has passed its trial: how long runs of each size take, which seeds its [`Curve`], and whether the cores
+//! do more of its rows as many lanes of one thread or as fewer lanes of several. Decides by measurement alone; takes a fraction of
+//! a second, or few runs of what is slow, and gives up on a size rather than take longer. Ways to use all cores are tried by using
+//! all cores, which those feel who are answered meanwhile, and who falsify the result: beside them a version that takes as long as
+//! one of the same model keeps that one's way.
 //!
 //! [`Curve`]: crate::curve::Curve
 

@@ -2,8 +2,9 @@
 //! of one that is stands in [`crate::spans`].
 //!
 //! Whether a request is sampled is its caller's decision, or chance's. One that fails, is refused or takes long is kept in any
-//! case, as many of them as [`NOTABLE_PER_SECOND`], apart from what is its caller's mistake, of which as many are: that is only known at its end, when the engine has not been told. So the
-//! engine names the batch to everybody; where nobody in it was traced from the start, its span is told in each trace that is kept.
+//! case, as many of them as [`NOTABLE_PER_SECOND`], apart from what is its caller's mistake, of which as many are: that is only
+//! known at its end, when the engine has not been told. So the engine names the batch to everybody; where nobody in it was
+//! traced from the start, its span is told in each trace that is kept.
 
 use crate::export::{Collector, Export, SpanCounts};
 use crate::spans::{self, Facts, SpanParts};
