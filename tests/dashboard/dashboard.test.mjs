@@ -149,6 +149,7 @@ test("a canary advances with its evidence, and a broken one is rolled back", asy
 });
 
 test("buttons work by keyboard alone, only at the admin port, and ask first", async () => {
+  await stack.policy(SPLIT); // takes back what was promoted before
   await stack.policy(rollout(1, 2, "1h"));
   const watcher = await open(stack.monitor);
   await watcher.page.getByText("Buttons to pause, promote or abort are at").waitFor();
@@ -299,6 +300,7 @@ test("of many models each is a line that unfolds, and the one with a rollout is 
   await page.setViewportSize({ width: 360, height: 740 });
   await page.waitForTimeout(300);
   assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), 360);
+  await stack.policy(rollout(2, 3, "1h")); // nobody is ready for models that are not there
 });
 
 test("a hidden tab asks nothing, and goes on when it is looked at", async () => {
