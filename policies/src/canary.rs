@@ -146,6 +146,8 @@ pub(crate) struct Canary {
     /// How long the baseline's take.
     usual: Arc<AnswerTimes>,
     hanging: Hanging,
+    /// Since when every gate has passed at every look.
+    passed: Option<Instant>,
     /// What was last found when it was judged, so that it is told once; nothing since a person has stepped in.
     judged: Option<Finding>,
     history: VecDeque<Record>,
@@ -170,6 +172,7 @@ impl Canary {
             answered: None,
             usual: Arc::default(),
             hanging: Hanging::new(now),
+            passed: None,
             judged: None,
             history: VecDeque::new(),
             untold: 0,
@@ -274,17 +277,18 @@ impl Canary {
         if begun != Some(self.begun) {
             return;
         }
+        // By what was known before it, whichever side it is on: else the baseline's would be judged by themselves.
+        let patience = match (sight, brought) {
+            (Sight::Gone(waited), _) => self.usual.of_leaving(waited),
+            (Sight::Late(_), Some(brought)) => self.usual.of_deadline(brought),
+            _ => Patience::Long,
+        };
         match (sight, brought) {
             (Sight::Answered(_), _) if is_candidate => self.answered = Some(now),
             (Sight::Answered(took), _) => self.usual.hear(took, brought),
             (Sight::Late(_) | Sight::Gone(_), Some(brought)) if !is_candidate => self.usual.miss(brought),
             _ => {}
         }
-        let patience = match (sight, brought) {
-            (Sight::Gone(waited), _) => self.usual.of_leaving(waited),
-            (Sight::Late(_), Some(brought)) => self.usual.of_deadline(brought),
-            _ => Patience::Long,
-        };
         let witness = Witness { is_candidate, share, key, sight, patience };
         let roll_back_at = self.roll_back_at();
         for at in 0..self.gates.len() {
@@ -380,11 +384,20 @@ impl Canary {
     pub(crate) fn judge(&mut self, now: Instant) {
         self.hanging.look(now);
         let least = self.policy.dwell.max(self.hanging.known_after());
-        if self.phase != Phase::Running || now.saturating_duration_since(self.entered) < least {
+        let (lasted, hangs_after) = (now.saturating_duration_since(self.entered), self.hanging.hangs_after());
+        if self.phase != Phase::Running || lasted + hangs_after < least {
             return;
         }
         self.gates.iter_mut().for_each(|gate| gate.look(now));
         let (verdict, gate, why) = self.verdict(self.hanging.count(now), now);
+        self.passed = (verdict == Verdict::Advance).then(|| self.passed.unwrap_or(now));
+        // What came with the last answers that were missing, as after an idle night, may hang.
+        let is_known = |since| now.saturating_duration_since(since) >= hangs_after;
+        let waits = self.passed.is_some_and(|since| !is_known(since)) && self.hanging.has_under_way();
+        if lasted < least || waits {
+            return;
+        }
+        self.passed = None;
         let found = Some(Finding { share: self.share(), verdict, gate });
         if verdict == Verdict::Advance || self.judged != found {
             self.judged = found;
@@ -466,6 +479,7 @@ impl Canary {
                 Phase::Paused | Phase::RolledBack | Phase::Promoted => Duration::ZERO,
             },
             files: self.files,
+            hanging: self.hanging.count(now),
             servers: Some(self.policy.servers.names()),
             comparison: self.policy.comparison.clone(),
             gates: self.gates.iter().map(|gate| (gate.event.gate().to_owned(), gate.kept())).collect(),
@@ -483,7 +497,8 @@ impl Canary {
         self.files = progress.files;
         self.untold = 0;
         self.history = progress.verdicts.iter().rev().take(KEPT).rev().cloned().collect();
-        let same_step = self.go_to(progress.millionths);
+        // What hung has gone with the process, and is not shown to be rare by that.
+        let same_step = self.go_to(progress.millionths) && progress.hanging == 0;
         if progress.servers.as_ref().is_some_and(|servers| *servers != self.policy.servers.names()) {
             self.files = (0, 0);
             return self.forget_evidence("another server is asked".to_owned(), now);

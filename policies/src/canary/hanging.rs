@@ -98,7 +98,6 @@ impl Asked {
         self.oldest.load(Ordering::Acquire).max(0) as u32
     }
 
-    #[cfg(test)]
     pub(crate) fn under_way(&self) -> u32 {
         (0..COHORTS as u32).map(|ago| self.under_way_of(ago)).sum::<u32>() + self.under_way_of_oldest()
     }
@@ -192,6 +191,16 @@ impl Hanging {
         let cohorts = (1..).zip(self.ended.iter().rev()).filter(|(_, ended)| hang(ended));
         let oldest = self.oldest_ended.filter(hang).map_or(0, |_| self.asked.under_way_of_oldest());
         cohorts.map(|(ago, _)| self.asked.under_way_of(ago)).sum::<u32>() + oldest
+    }
+
+    /// What is under way for longer hangs, as of the last look.
+    pub(crate) fn hangs_after(&self) -> Duration {
+        self.hangs_after
+    }
+
+    /// Whether anything is under way.
+    pub(crate) fn has_under_way(&self) -> bool {
+        self.asked.under_way() > 0
     }
 
     /// What begins with a step is known after so long.

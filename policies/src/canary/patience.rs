@@ -101,7 +101,7 @@ impl Kept {
 
     /// What others count meanwhile may be lost, which is as good as if it had come before.
     fn count(&self, one_more: &AtomicU32) {
-        if one_more.fetch_add(1, Ordering::Relaxed) + 1 >= REQUESTS_MAX {
+        if one_more.fetch_add(1, Ordering::Relaxed) + 1 == REQUESTS_MAX {
             let (answered, missed) = self.counts();
             self.answered.store(answered / 2, Ordering::Relaxed);
             self.missed.store(missed.div_ceil(2), Ordering::Relaxed);

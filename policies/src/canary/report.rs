@@ -140,6 +140,9 @@ pub struct Progress {
     /// Which files of the baseline and of the candidate it is about; 0 where nobody has said.
     #[serde(default)]
     pub(super) files: (u64, u64),
+    /// Requests of the candidate that hung.
+    #[serde(default)]
+    pub(super) hanging: u32,
     /// Which servers it is about; nothing in what was kept before this was.
     #[serde(default)]
     pub(super) servers: Option<[String; 2]>,

@@ -121,6 +121,37 @@ fn as_many_as_an_answer_takes_are_under_way_at_a_time_and_hold_up_nothing() {
     );
 }
 
+#[test]
+fn what_hangs_of_the_first_requests_after_an_idle_night_is_not_hidden_by_those_that_are_answered_at_once() {
+    let mut world = World::new("steps: [50, 60], dwell: 2s, gates: {errors: {at_most: 5}}", 1);
+    let mut traffic = Traffic::default();
+    (0..60).for_each(|_| traffic.tick(&mut world, 0, |_| answered(5)));
+    traffic.tick(&mut world, 200, |dice| answered(if dice.falls(0.15) { 60_000 } else { 5 }));
+    (0..50).for_each(|_| traffic.tick(&mut world, 0, |_| answered(5)));
+    assert_eq!(world.canary.step, 0, "{:?}", world.canary.history);
+}
+
+#[test]
+fn what_hung_when_a_process_ended_is_not_shown_to_be_well_by_that() {
+    let mut world = World::new("steps: [50, 60], dwell: 2s, gates: {errors: {at_most: 5}}", 1);
+    let asked = world.canary.asked();
+    let hanging: Vec<_> = (0..50).map(|_| asked.begin()).collect();
+    (0..200).for_each(|_| world.tell(true, FAST));
+    for _ in 0..30 {
+        world.now += Duration::from_millis(100);
+        world.canary.judge(world.now);
+    }
+    assert_eq!((world.canary.step, world.canary.hanging.count(world.now)), (0, 50));
+    let progress = serde_json::to_string(&world.canary.progress(world.now)).unwrap();
+    drop(hanging);
+    let mut next = World::new("steps: [50, 60], dwell: 2s, gates: {errors: {at_most: 5}}", 1);
+    next.canary.restore(&serde_json::from_str(&progress).unwrap(), next.now);
+    next.now += Duration::from_secs(3);
+    next.tell(true, FAST);
+    next.canary.judge(next.now);
+    assert_eq!((next.canary.step, next.canary.gates[0].requests), (0, 1), "the step began anew");
+}
+
 /// When a request ends, after how long, and with what; and what counts it.
 type Ending<Counted> = (Instant, Duration, Sight, Counted);
 

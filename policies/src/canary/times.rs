@@ -37,7 +37,7 @@ impl Default for Times {
 impl Times {
     /// There was an answer.
     pub(super) fn hear(&self, took: Duration) {
-        if self.bars[bar(took)].fetch_add(1, Ordering::Relaxed) + 1 >= BAR_MAX {
+        if self.bars[bar(took)].fetch_add(1, Ordering::Relaxed) + 1 == BAR_MAX {
             self.halve();
         }
     }
