@@ -21,10 +21,14 @@
 //! Urgency is the deadline, or [`PATIENCE`] where that is sooner, plus [`HEAD_START`] for each step of lower
 //! priority: so neither a priority nor a deadline can starve anybody.
 
+mod before;
 mod forecast;
 mod plan;
 mod profile;
 mod shed;
+
+pub(crate) use before::Before;
+pub use before::Bound;
 
 use crate::curve::Curve;
 use foldhash::fast::RandomState;
@@ -281,7 +285,6 @@ struct Running {
     bucket: Bucket,
     rows: u32,
     lanes: usize,
-    at_once: usize,
     /// When it is expected.
     back: Instant,
 }
@@ -541,7 +544,7 @@ impl<T: Clone> Batcher<T> {
         let Plan { pieces, late, closed, explores } = self.plan(&bucket, now);
         let queue = &self.queues[&bucket];
         let (head, _) = queue.waiting.first_key_value().expect("a head stands in a queue");
-        let (head, lanes, at_once) = (*head, queue.lanes, queue.at_once);
+        let (head, lanes) = (*head, queue.lanes);
         self.behead(bucket.version, head);
         let mut rows = 0;
         let take = |this: &mut Self, place: Place, most: u32| {
@@ -602,7 +605,7 @@ impl<T: Clone> Batcher<T> {
         let expected = curve.and_then(|curve| curve.typical(rows));
         let takes = expected.unwrap_or_default();
         let back = now + takes;
-        self.running.push(Running { number, bucket: bucket.clone(), rows, lanes, at_once, back });
+        self.running.push(Running { number, bucket: bucket.clone(), rows, lanes, back });
         self.ahead = self.backlog(now);
         Batch {
             pieces,
@@ -619,7 +622,8 @@ impl<T: Clone> Batcher<T> {
 }
 
 impl Grouping {
-    fn at_once(self, measured: usize) -> usize {
+    /// Runs of a version at the same time, at most, if so many are of use.
+    pub(crate) fn at_once(self, measured: usize) -> usize {
         match self {
             Self::Together { .. } | Self::Alone => measured.max(1),
             Self::Serial => 1,
@@ -646,6 +650,11 @@ impl<T> Queue<T> {
             slots: BTreeMap::new(),
             held_since: None,
         }
+    }
+
+    /// What its version may have.
+    fn bound(&self, version: u32) -> Bound {
+        Bound { version, lanes: self.lanes, at_once: self.at_once }
     }
 
     /// Rows that are at least as urgent.

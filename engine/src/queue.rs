@@ -1,7 +1,9 @@
 //! The one place that shares the [`Batcher`]: connections put work in, lanes sleep until there is some. The lock
 //! is held for the batcher's own work only, never while a model runs or a socket is written.
 
-use crate::batcher::{Batch, Batcher, Bucket, Claim, Ended, Grouping, Limits, Next, Piece, Refused, Ticket};
+use crate::batcher::{
+    Batch, Batcher, Bound, Bucket, Claim, Ended, Grouping, Limits, Next, Piece, Refused, Ticket,
+};
 use crate::curve::Curve;
 use crate::job::{Job, Refusal, Terms};
 use crate::model::Version;
@@ -218,13 +220,15 @@ impl Queue {
         let rows = version.rows_of(rows);
         // Of one whose shape is only known once it is prepared, what was found out when the version was loaded has to do.
         let bucket = Bucket { version: version.key, free: Vec::new(), suspect: false };
+        let at_once = version.grouping.at_once(version.way.at_once);
+        let bound = Bound { version: version.key, lanes: version.way.lanes, at_once };
         let state = self.lock();
-        let backlog = state.batcher.backlog_before(terms.criticality, terms.tenant, now);
+        let backlog = state.batcher.backlog_before(bound, terms.criticality, terms.tenant, now);
         let takes = state.batcher.takes(&bucket, version.grouping, rows);
         drop(state);
         let (run, with_others) = takes.unwrap_or_else(|| version.takes(rows));
-        let share = version.way.lanes as f64 / self.lanes.len() as f64;
-        After { backlog, adds: with_others.mul_f64(share.min(1.0)), run }
+        let lanes = self.lanes.len();
+        After { backlog, adds: with_others * version.way.lanes.min(lanes) as u32, run, bound, lanes }
     }
 
     /// Batches that lanes have taken since the start.

@@ -1,6 +1,7 @@
 //! Predicts when a job that comes now would be answered, from what waits before it, what runs, and how long such runs took.
 //! A prediction, not a promise: whoever finds nothing before it gets the benefit of the doubt.
 
+use super::before::{Before, Bound};
 use super::profile::Profile;
 use super::{Batcher, Bucket, Grouping, PATIENCE, Queue, Running, Ticket};
 use crate::curve::Curve;
@@ -13,39 +14,6 @@ const MARGIN: f64 = 1.3;
 pub(super) struct Forecast {
     pub(super) waits: Duration,
     pub(super) answered: Duration,
-}
-
-/// What stands before a job.
-#[derive(Default)]
-struct Before {
-    /// Runs of its own version, one after the other.
-    own: Duration,
-    /// Lane time of all others.
-    others: Duration,
-    /// Of that, what is of versions that leave lanes to the rest.
-    bounded: Duration,
-    /// These, and how many lanes each of them may have.
-    bounds: Vec<(u32, usize)>,
-    /// Whether there are runs with the share of several lanes.
-    is_wide: bool,
-}
-
-impl Before {
-    /// How long that takes on so many lanes, if so many runs of its own version may be at it.
-    fn takes(&self, lanes: usize, at_once: usize) -> Duration {
-        let on = |lanes: usize, work: Duration| work / lanes as u32;
-        let all = on(lanes, self.others) + on(at_once, self.own);
-        // However much waits of versions that may not have all lanes, the others have the rest; unless a wider run is waited for.
-        let held: usize = self.bounds.iter().map(|(_, lanes)| lanes).sum();
-        match lanes.checked_sub(held) {
-            None | Some(0) => all,
-            Some(_) if self.is_wide => all,
-            Some(left) => {
-                let beside = on(left, self.others - self.bounded) + on(left.min(at_once), self.own);
-                all.min(beside)
-            }
-        }
-    }
 }
 
 /// Whether somebody with so much time need not be told when it would be answered: what is ahead, with what it asks for
@@ -87,41 +55,31 @@ impl<T: Clone> Batcher<T> {
         let own = self.known(&ticket.bucket)?;
         let is_tried = self.is_tried(&ticket.bucket, ticket.grouping.piece(ticket.rows), now);
         let slot = self.slot(urgency);
-        let mut before = Before { is_wide: ticket.lanes > 1, ..Before::default() };
-        let mut add = |version: u32, lanes: usize, at_once: usize, work: Duration| {
-            before.is_wide |= lanes > 1;
-            if version == ticket.bucket.version {
-                before.own += work / lanes as u32;
-                return;
-            }
-            before.others += work;
-            if at_once < self.lanes {
-                before.bounded += work;
-                if !before.bounds.contains(&(version, at_once)) {
-                    before.bounds.push((version, at_once));
-                }
-            }
-        };
-        // Of who is not known, it counts only for how long nothing can run for it: who runs may leave a lane to it.
-        for Running { bucket, lanes, at_once, back, .. } in self.running.iter().filter(|_| is_tried) {
-            let work = back.saturating_duration_since(now) * *lanes as u32;
-            add(bucket.version, *lanes, *at_once, work);
-        }
+        let mut before = Before::default();
         let mut with = 0;
         for (bucket, queue) in &self.queues {
             let rows = queue.rows_until(slot);
             if *bucket == ticket.bucket {
                 with = rows;
             } else if rows > 0 && (is_tried || self.is_tried(bucket, 1, now)) {
-                add(bucket.version, queue.lanes, queue.at_once, self.work(bucket, queue, rows));
+                let (runs, work) = self.runs(bucket, queue, rows);
+                before.add(queue.bound(bucket.version), runs, work);
             }
         }
-        let (full_batches, last) =
-            if is_tried { self.batches(ticket, own, with)? } else { (Duration::ZERO, 0) };
-        before.own += full_batches;
-        let have_room = (self.lanes / ticket.lanes).max(1);
-        let waits = before.takes(self.lanes, ticket.grouping.at_once(ticket.at_once).min(have_room));
-        let waits = waits.max(self.until_any_is_back(ticket, now));
+        let own_bound = Bound {
+            version: ticket.bucket.version,
+            lanes: ticket.lanes,
+            at_once: ticket.grouping.at_once(ticket.at_once),
+        };
+        let mut last = 0;
+        if is_tried {
+            let (runs, takes, size) = self.batches(ticket, own, with)?;
+            last = size;
+            if runs > 0 {
+                before.add(own_bound, runs, takes * ticket.lanes as u32);
+            }
+        }
+        let waits = before.wait_behind(own_bound, self.lanes, &self.running, now);
         let run = match (is_tried, waits.is_zero()) {
             (false, true) => return None,
             (false, false) => Duration::ZERO,
@@ -132,20 +90,23 @@ impl<T: Clone> Batcher<T> {
         Some(Forecast { waits, answered: waits + run })
     }
 
-    /// The runs of its bucket before the one with the last rows of a job, if so many rows stand before it; and the size of that.
-    fn batches(&self, ticket: &Ticket<T>, own: &Profile, with: u64) -> Option<(Duration, u32)> {
+    /// The runs of its bucket before the one with the last rows of a job, if so many rows stand before it, and how long they take
+    /// one after the other; and the size of that.
+    fn batches(&self, ticket: &Ticket<T>, own: &Profile, with: u64) -> Option<(u64, Duration, u32)> {
         match ticket.grouping {
             Grouping::Together { max_rows } => {
                 let full = own.efficient?.min(self.capped(&ticket.bucket, max_rows)).max(1);
                 let all = with + u64::from(ticket.rows);
+                let runs = (all - 1) / u64::from(full);
                 let last = (all - 1) % u64::from(full) + 1;
-                let before = own.curve.typical(full)?.mul_f64((all - last) as f64 / f64::from(full));
+                let before = own.curve.typical(full)?.mul_f64(runs as f64);
                 // Where so many wait, its own batch will not be a small one either.
-                Some((before, if all == last { last as u32 } else { full }))
+                Some((runs, before, if runs == 0 { last as u32 } else { full }))
             }
             Grouping::Alone | Grouping::Serial => {
                 let one = own.curve.typical(ticket.rows)?;
-                Some((one.mul_f64(with as f64 / f64::from(ticket.rows)), ticket.rows))
+                let runs = with as f64 / f64::from(ticket.rows);
+                Some((runs.ceil() as u64, one.mul_f64(runs), ticket.rows))
             }
         }
     }
@@ -180,24 +141,30 @@ impl<T: Clone> Batcher<T> {
             }));
         }
         due.sort_unstable_by_key(|(deadline, _)| *deadline);
-        let mut takes = (self.residual(now) + first).as_secs_f64();
+        // However long a run takes, it has one lane.
+        let left = |run: &Running| run.back.saturating_duration_since(now).as_secs_f64() * MARGIN;
+        let running: Vec<_> = self.running.iter().map(|run| (left(run), run.lanes as f64)).collect();
+        let mut takes = first.as_secs_f64();
         due.into_iter().all(|(deadline, work)| {
             takes += work;
-            takes * MARGIN <= deadline.saturating_duration_since(now).as_secs_f64() * self.lanes as f64
+            let time = deadline.saturating_duration_since(now).as_secs_f64();
+            let taken: f64 = running.iter().map(|(left, lanes)| left.min(time) * lanes).sum();
+            takes * MARGIN + taken <= time * self.lanes as f64
         })
     }
 
     /// Lane time of so many rows of a queue; nothing where nothing is known.
     pub(super) fn work(&self, bucket: &Bucket, queue: &Queue<T>, rows: u64) -> Duration {
-        self.runs(bucket, queue, rows) * queue.lanes as u32
+        self.runs(bucket, queue, rows).1
     }
 
-    /// How long runs of so many rows of a queue take, one after the other.
-    fn runs(&self, bucket: &Bucket, queue: &Queue<T>, rows: u64) -> Duration {
+    /// How many runs so many rows of a queue take, as far as that is known, and the lane time of these.
+    pub(super) fn runs(&self, bucket: &Bucket, queue: &Queue<T>, rows: u64) -> (u64, Duration) {
+        let unknown = (0, Duration::ZERO);
         if rows == 0 {
-            return Duration::ZERO;
+            return unknown;
         }
-        let Some(profile) = self.known(bucket) else { return Duration::ZERO };
+        let Some(profile) = self.known(bucket) else { return unknown };
         let batch = match queue.grouping {
             Grouping::Together { max_rows } => {
                 profile.efficient.map(|full| full.min(self.capped(bucket, max_rows)))
@@ -206,11 +173,12 @@ impl<T: Clone> Batcher<T> {
                 u32::try_from(queue.rows.div_ceil(queue.waiting.len().max(1) as u64)).ok()
             }
         };
-        let Some(batch) = batch.map(|batch| batch.max(1)) else { return Duration::ZERO };
+        let Some(batch) = batch.map(|batch| batch.max(1)) else { return unknown };
+        let typical = |rows: u32| profile.curve.typical(rows).unwrap_or_default() * queue.lanes as u32;
         if rows <= u64::from(batch) {
-            return profile.curve.typical(rows as u32).unwrap_or_default();
+            return (1, typical(rows as u32));
         }
-        profile.curve.typical(batch).unwrap_or_default().mul_f64(rows as f64 / f64::from(batch))
+        (rows.div_ceil(batch.into()), typical(batch).mul_f64(rows as f64 / f64::from(batch)))
     }
 
     /// Lane time of what runs.

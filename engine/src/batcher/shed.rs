@@ -5,6 +5,7 @@
 //! Among equals that is the longest queue drop of Suter, Lakshman, Stiliadis and Choudhury (1998): whoever asks for less
 //! than an equal share of what there is gets it, whatever the others ask for.
 
+use super::before::{Before, Bound};
 use super::{Batcher, Bucket, Criticality, Place, Ticket};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Values;
@@ -136,24 +137,35 @@ impl<T: Clone> Batcher<T> {
         Some(victims)
     }
 
-    /// How long what runs takes yet, and what waits and would not make way for one of this tenant's that is so critical.
-    pub fn backlog_before(&self, criticality: Criticality, tenant: u64, now: Instant) -> Duration {
+    /// How long a job of this tenant that is so critical, of a version that may have so much, would wait for its turn behind what
+    /// runs, and what waits and would not make way for it.
+    pub fn backlog_before(
+        &self,
+        own: Bound,
+        criticality: Criticality,
+        tenant: u64,
+        now: Instant,
+    ) -> Duration {
         let Parties(parties) = &self.parties;
-        let own = (criticality, tenant);
-        let share = parties.get(&own).map_or(0, |party| party.rows) + 1;
-        let stays = |(whose, party): (&(Criticality, u64), &Party)| match whose {
-            whose if *whose == own => party.rows,
+        let whose = (criticality, tenant);
+        let share = parties.get(&whose).map_or(0, |party| party.rows) + 1;
+        let stays = |(other, party): (&(Criticality, u64), &Party)| match other {
+            other if *other == whose => party.rows,
             (other, _) if *other > criticality => 0,
             (other, _) if *other == criticality => party.rows.min(share),
             _ => party.rows,
         };
         let all: u64 = parties.values().map(|party| party.rows).sum();
         let stay: u64 = parties.iter().map(stays).sum();
-        let waiting = self.queues.iter().map(|(bucket, queue)| self.work(bucket, queue, queue.rows)).sum();
         // What has begun to run in pieces is of no party, and stays.
-        let gone = 1.0 - stay as f64 / all.max(1) as f64;
-        let gone = Duration::mul_f64(waiting, if all == 0 { 0.0 } else { gone });
-        self.per_lane(waiting.saturating_sub(gone) + self.residual(now))
+        let stays = if all == 0 { 1.0 } else { stay as f64 / all as f64 };
+        let mut before = Before::default();
+        for (bucket, queue) in self.queues.iter().filter(|(_, queue)| queue.rows > 0 && stays > 0.0) {
+            let (runs, work) = self.runs(bucket, queue, queue.rows);
+            let runs = (runs as f64 * stays).ceil() as u64;
+            before.add(queue.bound(bucket.version), runs, work.mul_f64(stays));
+        }
+        before.wait_behind(own, self.lanes, &self.running, now)
     }
 
     /// Lane time that these leave to whoever stands at this place.

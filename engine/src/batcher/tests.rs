@@ -434,6 +434,111 @@ fn nobody_waits_for_a_version_that_leaves_a_lane_to_others() {
     assert!(world.push(same));
 }
 
+/// One of a version that is in no haste but for its deadline.
+fn patient(world: &World, id: u64, version: u32, due: Duration) -> Ticket<u64> {
+    let deadline = Some(world.now + due);
+    Ticket { deadline, priority: Priority::Low, ..world.ticket(id, version, 0) }
+}
+
+fn with_lanes(lanes: usize) -> World {
+    let mut world = World::new(1000, 100_000);
+    world.batcher = Batcher::new(world.batcher.limits, lanes, world.now);
+    world
+}
+
+#[test]
+fn nobody_is_refused_for_a_long_run_while_a_lane_is_idle() {
+    let mut world = with_lanes(2);
+    world.learn(0, 0, &[(1, 2)]);
+    world.learn(3, 0, &[(1, 2000)]);
+    let due = |world: &World, id| Ticket { deadline: Some(world.now + ms(20)), ..world.ticket(id, 0, 0) };
+    let first = Ticket { priority: Priority::High, ..world.ticket(1, 3, 0) };
+    assert!(world.push(first));
+    let ticket = patient(&world, 2, 0, ms(600));
+    assert!(world.push(ticket), "what waits before it is one run, which takes one lane");
+    world.batcher.cancel(1, 2);
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    let ticket = due(&world, 3);
+    assert!(world.push(ticket), "the other lane has nothing to do");
+    assert_eq!(world.step(), Step::Run(vec![3]));
+    let ticket = due(&world, 4);
+    assert!(world.push(ticket), "it is back in 2 ms");
+    world.push_plain(&[5], 3, 0);
+    let ticket = patient(&world, 6, 0, ms(900));
+    assert!(!world.push(ticket), "the second long run goes before it");
+}
+
+#[test]
+fn nobody_is_given_up_for_a_long_run_on_another_lane() {
+    let mut world = with_lanes(2);
+    world.learn(3, 0, &[(1, 400)]);
+    world.learn(0, 0, &[(1, 10), (2, 15), (4, 25)]);
+    world.push_plain(&[1], 3, 0);
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    world.push_due(2, 0, ms(20));
+    world.push_plain(&(10..20).collect::<Vec<_>>(), 0, 0);
+    assert_eq!(world.step(), Step::Run(vec![2]), "in a smaller batch than is of use");
+}
+
+#[test]
+fn versions_that_may_have_one_lane_each_make_nobody_wait_for_all_that_they_have() {
+    let mut world = with_lanes(2);
+    world.learn(0, 0, &[(1, 10)]);
+    world.learn(2, 0, &[(1, 400)]);
+    world.learn(5, 0, &[(1, 12)]);
+    world.push_plain(&(0..9).collect::<Vec<_>>(), 2, 0);
+    world.push_plain(&(10..14).collect::<Vec<_>>(), 5, 0);
+    assert_eq!([world.step(), world.step()], [Step::Run(vec![0]), Step::Run(vec![10])]);
+    let bound = Bound { version: 0, lanes: 1, at_once: 2 };
+    let waits = world.batcher.backlog_before(bound, Criticality::Normal, 0, world.now);
+    assert_eq!(waits.as_millis(), 48);
+    let ticket = patient(&world, 20, 0, ms(70));
+    assert!(world.push(ticket), "after 48 ms the second has no more");
+    let own = patient(&world, 21, 2, ms(3900));
+    assert!(!world.push(own), "its own has 3600 ms");
+}
+
+#[test]
+fn what_is_prepared_first_meets_a_free_lane_as_well() {
+    let mut world = with_lanes(2);
+    world.learn(2, 0, &[(1, 140)]);
+    world.push_plain(&[1, 2, 3, 4], 2, 0);
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    let before = |world: &World, version, at_once| {
+        let bound = Bound { version, lanes: 1, at_once };
+        world.batcher.backlog_before(bound, Criticality::Normal, 0, world.now).as_millis()
+    };
+    assert_eq!(before(&world, 0, 2), 0, "a lane is idle, and stays so");
+    assert_eq!(before(&world, 2, 1), 560, "one after the other");
+}
+
+#[test]
+fn runs_with_the_share_of_several_lanes_wait_until_as_many_are_free() {
+    let mut world = with_lanes(3);
+    world.learn(0, 0, &[(1, 10)]);
+    world.learn(2, 0, &[(1, 100)]);
+    world.push_plain(&[1, 2], 2, 0);
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    let before = |world: &World, lanes| {
+        let bound = Bound { version: 0, lanes, at_once: 3 };
+        world.batcher.backlog_before(bound, Criticality::Normal, 0, world.now).as_millis()
+    };
+    assert_eq!([1, 2, 3, 9].map(|lanes| before(&world, lanes)), [0, 0, 200, 200]);
+    let narrow_behind = |world: &mut World, lanes: usize| {
+        let wide = Ticket { lanes, at_once: 1, ..world.ticket(3, lanes as u32 * 3, 0) };
+        assert!(world.push(wide));
+        let bound = Bound { version: 12, lanes: 1, at_once: 3 };
+        let waits = world.batcher.backlog_before(bound, Criticality::Normal, 0, world.now);
+        world.batcher.cancel(1, 3);
+        waits.as_millis()
+    };
+    assert_eq!(narrow_behind(&mut world, 2), 0, "it begins at once, and nothing is known of it");
+    assert_eq!(narrow_behind(&mut world, 3), 200, "nothing begins while the wide one waits for the lanes");
+    let mut world = with_lanes(3);
+    world.learn(6, 0, &[(1, 100)]);
+    assert_eq!(narrow_behind(&mut world, 2), 0, "it begins at once, and leaves a lane");
+}
+
 #[test]
 fn what_runs_and_other_buckets_count_into_the_wait() {
     let mut world = World::new(100, 10_000);
@@ -571,8 +676,9 @@ fn what_makes_way_does_not_stand_before_anybody() {
             assert!(world.push(ticket));
         }
     };
+    let bound = Bound { version: 1, lanes: 1, at_once: 1 };
     let before = |world: &World, criticality, tenant| {
-        world.batcher.backlog_before(criticality, tenant, world.now).as_millis()
+        world.batcher.backlog_before(bound, criticality, tenant, world.now).as_millis()
     };
     push(&mut world, 4, Criticality::Critical, 1);
     push(&mut world, 10, Criticality::Normal, 1);

@@ -16,12 +16,13 @@
 //! Threads and lanes work at the same time, so that it is late if either of them makes it so; their times are not added.
 
 use crate::batcher::{
-    Batcher, Bucket, Claim, Criticality, Ended, Grouping, Limits, Next, Priority, Refused, Ticket,
+    Batcher, Before, Bound, Bucket, Claim, Criticality, Ended, Grouping, Limits, Next, Priority, Refused,
+    Ticket,
 };
 use crate::job::Refusal;
 use crate::preprocess::Work;
 use foldhash::fast::RandomState;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 /// These threads go after all others, which can make some of them many times as slow.
@@ -34,8 +35,16 @@ pub(super) struct Waiting<T> {
     tasks: HashMap<u64, Waits<T>, RandomState>,
     threads: usize,
     number: u64,
-    /// What they, and those that are prepared, will take of the lanes' time, by how critical they are.
-    coming: [Duration; 3],
+    /// What they, and those that are prepared, will take of the lanes' time, by version.
+    coming: BTreeMap<u32, Coming>,
+}
+
+/// What comes of one version.
+#[derive(Debug)]
+struct Coming {
+    bound: Bound,
+    /// How many, and the lane time of these, by how critical they are.
+    by_criticality: [(u64, Duration); 3],
 }
 
 struct Waits<T> {
@@ -47,6 +56,7 @@ struct Waits<T> {
 /// What it will take of the lanes' time.
 #[derive(Clone, Copy, Debug)]
 struct Share {
+    version: u32,
     criticality: Criticality,
     adds: Duration,
 }
@@ -74,12 +84,16 @@ pub(super) struct Asks {
 /// What comes after pre-processing, as far as that is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct After {
-    /// What waits for lanes and will not make way takes so long.
+    /// So long it would wait for lanes behind what runs, and what waits and will not make way.
     pub(crate) backlog: Duration,
     /// What it takes of the lanes' time at least, when it runs with others.
     pub(crate) adds: Duration,
     /// How long its own run takes.
     pub(crate) run: Duration,
+    /// What its version may have of the lanes.
+    pub(crate) bound: Bound,
+    /// How many there are.
+    pub(crate) lanes: usize,
 }
 
 impl After {
@@ -115,7 +129,7 @@ impl<T> Waiting<T> {
             tasks: HashMap::default(),
             threads,
             number: 0,
-            coming: [Duration::ZERO; 3],
+            coming: BTreeMap::new(),
         }
     }
 
@@ -133,8 +147,7 @@ impl<T> Waiting<T> {
         }
         let left = deadline.map(|deadline| deadline.saturating_duration_since(now));
         // Those that are less critical make way there, if it comes to that.
-        let coming: Duration = self.coming[..=asks.criticality as usize].iter().sum();
-        let lanes = after.backlog + coming;
+        let lanes = left.map_or(Duration::ZERO, |_| after.backlog + self.wait_for_coming(&asks));
         if !lanes.is_zero() && left.is_some_and(|left| lanes + after.runs(left) > left) {
             return Err(Refusal::TooLate { wait: lanes });
         }
@@ -166,8 +179,8 @@ impl<T> Waiting<T> {
         })?;
         self.number += 1;
         shed.extend(gone.into_iter().map(|number| self.remove(number).task));
-        let share = Share { criticality: asks.criticality, adds: after.adds };
-        self.coming[share.criticality as usize] += share.adds;
+        let share = Share { version: after.bound.version, criticality: asks.criticality, adds: after.adds };
+        self.come(share, after.bound);
         self.tasks.insert(number, Waits { task: make(), deadline, share });
         Ok(())
     }
@@ -183,8 +196,8 @@ impl<T> Waiting<T> {
         let late = batch.late.into_iter().map(|number| tell(self.remove(number))).collect();
         let work = match batch.pieces.first() {
             Some(piece) => {
-                let Waits { task, share, .. } = self.remove(piece.job);
-                self.coming[share.criticality as usize] += share.adds;
+                // It comes until it is prepared.
+                let Waits { task, share, .. } = self.take(piece.job);
                 let (claim, expected) = (batch.claim, batch.expected);
                 Some((task, Begun { claim, share, expected }))
             }
@@ -204,7 +217,7 @@ impl<T> Waiting<T> {
     /// One has been prepared, or not.
     pub(super) fn finish(&mut self, begun: Begun, ended: Ended, now: Instant) {
         let Begun { claim, share, .. } = begun;
-        self.coming[share.criticality as usize] -= share.adds;
+        self.gone(share);
         self.batcher.finish(claim, ended, now);
     }
 
@@ -235,10 +248,50 @@ impl<T> Waiting<T> {
         self.batcher.bytes()
     }
 
+    /// How long one would wait for lanes behind what comes from here and does not make way for it.
+    fn wait_for_coming(&self, asks: &Asks) -> Duration {
+        let mut before = Before::default();
+        for Coming { bound, by_criticality } in self.coming.values() {
+            let stay = &by_criticality[..=asks.criticality as usize];
+            let runs = stay.iter().map(|(runs, _)| runs).sum();
+            before.add(*bound, runs, stay.iter().map(|(_, adds)| *adds).sum());
+        }
+        before.wait_on_idle(asks.after.bound, asks.after.lanes)
+    }
+
+    fn come(&mut self, share: Share, bound: Bound) {
+        if share.adds.is_zero() {
+            return;
+        }
+        let none = || Coming { bound, by_criticality: Default::default() };
+        let coming = self.coming.entry(share.version).or_insert_with(none);
+        let (runs, adds) = &mut coming.by_criticality[share.criticality as usize];
+        *runs += 1;
+        *adds += share.adds;
+    }
+
+    fn gone(&mut self, share: Share) {
+        if share.adds.is_zero() {
+            return;
+        }
+        let coming = self.coming.get_mut(&share.version).expect("it has come");
+        let (runs, adds) = &mut coming.by_criticality[share.criticality as usize];
+        *runs -= 1;
+        *adds -= share.adds;
+        if coming.by_criticality.iter().all(|(runs, _)| *runs == 0) {
+            self.coming.remove(&share.version);
+        }
+    }
+
     fn remove(&mut self, number: u64) -> Waits<T> {
-        let waits = self.tasks.remove(&number).expect("who waits has a task");
-        self.coming[waits.share.criticality as usize] -= waits.share.adds;
+        let waits = self.take(number);
+        self.gone(waits.share);
         waits
+    }
+
+    /// One that is not waiting any more, and comes all the same.
+    fn take(&mut self, number: u64) -> Waits<T> {
+        self.tasks.remove(&number).expect("who waits has a task")
     }
 }
 

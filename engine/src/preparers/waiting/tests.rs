@@ -112,7 +112,7 @@ fn what_lanes_will_take_is_left_of_the_deadline() {
     let mut world = World::used_to(10.0);
     let push = |world: &mut World, id: u64, due: f64, backlog: f64, run: f64, criticality: Criticality| {
         let (deadline, run) = (world.now + ms(due), ms(run));
-        let after = After { backlog: ms(backlog), adds: run, run };
+        let after = After { backlog: ms(backlog), adds: run, run, lanes: 1, ..After::default() };
         world.push(id, |asks| {
             (asks.deadline, asks.after, asks.criticality) = (Some(deadline), after, criticality);
         })
@@ -133,6 +133,30 @@ fn what_lanes_will_take_is_left_of_the_deadline() {
         Ok(()),
         "both go on at the same time"
     );
+}
+
+#[test]
+fn what_comes_of_a_version_that_leaves_a_lane_to_others_makes_only_its_own_wait() {
+    let mut world = World::used_to(10.0);
+    let push = |world: &mut World, id: u64, version: u32, at_once: usize, run: f64| {
+        let (deadline, run) = (world.now + ms(400.0), ms(run));
+        let bound = Bound { version, lanes: 1, at_once };
+        let after = After { backlog: Duration::ZERO, adds: run, run, bound, lanes: 2 };
+        world.push(id, |asks| (asks.deadline, asks.after) = (Some(deadline), after))
+    };
+    let too_late = |wait: f64| Err(Refusal::TooLate { wait: ms(wait) });
+    for id in 0..4 {
+        // The third goes behind the first two, one after the other.
+        assert_eq!(push(&mut world, id, 1, 1, 140.0).is_ok(), id < 2, "{id}");
+    }
+    assert_eq!(push(&mut world, 5, 2, 2, 10.0), Ok(()), "the other lane has nothing to do");
+    world.run_all();
+    assert_eq!(push(&mut world, 6, 2, 2, 1000.0), Ok(()), "it may be faster by now");
+    assert_eq!(push(&mut world, 7, 3, 2, 10.0), Ok(()), "one run of a second leaves a lane as well");
+    assert_eq!(push(&mut world, 8, 2, 2, 1000.0), Ok(()));
+    assert_eq!(push(&mut world, 9, 3, 2, 10.0), too_late(1005.0), "two do not");
+    world.run_all();
+    assert!(world.waiting.coming.is_empty(), "nothing comes any more");
 }
 
 #[test]
@@ -258,7 +282,8 @@ impl Trace {
                 let backlog = ms(before) + runs.map_or(Duration::ZERO, |(due, _)| due - now);
                 let pushed = world.push(id, |asks| {
                     (asks.deadline, asks.work) = (Some(deadline), work);
-                    asks.after = After { backlog, adds: ms(self.run), run: ms(self.run) };
+                    let run = ms(self.run);
+                    asks.after = After { backlog, adds: run, run, lanes: 1, ..After::default() };
                     asks.tenant = u64::from(id.is_multiple_of(MODEST));
                 });
                 let told = usize::from(pushed.is_err()) + std::mem::take(&mut world.shed).len();
