@@ -51,9 +51,9 @@ bench-engine: build ## compare the engine with bare loops of libtorch, over real
 	models=$$(python3 benches/models/make.py) && $(WITH_LIBTORCH) cargo build --release --locked -p penstock-benches && \
 	  LD_LIBRARY_PATH="$$LIBTORCH/lib" "$(TARGET)/release/engine-bench" "$$models"
 
-bench-decision: ## what a decision of the policy costs, in time and in instructions (the latter with valgrind)
+bench-decision: ## what a decision of the policy costs: memory of a caller, time, and instructions (the latter with valgrind)
 	$(WITH_LIBTORCH) cargo build --release --locked -p penstock-benches --bin decision && \
-	  MIMALLOC_PURGE_DELAY=0 "$(TARGET)/release/decision" && \
+	  MIMALLOC_PURGE_DELAY=0 "$(TARGET)/release/decision" | grep bytes && "$(TARGET)/release/decision" | grep -v bytes && \
 	  benches/decision/instructions.sh "$(TARGET)/release/decision"
 
 lint: ## check the formatting, then clippy with warnings as errors, then the alerts

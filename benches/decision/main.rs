@@ -2,9 +2,12 @@
 //! snapshot is loaded, a version picked, the limits asked, the breaker entered and settled, the answer counted. Then what it takes to swap that
 //! policy, and what a caller's bucket takes of memory.
 //!
-//! What came of it: 3,479 instructions; 0.99 to 1.41 µs at the median and 1.9 to 2.6 µs at p99 in four runs (with 3,383, before the answers
-//! of a rollout's baseline were heard one by one, it was 0.73 to 0.84 and 1.3 to 1.6 on a quieter machine). A remembered caller takes 52
-//! to 57 bytes. Swapping that policy, 200 kB of YAML, takes 29 to 41 ms, all but 5 of them for reading it.
+//! What came of it: 3,530 instructions; 0.85 to 0.87 µs at the median and 1.3 at p99, and 0.98 and 2.0 where each model is rolled out (0.73 to 0.84
+//! and 1.3 to 1.6 before, on a quieter machine). A remembered caller takes 30 to 57 bytes. Swapping that policy, 200 kB of YAML, takes 28
+//! to 41 ms, all but 5 of them for reading it.
+//!
+//! `MIMALLOC_PURGE_DELAY=0`, by which memory that is free is given back at once, makes the bytes of a caller right, and a decision a
+//! sixth slower: a process that answers requests has it at its default.
 //!
 //! `decision` measures times. `decision N` only decides N times: under `valgrind --tool=callgrind`, the difference between
 //! two numbers is exact, whatever the machine does meanwhile; `benches/decision/instructions.sh` does that. `decision 0 N` only swaps N
