@@ -11,7 +11,7 @@
 //! and 39,000 requests/s pass on the two cores that the load driver also uses; an idle `penstock` takes about 42 MB, half of which are
 //! pages of its binary.
 //!
-//! With `--tensors` an image of 600 kB goes to a model that does next to nothing: 197 to 271 µs, 24 to 35 times HAProxy's constant. Half
+//! With `--tensors` an image of 600 kB goes to a model that does next to nothing: 178 to 271 µs, 24 to 35 times HAProxy's constant. Half
 //! of it is copying, once from the connection and once into the batch, and takes as long as others on the machine leave of its memory.
 //!
 //! With `--mlserver` the small requests go to MLServer 1.7.1 as well, which runs the same linear model in its cheapest form, one process

@@ -894,6 +894,9 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
         }
+        metrics.set_versions(&BTreeMap::new());
+        let text = metrics.encode(OpenMetrics);
+        assert!(!text.contains(r#"model="m""#), "they go with their model: {text}");
     }
 
     #[test]

@@ -211,6 +211,8 @@ fn a_request_that_goes_round_in_circles_is_told_so() {
     assert_eq!(answer.status, 508, "{}", answer.text());
     assert!(answer.error().contains("passed on 8 times already"), "{}", answer.error());
     stack.wait_for_metric("penstock_requests_total{model=\"m\",version=\"2\",outcome=\"failed\"}", 1.0);
+    // What another server has answered is no answer, and is counted as such.
+    stack.wait_for_metric("penstock_refusals_total{reason=\"remote\",model=\"m\"}", 1.0);
 }
 
 #[test]
