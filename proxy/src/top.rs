@@ -150,7 +150,9 @@ fn follow(
     is_over: &AtomicBool,
 ) -> anyhow::Result<()> {
     loop {
-        terminal.draw(|frame| view::draw(frame, watched, Instant::now()))?;
+        let mut scrolled = 0;
+        terminal.draw(|frame| scrolled = view::draw(frame, watched, Instant::now()))?;
+        watched.scrolled = scrolled;
         // Until there is something else to show.
         loop {
             if is_over.load(Ordering::Relaxed) {
@@ -159,7 +161,7 @@ fn follow(
             if event::poll(TICK)? {
                 match event::read()? {
                     Event::Key(key) if ends(key) => return Ok(()),
-                    Event::Key(key) => scroll(watched, key),
+                    Event::Key(key) => scroll(watched, key, usize::from(terminal.size()?.height)),
                     _ => {} // another size, or what nobody has asked for
                 }
                 break;
@@ -182,11 +184,14 @@ fn ends(key: KeyEvent) -> bool {
     }
 }
 
-fn scroll(watched: &mut Watched, key: KeyEvent) {
+fn scroll(watched: &mut Watched, key: KeyEvent, page: usize) {
     watched.scrolled = match key.code {
         KeyCode::Down | KeyCode::Char('j') => watched.scrolled.saturating_add(1),
         KeyCode::Up | KeyCode::Char('k') => watched.scrolled.saturating_sub(1),
+        KeyCode::PageDown | KeyCode::Char(' ') => watched.scrolled.saturating_add(page),
+        KeyCode::PageUp => watched.scrolled.saturating_sub(page),
         KeyCode::Home => 0,
+        KeyCode::End => usize::MAX,
         _ => watched.scrolled,
     };
 }

@@ -17,8 +17,8 @@ const GOOD: Style = Style::new().fg(Color::Green);
 const QUIET: Style = Style::new().add_modifier(Modifier::DIM);
 const TITLE: Style = Style::new().add_modifier(Modifier::BOLD);
 
-/// Everything, and the keys in the last line.
-pub(super) fn draw(frame: &mut Frame<'_>, watched: &Watched, now: Instant) {
+/// Everything, and the keys in the last line. Gives how many lines are scrolled away: nobody scrolls beyond the end.
+pub(super) fn draw(frame: &mut Frame<'_>, watched: &Watched, now: Instant) -> usize {
     let Rect { width, height, .. } = frame.area();
     let rows = height.saturating_sub(1);
     let lines = lines(watched, usize::from(width), now);
@@ -32,6 +32,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, watched: &Watched, now: Instant) {
     frame.render_widget(Paragraph::new(shown), Rect { height: rows, ..frame.area() });
     let last = Rect { y: rows, height: height.min(1), ..frame.area() };
     frame.render_widget(Paragraph::new(Line::styled(keys, QUIET)), last);
+    scrolled
 }
 
 /// The same in as many lines as it takes.
@@ -61,6 +62,9 @@ pub(super) fn lines(watched: &Watched, width: usize, now: Instant) -> Vec<Line<'
     lines
 }
 
+/// On fewer columns it says how it is, and not who.
+const NAMED: usize = 40;
+
 fn head(
     lines: &mut Vec<Line<'static>>,
     watched: &Watched,
@@ -82,15 +86,23 @@ fn head(
         clean(&engine.device),
         watched.address.clone(),
     ];
-    let mut line = Line::from(vec![Span::styled("penstock ", TITLE), Span::styled(is, style)]);
+    let mut line = Line::default();
+    if width >= NAMED {
+        line.push_span(Span::styled("penstock ", TITLE));
+    }
+    line.push_span(Span::styled(is, style));
     for fact in facts.into_iter().filter(|fact| !fact.is_empty()) {
         let fact = format!("  {fact}");
-        if line.width() + fact.chars().count() <= width {
-            line.push_span(fact);
+        if line.width() + fact.chars().count() > width {
+            break; // nothing less important in its place
         }
+        line.push_span(fact);
     }
     lines.push(line);
 }
+
+/// Things that are wrong; more are counted.
+const ATTENTION_MAX: usize = 12;
 
 /// What is wrong.
 fn attention(lines: &mut Vec<Line<'static>>, status: &Status, width: usize) {
@@ -114,7 +126,9 @@ fn attention(lines: &mut Vec<Line<'static>>, status: &Status, width: usize) {
             wrap(lines, &format!("! {model}: the shares are not as declared: {why}"), width, FAIR);
         }
     }
-    for version in &status.versions {
+    let wrong: Vec<_> = status.versions.iter().filter(|version| is_wrong(version)).collect();
+    let more = wrong.len().saturating_sub(ATTENTION_MAX);
+    for version in wrong.into_iter().take(ATTENTION_MAX) {
         let Version { model, version: number, state, reason, breaker, .. } = version;
         if state == "unavailable" || state == "missing" {
             wrap(lines, &format!("! {model} {number} is {state}: {reason}"), width, BAD);
@@ -130,19 +144,35 @@ fn attention(lines: &mut Vec<Line<'static>>, status: &Status, width: usize) {
         }
         moved(lines, version, width);
     }
+    if more > 0 {
+        wrap(lines, &format!("! and {more} more versions are not as they should be"), width, BAD);
+    }
 }
 
 /// Bits beyond which it is told that something has moved, as the alert has it.
 const DRIFTED: f64 = 0.05;
 
+fn is_wrong(version: &Version) -> bool {
+    let has_tripped = version.breaker.as_ref().is_some_and(|breaker| breaker.state == "tripped");
+    let mut tensors = version.drift.iter().flat_map(|drift| &drift.tensors);
+    version.state == "unavailable"
+        || version.state == "missing"
+        || has_tripped
+        || tensors.any(|tensor| tensor.least > DRIFTED)
+}
+
 /// What is not as it was when a version was new.
 fn moved(lines: &mut Vec<Line<'static>>, version: &Version, width: usize) {
     let tensors = version.drift.iter().flat_map(|drift| &drift.tensors);
-    for Moved { side, name, least, .. } in tensors.filter(|tensor| tensor.least > DRIFTED) {
+    for Moved { side, name, column, least, .. } in tensors.filter(|tensor| tensor.least > DRIFTED) {
         let Version { model, version, .. } = version;
-        let text = format!(
-            "! {model} {version}: {side} {name} has moved by {least:.2} bits since the version was new"
-        );
+        let what = match column {
+            _ if side == "confidence" => side.clone(),
+            None => format!("{side} {name}"),
+            Some(column) => format!("{side} {name}, column {column},"),
+        };
+        let text =
+            format!("! {model} {version}: {what} has moved by {least:.2} bits since the version was new");
         wrap(lines, &text, width, FAIR);
     }
 }
@@ -328,7 +358,8 @@ fn refusals(lines: &mut Vec<Line<'static>>, status: &Status, width: usize) {
         let ago = lasting(status.unix_ms.saturating_sub(kind.last_unix_ms));
         let whose = match (&kind.model, kind.version) {
             (Some(model), Some(version)) => format!("{model} {version}"),
-            _ => "-".into(),
+            (Some(model), None) => model.clone(),
+            (None, _) => "-".into(),
         };
         let start = format!("{:>7} {:<13}", kind.count, kind.reason);
         let text = if width < 60 {

@@ -17,12 +17,21 @@ pub(super) fn time(us: Option<f64>) -> String {
 
 /// Requests in a second.
 pub(super) fn rate(per_second: f64) -> String {
-    if per_second == 0.0 { "0/s".into() } else { format!("{}/s", short(per_second)) }
+    match per_second {
+        0.0 => "0/s".into(),
+        0.0..0.05 => "<0.1/s".into(),
+        _ => format!("{}/s", short(per_second)),
+    }
 }
 
-/// Of a hundred.
+/// Of a hundred. Neither a little is nothing, nor is most of it all.
 pub(super) fn percent(value: f64) -> String {
-    if value == 0.0 { "0%".into() } else { format!("{}%", short(value)) }
+    match value {
+        0.0 => "0%".into(),
+        0.0..0.05 => "<0.1%".into(),
+        99.5..100.0 => ">99%".into(),
+        _ => format!("{}%", short(value)),
+    }
 }
 
 /// `152 MB`.
@@ -60,6 +69,7 @@ mod tests {
         assert_eq!([time(Some(12_345.0)), time(Some(1_234_000.0))], ["12ms", "1.2s"]);
         assert_eq!([rate(0.0), rate(3.12), rate(1800.4)], ["0/s", "3.1/s", "1800/s"]);
         assert_eq!([percent(0.0), percent(9.96), percent(100.0)], ["0%", "10%", "100%"]);
+        assert_eq!([rate(0.01), percent(0.02), percent(99.98)], ["<0.1/s", "<0.1%", ">99%"]);
         assert_eq!(
             [bytes(999_999), bytes(152_000_000), bytes(7_200_000_000)],
             ["999 kB", "152 MB", "7.2 GB"]

@@ -113,7 +113,7 @@ fn drawn(watched: &Watched, width: u16, height: u16) -> String {
 
 fn drawn_at(watched: &Watched, width: u16, height: u16, now: Instant) -> String {
     let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-    terminal.draw(|frame| draw(frame, watched, now)).unwrap();
+    terminal.draw(|frame| _ = draw(frame, watched, now)).unwrap();
     let buffer = terminal.backend().buffer();
     let line = |y| (0..width).map(|x| buffer[(x, y)].symbol()).collect::<String>();
     (0..height).map(|y| format!("{}\n", line(y).trim_end())).collect()
@@ -164,7 +164,7 @@ WITHOUT AN ANSWER
 #[test]
 fn a_usual_terminal_leaves_out_the_stages_before_it_cuts_a_name() {
     let expect = "
-penstock ready  99/s  81/s refused  12 in flight  engine 152 MB  policy 4  cpu
+penstock ready  99/s  81/s refused  12 in flight  engine 152 MB  policy 4
 ! sentence-embeddings-multilingual 1 keeps failing: its breaker is open for 7 s
 
 VERSION                              STATE  SHARE     OF     RATE  FAILED    P99
@@ -185,7 +185,7 @@ WITHOUT AN ANSWER
 #[test]
 fn twenty_columns_show_who_answers_what_share() {
     let expect = "
-penstock ready  99/s
+ready  99/s
 ! sentence-embedding
 s-multilingual 1…
 
@@ -281,4 +281,19 @@ fn more_than_fits_can_be_scrolled_to() {
     assert!(drawn(&watched, 80, 10).trim_end().ends_with("q quits ↓51"), "{}", drawn(&watched, 80, 10));
     watched.scrolled = 1000;
     assert!(drawn(&watched, 80, 10).contains("rate_limited"), "{}", drawn(&watched, 80, 10));
+    let mut terminal = Terminal::new(TestBackend::new(80, 10)).unwrap();
+    let mut scrolled = 0;
+    terminal.draw(|frame| scrolled = draw(frame, &watched, Instant::now())).unwrap();
+    assert_eq!(scrolled, 51, "one line up from the end shows another line");
+}
+
+#[test]
+fn of_a_thousand_versions_that_are_missing_a_dozen_are_told_of_before_the_table() {
+    let mut status = reading();
+    let missing = |number| Version { state: "missing".into(), ..version("digits", number, 0, 0) };
+    status.versions = (1..=1000).map(missing).collect();
+    let shown = drawn(&watched(status), 100, 20);
+    let lines: Vec<&str> = shown.lines().collect();
+    assert!(lines[12].starts_with("! digits 12 is missing"), "{shown}");
+    assert_eq!(lines[13], "! and 988 more versions are not as they should be", "{shown}");
 }
