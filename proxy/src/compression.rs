@@ -145,15 +145,19 @@ pub(crate) fn words<'h>(headers: &'h HeaderMap, name: &HeaderName) -> impl Itera
 
 /// In thousandths (RFC 9110, 12.4.2); 0, which is a refusal, if it makes no sense.
 pub(crate) fn weight(parameters: &str) -> u16 {
-    let weight = parameters.split(';').find_map(|parameter| {
-        let (name, value) = parameter.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("q").then(|| value.trim().parse::<f32>())
-    });
-    match weight {
+    match parameter(parameters, "q").map(str::parse::<f32>) {
         None => 1000,
         Some(Ok(weight)) if (0.0..=1.0).contains(&weight) => (weight * 1000.0).round() as u16,
         Some(_) => 0,
     }
+}
+
+/// The value of one of the parameters of a word, without its quotes.
+pub(crate) fn parameter<'p>(parameters: &'p str, name: &str) -> Option<&'p str> {
+    parameters.split(';').find_map(|parameter| {
+        let (is, value) = parameter.split_once('=')?;
+        is.trim().eq_ignore_ascii_case(name).then(|| value.trim().trim_matches('"'))
+    })
 }
 
 /// A body of which the reader gets so much at a time, so that a stream in which a great deal says nothing keeps nobody

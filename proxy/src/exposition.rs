@@ -4,7 +4,7 @@
 //! prometheus-client writes OpenMetrics alone. So what it writes is changed line by line as it comes, where it stands: no
 //! exemplars, no units and no end, and a counter is declared by the name that its samples have.
 
-use crate::compression::{weight, words};
+use crate::compression::{parameter, weight, words};
 use http::{HeaderMap, header};
 use memchr::{memchr, memchr2};
 use std::fmt::{self, Write};
@@ -19,21 +19,14 @@ pub enum Exposition {
 }
 
 impl Exposition {
-    /// What an answer to a request with these headers is: OpenMetrics for whoever names it and does not want it less than plain text,
-    /// as Prometheus does. Whoever takes anything, such as `curl`, gets what every reader of metrics understands, as from
-    /// Prometheus' own libraries.
+    /// What an answer to a request with these headers is: OpenMetrics for whoever wants it more than plain text, or names it and wants
+    /// it as much, as Prometheus does. Whoever takes anything, such as `curl`, gets what every reader of metrics understands, as from
+    /// Prometheus' own libraries; so does who takes neither, which is better than nothing (RFC 9110, 12.5.1).
     pub(crate) fn of_answer(headers: &HeaderMap) -> Self {
-        let (mut open, mut plain) = (0, 0);
-        for word in words(headers, &header::ACCEPT) {
-            let (name, parameters) = word.split_once(';').unwrap_or((word, ""));
-            let weight = weight(parameters);
-            if name.trim().eq_ignore_ascii_case("application/openmetrics-text") {
-                open = weight.max(open);
-            } else if name.trim().eq_ignore_ascii_case("text/plain") {
-                plain = weight.max(plain);
-            }
-        }
-        if open > 0 && open >= plain { Self::OpenMetrics } else { Self::Text }
+        let ranges: Vec<_> = words(headers, &header::ACCEPT).filter_map(Range::parse).collect();
+        let (open, plain) = (Wanted::of(&ranges, Self::OpenMetrics), Wanted::of(&ranges, Self::Text));
+        let is_preferred = open.weight > plain.weight || open.weight == plain.weight && open.is_named;
+        if open.weight > 0 && is_preferred { Self::OpenMetrics } else { Self::Text }
     }
 
     /// As `Content-Type` has it.
@@ -42,6 +35,57 @@ impl Exposition {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
             Self::Text => "text/plain; version=0.0.4; charset=utf-8",
         }
+    }
+}
+
+/// A range of media types that a client takes, and how much it wants them.
+struct Range<'h> {
+    kind: &'h str,
+    name: &'h str,
+    version: Option<&'h str>,
+    weight: u16,
+}
+
+impl<'h> Range<'h> {
+    /// `None` of what is no range: nothing is meant by it.
+    fn parse(word: &'h str) -> Option<Self> {
+        let (types, parameters) = word.split_once(';').unwrap_or((word, ""));
+        let (kind, name) = types.trim().split_once('/')?;
+        Some(Self { kind, name, version: parameter(parameters, "version"), weight: weight(parameters) })
+    }
+
+    /// How closely it describes a form, from `*/*` to one that says its version; `None` if that is not in it. Of parameters only the
+    /// version tells two forms apart: others, such as `escaping`, are wishes.
+    fn precision(&self, form: Exposition) -> Option<u8> {
+        let (kind, name, version) = match form {
+            Exposition::OpenMetrics => ("application", "openmetrics-text", "1.0.0"),
+            Exposition::Text => ("text", "plain", "0.0.4"),
+        };
+        let is_kind = self.kind.eq_ignore_ascii_case(kind);
+        let is_name = is_kind && self.name.eq_ignore_ascii_case(name);
+        match (self.kind, self.name, self.version) {
+            ("*", "*", _) => Some(0),
+            (_, "*", _) if is_kind => Some(1),
+            (_, _, None) if is_name => Some(2),
+            (_, _, Some(asked)) if is_name && asked == version => Some(3),
+            _ => None,
+        }
+    }
+}
+
+/// How much a client wants a form: what the range says that describes it most closely.
+#[derive(Default)]
+struct Wanted {
+    weight: u16,
+    /// By more than a wildcard.
+    is_named: bool,
+}
+
+impl Wanted {
+    fn of(ranges: &[Range<'_>], form: Exposition) -> Self {
+        let described = ranges.iter().filter_map(|range| Some((range.precision(form)?, range.weight)));
+        let closest = described.max(); // of two that are as close, the one that wants it more
+        closest.map_or_else(Self::default, |(precision, weight)| Self { weight, is_named: precision >= 2 })
     }
 }
 
@@ -132,13 +176,14 @@ fn labels(sample: &str) -> usize {
 mod tests {
     use super::*;
 
+    fn of(accept: &str) -> Exposition {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, accept.parse().unwrap());
+        Exposition::of_answer(&headers)
+    }
+
     #[test]
     fn openmetrics_is_for_whoever_names_it_and_anybody_else_gets_plain_text() {
-        let of = |accept: &str| {
-            let mut headers = HeaderMap::new();
-            headers.insert(header::ACCEPT, accept.parse().unwrap());
-            Exposition::of_answer(&headers)
-        };
         let prometheus = "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,\
                           text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
         for accept in [prometheus, "Application/OpenMetrics-Text", "text/plain, application/openmetrics-text"]
@@ -151,10 +196,39 @@ mod tests {
             "application/openmetrics-text;q=0, */*",
             "text/plain, application/openmetrics-text;q=0.5",
             "text/html,application/xhtml+xml,*/*;q=0.8",
+            "image/png",
+            "nonsense, ;;, /",
         ] {
             assert_eq!(of(accept), Exposition::Text, "{accept}");
         }
         assert_eq!(Exposition::of_answer(&HeaderMap::new()), Exposition::Text);
+    }
+
+    #[test]
+    fn how_much_a_form_is_wanted_says_the_range_that_describes_it_most_closely() {
+        let prometheus_3 = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,\
+                            text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2";
+        for accept in [
+            prometheus_3,
+            "application/openmetrics-text ; version=\"1.0.0\" ; q=0.1",
+            "*/*, application/openmetrics-text",
+            "application/*",
+            "application/*;q=0.9, text/*;q=0.5",
+            "text/plain;q=0, */*",
+            "text/*;q=0.4, */*;q=0.5",
+        ] {
+            assert_eq!(of(accept), Exposition::OpenMetrics, "{accept}");
+        }
+        for accept in [
+            "text/*",
+            "application/*, text/*",
+            "application/openmetrics-text;q=0.2, application/*, text/plain;q=0.3",
+            "application/openmetrics-text;version=1.0.0;q=0.2, application/openmetrics-text, text/*;q=0.3",
+            "application/openmetrics-text;version=0.0.1",
+            "*/*;q=0",
+        ] {
+            assert_eq!(of(accept), Exposition::Text, "{accept}");
+        }
     }
 
     const OPEN: &str = r#"# HELP a_b_seconds How long.
