@@ -28,7 +28,7 @@ use engine::{
     Ended, Engine, PING_EVERY, Process, Retiring, SILENCE_MAX, dismiss, exit_of, is_ours, let_go, retire,
     silent, stop_and_close,
 };
-use growth::{Growth, Outgrown};
+use growth::Outgrown;
 use loads::{Loads, News};
 use pause::Pause;
 use policies::{Ledger, Live, Version};
@@ -38,9 +38,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
-use wire::{
-    Action, Control, DeviceMemory, Hello, Index, ModelEntry, ModelState, Reply, Status, VersionDrift,
-};
+use wire::{Action, Control, DeviceMemory, Index, ModelEntry, ModelState, Reply, Status, VersionDrift};
 
 /// Owns the engine's process, if it is ours, and the link that carries its events.
 #[derive(Debug)]
@@ -153,25 +151,12 @@ impl Supervisor {
             command.start(&socket)
         };
         let mut process = self.command.as_ref().map(start).transpose()?;
-        let pid = process.as_ref().and_then(|process| process.child.id());
         let (told, events) = mpsc::channel(EVENTS_MAX);
         let link = tokio::select! {
             link = self.connect(&socket, told) => link?,
             status = exit_of(&mut process) => anyhow::bail!("it ended before it listened: {status}"),
         };
-        Ok(Engine {
-            socket,
-            process,
-            pid,
-            link,
-            events,
-            hello: Hello::default(),
-            index: None,
-            born: Instant::now(),
-            growth: Growth::default(),
-            loads: Loads::default(),
-            patience: REPLACE_EVERY,
-        })
+        Ok(Engine::new(socket, process, link, events))
     }
 
     /// Tells requests, breakers and rollouts what the engine has: what they have seen of other files says nothing about
@@ -545,29 +530,9 @@ mod tests {
                 Path::new(&format!("/proc/{pid}")).exists()
             }
         });
-        let engine = Engine {
-            process: Some(Process { child, leash }),
-            pid: Some(pid),
-            ..engine(socket, link, events)
-        };
+        let engine = Engine::new(socket, Some(Process { child, leash }), link, events);
         stop_and_close(engine, "stopped").await;
         assert!(!closing.await.unwrap(), "it was still there when its link was closed");
-    }
-
-    fn engine(socket: PathBuf, link: Link, events: mpsc::Receiver<Event>) -> Engine {
-        Engine {
-            socket,
-            process: None,
-            pid: None,
-            link,
-            events,
-            hello: Hello::default(),
-            index: None,
-            born: Instant::now(),
-            growth: Growth::default(),
-            loads: Loads::default(),
-            patience: REPLACE_EVERY,
-        }
     }
 
     /// Stands for an engine that has work for as long as it is asked only twice.
@@ -591,7 +556,7 @@ mod tests {
         });
         let (told, events) = mpsc::channel(4);
         let link = Link::connect(&socket, move |event| drop(told.try_send(event))).await.unwrap();
-        let mut engine = engine(socket, link, events);
+        let mut engine = Engine::new(socket, None, link, events);
         engine.at_rest().await;
         working.await.unwrap();
     }

@@ -1,6 +1,7 @@
 //! One engine: its process, the link that carries what it says, and how it ends. Decides how long is waited for it; whether
 //! another one is started is for the [supervisor](super).
 
+use super::REPLACE_EVERY;
 use super::growth::{Growth, is_loading};
 use super::loads::Loads;
 use crate::link::{Event, Link};
@@ -96,6 +97,28 @@ pub(super) fn is_ours(pid: Option<u32>, hello: &Hello, socket: &Path) -> Result<
 }
 
 impl Engine {
+    /// One that has said nothing yet.
+    pub(super) fn new(
+        socket: PathBuf,
+        process: Option<Process>,
+        link: Link,
+        events: mpsc::Receiver<Event>,
+    ) -> Self {
+        Self {
+            pid: process.as_ref().and_then(|process| process.child.id()),
+            socket,
+            process,
+            link,
+            events,
+            hello: Hello::default(),
+            index: None,
+            born: Instant::now(),
+            patience: REPLACE_EVERY,
+            growth: Growth::default(),
+            loads: Loads::default(),
+        }
+    }
+
     /// Waits until no version is loading any more.
     pub(super) async fn loaded(&mut self) -> anyhow::Result<Index> {
         let mut pings = tokio::time::interval(PING_EVERY);
