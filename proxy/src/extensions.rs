@@ -90,7 +90,7 @@ impl Service {
             }
             Extension::Config(target) => Answer::json(
                 StatusCode::OK,
-                &config(&self.watchers.metrics, &models, self.path.typical(&models, target))?,
+                &config(&self.path.links.device(), &models, self.path.typical(&models, target))?,
             ),
             Extension::Trace(model) => {
                 let asked = self.asked_settings(session).await?;
@@ -135,8 +135,8 @@ pub(crate) fn statistics(
     Ok(AllStatistics { model_stats: all.into_iter().map(of_model).collect() })
 }
 
-/// Of the pinned version, else of the highest that is ready.
-pub(crate) fn config(metrics: &Metrics, models: &Models, target: Target<'_>) -> Result<ModelConfig, Refusal> {
+/// Of the pinned version, else of the highest that is ready, on what the engine calls its device.
+pub(crate) fn config(device: &str, models: &Models, target: Target<'_>) -> Result<ModelConfig, Refusal> {
     let model = target.model;
     let pinned = target.pinned.or_else(|| models.highest_ready(model));
     let entry: &ModelEntry = models.find(Target { model, pinned })?;
@@ -146,8 +146,7 @@ pub(crate) fn config(metrics: &Metrics, models: &Models, target: Target<'_>) -> 
             "version {version} of model `{model}` is {state}, how it is served is not known"
         )));
     }
-    let device = if metrics.device_total_bytes.get() > 0 { Device::Gpu } else { Device::Cpu };
-    Ok(ModelConfig::new(entry, device))
+    Ok(ModelConfig::new(entry, Device::called(device)))
 }
 
 /// Those of all models, which those of a model are too, after the change that is `asked` for.

@@ -96,6 +96,13 @@ pub enum Device {
     Gpu,
 }
 
+impl Device {
+    /// As the engine calls it: `cpu`, or such as `cuda:0`.
+    pub(crate) fn called(name: &str) -> Self {
+        if name.starts_with("cuda") { Self::Gpu } else { Self::Cpu }
+    }
+}
+
 impl ModelConfig {
     /// Of a version that is ready.
     pub fn new(entry: &ModelEntry, device: Device) -> Self {
@@ -171,7 +178,7 @@ mod tests {
 
     #[test]
     fn a_batched_model_has_dims_without_the_batch() {
-        let config = ModelConfig::new(&entry(8), Device::Cpu);
+        let config = ModelConfig::new(&entry(8), Device::called("cpu"));
         assert_eq!(
             serde_json::to_value(config).unwrap(),
             json!({
@@ -192,7 +199,7 @@ mod tests {
 
     #[test]
     fn what_runs_alone_has_no_dynamic_batching() {
-        let alone = ModelConfig::new(&entry(1), Device::Gpu);
+        let alone = ModelConfig::new(&entry(1), Device::called("cuda:1"));
         assert_eq!((alone.dynamic_batching, &alone.input[0].dims[..]), (None, &[-1, 64][..]));
         assert_eq!(alone.instance_group[0].kind, "KIND_GPU");
         let without = ModelConfig::new(&entry(0), Device::Cpu);

@@ -62,13 +62,13 @@ impl Monitor {
         let Overview { metrics, ledger, links, live, readiness, .. } = &self.overview;
         metrics.set_versions(&readiness.versions());
         metrics.set_limits(&live.load().snapshot);
-        metrics.resident_bytes.set(resident_bytes());
         metrics.set_breakers(&ledger.breakers(Instant::now()));
         metrics.set_rollouts(&ledger.rollouts());
         metrics.set_splits(&ledger.splits(Instant::now()));
-        metrics.shared_bytes.set(links.shared_bytes().0 as u64);
+        metrics.scraped.resident_bytes.set(resident_bytes());
+        metrics.scraped.shared_bytes.set(links.shared_bytes().0 as u64);
         if let Some(access) = &self.access {
-            metrics.access_dropped.inner().store(access.dropped(), Ordering::Relaxed);
+            metrics.scraped.access_dropped.inner().store(access.dropped(), Ordering::Relaxed);
         }
         let mut answer = respond(StatusCode::OK, form.content_type(), metrics.encode(form));
         answer.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept"));

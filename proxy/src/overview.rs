@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
-use wire::ModelEntry;
+use wire::{DeviceMemory, Health, ModelEntry};
 
 /// Where everything is read.
 #[derive(Clone, Debug)]
@@ -98,22 +98,24 @@ impl Overview {
     }
 
     fn engine(&self) -> Engine {
-        let metrics = &self.metrics;
-        let total_bytes = metrics.device_total_bytes.get();
+        let Health {
+            under_way, request_bytes, request_bytes_max, resident_bytes, memory_bytes, device, ..
+        } = self.metrics.engine.last().unwrap_or_default();
+        let gpu = |DeviceMemory { held_bytes, free_bytes, total_bytes }| Gpu {
+            held_bytes,
+            free_bytes,
+            total_bytes,
+        };
         Engine {
             connected: self.directory.load().connected,
             device: self.links.device(),
-            starts: metrics.engine_starts.get(),
-            under_way: metrics.engine_under_way.get(),
-            request_bytes: metrics.engine_request_bytes.get(),
-            request_bytes_max: metrics.engine_request_bytes_max.get(),
-            resident_bytes: metrics.engine_resident_bytes.get(),
-            memory_bytes: metrics.engine_memory_bytes.get(),
-            gpu: (total_bytes > 0).then(|| Gpu {
-                held_bytes: metrics.device_held_bytes.get(),
-                free_bytes: metrics.device_free_bytes.get(),
-                total_bytes,
-            }),
+            starts: self.metrics.engine_starts.get(),
+            under_way,
+            request_bytes,
+            request_bytes_max,
+            resident_bytes,
+            memory_bytes,
+            gpu: device.map(gpu),
         }
     }
 

@@ -38,7 +38,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
-use wire::{Action, Control, DeviceMemory, Index, ModelEntry, ModelState, Reply, Status, VersionDrift};
+use wire::{Action, Control, Index, ModelEntry, ModelState, Reply, Status, VersionDrift};
 
 /// Owns the engine's process, if it is ours, and the link that carries its events.
 #[derive(Debug)]
@@ -137,11 +137,8 @@ impl Supervisor {
     fn lost(&self) {
         self.directory.disconnect();
         self.metrics.drifts.clear();
+        self.metrics.engine.forget();
         self.metrics.engine_up.set(0);
-        let Metrics { engine_under_way, engine_running, engine_waiting, .. } = &*self.metrics;
-        for gauge in [engine_under_way, engine_running, engine_waiting] {
-            gauge.set(0);
-        }
     }
 
     /// Starts an engine, if that is ours to do, and connects to it.
@@ -230,18 +227,7 @@ impl Supervisor {
                 }
                 Some(Event::Pong(mut health)) => {
                     self.moved(std::mem::take(&mut health.drifts));
-                    self.metrics.engine_resident_bytes.set(health.resident_bytes);
-                    self.metrics.engine_memory_bytes.set(health.memory_bytes);
-                    self.metrics.engine_under_way.set(health.under_way);
-                    self.metrics.engine_running.set(health.running);
-                    self.metrics.engine_waiting.set(health.under_way.saturating_sub(health.running));
-                    self.metrics.engine_request_bytes.set(health.request_bytes);
-                    self.metrics.engine_request_bytes_max.set(health.request_bytes_max);
-                    let DeviceMemory { held_bytes, free_bytes, total_bytes } =
-                        health.device.unwrap_or_default();
-                    self.metrics.device_held_bytes.set(held_bytes);
-                    self.metrics.device_free_bytes.set(free_bytes);
-                    self.metrics.device_total_bytes.set(total_bytes);
+                    self.metrics.engine.hear(health.clone());
                     let outgrown = growth.observe(health).filter(|_| born.elapsed() > patience);
                     if let (Some(Outgrown { beside, says }), Some(_)) = (outgrown, &process) {
                         return Ended::Outgrown { beside, says };
@@ -429,6 +415,24 @@ mod tests {
             ledger: Arc::default(),
             metrics: Arc::new(Metrics::new()),
         }
+    }
+
+    #[test]
+    fn an_engine_that_is_lost_leaves_nothing_that_looks_like_one_that_is_there() {
+        let supervisor = supervisor();
+        supervisor.metrics.engine_up.set(1);
+        supervisor.metrics.engine.hear(Health { resident_bytes: 7, under_way: 3, ..Health::default() });
+        let shown = || supervisor.metrics.encode(crate::exposition::Exposition::Text);
+        let there = shown();
+        assert!(there.contains("\npenstock_engine_resident_bytes 7\n"), "{there}");
+        assert!(there.contains("\npenstock_engine_up 1\n"), "{there}");
+        supervisor.lost();
+        let gone = shown();
+        assert!(gone.contains("\npenstock_engine_up 0\n"), "{gone}");
+        for name in ["resident_bytes", "memory_bytes", "request_bytes", "under_way", "running", "waiting"] {
+            assert!(!gone.contains(&format!("penstock_engine_{name}")), "{name}: {gone}");
+        }
+        assert!(!gone.contains("penstock_device_"), "{gone}");
     }
 
     #[test]

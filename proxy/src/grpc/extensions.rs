@@ -25,7 +25,7 @@ impl Grpc {
     pub(super) fn model_config(&self, asked: &inference::ModelConfigRequest) -> Result<Outgoing, Refusal> {
         let models = self.path.directory.load();
         let target = self.path.typical(&models, target(&asked.name, &asked.version)?);
-        let config = extensions::config(&self.watchers.metrics, &models, target)?;
+        let config = extensions::config(&self.path.links.device(), &models, target)?;
         Ok(Outgoing::of(&inference::ModelConfigResponse { config: Some(configured(config)) }))
     }
 

@@ -1,0 +1,255 @@
+//! What is set anew at each scrape, from what others keep: how versions, breakers, limits, rollouts and splits are at that moment.
+//! Decides what is shown of them, and that nothing is shown of what is there no more; counts nothing.
+
+use super::{Metrics, VersionLabels, added};
+use crate::readiness::VersionReadiness;
+use policies::{BreakerState, BreakerStatus, CanaryStatus, Cost, Snapshot, SplitStatus, Verdict};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct EvidenceLabels {
+    model: String,
+    gate: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ModelLabels {
+    model: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct LimitLabels {
+    limit: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct LimitUnitLabels {
+    limit: String,
+    unit: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct MismatchLabels {
+    model: String,
+    cause: &'static str,
+}
+
+/// What a scrape sets.
+#[derive(Debug)]
+pub(crate) struct Scraped {
+    /// Bytes of this process that are in memory.
+    pub(crate) resident_bytes: Gauge<u64, AtomicU64>,
+    /// Bytes that bodies have in the memory that is shared with the engine.
+    pub(crate) shared_bytes: Gauge<u64, AtomicU64>,
+    /// Lines of the access log that were dropped.
+    pub(crate) access_dropped: Counter,
+    breaker: Family<VersionLabels, Gauge>,
+    version_ready: Family<VersionLabels, Gauge>,
+    version_named: Family<VersionLabels, Gauge>,
+    /// Models whose refusals are shown, also where there were none.
+    expected: Mutex<BTreeSet<String>>,
+    limit_rate: Family<LimitUnitLabels, Gauge<f64, AtomicU64>>,
+    limit_burst: Family<LimitUnitLabels, Gauge>,
+    limit_in_flight_max: Family<LimitLabels, Gauge>,
+    limit_refusals: Family<LimitLabels, Counter>,
+    canary_share: Family<VersionLabels, Gauge<f64, AtomicU64>>,
+    canary_step: Family<VersionLabels, Gauge>,
+    canary_evidence: Family<EvidenceLabels, Gauge<f64, AtomicU64>>,
+    split_share: Family<VersionLabels, Gauge<f64, AtomicU64>>,
+    split_evidence: Family<ModelLabels, Gauge<f64, AtomicU64>>,
+    split_mismatch: Family<MismatchLabels, Gauge>,
+}
+
+impl Scraped {
+    /// As Prometheus' libraries call it, so that everybody's dashboards have it: among metrics that have no prefix.
+    pub(super) fn of_process(root: &mut Registry) -> Gauge<u64, AtomicU64> {
+        added(root, "process_resident_memory_bytes", "Bytes of this process that are in memory")
+    }
+
+    /// Registers them.
+    pub(super) fn new(registry: &mut Registry, resident_bytes: Gauge<u64, AtomicU64>) -> Self {
+        let shared_bytes = Gauge::default();
+        let help = "Memory that bodies have of what is shared with the engine";
+        registry.register_with_unit("shared", help, Unit::Bytes, Gauge::clone(&shared_bytes));
+        Self {
+            resident_bytes,
+            shared_bytes,
+            access_dropped: added(
+                registry,
+                "access_log_dropped",
+                "Lines of the access log that were dropped because standard output did not take them in time",
+            ),
+            breaker: added(registry, "breaker_state", "0 passing, 1 probing, 2 tripped"),
+            version_ready: added(
+                registry,
+                "version_ready",
+                "1 while a version answers; of another server's, its breaker tells",
+            ),
+            version_named: added(
+                registry,
+                "version_named",
+                "1 while the policy sends a version requests, or copies of them",
+            ),
+            expected: Mutex::default(),
+            limit_rate: added(
+                registry,
+                "limit_rate",
+                "Units per second that a limit lets each caller have in the long run",
+            ),
+            limit_burst: added(
+                registry,
+                "limit_burst",
+                "Units that a limit lets each caller have at once after a pause",
+            ),
+            limit_in_flight_max: added(
+                registry,
+                "limit_in_flight_max",
+                "Requests of a caller that a limit lets be under way at once",
+            ),
+            limit_refusals: added(
+                registry,
+                "limit_refusals",
+                "Requests that a limit of the policy has refused",
+            ),
+            canary_share: added(
+                registry,
+                "canary_share",
+                "Share of the requests that a candidate gets, of 1",
+            ),
+            canary_step: added(registry, "canary_step", "Step of a rollout, from 1"),
+            canary_evidence: added(
+                registry,
+                "canary_evidence",
+                "Evidence that a candidate is worse, as a share of what it takes to roll it back",
+            ),
+            split_share: added(
+                registry,
+                "split_share",
+                "Share of a split that the policy declares for a version, of 1",
+            ),
+            split_evidence: added(
+                registry,
+                "split_evidence",
+                "Evidence that the shares which are seen are not those that were declared, as a share of what it takes to say so",
+            ),
+            split_mismatch: added(
+                registry,
+                "split_mismatch",
+                "1 where the shares which are seen are not those that were declared, by the most likely cause",
+            ),
+        }
+    }
+}
+
+impl Metrics {
+    /// Shows these breakers and no others.
+    pub fn set_breakers(&self, breakers: &[BreakerStatus]) {
+        self.scraped.breaker.clear();
+        for BreakerStatus { model, version, state } in breakers {
+            let state = match state {
+                BreakerState::Passing => 0,
+                BreakerState::Probing => 1,
+                BreakerState::Tripped { .. } => 2,
+            };
+            let labels = VersionLabels { model: model.to_string(), version: version.0 };
+            self.scraped.breaker.get_or_create_owned(&labels).set(state);
+        }
+    }
+
+    /// Shows these versions and no others.
+    pub fn set_versions(&self, versions: &BTreeMap<(String, u64), VersionReadiness>) {
+        let Scraped { version_ready, version_named, expected, .. } = &self.scraped;
+        version_ready.clear();
+        version_named.clear();
+        let models: BTreeSet<String> = versions.keys().map(|(model, _)| model.clone()).collect();
+        let mut before = expected.lock().expect("no panic under this lock");
+        before.difference(&models).for_each(|model| self.forget_refusals(model));
+        models.difference(&before).for_each(|model| self.expect_refusals(model));
+        *before = models;
+        drop(before);
+        for ((model, version), readiness) in versions {
+            let labels = VersionLabels { model: model.clone(), version: *version };
+            version_ready.get_or_create_owned(&labels).set(readiness.is_ready.into());
+            version_named.get_or_create_owned(&labels).set(readiness.is_named.into());
+        }
+    }
+
+    /// Shows the limits of this policy and no others.
+    pub fn set_limits(&self, snapshot: &Snapshot) {
+        let Scraped { limit_rate, limit_burst, limit_in_flight_max, limit_refusals, .. } = &self.scraped;
+        limit_rate.clear();
+        limit_burst.clear();
+        limit_in_flight_max.clear();
+        limit_refusals.clear();
+        for limit in snapshot.limits() {
+            let unit = match limit.cost {
+                Cost::Requests => "requests",
+                Cost::Rows => "rows",
+                Cost::Bytes => "bytes",
+            };
+            let labels = LimitUnitLabels { limit: limit.name.to_string(), unit };
+            limit_rate.get_or_create_owned(&labels).set(limit.rate.per_second());
+            limit_burst.get_or_create_owned(&labels).set(limit.burst.get().into());
+            self.set_limit_refusals(&limit.name);
+        }
+        for crowd in snapshot.crowds() {
+            let labels = LimitLabels { limit: crowd.name.to_string() };
+            limit_in_flight_max.get_or_create_owned(&labels).set(crowd.in_flight_max.get().into());
+            self.set_limit_refusals(&crowd.name);
+        }
+    }
+
+    fn set_limit_refusals(&self, name: &str) {
+        let labels = LimitLabels { limit: name.to_owned() };
+        let counter = self.scraped.limit_refusals.get_or_create_owned(&labels);
+        counter.inner().store(self.refused.by_limit(name), Ordering::Relaxed);
+    }
+
+    /// Shows these rollouts and no others.
+    pub fn set_rollouts(&self, rollouts: &BTreeMap<String, CanaryStatus>) {
+        let Scraped { canary_share, canary_step, canary_evidence, .. } = &self.scraped;
+        canary_share.clear();
+        canary_step.clear();
+        canary_evidence.clear();
+        for (model, rollout) in rollouts {
+            for verdict in Verdict::ALL {
+                self.verdicts(model, verdict); // what is born as 1 has not increased
+            }
+            let labels = VersionLabels { model: model.clone(), version: rollout.candidate };
+            canary_share.get_or_create_owned(&labels).set(rollout.percent / 100.0);
+            canary_step.get_or_create_owned(&labels).set(rollout.step as i64);
+            for gate in &rollout.gates {
+                let labels = EvidenceLabels { model: model.clone(), gate: gate.gate };
+                canary_evidence.get_or_create_owned(&labels).set(gate.worse / gate.roll_back_at);
+            }
+        }
+    }
+
+    /// Shows these splits and no others.
+    pub fn set_splits(&self, splits: &BTreeMap<String, SplitStatus>) {
+        let Scraped { split_share, split_evidence, split_mismatch, .. } = &self.scraped;
+        split_share.clear();
+        split_evidence.clear();
+        split_mismatch.clear();
+        for (model, split) in splits {
+            let model = model.clone();
+            if let Some(mismatch) = &split.mismatch {
+                let labels = MismatchLabels { model: model.clone(), cause: mismatch.cause };
+                split_mismatch.get_or_create_owned(&labels).set(1);
+            }
+            for share in &split.versions {
+                let labels = VersionLabels { model: model.clone(), version: share.version };
+                split_share.get_or_create_owned(&labels).set(share.declared_percent / 100.0);
+            }
+            let evidence = split_evidence.get_or_create_owned(&ModelLabels { model });
+            evidence.set(split.evidence / split.mismatch_at);
+        }
+    }
+}
