@@ -66,7 +66,7 @@ pub use ledger::{
 };
 pub use limiter::{Cost, LimitPolicy, Limited, Quota};
 pub use live::{Adopted, Generation, Live, Prepared, Published};
-pub use missing::Known;
+pub use missing::{Known, Missing};
 pub use outcome::Outcome;
 pub use overload::{Criticality, Room, Standing};
 pub use parse::parse;

@@ -1,7 +1,9 @@
 //! What a policy names and nobody has: versions that are not ready, and models that are not known. Only told, to whoever
-//! plans or changes a policy: a slip of the pen reads like the name of what will come, so nothing is refused for it.
+//! plans or changes a policy, or looks at a process: a slip of the pen reads like the name of what will come, so nothing is refused
+//! for it.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 
 use crate::attribute::{Attribute, Field};
@@ -31,7 +33,7 @@ impl Ledger {
         let models = new.models().filter(|(name, policy)| is_new(name, policy)).flat_map(|(name, policy)| {
             let before = old.model(name).and_then(|policy| policy.canary.as_ref());
             let share = policy.canary.as_ref().map_or(0, |canary| self.share(name, canary, before));
-            let lines = missing_versions(name, policy, share, known);
+            let lines = missing_lines(name, policy, share, known);
             lines.into_iter().map(move |line| (format!("model {name}"), line))
         });
         let (before, after) = (old.limit_lines(), new.limit_lines());
@@ -42,62 +44,102 @@ impl Ledger {
     }
 }
 
+/// A version that a policy names and that does not answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// Its number.
+    pub version: Version,
+    /// As what it is named, such as `version 7 of the rules`.
+    named: String,
+    /// What becomes of whoever is meant for it.
+    pub so: String,
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} is not ready: {}", self.named, self.so)
+    }
+}
+
+impl Ledger {
+    /// Versions that `snapshot` names of a model and that do not answer, as far as rollouts are now; a version may be there several
+    /// times.
+    pub fn missing_versions(
+        &self,
+        snapshot: &Snapshot,
+        model: &str,
+        is_ready: impl Fn(Version) -> bool,
+    ) -> Vec<Missing> {
+        let Some(policy) = snapshot.model(model) else { return Vec::new() };
+        let share = policy.canary.as_ref().map_or(0, |canary| self.share(model, canary, None));
+        missing_versions(policy, share, is_ready)
+    }
+}
+
+/// The same where the candidate of its rollout has this share.
+fn missing_versions(
+    policy: &ModelPolicy,
+    share: Millionths,
+    is_ready: impl Fn(Version) -> bool,
+) -> Vec<Missing> {
+    let is_missing = |version: &Version| !policy.remotes.contains_key(version) && !is_ready(*version);
+    let mut all = Vec::new();
+    let mut note = |version: Version, named: String, so: &str| {
+        if is_missing(&version) {
+            all.push(Missing { version, named, so: so.to_owned() });
+        }
+    };
+    let arms = policy.canary.as_ref().map(|canary| canary.versions_of_arms());
+    let nobody_gets_it = share == 0;
+    if let Some((baseline, candidate)) = arms {
+        let all_get_it = share == ALL && !is_missing(&candidate);
+        if !nobody_gets_it {
+            let so = format!("until it is, version {baseline} answers for it");
+            note(candidate, format!("version {candidate}"), &so);
+        }
+        if !all_get_it {
+            note(baseline, format!("version {baseline}, the baseline,"), "its requests are refused");
+        }
+    }
+    let split: BTreeSet<Version> = policy.split.iter().flat_map(|split| split.versions()).collect();
+    for version in split {
+        note(version, format!("version {version} of the split"), "its requests are refused");
+    }
+    if let Some(version) = policy.canary.as_ref().and_then(|canary| canary.without_key()) {
+        note(version, format!("version {version}"), "who has no sticky key is refused");
+    }
+    // Where a candidate was rolled back, a rule gives its requests to the baseline; before, it takes the candidate at its word.
+    let is_over =
+        |version: Version| nobody_gets_it && arms.is_some_and(|(_, candidate)| candidate == version);
+    let rules: BTreeSet<Version> = policy.rules.iter().map(|rule| rule.target.version).collect();
+    for version in rules.into_iter().filter(|version| !is_over(*version)) {
+        note(version, format!("version {version} of the rules"), "whom a rule sends there is refused");
+    }
+    for (label, version) in &policy.labels {
+        note(*version, format!("version {version}, labelled {label},"), "who asks for it is refused");
+    }
+    if let Some(version) = policy.fallback() {
+        note(version, format!("version {version}"), "nobody can fall back to it");
+    }
+    if let Some(shadow) = &policy.shadow {
+        note(shadow.version, format!("version {}", shadow.version), "copies for it fail");
+    }
+    all
+}
+
 /// Of a model, as sentences; the candidate of its rollout has this share.
-pub(crate) fn missing_versions(
+pub(crate) fn missing_lines(
     name: &str,
     policy: &ModelPolicy,
     share: Millionths,
     known: &impl Known,
 ) -> Vec<String> {
-    let is_missing =
-        |version: &Version| !policy.remotes.contains_key(version) && !known.is_ready(name, *version);
-    let mut lines = Vec::new();
-    let arms = policy.canary.as_ref().map(|canary| canary.versions_of_arms());
-    let nobody_gets_it = share == 0;
-    if let Some((baseline, candidate)) = arms {
-        let all_get_it = share == ALL && !is_missing(&candidate);
-        if is_missing(&candidate) && !nobody_gets_it {
-            lines.push(format!(
-                "version {candidate} is not ready: until it is, version {baseline} answers for it"
-            ));
-        }
-        if is_missing(&baseline) && !all_get_it {
-            lines.push(format!("version {baseline}, the baseline, is not ready: its requests are refused"));
-        }
-    }
-    let split: BTreeSet<Version> = policy.split.iter().flat_map(|split| split.versions()).collect();
-    lines.extend(
-        split
-            .into_iter()
-            .filter(is_missing)
-            .map(|version| format!("version {version} of the split is not ready: its requests are refused")),
-    );
-    let keyless = policy.canary.as_ref().and_then(|canary| canary.without_key()).filter(is_missing);
-    lines.extend(
-        keyless.map(|version| format!("version {version} is not ready: who has no sticky key is refused")),
-    );
-    // Where a candidate was rolled back, a rule gives its requests to the baseline; before, it takes the candidate at its word.
-    let is_over =
-        |version: Version| nobody_gets_it && arms.is_some_and(|(_, candidate)| candidate == version);
-    let rules: BTreeSet<Version> = policy.rules.iter().map(|rule| rule.target.version).collect();
-    lines.extend(rules.into_iter().filter(|version| is_missing(version) && !is_over(*version)).map(
-        |version| format!("version {version} of the rules is not ready: whom a rule sends there is refused"),
-    ));
-    let labels = policy.labels.iter().filter(|(_, version)| is_missing(version));
-    lines.extend(labels.map(|(label, version)| {
-        format!("version {version}, labelled {label}, is not ready: who asks for it is refused")
-    }));
-    let fallback = policy.fallback.map(|fallback| fallback.version).filter(is_missing);
-    lines.extend(
-        fallback.map(|version| format!("version {version} is not ready: nobody can fall back to it")),
-    );
-    let shadow = policy.shadow.as_ref().map(|shadow| shadow.version()).filter(is_missing);
-    lines.extend(shadow.map(|version| format!("version {version} is not ready: copies for it fail")));
-    if lines.is_empty() && policy.remotes.is_empty() && !known.has(name) {
+    let missing = missing_versions(policy, share, |version| known.is_ready(name, version));
+    if missing.is_empty() && policy.remotes.is_empty() && !known.has(name) {
         return vec!["no model is called so: until there is one, this process is not ready".into()];
     }
-    lines.extend(missing_tensors(name, policy, known));
-    lines
+    let tensors = missing_tensors(name, policy, known);
+    missing.iter().map(Missing::to_string).chain(tensors).collect()
 }
 
 /// Names of inputs and outputs that no version has: what is read there is never found.
@@ -196,6 +238,20 @@ mod tests {
                 "model m: version 9, the baseline, is not ready: its requests are refused",
             ]
         );
+    }
+
+    #[test]
+    fn of_each_it_is_told_what_follows_also_while_its_policy_is_in_force() {
+        let policy = "models: {m: {rules: [{when: {header: h, equals: x}, use: 6}, {when: {header: h, equals: y}, use: 1}], \
+                      breaker: {fallback: {version: 6}}, remote: {8: {url: 'http://there/infer'}}, labels: {there: 8}}}";
+        let (policy, ledger) = (parse(policy, "p").unwrap(), Ledger::new());
+        let missing = ledger.missing_versions(&policy, "m", |version| Here.is_ready("m", version));
+        let told: Vec<_> = missing.iter().map(|missing| (missing.version.0, missing.so.as_str())).collect();
+        assert_eq!(told, [(6, "whom a rule sends there is refused"), (6, "nobody can fall back to it")]);
+        assert_eq!(ledger.missing_versions(&policy, "other", |_| false), []);
+        let mentioned: Vec<_> =
+            policy.model("m").unwrap().mentioned().iter().map(|version| version.0).collect();
+        assert_eq!(mentioned, [1, 6, 8]);
     }
 
     #[test]

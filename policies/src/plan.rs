@@ -14,7 +14,7 @@ use serde::Serialize;
 use crate::attribute::{Attribute, Condition};
 use crate::canary::{Phase, step_of};
 use crate::ledger::Ledger;
-use crate::missing::{Known, missing_models, missing_versions};
+use crate::missing::{Known, missing_lines, missing_models};
 use crate::pick::Stickiness;
 use crate::ring::{self, Parts};
 use crate::snapshot::{ModelPolicy, Snapshot};
@@ -80,7 +80,7 @@ impl Ledger {
             let [old_canary, new_canary] =
                 [before, after].map(|policy| policy.and_then(|policy| policy.canary.as_ref()));
             let share = new_canary.map_or(0, |new| self.share(name, new, old_canary));
-            state.extend(after.into_iter().flat_map(|policy| missing_versions(name, policy, share, known)));
+            state.extend(after.into_iter().flat_map(|policy| missing_lines(name, policy, share, known)));
             Some(Change { of: format!("model {name}"), removed, added, moved_percent, besides, state })
         });
         let (before, after) = (old.limit_lines(), new.limit_lines());

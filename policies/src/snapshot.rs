@@ -3,7 +3,7 @@
 //! A snapshot holds no lock, no counter and no time. Two snapshots are equal if they decide alike, not if their files
 //! read alike: comments, order, the scale of weights do not count.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
@@ -278,6 +278,19 @@ impl ModelPolicy {
         let rules = self.rules.iter().map(|rule| rule.target.version);
         let split = self.split.iter().flat_map(Split::versions);
         rules.chain(split).chain(self.canary.as_ref().and_then(CanaryPolicy::without_key))
+    }
+
+    /// Every version that it mentions, for whatever purpose.
+    pub fn mentioned(&self) -> BTreeSet<Version> {
+        let arms = self.canary.iter().flat_map(|canary| <[Version; 2]>::from(canary.versions_of_arms()));
+        let named = self.labels.values().chain(self.remotes.keys()).copied();
+        let others = self.fallback().into_iter().chain(self.shadow.as_ref().map(|shadow| shadow.version));
+        self.fixed_versions().chain(arms).chain(named).chain(others).collect()
+    }
+
+    /// The version that answers in place of one that has tripped.
+    pub fn fallback(&self) -> Option<Version> {
+        self.fallback.map(|fallback| fallback.version)
     }
 
     /// Whether a rule, the split or a rollout may give somebody this version.

@@ -1,7 +1,7 @@
 //! Fills in what the process says of itself, see [`Status`]. Reads what others keep and changes nothing; costs a request
 //! nothing but the counters that it moves anyway.
 
-use crate::directory::Directory;
+use crate::directory::{Directory, Models};
 use crate::fixed::Fixed;
 use crate::links::Links;
 use crate::metrics::{Metrics, VersionMetrics};
@@ -163,23 +163,8 @@ impl Overview {
         }
     }
 
-    /// Those of the engine, those of other servers, and those that only the policy names.
     fn versions(&self, snapshot: &Snapshot, now: Instant) -> Vec<Version> {
-        let mut all: BTreeMap<(String, u64), Version> = BTreeMap::new();
-        for entry in self.directory.load().entries() {
-            all.insert((entry.name.clone(), entry.version), loaded(entry));
-        }
-        for (model, policy) in snapshot.models() {
-            for (version, remote) in policy.remotes() {
-                let version = named(model, version.0, "remote", remote.to_string());
-                all.insert((model.to_owned(), version.version), version);
-            }
-            let shares = self.ledger.shares(snapshot, model).into_iter().map(|share| share.version.0);
-            for version in shares.chain(policy.shadow().map(|shadow| shadow.version().0)) {
-                let missing = || named(model, version, "missing", "no such version is loaded".into());
-                all.entry((model.to_owned(), version)).or_insert_with(missing);
-            }
-        }
+        let mut all = versions(&self.directory.load(), snapshot, &self.ledger);
         for breaker in self.ledger.breakers(now) {
             if let Some(version) = all.get_mut(&(breaker.model.to_string(), breaker.version.0)) {
                 version.breaker = Some(shown(&breaker));
@@ -232,6 +217,29 @@ impl Overview {
 
 fn loaded(entry: &ModelEntry) -> Version {
     let curve = entry.curve.iter().map(|point| CurvePoint { rows: point.rows, us: point.typical_us });
+/// Those of the engine, those of other servers, and those that only the policy names, for whatever purpose; by model and number.
+fn versions(models: &Models, snapshot: &Snapshot, ledger: &Ledger) -> BTreeMap<(String, u64), Version> {
+    let mut all = BTreeMap::new();
+    for entry in models.entries() {
+        all.insert((entry.name.clone(), entry.version), loaded(entry));
+    }
+    for (model, policy) in snapshot.models() {
+        for (version, remote) in policy.remotes() {
+            let version = named(model, version.0, "remote", remote.to_string());
+            all.insert((model.to_owned(), version.version), version);
+        }
+        let is_there = |version: policies::Version| models.entry(model, version.0).is_some();
+        let missing = ledger.missing_versions(snapshot, model, is_there);
+        for number in policy.mentioned() {
+            let mut reason = "no such version is loaded".to_owned();
+            missing.iter().filter(|one| one.version == number).for_each(|one| reason.extend(["; ", &one.so]));
+            let version = || named(model, number.0, "missing", reason);
+            all.entry((model.to_owned(), number.0)).or_insert_with(version);
+        }
+    }
+    all
+}
+
     Version {
         model: entry.name.clone(),
         version: entry.version,
@@ -305,6 +313,38 @@ mod tests {
     use policies::Grounds;
 
     #[test]
+    use wire::{Index, ModelState};
+
+    #[test]
+    fn whoever_the_policy_names_and_nobody_has_is_missing_with_what_follows_from_it() {
+        let ready = ModelState::Ready as i32;
+        let entry = ModelEntry { name: "m".into(), version: 1, state: ready, ..ModelEntry::default() };
+        let directory = Directory::default();
+        directory.publish(Index { models: vec![entry], ..Index::default() });
+        let told = |policy: &str| {
+            let snapshot = policies::parse(&format!("models: {{m: {{{policy}}}}}"), "p").unwrap();
+            let ledger = Ledger::new();
+            ledger.roll_out(&snapshot, Instant::now());
+            let all = versions(&directory.load(), &snapshot, &ledger);
+            let missing = all.into_values().filter(|version| version.state == "missing");
+            missing.map(|version| format!("{}: {}", version.version, version.reason)).collect::<Vec<_>>()
+        };
+        let rules = "rules: [{when: {header: h, equals: x}, use: 7}, {when: {header: h, equals: y}, use: 1}]";
+        let rule = "whom a rule sends there is refused";
+        for (policy, number, so) in [
+            (rules, 7, rule),
+            ("labels: {next: 6}", 6, "who asks for it is refused"),
+            ("breaker: {fallback: {version: 5}}", 5, "nobody can fall back to it"),
+            ("shadow: {version: 4, percent: 1}", 4, "copies for it fail"),
+            ("canary: {baseline: 1, candidate: 3, steps: [10]}", 3, "until it is, version 1 answers for it"),
+            ("split: {weights: {1: 1, 2: 1}}", 2, "its requests are refused"),
+        ] {
+            assert_eq!(told(policy), [format!("{number}: no such version is loaded; {so}")]);
+        }
+        let both = told(&format!("{rules}, breaker: {{fallback: {{version: 7}}}}"));
+        assert_eq!(both, [format!("7: no such version is loaded; {rule}; nobody can fall back to it")]);
+        assert_eq!(told("remote: {9: {url: 'http://there/infer'}}, labels: {there: 9}"), [""; 0]);
+    }
     fn a_gate_says_what_its_evidence_is_made_of_as_the_admin_port_does() {
         let heard = Grounds { all: 20, of_candidate: 3, by_share: 2.0 };
         let status = GateStatus {

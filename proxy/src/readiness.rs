@@ -6,7 +6,7 @@ use crate::drain::Drain;
 use crate::refusal::Refusal;
 use crate::route::Target;
 use policies::{Ledger, Live, Snapshot, Version};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// Asked by both ports.
@@ -27,7 +27,7 @@ pub struct Readiness {
 pub struct VersionReadiness {
     /// Whether it answers. Whether another server is well, its breaker finds out.
     pub is_ready: bool,
-    /// Whether the policy sends it requests, or copies of them.
+    /// Whether the policy sends it requests, be it in place of a version that fails, or copies of them.
     pub is_named: bool,
 }
 
@@ -85,10 +85,11 @@ impl Readiness {
             let needed = self.ledger.needed(snapshot, name, |number| is_ready(name, number)).into_iter();
             let shares = self.ledger.shares(snapshot, name).into_iter();
             let divided = shares.filter(|share| share.percent > 0.0).map(|share| share.version);
-            let shadow = policy.shadow().map(|shadow| shadow.version());
-            for number in needed.chain(divided).chain(shadow) {
-                let is_ready = is_ready(name, number);
-                all.insert((name.to_owned(), number.0), VersionReadiness { is_ready, is_named: true });
+            let others = policy.shadow().map(|shadow| shadow.version()).into_iter().chain(policy.fallback());
+            let named: BTreeSet<Version> = needed.chain(divided).chain(others).collect();
+            for number in policy.mentioned() {
+                let (is_ready, is_named) = (is_ready(name, number), named.contains(&number));
+                all.insert((name.to_owned(), number.0), VersionReadiness { is_ready, is_named });
             }
         }
         all
@@ -225,12 +226,16 @@ mod tests {
 
     #[test]
     fn each_version_that_is_there_or_named_is_told_with_whether_it_answers() {
-        let split = "models: {m: {split: {weights: {1: 90, 3: 10, 4: 0}}, shadow: {version: 5, percent: 1}}}";
+        let rules = "rules: [{when: {header: h, equals: x}, use: 6}]";
+        let others = "shadow: {version: 5, percent: 1}, breaker: {fallback: {version: 7}}, labels: {old: 8}";
+        let split =
+            &format!("models: {{m: {{split: {{weights: {{1: 90, 3: 10, 4: 0}}}}, {rules}, {others}}}}}");
         let told = readiness(split, &[(1, ModelState::Ready), (2, ModelState::Unavailable)]).versions();
         let told: Vec<_> =
             told.iter().map(|((_, number), version)| (*number, version.is_ready, version.is_named)).collect();
         assert_eq!(told[..3], [(1, true, true), (2, false, false), (3, false, true)]);
-        assert_eq!(told.last(), Some(&(5, false, true)), "{told:?}");
+        let last = [(5, false, true), (6, false, true), (7, false, true), (8, false, false)];
+        assert!(told.ends_with(&last), "{told:?}");
         let lost = readiness(BOTH, &[(1, ModelState::Ready)]);
         lost.directory.disconnect();
         assert!(lost.versions().values().all(|version| !version.is_ready));

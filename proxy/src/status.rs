@@ -152,9 +152,9 @@ pub struct Version {
     pub model: String,
     /// Its number.
     pub version: u64,
-    /// `loading`, `ready`, `unavailable`; `remote` if another server answers it; `missing` if only the policy knows it.
+    /// `loading`, `ready`, `unavailable`; `remote` if another server answers it; `missing` if only the policy knows it, be it by a rule, a label or a fallback.
     pub state: String,
-    /// Why it is unavailable or not batched, or where another server is; else empty.
+    /// Why it is unavailable or not batched, where another server is, or what follows from its being missing; else empty.
     pub reason: String,
     /// Rows that run together at most; 1: never batched; 0: the first dimension is not a batch.
     pub max_batch: u32,
@@ -352,6 +352,7 @@ pub struct Verdict {
 
 /// A limit of the policy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Limit {
     /// What it lets through, in words.
     pub says: String,

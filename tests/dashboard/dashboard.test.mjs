@@ -111,6 +111,19 @@ test("refusals say why, and text of others stays text", async () => {
 });
 
 test("a faulty policy file is said to be, with the place", async () => {
+test("a version that only a rule names and that is missing is shown with what follows", async () => {
+  const rules = "    rules: [{when: {header: x-cohort, equals: beta}, use: 7}]\n";
+  await stack.policy(`${SPLIT}${rules}`);
+  const { page } = await open(stack.monitor);
+  const row = page.locator('section[aria-label=digits] table tr[data-key="7"]');
+  await row.getByText("missing").waitFor();
+  assert.match(await text(row), /whom a rule sends there is refused/);
+  assert.doesNotMatch(await text(row), /declared/);
+  assert.match(await text(page.getByRole("list", { name: "Needs attention" })), /digits, version 7, is named by the policy and missing/);
+  await stack.policy(SPLIT);
+  await until("the row to be gone", async () => (await row.count()) === 0);
+});
+
   const { page } = await open(stack.monitor);
   const file = `${stack.folder}/policies.yaml`;
   const good = fs.readFileSync(file);

@@ -95,7 +95,7 @@ impl Scraped {
             version_named: added(
                 registry,
                 "version_named",
-                "1 while the policy sends a version requests, or copies of them",
+                "1 while the policy sends a version requests, be it in place of one that fails, or copies of them",
             ),
             expected: Mutex::default(),
             limit_rate: added(
