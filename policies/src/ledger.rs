@@ -11,6 +11,7 @@
 mod admit;
 mod count;
 mod occupy;
+mod spent;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -25,6 +26,7 @@ use count::Tallies;
 pub(crate) use count::TalliesAhead;
 use occupy::Crowd;
 pub use occupy::{CrowdPolicy, Crowded, Places};
+pub use spent::Spent;
 
 use crate::attribute::Attributes;
 use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Tripped};

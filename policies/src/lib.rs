@@ -62,7 +62,7 @@ pub use ended::EndedRollouts;
 pub use errors::{PolicyError, PolicyErrors};
 pub use ledger::{
     Admitted, BreakerStatus, Charged, CommandError, CrowdPolicy, Crowded, Gone, Ledger, Pass, Places,
-    Reserved, Usage,
+    Reserved, Spent, Usage,
 };
 pub use limiter::{Cost, LimitPolicy, Limited, Quota};
 pub use live::{Adopted, Generation, Live, Prepared, Published};

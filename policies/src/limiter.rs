@@ -22,6 +22,7 @@ use hashbrown::HashTable;
 
 use crate::attribute::{Attribute, Attributes};
 use crate::gcra::{Gcra, Moment, Refusal};
+use crate::ledger::Spent;
 use crate::units::Rate;
 
 pub(crate) use reservation::Reservation;
@@ -161,6 +162,9 @@ impl Limiter {
     /// Of a longer key only what makes it unlike others is remembered, so that memory is bounded in bytes as well.
     const LONGEST_KEY: usize = 64;
 
+    /// Of more callers, those that came first are seen by whoever looks: more than a policy tells apart unless it says so.
+    const CALLERS_SEEN: usize = 1 << 17;
+
     pub(crate) fn new(policy: Arc<LimitPolicy>) -> Self {
         let gcra = Gcra::new(policy.rate, policy.burst);
         Self { policy, gcra, buckets: Mutex::default(), long: Default::default() }
@@ -260,6 +264,28 @@ impl Limiter {
         let interval = self.policy.rate.interval().as_nanos().max(1) as u64;
         let used = u32::try_from(owed.div_ceil(interval)).unwrap_or(u32::MAX);
         (self.policy.burst.get().saturating_sub(used), Duration::from_nanos(owed))
+    }
+
+    /// How much is spent. Of many callers a few are looked at for each time that the lock is taken, so that no request waits for all.
+    pub(crate) fn spent(&self, now: Moment) -> Spent {
+        const AT_ONCE: usize = 1024;
+        let burst = self.policy.burst.get();
+        let mut spent = Spent { of: burst, ..Spent::default() };
+        let (mut highest, nothing_left) = (None, self.time_of(burst - 1));
+        let mut see = |level: Moment| {
+            let owed = level.as_u64().saturating_sub(now.as_u64());
+            spent.callers += u64::from(owed > 0);
+            spent.exhausted += u64::from(owed > nothing_left);
+            highest = highest.max(Some(level));
+        };
+        self.lock().shared.into_iter().for_each(&mut see);
+        for first in (0..Self::CALLERS_SEEN).step_by(AT_ONCE) {
+            let buckets = self.lock();
+            let Some(rest) = buckets.levels.get(first..).filter(|rest| !rest.is_empty()) else { break };
+            rest.iter().take(AT_ONCE).for_each(|(_, level)| see(*level));
+        }
+        spent.most = burst - self.left(highest, now).0;
+        spent
     }
 
     #[cfg(test)]

@@ -61,10 +61,11 @@ impl Monitor {
     fn show_metrics(&self, form: Exposition) -> Response<Vec<u8>> {
         let Overview { metrics, ledger, links, live, readiness, .. } = &self.overview;
         metrics.set_versions(&readiness.versions());
-        metrics.set_limits(&live.load().snapshot);
-        metrics.set_breakers(&ledger.breakers(Instant::now()));
+        let (policy, now) = (live.load(), Instant::now());
+        metrics.set_limits(&policy.snapshot, &ledger.spent(&policy.snapshot, now));
+        metrics.set_breakers(&ledger.breakers(now));
         metrics.set_rollouts(&ledger.rollouts());
-        metrics.set_splits(&ledger.splits(Instant::now()));
+        metrics.set_splits(&ledger.splits(now));
         metrics.scraped.resident_bytes.set(resident_bytes());
         metrics.scraped.shared_bytes.set(links.shared_bytes().0 as u64);
         if let Some(access) = &self.access {

@@ -15,7 +15,7 @@ use crate::status::{
     Times, Traffic, Verdict, Version,
 };
 use policies::{
-    BreakerState, BreakerStatus, CanaryStatus, GateStatus, Ledger, Live, Phase, Record, Snapshot,
+    BreakerState, BreakerStatus, CanaryStatus, GateStatus, Ledger, Live, Phase, Record, Snapshot, Spent,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -89,7 +89,7 @@ impl Overview {
             versions: self.versions(&generation.snapshot, now),
             canaries: self.canaries(now),
             splits: serde_json::to_value(self.ledger.splits(now)).expect("names and numbers"),
-            limits: self.limits(&generation.snapshot),
+            limits: self.limits(&generation.snapshot, now),
             refusals: Refusals {
                 by_reason: self.metrics.refused.by_reason(),
                 recent: self.metrics.refused.recent(),
@@ -206,17 +206,17 @@ impl Overview {
         self.ledger.rollouts().into_iter().map(canary).collect()
     }
 
-    fn limits(&self, snapshot: &Snapshot) -> BTreeMap<String, Limit> {
+    fn limits(&self, snapshot: &Snapshot, now: Instant) -> BTreeMap<String, Limit> {
+        let spent = self.ledger.spent(snapshot, now);
         let limit = |(name, says): (String, String)| {
             let refused = self.metrics.refused.by_limit(&name);
-            (name, Limit { says, refused })
+            let Spent { most, of, callers, exhausted } = spent.get(&name).copied().unwrap_or_default();
+            (name, Limit { says, refused, spent: most, allowed: of, callers, exhausted })
         };
         snapshot.limit_lines().into_iter().map(limit).collect()
     }
 }
 
-fn loaded(entry: &ModelEntry) -> Version {
-    let curve = entry.curve.iter().map(|point| CurvePoint { rows: point.rows, us: point.typical_us });
 /// Those of the engine, those of other servers, and those that only the policy names, for whatever purpose; by model and number.
 fn versions(models: &Models, snapshot: &Snapshot, ledger: &Ledger) -> BTreeMap<(String, u64), Version> {
     let mut all = BTreeMap::new();
@@ -240,6 +240,8 @@ fn versions(models: &Models, snapshot: &Snapshot, ledger: &Ledger) -> BTreeMap<(
     all
 }
 
+fn loaded(entry: &ModelEntry) -> Version {
+    let curve = entry.curve.iter().map(|point| CurvePoint { rows: point.rows, us: point.typical_us });
     Version {
         model: entry.name.clone(),
         version: entry.version,
@@ -311,8 +313,6 @@ fn milliseconds(time: Duration) -> u64 {
 mod tests {
     use super::*;
     use policies::Grounds;
-
-    #[test]
     use wire::{Index, ModelState};
 
     #[test]
@@ -345,6 +345,8 @@ mod tests {
         assert_eq!(both, [format!("7: no such version is loaded; {rule}; nobody can fall back to it")]);
         assert_eq!(told("remote: {9: {url: 'http://there/infer'}}, labels: {there: 9}"), [""; 0]);
     }
+
+    #[test]
     fn a_gate_says_what_its_evidence_is_made_of_as_the_admin_port_does() {
         let heard = Grounds { all: 20, of_candidate: 3, by_share: 2.0 };
         let status = GateStatus {

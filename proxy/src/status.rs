@@ -152,7 +152,8 @@ pub struct Version {
     pub model: String,
     /// Its number.
     pub version: u64,
-    /// `loading`, `ready`, `unavailable`; `remote` if another server answers it; `missing` if only the policy knows it, be it by a rule, a label or a fallback.
+    /// `loading`, `ready`, `unavailable`; `remote` if another server answers it; `missing` if only the policy knows it, be it by a
+    /// rule, a label or a fallback.
     pub state: String,
     /// Why it is unavailable or not batched, where another server is, or what follows from its being missing; else empty.
     pub reason: String,
@@ -358,6 +359,21 @@ pub struct Limit {
     pub says: String,
     /// Requests that it has refused.
     pub refused: u64,
+    /// Units that its busiest caller has spent and time has not brought back; of requests under way, how many it has.
+    pub spent: u32,
+    /// A caller may have so many at once.
+    pub allowed: u32,
+    /// Callers that have spent anything. Who they are is not told.
+    pub callers: u64,
+    /// Those of them that would be refused one more.
+    pub exhausted: u64,
+}
+
+impl Limit {
+    /// What its busiest caller has spent of what it may, in percent.
+    pub fn spent_percent(&self) -> f64 {
+        100.0 * f64::from(self.spent) / f64::from(self.allowed.max(1))
+    }
 }
 
 /// Requests without an answer.

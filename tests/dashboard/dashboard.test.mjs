@@ -107,10 +107,10 @@ test("refusals say why, and text of others stays text", async () => {
   const row = page.getByRole("region", { name: "Limits" }).locator("tbody tr");
   await until("the limit's count", async () => (await text(row)).includes(String(limited)));
   assert.match(await text(row), /a<i>b/);
+  await until("what is spent", async () => /100\s%[\s\S]*at the limit/.test(await text(row)));
   assert.equal(await page.locator("img, i").count(), 0);
 });
 
-test("a faulty policy file is said to be, with the place", async () => {
 test("a version that only a rule names and that is missing is shown with what follows", async () => {
   const rules = "    rules: [{when: {header: x-cohort, equals: beta}, use: 7}]\n";
   await stack.policy(`${SPLIT}${rules}`);
@@ -124,6 +124,7 @@ test("a version that only a rule names and that is missing is shown with what fo
   await until("the row to be gone", async () => (await row.count()) === 0);
 });
 
+test("a faulty policy file is said to be, with the place", async () => {
   const { page } = await open(stack.monitor);
   const file = `${stack.folder}/policies.yaml`;
   const good = fs.readFileSync(file);

@@ -57,7 +57,10 @@ fn the_status_tells_shares_outcomes_times_breakers_limits_and_refusals() {
     assert_eq!(one["times"]["whole"]["count"], 2, "{one:#}");
     assert_eq!((&one["breaker"]["state"], &two["breaker"]["state"]), (&json!("passing"), &json!("tripped")));
     assert!(two["breaker"]["retry_after_ms"].as_u64() > Some(3_500_000), "{two:#}");
-    assert_eq!(said["limits"]["each"]["refused"], 1);
+    let limit = &said["limits"]["each"];
+    assert_eq!(limit["refused"], 1);
+    let spent = ["spent", "allowed", "callers", "exhausted"].map(|name| limit[name].as_u64().unwrap());
+    assert_eq!(spent, [2, 2, 3, 2], "{limit:#}");
     assert_eq!(
         said["refusals"]["by_reason"],
         json!({"rate_limited": 1, "model_failed": 2, "breaker": 1, "not_found": 1})

@@ -3,11 +3,13 @@
 use harness::{Client, Stack, eventually, infer_body, repository};
 use serde_json::Value;
 
-/// A rollout that has a gate on tensors, and stays in its first step for so long.
+/// A rollout that has a gate on tensors, and stays in its first step for so long; with limits that refuse nothing, of which the metrics
+/// tell.
 fn rollout(dwell: &str) -> String {
     format!(
         "models: {{digits: {{canary: {{baseline: 1, candidate: 2, steps: [50], dwell: {dwell},
-           gates: {{errors: {{at_most: 10}}, drift: {{at_most: 0.05}}}}}}, shadow: {{version: 2, percent: 5}}}}}}\n"
+           gates: {{errors: {{at_most: 10}}, drift: {{at_most: 0.05}}}}}}, shadow: {{version: 2, percent: 5}}}}}}\n\
+         limits: [{{name: all, rate: 1000000/s, burst: 1000000}}, {{name: at-once, in_flight_max: 1000}}]\n"
     )
 }
 

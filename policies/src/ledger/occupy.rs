@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Ledger;
+use super::{Ledger, Spent};
 use crate::attribute::{Attribute, Attributes};
 use crate::snapshot::Snapshot;
 
@@ -59,6 +59,18 @@ impl Crowd {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, u32>> {
         self.by_key.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many are under way.
+    pub(super) fn spent(&self) -> Spent {
+        let most = self.policy.in_flight_max.get();
+        let mut spent = Spent { of: most, ..Spent::default() };
+        for count in self.lock().values() {
+            spent.callers += 1;
+            spent.exhausted += u64::from(*count >= most);
+            spent.most = spent.most.max(*count);
+        }
+        spent
     }
 
     fn enter(self: &Arc<Self>, caller: &impl Attributes) -> Option<Place> {

@@ -3,7 +3,7 @@
 
 use super::{Metrics, VersionLabels, added};
 use crate::readiness::VersionReadiness;
-use policies::{BreakerState, BreakerStatus, CanaryStatus, Cost, Snapshot, SplitStatus, Verdict};
+use policies::{BreakerState, BreakerStatus, CanaryStatus, Cost, Snapshot, Spent, SplitStatus, Verdict};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -58,6 +58,9 @@ pub(crate) struct Scraped {
     limit_rate: Family<LimitUnitLabels, Gauge<f64, AtomicU64>>,
     limit_burst: Family<LimitUnitLabels, Gauge>,
     limit_in_flight_max: Family<LimitLabels, Gauge>,
+    limit_spent: Family<LimitLabels, Gauge<f64, AtomicU64>>,
+    limit_callers: Family<LimitLabels, Gauge<u64, AtomicU64>>,
+    limit_exhausted: Family<LimitLabels, Gauge<u64, AtomicU64>>,
     limit_refusals: Family<LimitLabels, Counter>,
     canary_share: Family<VersionLabels, Gauge<f64, AtomicU64>>,
     canary_step: Family<VersionLabels, Gauge>,
@@ -112,6 +115,17 @@ impl Scraped {
                 registry,
                 "limit_in_flight_max",
                 "Requests of a caller that a limit lets be under way at once",
+            ),
+            limit_spent: added(
+                registry,
+                "limit_spent_ratio",
+                "What the busiest caller of a limit has spent, of what that lets each have at once",
+            ),
+            limit_callers: added(registry, "limit_callers", "Callers that have spent some of a limit"),
+            limit_exhausted: added(
+                registry,
+                "limit_exhausted_callers",
+                "Callers that have spent all of a limit: one more would be refused",
             ),
             limit_refusals: added(
                 registry,
@@ -181,13 +195,23 @@ impl Metrics {
         }
     }
 
-    /// Shows the limits of this policy and no others.
-    pub fn set_limits(&self, snapshot: &Snapshot) {
+    /// Shows the limits of this policy and no others, with how much of each is spent.
+    pub fn set_limits(&self, snapshot: &Snapshot, spent: &BTreeMap<String, Spent>) {
         let Scraped { limit_rate, limit_burst, limit_in_flight_max, limit_refusals, .. } = &self.scraped;
+        let Scraped { limit_spent, limit_callers, limit_exhausted, .. } = &self.scraped;
         limit_rate.clear();
         limit_burst.clear();
         limit_in_flight_max.clear();
         limit_refusals.clear();
+        limit_spent.clear();
+        limit_callers.clear();
+        limit_exhausted.clear();
+        for (name, Spent { most, of, callers, exhausted }) in spent {
+            let labels = LimitLabels { limit: name.clone() };
+            limit_spent.get_or_create_owned(&labels).set(f64::from(*most) / f64::from(*of));
+            limit_callers.get_or_create_owned(&labels).set(*callers);
+            limit_exhausted.get_or_create_owned(&labels).set(*exhausted);
+        }
         for limit in snapshot.limits() {
             let unit = match limit.cost {
                 Cost::Requests => "requests",

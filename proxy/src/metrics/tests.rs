@@ -63,13 +63,19 @@ fn batches_are_counted_once_with_what_was_padding_and_how_long_they_took_against
 }
 
 #[test]
-fn limits_are_shown_as_the_policy_has_them_with_what_each_has_refused() {
+fn limits_are_shown_as_the_policy_has_them_with_what_each_has_refused_and_what_is_spent() {
     let metrics = Metrics::new();
     let policy = "limits: [{name: per-user, key: {header: u}, rate: 90/m, burst: 5, cost: rows}, {name: at-once, in_flight_max: 3}]";
     let policy = policies::parse(policy, "policies.yaml").unwrap();
     let limited = Refusal::Limited { limit: "per-user".into(), retry_after: std::time::Duration::ZERO };
     metrics.refused.note(&limited, (None, None), std::time::SystemTime::now());
-    metrics.set_limits(&policy);
+    let (ledger, now) = (policies::Ledger::new(), std::time::Instant::now());
+    let (head, ()) = http::Request::builder().header("u", "ana").body(()).unwrap().into_parts();
+    let caller = crate::caller::Caller::new(&head);
+    let _places = ledger.occupy(&policy, "m", &caller).unwrap();
+    let admitted = ledger.admit(&policy, "m", &caller, || None, now).unwrap();
+    metrics.set_limits(&policy, &ledger.spent(&policy, now));
+    drop(admitted);
     let text = metrics.encode(OpenMetrics);
     for line in [
         r#"penstock_limit_rate{limit="per-user",unit="rows"} 1.5"#,
@@ -77,10 +83,15 @@ fn limits_are_shown_as_the_policy_has_them_with_what_each_has_refused() {
         r#"penstock_limit_in_flight_max{limit="at-once"} 3"#,
         r#"penstock_limit_refusals_total{limit="per-user"} 1"#,
         r#"penstock_limit_refusals_total{limit="at-once"} 0"#,
+        r#"penstock_limit_spent_ratio{limit="per-user"} 0.2"#,
+        r#"penstock_limit_callers{limit="per-user"} 1"#,
+        r#"penstock_limit_exhausted_callers{limit="per-user"} 0"#,
+        r#"penstock_limit_callers{limit="at-once"} 1"#,
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
     }
-    metrics.set_limits(&Snapshot::default());
+    assert!(!text.contains("ana"), "who a caller is concerns nobody who looks: {text}");
+    metrics.set_limits(&Snapshot::default(), &BTreeMap::new());
     assert!(!metrics.encode(OpenMetrics).contains("per-user"), "a limit that is gone");
 }
 
@@ -167,7 +178,8 @@ fn whoever_knows_only_text_gets_all_metrics_in_a_text_that_prometheus_reads() {
     let readiness = VersionReadiness { is_ready: true, is_named: true };
     metrics.set_versions(&[(("m".to_owned(), 2), readiness)].into());
     let limits = "limits: [{name: a, rate: 3/s, burst: 5}, {name: b, in_flight_max: 3}]";
-    metrics.set_limits(&policies::parse(limits, "policies.yaml").unwrap());
+    let limits = policies::parse(limits, "policies.yaml").unwrap();
+    metrics.set_limits(&limits, &policies::Ledger::new().spent(&limits, std::time::Instant::now()));
     let (open, text) = (metrics.encode(OpenMetrics), metrics.encode(Exposition::Text));
     assert!(open.contains("# {trace_id=") && open.ends_with("# EOF\n"), "{open}");
     assert!(text.contains("# TYPE penstock_requests_total counter\n"), "{text}");

@@ -58,6 +58,7 @@ pub(super) fn lines(watched: &Watched, width: usize, now: Instant) -> Vec<Line<'
         lines.push(Line::default());
         rollout(&mut lines, model, canary, width);
     }
+    limits(&mut lines, status, width);
     refusals(&mut lines, status, width);
     lines
 }
@@ -346,6 +347,28 @@ fn reached(part: f64) -> String {
 fn gauge(part: f64, width: usize) -> String {
     let filled = ((1.0 + part.clamp(0.01, 1.0).log10() / 2.0) * width as f64).round() as usize;
     "█".repeat(filled.min(width)) + &"░".repeat(width - filled.min(width))
+}
+
+/// Those first of which the most is spent.
+fn limits(lines: &mut Vec<Line<'static>>, status: &Status, width: usize) {
+    if status.limits.is_empty() {
+        return;
+    }
+    lines.push(Line::default());
+    lines.push(Line::styled(fit("LIMITS, SPENT BY THE BUSIEST CALLER", width), QUIET));
+    let mut limits: Vec<_> = status.limits.iter().collect();
+    limits.sort_by(|(_, one), (_, other)| other.spent_percent().total_cmp(&one.spent_percent()));
+    for (name, limit) in limits.into_iter().take(12) {
+        let start = format!("{:>7} {}", percent(limit.spent_percent()), clean(name));
+        let callers = match (limit.callers, limit.exhausted) {
+            (0 | 1, _) => String::new(),
+            (callers, 0) => format!("  {callers} callers"),
+            (callers, exhausted) => format!("  {callers} callers, {exhausted} at the limit"),
+        };
+        let text = format!("{start}{callers}  {} refused  {}", limit.refused, clean(&limit.says));
+        let style = if limit.exhausted > 0 { FAIR } else { Style::new() };
+        lines.push(Line::styled(fit(if width < 60 { &start } else { &text }, width), style));
+    }
 }
 
 fn refusals(lines: &mut Vec<Line<'static>>, status: &Status, width: usize) {

@@ -6,7 +6,8 @@ use crate::histogram::Histogram;
 use crate::policy_state::Rejected;
 use crate::refused::Recent;
 use crate::status::{
-    Breaker, Drift, Engine, Gate, Model, Moved, Outcomes, Policy, Refusals, Share, Times, Traffic, Verdict,
+    Breaker, Drift, Engine, Gate, Limit, Model, Moved, Outcomes, Policy, Refusals, Share, Times, Traffic,
+    Verdict,
 };
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
@@ -271,6 +272,52 @@ fn what_is_wrong_comes_first_and_nothing_obeys_the_words_of_others() {
         "! the policy file is not in force, generation 4 goes on: policies.yaml:7: `canry`[31m"
     ));
     assert!(shown.contains("! workers needs a restart: fixed at start"), "{shown}");
+}
+
+#[test]
+fn a_version_that_only_a_rule_names_and_that_is_missing_has_a_line_and_comes_first() {
+    let mut status = reading();
+    let reason = "no such version is loaded; whom a rule sends there is refused".to_owned();
+    status.versions.insert(2, Version { state: "missing".into(), reason, ..version("digits", 7, 0, 0) });
+    let shown = drawn(&watched(status), 100, 20);
+    let lines: Vec<&str> = shown.lines().collect();
+    assert_eq!(
+        lines[1],
+        "! digits 7 is missing: no such version is loaded; whom a rule sends there is refused"
+    );
+    let row = lines.iter().find(|line| line.starts_with("digits 7 ")).expect("a line");
+    assert_eq!(
+        row.split_whitespace().skip(2).take(4).collect::<Vec<_>>(),
+        ["missing", "0%", "-", "0/s"],
+        "{row}"
+    );
+}
+
+#[test]
+fn of_each_limit_it_is_shown_what_is_spent_the_nearest_to_its_end_first() {
+    let limit = |spent, callers, exhausted, refused| Limit {
+        says: "10/s with bursts of 10 per header x-user-id, on every model".into(),
+        refused,
+        spent,
+        allowed: 10,
+        callers,
+        exhausted,
+    };
+    let mut status = reading();
+    status.limits = [
+        ("all".to_owned(), limit(3, 1, 0, 0)),
+        ("idle".to_owned(), limit(0, 0, 0, 0)),
+        ("per-user\u{1b}[2J".to_owned(), limit(10, 40, 2, 812)),
+    ]
+    .into();
+    let shown = drawn(&watched(status), 100, 24);
+    let expect = "
+LIMITS, SPENT BY THE BUSIEST CALLER
+   100% per-user[2J  40 callers, 2 at the limit  812 refused  10/s with bursts of 10 per header x-u…
+    30% all  0 refused  10/s with bursts of 10 per header x-user-id, on every model
+     0% idle  0 refused  10/s with bursts of 10 per header x-user-id, on every model
+";
+    assert!(shown.contains(expect), "{shown}");
 }
 
 #[test]
