@@ -32,7 +32,7 @@ use crate::remote::Remotes;
 use crate::repository::Repository;
 use crate::revisions::{self, Revisions};
 use crate::rollout_history::RolloutHistory;
-use crate::rollouts::{self, Rollouts};
+use crate::rollouts::{self, Kept, Rollouts};
 use crate::service::Service;
 use crate::shadow::Shadows;
 use crate::slots::Slots;
@@ -50,6 +50,7 @@ use pingora::services::listening::Service as ListeningService;
 use policies::{Ledger, Live, Snapshot};
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -57,86 +58,24 @@ use tokio::sync::{mpsc, watch};
 
 /// Serves until told to stop. `banner` is printed when nothing stands in the way of listening any more.
 pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
-    must_be_free(config.http, "listen.http")?;
-    let grpc = config.grpc.map(|grpc| bind(grpc, "listen.grpc")).transpose()?;
-    must_be_free(config.monitor, "listen.monitor")?;
-    if let Some(admin) = config.admin {
-        must_be_free(admin, "listen.admin")?;
-    }
+    let grpc = free_addresses(&config)?;
     let _alone = config.beside_state("lock").map(|lock| files::alone(&lock)).transpose().context("state")?;
     let kept = config.state.as_deref().map(rollouts::read).transpose()?.unwrap_or_default();
-    let last_good = config.beside_state("policy.yaml");
-    let state = Arc::new(PolicyState::new(SystemTime::now()));
-    let (snapshot, text, seen) = match &config.policies {
-        Some(file) => reload::first(file, last_good.as_deref(), &state)?,
-        None => (Snapshot::default(), Vec::new(), Seen::Nothing),
-    };
-    let text = String::from_utf8(text).context("the policy file: not UTF-8")?;
-    let history_file = config.beside_state("history.json");
-    let earlier = history_file.as_deref().map(revisions::read).unwrap_or_default();
-    let decides_alike =
-        |before: &str| policies::parse(before, "history").is_ok_and(|before| before == snapshot);
-    let revisions = Revisions::new(earlier, text, decides_alike, SystemTime::now());
+    let FirstPolicy { snapshot, seen, state, revisions, last_good, history_file } = first_policy(&config)?;
     let metrics = Arc::new(Metrics::new());
     let tracer = config.traces.as_ref().map(|traces| Tracer::new(traces, metrics.spans.clone()));
     let tracer = tracer.transpose().context("traces")?.map(Arc::new);
     let access = config.access.map(AccessLog::new).map(Arc::new);
     let drain = Arc::new(Drain::default());
-    let links = Arc::new(Links::new(config.socket.clone()).sharing(config.shared_bytes));
-    let ledger = Arc::new(Ledger::new());
-    let remotes = Arc::new(Remotes::default());
-    let path = Arc::new(InferPath {
-        remotes: remotes.clone(),
-        metrics: metrics.clone(),
-        live: Arc::new(Live::going_on(revisions.current().generation, snapshot.follow(&kept.rings))),
-        ledger: ledger.clone(),
-        directory: Arc::new(Directory::default()),
-        shadows: Shadows::new(links.clone(), remotes, metrics.clone(), ledger),
-        links,
-        body: config.body,
-        slots: Arc::new(Slots::new(config.in_flight_max, config.in_flight_bytes_max)),
-    });
-    metrics.policy_generation.set(path.live.load().number);
-    metrics.state_saved.set(1);
-    path.ledger.remember(kept.ended);
-    path.ledger.roll_out(&path.live.load().snapshot, Instant::now());
-    path.ledger.restore(&path.live.load().snapshot, &kept.canaries, Instant::now());
+    let live = Live::going_on(revisions.current().generation, snapshot.follow(&kept.rings));
+    let path = infer_path(&config, &metrics, live, kept);
     let readiness = Readiness {
         drain: drain.clone(),
         directory: path.directory.clone(),
         live: path.live.clone(),
         ledger: path.ledger.clone(),
     };
-
-    let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
-    server.bootstrap();
-    let repository = Repository {
-        control: config.control,
-        directory: path.directory.clone(),
-        links: path.links.clone(),
-        slots: Repository::slots(),
-    };
-    let watchers = Watchers {
-        metrics: metrics.clone(),
-        ledger: path.ledger.clone(),
-        tracer: tracer.clone(),
-        access: access.clone(),
-    };
-    let grpc = grpc.map(|listener| {
-        let (repository, readiness) = (repository.clone(), readiness.clone());
-        let grpc = Grpc::new(path.clone(), repository, readiness, watchers.clone());
-        background_service("grpc", Listen { listener, grpc: Arc::new(grpc), threads: config.workers })
-    });
-    let mut options = HttpServerOptions::default();
-    options.keepalive_request_limit = Some(KEEPALIVE_REQUESTS_MAX);
-    let service = Service { path: path.clone(), repository, readiness: readiness.clone(), watchers, options };
-    let mut http = ListeningService::new("http".into(), Downstream(Arc::new(service)));
-    // Large bodies are read past the buffer, and it stays as long as the connection.
-    let buffer = L4BufferSettings::default().read(READ_BUFFER_BYTES);
-    http.add_listener(ListenerConfig::tcp(config.http.to_string()).l4_buffer(buffer));
-    http.threads = Some(config.workers);
-    let history = Arc::new(RolloutHistory::default());
-    let fixed = Arc::new(Fixed::new(config.clone()));
+    let (history, fixed) = (Arc::new(RolloutHistory::default()), Arc::new(Fixed::new(config.clone())));
     let overview = Overview {
         metrics: metrics.clone(),
         ledger: path.ledger.clone(),
@@ -151,23 +90,26 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         admin: config.admin,
         started: Instant::now(),
     };
-    let mut monitor = ListeningService::new(
-        "monitor".into(),
-        Monitor { overview: overview.clone(), access: access.clone() },
-    );
-    monitor.add_tcp(&config.monitor.to_string());
-    monitor.threads = Some(1);
+    let watchers = Watchers {
+        metrics: metrics.clone(),
+        ledger: path.ledger.clone(),
+        tracer: tracer.clone(),
+        access: access.clone(),
+    };
+
+    let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
+    server.bootstrap();
+    serve_requests(&mut server, &config, grpc, &path, &readiness, watchers);
+    let monitor = Monitor { overview: overview.clone(), access: access.clone() };
+    server.add_service(on_one_thread("monitor", config.monitor, monitor));
     let (asks, asked) = mpsc::channel(ASKS_MAX);
     let (ordering, orders) = mpsc::channel(rollouts::ORDERS_MAX);
-    let admin = config.admin.map(|address| {
+    if let Some(address) = config.admin {
         let policy = config.policies.is_some().then(|| asks.clone());
-        let (ledger, overview) = (path.ledger.clone(), overview.clone());
+        let ledger = path.ledger.clone();
         let admin = Admin { ledger, overview, policy, rollouts: ordering, slots: Admin::slots() };
-        let mut admin = ListeningService::new("admin".into(), admin);
-        admin.add_tcp(&address.to_string());
-        admin.threads = Some(1);
-        admin
-    });
+        server.add_service(on_one_thread("admin", address, admin));
+    }
     let rollouts = Rollouts {
         ledger: path.ledger.clone(),
         live: path.live.clone(),
@@ -182,7 +124,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         live: path.live.clone(),
         before: None,
         ledger: path.ledger.clone(),
-        readiness: readiness.clone(),
+        readiness,
         metrics: metrics.clone(),
         state,
         seen,
@@ -201,22 +143,8 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         links: path.links.clone(),
         metrics: metrics.clone(),
     };
-    let control = Control {
-        work: Mutex::new(Some((supervisor, reload, rollouts))),
-        drain_timeout: config.drain.timeout,
-        fixed,
-        metrics,
-        tracer,
-        access,
-    };
-    server.add_service(http);
-    if let Some(grpc) = grpc {
-        server.add_service(grpc);
-    }
-    server.add_service(monitor);
-    if let Some(admin) = admin {
-        server.add_service(admin);
-    }
+    let work = Mutex::new(Some((supervisor, reload, rollouts)));
+    let control = Control { work, drain_timeout: config.drain.timeout, fixed, metrics, tracer, access };
     server.add_service(background_service("control", control));
     match config.log {
         // Who started it may not read what it says.
@@ -225,6 +153,107 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     }
     server.run(RunArgs { shutdown_signal: Box::new(StopSignal { drain, delay: config.drain.delay }) });
     Ok(())
+}
+
+/// Sees that nobody else listens where this process is to; gRPC's listener, which is ours to keep.
+fn free_addresses(config: &Config) -> anyhow::Result<Option<TcpListener>> {
+    must_be_free(config.http, "listen.http")?;
+    let grpc = config.grpc.map(|grpc| bind(grpc, "listen.grpc")).transpose()?;
+    must_be_free(config.monitor, "listen.monitor")?;
+    if let Some(admin) = config.admin {
+        must_be_free(admin, "listen.admin")?;
+    }
+    Ok(grpc)
+}
+
+/// The policy that the process begins with, and what is known of those before it.
+struct FirstPolicy {
+    snapshot: Snapshot,
+    seen: Seen,
+    state: Arc<PolicyState>,
+    revisions: Revisions,
+    last_good: Option<PathBuf>,
+    history_file: Option<PathBuf>,
+}
+
+fn first_policy(config: &Config) -> anyhow::Result<FirstPolicy> {
+    let last_good = config.beside_state("policy.yaml");
+    let state = Arc::new(PolicyState::new(SystemTime::now()));
+    let (snapshot, text, seen) = match &config.policies {
+        Some(file) => reload::first(file, last_good.as_deref(), &state)?,
+        None => (Snapshot::default(), Vec::new(), Seen::Nothing),
+    };
+    let text = String::from_utf8(text).context("the policy file: not UTF-8")?;
+    let history_file = config.beside_state("history.json");
+    let earlier = history_file.as_deref().map(revisions::read).unwrap_or_default();
+    let decides_alike =
+        |before: &str| policies::parse(before, "history").is_ok_and(|before| before == snapshot);
+    let revisions = Revisions::new(earlier, text, decides_alike, SystemTime::now());
+    Ok(FirstPolicy { snapshot, seen, state, revisions, last_good, history_file })
+}
+
+/// What a request meets, with rollouts as far as an earlier process has come.
+fn infer_path(config: &Config, metrics: &Arc<Metrics>, live: Live, kept: Kept) -> Arc<InferPath> {
+    let links = Arc::new(Links::new(config.socket.clone()).sharing(config.shared_bytes));
+    let ledger = Arc::new(Ledger::new());
+    let remotes = Arc::new(Remotes::default());
+    let path = InferPath {
+        remotes: remotes.clone(),
+        metrics: metrics.clone(),
+        live: Arc::new(live),
+        ledger: ledger.clone(),
+        directory: Arc::new(Directory::default()),
+        shadows: Shadows::new(links.clone(), remotes, metrics.clone(), ledger),
+        links,
+        body: config.body,
+        slots: Arc::new(Slots::new(config.in_flight_max, config.in_flight_bytes_max)),
+    };
+    metrics.policy_generation.set(path.live.load().number);
+    metrics.state_saved.set(1);
+    path.ledger.remember(kept.ended);
+    path.ledger.roll_out(&path.live.load().snapshot, Instant::now());
+    path.ledger.restore(&path.live.load().snapshot, &kept.canaries, Instant::now());
+    Arc::new(path)
+}
+
+/// The ports for applications.
+fn serve_requests(
+    server: &mut Server,
+    config: &Config,
+    grpc: Option<TcpListener>,
+    path: &Arc<InferPath>,
+    readiness: &Readiness,
+    watchers: Watchers,
+) {
+    let repository = Repository {
+        control: config.control,
+        directory: path.directory.clone(),
+        links: path.links.clone(),
+        slots: Repository::slots(),
+    };
+    let (path, readiness) = (path.clone(), readiness.clone());
+    if let Some(listener) = grpc {
+        let grpc = Grpc::new(path.clone(), repository.clone(), readiness.clone(), watchers.clone());
+        let listen = Listen { listener, grpc: Arc::new(grpc), threads: config.workers };
+        server.add_service(background_service("grpc", listen));
+    }
+    let mut options = HttpServerOptions::default();
+    options.keepalive_request_limit = Some(KEEPALIVE_REQUESTS_MAX);
+    let service = Service { path, repository, readiness, watchers, options };
+    let mut http = ListeningService::new("http".into(), Downstream(Arc::new(service)));
+    // Large bodies are read past the buffer, and it stays as long as the connection.
+    let buffer = L4BufferSettings::default().read(READ_BUFFER_BYTES);
+    http.add_listener(ListenerConfig::tcp(config.http.to_string()).l4_buffer(buffer));
+    http.threads = Some(config.workers);
+    server.add_service(http);
+}
+
+/// A port for those who watch, or change something: few, and none of them in a hurry.
+fn on_one_thread<A>(name: &str, address: SocketAddr, app: A) -> ListeningService<A> {
+    let mut service = ListeningService::new(name.into(), app);
+    service.add_tcp(&address.to_string());
+    service.threads = Some(1);
+    service
 }
 
 /// Questions about the policy that may wait for their turn.
