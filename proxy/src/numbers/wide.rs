@@ -1,6 +1,6 @@
-//! Numbers of the usual form, read with AVX2, and found with AVX-512 where there is that. First it is found, for some blocks of the text, where numbers begin and end, and
-//! which blocks have anything else than such numbers, commas and white space. Then each number is read without a branch that
-//! depends on how long it is. Whatever is not so goes to who reads everything.
+//! Numbers of the usual form, read with AVX2, and found with AVX-512 where there is that. First it is found, for some blocks of
+//! the text, where numbers begin and end, and which blocks have anything else than such numbers, commas and white space. Then each
+//! number is read without a branch that depends on how long it is. Whatever is not so goes to who reads everything.
 
 use super::Reader;
 use super::blocks::{BLOCK, BLOCKS, Blocks, Instructions};
