@@ -22,6 +22,7 @@
 //! priority: so neither a priority nor a deadline can starve anybody.
 
 mod before;
+mod budget;
 mod forecast;
 mod plan;
 mod profile;
@@ -31,6 +32,7 @@ pub(crate) use before::Before;
 pub use before::Bound;
 
 use crate::curve::Curve;
+use budget::{Budget, Held, Hold, Room};
 use foldhash::fast::RandomState;
 use forecast::is_calm;
 use plan::Plan;
@@ -64,6 +66,20 @@ pub struct Limits {
     pub rows: u64,
     /// Bytes of all jobs that wait or run.
     pub bytes: usize,
+    /// Bytes that their runs take beside. One job may have more, if nothing else has any.
+    pub run_bytes: usize,
+}
+
+impl Limits {
+    /// So many rows; one half of so many bytes for jobs, and one for what their runs take beside.
+    pub fn halving(rows: u64, bytes: usize) -> Self {
+        Self { rows, bytes: bytes / 2, run_bytes: bytes - bytes / 2 }
+    }
+
+    /// Bytes that may be held in all.
+    pub fn all_bytes(self) -> usize {
+        self.bytes.saturating_add(self.run_bytes)
+    }
 }
 
 /// Jobs of one bucket may share a run.
@@ -135,6 +151,8 @@ pub struct Ticket<T> {
     pub rows: u32,
     /// Bytes it holds while it waits and runs.
     pub bytes: usize,
+    /// Bytes that its runs take beside, from the first one on until the last is back.
+    pub run_bytes: usize,
     /// When its answer becomes worthless.
     pub deadline: Option<Instant>,
     /// Who goes first.
@@ -150,7 +168,7 @@ pub struct Ticket<T> {
 /// Why a job may not wait; it is handed back.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refused<T> {
-    /// As many rows wait as may, or as many bytes are held.
+    /// As many rows wait as may, or those that wait and run have as many bytes.
     Overloaded {
         /// The job.
         job: T,
@@ -216,8 +234,7 @@ pub struct Claim {
     bucket: Bucket,
     number: u64,
     rows: u32,
-    /// Of the jobs of which nothing waits any more.
-    bytes: usize,
+    hold: Hold,
     began: Instant,
     /// It is learned from, however short it is.
     explores: bool,
@@ -238,6 +255,7 @@ pub enum Ended {
 #[derive(Debug)]
 pub struct Batcher<T> {
     limits: Limits,
+    budget: Budget,
     lanes: usize,
     slowness_max: f64,
     origin: Instant,
@@ -247,14 +265,14 @@ pub struct Batcher<T> {
     parties: Parties,
     profiles: HashMap<Bucket, Profile, RandomState>,
     versions: BTreeMap<u32, Version>,
+    /// Where those stand that run in pieces and of which a part waits: they need no room any more.
+    begun: BTreeMap<Place, Bucket>,
     /// Claims that are out, and when they are expected back.
     running: Vec<Running>,
     /// How long what runs and waits takes at most: the backlog when the last batch was formed, and what has come since,
     /// each as if it ran alone.
     ahead: Duration,
     rows: u64,
-    /// With those of what runs.
-    bytes: usize,
     pushed: u64,
     claimed: u64,
 }
@@ -301,6 +319,8 @@ struct Waiting<T> {
     ticket: Ticket<T>,
     /// Rows that have left already, in pieces.
     gone: u32,
+    /// What it holds, once there are any.
+    share: Option<Arc<Held>>,
 }
 
 #[derive(Debug, Default)]
@@ -315,6 +335,7 @@ impl<T: Clone> Batcher<T> {
     pub fn new(limits: Limits, lanes: usize, now: Instant) -> Self {
         Self {
             limits,
+            budget: Budget::new(limits),
             lanes,
             slowness_max: f64::INFINITY,
             origin: now,
@@ -323,10 +344,10 @@ impl<T: Clone> Batcher<T> {
             parties: Parties::default(),
             profiles: HashMap::default(),
             versions: BTreeMap::new(),
+            begun: BTreeMap::new(),
             running: Vec::new(),
             ahead: Duration::ZERO,
             rows: 0,
-            bytes: 0,
             pushed: 0,
             claimed: 0,
         }
@@ -340,7 +361,7 @@ impl<T: Clone> Batcher<T> {
 
     /// Lets a job wait; adds those to `shed` that have to go for it.
     pub fn push(&mut self, ticket: Ticket<T>, shed: &mut Vec<T>, now: Instant) -> Result<(), Refused<T>> {
-        if u64::from(ticket.rows) > self.limits.rows || ticket.bytes > self.limits.bytes {
+        if u64::from(ticket.rows) > self.limits.rows || !self.budget.is_enough_for(ticket.held()) {
             return Err(Refused::TooLarge(ticket.payload));
         }
         if self.places.contains_key(&(ticket.connection, ticket.id)) {
@@ -348,7 +369,7 @@ impl<T: Clone> Batcher<T> {
         }
         let room = Lack::Room {
             rows: (self.rows + u64::from(ticket.rows)).saturating_sub(self.limits.rows),
-            bytes: (self.bytes + ticket.bytes).saturating_sub(self.limits.bytes),
+            bytes: self.budget.lacks(ticket.bytes),
         };
         let is_one_too_many = self.queues.len() >= QUEUES_MAX && !self.queues.contains_key(&ticket.bucket);
         let Some(mut victims) = self.victims(&ticket, room, &[]).filter(|_| !is_one_too_many) else {
@@ -393,7 +414,7 @@ impl<T: Clone> Batcher<T> {
         self.pushed += 1;
         self.parties.join(&ticket, place);
         self.ahead = ahead;
-        self.bytes += ticket.bytes;
+        self.budget.wait(ticket.held());
         self.rows += u64::from(ticket.rows);
         self.places.insert((ticket.connection, ticket.id), (ticket.bucket.clone(), place));
         let slot = self.slot(urgency);
@@ -409,26 +430,29 @@ impl<T: Clone> Batcher<T> {
         }
         queue.rows += u64::from(ticket.rows);
         *queue.slots.entry(slot).or_default() += u64::from(ticket.rows);
-        queue.waiting.insert(place, Waiting { ticket, gone: 0 });
+        queue.waiting.insert(place, Waiting { ticket, gone: 0, share: None });
         Ok(())
     }
 
     /// What a lane that is idle at `now` is to do: run the most urgent job, and with it others of its bucket, in
     /// their order.
     pub fn next(&mut self, now: Instant) -> Next<T> {
-        let Some(bucket) = self.first().cloned() else { return Next::Idle };
+        let (found, waits_for_room) = self.first();
+        let found = found.map(|(bucket, room)| (bucket.clone(), room));
+        self.budget.keep(waits_for_room);
+        let Some((bucket, room)) = found else { return Next::Idle };
         if let Some(until) = self.worth_waiting(&bucket, now) {
             return Next::Wait(until);
         }
-        Next::Run(self.take(bucket, now))
+        Next::Run(self.take(bucket, room, now))
     }
 
     /// Takes back the claim of a batch, and learns from it.
     pub fn finish(&mut self, claim: Claim, ended: Ended, now: Instant) {
         self.running.retain(|running| running.number != claim.number);
         self.versions.get_mut(&claim.bucket.version).expect("it ran").running -= 1;
-        self.bytes -= claim.bytes;
         self.profile(&claim.bucket).end(&claim, ended, now);
+        self.budget.give_back(claim.hold);
     }
 
     /// Takes over what was learned from runs that were no batches: those of a calibration.
@@ -457,12 +481,19 @@ impl<T: Clone> Batcher<T> {
         let TreeEntry::Occupied(found) = queue.waiting.entry(place) else {
             unreachable!("a waiting job stands at its place");
         };
-        let Waiting { ticket, gone } = found.remove();
+        let Waiting { ticket, gone, share } = found.remove();
         self.parties.leave(&ticket, place);
         let rows = u64::from(ticket.rows - gone);
         queue.leave(slot, rows);
         self.rows -= rows;
-        self.bytes -= ticket.bytes;
+        match share {
+            None => self.budget.leave(ticket.held()),
+            // What becomes of the rest does not end the runs of the other parts.
+            Some(share) => {
+                self.begun.remove(&place);
+                self.budget.let_go(share);
+            }
+        }
         if self.behead(bucket.version, place) {
             self.reopen(bucket);
         }
@@ -475,9 +506,9 @@ impl<T: Clone> Batcher<T> {
         ids.into_iter().filter_map(|id| self.cancel(connection, id)).collect()
     }
 
-    /// Bytes of what waits and runs.
+    /// Bytes of what waits and runs, and of what runs take beside.
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.budget.bytes()
     }
 
     /// Jobs that wait.
@@ -502,21 +533,45 @@ impl<T: Clone> Batcher<T> {
 
     /// Whether [`Batcher::next`] would give something, now or soon.
     pub fn has_next(&self) -> bool {
-        self.first().is_some()
+        self.first().0.is_some()
     }
 
-    /// The queue of the most urgent job whose version may have another run. There is none while the cores do not suffice
-    /// for it: if smaller runs went first, it would wait for ever.
-    fn first(&self) -> Option<&Bucket> {
-        let heads = self.versions.values().filter_map(|version| {
-            let (place, bucket) = version.heads.first_key_value()?;
-            (version.running < self.queues[bucket].at_once).then_some((place, bucket))
-        });
-        let (_, bucket) = heads.min_by_key(|(place, _)| *place)?;
+    /// The queue of the most urgent job whose version may have another run, and the room for that. There is none while the
+    /// cores do not suffice for it: if smaller runs went first, it would wait for ever. While it waits for room, which is told
+    /// as well, it is the queue of another that needs less.
+    fn first(&self) -> (Option<(&Bucket, Room)>, bool) {
+        let may_run = |bucket: &Bucket| {
+            let running = self.versions.get(&bucket.version).map_or(0, |version| version.running);
+            running < self.queues[bucket].at_once
+        };
+        let heads = || {
+            let heads = self.versions.values().filter_map(|version| version.heads.first_key_value());
+            heads.filter(|(_, bucket)| may_run(bucket))
+        };
+        let Some((_, first)) = heads().min_by_key(|(place, _)| *place) else { return (None, false) };
+        let (room, rest) = (self.budget.room(), self.budget.rest());
+        let waits_for_room = !room.has(0, self.needs(first));
+        let found = if waits_for_room {
+            let begun = self.begun.iter().filter(|(_, bucket)| may_run(bucket));
+            let others = heads().filter(|(_, bucket)| rest.has(0, self.needs(bucket))).chain(begun);
+            others.min_by_key(|(place, _)| *place).map(|(_, bucket)| (bucket, rest))
+        } else {
+            Some((first, room))
+        };
+        (found.filter(|(bucket, _)| self.has_lanes_for(bucket)), waits_for_room)
+    }
+
+    /// What the most urgent job of a queue needs room for.
+    fn needs(&self, bucket: &Bucket) -> usize {
+        self.queues[bucket].waiting.first_key_value().map_or(0, |(_, waiting)| waiting.needs())
+    }
+
+    /// Whether the cores suffice for another run.
+    fn has_lanes_for(&self, bucket: &Bucket) -> bool {
         let shares = || self.running.iter().map(|running| running.lanes).chain([self.queues[bucket].lanes]);
         // The lane that asks is free, and so is its own share unless a larger run has taken it.
         let has_room = shares().all(|share| share == 1) || shares().sum::<usize>() <= self.lanes;
-        (has_room || self.running.is_empty()).then_some(bucket)
+        has_room || self.running.is_empty()
     }
 
     /// Takes a queue out of the heads, if its head stands there.
@@ -540,55 +595,19 @@ impl<T: Clone> Batcher<T> {
     }
 
     /// Forms a batch.
-    fn take(&mut self, bucket: Bucket, now: Instant) -> Batch<T> {
-        let Plan { pieces, late, closed, explores } = self.plan(&bucket, now);
+    fn take(&mut self, bucket: Bucket, room: Room, now: Instant) -> Batch<T> {
+        let Plan { pieces, late, closed, explores } = self.plan(&bucket, room, now);
         let queue = &self.queues[&bucket];
         let (head, _) = queue.waiting.first_key_value().expect("a head stands in a queue");
         let (head, lanes) = (*head, queue.lanes);
         self.behead(bucket.version, head);
-        let mut rows = 0;
-        let take = |this: &mut Self, place: Place, most: u32| {
-            let slot = this.slot(place.urgency);
-            let queue = this.queues.get_mut(&bucket).expect("the plan was made of it");
-            let TreeEntry::Occupied(mut found) = queue.waiting.entry(place) else {
-                unreachable!("the plan was made of what waits");
-            };
-            let waiting = found.get_mut();
-            let (connection, first) = (waiting.ticket.connection, waiting.gone);
-            let piece = most.min(waiting.ticket.rows - first);
-            waiting.gone += piece;
-            this.parties.leave(&waiting.ticket, place);
-            let (job, bytes) = if waiting.gone == waiting.ticket.rows {
-                let Waiting { ticket, .. } = found.remove();
-                this.places.remove(&(ticket.connection, ticket.id));
-                (ticket.payload, ticket.bytes)
-            } else {
-                // What becomes of the rest does not end the run of this part.
-                let ticket = &mut waiting.ticket;
-                let held = ticket.bytes / (ticket.rows - first) as usize * piece as usize;
-                ticket.bytes -= held;
-                (ticket.payload.clone(), held)
-            };
-            queue.leave(slot, u64::from(piece));
-            this.rows -= u64::from(piece);
-            (connection, Piece { job, first, rows: piece }, bytes)
-        };
-        let late = late
-            .into_iter()
-            .map(|place| {
-                let (_, piece, freed) = take(self, place, u32::MAX);
-                self.bytes -= freed;
-                piece.job
-            })
-            .collect();
-        let mut bytes = 0;
+        let late = late.into_iter().filter_map(|(connection, id)| self.cancel(connection, id)).collect();
+        let (mut rows, mut hold) = (0, Hold::default());
         let mut pieces: Vec<_> = pieces
             .into_iter()
             .map(|(place, piece)| {
                 rows += piece;
-                let (connection, piece, held) = take(self, place, piece);
-                bytes += held;
-                (connection, piece)
+                self.take_rows(&bucket, place, piece, &mut hold)
             })
             .collect();
         pieces.sort_by_key(|(connection, _)| *connection);
@@ -612,8 +631,44 @@ impl<T: Clone> Batcher<T> {
             late,
             closed,
             expected,
-            claim: Claim { bucket, number, rows, bytes, began: now, explores },
+            claim: Claim { bucket, number, rows, hold, began: now, explores },
         }
+    }
+
+    /// Takes so many rows of a job out of its queue; gives it with its connection.
+    fn take_rows(&mut self, bucket: &Bucket, place: Place, rows: u32, hold: &mut Hold) -> (u64, Piece<T>) {
+        let slot = self.slot(place.urgency);
+        let queue = self.queues.get_mut(bucket).expect("the plan was made of it");
+        let TreeEntry::Occupied(mut found) = queue.waiting.entry(place) else {
+            unreachable!("the plan was made of what waits");
+        };
+        let waiting = found.get_mut();
+        let first = waiting.gone;
+        waiting.gone += rows;
+        self.parties.leave(&waiting.ticket, place);
+        let (connection, job) = if waiting.gone == waiting.ticket.rows {
+            let Waiting { ticket, share, .. } = found.remove();
+            self.places.remove(&(ticket.connection, ticket.id));
+            match share {
+                None => self.budget.run(ticket.held(), hold),
+                Some(share) => {
+                    self.begun.remove(&place);
+                    hold.share(share);
+                }
+            }
+            (ticket.connection, ticket.payload)
+        } else {
+            let Waiting { ticket, share, .. } = waiting;
+            let share = share.get_or_insert_with(|| {
+                self.begun.insert(place, bucket.clone());
+                self.budget.begin(ticket.held())
+            });
+            hold.share(Arc::clone(share));
+            (ticket.connection, ticket.payload.clone())
+        };
+        queue.leave(slot, u64::from(rows));
+        self.rows -= u64::from(rows);
+        (connection, Piece { job, first, rows })
     }
 
     fn slot(&self, urgency: Instant) -> u64 {
@@ -636,6 +691,19 @@ impl Grouping {
             Self::Together { max_rows } => rows.min(max_rows),
             Self::Alone | Self::Serial => rows,
         }
+    }
+}
+
+impl<T> Ticket<T> {
+    fn held(&self) -> Held {
+        Held { bytes: self.bytes, run_bytes: self.run_bytes }
+    }
+}
+
+impl<T> Waiting<T> {
+    /// What it needs room for.
+    fn needs(&self) -> usize {
+        if self.share.is_some() { 0 } else { self.ticket.run_bytes }
     }
 }
 

@@ -53,8 +53,9 @@ pub struct Config {
     #[arg(long, value_name = "N", default_value = "16384")]
     pub queue_rows: NonZeroU64,
 
-    /// Bytes of requests that wait or run, with the copies that runs are made from and the outputs that they give, as far as
-    /// these are known; a request that has more alone is refused. By default an eighth of the memory, 512 MiB at most.
+    /// Bytes of requests: one half for those that wait or run, one for what runs take beside, which are copies of them and, as
+    /// far as these are known, outputs; a request that has more alone is refused. By default an eighth of the memory, 512 MiB at
+    /// most.
     #[arg(long, value_name = "BYTES")]
     pub queue_bytes: Option<NonZeroUsize>,
 
@@ -198,10 +199,10 @@ impl Config {
             load_patience: LOAD_PATIENCE.min(run_max),
             load_max: LOAD_MAX,
             audit_every: Some(audit::EVERY),
-            queue: Limits {
-                rows: self.queue_rows.get(),
-                bytes: self.queue_bytes.map_or(queue_bytes, NonZeroUsize::get),
-            },
+            queue: Limits::halving(
+                self.queue_rows.get(),
+                self.queue_bytes.map_or(queue_bytes, NonZeroUsize::get),
+            ),
             memory,
             device_memory: on_gpu.then(|| Arc::new(move || probe(device)) as DeviceProbe),
             warm_up: None,
@@ -213,17 +214,17 @@ impl Config {
 impl Settings {
     /// Bytes of the largest request: while it runs there is a copy of it.
     pub(crate) fn payload_bytes_max(&self) -> usize {
-        wire::Limits::default().payload_bytes.min(self.queue.bytes / 2)
+        wire::Limits::default().payload_bytes.min(self.queue.bytes)
     }
 
     /// Bytes of requests that are pre-processed, which do not wait yet, and of the tensors that they become.
     pub(crate) fn preparing_bytes_max(&self) -> usize {
-        self.queue.bytes / 2
+        self.queue.bytes
     }
 
     /// Bytes that all requests may hold: those are not to be had for models.
     pub(crate) fn request_bytes_max(&self) -> u64 {
-        self.queue.bytes.saturating_add(self.preparing_bytes_max()) as u64
+        self.queue.all_bytes().saturating_add(self.preparing_bytes_max()) as u64
     }
 }
 
@@ -238,12 +239,12 @@ mod tests {
             Config::try_parse_from(line).unwrap().settings(Device::Cpu, |_| None)
         };
         let small = settings(&["--memory-mib", "800"]);
-        let held = (small.queue.bytes, small.payload_bytes_max(), small.request_bytes_max());
+        let held = (small.queue.all_bytes(), small.payload_bytes_max(), small.request_bytes_max());
         assert_eq!(held, (100 << 20, 50 << 20, 150 << 20));
         let large = settings(&["--memory-mib", "80000"]);
-        assert_eq!((large.queue.bytes, large.payload_bytes_max()), (512 << 20, 256 << 20));
+        assert_eq!((large.queue.all_bytes(), large.payload_bytes_max()), (512 << 20, 256 << 20));
         let given = settings(&["--memory-mib", "80000", "--queue-bytes", "1000"]);
-        assert_eq!(given.queue.bytes, 1000);
+        assert_eq!((given.queue.bytes, given.queue.run_bytes), (500, 500));
     }
 
     #[test]

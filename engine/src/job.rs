@@ -33,8 +33,10 @@ pub(crate) struct Job {
     /// Who asks, as a hash; 0 if nobody says.
     pub(crate) caller: u64,
     pub(crate) trace: Option<Traced>,
-    /// What it holds in memory while it waits, names included, and what it will hold when it runs.
+    /// What it holds in memory, names included.
     pub(crate) bytes: usize,
+    /// What it holds beside from its run on until it is answered: the copy that the run is made from, and its outputs.
+    pub(crate) run_bytes: usize,
     /// Whether it has been answered, which happens once also to a request that runs in pieces; or need not be.
     pub(crate) answered: AtomicBool,
     /// What has run of it, if it runs in pieces.
@@ -80,10 +82,8 @@ impl Job {
             trace,
             metadata_bytes,
         } = terms;
-        // The run is made from a copy, and gives outputs. Both have room before it is let in: a lane that found none could only
-        // refuse it later.
-        let inputs = metadata_bytes.saturating_add(request.payload.len().saturating_mul(2));
-        let bytes = inputs.saturating_add(request.output_bytes());
+        let bytes = metadata_bytes.saturating_add(request.payload.len());
+        let run_bytes = bytes.saturating_add(request.output_bytes());
         let (answered, done) = (AtomicBool::new(false), Mutex::default());
         Self {
             request,
@@ -98,6 +98,7 @@ impl Job {
             caller,
             trace,
             bytes,
+            run_bytes,
             answered,
             done,
         }

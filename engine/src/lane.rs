@@ -378,7 +378,7 @@ mod tests {
         };
         let pieces =
             [piece(1, Some(expires)), piece(2, None), piece(3, Some(expires)), piece(4, Some(expires))];
-        let queue = Arc::new(Queue::new(Limits { rows: 10, bytes: 1000 }, 1));
+        let queue = Arc::new(Queue::new(Limits::halving(10, 1000), 1));
         let watchdog = Arc::new(Watchdog::new(1));
         let mut lane = Lane { number: 0, queue, watchdog, sample: None, logged: None, unlogged: 0 };
         assert_eq!(lane.answer(&pieces, (Closed::Everything, None)), Ended::Failed);

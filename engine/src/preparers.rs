@@ -121,7 +121,7 @@ impl Drop for Place {
 impl Preparers {
     /// So many threads, for requests of so many bytes: those that came, and those of the tensors that they become.
     pub(crate) fn start(threads: usize, bytes_max: usize) -> io::Result<Arc<Self>> {
-        let limits = Limits { rows: WAITING_MAX as u64, bytes: bytes_max };
+        let limits = Limits { rows: WAITING_MAX as u64, bytes: bytes_max, run_bytes: 0 };
         let state = State {
             waiting: Waiting::new(limits, threads, Instant::now()),
             requests: 0,

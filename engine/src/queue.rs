@@ -247,7 +247,7 @@ impl Queue {
         self.lock().batcher.running() as u64
     }
 
-    /// Bytes of jobs that wait or run, with the copies that runs are made from and the outputs that they give.
+    /// Bytes of jobs that wait or run, and those that runs take beside.
     pub(crate) fn bytes(&self) -> usize {
         self.lock().batcher.bytes()
     }
@@ -340,6 +340,7 @@ fn ticket(job: Arc<Job>, suspect: bool) -> Ticket<Arc<Job>> {
         at_once: version.way.at_once,
         rows: job.request.rows,
         bytes: job.bytes,
+        run_bytes: job.run_bytes,
         deadline: job.deadline,
         priority: job.priority,
         criticality: job.criticality,
@@ -358,7 +359,8 @@ fn into_refusal(id: u64, refused: Refused<Arc<Job>>, limits: Limits) -> Refusal 
         }
         Refused::TooLarge(job) => {
             let what = "bytes of inputs, a copy of them and outputs";
-            Refusal::TooLarge { what, got: job.bytes as u64, most: limits.bytes as u64 }
+            let got = job.bytes.saturating_add(job.run_bytes);
+            Refusal::TooLarge { what, got: got as u64, most: limits.all_bytes() as u64 }
         }
         Refused::Duplicate(_) => Refusal::Duplicate { id },
     }
@@ -394,7 +396,7 @@ mod tests {
             let spec = rows_spec(&[("x", 1)], &[("y", 1)], 4);
             let catalog = catalog_of("m", 1, Scripted::new(spec, |_| unreachable!("nothing runs")));
             let version = Arc::clone(catalog.find("m", 1).ok().unwrap());
-            let queue = Queue::new(Limits { rows: 10, bytes: 1000 }, 1);
+            let queue = Queue::new(Limits::halving(10, 2000), 1);
             Self { queue, version, mailbox, _ends: (runtime, theirs) }
         }
 
@@ -457,7 +459,7 @@ mod tests {
     #[test]
     fn a_connection_that_is_lost_takes_its_thousand_waiting_jobs_along_and_nobody_elses() {
         let (mut world, other, now) = (World::new(), World::of_connection(2), Instant::now());
-        world.queue = Queue::new(Limits { rows: 1001, bytes: 1 << 20 }, 1);
+        world.queue = Queue::new(Limits::halving(1001, 1 << 20), 1);
         let jobs: Vec<_> = (0..1000).map(|id| world.job(id, 0)).collect();
         let theirs = other.job(7, 0);
         world.submit(&jobs.iter().chain([&theirs]).collect::<Vec<_>>(), now);
@@ -501,7 +503,7 @@ mod tests {
     #[test]
     fn what_is_announced_wakes_one_lane_which_sleeps_again_if_nothing_comes() {
         let World { version, mailbox, _ends, .. } = World::new();
-        let queue = Arc::new(Queue::new(Limits { rows: 10, bytes: 1000 }, 2));
+        let queue = Arc::new(Queue::new(Limits::halving(10, 2000), 2));
         let (ran, runs) = std::sync::mpsc::channel();
         let lanes: Vec<_> = (0..2)
             .map(|lane| {

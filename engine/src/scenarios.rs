@@ -66,7 +66,7 @@ impl Engine {
             load_patience: Duration::from_secs(60),
             load_max: Duration::from_secs(60),
             audit_every: None,
-            queue: Limits { rows: 1000, bytes: 1 << 20 },
+            queue: Limits::halving(1000, 1 << 20),
             memory: Memory { limit: u64::MAX, available: u64::MAX },
             device_memory: None,
             warm_up: None,

@@ -36,6 +36,7 @@ mod schedules {
         rows: u32,
         deadline: Option<Instant>,
         party: (Criticality, u64),
+        run_bytes: usize,
     }
 
     #[derive(Default)]
@@ -73,7 +74,7 @@ mod schedules {
             let mut rng = StdRng::seed_from_u64(seed);
             let now = Instant::now();
             let lanes = rng.random_range(1..4);
-            let limits = Limits { rows: rng.random_range(4..40), bytes: 200 };
+            let limits = Limits { rows: rng.random_range(4..40), bytes: 200, run_bytes: 100 };
             let batcher = Batcher::new(limits, lanes, now);
             Self { rng, batcher, now, jobs: vec![], inside: BTreeMap::new(), running: vec![], lanes, limits }
         }
@@ -122,6 +123,8 @@ mod schedules {
                         [rng.random_range(0..3)],
                     rng.random_range(0..3),
                 ),
+                // Some take more than there is room for.
+                run_bytes: if rng.random_ratio(1, 8) { 140 } else { rng.random_range(0..60) },
             };
             let payload = self.jobs.len() as u64;
             let ticket = Ticket {
@@ -133,6 +136,7 @@ mod schedules {
                 at_once: rng.random_range(1..4),
                 rows: job.rows,
                 bytes: rng.random_range(0..40),
+                run_bytes: job.run_bytes,
                 deadline: job.deadline,
                 priority: [Priority::High, Priority::Normal, Priority::Low][rng.random_range(0..3)],
                 criticality: job.party.0,
@@ -145,7 +149,6 @@ mod schedules {
                 .any(|other| self.jobs[*other as usize].key == job.key && self.waits(*other));
             let mut shed = Vec::new();
             let pushed = self.batcher.push(ticket, &mut shed, self.now);
-            must!(self.batcher.bytes() <= self.limits.bytes, "more is held than may be");
             must!(pushed.is_ok() || shed.is_empty(), "somebody has gone for nothing");
             for victim in shed {
                 let other = &self.jobs[victim as usize];
@@ -277,6 +280,10 @@ mod schedules {
                 let takes = us(f64::from(self.rng.random_range(100..6000)));
                 self.running.push((self.now + takes, batch.claim, batch.pieces.to_vec()));
             }
+            // One may take more than there is room for, if nothing else takes anything.
+            let largest = self.jobs.iter().map(|job| job.run_bytes).max().unwrap_or(0);
+            let most = self.limits.bytes + self.limits.run_bytes.max(largest);
+            must!(self.batcher.bytes() <= most, "more is held than may be");
             must!(self.inside.len() as u64 <= self.limits.rows, "more waits than may");
             Ok(())
         }
@@ -339,6 +346,7 @@ mod traces {
                 at_once: 1,
                 rows: 1,
                 bytes: 1,
+                run_bytes: 1,
                 deadline: Some(deadline),
                 priority: Priority::Normal,
                 criticality: Criticality::Normal,
@@ -484,7 +492,7 @@ mod traces {
     }
 
     fn ours_of(shapes: usize, service: Service, rate: impl Fn(f64) -> f64, slo: Duration) -> Report {
-        let limits = Limits { rows: 100_000, bytes: 100_000 };
+        let limits = Limits::halving(100_000, 200_000);
         let (batcher, claims) = (Batcher::new(limits, 1, Instant::now()), VecDeque::new());
         let mut policy = Ours { batcher, shapes, claims };
         for shape in 0..shapes {

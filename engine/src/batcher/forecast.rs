@@ -95,7 +95,7 @@ impl<T: Clone> Batcher<T> {
     fn batches(&self, ticket: &Ticket<T>, own: &Profile, with: u64) -> Option<(u64, Duration, u32)> {
         match ticket.grouping {
             Grouping::Together { max_rows } => {
-                let full = own.efficient?.min(self.capped(&ticket.bucket, max_rows)).max(1);
+                let full = self.full(own, &ticket.bucket, max_rows)?;
                 let all = with + u64::from(ticket.rows);
                 let runs = (all - 1) / u64::from(full);
                 let last = (all - 1) % u64::from(full) + 1;
@@ -109,6 +109,14 @@ impl<T: Clone> Batcher<T> {
                 Some((runs.ceil() as u64, one.mul_f64(runs), ticket.rows))
             }
         }
+    }
+
+    /// Rows of the runs of a bucket when many wait, as far as they are known: as many as is of use, and as there is memory for.
+    fn full(&self, profile: &Profile, bucket: &Bucket, max_rows: u32) -> Option<u32> {
+        let full = profile.efficient?.min(self.capped(bucket, max_rows));
+        let one = self.queues.get(bucket).and_then(|queue| queue.waiting.first_key_value());
+        let most = one.map(|(_, one)| self.budget.rows(one.ticket.rows, one.ticket.held()));
+        Some(most.map_or(full, |most| full.min(most)).max(1))
     }
 
     /// What a run of so many rows may well take.
@@ -166,9 +174,7 @@ impl<T: Clone> Batcher<T> {
         }
         let Some(profile) = self.known(bucket) else { return unknown };
         let batch = match queue.grouping {
-            Grouping::Together { max_rows } => {
-                profile.efficient.map(|full| full.min(self.capped(bucket, max_rows)))
-            }
+            Grouping::Together { max_rows } => self.full(profile, bucket, max_rows),
             Grouping::Alone | Grouping::Serial => {
                 u32::try_from(queue.rows.div_ceil(queue.waiting.len().max(1) as u64)).ok()
             }

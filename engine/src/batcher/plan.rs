@@ -1,6 +1,7 @@
 //! Forms a batch: which of the jobs that wait in a bucket run now, which are late, and whether waiting for more is better.
 //! Reads what was learned; moves nothing (that is the parent's).
 
+use super::budget::Room;
 use super::profile::{Profile, shared};
 use super::{Batcher, Bucket, Grouping, Place, Running};
 use std::cell::LazyCell;
@@ -18,8 +19,8 @@ pub(super) const TRIED_WITHIN: Duration = Duration::from_secs(1);
 pub(super) struct Plan {
     /// Where its jobs stand, and how many rows of each run.
     pub(super) pieces: Vec<(Place, u32)>,
-    /// Those that are told that they are late.
-    pub(super) late: Vec<Place>,
+    /// Connections and ids of those that are told that they are late.
+    pub(super) late: Vec<(u64, u64)>,
     /// Why it has no more pieces.
     pub(super) closed: Closed,
     /// It has the size that it has in order to learn how long that takes.
@@ -28,7 +29,7 @@ pub(super) struct Plan {
 
 impl<T: Clone> Batcher<T> {
     /// Which jobs run now, with how many rows each, and which are late.
-    pub(super) fn plan(&self, bucket: &Bucket, now: Instant) -> Plan {
+    pub(super) fn plan(&self, bucket: &Bucket, room: Room, now: Instant) -> Plan {
         let queue = &self.queues[bucket];
         let most = match queue.grouping {
             Grouping::Together { max_rows } => self.capped(bucket, max_rows),
@@ -54,6 +55,7 @@ impl<T: Clone> Batcher<T> {
             Plan { pieces: Vec::new(), late: Vec::new(), closed: Closed::Everything, explores: false };
         // After each piece: all rows, and the first deadline.
         let mut sums: Vec<(u32, Option<Instant>)> = Vec::new();
+        let mut taken = 0;
         for (place, waiting) in &queue.waiting {
             let (rows, earliest) = sums.last().copied().unwrap_or_default();
             let piece = (waiting.ticket.rows - waiting.gone).min(most);
@@ -65,7 +67,7 @@ impl<T: Clone> Batcher<T> {
             let is_late =
                 |deadline| deadline <= now || (is_hopeless(deadline) && self.is_tried(bucket, piece, now));
             if waiting.ticket.deadline.is_some_and(is_late) {
-                plan.late.push(*place);
+                plan.late.push((waiting.ticket.connection, waiting.ticket.id));
                 continue;
             }
             let has_room = match queue.grouping {
@@ -79,6 +81,14 @@ impl<T: Clone> Batcher<T> {
                 };
                 break;
             }
+            if !room.has(taken, waiting.needs()) {
+                plan.closed = Closed::Full;
+                if room.is_rest {
+                    continue; // one that has begun needs none
+                }
+                break;
+            }
+            taken += waiting.needs();
             let earliest = [earliest, waiting.ticket.deadline].into_iter().flatten().min();
             sums.push((rows + piece, earliest));
             plan.pieces.push((*place, piece));

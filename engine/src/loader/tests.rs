@@ -81,7 +81,7 @@ fn setup(socket: &Path, library: Library) -> Setup {
     Setup {
         library,
         catalog: watch::channel(Arc::default()).0,
-        queue: Arc::new(Queue::new(batcher::Limits { rows: 10, bytes: 1000 }, 1)),
+        queue: Arc::new(Queue::new(batcher::Limits::halving(10, 1000), 1)),
         watchdog: Arc::new(Watchdog::new(1)),
         cores: Cores { lanes: 1, cores: 1, threads: Some(1) },
         load_patience: Duration::from_secs(60),

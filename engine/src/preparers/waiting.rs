@@ -163,6 +163,7 @@ impl<T> Waiting<T> {
             rows: 1,
             // One that is larger than all may be gets its turn when there is no other.
             bytes: asks.bytes.min(self.batcher.limits().bytes),
+            run_bytes: 0,
             deadline: prepared_by,
             priority: asks.priority,
             criticality: asks.criticality,

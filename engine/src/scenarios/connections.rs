@@ -117,7 +117,7 @@ fn a_socket_is_taken_over_only_from_the_dead() {
         load_patience: Duration::from_secs(60),
         load_max: Duration::from_secs(60),
         audit_every: None,
-        queue: Limits { rows: 1, bytes: 1 },
+        queue: Limits::halving(1, 1),
         memory: Memory { limit: u64::MAX, available: u64::MAX },
         device_memory: None,
         warm_up: None,

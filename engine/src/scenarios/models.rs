@@ -269,7 +269,7 @@ fn what_requests_may_hold_is_not_to_be_had_for_models() {
     folder.put(1, Ok(1.0));
     let (_engine, mut client) = folder.start_with(|settings| {
         settings.memory = Memory { limit: 8 << 30, available: 9 << 30 };
-        settings.queue.bytes = 4 << 30;
+        settings.queue = crate::batcher::Limits::halving(1000, 4 << 30);
     });
     folder.put_file(2, |file| file.bytes = 1 << 29);
     let (status, why, _) = load(&mut client);

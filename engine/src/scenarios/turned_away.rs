@@ -132,7 +132,8 @@ fn a_proxy_that_goes_with_a_thousand_waiting_requests_leaves_nothing_behind() {
     // The engine hears of it when it next looks at that socket.
     while stayer.health().under_way > 2 {}
     let left = stayer.health();
-    assert_eq!((left.under_way, left.request_bytes), (2, 2 * one), "what runs, and the other's");
+    assert_eq!(left.under_way, 2, "what runs, and the other's");
+    assert!((one + 1..2 * one).contains(&left.request_bytes), "the other's has no outputs yet: {left:?}");
     gate.open();
     let answer = stayer.reply().unwrap();
     assert_eq!((answer.id, answer.fp32("y")), (1, vec![6.0, 1.0]));
@@ -262,73 +263,79 @@ fn a_full_queue_has_room_for_who_matters_more_and_for_another_tenant() {
 }
 
 #[test]
-fn bytes_are_for_what_waits_and_what_runs_and_for_the_copies_that_runs_are_made_from() {
-    // As much as two requests of 16 rows and 8 bytes each, their copies, their outputs and what is said beside them.
-    let room = 2 * (3 * 16 * 8 + 100);
-    let (_engine, mut client, gate) = engine_with_held_lane(|settings| settings.queue.bytes = room);
-    let values = [0.5; 32];
-    let large = || Asked::of("double").fp32("x", &[16, 2], &values);
+fn half_of_the_bytes_is_for_what_waits_and_runs_and_who_has_more_than_there_may_be_is_told_so() {
+    // As much as two requests of 16 rows and 8 bytes each, with what is said beside them.
+    let room = 4 * (16 * 8 + 60);
+    let (_engine, mut client, gate) =
+        engine_with_held_lane(|settings| settings.queue = Limits::halving(1000, room));
+    let ask = |rows: u64| Asked::of("double").fp32("x", &[rows, 2], &vec![0.5; 2 * rows as usize]);
     gate.open();
     assert_eq!(client.reply().unwrap().id, 1);
     gate.shut();
-    client.infer(2, large());
+    client.infer(2, ask(16));
     gate.await_held(1);
-    client.infer(3, large());
+    client.infer(3, ask(16));
     assert!(client.barrier().is_empty(), "it waits");
-    client.infer(4, large());
-    let refused = client.reply().unwrap();
-    assert_eq!((refused.id, refused.status()), (4, Status::Overloaded), "{refused:?}");
+    client.infer_all([(4, ask(16)), (5, ask(40))]);
+    let told: Vec<_> = client.barrier().iter().map(|answer| (answer.id, answer.status())).collect();
+    assert_eq!(told, [(4, Status::Overloaded), (5, Status::InvalidArgument)]);
     let health = client.health();
-    assert!((768..room as u64).contains(&health.request_bytes), "{health:?}");
+    // Both, and a copy of what runs, and its outputs.
+    assert!((4 * 128..room as u64).contains(&health.request_bytes), "{health:?}");
     assert_eq!(health.request_bytes_max, room as u64 * 3 / 2);
     gate.open();
     assert_eq!(client.replies(2).iter().map(|reply| reply.id).collect::<Vec<_>>(), [2, 3]);
-    client.infer(5, large());
-    assert_eq!(client.reply().unwrap().status(), Status::Ok);
+    nothing_is_held(&mut client);
 }
 
 #[test]
-fn bytes_are_for_outputs_as_well_and_who_asks_for_more_than_there_may_be_is_told_so() {
-    let (gate, wide) = (Arc::new(Gate::default()), 1000);
-    let passing = Arc::clone(&gate);
+fn many_who_wait_for_large_outputs_are_all_answered_and_a_small_model_beside_them_is_not_refused() {
+    const WIDE: usize = 10_000;
+    const MANY: u64 = 30;
+    // Outputs of two rows fit, of a wide model of which only a run tells how wide it is.
+    let run_bytes = 2 * 4 * WIDE + 1000;
+    let (gate, most) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
+    let (passing, largest) = (Arc::clone(&gate), Arc::clone(&most));
     let load: Load = Box::new(move || {
         let mut spec = rows_spec(&[("x", 1)], &[("y", 1)], 16);
-        // How wide it is, only a run tells.
         let form = Form { datatype: Datatype::Fp32, shape: vec![Dimension::Free, Dimension::Free] };
         spec.outputs[0].form = Some(form);
         let model = Scripted::new(spec, move |inputs| {
             passing.pass();
             let x = fp32(&inputs[0]);
-            let y: Vec<f32> = x.iter().flat_map(|value| vec![*value; wide]).collect();
-            Ok(vec![output_fp32("y", &[x.len() as u64, wide as u64], &y)])
+            largest.fetch_max(x.len(), Ordering::SeqCst);
+            let y: Vec<f32> = x.iter().flat_map(|value| vec![*value; WIDE]).collect();
+            Ok(vec![output_fp32("y", &[x.len() as u64, WIDE as u64], &y)])
         });
         Ok(Loaded { model: Box::new(model), golden: None, preprocess: None, files: None })
     });
-    // Ten rows of 4 bytes give as many of 4,000.
-    let room = 10 * 4 * wide + 1000;
-    let engine = Engine::start_with(vec![to_load("wide", 1, load)], |settings| settings.queue.bytes = room);
-    let mut client = engine.connect();
+    let models = vec![to_load("wide", 1, load), candidate("double", double)];
+    let limits = Limits { rows: 1000, bytes: 100_000, run_bytes };
+    let engine = Engine::start_with(models, |settings| settings.queue = limits);
+    let (mut client, mut other) = (engine.connect(), engine.connect());
     client.index();
-    let ask = |rows: u64| Asked::of("wide").fp32("x", &[rows, 1], &vec![0.5; rows as usize]);
+    other.index();
+    let ask_wide = |rows: u64| Asked::of("wide").fp32("x", &[rows, 1], &vec![0.5; rows as usize]);
     gate.shut();
-    client.infer(1, ask(4));
+    most.store(0, Ordering::SeqCst);
+    client.infer(0, ask_wide(1));
     gate.await_held(1);
-    client.infer(2, ask(5));
-    assert!(client.barrier().is_empty(), "it waits");
-    client.infer(3, ask(2));
-    client.infer(4, ask(11));
+    client.infer_all((1..=MANY).map(|id| (id, ask_wide(1))));
+    // More than there is room for, and than may ever be held.
+    client.infer_all([(MANY + 1, ask_wide(3)), (MANY + 2, ask_wide(6))]);
     let refused = client.barrier();
     let told: Vec<_> = refused.iter().map(|answer| (answer.id, answer.status())).collect();
-    assert_eq!(told, [(3, Status::Overloaded), (4, Status::InvalidArgument)], "{refused:?}");
-    let message = &refused[1].reply.message;
-    assert!(message.ends_with("at most 41000 are held at once"), "{message}");
+    assert_eq!(told, [(MANY + 2, Status::InvalidArgument)], "{refused:?}");
+    let message = &refused[0].reply.message;
+    assert!(message.ends_with(&format!("at most {} are held at once", limits.all_bytes())), "{message}");
+    other.infer(1, ask(4.0));
+    assert!(other.barrier().is_empty(), "it waits");
+    assert!(other.health().request_bytes < 4 * WIDE as u64 + 20_000, "of one run, and of inputs");
     gate.open();
-    assert!(client.replies(2).iter().all(|answer| answer.status() == Status::Ok));
-    // A lane answers first and tells the queue then: until it has, there is no room.
-    let mut asked = (5..).map(|id| {
-        client.infer(id, ask(10));
-        client.reply().unwrap()
-    });
-    let answer = asked.find(|answer| answer.status() != Status::Overloaded).unwrap();
-    assert_eq!(answer.fp32("y").len(), 10 * wide);
+    let answers = client.replies(MANY as usize + 2);
+    assert!(answers.iter().all(|answer| answer.status() == Status::Ok));
+    assert_eq!(answers[MANY as usize + 1].fp32("y").len(), 3 * WIDE);
+    assert_eq!(other.reply().unwrap().fp32("y"), [8.0, 1.0]);
+    assert_eq!(most.load(Ordering::SeqCst), 3, "two at a time, and the one that is larger alone");
+    nothing_is_held(&mut other);
 }

@@ -64,7 +64,7 @@ struct Tally {
 impl World {
     fn new(lengths: &'static [u64]) -> Self {
         let now = Instant::now();
-        let limits = Limits { rows: 100_000, bytes: 100_000 };
+        let limits = Limits::halving(100_000, 200_000);
         let mut batcher = Batcher::new(limits, LANES, now);
         // What a calibration measures: sizes of one shape.
         let mut curve = Curve::default();
@@ -95,6 +95,7 @@ impl World {
             at_once: LANES,
             rows: 1,
             bytes: 1,
+            run_bytes: 1,
             deadline: budget.map(|budget| self.now + budget),
             priority: Priority::Normal,
             criticality: Criticality::Normal,

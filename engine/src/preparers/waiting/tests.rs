@@ -25,7 +25,11 @@ struct World {
 impl World {
     fn new(requests: u64, bytes: usize) -> Self {
         let now = Instant::now();
-        Self { waiting: Waiting::new(Limits { rows: requests, bytes }, THREADS, now), now, shed: Vec::new() }
+        Self {
+            waiting: Waiting::new(Limits { rows: requests, bytes, run_bytes: 0 }, THREADS, now),
+            now,
+            shed: Vec::new(),
+        }
     }
 
     /// One for which threads have become used to so long.
