@@ -269,8 +269,8 @@ pub struct Batcher<T> {
     begun: BTreeMap<Place, Bucket>,
     /// Claims that are out, and when they are expected back.
     running: Vec<Running>,
-    /// How long what runs and waits takes at most: the backlog when the last batch was formed, and what has come since,
-    /// each as if it ran alone.
+    /// Lane time of what runs and waits, at most: what it was when the last batch was formed, and what has come since, each as
+    /// if it ran alone. Nobody waits for longer, however little of the lanes its version may have.
     ahead: Duration,
     rows: u64,
     pushed: u64,
@@ -373,7 +373,7 @@ impl<T: Clone> Batcher<T> {
         };
         let is_one_too_many = self.queues.len() >= QUEUES_MAX && !self.queues.contains_key(&ticket.bucket);
         let Some(mut victims) = self.victims(&ticket, room, &[]).filter(|_| !is_one_too_many) else {
-            return Err(Refused::Overloaded { wait: self.backlog(now), job: ticket.payload });
+            return Err(Refused::Overloaded { wait: self.backlog(ticket.bound(), now), job: ticket.payload });
         };
         let profile = self.profile(&ticket.bucket);
         profile.arrivals.observe(now);
@@ -382,7 +382,7 @@ impl<T: Clone> Batcher<T> {
         }
         let piece = ticket.grouping.piece(ticket.rows);
         let takes = profile.curve.typical(piece).unwrap_or_default() * ticket.rows.div_ceil(piece);
-        let ahead = self.ahead + takes;
+        let ahead = self.ahead + takes * ticket.lanes as u32;
         let soonest = ticket.deadline.map_or(now + PATIENCE, |deadline| deadline.min(now + PATIENCE));
         let urgency = soonest + HEAD_START * ticket.priority as u32;
         // Whatever would go for it, nothing runs before something is back.
@@ -625,7 +625,7 @@ impl<T: Clone> Batcher<T> {
         let takes = expected.unwrap_or_default();
         let back = now + takes;
         self.running.push(Running { number, bucket: bucket.clone(), rows, lanes, back });
-        self.ahead = self.backlog(now);
+        self.ahead = self.all_work(now);
         Batch {
             pieces,
             late,
@@ -695,6 +695,12 @@ impl Grouping {
 }
 
 impl<T> Ticket<T> {
+    /// What its version may have.
+    fn bound(&self) -> Bound {
+        let at_once = self.grouping.at_once(self.at_once);
+        Bound { version: self.bucket.version, lanes: self.lanes, at_once }
+    }
+
     fn held(&self) -> Held {
         Held { bytes: self.bytes, run_bytes: self.run_bytes }
     }

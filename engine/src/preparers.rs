@@ -185,7 +185,7 @@ impl Preparers {
         state.bytes += bytes;
         let mut task = Some(Task { raw, done: done.clone(), place });
         let admitted = state.admit(asks, self.shared.bytes_max, &mut task, &mut shed, now);
-        let wait = if shed.is_empty() { Duration::ZERO } else { state.waiting.backlog(now) };
+        let wait = if shed.is_empty() { Duration::ZERO } else { state.waiting.backlog(work, now) };
         // Places take the lock.
         drop(state);
         if admitted.is_ok() {
@@ -260,7 +260,9 @@ impl State {
         let of_others = self.bytes - asks.bytes;
         let is_full = of_others > self.waiting.bytes() && self.bytes > bytes_max;
         if is_full || self.requests > REQUESTS_MAX {
-            return Err(Refusal::Overloaded { wait: self.waiting.backlog(now) + asks.after.backlog });
+            return Err(Refusal::Overloaded {
+                wait: self.waiting.backlog(asks.work, now).max(asks.after.backlog),
+            });
         }
         self.waiting.push(asks, || task.take().expect("it is made once"), shed, now)
     }

@@ -119,11 +119,11 @@ impl Queue {
                 }
             }
         }
-        let wait = if shed.is_empty() { Duration::ZERO } else { state.batcher.backlog(now) };
+        let shed = state.told(shed, now);
         // What has come is there for whoever was called for it.
         self.announced.store(false, Ordering::Release);
         self.wake_one(state);
-        shed.iter().for_each(|job: &Arc<Job>| split::turn_away(job, &Refusal::Shed { wait }));
+        shed.iter().for_each(|(job, refusal)| split::turn_away(job, refusal));
     }
 
     /// The next batch for a lane, as soon as there is one; `None` when the engine stops and nothing is left.
@@ -220,8 +220,7 @@ impl Queue {
         let rows = version.rows_of(rows);
         // Of one whose shape is only known once it is prepared, what was found out when the version was loaded has to do.
         let bucket = Bucket { version: version.key, free: Vec::new(), suspect: false };
-        let at_once = version.grouping.at_once(version.way.at_once);
-        let bound = Bound { version: version.key, lanes: version.way.lanes, at_once };
+        let bound = bound_of(version);
         let state = self.lock();
         let backlog = state.batcher.backlog_before(bound, terms.criticality, terms.tenant, now);
         let takes = state.batcher.takes(&bucket, version.grouping, rows);
@@ -326,6 +325,24 @@ impl State {
         let mut jobs = self.running.iter().flatten().flat_map(|pieces| pieces.iter()).map(|piece| &piece.job);
         jobs.find(|job| (job.mailbox.connection, job.id) == (connection, id))
     }
+
+    /// What those are told that had to go for others.
+    fn told(&self, shed: Vec<Arc<Job>>, now: Instant) -> Vec<(Arc<Job>, Refusal)> {
+        let mut waits: Option<(u32, Duration)> = None;
+        let told = shed.into_iter().map(|job| {
+            let version = &job.request.version;
+            let known = waits.filter(|(key, _)| *key == version.key);
+            let (_, wait) = *waits
+                .insert(known.unwrap_or_else(|| (version.key, self.batcher.backlog(bound_of(version), now))));
+            (job, Refusal::Shed { wait })
+        });
+        told.collect()
+    }
+}
+
+fn bound_of(version: &Version) -> Bound {
+    let at_once = version.grouping.at_once(version.way.at_once);
+    Bound { version: version.key, lanes: version.way.lanes, at_once }
 }
 
 fn ticket(job: Arc<Job>, suspect: bool) -> Ticket<Arc<Job>> {

@@ -4,7 +4,7 @@
 //! its seed.
 
 use crate::batcher::{
-    Batcher, Bucket, Criticality, Ended, Grouping, Limits, Next, Piece, Priority, Refused, Ticket,
+    Batcher, Bound, Bucket, Criticality, Ended, Grouping, Limits, Next, Piece, Priority, Refused, Ticket,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -102,7 +102,7 @@ mod schedules {
             must!(self.inside.is_empty(), "never left: {:?}", self.inside.keys());
             must!(!self.batcher.has_next() && self.batcher.is_empty(), "something is left");
             must!(self.batcher.bytes() == 0, "bytes of nothing");
-            must!(self.batcher.backlog(self.now).is_zero(), "a backlog of nothing");
+            must!(self.batcher.backlog(Bound::default(), self.now).is_zero(), "a backlog of nothing");
             Ok(())
         }
 

@@ -23,11 +23,23 @@ pub(super) fn is_calm(ahead: Duration, budget: Duration) -> bool {
 }
 
 impl<T: Clone> Batcher<T> {
-    /// How long a job that comes now would wait for its turn, as far as that is known.
-    pub fn backlog(&self, now: Instant) -> Duration {
-        let waiting: Duration =
-            self.queues.iter().map(|(bucket, queue)| self.work(bucket, queue, queue.rows)).sum();
-        self.per_lane(waiting + self.residual(now))
+    /// What who is refused for want of room is told: how long a job of a version that may have so much would wait for its turn
+    /// behind all that runs and waits, as it is reckoned for those who are let in. There is no room before a run is back.
+    pub fn backlog(&self, own: Bound, now: Instant) -> Duration {
+        let mut before = Before::default();
+        for (bucket, queue) in self.queues.iter().filter(|(_, queue)| queue.rows > 0) {
+            let (runs, work) = self.runs(bucket, queue, queue.rows);
+            before.add(queue.bound(bucket.version), runs, work);
+        }
+        let first_back = self.running.iter().map(|running| running.left(now)).min();
+        before.wait_behind(own, self.lanes, &self.running, now).max(first_back.unwrap_or_default())
+    }
+
+    /// Lane time of all that runs and waits, as far as it is known.
+    pub(super) fn all_work(&self, now: Instant) -> Duration {
+        let running = self.running.iter().map(|running| running.left(now) * running.lanes as u32);
+        let waiting = self.queues.iter().map(|(bucket, queue)| self.work(bucket, queue, queue.rows));
+        running.chain(waiting).sum()
     }
 
     /// What so many rows of a bucket that runs so take in a run of their own, and at least if they run with others; nothing where
@@ -66,11 +78,7 @@ impl<T: Clone> Batcher<T> {
                 before.add(queue.bound(bucket.version), runs, work);
             }
         }
-        let own_bound = Bound {
-            version: ticket.bucket.version,
-            lanes: ticket.lanes,
-            at_once: ticket.grouping.at_once(ticket.at_once),
-        };
+        let own_bound = ticket.bound();
         let mut last = 0;
         if is_tried {
             let (runs, takes, size) = self.batches(ticket, own, with)?;
@@ -185,15 +193,5 @@ impl<T: Clone> Batcher<T> {
             return (1, typical(rows as u32));
         }
         (rows.div_ceil(batch.into()), typical(batch).mul_f64(rows as f64 / f64::from(batch)))
-    }
-
-    /// Lane time of what runs.
-    pub(super) fn residual(&self, now: Instant) -> Duration {
-        let of = |running: &Running| running.back.saturating_duration_since(now) * running.lanes as u32;
-        self.running.iter().map(of).sum()
-    }
-
-    pub(super) fn per_lane(&self, work: Duration) -> Duration {
-        work / self.lanes as u32
     }
 }

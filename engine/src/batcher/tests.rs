@@ -605,6 +605,30 @@ fn nobody_is_given_up_for_a_long_run_on_another_lane() {
 }
 
 #[test]
+fn who_finds_no_room_is_told_the_wait_that_those_who_are_let_in_are_reckoned_with() {
+    let mut world = with_lanes(2);
+    world.batcher = Batcher::new(Limits { rows: 8, ..world.batcher.limits }, 2, world.now);
+    world.learn(0, 0, &[(1, 10)]);
+    world.learn(2, 0, &[(1, 400)]);
+    world.push_plain(&(0..5).collect::<Vec<_>>(), 2, 0);
+    assert_eq!(world.step(), Step::Run(vec![0]));
+    let wait = |world: &mut World, ticket| {
+        let refused = world.batcher.push(ticket, &mut world.shed, world.now);
+        let (Err(Refused::Overloaded { wait, .. }) | Err(Refused::TooLate { wait, .. })) = refused else {
+            panic!("{refused:?}")
+        };
+        wait.as_millis()
+    };
+    let late = patient(&world, 10, 2, ms(1900));
+    assert_eq!(wait(&mut world, late), 2000, "one at a time, though two lanes could do it in half of that");
+    world.push_plain(&(20..24).collect::<Vec<_>>(), 2, 0);
+    let own = world.ticket(30, 2, 0);
+    assert_eq!(wait(&mut world, own), 9 * 400, "there is no room for another");
+    let other = Ticket { rows: 8, ..world.ticket(31, 0, 0) };
+    assert_eq!(wait(&mut world, other), 400, "a lane is idle, but there is no room before the run is back");
+}
+
+#[test]
 fn versions_that_may_have_one_lane_each_make_nobody_wait_for_all_that_they_have() {
     let mut world = with_lanes(2);
     world.learn(0, 0, &[(1, 10)]);
@@ -673,7 +697,8 @@ fn what_runs_and_other_buckets_count_into_the_wait() {
     world.push_plain(&[5], 0, 7);
     world.now += ms(5);
     // 15 ms are left of what runs, and 30 stand before a job without haste.
-    let backlog = |world: &World| (world.batcher.backlog(world.now).as_secs_f64() * 1e3).round();
+    let bound = Bound { version: 0, lanes: 1, at_once: 1 };
+    let backlog = |world: &World| (world.batcher.backlog(bound, world.now).as_secs_f64() * 1e3).round();
     assert_eq!(backlog(&world), 45.0);
     let patient = Ticket { deadline: Some(world.now + PATIENCE), ..world.ticket(6, 0, 0) };
     assert!(world.push(patient));

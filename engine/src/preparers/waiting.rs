@@ -49,6 +49,7 @@ struct Coming {
 
 struct Waits<T> {
     task: T,
+    work: Work,
     deadline: Option<Instant>,
     share: Share,
 }
@@ -159,7 +160,7 @@ impl<T> Waiting<T> {
             bucket: bucket(&asks),
             grouping: Grouping::Alone,
             lanes: 1,
-            at_once: if asks.work.is_long() { self.threads.saturating_sub(1).max(1) } else { usize::MAX },
+            at_once: self.bound(asks.work).at_once,
             rows: 1,
             // One that is larger than all may be gets its turn when there is no other.
             bytes: asks.bytes.min(self.batcher.limits().bytes),
@@ -182,19 +183,21 @@ impl<T> Waiting<T> {
         shed.extend(gone.into_iter().map(|number| self.remove(number).task));
         let share = Share { version: after.bound.version, criticality: asks.criticality, adds: after.adds };
         self.come(share, after.bound);
-        self.tasks.insert(number, Waits { task: make(), deadline, share });
+        self.tasks.insert(number, Waits { task: make(), work: asks.work, deadline, share });
         Ok(())
     }
 
     /// What a thread that is idle is to do, if there is anything.
     pub(super) fn next(&mut self, now: Instant) -> Option<Turn<T>> {
         let Next::Run(batch) = self.batcher.next(now) else { return None };
-        let backlog = if batch.late.is_empty() { Duration::ZERO } else { self.batcher.backlog(now) };
+        let late: Vec<_> = batch.late.into_iter().map(|number| self.remove(number)).collect();
+        // They are of one bucket.
+        let backlog = late.first().map_or(Duration::ZERO, |waits| self.backlog(waits.work, now));
         let tell = |Waits { task, deadline, .. }: Waits<T>| match deadline {
             Some(deadline) if deadline <= now => (task, Refusal::Expired),
             _ => (task, Refusal::TooLate { wait: backlog }),
         };
-        let late = batch.late.into_iter().map(|number| tell(self.remove(number))).collect();
+        let late = late.into_iter().map(tell).collect();
         let work = match batch.pieces.first() {
             Some(piece) => {
                 // It comes until it is prepared.
@@ -239,9 +242,15 @@ impl<T> Waiting<T> {
         self.tasks.drain().map(|(_, waits)| waits.task).collect()
     }
 
-    /// How long one that comes now would wait for a thread, if it had to wait for all.
-    pub(super) fn backlog(&self, now: Instant) -> Duration {
-        self.batcher.backlog(now)
+    /// How long one of such work that comes now would wait for a thread, if it had to wait for all.
+    pub(super) fn backlog(&self, work: Work, now: Instant) -> Duration {
+        self.batcher.backlog(self.bound(work), now)
+    }
+
+    /// What such work may have of the threads.
+    fn bound(&self, work: Work) -> Bound {
+        let at_once = if work.is_long() { self.threads.saturating_sub(1).max(1) } else { usize::MAX };
+        Bound { version: u32::from(work.is_long()), lanes: 1, at_once }
     }
 
     /// Bytes of those that wait or are prepared.
