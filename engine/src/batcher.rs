@@ -372,7 +372,7 @@ impl<T: Clone> Batcher<T> {
             bytes: self.budget.lacks(ticket.bytes),
         };
         let is_one_too_many = self.queues.len() >= QUEUES_MAX && !self.queues.contains_key(&ticket.bucket);
-        let Some(mut victims) = self.victims(&ticket, room, &[]).filter(|_| !is_one_too_many) else {
+        let Some(mut victims) = self.victims(&ticket, room, &[], now).filter(|_| !is_one_too_many) else {
             return Err(Refused::Overloaded { wait: self.backlog(ticket.bound(), now), job: ticket.payload });
         };
         let profile = self.profile(&ticket.bucket);
@@ -396,15 +396,21 @@ impl<T: Clone> Batcher<T> {
         }
         if let Some(deadline) = ticket.deadline
             && !is_calm(ahead, deadline.saturating_duration_since(now))
-            && let Some(forecast) = self.forecast(&ticket, urgency, now)
+            && let Some(forecast) = self.forecast(&ticket, urgency, &victims, now)
             && now + forecast.answered > deadline
         {
             let late = (now + forecast.answered).saturating_duration_since(deadline);
             let before = Place { urgency, arrival: self.pushed };
-            let missing = late * self.lanes as u32;
-            let lane = missing.saturating_sub(self.time_left_by(&victims, before));
-            match self.victims(&ticket, Lack::Time { lane, before }, &victims) {
-                Some(those) => victims.extend(those),
+            let lack = Lack::Time { lane: late * self.lanes as u32, before };
+            let more = self.victims(&ticket, lack, &victims, now);
+            let all = more.map(|more| [victims, more].concat());
+            // Whoever takes another lane, or runs while it waits for its version's turn, does not stand in its way.
+            let is_in_time = |all: &Vec<_>| {
+                let forecast = self.forecast(&ticket, urgency, all, now);
+                forecast.is_none_or(|forecast| now + forecast.answered <= deadline)
+            };
+            match all.filter(is_in_time) {
+                Some(all) => victims = all,
                 None if late > forecast.waits => return Err(Refused::Hopeless(ticket.payload)),
                 None => return Err(Refused::TooLate { job: ticket.payload, wait: forecast.waits }),
             }
@@ -463,6 +469,7 @@ impl<T: Clone> Batcher<T> {
     /// Forgets a version of which nothing waits or runs; gives what was learned of it to whoever has the time to free it.
     pub fn forget(&mut self, version: u32) -> impl Sized + use<T> {
         self.versions.remove(&version);
+        self.parties.forget(version);
         self.queues.retain(|bucket, _| bucket.version != version);
         self.profiles.extract_if(|bucket, _| bucket.version == version).collect::<Vec<_>>()
     }

@@ -191,7 +191,10 @@ impl Preparers {
         if admitted.is_ok() {
             self.shared.wake.notify_one();
         }
-        shed.into_iter().for_each(|task| task.turn_away(Refusal::Shed { wait }));
+        shed.into_iter().for_each(|task| {
+            let is_over = task.raw.terms.deadline.is_some_and(|deadline| deadline <= now);
+            task.turn_away(if is_over { Refusal::Expired } else { Refusal::Shed { wait } });
+        });
         admitted
     }
 

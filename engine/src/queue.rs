@@ -330,6 +330,9 @@ impl State {
     fn told(&self, shed: Vec<Arc<Job>>, now: Instant) -> Vec<(Arc<Job>, Refusal)> {
         let mut waits: Option<(u32, Duration)> = None;
         let told = shed.into_iter().map(|job| {
+            if job.deadline.is_some_and(|deadline| deadline <= now) {
+                return (job, Refusal::Expired);
+            }
             let version = &job.request.version;
             let known = waits.filter(|(key, _)| *key == version.key);
             let (_, wait) = *waits

@@ -153,21 +153,32 @@ mod schedules {
             for victim in shed {
                 let other = &self.jobs[victim as usize];
                 must!(self.inside.get(&victim).is_some_and(|fate| fate.rows_run == 0), "it has begun to run");
-                must!(other.party.0 >= job.party.0, "somebody more critical has gone");
-                must!(other.party != job.party, "one of its own has gone");
-                let equal = other.party.0 == job.party.0;
                 let other = other.clone();
                 self.end(victim)?;
-                let rows = |party| -> u64 {
+                if other.deadline.is_some_and(|deadline| deadline <= self.now) {
+                    continue; // it would not have run
+                }
+                must!(other.party.0 >= job.party.0, "somebody more critical has gone");
+                let own_version = |other: &Job| other.bucket.version == job.bucket.version;
+                must!(other.party != job.party || !own_version(&other), "one of its own has gone");
+                if other.party.0 > job.party.0 {
+                    continue;
+                }
+                let rows = |is_of: &dyn Fn(&Job) -> bool| -> u64 {
                     let waits = self.inside.iter().filter(|(_, fate)| fate.rows_run == 0);
                     let jobs = waits.map(|(at, _)| &self.jobs[*at as usize]);
-                    jobs.filter(|job| job.party == party).map(|job| u64::from(job.rows)).sum()
+                    jobs.filter(|job| is_of(job)).map(|job| u64::from(job.rows)).sum()
                 };
-                let share = rows(job.party) + u64::from(job.rows);
-                must!(
-                    !equal || rows(other.party) >= share,
-                    "an equal is left with less than who it goes for"
-                );
+                // Tenants are equals, and so are the versions of a tenant.
+                let of = |one: &Job| {
+                    let (party, version) = (one.party, one.bucket.version);
+                    match other.party == job.party {
+                        true => rows(&|job| job.party == party && job.bucket.version == version),
+                        false => rows(&|job| job.party == party),
+                    }
+                };
+                let share = of(&job) + u64::from(job.rows);
+                must!(of(&other) >= share, "an equal is left with less than who it goes for");
             }
             match pushed {
                 Ok(()) => {

@@ -5,6 +5,7 @@ use super::before::{Before, Bound};
 use super::profile::Profile;
 use super::{Batcher, Bucket, Grouping, PATIENCE, Queue, Running, Ticket};
 use crate::curve::Curve;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// What is predicted may well take so many times as long when many are waiting.
@@ -60,17 +61,30 @@ impl<T: Clone> Batcher<T> {
         }
     }
 
-    /// When a job that came now would be answered. Where nothing was seen lately of what it takes itself, it is supposed to take
+    /// When a job that came now would be answered, once those are `gone` who go for it. Where nothing was seen lately of what it takes itself, it is supposed to take
     /// no time; and so is all else of which nothing was seen. What a slow time has taught refuses nobody then who could teach
     /// better, while what is known to stand before a job still does.
-    pub(super) fn forecast(&self, ticket: &Ticket<T>, urgency: Instant, now: Instant) -> Option<Forecast> {
+    pub(super) fn forecast(
+        &self,
+        ticket: &Ticket<T>,
+        urgency: Instant,
+        gone: &[(u64, u64)],
+        now: Instant,
+    ) -> Option<Forecast> {
         let own = self.known(&ticket.bucket)?;
         let is_tried = self.is_tried(&ticket.bucket, ticket.grouping.piece(ticket.rows), now);
         let slot = self.slot(urgency);
+        let mut gone_rows: HashMap<&Bucket, u64> = HashMap::new();
+        for (bucket, place) in gone.iter().filter_map(|key| self.places.get(key)) {
+            if self.slot(place.urgency) <= slot {
+                let rows = self.queues[bucket].waiting[place].ticket.rows;
+                *gone_rows.entry(bucket).or_default() += u64::from(rows);
+            }
+        }
         let mut before = Before::default();
         let mut with = 0;
         for (bucket, queue) in &self.queues {
-            let rows = queue.rows_until(slot);
+            let rows = queue.rows_until(slot) - gone_rows.get(bucket).copied().unwrap_or_default();
             if *bucket == ticket.bucket {
                 with = rows;
             } else if rows > 0 && (is_tried || self.is_tried(bucket, 1, now)) {

@@ -1,29 +1,37 @@
-//! Who goes when there is too little room, or too little time: of those that wait the least critical first; among equals
-//! those of the tenant who has most waiting, for somebody who would still have less. Decides who; never for the sake of
-//! somebody less critical, and never for nothing: if all of them together would not be enough, nobody goes.
+//! Who goes when there is too little room, or too little time. Of those that wait first whoever has no time left anyway, then the
+//! least critical. Among equals somebody of the tenant who has most waiting, for another tenant who would still have less; and
+//! within a tenant one of the version of which it has most, for another version of which it would still have less. Decides
+//! who; never for the sake of somebody less critical, and never for nothing: if all of them together would not be enough, nobody
+//! goes.
 //!
-//! Among equals that is the longest queue drop of Suter, Lakshman, Stiliadis and Choudhury (1998): whoever asks for less
-//! than an equal share of what there is gets it, whatever the others ask for.
+//! Among equals that is the longest queue drop of Suter, Lakshman, Stiliadis and Choudhury (1998), on two levels: whoever asks for
+//! less than an equal share of what there is gets it, whatever the others ask for. A tenant with many versions has no more
+//! than one with a single version; and where nobody says whose requests are, versions have equal shares.
 
 use super::before::{Before, Bound};
 use super::{Batcher, Bucket, Criticality, Place, Ticket};
-use std::collections::BTreeMap;
 use std::collections::btree_map::Values;
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter::{Peekable, Rev};
 use std::time::{Duration, Instant};
 
 /// So many go for one at most.
 const VICTIMS_MAX: usize = 256;
 
-/// Who waits and has not begun to run, by how critical they are and whose.
+/// How critical, which tenant's, for which version.
+type Whose = (Criticality, u64, u32);
+
+/// Who waits and has not begun to run.
 #[derive(Debug, Default)]
-pub(super) struct Parties(BTreeMap<(Criticality, u64), Party>);
+pub(super) struct Parties(BTreeMap<Whose, Party>);
 
 #[derive(Debug, Default)]
 struct Party {
     rows: u64,
     /// By arrival.
     jobs: BTreeMap<u64, Waits>,
+    /// Deadlines, and whose they are.
+    due: BTreeSet<(Instant, u64)>,
 }
 
 /// One of a party.
@@ -51,7 +59,8 @@ pub(super) enum Lack {
 
 impl Parties {
     pub(super) fn join<T>(&mut self, ticket: &Ticket<T>, place: Place) {
-        let party = self.0.entry((ticket.criticality, ticket.tenant)).or_default();
+        let party = self.0.entry(whose(ticket)).or_default();
+        party.due.extend(ticket.deadline.map(|deadline| (deadline, place.arrival)));
         party.rows += u64::from(ticket.rows);
         let key = (ticket.connection, ticket.id);
         party.jobs.insert(place.arrival, Waits { key, place, rows: ticket.rows, bytes: ticket.bytes });
@@ -59,16 +68,34 @@ impl Parties {
 
     /// One that has gone, or has begun to run; only the first time counts.
     pub(super) fn leave<T>(&mut self, ticket: &Ticket<T>, place: Place) {
-        let key = (ticket.criticality, ticket.tenant);
-        let Some(party) = self.0.get_mut(&key) else { return };
+        let whose = whose(ticket);
+        let Some(party) = self.0.get_mut(&whose) else { return };
         if party.jobs.remove(&place.arrival).is_some() {
             party.rows -= u64::from(ticket.rows);
+            if let Some(deadline) = ticket.deadline {
+                party.due.remove(&(deadline, place.arrival));
+            }
         }
         // That of all who have no tenant stays: it is needed again at once.
         if party.jobs.is_empty() && ticket.tenant != 0 {
-            self.0.remove(&key);
+            self.0.remove(&whose);
         }
     }
+
+    /// Nothing waits any more for a version.
+    pub(super) fn forget(&mut self, version: u32) {
+        self.0.retain(|(_, _, of), party| *of != version || !party.jobs.is_empty());
+    }
+
+    /// Rows of all versions of a tenant.
+    fn rows_of(&self, criticality: Criticality, tenant: u64) -> u64 {
+        let of_tenant = self.0.range((criticality, tenant, 0)..=(criticality, tenant, u32::MAX));
+        of_tenant.map(|(_, party)| party.rows).sum()
+    }
+}
+
+fn whose<T>(ticket: &Ticket<T>) -> Whose {
+    (ticket.criticality, ticket.tenant, ticket.bucket.version)
 }
 
 impl Party {
@@ -80,11 +107,16 @@ impl Party {
         let those = self.jobs.values().filter(|waits| gone.contains(&waits.key));
         those.map(|waits| u64::from(waits.rows)).sum()
     }
+
+    /// Those that have no time left.
+    fn expired(&self, now: Instant) -> impl Iterator<Item = &Waits> {
+        self.due.range(..=(now, u64::MAX)).map(|(_, arrival)| &self.jobs[arrival])
+    }
 }
 
 /// A party, as far as it has lost somebody.
 struct Losing<'a> {
-    criticality: Criticality,
+    whose: Whose,
     /// What it is left with.
     rows: u64,
     /// The newest goes first.
@@ -98,41 +130,67 @@ impl<T: Clone> Batcher<T> {
         ticket: &Ticket<T>,
         mut lack: Lack,
         gone: &[(u64, u64)],
+        now: Instant,
     ) -> Option<Vec<(u64, u64)>> {
         if lack.is_nothing() {
             return Some(Vec::new());
         }
-        let Self { parties: Parties(parties), .. } = self;
-        let own = (ticket.criticality, ticket.tenant);
-        // What the ticket's own party is going to have: of equals, nobody is left with less.
-        let share = parties.get(&own).map_or(0, |party| party.rows) + u64::from(ticket.rows);
-        // Who is less critical comes later in order.
-        let others = parties.range((ticket.criticality, 0)..).filter(|(whose, _)| **whose != own);
-        let mut others: Vec<Losing<'_>> = others
-            .map(|((criticality, _), party)| Losing {
-                criticality: *criticality,
-                rows: party.rows - party.rows_of(gone),
-                jobs: party.jobs.values().rev().peekable(),
-            })
-            .collect();
         let mut victims = Vec::new();
+        let without = |lack: Lack, waits: &Waits| {
+            lack.without(waits, || self.lane_time(&self.places[&waits.key].0, waits.rows))
+        };
+        for waits in self.parties.0.values().flat_map(|party| party.expired(now)).take(VICTIMS_MAX) {
+            if lack.is_nothing() {
+                break;
+            }
+            if lack.is_met_by(waits) && !gone.contains(&waits.key) {
+                victims.push(waits.key);
+                lack = without(lack, waits);
+            }
+        }
+        let gone = [gone, &victims[..]].concat();
+        let Parties(parties) = &self.parties;
+        let own = whose(ticket);
+        let rows = u64::from(ticket.rows);
+        // What the ticket's tenant is going to have, in all and of its version: of equals, nobody is left with less.
+        let tenants_share = self.parties.rows_of(own.0, own.1) + rows;
+        let versions_share = parties.get(&own).map_or(0, |party| party.rows) + rows;
+        // Who is less critical comes later in order.
+        let mut others = Vec::new();
+        let mut tenants: BTreeMap<(Criticality, u64), u64> = BTreeMap::new();
+        for (whose, party) in parties.range((own.0, 0, 0)..) {
+            let rows = party.rows - party.rows_of(&gone);
+            *tenants.entry((whose.0, whose.1)).or_default() += rows;
+            if *whose != own {
+                others.push(Losing { whose: *whose, rows, jobs: party.jobs.values().rev().peekable() });
+            }
+        }
         while !lack.is_nothing() {
             let can_lose = |party: &mut &mut Losing<'_>| {
                 let stays = |waits: &&Waits| !lack.is_met_by(waits) || gone.contains(&waits.key);
                 while party.jobs.next_if(stays).is_some() {}
-                let is_less_critical = party.criticality > ticket.criticality;
-                let left = |waits: &&Waits| party.rows.saturating_sub(u64::from(waits.rows));
-                party.jobs.peek().is_some_and(|waits| is_less_critical || left(waits) >= share)
+                let Some(waits) = party.jobs.peek() else { return false };
+                let (criticality, tenant, _) = party.whose;
+                let (has, share) = match (criticality, tenant) == (own.0, own.1) {
+                    true => (party.rows, versions_share),
+                    false => (tenants[&(criticality, tenant)], tenants_share),
+                };
+                criticality > own.0 || has.saturating_sub(u64::from(waits.rows)) >= share
             };
             let losing = others.iter_mut().filter_map(|mut party| can_lose(&mut party).then_some(party));
-            let party = losing.max_by_key(|party| (party.criticality, party.rows))?;
-            let gone = party.jobs.next().expect("it can lose somebody");
-            party.rows -= u64::from(gone.rows);
-            victims.push(gone.key);
+            let party = losing.max_by_key(|party| {
+                let (criticality, tenant, _) = party.whose;
+                (criticality, tenants[&(criticality, tenant)], party.rows)
+            })?;
+            let waits = party.jobs.next().expect("it can lose somebody");
+            let (criticality, tenant, _) = party.whose;
+            party.rows -= u64::from(waits.rows);
+            *tenants.get_mut(&(criticality, tenant)).expect("it has a party") -= u64::from(waits.rows);
+            victims.push(waits.key);
+            lack = without(lack, waits);
             if victims.len() > VICTIMS_MAX {
                 return None;
             }
-            lack = lack.without(gone, || self.lane_time(&self.places[&gone.key].0, gone.rows));
         }
         Some(victims)
     }
@@ -147,35 +205,42 @@ impl<T: Clone> Batcher<T> {
         now: Instant,
     ) -> Duration {
         let Parties(parties) = &self.parties;
-        let whose = (criticality, tenant);
-        let share = parties.get(&whose).map_or(0, |party| party.rows) + 1;
-        let stays = |(other, party): (&(Criticality, u64), &Party)| match other {
-            other if *other == whose => party.rows,
-            (other, _) if *other > criticality => 0,
-            (other, _) if *other == criticality => party.rows.min(share),
-            _ => party.rows,
+        let tenants_share = self.parties.rows_of(criticality, tenant) + 1;
+        let own_rows = parties.get(&(criticality, tenant, own.version)).map_or(0, |party| party.rows);
+        let stay = |(other, whose, version): Whose, rows: u64| {
+            let is_own_tenant = (other, whose) == (criticality, tenant);
+            if other > criticality {
+                0.0
+            } else if other < criticality || (is_own_tenant && version == own.version) {
+                rows as f64
+            } else if is_own_tenant {
+                rows.min(own_rows + 1) as f64
+            } else {
+                let all = self.parties.rows_of(other, whose).max(1);
+                rows as f64 * (tenants_share as f64 / all as f64).min(1.0)
+            }
         };
-        let all: u64 = parties.values().map(|party| party.rows).sum();
-        let stay: u64 = parties.iter().map(stays).sum();
-        // What has begun to run in pieces is of no party, and stays.
-        let stays = if all == 0 { 1.0 } else { stay as f64 / all as f64 };
+        // Of each version: all rows, and those that stay.
+        let mut versions: BTreeMap<u32, (u64, f64)> = BTreeMap::new();
+        for (whose, party) in parties {
+            let (all, stays) = versions.entry(whose.2).or_default();
+            *all += party.rows;
+            *stays += stay(*whose, party.rows);
+        }
         let mut before = Before::default();
-        for (bucket, queue) in self.queues.iter().filter(|(_, queue)| queue.rows > 0 && stays > 0.0) {
-            let (runs, work) = self.runs(bucket, queue, queue.rows);
-            let runs = (runs as f64 * stays).ceil() as u64;
-            before.add(queue.bound(bucket.version), runs, work.mul_f64(stays));
+        for (bucket, queue) in self.queues.iter().filter(|(_, queue)| queue.rows > 0) {
+            // What has begun to run in pieces is of no party, and stays.
+            let stays = match versions.get(&bucket.version) {
+                Some((all, stays)) if *all > 0 => stays / *all as f64,
+                _ => 1.0,
+            };
+            if stays > 0.0 {
+                let (runs, work) = self.runs(bucket, queue, queue.rows);
+                let runs = (runs as f64 * stays).ceil() as u64;
+                before.add(queue.bound(bucket.version), runs, work.mul_f64(stays));
+            }
         }
         before.wait_behind(own, self.lanes, &self.running, now)
-    }
-
-    /// Lane time that these leave to whoever stands at this place.
-    pub(super) fn time_left_by(&self, gone: &[(u64, u64)], before: Place) -> Duration {
-        let of = |key: &(u64, u64)| {
-            let (bucket, place) = self.places.get(key)?;
-            let waiting = self.queues[bucket].waiting.get(place)?;
-            (*place < before).then(|| self.lane_time(bucket, waiting.ticket.rows))
-        };
-        gone.iter().filter_map(of).sum()
     }
 
     /// What so many rows of a bucket where something waits would take, at the pace of full batches.

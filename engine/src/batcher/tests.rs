@@ -638,8 +638,13 @@ fn versions_that_may_have_one_lane_each_make_nobody_wait_for_all_that_they_have(
     world.push_plain(&(10..14).collect::<Vec<_>>(), 5, 0);
     assert_eq!([world.step(), world.step()], [Step::Run(vec![0]), Step::Run(vec![10])]);
     let bound = Bound { version: 0, lanes: 1, at_once: 2 };
-    let waits = world.batcher.backlog_before(bound, Criticality::Normal, 0, world.now);
-    assert_eq!(waits.as_millis(), 48);
+    let waits = |criticality| world.batcher.backlog_before(bound, criticality, 0, world.now).as_millis();
+    assert_eq!(waits(Criticality::Sheddable), 48);
+    assert_eq!(
+        waits(Criticality::Normal),
+        24,
+        "of each version that has more, as many stay as it would have itself"
+    );
     let ticket = patient(&world, 20, 0, ms(70));
     assert!(world.push(ticket), "after 48 ms the second has no more");
     let own = patient(&world, 21, 2, ms(3900));
@@ -1023,6 +1028,7 @@ fn what_was_not_tried_lately_is_excused_for_its_own_time_and_not_for_what_waits_
     let due = |world: &World, id, free, due| Ticket {
         deadline: Some(world.now + due),
         priority: Priority::Low,
+        criticality: Criticality::Sheddable,
         ..world.ticket(id, 0, free)
     };
     // One that has not run for long, and one that never has.
@@ -1232,6 +1238,83 @@ fn a_tenant_who_asks_for_less_than_its_share_gets_it_whatever_others_ask_for() {
 }
 
 #[test]
+fn a_version_of_which_little_is_asked_is_not_kept_out_by_the_flood_of_another() {
+    let mut world = World::new(12, 1000);
+    let of = |world: &World, id, version, tenant| Ticket { tenant, ..world.ticket(id, version, 0) };
+    world.push_plain(&(0..12).collect::<Vec<_>>(), 3, 0);
+    for id in 100..106 {
+        let ticket = of(&world, id, 0, 0);
+        assert!(world.push(ticket), "{id}");
+    }
+    assert_eq!(world.shed, [11, 10, 9, 8, 7, 6], "the newest of the version that has most");
+    for version in [0, 3] {
+        let ticket = of(&world, 200, version, 0);
+        assert!(!world.push(ticket), "both have their half");
+    }
+    // Another tenant has as much as this one, however many versions this one asks.
+    world.shed.clear();
+    for id in 300..306 {
+        let ticket = of(&world, id, 3, 7);
+        assert!(world.push(ticket), "{id}");
+    }
+    assert_eq!(world.shed.len(), 6);
+    assert!(world.shed.iter().all(|id| *id < 300), "{:?}", world.shed);
+    for (version, tenant) in [(0, 0), (6, 0), (3, 7)] {
+        let ticket = of(&world, 400, version, tenant);
+        let is_new = version == 6;
+        assert_eq!(world.push(ticket), is_new, "within a tenant a third version has room for a third");
+    }
+}
+
+#[test]
+fn nobody_goes_for_another_version_that_matters_no_more_and_has_as_much() {
+    let mut world = World::new(8, 1000);
+    let of = |world: &World, id, version, criticality| Ticket { criticality, ..world.ticket(id, version, 0) };
+    for id in 0..8 {
+        let ticket = of(&world, id, if id < 4 { 0 } else { 3 }, Criticality::Normal);
+        assert!(world.push(ticket));
+    }
+    for version in [0, 3] {
+        for criticality in [Criticality::Normal, Criticality::Sheddable] {
+            let ticket = of(&world, 100, version, criticality);
+            assert!(!world.push(ticket));
+        }
+    }
+    let urgent = Ticket { deadline: Some(world.now + ms(1)), ..world.ticket(101, 3, 0) };
+    assert!(!world.push(urgent), "haste is no reason either");
+    assert!(world.shed.is_empty());
+    let critical = of(&world, 102, 3, Criticality::Critical);
+    assert!(world.push(critical));
+    assert_eq!(world.shed.len(), 1);
+}
+
+#[test]
+fn who_has_no_time_left_goes_first_however_critical() {
+    let mut world = World::new(3, 1000);
+    let due = |world: &World, id, criticality, due| Ticket {
+        criticality,
+        deadline: Some(world.now + ms(due)),
+        ..world.ticket(id, 2, 0)
+    };
+    for (id, criticality, left) in
+        [(1, Criticality::Critical, 5), (2, Criticality::Sheddable, 50), (3, Criticality::Normal, 5)]
+    {
+        let ticket = due(&world, id, criticality, left);
+        assert!(world.push(ticket));
+    }
+    let ticket = due(&world, 10, Criticality::Sheddable, 50);
+    assert!(!world.push(ticket));
+    world.now += ms(5);
+    for id in [11, 12] {
+        let ticket = due(&world, id, Criticality::Sheddable, 50);
+        assert!(world.push(ticket));
+    }
+    assert_eq!(world.shed, [1, 3]);
+    let ticket = due(&world, 13, Criticality::Sheddable, 50);
+    assert!(!world.push(ticket), "the others have time");
+}
+
+#[test]
 fn time_is_made_like_room() {
     let mut world = World::new(100, 10_000);
     world.learn(0, 0, &[(1, 10), (4, 10)]);
@@ -1256,6 +1339,20 @@ fn time_is_made_like_room() {
     let ticket = due(&world, 201, 2);
     assert!(world.push(ticket), "another tenant has nothing waiting yet");
     assert_eq!(world.shed, [taken - 1]);
+}
+
+#[test]
+fn nobody_goes_who_does_not_stand_in_the_way() {
+    let mut world = with_lanes(2);
+    world.learn(0, 0, &[(1, 100), (4, 400)]);
+    world.learn(2, 0, &[(1, 400)]);
+    world.push_plain(&[1, 2, 3], 2, 0);
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    world.push_plain(&(10..30).collect::<Vec<_>>(), 0, 0);
+    let late = patient(&world, 40, 2, ms(1300));
+    let refused = world.batcher.push(late, &mut world.shed, world.now);
+    assert!(matches!(refused, Err(Refused::TooLate { job: 40, .. })), "{refused:?}");
+    assert!(world.shed.is_empty(), "it waits for its own version's turn, and the others use the other lane");
 }
 
 #[test]
