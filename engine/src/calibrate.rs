@@ -106,7 +106,7 @@ pub(crate) fn calibrate(
         Grouping::Alone | Grouping::Serial => 1,
     };
     let every_lane = |threads| Way { threads, lanes: 1, at_once: cores.lanes };
-    let Some(made_up) = MadeUp::new(model, pace) else {
+    let Some(made_up) = MadeUp::new(model) else {
         return Calibration {
             way: every_lane(cores.threads.unwrap_or(1)),
             runs: Vec::new(),

@@ -50,7 +50,7 @@ pub fn optimise(
     pace: &Pace,
     passes: &dyn Fn(&dyn Model, &Report) -> bool,
 ) -> (Option<Box<dyn Model>>, Report) {
-    let Some(made_up) = MadeUp::new(model, pace) else { return Default::default() };
+    let Some(made_up) = MadeUp::new(model) else { return Default::default() };
     let sizes = sizes(model, &made_up, most, pace);
     let mut best: (Option<Box<dyn Model>>, Report, f64) = (None, Report::default(), GAIN_MIN);
     let may = |optimisation: &Optimisation| *optimisation != Optimisation::Bfloat16 || model.spec().bfloat16;
@@ -274,7 +274,7 @@ mod tests {
         };
         let rounds = |before, after| {
             let (pace, before, after) = (Pace::in_a_world(), form(before), form(after));
-            let made_up = MadeUp::new(&before, &pace).unwrap();
+            let made_up = MadeUp::new(&before).unwrap();
             measure([&before, &after], &made_up, &[1], &pace);
             pace.runs() / 2
         };
