@@ -1,14 +1,14 @@
-//! Looks again, now and then, at what has run together: one request of a batch is run once more by itself, after its answer has left.
-//! A trial sees made-up rows, this sees what callers send. Decides when a batch is looked at, and whether a version's rows depend on
-//! each other after all; what follows from that is the queue's.
+//! Looks again, now and then, at what has run: one request of a batch is run once more by itself, after its answer has left, and a
+//! model that has passed for one that only reads what it keeps is asked whether it has written to that. A trial sees made-up
+//! rows, this sees what callers send. Decides when it looks, whether a version's rows depend on each other after all, and how its
+//! requests run from then on; the rest is the queue's.
 
-use crate::batcher::Piece;
+use crate::batcher::{Grouping, Piece};
 use crate::job::Job;
-use crate::model::Output;
+use crate::model::{Model, Output};
 use crate::split::rows_of;
 use crate::values::apart_of_largest;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The first batches of a version are looked at,
@@ -23,23 +23,57 @@ const CLEARLY: f64 = 0.01;
 /// So many answers have to differ: the larger of two numbers that are nearly the same may be either.
 const DIFFERING: u32 = 3;
 
-/// What is shown of a version whose rows were found to depend on each other.
-pub(crate) const WHY: &str =
-    "not batched any more: requests that ran with others were answered otherwise than alone";
+/// What was found out of a version that had passed its trial, and how its requests run since.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Found {
+    pub(crate) why: &'static str,
+    pub(crate) grouping: Grouping,
+}
+
+/// Rows depend on each other.
+pub(crate) const MIXES: Found = Found {
+    why: "not batched any more: requests that ran with others were answered otherwise than alone",
+    grouping: Grouping::Alone,
+};
+
+/// One after another they may all be right.
+pub(crate) const WRITES: Found = Found {
+    why: "not batched any more: it has written to tensors of its own, which two runs at once would share",
+    grouping: Grouping::Serial,
+};
 
 /// What was looked at of a version.
 #[derive(Debug, Default)]
 pub(crate) struct Audit {
     every: Option<Duration>,
     state: Mutex<State>,
-    mixes: AtomicBool,
+    mixes: OnceLock<()>,
+    writes: OnceLock<()>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    looked: u32,
+    rows: Due,
     differed: u32,
+    writes: Due,
+}
+
+/// When to look.
+#[derive(Debug, Default)]
+struct Due {
+    looked: u32,
     next: Option<Instant>,
+}
+
+impl Due {
+    fn is_now(&mut self, every: Duration, now: Instant) -> bool {
+        let is_due = self.looked < FIRST || self.next.is_none_or(|next| next <= now);
+        if is_due {
+            self.looked = self.looked.saturating_add(1);
+            self.next = Some(now + every);
+        }
+        is_due
+    }
 }
 
 /// A batch that is to be looked at.
@@ -56,9 +90,18 @@ impl Audit {
         Self { every, ..Self::default() }
     }
 
-    /// Whether rows of this version depend on what runs with them.
-    pub(crate) fn mixes(&self) -> bool {
-        self.mixes.load(Ordering::Relaxed)
+    /// What was found out, if anything: the worst of it.
+    pub(crate) fn found(&self) -> Option<&'static Found> {
+        let writes = self.writes.get().map(|()| &WRITES);
+        writes.or_else(|| self.mixes.get().map(|()| &MIXES))
+    }
+
+    /// Whether it is shown now, and was not before, that a model which only reads what it keeps has written to it. To be asked
+    /// after a run; looks as often as at batches.
+    pub(crate) fn finds_writes(&self, model: &dyn Model, now: Instant) -> bool {
+        let Some(every) = self.every.filter(|_| self.writes.get().is_none()) else { return false };
+        let is_due = self.lock().writes.is_now(every, now);
+        is_due && model.has_written() && self.writes.set(()).is_ok()
     }
 
     /// The batch that has just been answered, if it is to be looked at.
@@ -68,15 +111,12 @@ impl Audit {
         outputs: Vec<Output>,
         now: Instant,
     ) -> Option<Sample> {
-        let every = self.every.filter(|_| pieces.len() > 1 && !self.mixes())?;
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = state.looked < FIRST || state.next.is_none_or(|next| next <= now);
-        if !is_due {
+        let every = self.every.filter(|_| pieces.len() > 1 && self.found().is_none())?;
+        let mut state = self.lock();
+        if !state.rows.is_now(every, now) {
             return None;
         }
-        state.looked = state.looked.saturating_add(1);
-        state.next = Some(now + every);
-        let at = state.looked as usize % pieces.len();
+        let at = state.rows.looked as usize % pieces.len();
         Some(Sample { pieces: pieces.to_vec(), outputs, at })
     }
 
@@ -88,13 +128,14 @@ impl Audit {
         if !differ(alone, &sample.answers()) || differ(alone, &again) {
             return false;
         }
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         state.differed += 1;
-        state.next = None;
-        if state.differed >= DIFFERING {
-            self.mixes.store(true, Ordering::Relaxed);
-        }
-        state.differed == DIFFERING
+        state.rows.next = None;
+        state.differed >= DIFFERING && self.mixes.set(()).is_ok()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

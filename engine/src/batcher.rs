@@ -94,7 +94,7 @@ pub struct Bucket {
     pub suspect: bool,
 }
 
-/// How the jobs of a bucket may run. All jobs of a bucket say the same.
+/// How the jobs of a bucket may run. All jobs of a bucket say the same, or the last one knows better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grouping {
     /// Rows of several jobs in one run, on any number of lanes. A job that has more runs in pieces.
@@ -425,7 +425,8 @@ impl<T: Clone> Batcher<T> {
         self.places.insert((ticket.connection, ticket.id), (ticket.bucket.clone(), place));
         let slot = self.slot(urgency);
         let queue = self.queues.entry(ticket.bucket.clone()).or_insert_with(|| Queue::new(&ticket));
-        debug_assert_eq!(queue.grouping, ticket.grouping, "a bucket runs in one way");
+        // What was found out of a version meanwhile holds for those that wait as well.
+        (queue.grouping, queue.at_once) = (ticket.grouping, ticket.bound().at_once);
         let head = queue.waiting.first_key_value().map(|(head, _)| *head);
         if head.is_none_or(|head| place < head) {
             let heads = &mut self.versions.entry(ticket.bucket.version).or_default().heads;

@@ -5,11 +5,11 @@
 //! It also turns away requests with values that the model does not take. To find those, whole tensors are read: the thread
 //! that reads frames has no time for that, and who is refused for another reason must not cost it.
 
-use crate::audit::{self, Sample};
+use crate::audit::Sample;
 use crate::batcher::{Batch, Ended, Grouping, Piece};
 use crate::config::WarmUp;
 use crate::job::{Job, Refusal};
-use crate::model::{Gathered, ModelError, Output, Rows};
+use crate::model::{Gathered, ModelError, Output, Rows, Version};
 use crate::queue::Queue;
 use crate::split::{self, Ran};
 use crate::watchdog::Watchdog;
@@ -103,8 +103,7 @@ impl Lane {
         self.watchdog.ended(self.number);
         let [Ok(alone), Ok(again)] = runs else { return };
         if version.audit.note(sample, &alone, &again) {
-            tracing::error!(model = version.name, version = version.number, "{}", audit::WHY);
-            version.retirement.changed();
+            tell_of(version);
         }
     }
 
@@ -211,6 +210,9 @@ impl Lane {
         split::reply(pieces, &outputs, ran);
         let version = &pieces[0].job.request.version;
         version.drift.observe(pieces, &outputs, ended);
+        if version.grouping != Grouping::Serial && version.audit.finds_writes(&*version.model, ended) {
+            tell_of(version);
+        }
         self.sample = version.audit.sample(pieces, outputs, ended);
         for Piece { job, rows, .. } in pieces {
             // A piece may have told its caller that the whole has failed.
@@ -238,6 +240,12 @@ impl Lane {
         );
         (self.logged, self.unlogged) = (Some(now), 0);
     }
+}
+
+/// Tells what was found out of a version that answers.
+fn tell_of(version: &Version) {
+    tracing::error!(model = version.name, version = version.number, "{}", version.why_alone());
+    version.retirement.changed();
 }
 
 /// What to run next of what failed together; nothing if it cannot be divided.

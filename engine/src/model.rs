@@ -6,7 +6,7 @@
 //!   parts of input 1   ├ job 1: 2 rows ┤├ job 2: 1 row ┤├ job 3: 4 rows ┤   ──────▶    output 1   ├── 7 rows ──┤
 //! ```
 
-use crate::audit::{self, Audit};
+use crate::audit::Audit;
 use crate::batcher::Grouping;
 use crate::calibrate::Way;
 use crate::drift::Drift;
@@ -46,8 +46,13 @@ pub trait Model: Send + Sync {
         self.run(inputs)
     }
 
-    /// Whether a run may change what the model keeps, as far as can be told from its code, and from the runs that it has had.
+    /// Whether a run may change what the model keeps, as far as can be told from its code.
     fn remembers(&self) -> bool {
+        false
+    }
+
+    /// Whether a run has. Cheap, and may be asked while it runs.
+    fn has_written(&self) -> bool {
         false
     }
 
@@ -287,7 +292,7 @@ impl Slot {
 impl Version {
     /// Why it is not batched, or not padded; empty when it is.
     pub(crate) fn why_alone(&self) -> &str {
-        if self.audit.mixes() { audit::WHY } else { &self.why_alone }
+        self.audit.found().map_or(&self.why_alone, |found| found.why)
     }
 
     /// Which load of its files this is, as proxies are told it.

@@ -105,8 +105,10 @@ impl Queue {
                 Order::Run(job) if state.stopping => refused.push((job.id, Refusal::Stopping)),
                 Order::Run(job) => {
                     let id = job.id;
-                    let suspect = job.request.version.audit.mixes() || state.suspects.is_suspect(&job, now);
-                    if let Err(refusal) = state.batcher.push(ticket(job, suspect), &mut shed, now) {
+                    let found = job.request.version.audit.found().map(|found| found.grouping);
+                    let apart =
+                        found.or_else(|| state.suspects.is_suspect(&job, now).then_some(Grouping::Alone));
+                    if let Err(refusal) = state.batcher.push(ticket(job, apart), &mut shed, now) {
                         refused.push((id, into_refusal(id, refusal, state.batcher.limits())));
                     }
                 }
@@ -348,14 +350,15 @@ fn bound_of(version: &Version) -> Bound {
     Bound { version: version.key, lanes: version.way.lanes, at_once }
 }
 
-fn ticket(job: Arc<Job>, suspect: bool) -> Ticket<Arc<Job>> {
+/// A job that may run with others, or runs apart from them in that way.
+fn ticket(job: Arc<Job>, apart: Option<Grouping>) -> Ticket<Arc<Job>> {
     let version = &job.request.version;
     let free = job.request.free_dimensions();
     Ticket {
         connection: job.mailbox.connection,
         id: job.id,
-        bucket: Bucket { version: version.key, free, suspect },
-        grouping: if suspect { Grouping::Alone } else { version.grouping },
+        bucket: Bucket { version: version.key, free, suspect: apart.is_some() },
+        grouping: apart.unwrap_or(version.grouping),
         lanes: version.way.lanes,
         at_once: version.way.at_once,
         rows: job.request.rows,

@@ -23,6 +23,7 @@ type Script = dyn Fn(&[Gathered<'_>]) -> Result<Vec<Output>, ModelError> + Send 
 pub(crate) struct Scripted {
     spec: Spec,
     script: Box<Script>,
+    has_written: Box<dyn Fn() -> bool + Send + Sync>,
     forms: Vec<(Optimisation, Box<Other>)>,
 }
 
@@ -31,7 +32,13 @@ impl Scripted {
     where
         S: Fn(&[Gathered<'_>]) -> Result<Vec<Output>, ModelError> + Send + Sync + 'static,
     {
-        Self { spec, script: Box::new(script), forms: Vec::new() }
+        Self { spec, script: Box::new(script), has_written: Box::new(|| false), forms: Vec::new() }
+    }
+
+    /// One that keeps something, and says whether it has changed it.
+    pub(crate) fn keeping(mut self, has_written: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        self.has_written = Box::new(has_written);
+        self
     }
 
     pub(crate) fn with_form(
@@ -51,6 +58,10 @@ impl Model for Scripted {
 
     fn run(&self, inputs: &[Gathered<'_>]) -> Result<Vec<Output>, ModelError> {
         (self.script)(inputs)
+    }
+
+    fn has_written(&self) -> bool {
+        (self.has_written)()
     }
 
     fn use_threads(&self, _threads: usize) {}

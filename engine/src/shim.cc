@@ -185,9 +185,6 @@ at::Tensor* Outputs::take(size_t position) { return new at::Tensor(std::move(ten
 
 Module::Module(torch::jit::Module module, c10::Device device) : Module(std::move(module), device, Wants{}) {}
 
-Module::Module(torch::jit::Module module, c10::Device device, Wants wants)
-    : module_(std::move(module)), forward_(module_.get_method("forward")), device_(device), wants_(wants) {}
-
 std::unique_ptr<Module> Module::frozen() const {
   return std::make_unique<Module>(torch::jit::freeze(module_.deepcopy()), device_);
 }
@@ -319,21 +316,23 @@ bool Module::remembers() const {
   return may_write_to_own(frozen.get_method("forward").graph(), Inputs::kOfTheRun);
 }
 
-// What an operator hands out without saying that it is what it was given, as type_as may, counts here as well: it shares the counter.
-uint64_t Module::writes() const {
-  uint64_t sum = 0;
-  auto add = [&sum](const at::Tensor& tensor) {
+namespace {
+
+// The tensors that a module keeps from one run to the next: those of its attributes, and constants of its code.
+std::vector<at::Tensor> kept_by(const torch::jit::Module& module, const torch::jit::Method& forward) {
+  std::vector<at::Tensor> kept;
+  auto add = [&kept](const at::Tensor& tensor) {
     if (tensor.defined() && !tensor.is_inference()) {
-      sum += tensor._version();
+      kept.push_back(tensor);
     }
   };
-  c10::IValue(module_._ivalue()).visit([&add](const c10::IValue& value) {
+  c10::IValue(module._ivalue()).visit([&add](const c10::IValue& value) {
     if (value.isTensor()) {
       add(value.toTensor());
     }
     return false;
   });
-  auto graph = forward_.graph()->copy();
+  auto graph = forward.graph()->copy();
   torch::jit::Inline(*graph);
   any_node(*graph->block(), [&add](Node& node) {
     if (node.kind() == c10::prim::Constant && node.hasAttribute(torch::jit::attr::value) &&
@@ -342,6 +341,27 @@ uint64_t Module::writes() const {
     }
     return false;
   });
+  return kept;
+}
+
+}  // namespace
+
+Module::Module(torch::jit::Module module, c10::Device device, Wants wants)
+    : module_(std::move(module)), forward_(module_.get_method("forward")), device_(device), wants_(wants) {
+  try {
+    kept_ = kept_by(module_, forward_);
+  } catch (const std::exception&) {
+    // Then nobody knows whether it writes to them.
+  }
+}
+
+// What an operator hands out without saying that it is what it was given, as type_as may, counts here as well: it shares the counter.
+uint64_t Module::writes() const {
+  TORCH_CHECK(kept_.has_value(), "the tensors that the module keeps cannot be found");
+  uint64_t sum = 0;
+  for (const at::Tensor& tensor : *kept_) {
+    sum += tensor._version();
+  }
   return sum;
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -79,7 +80,7 @@ class Module {
   rust::Vec<Parameter> parameters() const;
   // Whether a run may change what the module keeps from one run to the next. Two at once would see each other's.
   bool remembers() const;
-  // How often the tensors that it keeps have been written to, in all.
+  // How often the tensors that it keeps have been written to, in all. Cheap, and may be asked while it runs.
   uint64_t writes() const;
   // How many tensors forward returns, 0 where its type does not tell. Throws if no value of its type could be answered.
   size_t returns() const;
@@ -96,6 +97,8 @@ class Module {
   torch::jit::Method forward_;
   c10::Device device_;
   Wants wants_;
+  // Nothing where they could not be found.
+  std::optional<std::vector<at::Tensor>> kept_;
 };
 
 // Loads in eval mode. `device` is `cpu` or `cuda:N`.

@@ -229,7 +229,11 @@ impl Model for TorchModel {
     }
 
     fn remembers(&self) -> bool {
-        self.remembers || self.module.writes().map_or(true, |writes| writes != self.written)
+        self.remembers
+    }
+
+    fn has_written(&self) -> bool {
+        self.module.writes().map_or(true, |writes| writes != self.written)
     }
 
     fn use_threads(&self, threads: usize) {

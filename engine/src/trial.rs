@@ -97,7 +97,7 @@ fn judge(
             Err(Finding::Unlike(why)) => return Ok(serial(why)),
         }
     }
-    if model.remembers() {
+    if model.remembers() || model.has_written() {
         // One after another they may all be right.
         return Ok(serial("it may write to tensors of its own, which two runs at once would share".into()));
     }

@@ -13,6 +13,7 @@ Never does: train anything, depend on chance, or stand for a useful model (those
     traced    the same, with memory that its trace has made a constant of
     noted     the same, with the memory in a list in a dict
     typed     the same, with the memory given out by an operation that does not say so
+    rarely    the same, where its input is far below zero only, of which its trial knows nothing
     normed    adds up means of its batches in a list, which no operation's name or signature tells
     recurrent keeps its weights in a list, and writes to what it has computed
     attentive keeps its weights where it reads them in branches, and writes to what it was given
@@ -72,6 +73,7 @@ def main() -> None:
     write("traced", traced, [("x", "FP32", four)], [("y", "FP32", four)])
     write("noted", Noted(), [("x", "FP32", four)], [("y", "FP32", four)])
     write("typed", Typed(), [("x", "FP32", four)], [("y", "FP32", four)])
+    write("rarely", Rarely(), [("x", "FP32", four)], [("y", "FP32", four)])
     write("normed", Normed(), [("x", "FP32", four)], [("y", "FP32", four)])
     write("recurrent", Recurrent(), [("x", "FP32", four)], [("y", "FP32", four)])
     write("attentive", Attentive(), [("x", "FP32", four)], [("y", "FP32", four)])
@@ -196,6 +198,19 @@ class Typed(nn.Module):
         mine = self.scratch.type_as(x)[: x.size(0)]
         mine.copy_(x)
         return mine
+
+
+class Rarely(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scratch", torch.zeros(64, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x < -100).any()):
+            mine = self.scratch.type_as(x)[: x.size(0)]
+            mine.copy_(x)
+            return mine
+        return x * 1
 
 
 class Normed(nn.Module):
@@ -346,6 +361,10 @@ def check_answers(load: Callable[[str], torch.jit.ScriptModule]) -> None:
     buffer = load("buffer")
     first = buffer(x[1:2])
     assert buffer(x[1:2]).data_ptr() == first.data_ptr() and first[0, 0].item() == 8, "it gives out its own memory"
+
+    rarely = load("rarely")
+    assert rarely(x).data_ptr() != rarely(x).data_ptr()
+    assert rarely(x - 200).data_ptr() == rarely(x - 200).data_ptr(), "it gives out its own memory"
 
     picky = load("picky")
     assert torch.equal(picky(x), x * 2)

@@ -194,7 +194,7 @@ fn rows_that_depend_on_others_in_earnest_alone_are_found_and_not_batched_any_mor
         client.infer_all((first..first + 8).map(|id| (id, ask(1000.0 * (id - first + 1) as f32))));
         client.replies(8)
     };
-    let is_found = || engine.connect().index()[0].reason == crate::audit::WHY;
+    let is_found = || engine.connect().index()[0].reason == crate::audit::MIXES.why;
     let rounds = (1..500).find(|round| {
         ask_all(round * 10);
         is_found()
@@ -220,4 +220,49 @@ fn what_draws_its_answers_is_not_taken_for_what_mixes_them() {
         client.replies(8);
     }
     assert_eq!(engine.connect().index()[0].reason, "");
+}
+
+#[test]
+fn a_model_that_writes_to_what_it_keeps_for_input_that_no_trial_makes_up_is_found_out_and_runs_one_at_a_time()
+{
+    let (gate, written) = (Arc::new(Gate::default()), Arc::new(AtomicBool::new(false)));
+    let (at_once, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (passing, writing, running, largest) =
+        (Arc::clone(&gate), Arc::clone(&written), Arc::clone(&at_once), Arc::clone(&most));
+    let load: Load = Box::new(move || {
+        let model = Scripted::new(rows_spec(&[("x", 2)], &[("y", 2)], 16), move |inputs| {
+            let x = fp32(&inputs[0]);
+            let running_now = running.fetch_add(1, Ordering::SeqCst) + 1;
+            largest.fetch_max(running_now, Ordering::SeqCst);
+            writing.fetch_or(x.iter().any(|x| *x < -100.0), Ordering::SeqCst);
+            passing.pass();
+            running.fetch_sub(1, Ordering::SeqCst);
+            Ok(vec![output_fp32("y", &inputs[0].shape, &x)])
+        });
+        let model = Box::new(model.keeping(move || written.load(Ordering::SeqCst)));
+        Ok(Loaded { model, golden: None, preprocess: None, files: None })
+    });
+    let engine = Engine::start_with(vec![to_load("double", 1, load)], |settings| {
+        (settings.lanes, settings.cores) = (2, 2);
+        settings.threads_per_lane = std::num::NonZeroUsize::new(1);
+        settings.audit_every = Some(crate::audit::EVERY);
+    });
+    let mut client = engine.connect();
+    client.index();
+    client.infer(1, ask(-101.0));
+    assert_eq!(client.reply().unwrap().status(), Status::Ok, "alone it is right");
+    // The answer leaves first.
+    let waited = Instant::now();
+    while engine.connect().index()[0].reason != crate::audit::WRITES.why {
+        assert!(waited.elapsed() < Duration::from_secs(60), "it is never found out");
+    }
+    gate.shut();
+    most.store(0, Ordering::SeqCst);
+    client.infer_all((2..6).map(|id| (id, ask(1.0))));
+    gate.await_held(1);
+    client.barrier();
+    gate.open();
+    let answers = client.replies(4);
+    assert!(answers.iter().all(|answer| answer.reply.timing.as_ref().unwrap().batch_requests == 1));
+    assert_eq!(most.load(Ordering::SeqCst), 1, "two lanes are there");
 }

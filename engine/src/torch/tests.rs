@@ -51,6 +51,27 @@ fn rows_that_depend_on_each_other_or_on_the_past_are_never_batched() {
 }
 
 #[test]
+fn a_branch_that_writes_to_the_models_own_tensors_is_found_out_once_somebody_gets_into_it() {
+    let engine = Engine::start_with(candidates(FIXTURES, "rarely"), |settings| {
+        settings.audit_every = Some(crate::audit::EVERY);
+    });
+    let mut client = engine.connect();
+    let entry = client.index().remove(0);
+    assert_eq!((entry.max_batch, entry.reason.as_str()), (64, ""), "no trial makes up such a row");
+    let ask = |value: f32| Asked::of("rarely").fp32("x", &[1, 4], &[value, 1.0, 2.0, 3.0]);
+    for (id, value) in [(1, 5.0), (2, -101.0)] {
+        assert_eq!(engine.connect().index()[0].reason, "");
+        client.infer(id, ask(value));
+        assert_eq!(client.reply().unwrap().fp32("y"), [value, 1.0, 2.0, 3.0]);
+    }
+    // The answer leaves first.
+    let waited = Instant::now();
+    while engine.connect().index()[0].reason != crate::audit::WRITES.why {
+        assert!(waited.elapsed() < std::time::Duration::from_secs(60), "it is never found out");
+    }
+}
+
+#[test]
 fn a_model_that_writes_to_what_it_computes_and_only_reads_its_own_weights_is_batched() {
     for name in ["recurrent", "attentive"] {
         let (_engine, _client, entry) = serve(name);
