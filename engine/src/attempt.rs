@@ -108,7 +108,7 @@ fn try_out(
     pace: &Pace,
 ) -> Result<Tried, String> {
     let Loaded { model, golden, preprocess, files } = load()?;
-    let verdict = trial::run(&*model, pace)?;
+    let verdict = trial::run(&*model, pace)?.knowing(model.code());
     golden.as_ref().map_or(Ok(()), |golden| golden.check(&*model, pace))?;
     let (model, report) = in_best_form(model, &verdict, golden.as_ref(), pace);
     let calibration = calibrate(&*model, verdict.grouping, cores, beside, pace);

@@ -46,9 +46,9 @@ pub trait Model: Send + Sync {
         self.run(inputs)
     }
 
-    /// Whether a run may change what the model keeps, as far as can be told from its code.
-    fn remembers(&self) -> bool {
-        false
+    /// What can be told from its code. Takes as long as bringing it into another form.
+    fn code(&self) -> Code {
+        Code::default()
     }
 
     /// Whether a run has. Cheap, and may be asked while it runs.
@@ -61,6 +61,17 @@ pub trait Model: Send + Sync {
 
     /// The same model in another form, which may or may not be faster; an error says why there is none.
     fn optimised(&self, optimisation: Optimisation) -> Result<Box<dyn Model>, String>;
+}
+
+/// What runs of a model may do beside computing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Code {
+    /// They change what the model keeps from one run to the next.
+    pub writes: bool,
+    /// They draw random numbers.
+    pub draws: bool,
+    /// They set where the random numbers begin that are drawn next, by whatever run.
+    pub seeds: bool,
 }
 
 /// Forms that a model can be brought into.

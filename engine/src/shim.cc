@@ -19,6 +19,7 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/jit/ir/alias_analysis.h>
+#include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/ir/ir.h>
 #include <torch/csrc/jit/passes/inline_fork_wait.h>
 #include <torch/csrc/jit/passes/inliner.h>
@@ -261,6 +262,22 @@ void add_contained(Graph& graph, const c10::TypePtr& type, std::vector<Value*>& 
   }
 }
 
+// Whether what it computes is drawn. Attention draws only where it drops something out.
+bool draws(const Node& node) {
+  if (!node.isNondeterministic()) {
+    return false;
+  }
+  auto share = node.schema().argumentIndexWithName("dropout_p");
+  auto value = share ? torch::jit::toIValue(node.input(*share)) : std::nullopt;
+  return !(value && value->isDouble() && value->toDouble() == 0);
+}
+
+// Whether it sets where the numbers begin that are drawn next, by whatever run.
+bool seeds(const Node& node) {
+  static const auto manual_seed = c10::Symbol::fromQualString("aten::manual_seed");
+  return node.kind() == manual_seed;
+}
+
 enum class Inputs { kOfTheRun, kOfAnybody };
 
 // Whether a frozen graph may write to what outlives a run of it. Freezing has made a constant of every attribute but of those
@@ -311,9 +328,15 @@ bool may_write_to_own(const std::shared_ptr<Graph>& frozen, Inputs inputs) {
 
 }  // namespace
 
-bool Module::remembers() const {
+Code Module::code() const {
   torch::jit::Module frozen = torch::jit::freeze(module_.deepcopy(), std::nullopt, /*optimize_numerics=*/false);
-  return may_write_to_own(frozen.get_method("forward").graph(), Inputs::kOfTheRun);
+  auto graph = frozen.get_method("forward").graph();
+  auto whole = after([](auto& copy) { torch::jit::InlineForkWait(copy); }, graph);
+  return Code{
+      may_write_to_own(graph, Inputs::kOfTheRun),
+      any_node(*whole->block(), draws),
+      any_node(*whole->block(), seeds),
+  };
 }
 
 namespace {

@@ -37,6 +37,7 @@ void trycatch(Try&& body, Fail&& fail) noexcept {
 
 namespace penstock {
 
+struct Code;
 struct DeviceMemory;
 struct Given;
 struct Parameter;
@@ -78,8 +79,8 @@ class Module {
   std::unique_ptr<Module> bfloat16() const;
   // The arguments of forward after self.
   rust::Vec<Parameter> parameters() const;
-  // Whether a run may change what the module keeps from one run to the next. Two at once would see each other's.
-  bool remembers() const;
+  // What can be told from the code, as it is left when it is frozen in eval mode.
+  Code code() const;
   // How often the tensors that it keeps have been written to, in all. Cheap, and may be asked while it runs.
   uint64_t writes() const;
   // How many tensors forward returns, 0 where its type does not tell. Throws if no value of its type could be answered.

@@ -7,7 +7,7 @@
 use crate::config::{Device, WarmUp};
 use crate::manifest::{Argument, Bound, Manifest, Signature, output_name, undeclared};
 use crate::memory;
-use crate::model::{Gathered, Model, ModelError, Optimisation, Output, Spec, Tolerance};
+use crate::model::{Code, Gathered, Model, ModelError, Optimisation, Output, Spec, Tolerance};
 use crate::values::width;
 use bytes::Bytes;
 use cxx::UniquePtr;
@@ -35,6 +35,14 @@ mod ffi {
     struct Given {
         position: usize,
         tensor: *const Tensor,
+    }
+
+    /// What a run does, beside computing, as far as its code tells.
+    #[derive(Clone, Copy)]
+    struct Code {
+        writes: bool,
+        draws: bool,
+        seeds: bool,
     }
 
     /// Bytes of a GPU.
@@ -80,7 +88,7 @@ mod ffi {
         fn channels_last(self: &Module) -> Result<UniquePtr<Module>>;
         fn bfloat16(self: &Module) -> Result<UniquePtr<Module>>;
         fn parameters(self: &Module) -> Result<Vec<Parameter>>;
-        fn remembers(self: &Module) -> Result<bool>;
+        fn code(self: &Module) -> Result<Code>;
         fn writes(self: &Module) -> Result<u64>;
         fn returns(self: &Module) -> Result<usize>;
         fn staging(self: &Module, scalar: ScalarType, shape: &[i64]) -> Result<*mut Tensor>;
@@ -159,10 +167,8 @@ pub fn load(path: &Path, manifest: Option<Manifest>, device: Device) -> Result<B
     if device != Device::Cpu {
         spec.round_as(Tolerance::ShortFactors);
     }
-    // Of what cannot be frozen nobody knows.
-    let remembers = module.remembers().unwrap_or(true);
     let (written, threads) = (module.writes().unwrap_or_default(), AtomicUsize::new(1));
-    Ok(Box::new(TorchModel { module, device, spec, positions, remembers, written, threads }))
+    Ok(Box::new(TorchModel { module, device, spec, positions, written, threads }))
 }
 
 /// Bytes of the memory of a GPU; nothing on the CPU.
@@ -199,7 +205,6 @@ struct TorchModel {
     spec: Spec,
     /// For each input, its place among the arguments.
     positions: Vec<usize>,
-    remembers: bool,
     /// How often it had written to its tensors before it first ran.
     written: u64,
     threads: AtomicUsize,
@@ -228,8 +233,11 @@ impl Model for TorchModel {
         self.read(outputs)
     }
 
-    fn remembers(&self) -> bool {
-        self.remembers
+    fn code(&self) -> Code {
+        // Of what cannot be frozen nobody knows.
+        let unknown = ffi::Code { writes: true, draws: false, seeds: false };
+        let ffi::Code { writes, draws, seeds } = self.module.code().unwrap_or(unknown);
+        Code { writes, draws, seeds }
     }
 
     fn has_written(&self) -> bool {
@@ -250,8 +258,8 @@ impl Model for TorchModel {
         let module = module.map_err(|error| last_line(error.what()))?;
         let threads = AtomicUsize::new(self.threads.load(Ordering::Relaxed));
         let (spec, positions) = (self.spec.clone(), self.positions.clone());
-        let (device, remembers, written) = (self.device, self.remembers, module.writes().unwrap_or_default());
-        Ok(Box::new(Self { module, device, spec, positions, remembers, written, threads }))
+        let (device, written) = (self.device, module.writes().unwrap_or_default());
+        Ok(Box::new(Self { module, device, spec, positions, written, threads }))
     }
 }
 

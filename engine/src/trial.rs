@@ -2,6 +2,10 @@
 //! a model that mixes rows would answer one caller with another's data. Rows of made-up input run alone, together
 //! and in another order; whatever differs, or remembers an earlier run, is never batched, and the reason is shown.
 //!
+//! What made-up rows do not show, the model's code may: that it writes to what it keeps, or sets where random numbers begin, in
+//! whatever branch. Of the rest, what callers really send is looked at later, by `audit.rs`. That answers which are drawn differ is
+//! found as any other difference, and told as what it is; where no difference is seen, they are batched.
+//!
 //! Only a model whose outputs are not what its `model.yaml` declares is refused. One that fails on made-up input
 //! may have good reasons (a token beyond its vocabulary): it answers, one request at a time.
 
@@ -13,7 +17,7 @@ pub(crate) use made_up::{MadeUp, MadeUpBatch};
 pub(crate) use padding::padding;
 
 use crate::batcher::Grouping;
-use crate::model::{Dimension, Model, ModelError, Rows, Tolerance, WrongOutput};
+use crate::model::{Code, Dimension, Model, ModelError, Rows, Tolerance, WrongOutput};
 use crate::pace::Pace;
 use made_up::{BYTES_MAX, FREE_SIZES, LAST_RESORT, Maker};
 use rows::Trial;
@@ -27,6 +31,27 @@ pub(crate) struct Verdict {
     pub(crate) why_alone: String,
     /// Bytes of all outputs of one row, or of a run of a model without rows; 0 if it has given none.
     pub(crate) output_bytes: u64,
+}
+
+/// Of models whose answers may all be right as long as runs follow one another.
+const OWN_TENSORS: &str = "it may write to tensors of its own, which two runs at once would share";
+const SEEDS: &str = "it sets where random numbers begin, which two runs at once would share";
+
+impl Verdict {
+    /// With what the model's code tells, which made-up input may not show.
+    pub(crate) fn knowing(self, code: Code) -> Self {
+        let serial = |why: &str| (Grouping::Serial, format!("not batched: {why}"));
+        let (grouping, why_alone) = match self.grouping {
+            Grouping::Together { .. } | Grouping::Alone if code.writes => serial(OWN_TENSORS),
+            Grouping::Together { .. } | Grouping::Alone if code.seeds => serial(SEEDS),
+            // That is why its answers differ.
+            Grouping::Serial if code.draws => {
+                (Grouping::Serial, format!("{}; it draws random numbers", self.why_alone))
+            }
+            grouping => (grouping, self.why_alone),
+        };
+        Self { grouping, why_alone, ..self }
+    }
 }
 
 enum Finding {
@@ -97,9 +122,8 @@ fn judge(
             Err(Finding::Unlike(why)) => return Ok(serial(why)),
         }
     }
-    if model.remembers() || model.has_written() {
-        // One after another they may all be right.
-        return Ok(serial("it may write to tensors of its own, which two runs at once would share".into()));
+    if model.has_written() {
+        return Ok(serial(OWN_TENSORS.into()));
     }
     Ok(match (failure, &spec.rows) {
         (Some(error), _) if !passed => serial(format!("it fails on made-up input: {error}")),

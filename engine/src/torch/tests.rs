@@ -72,6 +72,29 @@ fn a_branch_that_writes_to_the_models_own_tensors_is_found_out_once_somebody_get
 }
 
 #[test]
+fn what_draws_random_numbers_or_says_where_they_begin_is_never_batched_and_says_so() {
+    let noise = "torch.mul(torch.rand_like(x), 5)";
+    let (_engine, _client, entry, _folder) = defined(&format!("return x + {noise}"), "[-1, 4]");
+    assert!(
+        entry.reason.starts_with("not batched: the same input gives another answer")
+            && entry.reason.ends_with("; it draws random numbers"),
+        "{}",
+        entry.reason
+    );
+    // One after another, all of its answers are the same.
+    let (_engine, _client, entry, _folder) =
+        defined("torch.manual_seed(3)\n    return x + torch.rand([1, 4])", "[-1, 4]");
+    assert!(entry.reason.contains("it sets where random numbers begin"), "{}", entry.reason);
+    for body in [
+        "return torch.dropout(x, 0.5, False)",
+        "q = x.unsqueeze(1)\n    return torch.scaled_dot_product_attention(q, q, q).squeeze(1)",
+    ] {
+        let (_engine, _client, entry, _folder) = defined(body, "[-1, 4]");
+        assert_eq!((entry.max_batch, entry.reason.as_str()), (32, ""), "{body}");
+    }
+}
+
+#[test]
 fn a_model_that_writes_to_what_it_computes_and_only_reads_its_own_weights_is_batched() {
     for name in ["recurrent", "attentive"] {
         let (_engine, _client, entry) = serve(name);
