@@ -3,12 +3,16 @@
 //! is the loader's.
 //!
 //! ```text
-//!   load ─▶ trial ─▶ golden answers ─▶ faster form ─▶ calibration ─▶ padding ─▶ reference
+//!   load ─▶ trial ─▶ code ─▶ golden answers ─▶ faster form ─▶ calibration ─▶ padding ─▶ reference
 //! ```
+//!
+//! Looking at the code and faster forms are work on the module that may end the process, and that a version can serve without:
+//! both are noted before they begin, and left out if they have ended an engine before.
 
 use crate::batcher::Grouping;
 use crate::calibrate::{Calibration, Cores, Precedent, calibrate};
 use crate::golden::{Golden, Reference};
+use crate::interrupted::Step;
 use crate::lane::text_of;
 use crate::library::{Files, Loaded};
 use crate::model::{Model, Optimisation};
@@ -26,6 +30,8 @@ pub(crate) struct Tried {
     pub(crate) model: Box<dyn Model>,
     pub(crate) verdict: Verdict,
     pub(crate) report: Report,
+    /// From which step on it was tried without.
+    pub(crate) spared: Option<Step>,
     pub(crate) calibration: Calibration,
     pub(crate) preprocess: Option<Preprocess>,
     /// Why it may not be padded.
@@ -42,17 +48,25 @@ pub(crate) struct Attempt {
     pub(crate) cores: Cores,
     pub(crate) beside: Option<Precedent>,
     pub(crate) pace: Pace,
+    /// The step from which on it is tried without.
+    pub(crate) spared: Option<Step>,
+    /// Told that a step begins, or is over.
+    pub(crate) note: Note,
 }
+
+pub(crate) type Note = Box<dyn Fn(Option<Step>) + Send>;
 
 impl Attempt {
     /// Begins it; `ended` is called when it has ended.
     pub(crate) fn begin(self, ended: impl FnOnce() + Send + 'static) -> Result<Running, String> {
-        let Self { load, cores, beside, pace } = self;
+        let Self { load, cores, beside, pace, spared, note } = self;
+        let steps = Steps { spared, note };
         let pace = Arc::new(pace);
         let (done, result) = mpsc::channel();
         let own = Arc::clone(&pace);
         let work = move || {
-            let tried = catch_unwind(AssertUnwindSafe(|| try_out(load, cores, beside.as_ref(), &own)));
+            let tried =
+                catch_unwind(AssertUnwindSafe(|| try_out(load, cores, beside.as_ref(), &own, &steps)));
             let tried =
                 tried.unwrap_or_else(|panic| Err(format!("panic while loading: {}", text_of(&*panic))));
             let _ = done.send(tried); // nobody waits any more when the engine stops
@@ -101,33 +115,63 @@ impl Running {
     }
 }
 
+/// Steps that it is tried without, if need be.
+struct Steps {
+    spared: Option<Step>,
+    note: Note,
+}
+
+impl Steps {
+    /// What comes of a step; nothing if it is left out.
+    fn take<T>(&self, step: Step, run: impl FnOnce() -> T) -> Option<T> {
+        if self.spared.is_some_and(|spared| spared <= step) {
+            return None;
+        }
+        (self.note)(Some(step));
+        let done = run();
+        (self.note)(None);
+        Some(done)
+    }
+}
+
 fn try_out(
     load: crate::library::Load,
     cores: Cores,
     beside: Option<&Precedent>,
     pace: &Pace,
+    steps: &Steps,
 ) -> Result<Tried, String> {
     let Loaded { model, golden, preprocess, files } = load()?;
-    let verdict = trial::run(&*model, pace)?.knowing(model.code());
+    let verdict = trial::run(&*model, pace)?;
+    let verdict = match steps.take(Step::Freeze, || model.code()) {
+        Some(code) => verdict.knowing(code),
+        None => verdict.knowing_nothing(Step::Freeze),
+    };
     golden.as_ref().map_or(Ok(()), |golden| golden.check(&*model, pace))?;
-    let (model, report) = in_best_form(model, &verdict, golden.as_ref(), pace);
+    let best = steps.take(Step::Optimise, || best_form(&*model, &verdict, golden.as_ref(), pace));
+    let (model, report) = match best.unwrap_or_default() {
+        (Some(form), report) => (form, report),
+        (None, _) => (model, Report::default()),
+    };
     let calibration = calibrate(&*model, verdict.grouping, cores, beside, pace);
     let padding = trial::padding(&*model, pace);
     let reference = golden.map_or(Ok(Vec::new()), |golden| golden.reference(&*model, pace))?;
-    Ok(Tried { model, verdict, report, calibration, preprocess, padding, reference, files })
+    let spared = steps.spared;
+    Ok(Tried { model, verdict, report, spared, calibration, preprocess, padding, reference, files })
 }
 
-/// The fastest form of those that are as good and pass the same trial. What remembers earlier runs stays as it is.
-fn in_best_form(
-    model: Box<dyn Model>,
+/// The fastest form of those that are as good and pass the same trial, if that is not the model itself. What remembers earlier
+/// runs stays as it is.
+fn best_form(
+    model: &dyn Model,
     verdict: &Verdict,
     golden: Option<&Golden>,
     pace: &Pace,
-) -> (Box<dyn Model>, Report) {
+) -> (Option<Box<dyn Model>>, Report) {
     let most = match verdict.grouping {
         Grouping::Together { max_rows } => max_rows,
         Grouping::Alone => 1,
-        Grouping::Serial => return (model, Report::default()),
+        Grouping::Serial => return Default::default(),
     };
     let passes = |form: &dyn Model, report: &Report| {
         let again = match report.kept {
@@ -137,10 +181,7 @@ fn in_best_form(
         again.is_ok_and(|again| again == *verdict)
             && golden.is_none_or(|golden| golden.check(form, pace).is_ok())
     };
-    match optimise(&*model, most, pace, &passes) {
-        (Some(form), report) => (form, report),
-        (None, _) => (model, Report::default()),
-    }
+    optimise(model, most, pace, &passes)
 }
 
 #[cfg(test)]
@@ -159,7 +200,8 @@ mod tests {
             Err("it came back".into())
         });
         let cores = Cores { lanes: 1, cores: 1, threads: None };
-        let attempt = Attempt { load: hangs, cores, beside: None, pace: Pace::alone() };
+        let (spared, note) = (None, Box::new(|_| {}));
+        let attempt = Attempt { load: hangs, cores, beside: None, pace: Pace::alone(), spared, note };
         let (told, is_told) = mpsc::channel();
         let mut running = attempt.begin(move || told.send(()).unwrap()).unwrap();
         assert!(running.wait(Duration::from_millis(1)).is_none() && running.ended().is_none());
@@ -184,7 +226,8 @@ mod tests {
             .with_form(Optimisation::Inference, move || Ok(taking(time * 9 / 10)));
         let load = || Ok(Loaded { model: Box::new(model), golden: None, preprocess: None, files: None });
         let (cores, pace) = (Cores { lanes: 4, cores: 4, threads: None }, Pace::in_a_world());
-        let tried = try_out(Box::new(load), cores, None, &pace).ok().unwrap();
+        let steps = Steps { spared: None, note: Box::new(|_| {}) };
+        let tried = try_out(Box::new(load), cores, None, &pace, &steps).ok().unwrap();
         assert_eq!(tried.report.kept, Some(Optimisation::Inference));
         assert_eq!(tried.calibration.way, Way { threads: 1, lanes: 1, at_once: 4 });
         pace.runs()

@@ -2,11 +2,16 @@
 //! the kernel cuts short would otherwise be begun again by the next engine, and by the one after that, and take all
 //! other models along each time. Decides how long it is left out after that has happened twice: it may have been another one's
 //! doing, or nobody's. Never that the version is bad: whoever orders it to be loaded has it tried again at once.
+//!
+//! Some steps of a trial a version can serve without. Where one of those has ended the engine, it is tried without by the next;
+//! where that has happened again, by all that come after it.
 
 use crate::kept::Kept;
 use crate::library::Stamp;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 /// So often a trial may end the engine; the first time may have been an accident.
@@ -15,6 +20,9 @@ const TIMES_MAX: u32 = 2;
 /// So often that of a version which has passed one with the same files: most of what ends the engine is not its doing.
 const TIMES_MAX_PASSED: u32 = 6;
 
+/// So often a step may that a version can serve without; likewise, the first time may have been an accident.
+const STEPS_MAX: u32 = 2;
+
 /// Then it is left out for so long, and after each further time twice as long.
 const PAUSE: Duration = Duration::from_secs(300);
 const PAUSE_MAX: Duration = Duration::from_secs(24 * 3600);
@@ -22,14 +30,33 @@ const PAUSE_MAX: Duration = Duration::from_secs(24 * 3600);
 /// Versions that are remembered; beyond it the oldest is forgotten.
 const RECORDS_MAX: usize = 64;
 
+/// A step that a version can serve without, and without those after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(crate) enum Step {
+    /// It is frozen, to see what its code does.
+    Freeze,
+    /// It is brought into faster forms.
+    Optimise,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Freeze => "freezing it has ended the engine",
+            Self::Optimise => "optimising it has ended the engine",
+        })
+    }
+}
+
 /// A trial that does not begin yet.
 #[derive(Debug, PartialEq, thiserror::Error)]
 #[error(
-    "its trial has ended the engine {times} times; it is tried again in {} min, and when its files change or somebody loads it",
-    .wait.as_secs() / 60
+    "its trial has ended the engine {times} times{}; it is tried again in {} min, and when its files change or somebody loads it",
+    .spared.map_or(String::new(), |step| format!(" ({step} first)")), .wait.as_secs() / 60
 )]
 pub(crate) struct LeftOut {
     times: u32,
+    spared: Option<Step>,
     /// When it may, if this process lives for so long.
     pub(crate) wait: Duration,
 }
@@ -51,6 +78,14 @@ struct Record {
     stamp: String,
     /// Trials that have begun and not ended.
     times: u32,
+    /// What is being done that it could serve without.
+    #[serde(default)]
+    step: Option<Step>,
+    /// The first of those that have ended the engine, and how often any has.
+    #[serde(default)]
+    ended: Option<Step>,
+    #[serde(default)]
+    ends: u32,
 }
 
 impl Interrupted {
@@ -60,29 +95,49 @@ impl Interrupted {
         Self { records: file.read(), file, waited: Vec::new() }
     }
 
-    /// Notes that a trial begins of a version that `has_passed` one with these files, or not.
+    /// Notes that a trial begins of a version that `has_passed` one with these files, or not; gives the step from where on it is
+    /// tried without.
     pub(crate) fn begin(
         &mut self,
         model: &str,
         version: u64,
         stamp: &Stamp,
         has_passed: bool,
-    ) -> Result<(), LeftOut> {
+    ) -> Result<Option<Step>, LeftOut> {
         let stamp = format!("{stamp:?}");
         let known = self.records.iter().find(|record| record.is_of(model, version));
         let known = known.filter(|record| record.stamp == stamp);
         let times = known.map_or(0, |record| record.times);
+        let step = known.and_then(|record| record.step);
+        let ended = known.and_then(|record| record.ended).into_iter().chain(step).min();
+        let ends = known.map_or(0, |record| record.ends) + u32::from(step.is_some());
+        let spared = ended.filter(|_| times > 0 || ends >= STEPS_MAX);
         let most = if has_passed { TIMES_MAX_PASSED } else { TIMES_MAX };
-        if times >= most && !self.waited.iter().any(|waited| *waited == (model.to_owned(), version)) {
+        // What has ended it this time is left out the next.
+        if times >= most
+            && step.is_none()
+            && !self.waited.iter().any(|waited| *waited == (model.to_owned(), version))
+        {
             let wait = PAUSE.saturating_mul(1 << (times - most).min(16)).min(PAUSE_MAX);
-            return Err(LeftOut { times, wait });
+            return Err(LeftOut { times, spared, wait });
         }
         self.records.retain(|record| !record.is_of(model, version));
-        self.records.push(Record { model: model.to_owned(), version, stamp, times: times + 1 });
+        let times = times + 1;
+        self.records.push(Record { model: model.to_owned(), version, stamp, times, step: None, ended, ends });
         let many = self.records.len().saturating_sub(RECORDS_MAX);
         self.records.drain(..many);
         self.write();
-        Ok(())
+        Ok(spared)
+    }
+
+    /// Notes that a step begins of a trial that has begun of these files, or is over.
+    pub(crate) fn note(&mut self, model: &str, version: u64, stamp: &Stamp, step: Option<Step>) {
+        let stamp = format!("{stamp:?}");
+        let is_meant = |record: &&mut Record| record.is_of(model, version) && record.stamp == stamp;
+        if let Some(record) = self.records.iter_mut().find(is_meant) {
+            record.step = step;
+            self.write();
+        }
     }
 
     /// It was left out for as long as it had to be.
@@ -92,7 +147,7 @@ impl Interrupted {
 
     /// It has ended, one way or the other, and the engine lives.
     pub(crate) fn end(&mut self, model: &str, version: u64) {
-        self.records.retain(|record| !record.is_of(model, version));
+        excuse_all(&mut self.records, |record| record.is_of(model, version));
         self.waited.retain(|waited| *waited != (model.to_owned(), version));
         self.write();
     }
@@ -117,9 +172,33 @@ impl Record {
     }
 }
 
+/// The trials of some count for nothing any more; what is left of them is which steps have ended engines.
+fn excuse_all(records: &mut Vec<Record>, which: impl Fn(&Record) -> bool) {
+    for record in records.iter_mut().filter(|record| which(record)) {
+        (record.times, record.step) = (0, None);
+    }
+    records.retain(|record| record.times > 0 || record.ended.is_some());
+}
+
 /// The engine that listens at `socket` is told to stop: if that cuts a trial short, it is not the version's doing.
 pub(crate) fn excuse(socket: &Path) {
-    file_of(socket).forget();
+    let mut left = Interrupted::beside(socket);
+    excuse_all(&mut left.records, |_| true);
+    left.write();
+}
+
+/// Shared by the loader and by the trials, which note their steps on threads of their own.
+#[derive(Clone)]
+pub(crate) struct Notes(Arc<Mutex<Interrupted>>);
+
+impl Notes {
+    pub(crate) fn of(interrupted: Interrupted) -> Self {
+        Self(Arc::new(Mutex::new(interrupted)))
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Interrupted> {
+        self.0.lock().expect("no panic while trials are noted")
+    }
 }
 
 fn file_of(socket: &Path) -> Kept {
@@ -137,21 +216,21 @@ mod tests {
         // Each engine is the process that begins a trial and is killed in it.
         let begin =
             |version, stamp| Interrupted::beside(&socket).begin("m", version, &Stamp::made_up(stamp), false);
-        assert_eq!((begin(2, 1), begin(2, 1)), (Ok(()), Ok(())));
+        assert_eq!((begin(2, 1), begin(2, 1)), (Ok(None), Ok(None)));
         let why = begin(2, 1).unwrap_err().to_string();
         assert!(
             why.starts_with("its trial has ended the engine 2 times; it is tried again in 5 min"),
             "{why}"
         );
-        assert_eq!(begin(2, 7), Ok(()), "its files have changed");
-        assert_eq!((begin(2, 7), begin(2, 7).is_err()), (Ok(()), true));
+        assert_eq!(begin(2, 7), Ok(None), "its files have changed");
+        assert_eq!((begin(2, 7), begin(2, 7).is_err()), (Ok(None), true));
         let mut asked = Interrupted::beside(&socket);
         asked.forgive("m");
-        assert_eq!(asked.begin("m", 2, &Stamp::made_up(7), false), Ok(()));
+        assert_eq!(asked.begin("m", 2, &Stamp::made_up(7), false), Ok(None));
         asked.end("m", 2);
-        assert_eq!((begin(2, 7), begin(2, 7)), (Ok(()), Ok(())), "a trial that ended counts for nothing");
+        assert_eq!((begin(2, 7), begin(2, 7)), (Ok(None), Ok(None)), "a trial that ended counts for nothing");
         excuse(&socket);
-        assert_eq!(begin(2, 7), Ok(()), "one that was told to stop is no accident");
+        assert_eq!(begin(2, 7), Ok(None), "one that was told to stop is no accident");
     }
 
     #[test]
@@ -166,7 +245,9 @@ mod tests {
             trials.begin("m", 1, &stamp, false).unwrap(); // and ends the engine once more
             left_out.wait.as_secs() / 60
         };
-        (0..TIMES_MAX).for_each(|_| Interrupted::beside(&socket).begin("m", 1, &stamp, false).unwrap());
+        for _ in 0..TIMES_MAX {
+            Interrupted::beside(&socket).begin("m", 1, &stamp, false).unwrap();
+        }
         let minutes: Vec<u64> = (0..12).map(|_| waits()).collect();
         assert_eq!(minutes, [5, 10, 20, 40, 80, 160, 320, 640, 1280, 1440, 1440, 1440]);
     }
@@ -192,12 +273,50 @@ mod tests {
             trials.end("a", 1);
             trials.begin("m", 1, &stamp, false)
         };
-        assert_eq!((engine(), engine()), (Ok(()), Ok(())));
+        assert_eq!((engine(), engine()), (Ok(None), Ok(None)));
         assert!(engine().is_err());
         let mut trials = Interrupted::beside(&socket);
         for version in 0..2 * RECORDS_MAX as u64 {
             trials.begin("many", version, &stamp, false).unwrap();
         }
         assert_eq!(Interrupted::beside(&socket).records.len(), RECORDS_MAX);
+    }
+
+    #[test]
+    fn a_step_that_has_ended_the_engine_is_left_out_by_the_next_and_after_the_second_time_by_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("engine.sock");
+        // Each engine ends in that step, or not.
+        let ends_in = |stamp, step| {
+            let (mut trials, stamp) = (Interrupted::beside(&socket), Stamp::made_up(stamp));
+            let spared = trials.begin("m", 1, &stamp, false)?;
+            trials.note("m", 1, &stamp, step);
+            Ok::<_, LeftOut>(spared)
+        };
+        let ends_well = |stamp| {
+            let mut trials = Interrupted::beside(&socket);
+            let spared = trials.begin("m", 1, &Stamp::made_up(stamp), false);
+            trials.end("m", 1);
+            spared
+        };
+        assert_eq!(ends_in(1, Some(Step::Optimise)), Ok(None));
+        assert_eq!([ends_well(1), ends_well(1)], [Ok(Some(Step::Optimise)), Ok(None)], "once is no rule");
+        assert_eq!(ends_in(1, Some(Step::Freeze)), Ok(None));
+        assert_eq!([ends_well(1), ends_well(1)], [Ok(Some(Step::Freeze)), Ok(Some(Step::Freeze))]);
+        excuse(&socket);
+        assert_eq!(ends_well(1), Ok(Some(Step::Freeze)), "nobody has to find out once more");
+
+        assert_eq!(ends_in(2, Some(Step::Optimise)), Ok(None), "its files have changed");
+        assert_eq!(ends_in(2, Some(Step::Freeze)), Ok(Some(Step::Optimise)));
+        assert_eq!(
+            ends_in(2, None),
+            Ok(Some(Step::Freeze)),
+            "it was not tried without, though it is the third time"
+        );
+        let why = ends_in(2, None).unwrap_err().to_string();
+        assert!(why.starts_with("its trial has ended the engine 3 times (freezing it has ended"), "{why}");
+        let mut asked = Interrupted::beside(&socket);
+        asked.forgive("m");
+        assert_eq!(asked.begin("m", 1, &Stamp::made_up(2), false), Ok(None));
     }
 }

@@ -10,7 +10,7 @@ use crate::catalog::Catalog;
 use crate::config::Settings;
 use crate::connection::{self, Shared};
 use crate::drift::{Kept, References};
-use crate::interrupted::{self, Interrupted};
+use crate::interrupted::{self, Interrupted, Notes};
 use crate::lane;
 use crate::library::{Library, ScanError};
 use crate::loader::{self, Setup};
@@ -147,7 +147,7 @@ impl Listener {
                 memory: self.settings.memory,
                 request_bytes_max: self.settings.request_bytes_max(),
                 device_memory: self.settings.device_memory.clone(),
-                interrupted: Interrupted::beside(&self.path),
+                interrupted: Notes::of(Interrupted::beside(&self.path)),
                 ready_first: ReadyFirst::beside(&self.path),
                 references: references.clone(),
             },

@@ -17,7 +17,7 @@ use crate::catalog::{Catalog, State};
 use crate::config::DeviceProbe;
 use crate::curve::Curve;
 use crate::drift::{Drift, References};
-use crate::interrupted::{Interrupted, LeftOut};
+use crate::interrupted::{LeftOut, Notes, Step};
 use crate::job::{shortened, shortened_to};
 use crate::library::{Candidate, Library, Stamp};
 use crate::memory::{self, Memory};
@@ -72,7 +72,7 @@ pub(crate) struct Setup {
     /// Bytes of that which requests may hold.
     pub(crate) request_bytes_max: u64,
     pub(crate) device_memory: Option<DeviceProbe>,
-    pub(crate) interrupted: Interrupted,
+    pub(crate) interrupted: Notes,
     pub(crate) ready_first: ReadyFirst,
     pub(crate) references: References,
 }
@@ -242,7 +242,7 @@ impl Shelf {
                     version = number,
                     "tried again, after its trials have ended the engine"
                 );
-                self.setup.interrupted.has_waited(&name, number);
+                self.setup.interrupted.lock().has_waited(&name, number);
                 let _ = self.bring_up(candidate, None);
             }
         }
@@ -302,7 +302,7 @@ impl Shelf {
             let stamp = self.stamps.get(&(candidate.name.clone(), candidate.version));
             !is_ready || stamp != Some(&candidate.stamp)
         });
-        self.setup.interrupted.forgive(&control.model);
+        self.setup.interrupted.lock().forgive(&control.model);
         self.left_out.retain(|(_, name, _)| *name != control.model);
         self.announce_loading(&found);
         let failed: Vec<String> = found
@@ -377,7 +377,7 @@ impl Shelf {
             .has_room(bytes)
             .and_then(|()| self.does_not_hang(&name, number, &stamp))
             .and_then(|()| self.note_trial(&name, number, &stamp))
-            .and_then(|()| self.begin(&name, number, load));
+            .and_then(|spared| self.begin(&name, number, &stamp, spared, load));
         let attempt = match begun {
             Ok(attempt) => attempt,
             Err(why) => return self.settle(name, number, stamp, Err(why)),
@@ -447,7 +447,7 @@ impl Shelf {
         aside.is_given_up = true;
         let answers = std::mem::take(&mut aside.answers);
         let (name, number, stamp) = (aside.name.clone(), aside.number, aside.stamp.clone());
-        self.setup.interrupted.end(&name, number);
+        self.setup.interrupted.lock().end(&name, number);
         let result = self.settle(name, number, stamp, Err(why.to_owned()));
         self.tell(answers, number, result.clone());
         result
@@ -475,7 +475,7 @@ impl Shelf {
         let Aside { name, number, stamp, since, answers, .. } = aside;
         memory::give_back();
         if !self.device_is_lost() {
-            self.setup.interrupted.end(&name, number);
+            self.setup.interrupted.lock().end(&name, number);
         }
         // Others may have taken their place while it waited for its turn.
         let read = tried.as_ref().ok().and_then(|tried| tried.files.as_ref());
@@ -566,18 +566,33 @@ impl Shelf {
     }
 
     /// Notes that a trial begins, unless those before have ended the engine; then it is begun later.
-    fn note_trial(&mut self, name: &str, number: u64, stamp: &Stamp) -> Result<(), String> {
+    fn note_trial(&mut self, name: &str, number: u64, stamp: &Stamp) -> Result<Option<Step>, String> {
         let has_passed = self.setup.ready_first.knows(name, number, stamp);
-        self.setup.interrupted.begin(name, number, stamp, has_passed).map_err(|left_out: LeftOut| {
+        let begun = self.setup.interrupted.lock().begin(name, number, stamp, has_passed);
+        let spared = begun.map_err(|left_out: LeftOut| {
             self.left_out.push((Instant::now() + left_out.wait, name.to_owned(), number));
             left_out.to_string()
-        })
+        })?;
+        if let Some(step) = spared {
+            tracing::warn!(model = name, version = number, "{step} before; it is tried without");
+        }
+        Ok(spared)
     }
 
     /// Begins to find out everything that has to be known about a version before it answers.
-    fn begin(&self, name: &str, number: u64, load: crate::library::Load) -> Result<Running, String> {
+    fn begin(
+        &self,
+        name: &str,
+        number: u64,
+        stamp: &Stamp,
+        spared: Option<Step>,
+        load: crate::library::Load,
+    ) -> Result<Running, String> {
         let (queue, told) = (Arc::clone(&self.setup.queue), self.told.clone());
+        let (notes, of, stamp) = (self.setup.interrupted.clone(), name.to_owned(), stamp.clone());
         let attempt = Attempt {
+            spared,
+            note: Box::new(move |step| notes.lock().note(&of, number, &stamp, step)),
             load,
             cores: self.setup.cores,
             beside: self.beside(name, number).map(Precedent::of),
@@ -592,6 +607,7 @@ impl Shelf {
             model,
             verdict: Verdict { grouping, mut why_alone, output_bytes },
             report,
+            spared,
             calibration,
             preprocess,
             padding,
@@ -630,7 +646,7 @@ impl Shelf {
             output_bytes,
             preprocess,
             pads: padding.is_ok(),
-            form: report.to_string(),
+            form: spared.map_or_else(|| report.to_string(), |step| format!("{report}: {step}")),
             curve: points,
             drift,
             content,

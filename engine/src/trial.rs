@@ -22,6 +22,7 @@ use crate::pace::Pace;
 use made_up::{BYTES_MAX, FREE_SIZES, LAST_RESORT, Maker};
 use rows::Trial;
 use std::cell::Cell;
+use std::fmt;
 
 /// What the trial has shown.
 #[derive(Debug, PartialEq)]
@@ -51,6 +52,20 @@ impl Verdict {
             grouping => (grouping, self.why_alone),
         };
         Self { grouping, why_alone, ..self }
+    }
+
+    /// Nobody knows what its code does, because of this.
+    pub(crate) fn knowing_nothing(self, why: impl fmt::Display) -> Self {
+        match self.grouping {
+            Grouping::Serial => self,
+            Grouping::Together { .. } | Grouping::Alone => Self {
+                grouping: Grouping::Serial,
+                why_alone: format!(
+                    "not batched: nobody knows whether it writes to tensors of its own: {why}"
+                ),
+                ..self
+            },
+        }
     }
 }
 

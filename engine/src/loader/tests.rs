@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::batcher;
+use crate::interrupted::Interrupted;
 use crate::library::Loaded;
+use crate::model::Optimisation;
 use crate::scripted::{Scripted, fp32, output_fp32, rows_spec};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -70,11 +72,14 @@ fn notes(socket: &Path) -> PathBuf {
 }
 
 fn doubling() -> Loaded {
-    let model = Scripted::new(rows_spec(&[("x", 1)], &[("y", 1)], 4), |inputs| {
+    Loaded { model: Box::new(scripted()), golden: None, preprocess: None, files: None }
+}
+
+fn scripted() -> Scripted {
+    Scripted::new(rows_spec(&[("x", 1)], &[("y", 1)], 4), |inputs| {
         let y: Vec<f32> = fp32(&inputs[0]).iter().map(|x| x * 2.0).collect();
         Ok(vec![output_fp32("y", &inputs[0].shape, &y)])
-    });
-    Loaded { model: Box::new(model), golden: None, preprocess: None, files: None }
+    })
 }
 
 fn setup(socket: &Path, library: Library) -> Setup {
@@ -90,7 +95,7 @@ fn setup(socket: &Path, library: Library) -> Setup {
         memory: Memory { limit: u64::MAX, available: u64::MAX },
         request_bytes_max: 1000,
         device_memory: None,
-        interrupted: Interrupted::beside(socket),
+        interrupted: Notes::of(Interrupted::beside(socket)),
         ready_first: ReadyFirst::beside(socket),
         references: References::within(socket.with_extension("references")),
     }
@@ -160,4 +165,57 @@ fn what_ends_the_engine_when_it_is_tried_again_is_left_out_for_twice_as_long() {
     assert_eq!(folder.begun(), ["sound"], "it is too early");
     shelf.try_again(now + minutes(10));
     assert!(ready(&shelf, "frail").is_ok() && ready(&shelf, "sound").is_ok());
+}
+
+/// An engine that ends while `frail` is frozen for a faster form, or does not get there.
+fn engine_that_ends_in_a_form(socket: &Path) -> (Shelf, bool) {
+    let (left, noted): (_, Arc<Mutex<Option<Vec<u8>>>>) = (notes(socket), Arc::default());
+    let notes_it = Arc::clone(&noted);
+    let find = move || {
+        let candidate = |name: &'static str| {
+            let (left, noted) = (left.clone(), Arc::clone(&notes_it));
+            let load = move || {
+                let Loaded { golden, preprocess, files, .. } = doubling();
+                let mut model = scripted();
+                if name == "frail" {
+                    model = model.with_form(Optimisation::Freeze, move || {
+                        *noted.lock().unwrap() = Some(std::fs::read(&left).unwrap());
+                        Err("the process is gone".into())
+                    });
+                }
+                Ok(Loaded { model: Box::new(model), golden, preprocess, files })
+            };
+            let load = Box::new(load);
+            Candidate { name: name.into(), version: 1, stamp: Stamp::made_up(1), bytes: 0, load }
+        };
+        Ok(["frail", "sound"].map(candidate).into())
+    };
+    let mut library = Library::new(find);
+    let candidates = library.find(None).unwrap();
+    let mut shelf = Shelf::new(setup(socket, library));
+    shelf.load_all(candidates);
+    let ended = noted.lock().unwrap().take();
+    if let Some(notes_left) = &ended {
+        std::fs::write(notes(socket), notes_left).unwrap();
+        crate::ready_first::forget(socket);
+    }
+    (shelf, ended.is_some())
+}
+
+#[test]
+fn a_version_whose_faster_form_has_ended_the_engine_serves_without_one_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("engine.sock");
+    // The first time may have been an accident.
+    for (number, ends) in [true, false, true, false, false].into_iter().enumerate() {
+        let (shelf, ended) = engine_that_ends_in_a_form(&socket);
+        assert_eq!(ended, ends, "engine {number}");
+        if ended {
+            continue;
+        }
+        let frail = ready(&shelf, "frail").unwrap();
+        assert_eq!(frail.form, "as loaded: optimising it has ended the engine");
+        assert_eq!((frail.grouping, frail.why_alone()), (Grouping::Together { max_rows: 4 }, ""));
+        assert_eq!(ready(&shelf, "sound").unwrap().form, "as loaded", "nobody else suffers for it");
+    }
 }
