@@ -2,7 +2,8 @@
 //! be to be read at all; how large they are is known from their heads, and refused there, before anything is allocated.
 //!
 //! Colours are what Pillow's `convert("RGB")` makes of them: transparency is dropped, grey and palettes become RGB, 16
-//! bits lose the lower 8. What moves, CMYK and 16 bits of grey are refused. A picture that a camera has marked as rotated is turned upright.
+//! bits lose the lower 8. What moves, CMYK and 16 bits of grey are refused. A picture that a camera has marked as rotated is
+//! turned upright.
 
 use super::orientation::Orientation;
 use super::resample::{CHANNELS, Pixels};

@@ -3,8 +3,8 @@
 use super::*;
 use crate::model::Form;
 
-#[test]
-fn a_cancelled_request_is_not_run() {
+/// A model that doubles behind a gate; and how many rows it was asked for.
+fn counted() -> (Candidate, Arc<Gate>, Arc<AtomicUsize>) {
     let (gate, rows) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
     let (passing, counting) = (Arc::clone(&gate), Arc::clone(&rows));
     let model = candidate("double", move |inputs| {
@@ -12,6 +12,27 @@ fn a_cancelled_request_is_not_run() {
         passing.pass();
         double(inputs)
     });
+    (model, gate, rows)
+}
+
+/// A model that doubles, single rows behind the first gate and several behind the second.
+fn behind_two_gates() -> (Candidate, Arc<Gate>, Arc<Gate>) {
+    let (one, several) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
+    let passing = (Arc::clone(&one), Arc::clone(&several));
+    let model = candidate("double", move |inputs| {
+        if inputs[0].shape[0] == 1 {
+            passing.0.pass()
+        } else {
+            passing.1.pass()
+        }
+        double(inputs)
+    });
+    (model, one, several)
+}
+
+#[test]
+fn a_cancelled_request_is_not_run() {
+    let (model, gate, rows) = counted();
     let engine = Engine::start(vec![model]);
     let mut client = engine.connect();
     client.index();
@@ -33,49 +54,31 @@ fn a_cancelled_request_is_not_run() {
 
 #[test]
 fn who_leaves_while_a_batch_runs_does_not_shift_the_answers_of_the_others() {
-    let (first, second) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
-    let passing = (Arc::clone(&first), Arc::clone(&second));
-    let model = candidate("double", move |inputs| {
-        if inputs[0].shape[0] == 1 {
-            passing.0.pass()
-        } else {
-            passing.1.pass()
-        }
-        double(inputs)
-    });
+    let (model, one, several) = behind_two_gates();
     let engine = Engine::start(vec![model]);
     let (mut leaver, mut stayer) = (engine.connect(), engine.connect());
     leaver.index();
     stayer.index();
-    first.shut();
-    second.shut();
+    one.shut();
+    several.shut();
     leaver.infer(1, ask(1.0));
-    first.await_held(1);
+    one.await_held(1);
     leaver.infer(2, ask(2.0));
     leaver.barrier();
     stayer.infer(3, ask(3.0));
     stayer.barrier();
-    first.open();
-    second.await_held(1);
+    one.open();
+    several.await_held(1);
     drop(leaver);
     stayer.barrier();
-    second.open();
+    several.open();
     let answer = stayer.reply().unwrap();
     assert_eq!((answer.id, answer.fp32("y")), (3, vec![6.0, 1.0]));
 }
 
 #[test]
 fn who_cancels_while_a_batch_runs_is_told_nothing_and_its_mates_are_answered() {
-    let (one, several) = (Arc::new(Gate::default()), Arc::new(Gate::default()));
-    let passing = (Arc::clone(&one), Arc::clone(&several));
-    let model = candidate("double", move |inputs| {
-        if inputs[0].shape[0] == 1 {
-            passing.0.pass()
-        } else {
-            passing.1.pass()
-        }
-        double(inputs)
-    });
+    let (model, one, several) = behind_two_gates();
     let engine = Engine::start(vec![model]);
     let (mut client, mut other) = (engine.connect(), engine.connect());
     client.index();
@@ -106,13 +109,7 @@ fn who_cancels_while_a_batch_runs_is_told_nothing_and_its_mates_are_answered() {
 
 #[test]
 fn a_proxy_that_goes_with_a_thousand_waiting_requests_leaves_nothing_behind() {
-    let (gate, rows) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
-    let (passing, counting) = (Arc::clone(&gate), Arc::clone(&rows));
-    let model = candidate("double", move |inputs| {
-        counting.fetch_add(inputs[0].shape[0] as usize, Ordering::SeqCst);
-        passing.pass();
-        double(inputs)
-    });
+    let (model, gate, rows) = counted();
     let engine = Engine::start_with(vec![model], |settings| settings.queue.rows = 1001);
     let (mut leaver, mut stayer) = (engine.connect(), engine.connect());
     leaver.index();
