@@ -19,8 +19,8 @@ use wire::{
 /// Requests that all have the same number of rows.
 pub(crate) struct Workload {
     pub(crate) model: &'static str,
-    /// Inputs of the rows that are sent in turn.
-    rows: Vec<Vec<Tensor>>,
+    /// Inputs of the requests that are sent in turn.
+    inputs: Vec<Vec<Tensor>>,
     /// The same as they are sent.
     requests: Vec<(Infer, Bytes)>,
     /// Rows of each request.
@@ -30,19 +30,12 @@ pub(crate) struct Workload {
 }
 
 #[derive(Clone)]
-pub(crate) struct Tensor {
+struct Tensor {
     slot: usize,
     name: &'static str,
     datatype: Datatype,
     shape: Vec<u64>,
     bytes: Vec<u8>,
-}
-
-impl Tensor {
-    pub(crate) fn gathered(&self) -> Gathered<'_> {
-        let parts = vec![&self.bytes[..]];
-        Gathered { slot: self.slot, datatype: self.datatype, shape: self.shape.clone(), parts }
-    }
 }
 
 impl Workload {
@@ -123,18 +116,52 @@ impl Workload {
     }
 
     fn of_rows(model: &'static str, rows: Vec<Vec<Tensor>>, each: u64, in_flight: usize) -> Self {
-        let requests = rows.iter().map(|row| request(model, &repeated(row, each))).collect();
-        Self { model, rows, requests, each, in_flight }
+        let inputs: Vec<_> = rows.iter().map(|row| repeated(row, each)).collect();
+        let requests = inputs.iter().map(|inputs| request(model, inputs)).collect();
+        Self { model, inputs, requests, each, in_flight }
     }
 
-    /// How many different rows there are.
-    pub(crate) fn kinds(&self) -> usize {
-        self.rows.len()
+    /// Requests of which a batch can be made, by their numbers: those whose tensors have the same shapes.
+    pub(crate) fn forms(&self) -> Vec<Vec<usize>> {
+        let mut forms: Vec<Vec<usize>> = Vec::new();
+        let shape = |at: usize| &self.inputs[at][0].shape;
+        for at in 0..self.inputs.len() {
+            match forms.iter_mut().find(|form| shape(form[0]) == shape(at)) {
+                Some(form) => form.push(at),
+                None => forms.push(vec![at]),
+            }
+        }
+        forms
     }
 
-    /// So many rows like one of them, for a bare loop.
-    pub(crate) fn batch(&self, at: usize, rows: u32) -> Vec<Tensor> {
-        repeated(&self.rows[at % self.rows.len()], u64::from(rows))
+    /// So many rows of a form, for a bare loop: where they lie, as the engine gives them to a model.
+    pub(crate) fn batch(&self, form: &[usize], rows: u32) -> Vec<Gathered<'_>> {
+        let gathered = |at: usize| {
+            let (mut parts, mut left) = (Vec::new(), u64::from(rows));
+            for number in form.iter().cycle() {
+                let (bytes, taken) = (&self.inputs[*number][at].bytes, left.min(self.each));
+                parts.push(&bytes[..bytes.len() / self.each as usize * taken as usize]);
+                left -= taken;
+                if left == 0 {
+                    break;
+                }
+            }
+            let Tensor { slot, datatype, shape, .. } = &self.inputs[form[0]][at];
+            let mut shape = shape.clone();
+            shape[0] = u64::from(rows);
+            Gathered { slot: *slot, datatype: *datatype, shape, parts }
+        };
+        (0..self.inputs[form[0]].len()).map(gathered).collect()
+    }
+
+    /// Batches with as many rows of each request, where those of each form have a size of their own: powers of two.
+    pub(crate) fn turn(&self, sizes: &[u32]) -> Vec<Vec<Gathered<'_>>> {
+        let most = sizes.iter().copied().max().unwrap_or(1);
+        let of_form = |(form, rows): (&Vec<usize>, &u32)| {
+            let times = form.len() * (most / rows) as usize;
+            vec![self.batch(form, *rows); times]
+        };
+        self.forms().iter().zip(sizes).flat_map(of_form).collect()
     }
 
     fn request(&self, at: usize, budget: Duration) -> (Infer, Bytes) {

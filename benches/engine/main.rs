@@ -1,9 +1,10 @@
 //! What the engine makes of libtorch, against bare loops of the same run on the same threads.
 //!
-//! For each real model, in alternating rounds: a plain loop (`torch.jit.load` and `forward`, at its best batch size),
-//! the best bare loop (the form of the model that the engine has chosen, run directly), and the engine, saturated
-//! over its socket. Then a lone request on an idle engine beside what it takes to wake any thread, and three times
-//! more work than it can do. The driver shares the cores with what it measures. Saturated rates are in the README.
+//! For each real model, in alternating rounds: a plain loop (`torch.jit.load` and `forward`), the best bare loop (the
+//! form of the model that the engine has chosen, run directly), and the engine, saturated over its socket. The loops find
+//! their rows in memory, copy them into a tensor and run it, at the batch size that is best for each length of rows. Then
+//! a lone request on an idle engine beside what it takes to wake any thread, and three times more work than it can do.
+//! The driver shares the cores with what it measures. Saturated rates are in the README.
 //!
 //! What came of the rest, in five runs: a lone request waits 54 to 72 µs for its lane. A lane is woken as soon as a request comes, and it is
 //! read and checked meanwhile; to wake a thread that does nothing else takes 19 to 27 on the core of who wakes it, and 55 to 110 on another.
@@ -142,11 +143,12 @@ fn swaps(device: Device, round: Duration) -> anyhow::Result<()> {
     let show = |took: &Histogram<u64>| (took.value_at_quantile(0.5), took.value_at_quantile(0.99));
     println!(
         "{SWAPS} swaps of {each:.0?} each while {CLIENTS} clients ask for 70 % of {hurried:.0} rows/s: (p50, p99) µs before \
-         {:?}, meanwhile {:?} of {} requests, after {:?}",
+         {:?}, meanwhile {:?} of {} requests, after {:?}; p99 meanwhile {:.2} times that before",
         show(&before),
         show(&meanwhile),
         meanwhile.len(),
-        show(&after)
+        show(&after),
+        show(&meanwhile).1 as f64 / show(&before).1 as f64
     );
     Ok(())
 }
@@ -166,21 +168,25 @@ fn measure(models: &Path, workload: &Workload, device: Device, takes: Duration) 
         workload.model
     );
 
-    let size = |model: &dyn Model| {
-        let sizes = [1, 4, 8, 32, 64, 128, 256].into_iter().filter(|rows| *rows <= most);
-        let speeds = sizes.map(|rows| (bare(model, workload, rows, lanes, Duration::from_secs(1)), rows));
+    let size = |model: &dyn Model, form: &[usize]| {
+        let sizes = (0..=8).map(|power| 1 << power).filter(|rows| *rows <= most);
+        let speed = |rows| bare(model, &[workload.batch(form, rows)], lanes, Duration::from_secs(1));
+        let speeds = sizes.map(|rows| (speed(rows), rows));
         speeds.max_by(|one, other| one.0.total_cmp(&other.0)).expect("there are sizes").1
     };
-    let (plain_rows, best_rows) = (size(&*model), size(&*best));
+    let sizes =
+        |model: &dyn Model| -> Vec<u32> { workload.forms().iter().map(|form| size(model, form)).collect() };
+    let (plain_sizes, best_sizes) = (sizes(&*model), sizes(&*best));
+    let (plain_turn, best_turn) = (workload.turn(&plain_sizes), workload.turn(&best_sizes));
     driver.saturate(Duration::from_secs(2))?;
     let mut rounds = Vec::new();
     for round in 1..=ROUNDS {
-        let plain = bare(&*model, workload, plain_rows, lanes, takes);
-        let bare = bare(&*best, workload, best_rows, lanes, takes);
+        let plain = bare(&*model, &plain_turn, lanes, takes);
+        let bare = bare(&*best, &best_turn, lanes, takes);
         let saturated = driver.saturate(takes)?;
         println!(
-            "round {round}  plain loop {plain:7.1} rows/s (batch {plain_rows})  best loop {bare:7.1} (batch {best_rows})  \
-             served {:7.1} (mean batch {:.1})",
+            "round {round}  plain loop {plain:7.1} rows/s (batches {plain_sizes:?})  best loop {bare:7.1} (batches \
+             {best_sizes:?})  served {:7.1} (mean batch {:.1})",
             saturated.rows_per_second, saturated.mean_batch
         );
         rounds.push((saturated.rows_per_second / plain, saturated.rows_per_second / bare));
@@ -270,20 +276,20 @@ fn waits_alone(driver: &mut Driver<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Rows per second of so many threads that do nothing but run the model. Each takes all kinds of rows in turn, and stops
-/// after the last kind: they do not take the same time.
-fn bare(model: &dyn Model, workload: &Workload, rows: u32, threads: usize, takes: Duration) -> f64 {
+/// Rows per second of so many threads that do nothing but run the model on these batches, one after the other. Each begins at
+/// another of them, and stops after a whole turn: they do not take the same time.
+fn bare(model: &dyn Model, turn: &[Vec<Gathered<'_>>], threads: usize, takes: Duration) -> f64 {
+    let rows: u64 = turn.iter().map(|inputs| inputs[0].shape[0]).sum();
     let one = |thread: usize| {
+        let (ahead, behind) = turn.split_at(thread * turn.len() / threads);
         let (began, mut done) = (Instant::now(), 0);
         while began.elapsed() < takes {
-            for at in 0..workload.kinds() {
-                let inputs = workload.batch(at + thread, rows);
-                let gathered: Vec<Gathered<'_>> = inputs.iter().map(|input| input.gathered()).collect();
-                model.run(&gathered).expect("it runs");
-                done += rows;
+            for inputs in behind.iter().chain(ahead) {
+                model.run(inputs).expect("it runs");
             }
+            done += rows;
         }
-        f64::from(done) / began.elapsed().as_secs_f64()
+        done as f64 / began.elapsed().as_secs_f64()
     };
     std::thread::scope(|scope| {
         let loops: Vec<_> = (0..threads).map(|thread| scope.spawn(move || one(thread))).collect();
