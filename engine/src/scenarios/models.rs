@@ -10,7 +10,7 @@ use crate::scripted::{Scripted, fp32, output_fp32, rows_spec};
 use bytes::Bytes;
 use prost::Message;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use wire::{Action, Control, Kind, ModelEntry, ModelState, Reply, Status};
@@ -308,35 +308,56 @@ fn only_orders_that_wait_count_as_waiting() {
 }
 
 #[test]
-fn a_hundred_swaps_under_load_lose_no_request_and_leave_one_model_in_memory() {
+fn a_hundred_swaps_under_load_lose_no_request_mix_no_models_and_leave_one_in_memory() {
     let folder = Folder::default();
     folder.put(1, Ok(1.0));
     let (engine, mut client) = folder.start_with(|settings| {
         settings.lanes = 2;
         settings.threads_per_lane = std::num::NonZeroUsize::new(1);
     });
-    let socket = engine.connect();
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let stopping = Arc::clone(&stop);
-    let load_maker = std::thread::spawn(move || {
-        let mut client = socket;
-        let mut answered = 0;
-        while !stopping.load(Ordering::SeqCst) {
-            client.infer_all((0..16).map(|id| (id, ask(1, 1.0))));
-            for answer in client.replies(16) {
+    let mut other = engine.connect();
+    let stop = AtomicBool::new(false);
+    // Factors of the last swap that may be noticed, and of the last that everybody notices; rounds that were answered.
+    let (begun, done, rounds) = (AtomicUsize::new(1), AtomicUsize::new(1), AtomicUsize::new(0));
+    let ask_on = || {
+        while !stop.load(Ordering::SeqCst) {
+            let before = done.load(Ordering::SeqCst);
+            other.infer_all((0..16).map(|id| (id, ask(1, 1.0))));
+            let answers = other.replies(16);
+            let after = begun.load(Ordering::SeqCst);
+            assert!(after - before <= 1, "rounds end while the next model is being loaded");
+            for answer in answers {
                 assert_eq!(answer.status(), Status::Ok, "{}", answer.reply.message);
-                assert!(answer.fp32("y")[0] >= 1.0);
-                answered += 1;
+                let factor = answer.fp32("y")[0];
+                assert!([before, after].map(|factor| factor as f32).contains(&factor), "{before} {factor}");
             }
+            rounds.fetch_add(1, Ordering::SeqCst);
         }
-        answered
+    };
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(ask_on);
+        let await_rounds = |more: usize| {
+            let enough = rounds.load(Ordering::SeqCst) + more;
+            while rounds.load(Ordering::SeqCst) < enough {
+                assert!(!asking.is_finished(), "it goes on asking");
+                std::thread::yield_now();
+            }
+        };
+        for swap in 2..=101 {
+            folder.disk.shut();
+            folder.put_file(1, |file| (file.factor, file.hangs) = (Ok(swap as f32), true));
+            order(&mut client, Action::Load, 0);
+            folder.disk.await_held(1);
+            // Whoever has asked before this swap, and somebody who asks during it.
+            await_rounds(2);
+            begun.store(swap, Ordering::SeqCst);
+            folder.disk.open();
+            assert_eq!(obeyed(&mut client).0, Status::Ok);
+            done.store(swap, Ordering::SeqCst);
+        }
+        stop.store(true, Ordering::SeqCst);
     });
-    for swap in 2..=101 {
-        folder.put(1, Ok(swap as f32));
-        assert_eq!(load(&mut client).0, Status::Ok);
-    }
-    stop.store(true, Ordering::SeqCst);
-    assert!(load_maker.join().unwrap() > 0);
+    assert!(rounds.load(Ordering::SeqCst) >= 2 * 100, "answers while each of the swaps was under way");
     assert_eq!(load(&mut client).0, Status::Ok);
     assert_eq!(answer(&mut client, 1), Ok(1010.0));
     order(&mut client, Action::Unload, 0);
