@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::library::{Candidate, Library};
-use crate::scenarios::{Asked, Client, Engine};
+use crate::scenarios::{Answer, Asked, Client, Engine};
 use wire::{ModelEntry, ModelState, Status};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/data/models");
@@ -247,6 +247,36 @@ fn both_demo_models_read_held_out_digits() {
     }
 }
 
+/// The demo's convolutional network, which all forms are made for.
+#[test]
+fn every_form_of_a_network_answers_as_the_network_that_was_loaded() {
+    let version = Path::new(DEMO).join("digits/2");
+    let manifest = std::fs::read_to_string(version.join("model.yaml")).unwrap();
+    let manifest = Manifest::parse(&manifest).unwrap();
+    let plain = load(&version.join("model.pt"), Some(manifest), Device::Cpu).unwrap();
+    let pixels: Vec<u8> = (0..16 * 64).flat_map(|at| ((at * 37 % 17) as f32).to_le_bytes()).collect();
+    let answers = |model: &dyn Model| {
+        let shape = vec![16, 64];
+        let inputs = [Gathered { slot: 0, datatype: Datatype::Fp32, shape, parts: vec![&pixels] }];
+        // Of the first runs libtorch learns how to compile the later ones.
+        let outputs = [(); 4].map(|()| model.run(&inputs).unwrap()).into_iter().next_back().unwrap();
+        let bytes = outputs[1].bytes.chunks_exact(4);
+        bytes.map(|value| f32::from_le_bytes(value.try_into().unwrap())).collect::<Vec<_>>()
+    };
+    let expected = answers(&*plain);
+    assert_eq!(expected.len(), 16 * 10);
+    for optimisation in Optimisation::ALL {
+        let other = plain.optimised(optimisation).unwrap_or_else(|why| panic!("{optimisation}: {why}"));
+        let apart = expected.iter().zip(answers(&*other)).map(|(one, other)| (one - other).abs());
+        let apart = apart.fold(0.0, f32::max);
+        let expected = match optimisation {
+            Optimisation::Freeze | Optimisation::Inference | Optimisation::ChannelsLast => 0.0..1e-4,
+            Optimisation::Bfloat16 => 1e-6..0.1,
+        };
+        assert!(expected.contains(&apart), "{optimisation}: {apart}");
+    }
+}
+
 /// An engine with a model `x: [-1, 4] → y: [-1, ..]` of this body.
 fn defined(body: &str, output: &str) -> (Engine, Client, ModelEntry, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
@@ -277,6 +307,55 @@ fn a_model_that_changes_its_input_changes_nobody_elses() {
         for (id, y) in (1..).zip(answers(&mut client)) {
             assert_eq!(y, [2.0 * id as f32, 2.0, 4.0, 6.0]);
         }
+    }
+}
+
+#[test]
+fn what_shared_a_batch_with_a_bad_row_runs_again_as_it_was_sent_and_not_as_the_model_left_it() {
+    let body = "x.mul_(2.0)\n    assert bool((x > -1000.0).all()), 'too low'\n    return x";
+    let (_engine, mut client, entry, _folder) = defined(body, "[-1, 4]");
+    assert_eq!((entry.max_batch, entry.reason.as_str()), (32, ""));
+    let ask = |id: u64| {
+        let value = if id == 9 { -4000.0 } else { id as f32 };
+        Asked::of("defined").fp32("x", &[1, 4], &[value, 1.0, 2.0, 3.0])
+    };
+    client.infer_all((1..=16).map(|id| (id, ask(id))));
+    let answers = client.replies(16);
+    let is_divided =
+        |answer: &Answer| answer.reply.timing.as_ref().unwrap().closed() == wire::Closed::Divided;
+    assert!(answers.iter().any(is_divided), "it has run with others");
+    for answer in answers {
+        if answer.id == 9 {
+            assert_eq!(answer.status(), Status::ModelFailed);
+            assert!(answer.reply.message.ends_with("too low"), "{}", answer.reply.message);
+        } else {
+            assert_eq!(answer.fp32("y"), [2.0 * answer.id as f32, 2.0, 4.0, 6.0]);
+        }
+    }
+}
+
+#[test]
+fn more_memory_than_there_is_for_all_rows_is_asked_for_fewer() {
+    // 128 TiB for each row.
+    let body = "if x.size(0) > 3 and bool((x > 100).any()):\n        x = x + torch.zeros([x.size(0), 1 << 45])[:, :1]\n    return x * 2";
+    let (_engine, mut client, entry, _folder) = defined(body, "[-1, 4]");
+    assert_eq!((entry.max_batch, entry.reason.as_str()), (32, ""));
+    client.infer(1, Asked::of("defined").fp32("x", &[8, 4], &[1000.0; 32]));
+    assert_eq!(client.reply().unwrap().fp32("y"), [2000.0; 32]);
+}
+
+#[test]
+fn the_allocators_words_for_memory_that_runs_out_are_known() {
+    for words in [
+        "The following operation failed in the TorchScript interpreter.\nTraceback of TorchScript (most recent call last):\nRuntimeError: [enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 140737488355328 bytes. Error code 12 (Cannot allocate memory)\n",
+        "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.18 GiB of which 17.31 GiB is free.",
+        "CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.",
+    ] {
+        assert!(of_libtorch(words.into()).out_of_memory, "{words}");
+    }
+    for words in ["CUDA error: device-side assert triggered", "shape '[1, 4]' is invalid for input of size 8"]
+    {
+        assert!(!of_libtorch(words.into()).out_of_memory, "{words}");
     }
 }
 
