@@ -26,6 +26,7 @@ fn the_poisonous_requests_fail_alone_and_cost_few_runs() {
     runs.store(0, Ordering::Relaxed);
     gate.open();
     for answer in client.replies(17).into_iter().skip(1) {
+        assert_eq!(answer.reply.timing.as_ref().unwrap().closed(), Closed::Divided);
         if poisonous(answer.id) {
             assert_eq!((answer.status(), &answer.reply.message[..]), (Status::ModelFailed, "negative input"));
         } else {
