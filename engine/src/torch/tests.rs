@@ -220,6 +220,40 @@ fn a_broken_file_is_unavailable_with_a_reason() {
 }
 
 #[test]
+fn a_file_that_vanishes_while_it_is_loaded_is_told_and_costs_no_other_version() {
+    for is_open in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        for version in ["vanishing/1", "vanishing/2"] {
+            let version = folder.path().join(version);
+            std::fs::create_dir_all(&version).unwrap();
+            for file in ["model.pt", "model.yaml"] {
+                std::fs::copy(Path::new(FIXTURES).join("picky/1").join(file), version.join(file)).unwrap();
+            }
+        }
+        let vanish = |path: &Path| {
+            if path.ends_with("1/model.pt") && path.exists() {
+                std::fs::remove_file(path).unwrap();
+            }
+        };
+        let load = move |path: &Path, manifest| {
+            if !is_open {
+                vanish(path);
+            }
+            let loaded = load(path, manifest, Device::Cpu);
+            vanish(path);
+            loaded
+        };
+        let engine = Engine::start_library(Library::folder(folder.path().into(), load), |_| {});
+        let index = engine.connect().index();
+        assert_eq!(
+            (index[0].state(), index[0].reason.as_str()),
+            (ModelState::Unavailable, "there is no model.pt")
+        );
+        assert_eq!((index[1].version, index[1].state()), (2, ModelState::Ready));
+    }
+}
+
+#[test]
 fn both_demo_models_read_held_out_digits() {
     let engine = Engine::start_with(candidates(DEMO, "digits"), |settings| settings.lanes = 2);
     let mut client = engine.connect();
