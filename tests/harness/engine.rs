@@ -38,6 +38,22 @@ pub enum Behaviour {
     Hold,
 }
 
+/// What the engine is told with a request, in the words of the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Which version is to answer.
+    pub version: u64,
+    /// Whose request it is.
+    pub tenant: u64,
+    /// How much it matters.
+    pub criticality: u32,
+    /// Within how many microseconds it has to be answered.
+    pub budget_us: u64,
+}
+
+/// What the engine remembers of so many requests.
+const TOLD_MAX: usize = 1 << 14;
+
 /// What each (model, version) does.
 #[derive(Default)]
 struct Scripts {
@@ -47,8 +63,8 @@ struct Scripts {
     gone: Mutex<HashSet<(String, u64)>>,
     /// How many requests there have been.
     asked: AtomicUsize,
-    /// Tenant and criticality of the latest requests.
-    standings: Mutex<VecDeque<(u64, u32)>>,
+    /// What came with the latest requests.
+    told: Mutex<VecDeque<Told>>,
     /// Who has to be told so.
     listeners: Mutex<Vec<Arc<Listener>>>,
 }
@@ -162,9 +178,9 @@ impl ScriptedEngine {
         self.cancels.lock().expect("unpoisoned").recv_timeout(time).ok()
     }
 
-    /// Tenant and criticality of the latest request, in the words of the wire.
-    pub fn last_standing(&self) -> Option<(u64, u32)> {
-        self.scripts.standings.lock().expect("unpoisoned").back().copied()
+    /// What came with the latest requests, in the order in which they came.
+    pub fn told(&self) -> Vec<Told> {
+        self.scripts.told.lock().expect("unpoisoned").iter().copied().collect()
     }
 
     /// Where it listens.
@@ -215,12 +231,13 @@ fn serve(mut stream: UnixStream, scripts: &Scripts, cancelled: &Sender<u64>) {
 
 fn answer(frame: &Frame, scripts: &Scripts, outbox: &mut Outbox) -> std::ops::ControlFlow<()> {
     let infer: Infer = prost::Message::decode(frame.metadata.clone()).expect("metadata decodes");
-    let mut standings = scripts.standings.lock().expect("unpoisoned");
-    if standings.len() == 16 {
-        standings.pop_front();
+    let Infer { version, tenant, criticality, budget_us, .. } = infer;
+    let mut told = scripts.told.lock().expect("unpoisoned");
+    if told.len() == TOLD_MAX {
+        told.pop_front();
     }
-    standings.push_back((infer.tenant, infer.criticality));
-    drop(standings);
+    told.push_back(Told { version, tenant, criticality, budget_us });
+    drop(told);
     scripts.asked.fetch_add(1, Ordering::Relaxed);
     let version = (infer.model, infer.version);
     let behaviour = scripts.behaviour(&version);

@@ -12,7 +12,7 @@ mod stack;
 
 pub use client::{Client, Response, infer_body, raw_exchange};
 pub use collector::Collector;
-pub use engine::{Behaviour, ScriptedEngine};
+pub use engine::{Behaviour, ScriptedEngine, Told};
 pub use grpc::{GrpcCaller, GrpcClient, grpc_request};
 pub use stack::{Out, Stack, StackBuilder, binary, free_address, free_addresses, repository};
 

@@ -277,7 +277,8 @@ fn the_engine_is_told_whose_request_it_is_and_how_much_that_matters() {
     let client = stack.client();
     let standing = |headers: &[(&str, &str)]| {
         assert_eq!(client.infer("m", headers, &body()).status, 200);
-        engine.last_standing().expect("it was asked")
+        let told = *engine.told().last().expect("it was asked");
+        (told.tenant, told.criticality)
     };
     let (acme, batch) =
         (standing(&[("x-tenant", "acme")]), standing(&[("x-tenant", "acme"), ("x-is", "batch")]));

@@ -10,6 +10,27 @@ fn all_to(version: u32) -> String {
     format!("models:\n  m:\n    split:\n      weights: {{{version}: 1}}\n")
 }
 
+/// The same, and whatever else a request shows of its policy is that version's own: its deadline and its tenant, which the
+/// engine is told, and the limit that its answer names.
+fn all_of(version: u32) -> String {
+    let (deadline, limit, tenant) =
+        if version == 1 { ("10s", "first", "x-one") } else { ("10m", "second", "x-two") };
+    format!(
+        "models: {{m: {{deadline: {deadline}, split: {{weights: {{{version}: 1}}}}}}}}\nlimits: [{{name: {limit}, key: {{header: x-one}}, rate: 1000000/s, burst: 1000000}}]\noverload: {{tenant: {{header: {tenant}}}}}\n"
+    )
+}
+
+/// What the engine was told of each version's requests is that version's policy.
+fn assert_unmixed(engine: &ScriptedEngine) {
+    let tenant_of = |version| engine.told().into_iter().rev().find(|told| told.version == version);
+    let tenants = [1, 2].map(|version| tenant_of(version).expect("it was asked").tenant);
+    assert_ne!(tenants[0], tenants[1]);
+    for told in engine.told() {
+        let is_of_first = (told.tenant == tenants[0], told.budget_us <= 10_000_000);
+        assert_eq!(is_of_first, (told.version == 1, told.version == 1), "{told:?}");
+    }
+}
+
 fn start() -> (ScriptedEngine, Stack) {
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer)]);
     let stack = Stack::builder().policies(&all_to(1)).external_engine(engine.socket()).start();
@@ -30,7 +51,7 @@ fn wait_for(stack: &Stack, version: &str) {
 #[test]
 fn a_thousand_swaps_under_load_fail_no_request_and_mix_no_generations() {
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer)]);
-    let stack = Stack::builder().policies(&all_to(1)).external_engine(engine.socket()).start();
+    let stack = Stack::builder().policies(&all_of(1)).external_engine(engine.socket()).start();
     let (stop, asked) = (AtomicBool::new(false), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| ask_until(&stack, &stop, &asked));
@@ -38,31 +59,36 @@ fn a_thousand_swaps_under_load_fail_no_request_and_mix_no_generations() {
         let admin = Client::new(stack.admin);
         for swap in 0..1_000 {
             let tag = admin.get("/policy").header("etag").to_owned();
-            let text = all_to(if swap % 2 == 0 { 2 } else { 1 });
+            let text = all_of(if swap % 2 == 0 { 2 } else { 1 });
             let put = admin.put("/policy", &[("if-match", &tag)], text.as_bytes());
             assert_eq!(put.status, 200, "swap {swap}: {}", put.text());
         }
         stop.store(true, Ordering::Relaxed);
     });
     assert!(asked.load(Ordering::Relaxed) > 1_000);
+    assert_unmixed(&engine);
     assert_eq!(ask(&stack).1, "1001");
 }
 
-/// Odd generations send everybody to version 1, even ones to version 2.
+/// Odd generations are all of version 1, even ones of version 2.
 fn ask_until(stack: &Stack, stop: &AtomicBool, asked: &AtomicUsize) {
     let client = stack.client();
     while !stop.load(Ordering::Relaxed) {
-        let answer = client.infer("m", &[], &infer_body("x", [1, 1], &[0.0]));
+        let (body, headers) = (infer_body("x", [1, 1], &[0.0]), [("x-one", "a"), ("x-two", "b")]);
+        let answer = client.infer("m", &headers, &body);
         assert_eq!(answer.status, 200, "{}", answer.text());
         let generation: u32 = answer.header("x-penstock-generation").parse().expect("a number");
-        assert_eq!(answer.header("x-penstock-version"), if generation % 2 == 1 { "1" } else { "2" });
+        let (version, limit) = if generation % 2 == 1 { ("1", "\"first\";") } else { ("2", "\"second\";") };
+        assert_eq!(answer.header("x-penstock-version"), version);
+        assert!(answer.header("ratelimit-policy").starts_with(limit), "{generation}: {:?}", answer.headers);
         asked.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 #[test]
 fn edits_under_load_fail_no_request_and_mix_no_generations() {
-    let (_engine, stack) = start();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer)]);
+    let stack = Stack::builder().policies(&all_of(1)).external_engine(engine.socket()).start();
     let stop = AtomicBool::new(false);
     let asked = AtomicUsize::new(0);
     std::thread::scope(|scope| {
@@ -71,12 +97,13 @@ fn edits_under_load_fail_no_request_and_mix_no_generations() {
         }
         for edit in 0..10 {
             let version = if edit % 2 == 0 { 2 } else { 1 };
-            std::fs::write(&stack.policies, all_to(version)).expect("the file can be written");
-            wait_for(&stack, &version.to_string());
+            std::fs::write(&stack.policies, all_of(version)).expect("the file can be written");
+            stack.wait_for_metric("penstock_policy_generation", f64::from(edit + 2));
         }
         stop.store(true, Ordering::Relaxed);
     });
     assert!(asked.load(Ordering::Relaxed) > 10);
+    assert_unmixed(&engine);
     assert_eq!(ask(&stack).1, "11");
 }
 

@@ -84,4 +84,22 @@ fn who_is_answered_by_the_shadow_itself_is_not_copied() {
     assert_eq!(stack.client().post("/v2/models/m/versions/2/infer", &[], &body).status, 200);
     ask(&stack, 1);
     stack.wait_for_metric(&series("disagreed"), 1.0);
+    // Its copy would have agreed with it, or found no room.
+    assert_eq!(["agreed", "failed", "dropped"].map(|outcome| stack.metric(&series(outcome))), [0.0; 3]);
+    assert_eq!(engine.told().iter().map(|told| told.version).collect::<Vec<_>>(), [2, 1, 2]);
+}
+
+#[test]
+fn a_copy_whose_own_time_is_over_has_failed_is_cancelled_and_makes_room_for_the_next() {
+    let engine = versions(Behaviour::Hang);
+    let stack = stack(&engine, "in_flight_max: 1, deadline: 50ms");
+    for times in 1..=3 {
+        ask(&stack, 1);
+        stack.wait_for_metric(&series("failed"), f64::from(times));
+        assert!(engine.next_cancel().is_some(), "the engine need not answer it any more");
+    }
+    assert_eq!(stack.metric(&series("dropped")), 0.0);
+    let told = engine.told();
+    let budgets: Vec<_> = told.iter().filter(|told| told.version == 2).map(|told| told.budget_us).collect();
+    assert_eq!(budgets, [50_000; 3], "nor for longer than that");
 }
