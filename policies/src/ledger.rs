@@ -618,6 +618,25 @@ impl Ledger {
         Ok(Pass { admission: Some((guard, permit)), diverted: None })
     }
 
+    /// Whether a version refuses whoever comes, where the policy names none in its place. Lets nobody in: it is asked before a
+    /// request is read, and [`enter`](Self::enter) after that.
+    pub fn refuses(
+        &self,
+        snapshot: &Snapshot,
+        model: &str,
+        version: Version,
+        now: Instant,
+    ) -> Option<Tripped> {
+        if snapshot.model(model).is_some_and(|policy| policy.fallback.is_some()) {
+            return None;
+        }
+        let guard = self.guard(snapshot, model, version);
+        match guard.lock().state(now) {
+            BreakerState::Tripped { retry_after } if !retry_after.is_zero() => Some(Tripped { retry_after }),
+            BreakerState::Tripped { .. } | BreakerState::Passing | BreakerState::Probing => None,
+        }
+    }
+
     /// Lets a request into a version that `from` has not run, within the retries of that.
     ///
     /// # Errors

@@ -35,7 +35,7 @@ use elsewhere::{declaration, likely};
 use once_more::Unanswered;
 use policies::{
     Admitted, Criticality, Field, Instead, Ledger, Limited, Live, ModelPolicy, Outcome, Pass, Sight,
-    Snapshot, Standing, UnderWay, Usage, Version,
+    Snapshot, Standing, Tripped, UnderWay, Usage, Version,
 };
 use rand::Rng;
 use std::sync::Arc;
@@ -117,6 +117,9 @@ impl InferPath {
             self.must_be_in_time((target, &models), chosen, (most, of_policy), record.started)?;
         }
         let admitted = self.admit(call, snapshot, target, record)?;
+        if let Some(chosen) = &early {
+            self.must_not_fail(snapshot, (target, &models), chosen, record.started)?;
+        }
         let may_be_remote = match &early {
             Some(chosen) => snapshot.remote(target.model, Version(chosen.number)).is_some(),
             None => snapshot.model(target.model).is_some_and(ModelPolicy::has_remotes),
@@ -203,6 +206,22 @@ impl InferPath {
         let by = chosen.by.within(most, of_policy);
         self.witness((target, models), by, Some(turned_away(most, of_policy)), now);
         Err(Refusal::Busy { why: "more waits than can be answered in time".into(), retry_after })
+    }
+
+    /// Turns away whom the chosen version would not let in, before its body is read.
+    fn must_not_fail(
+        &self,
+        snapshot: &Snapshot,
+        (target, models): (Target<'_>, &Models),
+        chosen: &Chosen,
+        now: Instant,
+    ) -> Result<(), Refusal> {
+        let version = Version(chosen.number);
+        let Some(Tripped { retry_after }) = self.ledger.refuses(snapshot, target.model, version, now) else {
+            return Ok(());
+        };
+        self.witness((target, models), chosen.by, Some(Sight::Unanswered), now);
+        Err(Refusal::Tripped { model: target.model.to_owned(), version: version.0, retry_after })
     }
 
     /// Spends what can be spent without the body.

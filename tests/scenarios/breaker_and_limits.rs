@@ -1,6 +1,6 @@
 //! Limits and breakers as a client meets them.
 
-use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body, repository};
+use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body, raw_exchange, repository};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
@@ -146,6 +146,37 @@ fn what_the_engine_has_no_time_for_is_turned_away_without_asking_again_for_a_whi
     assert_eq!((answer.status, answer.header("retry-after")), (503, "1"), "{}", answer.text());
     assert_eq!(client.infer("m", &[], &body()).status, 200, "with more time it may try");
     eventually("the gate to open", || (client.infer("m", &hasty, &body()).status == 200).then_some(()));
+}
+
+/// The head of a request whose body never comes, and what is answered to that.
+fn without_its_body(stack: &Stack, headers: &str) -> String {
+    let head =
+        format!("POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: 10000000\r\n\r\n");
+    raw_exchange(stack.http, head.as_bytes(), false)
+}
+
+#[test]
+fn who_is_refused_anyway_is_told_before_the_body_has_come() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Busy)]);
+    let policy = "limits: [{name: each, key: {header: x-user-id}, rate: 1/h, burst: 1}]\nmodels: {m: {breaker: {failures: 1, open_for: 1h, max_open_for: 1h}}}\n";
+    let stack = Stack::builder().policies(policy).external_engine(engine.socket()).start();
+    let ask = |user: &str| {
+        let headers = [("x-user-id", user), ("x-request-timeout-ms", "1000")];
+        stack.client().infer("m", &headers, &body()).status
+    };
+    assert_eq!(ask("ana"), 503);
+    let late = without_its_body(&stack, "X-User-Id: ben\r\nX-Request-Timeout-Ms: 1000\r\n");
+    assert!(late.starts_with("HTTP/1.1 503 ") && late.contains("more waits than can be answered"), "{late}");
+    assert!(late.to_lowercase().contains("\r\nretry-after: "), "{late}");
+    let spent = without_its_body(&stack, "X-User-Id: ana\r\n");
+    assert!(spent.starts_with("HTTP/1.1 429 ") && spent.contains("limit `each`"), "{spent}");
+    engine.set("m", 1, Behaviour::Fail);
+    eventually("the gate to open", || {
+        (ask(&format!("{:?}", std::time::Instant::now())) == 500).then_some(())
+    });
+    let failing = without_its_body(&stack, "X-User-Id: cat\r\n");
+    assert!(failing.starts_with("HTTP/1.1 503 ") && failing.contains("keeps failing"), "{failing}");
+    assert!(failing.to_lowercase().contains("\r\nretry-after: "), "{failing}");
 }
 
 #[test]

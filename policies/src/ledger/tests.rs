@@ -359,6 +359,21 @@ fn trip(ledger: &Ledger, snapshot: &Snapshot, version: Version, now: Instant) {
     }
 }
 
+#[test]
+fn who_would_be_refused_is_told_beforehand_unless_somebody_answers_instead_and_nobody_enters_so() {
+    let policy = |fallback: &str| {
+        policies(&format!("models: {{m: {{breaker: {{failures: 1, open_for: 10s{fallback}}}}}}}"))
+    };
+    let (alone, backed) = (policy(""), policy(", fallback: {version: 1}"));
+    let (ledger, now) = (Ledger::new(), Instant::now());
+    let refuses = |snapshot, at| ledger.refuses(snapshot, "m", Version(2), now + ms(at));
+    assert_eq!(refuses(&alone, 0), None);
+    ledger.enter(&alone, "m", Version(2), now).unwrap().settle(Outcome::Failed, now);
+    assert_eq!((refuses(&alone, 1000), refuses(&backed, 1000)), (tripped(9000), None));
+    assert_eq!((refuses(&alone, 10_000), refuses(&alone, 10_000)), (None, None), "the next may be a probe");
+    assert!(ledger.enter(&alone, "m", Version(2), now + ms(10_000)).is_ok(), "and the place is free");
+}
+
 fn tripped(milliseconds: u64) -> Option<Tripped> {
     Some(Tripped { retry_after: ms(milliseconds) })
 }
