@@ -24,6 +24,7 @@ Never does: train anything, depend on chance, or stand for a useful model (those
     slow      burns about 50 ms of one CPU core per call, whatever the number of rows
     short     gives back one row, however many it got
     leaky     keeps 8 MB more for every call with a value above 100
+    stuck     does not come back from a call with a value above 100
     channels  the mean of each colour of an image, and its model.yaml has image files decoded
     broken    is not a model
 
@@ -94,6 +95,7 @@ def main() -> None:
     write("slow", Slow(), [("x", "FP32", four)], [("y", "FP32", four)])
     write("short", Short(), [("x", "FP32", four)], [("y", "FP32", four)])
     write("leaky", Leaky(), [("x", "FP32", four)], [("y", "FP32", four)])
+    write("stuck", Stuck(), [("x", "FP32", four)], [("y", "FP32", four)])
     image = [-1, 3, 40, 40]
     write("channels", Channels(), [("x", "FP32", image)], [("mean", "FP32", [-1, 3])])
     with (MODELS / "channels/1/model.yaml").open("a") as file:
@@ -322,6 +324,13 @@ class Leaky(nn.Module):
         return x * 2
 
 
+class Stuck(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        while bool((x > 100).any()):
+            x = x + 1
+        return x * 2
+
+
 def write(name: str, model: nn.Module, inputs: list, outputs: list, max_batch: int = 64) -> None:
     export(model, MODELS / name / "1/model.pt")
     write_yaml(name, inputs, outputs, max_batch)
@@ -385,6 +394,7 @@ def check_answers(load: Callable[[str], torch.jit.ScriptModule]) -> None:
     assert torch.equal(load("bare")(x), x * 2)
     assert torch.equal(load("short")(x), x[:1])
     assert torch.equal(load("leaky")(x + 100), (x + 100) * 2)
+    assert torch.equal(load("stuck")(x), x * 2)
     assert refusal(load, "broken")
 
     slow, took_ms = load("slow"), []

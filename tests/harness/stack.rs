@@ -6,6 +6,7 @@ use crate::eventually;
 use crate::grpc::GrpcClient;
 use rustix::process::{Pid, Signal, kill_process};
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -46,6 +47,7 @@ pub struct StackBuilder {
     external_engine: Option<PathBuf>,
     socket: Option<PathBuf>,
     memory_mib: u64,
+    engine_arguments: String,
     out: Out,
     more: String,
 }
@@ -100,6 +102,12 @@ impl StackBuilder {
         self
     }
 
+    /// What its own engine is told beside what the configuration can say.
+    pub fn engine_arguments(mut self, arguments: &str) -> Self {
+        self.engine_arguments = arguments.to_owned();
+        self
+    }
+
     /// What becomes of its standard output and its standard error.
     pub fn out(mut self, out: Out) -> Self {
         self.out = out;
@@ -133,9 +141,10 @@ impl StackBuilder {
         let engine = match &self.external_engine {
             Some(socket) => format!("{{managed: false, socket: '{}'}}", socket.display()),
             None => format!(
-                "{{models: '{}', socket: '{}', lanes: 2, control: true, memory_mib: {}}}",
+                "{{models: '{}', socket: '{}', binary: '{}', lanes: 2, control: true, memory_mib: {}}}",
                 self.models.display(),
                 self.socket.unwrap_or_else(|| self.folder.path().join("engine.sock")).display(),
+                engine_binary(self.folder.path(), &self.engine_arguments).display(),
                 self.memory_mib
             ),
         };
@@ -158,6 +167,19 @@ impl StackBuilder {
         });
         stack
     }
+}
+
+/// The engine's binary; a script that starts it with more arguments, where there are any.
+fn engine_binary(folder: &Path, arguments: &str) -> PathBuf {
+    let binary = binary("penstock-engine");
+    if arguments.is_empty() {
+        return binary;
+    }
+    let script = folder.join("engine.sh");
+    let text = format!("#!/bin/sh\nexec '{}' \"$@\" {arguments}\n", binary.display());
+    std::fs::write(&script, text).expect("the temporary folder takes files");
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o700)).expect("it is ours");
+    script
 }
 
 /// Starts the binary with the configuration of a folder.
@@ -203,6 +225,7 @@ impl Stack {
             models: repository("configs/demo/models"),
             external_engine: None,
             memory_mib: 8192,
+            engine_arguments: String::new(),
             socket: None,
             out: Out::File,
             more: String::new(),

@@ -99,6 +99,30 @@ fn the_stages_of_a_request_add_up_to_the_whole() {
 }
 
 #[test]
+fn what_was_found_out_of_a_version_when_it_was_loaded_is_shown() {
+    let stack = Stack::builder().engine_arguments("--threads-per-lane 1").start();
+    let said = status(&stack);
+    for (at, number) in [(0, 1), (1, 2)] {
+        let version = &said["versions"][at];
+        assert_eq!((&version["version"], &version["max_batch"]), (&json!(number), &json!(64)), "{version:#}");
+        assert_eq!(
+            (&version["threads"], &version["at_once"]),
+            (&json!(1), &json!(2)),
+            "a thread for each of two lanes: {version:#}"
+        );
+        // It depends on the machine which form is the fastest; what that has gained is told with it.
+        let form = version["form"].as_str().expect("text");
+        let is_faster = form.contains(" ms per row), largest difference ") && form.contains("x at 1 (");
+        assert!(form == "as loaded" || is_faster, "{form}");
+        let curve: Vec<_> = version["curve"].as_array().expect("a curve").iter().collect();
+        let rows: Vec<_> = curve.iter().map(|point| point["rows"].as_u64().expect("a number")).collect();
+        // A busy machine leaves out sizes that take long.
+        assert!(rows.first() == Some(&1) && rows.is_sorted() && rows.last() <= Some(&64), "{version:#}");
+        assert!(curve.iter().all(|point| point["us"].as_u64() > Some(0)), "{version:#}");
+    }
+}
+
+#[test]
 fn a_faulty_policy_file_is_shown_until_it_is_put_right() {
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer)]);
     let stack = stack(&engine);

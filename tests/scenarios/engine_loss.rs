@@ -2,11 +2,24 @@
 
 use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body, repository};
 use rustix::process::{Signal, kill_process, test_kill_process};
+use std::io::Write;
+use std::net::TcpStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn five() -> Vec<u8> {
     std::fs::read(repository("configs/demo/requests/digit-5.json")).expect("a sample request")
+}
+
+/// A folder with these of the fixtures.
+fn fixtures(names: &[&str]) -> tempfile::TempDir {
+    let models = tempfile::tempdir().expect("a folder");
+    for name in names {
+        std::fs::create_dir(models.path().join(name)).expect("a folder");
+        let version = repository(&format!("tests/data/models/{name}/1"));
+        std::os::unix::fs::symlink(version, models.path().join(name).join("1")).expect("a link");
+    }
+    models
 }
 
 #[test]
@@ -189,10 +202,7 @@ fn what_loads_soonest_answers_first_after_an_engine_that_is_killed() {
 /// Nobody knows which of them have run: none is run again, and all are told.
 #[test]
 fn what_waits_in_an_engine_that_is_killed_is_told_so_and_not_repeated() {
-    let models = tempfile::tempdir().expect("a folder");
-    std::fs::create_dir(models.path().join("slow")).expect("a folder");
-    let slow = repository("tests/data/models/slow/1");
-    std::os::unix::fs::symlink(slow, models.path().join("slow/1")).expect("a link");
+    let models = fixtures(&["slow"]);
     // Whatever a busy machine makes of its first runs, nobody is refused for being late.
     let stack = Stack::builder().policies("models: {slow: {deadline: 10m}}\n").models(models.path()).start();
     let engine = stack.engine_pid().expect("an engine");
@@ -225,10 +235,7 @@ fn what_waits_in_an_engine_that_is_killed_is_told_so_and_not_repeated() {
 /// budget for that.
 #[test]
 fn who_asks_while_another_engine_takes_over_is_answered_by_one_of_them() {
-    let models = tempfile::tempdir().expect("a folder");
-    std::fs::create_dir(models.path().join("leaky")).expect("a folder");
-    let leaky = repository("tests/data/models/leaky/1");
-    std::os::unix::fs::symlink(leaky, models.path().join("leaky/1")).expect("a link");
+    let models = fixtures(&["leaky"]);
     let stack = Stack::builder().models(models.path()).memory_mib(800).start();
     let first = stack.engine_pid().expect("an engine");
     let (stop, asked) = (AtomicBool::new(false), Mutex::new(0));
@@ -279,14 +286,70 @@ fn an_engine_that_does_not_hear_any_more_is_killed_and_who_waits_for_it_is_told(
     assert_eq!(stack.metric("penstock_engine_starts_total"), 2.0);
 }
 
+/// What it does not come back from.
+const STUCK: [f32; 4] = [1000.0; 4];
+
+#[test]
+fn a_model_that_hangs_is_named_and_another_engine_answers_for_it_and_for_the_others() {
+    let models = fixtures(&["picky", "stuck"]);
+    // Whatever a busy machine makes of the others, nobody is refused for being late.
+    let stack = Stack::builder()
+        .policies("models: {picky: {deadline: 10m}, stuck: {deadline: 10m}}\n")
+        .models(models.path())
+        .engine_arguments("--run-seconds-max 5")
+        .start();
+    let first = stack.engine_pid().expect("an engine");
+    let ask = |model: &str, row: [f32; 4]| stack.client().infer(model, &[], &infer_body("x", [1, 4], &row));
+    assert_eq!(ask("stuck", [1.0; 4]).output("y")[0], 2.0);
+    let hung = ask("stuck", STUCK);
+    assert_eq!(hung.status, 503, "{}", hung.text());
+    assert!(hung.headers.contains_key("retry-after"), "{:?}", hung.headers);
+    eventually("another engine", || stack.engine_pid().filter(|pid| *pid != first));
+    for model in ["picky", "stuck"] {
+        eventually("an answer again", || (ask(model, [1.0; 4]).status == 200).then_some(()));
+    }
+    let log = stack.log();
+    assert!(log.contains("model `stuck` version 1 has not come back for 5 s"), "{log}");
+    assert_eq!(stack.metric("penstock_engine_starts_total"), 2.0);
+}
+
+/// No lane ever comes back, so nothing of the queue can have been run.
+#[test]
+fn what_waits_in_the_queue_leaves_it_with_the_client_that_has_asked() {
+    let models = fixtures(&["picky", "stuck"]);
+    let stack = Stack::builder()
+        .policies("models: {picky: {deadline: 10m}, stuck: {deadline: 10m}}\n")
+        .models(models.path())
+        .engine_arguments("--run-seconds-max 600 --threads-per-lane 1")
+        .start();
+    let sent = |model: &str, row: [f32; 4]| {
+        let (body, mut client) = (infer_body("x", [1, 4], &row), TcpStream::connect(stack.http).unwrap());
+        let length = body.len();
+        let head =
+            format!("POST /v2/models/{model}/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+        client.write_all(&[head.as_bytes(), &body].concat()).expect("it reads");
+        client
+    };
+    let holds = |running: f64, waiting: f64| {
+        stack.wait_for_metric("penstock_engine_running", running);
+        stack.wait_for_metric("penstock_engine_waiting", waiting);
+    };
+    let _first = sent("stuck", STUCK);
+    holds(1.0, 0.0);
+    let _second = sent("stuck", STUCK);
+    holds(2.0, 0.0);
+    let leaver = sent("picky", [1.0; 4]);
+    let _stays = sent("picky", [1.0; 4]);
+    holds(2.0, 2.0);
+    drop(leaver);
+    holds(2.0, 1.0);
+    stack.wait_for_metric("penstock_refusals_total{reason=\"client_gone\",model=\"picky\"}", 1.0);
+    stack.wait_for_metric("penstock_requests_in_flight", 3.0);
+}
+
 #[test]
 fn an_engine_that_ends_while_its_successor_loads_is_followed_by_that_one() {
-    let models = tempfile::tempdir().expect("a folder");
-    for name in ["leaky", "slow"] {
-        std::fs::create_dir(models.path().join(name)).expect("a folder");
-        let version = repository(&format!("tests/data/models/{name}/1"));
-        std::os::unix::fs::symlink(version, models.path().join(name).join("1")).expect("a link");
-    }
+    let models = fixtures(&["leaky", "slow"]);
     let stack = Stack::builder().models(models.path()).memory_mib(800).start();
     let first = stack.engine_pid().expect("an engine");
     let ask = |value: f32| stack.client().infer("leaky", &[], &infer_body("x", [1, 4], &[value; 4])).status;
