@@ -19,6 +19,7 @@
 //! requests/s, and 1,500 to 1,600); over 32, 31 and 593 µs, 19 times; over one, where most of both is threads that are put to sleep and
 //! woken, 210 and 665 µs.
 
+mod cancels;
 mod json;
 #[path = "../large_policy.rs"]
 mod large_policy;
@@ -112,6 +113,7 @@ fn main() -> anyhow::Result<()> {
             let linear = penstock("penstock", Versions::Linear)?;
             let servers = [Server::haproxy()?, linear, penstock("with CNN", Versions::Demo)?];
             rounds(&servers, CONNECTIONS)?;
+            cancels::cancels()?;
         }
     }
     println!("{} spans were exported meanwhile", collector.spans().len());

@@ -62,7 +62,6 @@ impl Server {
     /// Penstock with everything on, and the engine that it starts, splitting 90 to 10 over two versions.
     pub(crate) fn penstock(name: &'static str, versions: Versions, watched: Watched) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let [address, monitor] = harness::free_addresses();
         let models = folder.path().join("models");
         let (model, sources, request) = match versions {
             Versions::Linear => ("digits", [1, 1], request()),
@@ -90,14 +89,31 @@ impl Server {
             .traces
             .map(|collector| format!("traces: {{endpoint: 'http://{collector}', sample: 0.01}}\n"));
         let lines = if watched.lines { "log: {access: 1, format: json}\n" } else { "" };
-        let watchers = format!("{}{lines}", traces.unwrap_or_default());
+        let more = format!(
+            "policies: policies.yaml\n\
+             engine: {{models: models, socket: engine.sock, lanes: 1, threads_per_lane: 1, control: true}}\n{}{lines}",
+            traces.unwrap_or_default()
+        );
+        Self::penstock_with(name, folder, request, &more)
+    }
+
+    /// Penstock with an engine that somebody else runs, at this socket.
+    pub(crate) fn penstock_at(socket: &Path) -> anyhow::Result<Self> {
+        let more = format!("engine: {{managed: false, socket: '{}'}}\n", socket.display());
+        Self::penstock_with("penstock", tempfile::tempdir()?, request(), &more)
+    }
+
+    fn penstock_with(
+        name: &'static str,
+        folder: tempfile::TempDir,
+        request: Vec<u8>,
+        more: &str,
+    ) -> anyhow::Result<Self> {
+        let [address, monitor] = harness::free_addresses();
         let config = folder.path().join("penstock.yaml");
         std::fs::write(
             &config,
-            format!(
-                "listen: {{http: '{address}', grpc: '127.0.0.1:0', monitor: '{monitor}'}}\npolicies: policies.yaml\n\
-                 engine: {{models: models, socket: engine.sock, lanes: 1, threads_per_lane: 1, control: true}}\n{watchers}",
-            ),
+            format!("listen: {{http: '{address}', grpc: '127.0.0.1:0', monitor: '{monitor}'}}\n{more}"),
         )?;
         let mut command = Command::new(beside("penstock")?);
         command.arg("serve").arg("--config").arg(&config).env("PENSTOCK_LOG", "error").stdout(Stdio::piped());
