@@ -56,14 +56,21 @@ def stack(
         + f"engine: {{models: '{models}', socket: '{folder}/engine.sock', control: {str(control).lower()}}}\n"
         + more
     )
-    process = subprocess.Popen([TARGET / "penstock", "serve", "--config", config])
+    with running([TARGET / "penstock", "serve", "--config", config], http):
+        yield http, monitor
+
+
+@contextlib.contextmanager
+def running(command: list, http: str, **where):
+    """Runs penstock until the caller has done with it; begins once it answers."""
+    process = subprocess.Popen(command, **where)
     try:
         deadline = time.monotonic() + 120
         while not is_ready(http):
             assert process.poll() is None, "penstock ended at its start"
             assert time.monotonic() < deadline, "penstock was not ready within 120 s"
             time.sleep(0.05)
-        yield http, monitor
+        yield
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == 0
