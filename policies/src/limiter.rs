@@ -2,12 +2,16 @@
 //!
 //! A bucket whose level has passed is indistinguishable from one that never was, so only such buckets are dropped.
 //! While every place is taken by a bucket that still owes, callers not yet known share one overflow bucket: a flood of
-//! invented keys can slow down new callers, but it can neither grow the memory nor wash anybody's debt away. (A caller
-//! who moves from the overflow bucket to a place of its own starts fresh, as it would under another invented key.)
+//! invented keys can slow down new callers, but it can neither grow the memory nor wash anybody's debt away. Who gets a
+//! place owes what the overflow bucket does, because nobody remembers whose debt that is: else a caller could have a
+//! burst there and another one of its own, again and again. So nobody ever has more than the limit says, under one key,
+//! nor under invented ones more than the places and the overflow bucket give together.
 //!
 //! Asking and spending are two steps under one lock: [`Limiter::open`] locks, [`Bucket::arrive`] asks, and only
 //! [`Bucket::spend`] and [`Bucket::reserve`] change a level; what was reserved may be given back, see `reservation.rs`.
 
+#[cfg(test)]
+mod oracle;
 mod reservation;
 
 use std::borrow::Cow;
@@ -190,7 +194,7 @@ impl Limiter {
         self.policy.key.as_ref().map(|key| self.name(key.of(caller).unwrap_or("")))
     }
 
-    /// The same for a caller who has a reservation here: its bucket, for as long as that owes anything.
+    /// The same for a caller who has a reservation here: the bucket of that, for as long as it owes anything.
     pub(crate) fn open_again<'a>(
         &'a self,
         reservation: &Reservation,
@@ -199,12 +203,13 @@ impl Limiter {
     ) -> Bucket<'a> {
         let key = self.key(caller);
         let buckets = self.lock();
-        if buckets.reservations.end(reservation.spot, reservation.ticket).is_none() {
-            return self.find(buckets, key, now);
-        }
+        let is_open = buckets.reservations.end(reservation.spot, reservation.ticket).is_some();
+        let has_place = || key.as_ref().is_some_and(|key| buckets.place(key).is_some());
         let (place, level) = match reservation.spot {
-            Spot::Own(at) => (Place::Own(at), Some(buckets.levels[at as usize].1)),
-            Spot::Shared => (Place::Shared, buckets.shared),
+            Spot::Own(at) if is_open => (Place::Own(at), Some(buckets.levels[at as usize].1)),
+            // Who has a place by now, and owes there what is reserved, has no other bucket beside it.
+            Spot::Shared if is_open && !has_place() => (Place::Shared, buckets.shared),
+            Spot::Own(_) | Spot::Shared => return self.find(buckets, key, now),
         };
         Bucket { limiter: self, buckets, place, level, now }
     }
@@ -222,7 +227,10 @@ impl Limiter {
         let known = key.as_ref().and_then(|key| buckets.place(key));
         let (place, level) = match (known, key) {
             (Some(at), _) => (Place::Own(at), Some(buckets.levels[at as usize].1)),
-            (None, Some(key)) if buckets.make_room(self.policy.max_keys, now) => (Place::New(key), None),
+            // What it may have spent when there was no room for it.
+            (None, Some(key)) if buckets.make_room(self.policy.max_keys, now) => {
+                (Place::New(key), buckets.shared)
+            }
             (None, Some(_) | None) => (Place::Shared, buckets.shared),
         };
         Bucket { limiter: self, buckets, place, level, now }
@@ -399,8 +407,14 @@ impl Bucket<'_> {
         self.level.map(|level| Moment::new(level.as_u64() - self.unpaid(reserved)))
     }
 
+    /// What of it time has not paid for; nothing in another bucket than this.
     fn unpaid(&self, reserved: &Reservation) -> u64 {
-        self.limiter.unpaid(&self.buckets, reserved, reserved.units.get())
+        let is_here = match self.place {
+            Place::Own(at) => reserved.spot == Spot::Own(at),
+            Place::Shared => reserved.spot == Spot::Shared,
+            Place::New(_) => false,
+        };
+        if is_here { self.limiter.unpaid(&self.buckets, reserved, reserved.units.get()) } else { 0 }
     }
 
     /// Makes the answer of [`Bucket::arrive`] the level, and unlocks.

@@ -1,6 +1,7 @@
 //! What a request has spent and may yet give back. A reservation is a value: dropping it gives it back, or leaves it spent
 //! where it was settled so, whatever became of the request. It knows its bucket, not its caller: what was taken from the
-//! overflow bucket goes back there, though the caller may have a bucket of its own by now.
+//! overflow bucket goes back there, though the caller may have a bucket of its own by now. What a request then needs beyond
+//! it is taken from its own.
 //!
 //! Time pays what a bucket owes in the order in which it was spent, so each reservation owns a stretch of the time until the
 //! level: `end` is where it stops. Giving one back takes out what is left of its stretch, and those behind it move up:

@@ -122,14 +122,33 @@ fn what_was_taken_from_the_overflow_bucket_goes_back_there() {
     ben.settle();
     drop(ben);
     let overflowing = world.charge(world.admit(&ANA, None, 0).unwrap(), 8, 1, 0).unwrap();
-    // Ben owes nothing any more, so that Ana gets a place of her own.
-    let mut own = world.charge(world.admit(&ANA, None, 150).unwrap(), 9, 1, 150).unwrap();
+    // Ben owes nothing any more, so that Ana gets a place of her own; she owes there the 6.5 rows that time has not paid for.
+    let mut own = world.charge(world.admit(&ANA, None, 150).unwrap(), 2, 1, 150).unwrap();
     own.settle();
     drop(own);
     assert_eq!(world.left(&ANA, 150), 1);
     drop(overflowing);
     assert_eq!(world.left(&ANA, 150), 1, "it was not hers");
     assert_eq!(world.left(&[("user", "cy")], 150), 10, "but everybody else's");
+}
+
+/// Else a caller could empty two buckets: what it has begun in the one that strangers share, and its own.
+#[test]
+fn who_gets_a_place_while_its_body_is_read_pays_for_the_rest_of_it_there() {
+    let world =
+        World::new("{name: bytes, cost: bytes, key: {header: user}, rate: 10/s, burst: 10, max_keys: 1}");
+    let mut ben = world.charge(world.admit(&BEN, Some(1), 0).unwrap(), 1, 1, 0).unwrap();
+    ben.settle();
+    drop(ben);
+    let begun = world.admit(&ANA, Some(5), 0).unwrap();
+    let mut own = world.charge(world.admit(&ANA, Some(5), 150).unwrap(), 1, 5, 150).unwrap();
+    own.settle();
+    drop(own);
+    assert_eq!(world.left(&ANA, 150), 1, "of ten, five and the 3.5 that time has not paid for are spent");
+    let refused = world.charge(begun, 1, 8, 150).unwrap_err();
+    assert_eq!(refused.retry_after, ms(650), "five more than it has left fit in once time has paid for them");
+    assert_eq!(world.admit(&ANA, Some(8), 799).unwrap_err().retry_after, ms(1));
+    assert!(world.admit(&ANA, Some(8), 800).is_ok());
 }
 
 /// A bucket of ten that is full cannot be filled further by taking from it and giving back.
