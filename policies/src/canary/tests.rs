@@ -5,6 +5,8 @@ use crate::evidence::tests::Dice;
 use crate::pick::Target;
 use crate::{Snapshot, parse};
 
+mod alike;
+
 const FAST: Sight = Sight::Answered(Duration::from_millis(10));
 fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -934,8 +936,6 @@ fn a_candidate_that_agreed_for_long_and_does_no_more_is_found_out_soon() {
     }
 }
 
-/// As many disagree as may, through two steps: half of them drawn anew, half users who ask again and again, of whom
-/// some are answered otherwise now and then and some always.
 /// Those that are dropped under pressure, or fail, may be the ones that differ.
 #[test]
 fn agreement_of_the_few_copies_that_could_be_compared_shows_nothing() {
@@ -966,6 +966,8 @@ fn agreement_of_the_few_copies_that_could_be_compared_shows_nothing() {
     }
 }
 
+/// As many disagree as may, through two steps: half of them drawn anew, half users who ask again and again, of whom
+/// some are answered otherwise now and then and some always.
 #[test]
 fn a_candidate_that_disagrees_as_often_as_it_may_is_rolled_back_at_most_once_in_twenty() {
     let mut rolled_back = 0;
