@@ -1,4 +1,7 @@
 //! The breaker by hand, and all states of a small one.
+//!
+//! Tests whose names begin with `no_wedge` each stand for a way in which another breaker is known to shut a version out for good,
+//! or to let everybody at it, once it only lets probes in; the line above each says what that one did.
 
 use proptest::prelude::*;
 
@@ -76,8 +79,9 @@ fn each_loss_of_an_engine_is_one_failure_of_every_version_that_it_had_requests_o
     assert_eq!(neighbour.state(), BreakerState::Passing, "it was answered between them");
 }
 
+/// It went from passing to probing: the wait was left out, and its few probes were spent while the version was still failing.
 #[test]
-fn failures_in_a_row_trip_and_the_wait_is_exact() {
+fn no_wedge_because_a_trip_leaves_out_the_wait_which_is_exact() {
     let mut world = World::small();
     world.request(Outcome::Failed);
     world.request(Outcome::Failed);
@@ -189,8 +193,9 @@ fn no_more_probes_than_slots() {
     assert_eq!(world.enter(), Err(400), "until the first probe is due");
 }
 
+/// A probe whose caller left before the answer's head kept its slot, as only answers had somebody who gave it back.
 #[test]
-fn a_dropped_cancelled_or_refused_probe_gives_its_slot_back() {
+fn no_wedge_by_a_probe_that_is_dropped_cancelled_or_refused_which_gives_its_slot_back() {
     let mut world = World::small();
     world.trip();
     world.advance(1000);
@@ -202,8 +207,9 @@ fn a_dropped_cancelled_or_refused_probe_gives_its_slot_back() {
     assert_eq!(world.state(), BreakerState::Probing);
 }
 
+/// It counted probes that it had sent and waited, for as long as it took, until all of them were reported.
 #[test]
-fn a_silent_probe_has_failed_when_it_is_due_whoever_looks() {
+fn no_wedge_by_a_probe_of_which_nobody_reports_anything_which_has_failed_when_it_is_due() {
     let mut world = World::small();
     world.trip();
     world.advance(1000);
@@ -212,6 +218,26 @@ fn a_silent_probe_has_failed_when_it_is_due_whoever_looks() {
     assert_eq!(world.enter(), Err(1900), "two seconds from when it was due, 100 ms ago");
     world.settle(silent, Outcome::Served);
     assert_eq!(world.state(), BreakerState::Tripped { retry_after: Duration::from_millis(1900) });
+}
+
+/// Whether it was open was asked by what also took a slot, and who only asked never gave one back.
+#[test]
+fn no_wedge_by_questions_about_the_state_which_take_no_slot() {
+    let mut world = World::small();
+    world.trip();
+    world.advance(1000);
+    let ask = |world: &mut World, expected: BreakerState| {
+        (0..10).for_each(|_| assert_eq!(world.state(), expected));
+    };
+    ask(&mut world, BreakerState::Tripped { retry_after: Duration::ZERO });
+    let first = world.enter().expect("questions have taken neither slot");
+    ask(&mut world, BreakerState::Probing);
+    let second = world.enter().expect("nor the second one");
+    ask(&mut world, BreakerState::Probing);
+    world.settle(first, Outcome::Served);
+    ask(&mut world, BreakerState::Probing);
+    world.settle(second, Outcome::Served);
+    ask(&mut world, BreakerState::Passing);
 }
 
 #[test]
@@ -273,8 +299,8 @@ fn a_slow_probe_has_failed_where_slow_answers_trip() {
 }
 
 /// Every state that a small breaker can come to with up to four requests out, in steps of a tick, until nothing new
-/// is found: none has more probes out than slots, from each a version that is healthy from then on passes again, and
-/// callers' faults trip none that was not tried for as long as a probe is given.
+/// is found: none has more probes out than slots, counted by who was let in and when, from each a version that is healthy
+/// from then on passes again, and callers' faults trip none that was not tried for as long as a probe is given.
 #[test]
 fn every_state_is_explored_and_none_is_a_wedge() {
     const TICK: Duration = Duration::from_secs(1);
@@ -292,11 +318,11 @@ fn every_state_is_explored_and_none_is_a_wedge() {
     // With each state goes for how many ticks a probe was out, since probing began or one was served.
     let mut found = vec![(Breaker::new(policy), Vec::<Permit>::new(), start, 0)];
     while let Some((breaker, out, now, tried)) = found.pop() {
+        let waiting =
+            out.iter().filter(|permit| permit.is_probe() && now < permit.entered + policy.probe_timeout);
+        assert!(waiting.count() <= 2, "{breaker:?} has let in {out:?}");
         let leased = match &breaker.state {
-            State::Probing(probes) => {
-                assert!(probes.leases.len() + probes.served as usize <= 2, "{breaker:?}");
-                probes.leases.len()
-            }
+            State::Probing(probes) => probes.leases.len(),
             State::Passing { .. } | State::Tripped { .. } => 0,
         };
         let mut is_new = seen_from(&breaker, &out, now, TICK);
@@ -363,7 +389,9 @@ fn seen_from(breaker: &Breaker, out: &[Permit], now: Instant, tick: Duration) ->
     let mut permits: Vec<u64> = out
         .iter()
         .map(|permit| match permit.kind {
-            _ if permit.generation != breaker.generation => 100,
+            // It may still be there.
+            Kind::Probe { .. } if permit.generation != breaker.generation => 200 + age(permit.entered),
+            Kind::Ordinary if permit.generation != breaker.generation => 100,
             Kind::Ordinary => 101,
             Kind::Probe { ticket } => {
                 102 + leased.iter().position(|(of, _)| *of == ticket).map_or(50, |at| at as u64)
@@ -388,8 +416,9 @@ fn passes_again(mut breaker: Breaker, mut now: Instant, tick: Duration) {
     panic!("{breaker:?} does not pass again");
 }
 
+/// Any answer was the verdict on a probe, also to a request that had come before the trip.
 #[test]
-fn answers_from_before_the_trip_decide_nothing() {
+fn no_wedge_by_answers_from_before_the_trip_which_decide_nothing() {
     let mut world = World::small();
     let (good, bad) = (world.enter().unwrap(), world.enter().unwrap());
     world.trip();

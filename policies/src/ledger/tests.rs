@@ -67,6 +67,40 @@ fn a_breaker_of_another_server_outlives_swaps_and_what_the_engine_loads_but_not_
     assert!(unseen.enter(&elsewhere, "m", Version(2), now).is_ok());
 }
 
+/// Status pages, plans, readiness and picks, while the next request would be a probe.
+#[test]
+fn no_wedge_by_those_who_only_ask_about_a_version_which_takes_no_probe() {
+    let text = |slow: &str| {
+        format!(
+            "models: {{m: {{split: {{weights: {{1: 1}}}}, \
+             breaker: {{failures: 1, open_for: 1s, probes: 2{slow}}}}}}}"
+        )
+    };
+    let (snapshot, changed) = (policies(&text("")), policies(&text(", failing: 50")));
+    let (ledger, start) = (Ledger::new(), Instant::now());
+    ledger.enter(&snapshot, "m", Version(1), start).unwrap().settle(Outcome::Failed, start);
+    let now = start + ms(1000);
+    let ask = || {
+        for _ in 0..10 {
+            let _status = (ledger.breakers(now), ledger.rollouts(), ledger.progress(now), ledger.judge(now));
+            let _plans = (ledger.plan(&snapshot, &changed, &All), ledger.plan(&snapshot, &snapshot, &All));
+            let _ready = (ledger.needed(&snapshot, "m", |_| true), ledger.mostly(&snapshot, "m"));
+            let _picked = ledger.pick(&snapshot, "m", &ANA, 0, |_| true);
+            ledger.retain(&snapshot, EVERYTHING);
+        }
+    };
+    ask();
+    let first = ledger.enter(&snapshot, "m", Version(1), now).expect("nobody has taken a probe");
+    ask();
+    let second = ledger.enter(&snapshot, "m", Version(1), now).expect("nor the second one");
+    ask();
+    assert!(ledger.enter(&snapshot, "m", Version(1), now).is_err(), "there are two");
+    first.settle(Outcome::Served, now);
+    ask();
+    second.settle(Outcome::Served, now);
+    assert_eq!(ledger.breakers(now)[0].state, BreakerState::Passing);
+}
+
 #[test]
 fn a_refused_request_spends_nothing_at_any_limit() {
     let snapshot = policies(
