@@ -164,6 +164,10 @@ impl Attributes for Caller<'_> {
     fn query(&self, _name: &str) -> Option<&str> {
         None
     }
+
+    fn path(&self) -> &str {
+        "/v2/models/digits/infer"
+    }
 }
 
 fn policy(failures: usize) -> String {

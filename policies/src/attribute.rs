@@ -1,5 +1,6 @@
 //! What a request says about its caller: a header, a cookie or a query parameter, named in a policy and read from the
-//! request's head; and for the sticky key alone a field of its body, which is known only once that has been read.
+//! request's head; for rules its path, which tells by which protocol it came; and for the sticky key alone a field of its
+//! body, which is known only once that has been read.
 //!
 //! An empty value is no value. A caller whose user id is "" has no identity, and treating the empty text as one would
 //! put all such callers into the same arm.
@@ -7,7 +8,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-/// Where a request's headers and cookies can be read.
+/// Where a request's headers, cookies and path can be read.
 pub trait Attributes {
     /// The first value of the header called `name`, which is in lower case; `None` if absent or not visible ASCII.
     fn header(&self, name: &str) -> Option<&str>;
@@ -17,6 +18,9 @@ pub trait Attributes {
 
     /// The first value of the query parameter called `name`, as it is written: matched exactly, not decoded.
     fn query(&self, name: &str) -> Option<&str>;
+
+    /// What was asked for, without the query, as it is written: not decoded. Of a gRPC call it is `/SERVICE/METHOD`.
+    fn path(&self) -> &str;
 
     /// The value of the one field of the body that the model's sticky key names, see
     /// [`ModelPolicy::asks_of_body`](crate::ModelPolicy::asks_of_body); `None` before the body has been read.
@@ -34,6 +38,8 @@ pub enum Attribute {
     Cookie(Arc<str>),
     /// A parameter of the query.
     Query(Arc<str>),
+    /// The path, of which there is one.
+    Path,
     /// A field of the body.
     Body(Field),
 }
@@ -54,6 +60,7 @@ impl Attribute {
             Self::Header(name) => caller.header(name),
             Self::Cookie(name) => caller.cookie(name),
             Self::Query(name) => caller.query(name),
+            Self::Path => Some(caller.path()),
             Self::Body(_) => caller.of_body(),
         };
         value.filter(|value| !value.is_empty())
@@ -66,6 +73,7 @@ impl fmt::Display for Attribute {
             Self::Header(name) => write!(f, "header {name}"),
             Self::Cookie(name) => write!(f, "cookie {name}"),
             Self::Query(name) => write!(f, "query parameter {name}"),
+            Self::Path => f.write_str("the path"),
             Self::Body(Field::Parameter(name)) => write!(f, "parameter {name}"),
             Self::Body(Field::Input(name)) => write!(f, "first element of input {name}"),
         }
@@ -83,6 +91,7 @@ pub(crate) struct Condition {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Test {
     Equals(Box<str>),
+    StartsWith(Box<str>),
     Present,
     Absent,
 }
@@ -92,6 +101,7 @@ impl Condition {
         let value = self.attribute.of(caller);
         match &self.test {
             Test::Equals(wanted) => value == Some(wanted),
+            Test::StartsWith(wanted) => value.is_some_and(|value| value.starts_with(&**wanted)),
             Test::Present => value.is_some(),
             Test::Absent => value.is_none(),
         }
@@ -103,6 +113,7 @@ impl fmt::Display for Condition {
         write!(f, "{} ", self.attribute)?;
         match &self.test {
             Test::Equals(text) => write!(f, "is `{text}`"),
+            Test::StartsWith(text) => write!(f, "starts with `{text}`"),
             Test::Present => f.write_str("is present"),
             Test::Absent => f.write_str("is absent"),
         }
@@ -110,7 +121,7 @@ impl fmt::Display for Condition {
 }
 
 /// A caller written down in a test: `("x-user-id", "ana")` is a header, `("cookie:uid", "ana")` a cookie,
-/// `("query:uid", "ana")` a parameter, and `("body", "ana")` what was read of the body.
+/// `("query:uid", "ana")` a parameter, `("path", "/v2")` the path, and `("body", "ana")` what was read of the body.
 #[cfg(test)]
 impl<const N: usize> Attributes for [(&str, &str); N] {
     fn header(&self, name: &str) -> Option<&str> {
@@ -125,6 +136,10 @@ impl<const N: usize> Attributes for [(&str, &str); N] {
 
     fn query(&self, name: &str) -> Option<&str> {
         self.iter().find(|(written, _)| written.strip_prefix("query:") == Some(name)).map(|(_, value)| *value)
+    }
+
+    fn path(&self) -> &str {
+        self.iter().find(|(written, _)| *written == "path").map_or("/", |(_, value)| *value)
     }
 
     fn of_body(&self) -> Option<&str> {
@@ -155,5 +170,16 @@ mod tests {
         assert!(!when(Test::Equals("Beta".into())).holds(&beta));
         assert!(when(Test::Present).holds(&beta) && !when(Test::Present).holds(&nobody));
         assert!(when(Test::Absent).holds(&nobody));
+    }
+
+    #[test]
+    fn a_path_is_looked_at_as_a_whole_or_from_its_beginning() {
+        let holds = |test, path| Condition { attribute: Attribute::Path, test }.holds(&[("path", path)]);
+        let starts = |path| holds(Test::StartsWith("/predictions/".into()), path);
+        assert!(starts("/predictions/digits") && starts("/predictions/digits/2"));
+        assert!(!starts("/v2/predictions/digits") && !starts("/predictions"));
+        let is = |path| holds(Test::Equals("/inference.GRPCInferenceService/ModelInfer".into()), path);
+        assert!(is("/inference.GRPCInferenceService/ModelInfer"));
+        assert!(!is("/inference.GRPCInferenceService/ModelInfer/"));
     }
 }

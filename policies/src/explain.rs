@@ -289,6 +289,8 @@ models:
     rules:
       - when: {header: X-Cohort, equals: beta}
         use: canary
+      - when: {path: {starts_with: /predictions/}}
+        use: stable
     split:
       weights: {stable: 2, canary: 1}
       sticky: {cookie: uid}
@@ -303,6 +305,7 @@ limits:
 model digits
   version 1 is at http://triton:8000/v2/models/digits/infer
   if header x-cohort is `beta`, canary (version 2) answers
+  if the path starts with `/predictions/`, stable (version 1) answers
   66.666667 % go to stable (version 1)
   33.333333 % go to canary (version 2)
   one cookie uid always gets the same version; without it stable (version 1) answers

@@ -152,7 +152,8 @@ fn missing_tensors(name: &str, policy: &ModelPolicy, known: &impl Known) -> Vec<
             Attribute::Body(Field::Parameter(_))
             | Attribute::Header(_)
             | Attribute::Cookie(_)
-            | Attribute::Query(_),
+            | Attribute::Query(_)
+            | Attribute::Path,
         )
         | None => None,
     };

@@ -197,7 +197,7 @@ p.yaml:6:36: models.digits.split.weights.canry: expected `canary` or `stable` or
 p.yaml:6:43: models.digits.split.weights.1: expected a weight from 0 to 1000000, got -1
 p.yaml:7:15: models.digits.split.sticky.header: a header name is letters, digits and !#$%&'*+-.^_`|~, got `x user`
 p.yaml:8:20: models.digits.split.without_key: expected `canary` or `stable` or a version number, got `nobody`
-p.yaml:10:15: models.digits.rules[0].when: expected exactly one of `header`, `cookie` and `query`
+p.yaml:10:15: models.digits.rules[0].when: expected exactly one of `header`, `cookie`, `query` and `path`
 p.yaml:12:15: models.digits.rules[1].when: expected exactly one of `equals` and `present`
 p.yaml:13:14: models.digits.rules[1].use: expected `canary` or `stable` or a version number, got `0`
 p.yaml:14:15: models.digits.deadline: expected a duration such as `500ms`, `2s`, `1m` or `1h`, got `2`
@@ -262,6 +262,42 @@ p.yaml:19:75: models.late.canary.without_key: expected `random` or another versi
 p.yaml:19:102: models.late.canary.gates.latency.over: must be less than the deadline, which is 1s, got 5s: no answer takes longer
 ",
         );
+    }
+
+    #[test]
+    fn a_path_that_nobody_asks_for_is_refused() {
+        refuses(
+            "
+models:
+  digits:
+    rules:
+      - when: {path: {starts_with: predictions/}}
+        use: 1
+      - when: {path: {equals: '/predictions/digits?x=1'}}
+        use: 1
+      - when: {path: {}}
+        use: 1
+      - when: {path: {equals: /a, starts_with: /a}}
+        use: 1
+      - when: {path: {starts_with: /a}, present: true}
+        use: 1
+      - when: {path: {starts_with: /a}, header: x-cohort}
+        use: 1
+",
+            "
+p.yaml:5:36: models.digits.rules[0].when.path.starts_with: a path starts with `/` and has neither `?` nor `#`, got `predictions/`
+p.yaml:7:31: models.digits.rules[1].when.path.equals: a path starts with `/` and has neither `?` nor `#`, got `/predictions/digits?x=1`
+p.yaml:9:22: models.digits.rules[2].when.path: expected exactly one of `equals` and `starts_with`
+p.yaml:11:22: models.digits.rules[3].when.path: expected exactly one of `equals` and `starts_with`
+p.yaml:13:15: models.digits.rules[4].when: beside `path`, which has its own, expected neither `equals` nor `present`
+p.yaml:15:15: models.digits.rules[5].when: expected exactly one of `header`, `cookie`, `query` and `path`
+p.yaml:15:15: models.digits.rules[5].when: expected exactly one of `equals` and `present`
+",
+        );
+        let misspelt = "models: {m: {rules: [{when: {path: {start_with: /a}}, use: 1}]}}";
+        let errors = parse(misspelt, "p.yaml").unwrap_err().to_string();
+        let place = "p.yaml:1:37: models.m.rules[0].when.path.start_with: ";
+        assert!(errors.starts_with(place) && errors.ends_with("; did you mean `starts_with`?"), "{errors}");
     }
 
     /// Ten lines that stand for ten thousand million values.

@@ -299,12 +299,14 @@ pub(crate) struct Rule {
     pub(crate) choice: String,
 }
 
-/// One of `header`, `cookie` and `query`, and one of `equals` and `present`.
+/// One of `header`, `cookie` and `query`, and one of `equals` and `present`; or `path` alone.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("allOf" = [
-    {"oneOf": [{"required": ["header"]}, {"required": ["cookie"]}, {"required": ["query"]}]},
-    {"oneOf": [{"required": ["equals"]}, {"required": ["present"]}]},
+    {"oneOf": [
+        {"required": ["header"]}, {"required": ["cookie"]}, {"required": ["query"]}, {"required": ["path"]},
+    ]},
+    {"oneOf": [{"required": ["equals"]}, {"required": ["present"]}, {"required": ["path"]}]},
 ]))]
 pub(crate) struct Condition {
     /// Looks at this header; case does not matter.
@@ -313,10 +315,26 @@ pub(crate) struct Condition {
     pub(crate) cookie: Option<String>,
     /// Looks at this parameter in the URL's query, as it is written there.
     pub(crate) query: Option<String>,
+    /// Looks at the path.
+    pub(crate) path: Option<PathCondition>,
     /// Holds when the value is exactly this text.
     pub(crate) equals: Option<String>,
     /// `true` holds when there is a value that is not empty, `false` when there is none.
     pub(crate) present: Option<bool>,
+}
+
+/// One of `equals` and `starts_with`. The path is that of the URL as it is written, without the query, and of a gRPC call
+/// `/SERVICE/METHOD`: it tells by which protocol a request comes.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("oneOf" = [{"required": ["equals"]}, {"required": ["starts_with"]}]))]
+pub(crate) struct PathCondition {
+    /// Holds when it is exactly this.
+    #[schemars(extend("examples" = ["/inference.GRPCInferenceService/ModelInfer"]), regex(pattern = "^/[^?#]*$"))]
+    pub(crate) equals: Option<String>,
+    /// Holds when it starts with this.
+    #[schemars(extend("examples" = ["/predictions/"]), regex(pattern = "^/[^?#]*$"))]
+    pub(crate) starts_with: Option<String>,
 }
 
 /// A version that fails several times in a row is left alone for a while, then probed with a few requests.

@@ -269,7 +269,7 @@ impl ModelPolicy {
         let sticky = self.split.as_ref().and_then(Split::stickiness).or_else(canary)?;
         match &sticky.key {
             Attribute::Body(field) => Some(field),
-            Attribute::Header(_) | Attribute::Cookie(_) | Attribute::Query(_) => None,
+            Attribute::Header(_) | Attribute::Cookie(_) | Attribute::Query(_) | Attribute::Path => None,
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use policies::{Attributes, Ledger, Snapshot, Version};
 
+/// Headers and cookies, among them `path`.
 struct Caller(&'static [(&'static str, &'static str)]);
 
 impl Attributes for Caller {
@@ -19,6 +20,10 @@ impl Attributes for Caller {
     fn query(&self, _name: &str) -> Option<&str> {
         None
     }
+
+    fn path(&self) -> &str {
+        self.header("path").unwrap_or("/v2/models/digits/infer")
+    }
 }
 
 fn config(name: &str) -> String {
@@ -31,13 +36,14 @@ fn example(name: &str) -> Snapshot {
 }
 
 #[test]
-fn the_canary_example_sends_the_beta_cohort_to_the_canary() {
+fn the_canary_example_sends_the_beta_cohort_to_the_canary_and_who_has_not_migrated_to_what_they_know() {
     let snapshot = example("policies/canary.yaml");
     let pick =
         |caller, draw| Ledger::new().pick(&snapshot, "digits", &Caller(caller), draw, |_| true).unwrap();
     assert_eq!(pick(&[("x-cohort", "beta")], 0).version, Version(2));
     assert_eq!(pick(&[], 0).version, Version(1));
     assert_eq!(pick(&[], u64::MAX).version, Version(2));
+    assert_eq!(pick(&[("path", "/predictions/digits")], u64::MAX).version, Version(1));
 }
 
 #[test]

@@ -1,20 +1,20 @@
-//! What the policy may know of a caller: headers, cookies and query parameters, borrowed from the request head, and what
-//! was read of the body for it. Never parses what no rule asks for.
+//! What the policy may know of a caller: headers, cookies, query parameters and the path, borrowed from the request head,
+//! and what was read of the body for it. Never parses what no rule asks for.
 
-use http::{HeaderMap, header, request};
+use http::{HeaderMap, Uri, header, request};
 
 /// A request head, as the policy sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller<'a> {
     headers: &'a HeaderMap,
-    query: &'a str,
+    uri: &'a Uri,
     of_body: Option<&'a str>,
 }
 
 impl<'a> Caller<'a> {
     /// Who sent this head.
     pub fn new(head: &'a request::Parts) -> Self {
-        Self { headers: &head.headers, query: head.uri.query().unwrap_or(""), of_body: None }
+        Self { headers: &head.headers, uri: &head.uri, of_body: None }
     }
 
     /// The same, of whose body this was read.
@@ -39,8 +39,12 @@ impl policies::Attributes for Caller<'_> {
     }
 
     fn query(&self, name: &str) -> Option<&str> {
-        let mut pairs = self.query.split('&').filter_map(|pair| pair.split_once('='));
+        let mut pairs = self.uri.query()?.split('&').filter_map(|pair| pair.split_once('='));
         pairs.find_map(|(key, value)| (key == name).then_some(value))
+    }
+
+    fn path(&self) -> &str {
+        self.uri.path()
     }
 
     fn of_body(&self) -> Option<&str> {
@@ -52,6 +56,18 @@ impl policies::Attributes for Caller<'_> {
 mod tests {
     use super::*;
     use policies::Attributes;
+
+    #[test]
+    fn the_path_is_what_was_sent_without_the_query_over_either_protocol() {
+        let path = |uri: &str| {
+            let (head, ()) = http::Request::post(uri).body(()).unwrap().into_parts();
+            Caller::new(&head).path().to_owned()
+        };
+        assert_eq!(path("/predictions/digits?x=/v2"), "/predictions/digits");
+        assert_eq!(path("/predictions/dig%69ts"), "/predictions/dig%69ts");
+        let grpc = "http://localhost:8001/inference.GRPCInferenceService/ModelInfer";
+        assert_eq!(path(grpc), "/inference.GRPCInferenceService/ModelInfer");
+    }
 
     #[test]
     fn cookies_are_found_among_others_and_across_headers() {

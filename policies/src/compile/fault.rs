@@ -36,8 +36,16 @@ pub(crate) enum Fault {
     QueryName(String),
     #[error("expected exactly one of `header`, `cookie` and `query`")]
     OneAttribute,
+    #[error("expected exactly one of `header`, `cookie`, `query` and `path`")]
+    OneCondition,
     #[error("expected exactly one of `equals` and `present`")]
     OneTest,
+    #[error("expected exactly one of `equals` and `starts_with`")]
+    OnePathTest,
+    #[error("beside `path`, which has its own, expected neither `equals` nor `present`")]
+    TestBesidePath,
+    #[error("a path starts with `/` and has neither `?` nor `#`, got `{0}`")]
+    Path(String),
     #[error("must be at least `open_for`, which is {first:?}, got {longest:?}")]
     ShorterThanFirst { longest: Duration, first: Duration },
     #[error("must be less than the deadline, which is {deadline:?}, got {over:?}: no answer takes longer")]

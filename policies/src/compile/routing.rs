@@ -117,11 +117,18 @@ pub(super) fn rule(
 }
 
 fn condition(written: &schema::Condition, path: &Place<'_>, faults: &mut Faults) -> Option<Condition> {
-    let attribute = match (&written.header, &written.cookie, &written.query) {
-        (Some(name), None, None) => faults.keep(&path.join("header"), header(name)),
-        (None, Some(name), None) => faults.keep(&path.join("cookie"), cookie(name)),
-        (None, None, Some(name)) => faults.keep(&path.join("query"), query(name)),
-        _ => faults.keep(path, Err(Fault::OneAttribute)),
+    let attribute = match (&written.header, &written.cookie, &written.query, &written.path) {
+        (Some(name), None, None, None) => faults.keep(&path.join("header"), header(name)),
+        (None, Some(name), None, None) => faults.keep(&path.join("cookie"), cookie(name)),
+        (None, None, Some(name), None) => faults.keep(&path.join("query"), query(name)),
+        (None, None, None, Some(of_path)) => {
+            if written.equals.is_some() || written.present.is_some() {
+                faults.note(path, Fault::TestBesidePath);
+            }
+            let test = path_test(of_path, &path.join("path"), faults)?;
+            return Some(Condition { attribute: Attribute::Path, test });
+        }
+        _ => faults.keep(path, Err(Fault::OneCondition)),
     };
     let test = match (&written.equals, written.present) {
         (Some(text), None) if text.is_empty() => faults.keep(&path.join("equals"), Err(Fault::Empty)),
@@ -131,6 +138,18 @@ fn condition(written: &schema::Condition, path: &Place<'_>, faults: &mut Faults)
         (Some(_), Some(_)) | (None, None) => faults.keep(path, Err(Fault::OneTest)),
     };
     Some(Condition { attribute: attribute?, test: test? })
+}
+
+fn path_test(written: &schema::PathCondition, path: &Place<'_>, faults: &mut Faults) -> Option<Test> {
+    let (name, text, test): (_, _, fn(Box<str>) -> Test) = match (&written.equals, &written.starts_with) {
+        (Some(text), None) => ("equals", text, Test::Equals),
+        (None, Some(text)) => ("starts_with", text, Test::StartsWith),
+        (Some(_), Some(_)) | (None, None) => return faults.keep(path, Err(Fault::OnePathTest)),
+    };
+    // No path would ever be like any other.
+    let is_path = text.starts_with('/') && !text.contains(['?', '#']);
+    let text = if is_path { Ok(text.as_str().into()) } else { Err(Fault::Path(text.clone())) };
+    faults.keep(&path.join(name), text).map(test)
 }
 
 pub(super) fn overload(written: Option<&schema::Overload>, faults: &mut Faults) -> OverloadPolicy {
