@@ -240,8 +240,8 @@ impl ModelPolicy {
     }
 
     /// The version that answers this caller: the first rule that holds, else its place in the split or rollout, which is
-    /// at this stage. A rule gives nobody a candidate that was rolled back. `draw` is any evenly distributed number; it decides only where the policy
-    /// says that chance does.
+    /// at this stage. A rule gives nobody a candidate that was rolled back. `draw` is any evenly distributed number; it decides
+    /// only where the policy says that chance does.
     ///
     /// `None` if no rule holds and there is neither: the highest ready version answers.
     pub(crate) fn pick(
