@@ -15,9 +15,10 @@
 //!   says nothing new begins none.
 //!
 //! Whoever leaves without an answer is heard against the baseline where it has no key: it did not choose whom to leave. So is who
-//! brings a deadline that is sooner than the policy's, and misses it. A key is heard, and counts against what the policy allows, only
-//! where the baseline would have answered by then, see `canary/patience.rs`: who knows its version could leave that one alone, at once
-//! and for nothing. Where that is not known, more of the candidate's are a matter for a person, see `gate/leavers.rs`.
+//! brings a deadline that is sooner than the policy's, and misses it. A key is heard only where the baseline answers some by then, and
+//! counts against what the policy allows where it answers nearly all, see `canary/patience.rs`: who knows its version could leave that
+//! one alone, at once and for nothing. Where that is not known, more of the candidate's are a matter for a person, see
+//! `gate/leavers.rs`.
 //!
 //! What a version refuses may be its caller's mistake. It is heard against the baseline, where it is heard at all, and counts against
 //! nothing that the policy allows; but more of it than the baseline's explains gets the candidate no more, see `gate/refusals.rs`.
@@ -123,7 +124,7 @@ impl Event {
             // The baseline's full queue balances the candidate's.
             (Self::Error, Sight::Failed | Sight::Lost | Sight::Unanswered | Sight::Refused) => Some(true),
             (Self::Error, Sight::Late(_) | Sight::Gone(_)) => {
-                (patience == Patience::Long || key.is_none()).then_some(true)
+                (patience != Patience::Short || key.is_none()).then_some(true)
             }
             (Self::Slow(over), Sight::Answered(took)) => Some(took > over),
             // Who gave up early says nothing.
@@ -482,7 +483,7 @@ impl Gate {
     fn is_in_a_burst(&mut self, patience: Patience, now: Instant) -> bool {
         match patience {
             Patience::Short => goes_on(&mut self.burst_of_leavers, now),
-            Patience::Long => goes_on(&mut self.burst, now),
+            Patience::Middling | Patience::Long => goes_on(&mut self.burst, now),
         }
     }
 }

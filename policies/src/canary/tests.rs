@@ -1,5 +1,7 @@
 //! Rollouts by the thousand, in simulated time.
 
+mod deadlines;
+
 use super::*;
 use crate::evidence::tests::Dice;
 use crate::pick::Target;
