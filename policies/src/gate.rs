@@ -28,6 +28,7 @@
 
 mod leavers;
 mod refusals;
+mod sides;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
@@ -41,7 +42,7 @@ use crate::evidence::{KeptRare, Rare, Worse};
 use crate::units::{ALL, Millionths, Version, share_of_all};
 
 use leavers::Leavers;
-use refusals::Refusals;
+use refusals::{Refusals, TooMany};
 
 /// The chance that a candidate that is no worse is rolled back, in all gates and steps together; and the chance that
 /// one that fails too often passes a gate of one step.
@@ -210,10 +211,11 @@ pub(crate) struct Kept {
     /// Of processes before this was kept, every request was a witness.
     #[serde(default)]
     rare: Option<KeptRare>,
+    /// Of processes that told these apart by other rules, nothing is.
     #[serde(default)]
-    leavers: leavers::Kept,
+    left: leavers::Kept,
     #[serde(default)]
-    refusals: Refusals,
+    refused: Refusals,
 }
 
 impl Gate {
@@ -399,12 +401,12 @@ impl Gate {
 
     /// What the candidate refuses, if that is more than it may.
     pub(crate) fn why_refusing(&self, version: Version, baseline: Version) -> Option<String> {
-        let heard = self.rare.witnesses() + self.heard.len() as u64;
-        let (refused, by_share) = self.refusals.are_more(share_of_all(self.at_most) * heard as f64)?;
+        let TooMany { refused, explained, requests } =
+            self.refusals.are_too_many(share_of_all(self.at_most))?;
         let (gate, most) = (self.event.gate(), self.percent_at_most());
         Some(format!(
-            "{gate}: version {version} has refused {refused}, where what version {baseline} refuses makes {by_share:.1} and {most} % \
-             of {heard} may fail: a person has to say whose fault that is, or it ends"
+            "{gate}: version {version} has refused {refused}, where what version {baseline} refuses makes {explained:.1} and {most} % \
+             of {requests} may fail: a person has to say whose fault that is, or it ends"
         ))
     }
 
@@ -435,8 +437,8 @@ impl Gate {
         let (over, at_most, worse) = (self.event.over(), self.at_most, self.worse.clone());
         let rare = Some(self.with_window().kept());
         let Self { requests, events, missed, .. } = *self;
-        let (leavers, refusals) = (self.leavers.kept(), self.refusals.clone());
-        Kept { over, at_most, worse, requests, events, missed, rare, leavers, refusals }
+        let (left, refused) = (self.leavers.kept(), self.refusals.clone());
+        Kept { over, at_most, worse, requests, events, missed, rare, left, refused }
     }
 
     /// Goes on where an earlier process has stopped, as after a reload; `same_step` where its step, too, goes on.
@@ -444,7 +446,7 @@ impl Gate {
         if kept.over != self.event.over() {
             return;
         }
-        self.leavers.restore(&kept.leavers);
+        self.leavers.restore(&kept.left);
         let is_same_limit = kept.at_most == self.at_most;
         if is_same_limit || self.event.is_compared_with_the_baseline() {
             self.worse = kept.worse.clone();
@@ -456,7 +458,7 @@ impl Gate {
                 None => Rare::seen(too_much, kept.requests, kept.events),
             };
             (self.requests, self.events, self.missed) = (kept.requests, kept.events, kept.missed);
-            self.refusals = kept.refusals.clone();
+            self.refusals = kept.refused.clone();
         }
     }
 
@@ -466,6 +468,7 @@ impl Gate {
         self.events += u64::from(happened);
         self.look(now);
         let Some(key) = key else {
+            self.refusals.hear_other(None);
             self.rare.observe(f64::from(u8::from(happened)));
             return true;
         };
@@ -477,6 +480,7 @@ impl Gate {
         };
         heard.all = heard.all.saturating_add(1);
         heard.events = heard.events.saturating_add(u32::from(happened)).min(heard.all);
+        self.refusals.hear_other(Some(heard.all));
         heard.all == 1
     }
 

@@ -1231,6 +1231,33 @@ fn a_restart_keeps_no_evidence_about_another_limit() {
     assert_eq!((next.gates[1].worse(), next.gates[1].requests), (1.0, 0), "more may disagree now");
 }
 
+/// By which users who had left, and what was refused, were counted before.
+#[test]
+fn a_state_file_of_other_rules_is_read_and_nothing_is_known_by_those() {
+    let mut world = World::new("steps: [10], dwell: 1h, sticky: {header: user}", 1);
+    world.tell(true, Sight::Failed);
+    let mut kept = serde_json::to_value(world.canary.progress(world.now)).unwrap();
+    let errors = kept["gates"]["errors"].as_object_mut().unwrap();
+    errors.retain(|name, _| name != "left" && name != "refused");
+    let asked = serde_json::json!({"askings": [], "asked": 1, "ended": 0.0});
+    errors.insert("leavers".into(), serde_json::json!([asked, asked]));
+    errors.insert(
+        "refusals".into(),
+        serde_json::json!({"of_candidate": 900, "by_share": 1.0, "variance": 1.0}),
+    );
+    let (worse, read) = (world.canary.gates[0].worse(), serde_json::from_value(kept).unwrap());
+    world.canary = Canary::new(
+        policy("steps: [10], dwell: 1h, sticky: {header: user}"),
+        Beginnings::default(),
+        world.now,
+    );
+    world.canary.restore(&read, world.now);
+    let errors = &world.canary.gates[0];
+    assert_eq!((errors.worse(), errors.requests), (worse, 1));
+    assert_eq!(errors.why_asked(Version(2), Version(1)), None);
+    assert_eq!(errors.why_refusing(Version(2), Version(1)), None);
+}
+
 #[test]
 fn evidence_survives_restarts_even_if_they_come_more_often_than_a_verdict_takes() {
     let mut world = World::new("steps: [10], dwell: 1h", 3);

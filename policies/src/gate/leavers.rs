@@ -5,43 +5,62 @@
 //! meets, and the candidate never does, looks the same. So a person has to say which it is, and until then the candidate gets no
 //! more; or until nobody leaves it any more: what was heard is forgotten, where nothing comes after it, within twice as long as a
 //! question is asked. So that there is always one that has been asked for a while, there are two.
+//!
+//! What counts are users, see `sides.rs`: at half of the traffic four hold a rollout where none of the baseline's leaves, as with eight
+//! hasty users a candidate does that answers none of them. That they do so again and again says no more: who is always in haste, and
+//! whom neither version answers, is on one side for good. So fewer are too few, however long it takes.
 
+use std::collections::BTreeSet;
 use std::time::Instant;
 
-use super::{ALPHA, ASKED_EVERY, WITNESSES, Worsening, goes_on};
+use serde::{Deserialize, Serialize};
+
+use super::sides::Sides;
+use super::{ASKED_EVERY, KEYS_MAX, goes_on};
 use crate::canary::Grounds;
 
 #[derive(Clone, Debug)]
 pub(super) struct Leavers {
-    questions: [Worsening; 2],
+    /// The first has heard all that the second has, and more before.
+    questions: [Question; 2],
     /// When the newer one, which is the second, was asked.
     asked: Instant,
     /// When the last burst of them began.
     burst: Option<Instant>,
 }
 
+/// Who has left since it was asked.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Question {
+    sides: Sides,
+    keys: BTreeSet<u64>,
+}
+
+impl Question {
+    fn is_news(&self, key: u64) -> bool {
+        self.keys.len() < KEYS_MAX && !self.keys.contains(&key)
+    }
+}
+
 /// What is kept of it over a restart.
-pub(super) type Kept = [Worsening; 2];
+pub(super) type Kept = [Question; 2];
 
 impl Leavers {
     pub(super) fn new(now: Instant) -> Self {
-        Self { questions: [(); 2].map(|()| asked()), asked: now, burst: None }
+        Self { questions: Kept::default(), asked: now, burst: None }
     }
 
     /// Somebody has left one side or the other.
     pub(super) fn hear(&mut self, key: u64, is_candidate: bool, share: f64, now: Instant) {
         self.look(now);
-        for question in &mut self.questions {
-            if question.is_stale(WITNESSES) {
-                question.ask_anew();
-            }
-        }
         // Who says nothing new begins no burst that would hide others.
         if !self.questions.iter().any(|question| question.is_news(key)) || goes_on(&mut self.burst, now) {
             return;
         }
-        for question in &mut self.questions {
-            question.hear(Some(key), (true, is_candidate, share), |worse| worse.observe(is_candidate, share));
+        for question in self.questions.iter_mut().filter(|question| question.is_news(key)) {
+            question.keys.insert(key);
+            question.sides.hear(is_candidate, share);
         }
     }
 
@@ -49,18 +68,16 @@ impl Leavers {
     pub(super) fn look(&mut self, now: Instant) {
         let since = now.saturating_duration_since(self.asked);
         if since >= ASKED_EVERY {
-            let newer = std::mem::replace(&mut self.questions[1], asked());
-            self.questions[0] = if since < 2 * ASKED_EVERY { newer } else { asked() };
+            let newer = std::mem::take(&mut self.questions[1]);
+            self.questions[0] = if since < 2 * ASKED_EVERY { newer } else { Question::default() };
             self.asked = now;
         }
     }
 
-    /// What that is made of, if more of them are the candidate's. The mean of both questions' evidence is evidence.
+    /// What that is made of, if more of them are the candidate's.
     pub(super) fn are_unlike(&self) -> Option<Grounds> {
-        let [older, newer] = &self.questions;
-        let evidence = f64::midpoint(older.value(), newer.value());
-        let most = if newer.value() > older.value() { newer } else { older };
-        (evidence >= 1.0 / ALPHA).then(|| most.grounds())
+        let [older, _] = &self.questions;
+        older.sides.are_more().then(|| older.sides.grounds())
     }
 
     pub(super) fn kept(&self) -> Kept {
@@ -70,10 +87,4 @@ impl Leavers {
     pub(super) fn restore(&mut self, kept: &Kept) {
         self.questions = kept.clone();
     }
-}
-
-fn asked() -> Worsening {
-    let mut question = Worsening::default();
-    question.ask_anew();
-    question
 }

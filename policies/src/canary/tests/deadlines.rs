@@ -110,6 +110,20 @@ fn users_who_always_miss_their_deadlines_are_no_evidence_where_the_baseline_has_
     assert!(all <= 30, "{all} of 600");
 }
 
+/// Half of them are the candidate's, and leave before the others, and so the baseline, are known to have had an answer.
+#[test]
+fn eight_hasty_users_of_whom_the_candidate_answers_none_hold_it_and_six_are_too_few() {
+    for (hasty, phase) in [(6, Phase::Promoted), (8, Phase::Running), (14, Phase::Running)] {
+        let mut world = World::new(KEYED, hasty);
+        ask_by_turns(&mut world, (40, 60), |_, user, is_candidate| match (user < hasty, is_candidate) {
+            (true, true) => (Sight::Gone(ms(100)), None),
+            (true, false) => (answered(5).1, None),
+            (false, _) => (answered(300).1, None),
+        });
+        assert_eq!(world.canary.phase, phase, "{hasty}: {:?}", world.canary.history);
+    }
+}
+
 /// One in twelve callers brings it. Where the others' deadlines are met it is soon shown; where a third of them are missed now and then,
 /// with either version, it is no more than held.
 #[test]
