@@ -51,9 +51,10 @@ pub(crate) fn step_of(share: Millionths, steps: &[Millionths]) -> usize {
     steps.iter().rposition(|step| *step <= share).unwrap_or(0)
 }
 
-/// Before it gets more, the candidate has to have answered somebody within this part of the step's least length, or
-/// within a second.
+/// Before it gets more, the candidate has to have answered somebody within this part of the step's least length, or within a second;
+/// or within so many times as long as it takes to know that a request hangs, because where answers take long they come rarely.
 const LATELY: u32 = 10;
+const LATELY_BY_ANSWERS: u32 = 2;
 
 /// Numbers by which what was assigned under other circumstances is known to say nothing. They are never the same for two rollouts.
 #[derive(Clone, Debug, Default)]
@@ -150,6 +151,8 @@ pub(crate) struct Canary {
     passed: Option<Instant>,
     /// What was last found when it was judged, so that it is told once; nothing since a person has stepped in.
     judged: Option<Finding>,
+    /// What keeps the step from ending, as of the last look; nothing until it has lasted for as long as the policy says.
+    waits_for: Option<String>,
     history: VecDeque<Record>,
     /// Of `history`, those that nobody has been told of.
     untold: usize,
@@ -174,6 +177,7 @@ impl Canary {
             hanging: Hanging::new(now),
             passed: None,
             judged: None,
+            waits_for: None,
             history: VecDeque::new(),
             untold: 0,
         }
@@ -256,7 +260,7 @@ impl Canary {
 
     /// What was found in another step has to be found anew.
     fn begin_step(&mut self, now: Instant) {
-        self.entered = now;
+        (self.entered, self.passed, self.waits_for) = (now, None, None);
         self.gates.iter_mut().for_each(|gate| gate.begin_step(now));
         self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
     }
@@ -383,26 +387,61 @@ impl Canary {
     /// Looks whether the step is over. Call it a few times a second.
     pub(crate) fn judge(&mut self, now: Instant) {
         self.hanging.look(now);
-        let least = self.policy.dwell.max(self.hanging.known_after());
+        self.waits_for = None;
+        if self.phase != Phase::Running {
+            return;
+        }
         let (lasted, hangs_after) = (now.saturating_duration_since(self.entered), self.hanging.hangs_after());
-        if self.phase != Phase::Running || lasted + hangs_after < least {
+        let left = self.policy.dwell.max(self.hanging.known_after()).saturating_sub(lasted);
+        let has_dwelt = lasted >= self.policy.dwell;
+        if !has_dwelt && left > hangs_after {
+            self.passed = None;
             return;
         }
         self.gates.iter_mut().for_each(|gate| gate.look(now));
         let (verdict, gate, why) = self.verdict(self.hanging.count(now), now);
         self.passed = (verdict == Verdict::Advance).then(|| self.passed.unwrap_or(now));
-        // What came with the last answers that were missing, as after an idle night, may hang.
-        let is_known = |since| now.saturating_duration_since(since) >= hangs_after;
-        let waits = self.passed.is_some_and(|since| !is_known(since)) && self.hanging.has_under_way();
-        if lasted < least || waits {
+        if !has_dwelt {
             return;
         }
-        self.passed = None;
+        // What came with the last answers that were missing, as after an idle night, may hang.
+        let known_in =
+            self.passed.map(|since| hangs_after.saturating_sub(now.saturating_duration_since(since)));
+        let waits = known_in.filter(|known_in| !known_in.is_zero() && self.hanging.under_way() > 0);
+        let lasts = (!left.is_zero() && verdict != Verdict::RollBack).then(|| self.why_it_lasts(left));
+        self.waits_for = match (verdict, waits, &lasts) {
+            (Verdict::Hold | Verdict::InsufficientData, ..) => Some(why.clone()),
+            (Verdict::Advance, Some(known_in), None) => Some(self.why_it_waits(known_in)),
+            (Verdict::Advance, ..) => lasts.clone(),
+            (Verdict::RollBack, ..) => None,
+        };
+        let (verdict, gate, why) = match lasts {
+            Some(lasts) => (Verdict::Hold, None, lasts),
+            // It is soon over, and not told to those who read of it later.
+            None if waits.is_some() => return,
+            None => (verdict, gate, why),
+        };
         let found = Some(Finding { share: self.share(), verdict, gate });
         if verdict == Verdict::Advance || self.judged != found {
             self.judged = found;
             self.decide(verdict, why, now);
         }
+    }
+
+    fn why_it_lasts(&self, left: Duration) -> String {
+        let (version, known_after) = (self.candidate(), self.hanging.known_after());
+        format!(
+            "a step lasts for {known_after:?}, until it is known of what version {version} is asked whether it hangs: {} to go",
+            rounded_up(left)
+        )
+    }
+
+    fn why_it_waits(&self, known_in: Duration) -> String {
+        format!(
+            "every gate has passed, and {} requests are under way of which it is known in {} at the earliest whether they hang",
+            self.hanging.under_way(),
+            rounded_up(known_in)
+        )
     }
 
     /// What a person says.
@@ -442,7 +481,7 @@ impl Canary {
             }
             (_, phase) => return Err(format!("the rollout is {phase}")),
         }
-        self.judged = None;
+        (self.judged, self.passed, self.waits_for) = (None, None, None);
         Ok(())
     }
 
@@ -462,6 +501,7 @@ impl Canary {
             percent: percent(self.share()),
             step_percents: self.policy.steps.iter().map(|step| percent(*step)).collect(),
             dwell_ms: self.policy.dwell.as_millis() as u64,
+            waits_for: self.waits_for.clone(),
             gates: self.numbers(),
             verdicts: self.history.iter().cloned().collect(),
         }
@@ -536,7 +576,7 @@ impl Canary {
     }
 
     /// What is to be done, the gate that keeps it from more if one does, and why. Whether it has answered lately is asked
-    /// last: it changes with each answer where those are few, and is worth telling only when nothing else is missing.
+    /// last: it changes with each answer where those are few, and is a reason only when nothing else is missing.
     fn verdict(&self, hanging: u32, now: Instant) -> (Verdict, Option<&'static str>, String) {
         let (version, baseline) = (self.candidate(), self.policy.baseline.version);
         let asked = |gate: &Gate| Some((gate.event.gate(), gate.why_asked(version, baseline)?));
@@ -547,7 +587,7 @@ impl Canary {
             let (witnesses, needs) = (gate.rare.witnesses(), gate.rare.needs(ALPHA));
             if witnesses < needs {
                 let name = gate.event.gate();
-                let why = if self.policy.stickiness.is_some() {
+                let mut why = if self.policy.stickiness.is_some() {
                     let every = gate.window_length;
                     format!(
                         "{name}: users were heard {witnesses} times, each once in {every:?}; {needs} times are needed"
@@ -555,6 +595,9 @@ impl Canary {
                 } else {
                     format!("{name}: {witnesses} requests, at least {needs} are needed")
                 };
+                if let Some(silent) = self.why_silent(now) {
+                    write!(why, "; {silent}").expect("a String takes all");
+                }
                 return (Verdict::InsufficientData, Some(name), why);
             }
         }
@@ -590,12 +633,24 @@ impl Canary {
                 return (verdict, Some(DriftGate::NAME), why);
             }
         }
-        let lately = (self.policy.dwell / LATELY).max(Duration::from_secs(1));
-        if self.answered.is_none_or(|answered| now.saturating_duration_since(answered) > lately) {
-            let why = format!("version {} has answered nobody for {lately:?}", self.candidate());
-            return (Verdict::InsufficientData, None, why);
+        match self.why_silent(now) {
+            Some(why) => (Verdict::InsufficientData, None, why),
+            None => (Verdict::Advance, None, "every gate has passed".into()),
         }
-        (Verdict::Advance, None, "every gate has passed".into())
+    }
+
+    /// That the candidate has answered nobody lately.
+    fn why_silent(&self, now: Instant) -> Option<String> {
+        let version = self.candidate();
+        let by_answers = self.hanging.hangs_after() * LATELY_BY_ANSWERS;
+        let lately = (self.policy.dwell / LATELY).max(Duration::from_secs(1)).max(by_answers);
+        match self.answered {
+            None => Some(format!("version {version} has answered nobody yet")),
+            Some(answered) if now.saturating_duration_since(answered) > lately => {
+                Some(format!("version {version} has answered nobody for {lately:?}"))
+            }
+            Some(_) => None,
+        }
     }
 
     fn decide(&mut self, verdict: Verdict, why: String, now: Instant) {
@@ -641,6 +696,11 @@ impl Canary {
         };
         self.gates.iter().map(numbers).chain(self.drift.as_ref().map(DriftGate::numbers)).collect()
     }
+}
+
+/// To be read.
+fn rounded_up(time: Duration) -> String {
+    format!("{:?}", Duration::from_millis(time.as_millis().div_ceil(100) as u64 * 100))
 }
 
 /// Whether answers are compared in another way than before.

@@ -228,6 +228,9 @@ fn one_in_words(model: &str, canary: &Value) -> String {
             number("pass_at"),
         );
     }
+    if let Some(why) = canary["waits_for"].as_str() {
+        let _ = writeln!(text, "  waits: {why}");
+    }
     for record in list("verdicts") {
         let _ = writeln!(
             text,
@@ -244,8 +247,19 @@ fn one_in_words(model: &str, canary: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
     use std::io::Read;
     use std::net::TcpListener;
+
+    #[test]
+    fn what_a_step_waits_for_is_told_before_its_verdicts() {
+        let verdict = json!({"step": 1, "percent": 10.0, "verdict": "hold", "why": "errors: 3 of 160"});
+        let canary = json!({"waits_for": "errors: 9 of 900", "verdicts": [verdict]});
+        let told = one_in_words("digits", &canary);
+        let (waits, found) = (told.find("  waits: errors: 9 of 900\n"), told.find("hold: errors: 3 of 160"));
+        assert!(waits.is_some() && waits < found, "{told}");
+        assert!(!one_in_words("digits", &json!({"waits_for": null})).contains("waits"));
+    }
 
     #[test]
     fn what_was_asked_and_not_answered_may_have_been_done() {

@@ -197,6 +197,7 @@ impl Overview {
                 step_percents: status.step_percents,
                 dwell_ms: status.dwell_ms,
                 in_step_ms: milliseconds(dwelt),
+                waits_for: status.waits_for,
                 gates: status.gates.into_iter().map(gate).collect(),
                 verdicts: status.verdicts.into_iter().map(verdict).collect(),
                 history: self.history.of(&model),

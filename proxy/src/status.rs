@@ -304,6 +304,8 @@ pub struct Canary {
     pub dwell_ms: u64,
     /// How long this one has lasted, ms; 0 unless it is running.
     pub in_step_ms: u64,
+    /// What keeps it from ending although it has lasted for long enough, by what is known now.
+    pub waits_for: Option<String>,
     /// The numbers of the running step.
     pub gates: Vec<Gate>,
     /// What was decided, oldest first.

@@ -198,9 +198,9 @@ impl Hanging {
         self.hangs_after
     }
 
-    /// Whether anything is under way.
-    pub(crate) fn has_under_way(&self) -> bool {
-        self.asked.under_way() > 0
+    /// How many there are, whether they hang or not.
+    pub(crate) fn under_way(&self) -> u32 {
+        self.asked.under_way()
     }
 
     /// What begins with a step is known after so long.

@@ -244,6 +244,9 @@ pub struct CanaryStatus {
     pub step_percents: Vec<f64>,
     /// How long each step lasts at least, ms.
     pub dwell_ms: u64,
+    /// What keeps the running step from ending although it has lasted for so long, by what is known now; the last verdict has it as it
+    /// was when that was first found.
+    pub waits_for: Option<String>,
     /// The numbers of the running step.
     pub gates: Vec<GateStatus>,
     /// What was decided, oldest first.

@@ -1,6 +1,8 @@
 //! Rollouts by the thousand, in simulated time.
 
 mod deadlines;
+mod idle;
+mod waiting;
 
 use super::*;
 use crate::evidence::tests::Dice;

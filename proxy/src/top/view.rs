@@ -333,7 +333,9 @@ fn rollout(lines: &mut Vec<Line<'static>>, model: &str, canary: &Canary, width: 
             wrap(lines, &format!("{what}: {numbers}"), width, Style::new());
         }
     }
-    if let Some(last) = canary.verdicts.last() {
+    if let Some(why) = &canary.waits_for {
+        wrap(lines, &format!("  waits: {why}"), width, QUIET);
+    } else if let Some(last) = canary.verdicts.last() {
         wrap(lines, &format!("  {}: {}", last.verdict.replace('_', " "), last.why), width, QUIET);
     }
 }

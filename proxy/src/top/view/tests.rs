@@ -163,6 +163,17 @@ WITHOUT AN ANSWER
 }
 
 #[test]
+fn what_a_step_waits_for_now_is_shown_in_place_of_what_was_found_first() {
+    let mut status = reading();
+    for canary in status.canaries.values_mut() {
+        canary.waits_for = Some("errors: 9 of 900 is not shown to be below 2 %".into());
+    }
+    let shown = drawn(&watched(status), 140, 20);
+    assert!(shown.contains("  waits: errors: 9 of 900 is not shown to be below 2 %"), "{shown}");
+    assert!(!shown.contains("hold: errors: 3 of 160"), "{shown}");
+}
+
+#[test]
 fn a_usual_terminal_leaves_out_the_stages_before_it_cuts_a_name() {
     let expect = "
 penstock ready  99/s  81/s refused  12 in flight  engine 152 MB  policy 4
