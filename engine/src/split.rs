@@ -152,7 +152,7 @@ fn rejoin(job: &Job, first: u32, outputs: Vec<Output>, (ran, tells): (Ran, bool)
         let message =
             format!("outputs of more than {} bytes are too large to send", Limits::default().payload_bytes);
         drop(done);
-        return fail(job, Status::InvalidArgument, &message);
+        return fail(job, Status::OutputsTooLarge, &message);
     }
     if done.rows < u64::from(job.request.rows) {
         return;
@@ -321,7 +321,7 @@ impl Writer<'_> {
         if payload.len() > Limits::default().payload_bytes {
             let message = format!("outputs of {} bytes are too large to send", payload.len());
             // Of several rows its caller can ask for fewer.
-            let status = if job.request.rows > 1 { Status::InvalidArgument } else { Status::ModelFailed };
+            let status = if job.request.rows > 1 { Status::OutputsTooLarge } else { Status::ModelFailed };
             outbox.push(Kind::Reply, job.id, &failure(status, message), Bytes::new());
             return;
         }

@@ -81,6 +81,8 @@ pub enum Sight {
     Gone(Duration),
     /// The version does not take what was sent; another one might have.
     Refused,
+    /// What it has answered is too large to send; another one's might not be.
+    Unsendable,
     /// A copy of it that the candidate has answered has been compared.
     Compared {
         /// With what the client got.
@@ -98,9 +100,12 @@ impl Sight {
         match self {
             // An engine takes with it all that it had.
             Self::Lost | Self::Late(_) | Self::Gone(_) | Self::Unanswered => true,
-            Self::Answered(_) | Self::Failed | Self::Refused | Self::Compared { .. } | Self::NotCompared => {
-                false
-            }
+            Self::Answered(_)
+            | Self::Failed
+            | Self::Refused
+            | Self::Unsendable
+            | Self::Compared { .. }
+            | Self::NotCompared => false,
         }
     }
 }

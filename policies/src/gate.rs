@@ -123,18 +123,27 @@ impl Event {
         match (self, sight) {
             (Self::Error, Sight::Answered(_)) => Some(false),
             // The baseline's full queue balances the candidate's.
-            (Self::Error, Sight::Failed | Sight::Lost | Sight::Unanswered | Sight::Refused) => Some(true),
+            (
+                Self::Error,
+                Sight::Failed | Sight::Lost | Sight::Unanswered | Sight::Refused | Sight::Unsendable,
+            ) => Some(true),
             (Self::Error, Sight::Late(_) | Sight::Gone(_)) => {
                 (patience != Patience::Short || key.is_none()).then_some(true)
             }
             (Self::Slow(over), Sight::Answered(took)) => Some(took > over),
             // Who gave up early says nothing.
             (Self::Slow(over), Sight::Late(took) | Sight::Gone(took)) => (took > over).then_some(true),
-            (Self::Slow(_), Sight::Failed | Sight::Lost | Sight::Unanswered | Sight::Refused) => None,
+            (
+                Self::Slow(_),
+                Sight::Failed | Sight::Lost | Sight::Unanswered | Sight::Refused | Sight::Unsendable,
+            ) => None,
             (Self::Fault, Sight::Answered(_)) => Some(false),
             (Self::Fault, Sight::Failed | Sight::Lost) => Some(true),
             // Nobody blames the version for it.
-            (Self::Fault, Sight::Late(_) | Sight::Gone(_) | Sight::Unanswered | Sight::Refused) => None,
+            (
+                Self::Fault,
+                Sight::Late(_) | Sight::Gone(_) | Sight::Unanswered | Sight::Refused | Sight::Unsendable,
+            ) => None,
             (Self::Disagreement, Sight::Compared { agrees }) => Some(!agrees),
             (Self::Disagreement, _) | (_, Sight::Compared { .. } | Sight::NotCompared) => None,
         }
@@ -143,7 +152,7 @@ impl Event {
     /// Whether it is the version's, and so counts against what the policy allows, and not the caller's.
     fn is_the_versions(self, sight: Sight, patience: Patience) -> bool {
         match (self, sight) {
-            (Self::Error, Sight::Refused) => false,
+            (Self::Error, Sight::Refused | Sight::Unsendable) => false,
             (Self::Error, Sight::Late(_) | Sight::Gone(_)) => patience == Patience::Long,
             (Self::Error | Self::Slow(_) | Self::Fault | Self::Disagreement, _) => true,
         }
@@ -272,7 +281,7 @@ impl Gate {
         {
             self.leavers.hear(key, is_candidate, share_of_all(share), now);
         }
-        if (self.event, sight) == (Event::Error, Sight::Refused) {
+        if self.event == Event::Error && matches!(sight, Sight::Refused | Sight::Unsendable) {
             self.look(now);
             self.refusals.hear(key, is_candidate, share_of_all(share));
         }

@@ -10,6 +10,9 @@ pub enum Refusal {
     /// The request does not make sense: syntax, names, shapes, values.
     #[error("{0}")]
     Invalid(String),
+    /// What came of its rows is too large to send: fewer rows may do.
+    #[error("{0}")]
+    OutputsTooLarge(String),
     /// No such path, model or version.
     #[error("{0}")]
     NotFound(String),
@@ -169,7 +172,7 @@ impl Refusal {
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::Invalid(_) => StatusCode::BAD_REQUEST,
+            Self::Invalid(_) | Self::OutputsTooLarge(_) => StatusCode::BAD_REQUEST,
             Self::NotFound(_) => StatusCode::NOT_FOUND,
             Self::Forbidden(_) => StatusCode::FORBIDDEN,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
@@ -196,6 +199,7 @@ impl Refusal {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "invalid",
+            Self::OutputsTooLarge(_) => "outputs_too_large",
             Self::NotFound(_) => "not_found",
             Self::Forbidden(_) => "forbidden",
             Self::Method { .. } => "method",
@@ -220,8 +224,9 @@ impl Refusal {
     }
 
     /// All that [`Refusal::reason`] says.
-    pub(crate) const REASONS: [&str; 21] = [
+    pub(crate) const REASONS: [&str; 22] = [
         "invalid",
+        "outputs_too_large",
         "not_found",
         "forbidden",
         "method",
@@ -250,6 +255,7 @@ impl Refusal {
             Self::Limited { limit, .. } | Self::Oversized { limit, .. } => Some(limit),
             Self::Crowded(crowded) => Some(&crowded.limit),
             Self::Invalid(_)
+            | Self::OutputsTooLarge(_)
             | Self::NotFound(_)
             | Self::Forbidden(_)
             | Self::Method { .. }
@@ -282,6 +288,7 @@ impl Refusal {
                 Some(Self::RETRY_SOON)
             }
             Self::Invalid(_)
+            | Self::OutputsTooLarge(_)
             | Self::NotFound(_)
             | Self::Forbidden(_)
             | Self::Method { .. }

@@ -155,7 +155,7 @@ impl Repository {
             Status::Unavailable => Err(Refusal::EngineDown(reply.message)),
             // Triton's status for a model that cannot be loaded.
             Status::InvalidArgument | Status::ModelFailed => Err(Refusal::Invalid(reply.message)),
-            Status::Internal | Status::DeadlineExceeded | Status::DeviceLost => {
+            Status::Internal | Status::DeadlineExceeded | Status::DeviceLost | Status::OutputsTooLarge => {
                 Err(Refusal::Internal(reply.message))
             }
         }

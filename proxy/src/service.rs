@@ -405,6 +405,7 @@ impl Answer {
         let allow = match refusal {
             Refusal::Method { allow } => Some(*allow),
             Refusal::Invalid(_)
+            | Refusal::OutputsTooLarge(_)
             | Refusal::NotFound(_)
             | Refusal::Forbidden(_)
             | Refusal::Unsupported(_)

@@ -79,6 +79,7 @@ impl Failure {
             | Refusal::DeadlineExceeded { .. } => Self::Rejected,
             Refusal::Looping { .. }
             | Refusal::Invalid(_)
+            | Refusal::OutputsTooLarge(_)
             | Refusal::NotFound(_)
             | Refusal::Forbidden(_)
             | Refusal::Unsupported(_)

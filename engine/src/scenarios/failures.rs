@@ -116,7 +116,7 @@ fn outputs_that_are_too_large_to_send_are_the_fault_of_who_asks_for_many_rows() 
     client.index();
     client.infer(1, Asked::of("double").fp32("x", &[2, 2], &[99.0, 0.0, 99.0, 0.0]));
     let answer = client.reply().unwrap();
-    assert_eq!(answer.status(), Status::InvalidArgument);
+    assert_eq!(answer.status(), Status::OutputsTooLarge);
     assert_eq!(answer.reply.message, "outputs of 314572800 bytes are too large to send");
 }
 

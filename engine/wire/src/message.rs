@@ -486,6 +486,8 @@ pub enum Status {
     Unavailable = 7,
     /// What it ran on is lost, and so is the engine soon; the request may have been what did it.
     DeviceLost = 8,
+    /// It ran, and the outputs of so many rows are too large to send: its caller can ask for fewer.
+    OutputsTooLarge = 9,
 }
 
 /// Where the time of one request went inside the engine.

@@ -114,7 +114,9 @@ impl UnderWay {
     /// After so long this has become of it. Only where the version has said something is it known how long that takes.
     pub fn ended(&self, took: Duration, sight: Option<Sight>) {
         match sight {
-            Some(Sight::Answered(_) | Sight::Failed | Sight::Refused) => self.asked.answers.hear(took),
+            Some(Sight::Answered(_) | Sight::Failed | Sight::Refused | Sight::Unsendable) => {
+                self.asked.answers.hear(took);
+            }
             Some(
                 Sight::Lost
                 | Sight::Late(_)

@@ -1015,11 +1015,12 @@ fn a_candidate_that_takes_less_than_the_baseline_is_found_out_and_invalid_input_
 #[test]
 fn a_candidate_that_refuses_what_the_baseline_takes_gets_no_more_and_one_that_refuses_the_same_does() {
     let refusing =
-        |chance: f64| move |dice: &mut Dice| if dice.falls(chance) { Sight::Refused } else { FAST };
+        |chance: f64, sight: Sight| move |dice: &mut Dice| if dice.falls(chance) { sight } else { FAST };
     let canary = "steps: [50], dwell: 10s, sticky: {header: user}, gates: {errors: {at_most: 5}}";
-    for seed in 0..5 {
+    for seed in 0..6 {
+        let sight = if seed % 2 == 0 { Sight::Refused } else { Sight::Unsendable };
         let mut world = World::new(canary, seed);
-        let (some, none) = (refusing(0.6), refusing(0.0));
+        let (some, none) = (refusing(0.6, sight), refusing(0.0, sight));
         ask_by_turns(&mut world, (8, 150), |dice, _, is_candidate| {
             (if is_candidate { some(dice) } else { none(dice) }, None)
         });
@@ -1035,7 +1036,7 @@ fn a_candidate_that_refuses_what_the_baseline_takes_gets_no_more_and_one_that_re
         assert_eq!(world.canary.phase, Phase::Running, "nor does a restart forget it");
         for chance in [0.02, 0.2, 0.6] {
             let mut world = World::new(canary, seed);
-            let same = refusing(chance);
+            let same = refusing(chance, sight);
             ask_by_turns(&mut world, (8, 150), |dice, _, _| (same(dice), None));
             assert_eq!(world.canary.phase, Phase::Promoted, "{:?}", world.canary.history);
         }

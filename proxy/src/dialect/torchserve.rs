@@ -122,7 +122,10 @@ pub(crate) fn encode(form: Form, inferred: &Inferred<'_>) -> Result<Bytes, Refus
 /// The name that TorchServe's clients know a refusal by.
 pub(crate) fn exception(refusal: &Refusal) -> &'static str {
     match refusal {
-        Refusal::Invalid(_) | Refusal::TooLarge { .. } | Refusal::Oversized { .. } => "BadRequestException",
+        Refusal::Invalid(_)
+        | Refusal::OutputsTooLarge(_)
+        | Refusal::TooLarge { .. }
+        | Refusal::Oversized { .. } => "BadRequestException",
         Refusal::NotFound(_) => "ModelNotFoundException",
         Refusal::Forbidden(_) => "ForbiddenException",
         Refusal::Unsupported(_) => "NotImplementedException",

@@ -11,7 +11,7 @@ const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 /// The status code.
 pub(crate) fn code(refusal: &Refusal) -> Code {
     match refusal {
-        Refusal::Invalid(_) => Code::InvalidArgument,
+        Refusal::Invalid(_) | Refusal::OutputsTooLarge(_) => Code::InvalidArgument,
         Refusal::NotFound(_) => Code::NotFound,
         Refusal::Forbidden(_) => Code::PermissionDenied,
         Refusal::Method { .. } | Refusal::Unsupported(_) | Refusal::Encoding { .. } => Code::Unimplemented,

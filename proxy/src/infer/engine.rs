@@ -67,6 +67,7 @@ impl InferPath {
         let (refusal, again) = match Status::try_from(reply.status) {
             Ok(Status::Ok) => return Ok((reply, frame)),
             Ok(Status::InvalidArgument) => (Refusal::Invalid(reply.message), Again::Never),
+            Ok(Status::OutputsTooLarge) => (Refusal::OutputsTooLarge(reply.message), Again::Never),
             // It was there when it was chosen.
             Ok(Status::NotFound) => (Refusal::NotReady(reply.message), Again::Choose),
             Ok(Status::Overloaded) => {

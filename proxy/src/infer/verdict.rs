@@ -20,6 +20,7 @@ pub(super) fn sight<T>(
         Err(Refusal::Busy { .. }) => Some(turned_away(given, most)),
         // It was asked, and another one may have known how.
         Err(Refusal::Invalid(_) | Refusal::Unsupported(_)) => Some(Sight::Refused),
+        Err(Refusal::OutputsTooLarge(_)) => Some(Sight::Unsendable),
         Err(
             Refusal::EngineDown(_) | Refusal::NotReady(_) | Refusal::Overloaded(_) | Refusal::Tripped { .. },
         ) => Some(Sight::Unanswered),
@@ -63,6 +64,7 @@ pub(super) fn outcome<T>(answer: &Result<T, Refusal>) -> Outcome {
             | Refusal::Overloaded(_)
             | Refusal::Busy { .. }
             | Refusal::Invalid(_)
+            | Refusal::OutputsTooLarge(_)
             | Refusal::NotFound(_)
             | Refusal::Forbidden(_)
             | Refusal::Method { .. }
@@ -86,6 +88,7 @@ pub(super) fn is_paid_for<T>(answer: &Result<T, Refusal>) -> bool {
         Ok(_)
         | Err(
             Refusal::ModelFailed(_)
+            | Refusal::OutputsTooLarge(_)
             | Refusal::Internal(_)
             | Refusal::DeadlineExceeded { .. }
             | Refusal::RemoteTimeout { .. }
@@ -122,6 +125,7 @@ mod tests {
     fn who_was_turned_away_does_not_pay_and_who_left_does() {
         let pays = |refusal| is_paid_for::<()>(&Err(refusal));
         assert!(is_paid_for(&Ok(())) && pays(Refusal::ModelFailed("x".into())) && pays(Refusal::ClientGone));
+        assert!(pays(Refusal::OutputsTooLarge("x".into())), "it has run");
         let busy = Refusal::Busy { why: "x".into(), retry_after: Duration::ZERO };
         assert!(!pays(busy) && !pays(Refusal::EngineDown("x".into())) && !pays(Refusal::Invalid("x".into())));
     }
@@ -134,6 +138,15 @@ mod tests {
             sight::<()>(&Err(refusal), Duration::ZERO, (given, long))
         };
         assert_eq!((busy(short), busy(long)), (Some(Sight::Late(short)), Some(Sight::Unanswered)));
+    }
+
+    /// It would be taken for the caller's mistake where both versions declare the same inputs.
+    #[test]
+    fn outputs_that_are_too_large_are_no_failure_and_are_heard_of_a_version_like_what_it_refuses() {
+        let answer = Err::<(), _>(Refusal::OutputsTooLarge("x".into()));
+        let second = Duration::from_secs(1);
+        assert_eq!(sight(&answer, second, (second, second)), Some(Sight::Unsendable));
+        assert_eq!(outcome(&answer), Outcome::Refused);
     }
 
     #[test]
