@@ -1,5 +1,6 @@
 //! How long answers take, as a histogram whose bars are a sixteenth of their place wide. It forgets with what comes after and not
-//! with time: where requests are few, what is known stays known.
+//! with time: where requests are few, what is known stays known. A restart forgets it: ten answers tell enough, and say how long they
+//! take now.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
