@@ -127,6 +127,40 @@ fn as_many_as_an_answer_takes_are_under_way_at_a_time_and_hold_up_nothing() {
     );
 }
 
+/// One answer after the other, so that one is always under way: after those that show enough, a few more are waited for.
+#[test]
+fn users_whose_answers_take_longer_than_a_step_is_looked_back_on_are_no_reason_to_hold_it() {
+    for (dwell, least, most) in [("60s", 10_000, 20_000), ("5s", 2_000, 4_000), ("2s", 2_000, 2_000)] {
+        for (users, seed) in [(1, 1), (2, 2), (3, 3), (3, 4)] {
+            let canary = format!("steps: [50, 60], dwell: {dwell}, gates: {{errors: {{at_most: 10}}}}");
+            let mut world = World::new(&canary, seed);
+            let asked = world.canary.asked();
+            let mut under_way: Vec<Option<Ending<UnderWay>>> = Vec::new();
+            under_way.resize_with(users, || None);
+            let (mut answers, needs) = (0, world.canary.gates[0].rare.needs(ALPHA));
+            while world.canary.step == 0 && answers < 1_000 {
+                for slot in &mut under_way {
+                    if let Some((_, took, sight, under_way)) = slot.take_if(|(ends, ..)| *ends <= world.now) {
+                        under_way.ended(took, Some(sight));
+                        [true, false].into_iter().for_each(|arm| world.tell(arm, sight));
+                        answers += 1;
+                    }
+                    let (now, dice) = (world.now, &mut world.dice);
+                    slot.get_or_insert_with(|| {
+                        let parts = (0..10).filter(|_| dice.falls(0.5)).count() as u64;
+                        let (took, sight) = answered(least + (most - least) * parts / 10);
+                        (now + took, took, sight, asked.begin())
+                    });
+                }
+                world.now += ms(100);
+                world.canary.judge(world.now);
+            }
+            let more = answers - needs;
+            assert!(more <= 6 * users as u64, "{dwell}, {users} users: {more} more than {needs} answers");
+        }
+    }
+}
+
 #[test]
 fn what_hangs_of_the_first_requests_after_an_idle_night_is_not_hidden_by_those_that_are_answered_at_once() {
     let mut world = World::new("steps: [50, 60], dwell: 2s, gates: {errors: {at_most: 5}}", 1);
