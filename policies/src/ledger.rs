@@ -358,14 +358,34 @@ impl Ledger {
             .collect()
     }
 
-    /// Goes on where an earlier process has stopped. Call it after [`Ledger::roll_out`] of the same policy.
-    pub fn restore(&self, snapshot: &Snapshot, progress: &BTreeMap<String, Progress>, now: Instant) {
+    /// Begins with this policy where an earlier process has stopped: so far its rollouts were, and these had ended before. What the
+    /// policy ends of the ones says how far the others still count, as it does where a swap ends them: so it is learned before anything
+    /// of `snapshot` begins.
+    pub fn go_on(
+        &self,
+        snapshot: &Snapshot,
+        (progress, ended): (&BTreeMap<String, Progress>, EndedRollouts),
+        now: Instant,
+    ) {
+        *self.remembered() = ended;
+        let goes_on = |model: &str, progress: &Progress| {
+            let canary = snapshot.model(model).and_then(|policy| policy.canary.as_ref());
+            canary.is_some_and(|canary| canary.versions_of_arms() == progress.versions())
+        };
+        let (go_on, end): (Vec<_>, Vec<_>) =
+            progress.iter().partition(|(model, progress)| goes_on(model, progress));
+        for (model, progress) in &end {
+            self.remembered().learn_from(model, progress);
+        }
+        self.roll_out(snapshot, now);
         let rollouts = self.rollouts.load();
-        for (model, progress) in progress {
-            match rollouts.get(&**model).filter(|rollout| rollout.versions == progress.versions()) {
-                Some(rollout) => rollout.change(|canary| canary.restore(progress, now)),
-                None => self.remembered().note(model, progress.clone()),
+        for (model, progress) in go_on {
+            if let Some(rollout) = rollouts.get(&**model) {
+                rollout.change(|canary| canary.restore(progress, now));
             }
+        }
+        for (model, progress) in end {
+            self.remembered().note(model, progress.clone());
         }
         self.remembered().follow(snapshot);
     }
@@ -373,11 +393,6 @@ impl Ledger {
     /// Rollouts whose policies have gone, to be kept over a restart.
     pub fn ended_rollouts(&self) -> EndedRollouts {
         self.remembered().clone()
-    }
-
-    /// Remembers those of an earlier process. Call it before [`Ledger::roll_out`].
-    pub fn remember(&self, ended: EndedRollouts) {
-        *self.remembered() = ended;
     }
 
     fn remembered(&self) -> MutexGuard<'_, EndedRollouts> {

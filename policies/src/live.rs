@@ -156,6 +156,7 @@ pub struct Adopted {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::EndedRollouts;
     use crate::parse;
 
     #[test]
@@ -213,7 +214,7 @@ mod tests {
         let mut early = live.prepare(parsed(split), &ledger, now);
         let further = Ledger::new();
         further.roll_out(&parsed(&canary.replace("[10, 50]", "[50]")), now);
-        ledger.restore(&live.load().snapshot, &further.progress(now), now);
+        ledger.go_on(&live.load().snapshot, (&further.progress(now), EndedRollouts::default()), now);
         let on = |ledger: &Ledger| ledger.rings(&live.load().snapshot).0["m"].clone();
         let halves = on(&ledger);
         assert_eq!(halves, [(0, crate::Version(1)), (1 << 63, crate::Version(2))]);

@@ -210,9 +210,7 @@ fn infer_path(config: &Config, metrics: &Arc<Metrics>, live: Live, kept: Kept) -
     };
     metrics.policy_generation.set(path.live.load().number);
     metrics.state_saved.set(1);
-    path.ledger.remember(kept.ended);
-    path.ledger.roll_out(&path.live.load().snapshot, Instant::now());
-    path.ledger.restore(&path.live.load().snapshot, &kept.canaries, Instant::now());
+    path.ledger.go_on(&path.live.load().snapshot, (&kept.canaries, kept.ended), Instant::now());
     Arc::new(path)
 }
 

@@ -767,9 +767,7 @@ fn a_candidate_that_was_rolled_back_stays_so_when_its_policy_comes_back() {
                 let (kept, progress) = (ledger.ended_rollouts(), ledger.progress(now));
                 let kept = serde_json::from_str(&serde_json::to_string(&kept).unwrap()).unwrap();
                 ledger = Ledger::new();
-                ledger.remember(kept);
-                ledger.roll_out(between, now);
-                ledger.restore(between, &progress, now);
+                ledger.go_on(between, (&progress, kept), now);
             }
             let plan = ledger.plan(between, &before, &All);
             let says =
@@ -826,8 +824,8 @@ fn a_rollout_goes_on_where_it_was_when_its_policy_comes_back() {
             if restarts {
                 let kept = serde_json::to_string(&ledger.ended_rollouts()).unwrap();
                 ledger = Ledger::new();
-                ledger.remember(serde_json::from_str(&kept).unwrap());
-                ledger.roll_out(&between, now);
+                let kept = serde_json::from_str(&kept).unwrap();
+                ledger.go_on(&between, (&BTreeMap::new(), kept), now);
             }
             let plan = ledger.plan(&between, &before, &All);
             assert!(plan.changes[0].state.contains(&format!("the rollout of version 2 {says}")), "{plan:?}");
@@ -869,8 +867,7 @@ fn who_gives_a_candidate_less_than_it_had_has_taken_it_back_and_its_rollout_begi
             if restarts {
                 let progress = ledger.progress(now);
                 ledger = Ledger::new();
-                ledger.roll_out(&between, now);
-                ledger.restore(&between, &progress, now);
+                ledger.go_on(&between, (&progress, EndedRollouts::default()), now);
             }
             ledger.roll_out(&between, now);
             ledger.roll_out(&rollout, now);
@@ -927,8 +924,8 @@ fn a_candidate_that_is_another_when_its_policy_comes_back_begins_at_the_first_st
         ledger.roll_out(&between, now);
         meanwhile(&ledger);
         let kept = serde_json::to_string(&ledger.ended_rollouts()).unwrap();
-        ledger.remember(serde_json::from_str(&kept).unwrap());
-        ledger.roll_out(after, now);
+        let kept = serde_json::from_str(&kept).unwrap();
+        ledger.go_on(after, (&BTreeMap::new(), kept), now);
         ledger.rollouts()["m"].percent
     };
     let here = canary(None);
@@ -976,8 +973,7 @@ fn a_policy_that_loses_its_rollout_while_nobody_runs_forgets_nothing_of_it() {
     ledger.command("m", Command::Abort, "", now).unwrap();
     let next = Ledger::new();
     let after = policies("models: {m: {split: {weights: {1: 1}}}}");
-    next.roll_out(&after, now);
-    next.restore(&after, &ledger.progress(now), now);
+    next.go_on(&after, (&ledger.progress(now), EndedRollouts::default()), now);
     next.roll_out(&before, now);
     assert_eq!(next.rollouts()["m"].percent, 0.0);
 }
@@ -1010,8 +1006,7 @@ fn evidence_is_about_the_server_that_was_asked_and_the_comparison_that_was_made(
         if restarts {
             let progress = ledger.progress(now);
             ledger = Ledger::new();
-            ledger.roll_out(after, now);
-            ledger.restore(after, &progress, now);
+            ledger.go_on(after, (&progress, EndedRollouts::default()), now);
         } else {
             ledger.roll_out(after, now);
         }
@@ -1031,6 +1026,33 @@ fn evidence_is_about_the_server_that_was_asked_and_the_comparison_that_was_made(
         let of_failures = vec![("errors", failures), ("disagreement", 0)];
         assert_eq!(known(&policy(1, relative, gate), restarts), (of_failures, nothing.clone()));
         assert_eq!(known(&policy(1, relative, ""), restarts), (vec![("errors", failures)], nothing.clone()));
+    }
+}
+
+/// What a rollout had come to that ends with a restart counts as if a swap had ended it.
+#[test]
+fn a_restart_under_an_earlier_policy_goes_on_as_a_swap_to_it_does() {
+    let canary = |baseline: u64, candidate: u64| {
+        policies(&format!(
+            "models: {{m: {{canary: {{baseline: {baseline}, candidate: {candidate}, steps: [10, 50]}}}}}}"
+        ))
+    };
+    let (earlier, later, now) = (canary(1, 2), canary(2, 3), Instant::now());
+    for restarts in [false, true] {
+        let mut ledger = Ledger::new();
+        for policy in [&earlier, &later] {
+            ledger.roll_out(policy, now);
+            ledger.command("m", Command::Promote, "", now).unwrap();
+        }
+        if restarts {
+            let (progress, ended) = (ledger.progress(now), ledger.ended_rollouts());
+            ledger = Ledger::new();
+            ledger.go_on(&earlier, (&progress, ended), now);
+        } else {
+            ledger.roll_out(&earlier, now);
+        }
+        let status = &ledger.rollouts()["m"];
+        assert_eq!((&status.phase, status.percent), (&Phase::Running, 10.0), "restarts: {restarts}");
     }
 }
 
