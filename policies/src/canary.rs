@@ -278,8 +278,7 @@ impl Canary {
 
     /// What became of a request that chance had put on one side. May roll back.
     pub(crate) fn witness(&mut self, assigned: Assignment, key: Option<u64>, sight: Sight, now: Instant) {
-        let is_open = matches!(self.phase, Phase::Running | Phase::Paused);
-        if !is_open || (assigned.baseline, assigned.candidate) != self.policy.versions_of_arms() {
+        if !self.is_open() || (assigned.baseline, assigned.candidate) != self.policy.versions_of_arms() {
             return;
         }
         let Assignment { is_candidate, share, begun, brought, .. } = assigned;
@@ -299,15 +298,29 @@ impl Canary {
             _ => {}
         }
         let witness = Witness { is_candidate, share, key, sight, patience };
-        let roll_back_at = self.roll_back_at();
-        for at in 0..self.gates.len() {
-            let gate = &mut self.gates[at];
-            if gate.hear(witness, now) && gate.worse() >= roll_back_at {
-                let (version, baseline) = (self.policy.candidate.version, self.policy.baseline.version);
-                let why = gate.why_worse(version, baseline);
-                return self.decide(Verdict::RollBack, why, now);
-            }
+        let mut is_evidence = false;
+        for gate in &mut self.gates {
+            is_evidence |= gate.hear(witness, now);
         }
+        if is_evidence {
+            self.roll_back_if_worse(now);
+        }
+    }
+
+    /// The only place that looks whether the evidence is enough; whether it was. The bound may have come down to it: a policy with
+    /// fewer gates has a lower one.
+    fn roll_back_if_worse(&mut self, now: Instant) -> bool {
+        let roll_back_at = self.roll_back_at();
+        let worse = self.gates.iter().find(|gate| self.is_open() && gate.worse() >= roll_back_at);
+        let Some(gate) = worse else { return false };
+        let why = gate.why_worse(self.candidate(), self.policy.baseline.version);
+        self.decide(Verdict::RollBack, why, now);
+        true
+    }
+
+    /// Nothing is decided.
+    fn is_open(&self) -> bool {
+        matches!(self.phase, Phase::Running | Phase::Paused)
     }
 
     /// What became of a copy for the candidate, of a request that was assigned to the baseline: whether the answers agree, nothing
@@ -326,7 +339,7 @@ impl Canary {
 
     /// How far the tensors of one of its versions have moved. May roll back.
     pub(crate) fn drifted(&mut self, version: Version, sight: DriftSight, now: Instant) {
-        let is_open = matches!(self.phase, Phase::Running | Phase::Paused);
+        let is_open = self.is_open();
         let (baseline, candidate) = self.policy.versions_of_arms();
         let Some(drift) = self.drift.as_mut().filter(|_| is_open) else { return };
         drift.hear(version == candidate, sight);
@@ -393,7 +406,7 @@ impl Canary {
     pub(crate) fn judge(&mut self, now: Instant) {
         self.hanging.look(now);
         self.waits_for = None;
-        if self.phase != Phase::Running {
+        if self.roll_back_if_worse(now) || self.phase != Phase::Running {
             return;
         }
         let (lasted, hangs_after) = (now.saturating_duration_since(self.entered), self.hanging.hangs_after());

@@ -1029,6 +1029,43 @@ fn evidence_is_about_the_server_that_was_asked_and_the_comparison_that_was_made(
     }
 }
 
+/// Three gates roll back at 60, one at 20.
+#[test]
+fn evidence_that_is_enough_under_fewer_gates_rolls_back_once_they_are_fewer() {
+    let policy = |more: &str| {
+        policies(&format!(
+            "models: {{m: {{canary: {{baseline: 1, candidate: 2, steps: [50], dwell: 1h, gates: {{errors: {{at_most: 90}}{more}}}}}}}}}"
+        ))
+    };
+    let (three, one) = (policy(", latency: {over: 1s, at_most: 90}, faults: {at_most: 90}"), policy(""));
+    let now = Instant::now();
+    for restarts in [false, true] {
+        let mut ledger = Ledger::new();
+        ledger.roll_out(&three, now);
+        let draws = [0, u64::MAX].map(|draw| ledger.pick(&three, "m", &ANA, draw, |_| true).unwrap());
+        let candidates = draws.iter().find(|pick| pick.version == Version(2)).unwrap().assigned.unwrap();
+        let worse = |ledger: &Ledger| ledger.rollouts()["m"].gates[0].worse;
+        for _ in 0..100 {
+            if worse(&ledger) < 25.0 {
+                ledger.witness("m", candidates, None, Sight::Refused, now);
+            }
+        }
+        assert!((25.0..60.0).contains(&worse(&ledger)), "{}", worse(&ledger));
+        assert_eq!(ledger.judge(now), []);
+        if restarts {
+            let progress = ledger.progress(now);
+            ledger = Ledger::new();
+            ledger.go_on(&one, (&progress, EndedRollouts::default()), now);
+        } else {
+            ledger.roll_out(&one, now);
+        }
+        let (_, record) = ledger.judge(now).pop().expect("a verdict, long before the step is over");
+        assert_eq!((record.verdict, record.gates[0].roll_back_at), (Verdict::RollBack, 20.0));
+        assert!(record.why.starts_with("version 2 fails more often than version 1"), "{}", record.why);
+        assert_eq!(ledger.rollouts()["m"].percent, 0.0);
+    }
+}
+
 /// What a rollout had come to that ends with a restart counts as if a swap had ended it.
 #[test]
 fn a_restart_under_an_earlier_policy_goes_on_as_a_swap_to_it_does() {
