@@ -229,14 +229,8 @@ impl Canary {
         if self.policy == *policy {
             return;
         }
-        let share = self.policy.steps[self.step];
-        if self.policy.servers != policy.servers {
-            self.files = (0, 0);
-            self.forget_evidence("another server is asked".to_owned(), now);
-        }
-        let is_other = is_another(self.policy.comparison.as_ref(), policy.comparison.as_ref());
-        let is_about_another = self.policy.about != policy.about;
-        self.policy = policy.clone();
+        let before = std::mem::replace(&mut self.policy, policy.clone());
+        let is_other = is_another(before.comparison.as_ref(), policy.comparison.as_ref());
         let mut old = std::mem::take(&mut self.gates);
         old.retain(|gate| !(is_other && gate.event == Event::Disagreement));
         for mut gate in gates(policy, now) {
@@ -251,10 +245,13 @@ impl Canary {
             gate.become_like(at_most);
             gate
         });
-        if !self.go_to(share) {
+        if !self.go_to(before.steps[self.step]) {
             self.begin_step(now);
         }
-        if is_about_another {
+        if before.servers != policy.servers {
+            self.ask_others(before.servers.candidate != policy.servers.candidate, now);
+        }
+        if before.about != policy.about {
             // What is under way is compared as before, and slow by what was slow before. Without it, what ended soon must not be
             // all that is known.
             self.begin_anew();
@@ -384,16 +381,37 @@ impl Canary {
         if !self.is_here(version) {
             return;
         }
-        self.forget_evidence(format!("the files of version {version} were replaced"), now);
+        self.forget_evidence(
+            format!("the files of version {version} were replaced: the step begins anew"),
+            now,
+        );
+    }
+
+    /// Other servers answer now. A candidate that another one answers is another candidate, and begins at the first step, also where
+    /// all was given to the one before; but nobody is trusted under the number of one that was rolled back before a person says so.
+    fn ask_others(&mut self, is_another_candidate: bool, now: Instant) {
+        self.files = (0, 0);
+        let why = match &self.phase {
+            Phase::Running | Phase::Paused | Phase::Promoted if is_another_candidate => {
+                if self.phase == Phase::Promoted {
+                    self.phase = Phase::Running;
+                }
+                self.step = 0;
+                format!("another server answers version {}: it begins at the first step", self.candidate())
+            }
+            Phase::Running | Phase::Paused | Phase::RolledBack | Phase::Promoted => {
+                "another server is asked: the step begins anew".to_owned()
+            }
+        };
+        self.forget_evidence(why, now);
     }
 
     /// What was found out says nothing any more, for this reason. What is decided stays decided.
     fn forget_evidence(&mut self, why: String, now: Instant) {
-        match self.phase {
-            Phase::Running | Phase::Paused => {}
-            Phase::RolledBack | Phase::Promoted => return,
+        if !self.is_open() {
+            return;
         }
-        self.note(Verdict::Hold, format!("{why}: the step begins anew"), now);
+        self.note(Verdict::Hold, why, now);
         self.begin_anew();
         self.gates = gates(&self.policy, now);
         self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
@@ -557,9 +575,9 @@ impl Canary {
         self.history = progress.verdicts.iter().rev().take(KEPT).rev().cloned().collect();
         // What hung has gone with the process, and is not shown to be rare by that.
         let same_step = self.go_to(progress.millionths) && progress.hanging == 0;
-        if progress.servers.as_ref().is_some_and(|servers| *servers != self.policy.servers.names()) {
-            self.files = (0, 0);
-            return self.forget_evidence("another server is asked".to_owned(), now);
+        let asked = self.policy.servers.names();
+        if let Some(before) = progress.servers.as_ref().filter(|before| **before != asked) {
+            return self.ask_others(before[1] != asked[1], now);
         }
         if same_step {
             self.entered = now.checked_sub(progress.dwelt).unwrap_or(now);

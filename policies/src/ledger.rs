@@ -501,9 +501,11 @@ impl Ledger {
         policy: &CanaryPolicy,
         before: Option<&CanaryPolicy>,
     ) -> Millionths {
+        let is_another = before.is_some_and(|before| before.is_asked_elsewhere(policy));
         match self.share_now(model, policy) {
             // As it is.
             Some(now) if before.is_none() => now,
+            Some(1..) if is_another => policy.steps[0],
             now => share_after(now, &policy.steps),
         }
     }

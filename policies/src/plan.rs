@@ -141,9 +141,21 @@ impl Ledger {
                     };
                     return Some(format!("the rollout of version {version} {how}"));
                 }
+                let is_another = before.is_some_and(|old| old.is_asked_elsewhere(new));
+                let share = self.share(model, new, before);
+                if is_another {
+                    let at = percent(share);
+                    let how = if share == 0 {
+                        format!(
+                            "stays rolled back, whichever server answers it: `penstock canary resume {model}` begins it again"
+                        )
+                    } else {
+                        format!("begins at {at} %: another server answers it")
+                    };
+                    return Some(format!("the rollout of version {version} {how}"));
+                }
                 let same = before.filter(|old| old.versions_of_arms() == new.versions_of_arms());
-                let (does, share) =
-                    (if same.is_some() { "goes on" } else { "begins" }, self.share(model, new, before));
+                let does = if same.is_some() { "goes on" } else { "begins" };
                 let is_decided = share == 0 || share == ALL;
                 let anew = same.filter(|_| !is_decided).map_or_else(String::new, |old| old.found_anew(new));
                 Some(format!("the rollout of version {version} {does} at {} %{anew}", percent(share)))

@@ -153,6 +153,11 @@ impl CanaryPolicy {
         Self { servers, comparison, about: hasher.finish(), ..self }
     }
 
+    /// Whether `new` rolls out the same version, and another server answers that.
+    pub(crate) fn is_asked_elsewhere(&self, new: &Self) -> bool {
+        self.versions_of_arms() == new.versions_of_arms() && self.servers.candidate != new.servers.candidate
+    }
+
     /// What a rollout that goes on as `new` has to find out once more, for a plan.
     pub(crate) fn found_anew(&self, new: &Self) -> String {
         if self.about != new.about {

@@ -1018,7 +1018,7 @@ fn evidence_is_about_the_server_that_was_asked_and_the_comparison_that_was_made(
     let all = vec![("errors", 1), ("disagreement", 1)];
     for restarts in [false, true] {
         assert_eq!(known(&before, restarts), (all.clone(), nothing.clone()));
-        let other = "another server is asked: the step begins anew".to_owned();
+        let other = "another server answers version 2: it begins at the first step".to_owned();
         let forgotten = vec![("errors", 0), ("disagreement", 0)];
         assert_eq!(known(&policy(2, "", gate), restarts), (forgotten, vec![other]));
         // What is under way then is not heard any more; and what ended soon is not kept alone.
@@ -1026,6 +1026,62 @@ fn evidence_is_about_the_server_that_was_asked_and_the_comparison_that_was_made(
         let of_failures = vec![("errors", failures), ("disagreement", 0)];
         assert_eq!(known(&policy(1, relative, gate), restarts), (of_failures, nothing.clone()));
         assert_eq!(known(&policy(1, relative, ""), restarts), (vec![("errors", failures)], nothing.clone()));
+    }
+}
+
+/// Under the number of the one before it, as with a policy in between; before and after a restart.
+#[test]
+fn a_candidate_that_another_server_answers_begins_at_the_first_step() {
+    let policy = |port: u32, baseline: u32| {
+        policies(&format!(
+            "models: {{m: {{remote: {{1: {{url: 'http://base:{baseline}/infer'}}, 2: {{url: 'http://there:{port}/infer'}}}}, \
+             canary: {{baseline: 1, candidate: 2, steps: [10, 50]}}}}}}"
+        ))
+    };
+    let now = Instant::now();
+    let before = policy(1, 1);
+    for (command, phase, percent, says) in [
+        (Command::Promote, Phase::Running, 10.0, "begins at 10 %: another server answers it"),
+        (Command::Pause, Phase::Paused, 10.0, "begins at 10 %: another server answers it"),
+        (
+            Command::Abort,
+            Phase::RolledBack,
+            0.0,
+            "stays rolled back, whichever server answers it: `penstock canary resume m` begins it again",
+        ),
+    ] {
+        for restarts in [false, true] {
+            let mut ledger = Ledger::new();
+            ledger
+                .roll_out(&policies("models: {m: {canary: {baseline: 1, candidate: 2, steps: [50]}}}"), now);
+            ledger.roll_out(&before, now);
+            ledger.command("m", command, "", now).unwrap();
+            let as_it_was = ledger.rollouts()["m"].percent;
+            let mut follow = |next: &Snapshot| {
+                if restarts {
+                    let progress = ledger.progress(now);
+                    ledger = Ledger::new();
+                    ledger.go_on(next, (&progress, EndedRollouts::default()), now);
+                } else {
+                    let plan = ledger.plan(&before, next, &All);
+                    ledger.roll_out(next, now);
+                    let fate = plan.changes[0].state.last().cloned().unwrap();
+                    return (
+                        ledger.rollouts().remove("m").unwrap(),
+                        Some((plan.changes[0].moved_percent, fate)),
+                    );
+                }
+                (ledger.rollouts().remove("m").unwrap(), None)
+            };
+            let (with_another_baseline, _) = follow(&policy(1, 2));
+            assert_eq!(with_another_baseline.percent, as_it_was, "{command:?} {restarts}");
+            let (status, planned) = follow(&policy(2, 2));
+            assert_eq!((&status.phase, status.percent), (&phase, percent), "{command:?} {restarts}");
+            if let Some((moved, fate)) = planned {
+                assert_eq!(fate, format!("the rollout of version 2 {says}"));
+                assert_eq!(moved.map(f64::round), Some((as_it_was - percent).abs()), "{command:?}");
+            }
+        }
     }
 }
 
