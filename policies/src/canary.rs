@@ -424,6 +424,7 @@ impl Canary {
     pub(crate) fn judge(&mut self, now: Instant) {
         self.hanging.look(now);
         self.waits_for = None;
+        self.gates.iter_mut().for_each(|gate| _ = gate.settle(now));
         if self.roll_back_if_worse(now) || self.phase != Phase::Running {
             return;
         }

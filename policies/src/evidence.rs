@@ -33,9 +33,15 @@ pub(crate) struct Worse {
 impl Worse {
     /// The event happened; `share` of the requests went to the candidate at that time.
     pub(crate) fn observe(&mut self, to_candidate: bool, share: f64) {
+        self.observe_part(f64::from(u8::from(to_candidate)), share);
+    }
+
+    /// It happened to several at once, to so many of which the candidate's belong. A bet is a line between what it is worth for none
+    /// and for all, so that it is fair for every mean.
+    pub(crate) fn observe_part(&mut self, of_candidate: f64, share: f64) {
         for (bet, ratio) in self.bets.iter_mut().zip(RATIOS) {
-            let won = if to_candidate { ratio.ln() } else { 0.0 };
-            *bet += won - (share * ratio + 1.0 - share).ln();
+            let won = of_candidate * ratio + 1.0 - of_candidate;
+            *bet += won.ln() - (share * ratio + 1.0 - share).ln();
         }
     }
 

@@ -9,8 +9,7 @@
 //!   it to which the event has happened: neither does who asks much hide the others, nor what goes well first what fails
 //!   then. So it is counted when the window is over, and not before: what has not failed yet may still. Of copies that are
 //!   compared, the first of a key in each window speaks against the candidate.
-//! - What goes unanswered together is one witness: one stalled run makes many requests late, and one full queue turns
-//!   many away. The first of a burst counts, whichever side it is on. Whoever leaves sooner than the baseline is known to answer is
+//! - What goes unanswered together is one witness, see `gate/burst.rs`. Whoever leaves sooner than the baseline is known to answer is
 //!   held up by nothing, and has bursts apart: else one who does so all the time would hide what holds up others. And a key that
 //!   says nothing new begins none.
 //!
@@ -26,6 +25,7 @@
 //! What was well for long would hide what is not now, so the question is asked anew at every step, and after so many events
 //! or so much time. Each asking has a stake, and stakes add up to 1: the sum may be looked at like a single test.
 
+mod burst;
 mod leavers;
 mod refusals;
 mod sides;
@@ -41,15 +41,13 @@ use crate::drift::DriftGate;
 use crate::evidence::{KeptRare, Rare, Worse};
 use crate::units::{ALL, Millionths, Version, share_of_all};
 
+use burst::Burst;
 use leavers::Leavers;
 use refusals::{Refusals, TooMany};
 
 /// The chance that a candidate that is no worse is rolled back, in all gates and steps together; and the chance that
 /// one that fails too often passes a gate of one step.
 pub(crate) const ALPHA: f64 = 0.05;
-
-/// What goes unanswered within so long goes unanswered together.
-const BURST: Duration = Duration::from_millis(100);
 
 /// The question is asked anew so often, and after so many witnesses.
 const ASKED_EVERY: Duration = Duration::from_secs(600);
@@ -189,9 +187,9 @@ pub(crate) struct Gate {
     window: Instant,
     /// A key is heard once in so long.
     pub(crate) window_length: Duration,
-    /// When the last burst of unanswered requests began, and the last of those who left so soon that nothing need have held them up.
-    burst: Option<Instant>,
-    burst_of_leavers: Option<Instant>,
+    /// Of unanswered requests, and of those who left so soon that nothing need have held them up.
+    burst: Burst,
+    burst_of_leavers: Burst,
     /// Of whom nobody knows whether the baseline would have answered them.
     leavers: Leavers,
     refusals: Refusals,
@@ -247,8 +245,8 @@ impl Gate {
             heard,
             window: now,
             window_length,
-            burst: None,
-            burst_of_leavers: None,
+            burst: Burst::default(),
+            burst_of_leavers: Burst::default(),
             leavers: Leavers::new(now),
             refusals: Refusals::default(),
         }
@@ -271,8 +269,19 @@ impl Gate {
         }
     }
 
-    /// Takes a request into account; whether it was evidence against the candidate or the baseline.
+    /// Takes a request into account; whether there is evidence, against the candidate or the baseline, that there was not before.
     pub(crate) fn hear(&mut self, witness: Witness, now: Instant) -> bool {
+        self.settle(now) | self.hear_one(witness, now)
+    }
+
+    /// Hears of bursts that are over; whether there was one. Call it a few times a second.
+    pub(crate) fn settle(&mut self, now: Instant) -> bool {
+        let over = [&mut self.burst, &mut self.burst_of_leavers].map(|burst| burst.take_if_over(now));
+        let over = over.into_iter().flatten().inspect(|burst| self.worse.hear_burst(burst));
+        over.count() > 0
+    }
+
+    fn hear_one(&mut self, witness: Witness, now: Instant) -> bool {
         let Witness { is_candidate, share, key, sight, patience } = witness;
         self.missed += u64::from((self.event, sight) == (Event::Disagreement, Sight::NotCompared));
         if let Some(key) = key
@@ -298,11 +307,13 @@ impl Gate {
             self.ask_anew(now);
         }
         if is_compared {
-            let says_nothing = key.is_some_and(|key| !self.worse.is_news(key));
-            if says_nothing || (sight.comes_in_bursts() && self.is_in_a_burst(patience, now)) {
+            let share = share_of_all(share);
+            if sight.comes_in_bursts() {
+                if key.is_none_or(|key| self.worse.is_news(key)) {
+                    self.burst_of(patience).hear(key, is_candidate, share, now);
+                }
                 return false;
             }
-            let share = share_of_all(share);
             self.worse.hear(key, (happened, is_candidate, share), |worse| worse.observe(is_candidate, share));
         } else {
             let at_most = share_of_all(self.at_most);
@@ -493,21 +504,12 @@ impl Gate {
         heard.all == 1
     }
 
-    fn is_in_a_burst(&mut self, patience: Patience, now: Instant) -> bool {
+    fn burst_of(&mut self, patience: Patience) -> &mut Burst {
         match patience {
-            Patience::Short => goes_on(&mut self.burst_of_leavers, now),
-            Patience::Middling | Patience::Long => goes_on(&mut self.burst, now),
+            Patience::Short => &mut self.burst_of_leavers,
+            Patience::Middling | Patience::Long => &mut self.burst,
         }
     }
-}
-
-/// Whether the last burst does; else another one begins.
-fn goes_on(burst: &mut Option<Instant>, now: Instant) -> bool {
-    let goes_on = burst.is_some_and(|began| now.saturating_duration_since(began) < BURST);
-    if !goes_on {
-        *burst = Some(now);
-    }
-    goes_on
 }
 
 /// Whether the candidate is worse, asked again and again.
@@ -578,9 +580,22 @@ impl Worsening {
             if is_new {
                 observe(&mut asking.worse);
                 asking.witnesses += 1;
-                asking.heard.all += 1;
-                asking.heard.of_candidate += u32::from(speaks_against);
-                asking.heard.by_share += by_share;
+                asking.heard.hear(speaks_against, by_share);
+            }
+        }
+    }
+
+    /// Has every asking observe what went unanswered together, as one witness.
+    fn hear_burst(&mut self, burst: &Burst) {
+        for asking in &mut self.askings {
+            let keys = &mut asking.keys;
+            let (news, key) = burst.says(|key| keys.len() < KEYS_MAX && !keys.contains(&key));
+            keys.extend(key);
+            if news.all > 0 {
+                let all = f64::from(news.all);
+                asking.worse.observe_part(f64::from(news.of_candidate) / all, news.by_share / all);
+                asking.witnesses += 1;
+                asking.heard.add(news);
             }
         }
     }

@@ -94,6 +94,20 @@ pub struct Grounds {
     pub by_share: f64,
 }
 
+impl Grounds {
+    /// One more, which is the candidate's or not, and would be with this probability.
+    pub(crate) fn hear(&mut self, is_candidate: bool, share: f64) {
+        self.add(Self { all: 1, of_candidate: u32::from(is_candidate), by_share: share });
+    }
+
+    /// And these.
+    pub(crate) fn add(&mut self, others: Self) {
+        self.all = self.all.saturating_add(others.all);
+        self.of_candidate = self.of_candidate.saturating_add(others.of_candidate);
+        self.by_share += others.by_share;
+    }
+}
+
 /// Called so that it is not taken for text that is borrowed from what is read.
 type GateName = &'static str;
 

@@ -888,6 +888,7 @@ fn faults_have_a_gate_of_their_own_which_overload_and_impatience_do_not_touch() 
         world.now += Duration::from_millis(100);
         world.tell(true, Sight::Lost);
     }
+    world.wait(1);
     assert_eq!(world.canary.phase, Phase::RolledBack, "an engine that goes down with it each time");
 }
 
@@ -901,6 +902,47 @@ fn one_stall_is_one_witness() {
         world.tell(true, Sight::Unanswered);
     }
     assert_eq!(world.canary.phase, Phase::RolledBack, "a candidate that answers nobody is soon found out");
+}
+
+/// Fifty requests each 300 ms, a tenth of them the candidate's, of which each side fails at some, after so long.
+fn batches(
+    (of_baseline, baseline_after): (f64, u64),
+    (of_candidate, candidate_after): (f64, u64),
+    seed: u64,
+) -> World {
+    let mut world = World::new("steps: [10], dwell: 1h", seed);
+    for _ in 0..100 {
+        let fails = |world: &mut World, of: f64| (0..50).filter(|_| world.dice.falls(of)).count();
+        let mut sides = [
+            (baseline_after, false, fails(&mut world, 0.9 * of_baseline)),
+            (candidate_after, true, fails(&mut world, 0.1 * of_candidate)),
+        ];
+        sides.sort_unstable();
+        let began = world.now;
+        for (after, is_candidate, failures) in sides {
+            world.now = began + ms(after);
+            (0..failures).for_each(|_| world.tell(is_candidate, Sight::Unanswered));
+        }
+        world.now = began + ms(300);
+        world.canary.judge(world.now);
+    }
+    world
+}
+
+#[test]
+fn which_side_fails_sooner_neither_hides_nor_makes_a_candidate_that_fails_more_often() {
+    let rolled_back = |baseline, candidate| {
+        (0..200).filter(|seed| batches(baseline, candidate, *seed).canary.phase == Phase::RolledBack).count()
+    };
+    for (baseline_after, candidate_after) in [(40, 5), (5, 40), (5, 5)] {
+        let alike = rolled_back((0.2, baseline_after), (0.2, candidate_after));
+        assert!(
+            alike <= 10,
+            "{alike} of 200 that are alike, after {baseline_after} and {candidate_after} ms"
+        );
+        let worse = rolled_back((0.05, baseline_after), (1.0, candidate_after));
+        assert_eq!(worse, 200, "after {baseline_after} and {candidate_after} ms");
+    }
 }
 
 #[test]

@@ -11,13 +11,16 @@
 //! whom neither version answers, is on one side for good. So fewer are too few, however long it takes.
 
 use std::collections::BTreeSet;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use super::sides::Sides;
-use super::{ASKED_EVERY, KEYS_MAX, goes_on};
+use super::{ASKED_EVERY, KEYS_MAX};
 use crate::canary::Grounds;
+
+/// Who leaves within so long after another may have left for the same reason.
+const BURST: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug)]
 pub(super) struct Leavers {
@@ -55,9 +58,11 @@ impl Leavers {
     pub(super) fn hear(&mut self, key: u64, is_candidate: bool, share: f64, now: Instant) {
         self.look(now);
         // Who says nothing new begins no burst that would hide others.
-        if !self.questions.iter().any(|question| question.is_news(key)) || goes_on(&mut self.burst, now) {
+        let goes_on = self.burst.is_some_and(|began| now.saturating_duration_since(began) < BURST);
+        if goes_on || !self.questions.iter().any(|question| question.is_news(key)) {
             return;
         }
+        self.burst = Some(now);
         for question in self.questions.iter_mut().filter(|question| question.is_news(key)) {
             question.keys.insert(key);
             question.sides.hear(is_candidate, share);
