@@ -1349,8 +1349,9 @@ fn nobody_goes_who_does_not_stand_in_the_way() {
     world.learn(2, 0, &[(1, 400)]);
     world.push_plain(&[1, 2, 3], 2, 0);
     assert_eq!(world.step(), Step::Run(vec![1]));
-    world.push_plain(&(10..30).collect::<Vec<_>>(), 0, 0);
-    let late = patient(&world, 40, 2, ms(1300));
+    world.push_plain(&(10..20).collect::<Vec<_>>(), 0, 0);
+    // After 1200 ms it is its turn, and a slow run takes 600: it lacks less than a row of the others takes.
+    let late = patient(&world, 40, 2, ms(1750));
     let refused = world.batcher.push(late, &mut world.shed, world.now);
     assert!(matches!(refused, Err(Refused::TooLate { job: 40, .. })), "{refused:?}");
     assert!(world.shed.is_empty(), "it waits for its own version's turn, and the others use the other lane");
