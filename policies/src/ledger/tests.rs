@@ -1,14 +1,18 @@
 //! The ledger by hand: limits, breakers and rollouts as requests meet them.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::thread;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::guards::Guard;
 use super::*;
-use crate::canary::{Phase, Verdict};
+use crate::breaker::{BreakerPolicy, BreakerState, Tripped};
+use crate::canary::{Command, Phase, Sight, Verdict};
 use crate::limiter::{Limited, Quota};
+use crate::outcome::Outcome;
 use crate::plan::tests::All;
 use crate::tally::Instead;
 use crate::{Live, parse};
