@@ -368,7 +368,7 @@ impl Elsewhere {
     }
 }
 
-/// A request that the engine did not run.
+/// A request that the engine did not run, or that another server has not begun to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Retry {
     /// It was asked once more, for this reason.

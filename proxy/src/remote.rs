@@ -2,7 +2,8 @@
 //! which headers pass, and how long to go on; never which version that is, nor what its answer says about it.
 //!
 //! Connections are kept and used again (pingora's connector, HTTP/1.1). One that turns out to be closed before anything of
-//! an answer has come is replaced once; nothing else is sent twice.
+//! an answer has come, or on which the server says that it has waited for a request for too long, is replaced once, by a new one;
+//! nothing else is sent twice.
 
 use crate::connectors::Connectors;
 use crate::deadline::{Deadline, TIMEOUT, header_number};
@@ -22,6 +23,9 @@ use std::time::{Duration, Instant};
 
 /// A server that does not even accept a connection within this is not there.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
+
+/// Under this key of pingora's no connection is ever kept: who asks by it gets a new one.
+const NEVER_KEPT: u64 = 1;
 
 /// An idle connection is kept for so long.
 const IDLE_MAX: Duration = Duration::from_secs(60);
@@ -140,9 +144,19 @@ impl AsRef<[u8]> for Held {
     }
 }
 
+/// How far a request has come over a connection that was kept, and was closed there as it was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stale {
+    /// Not all of it was sent: nothing can have run.
+    Unsent,
+    /// Nothing of an answer has come, or only that none of it was seen. It may run there.
+    Unanswered,
+}
+
 /// Why there is no answer.
 enum Failed {
     Exchange(Box<pingora::Error>),
+    Stale(Stale, Box<pingora::Error>),
     Refused(Refusal),
 }
 
@@ -161,7 +175,7 @@ impl Remotes {
         body: Bytes,
         (deadline, traceparent): (&Deadline, Option<String>),
         bytes_max: usize,
-        may_repeat: impl FnOnce() -> bool,
+        may_repeat: impl FnOnce(Stale) -> bool,
     ) -> Result<Passed, Refusal> {
         let hops = hops(headers)?;
         let exchange = async {
@@ -183,19 +197,18 @@ impl Remotes {
                     head.insert_header(TRACEPARENT, traceparent)?;
                 }
                 let room = || self.answers.enter(Room::ALL).map_err(Failed::Refused);
-                match exchange(&connector, &peer, head.clone(), body.clone(), (bytes_max, room()?)).await {
-                    // A connection that was kept may have been closed there as it was used. Where that came before all
-                    // was sent, nothing can have run.
-                    Err(Failed::Exchange(error))
-                        if error.retry() && (is_of_writing(&error) || may_repeat()) =>
-                    {
-                        exchange(&connector, &peer, head, body, (bytes_max, room()?)).await
+                let of_any = (&peer, &peer);
+                match exchange(&connector, of_any, head.clone(), body.clone(), (bytes_max, room()?)).await {
+                    Err(Failed::Stale(stale, _)) if may_repeat(stale) => {
+                        // Others that were kept may be as stale.
+                        let new = HttpPeer { group_key: NEVER_KEPT, ..peer.clone() };
+                        exchange(&connector, (&new, &peer), head, body, (bytes_max, room()?)).await
                     }
                     answer => answer,
                 }
             };
             let passed = exchanged.await.map_err(|failure| match failure {
-                Failed::Exchange(error) => failed(&error),
+                Failed::Exchange(error) | Failed::Stale(_, error) => failed(&error),
                 Failed::Refused(Refusal::TooLarge { limit, .. }) => {
                     Refusal::RemoteFailed(format!("its answer is longer than {limit} bytes"))
                 }
@@ -232,37 +245,48 @@ impl Remotes {
     }
 }
 
+/// Asks over a connection of the one peer, which is kept as one of the other.
 async fn exchange(
     connector: &Connector,
-    peer: &HttpPeer,
+    (peer, keep_as): (&HttpPeer, &HttpPeer),
     head: RequestHeader,
     body: Bytes,
     (bytes_max, mut room): (usize, Slot),
 ) -> Result<Passed, Failed> {
     let mut is_whole = true;
     let (mut session, is_reused) = connector.get_http_session(peer).await?;
-    let stale = |mut error: Box<pingora::Error>| {
-        error.retry.decide_reuse(is_reused);
-        error
-    };
     let sent = async {
         session.write_request_header(Box::new(head)).await?;
         session.write_request_body(body, true).await?;
         session.finish_request_body().await
     };
     // Who does not want the rest of a body may have said so before the connection was closed.
-    let mut unsent = sent.await.map_err(stale).err();
+    let mut unsent = sent.await.err();
+    let mut is_heard = false;
     // What comes before it, such as `103 Early Hints`, is for who wants it.
     let head = loop {
         let read = session.read_response_header();
+        let is_stale = |error: &pingora::Error| is_reused && !is_heard && is_of_silence(error);
         match unsent.take() {
-            None => read.await.map(drop).map_err(stale)?,
-            Some(error) => match tokio::time::timeout(SAID_MAX, read).await {
+            None => match read.await {
+                Ok(_) => {}
+                Err(error) if is_stale(&error) => return Err(Failed::Stale(Stale::Unanswered, error)),
+                Err(error) => return Err(error.into()),
+            },
+            Some(unsent) => match tokio::time::timeout(SAID_MAX, read).await {
                 Ok(Ok(_)) => is_whole = false,
-                Ok(Err(_)) | Err(_) => return Err(error.into()),
+                Ok(Err(error)) if is_stale(&error) => return Err(Failed::Stale(Stale::Unsent, unsent)),
+                Ok(Err(_)) | Err(_) => return Err(unsent.into()),
             },
         }
         let head = session.response_header().expect("it was just read");
+        // It has waited for a request, and closes the connection just as one comes.
+        if is_reused && !is_heard && head.status == StatusCode::REQUEST_TIMEOUT {
+            let why = "it has closed the connection before it saw the request";
+            let closed = pingora::Error::explain(pingora::ErrorType::ConnectionClosed, why);
+            return Err(Failed::Stale(Stale::Unanswered, closed));
+        }
+        is_heard = true;
         if !head.status.is_informational() {
             break head.clone();
         }
@@ -282,7 +306,7 @@ async fn exchange(
         headers.append(name.clone(), value.clone());
     }
     if is_whole {
-        connector.release_http_session(session, peer, Some(IDLE_MAX)).await;
+        connector.release_http_session(session, keep_as, Some(IDLE_MAX)).await;
     }
     let body = Bytes::from_owner(Held { bytes: whole.freeze(), _room: room });
     Ok(Passed { status: head.status, headers, body, hops: 0, haste: None })
@@ -299,8 +323,11 @@ pub(crate) fn hops(headers: &HeaderMap) -> Result<usize, Refusal> {
     }
 }
 
-fn is_of_writing(error: &pingora::Error) -> bool {
-    matches!(error.etype(), pingora::ErrorType::WriteError | pingora::ErrorType::WriteTimedout)
+/// Whether the connection was closed before anything of a head was read. How much was, pingora says in words only: where these are
+/// others, something may have come.
+fn is_of_silence(error: &pingora::Error) -> bool {
+    let context = error.context.as_ref().map(|context| context.as_str());
+    context.is_some_and(|context| context.ends_with("bytes already read: 0"))
 }
 
 /// Whether a header is for the other end, and not for the connection or told anew.
@@ -328,6 +355,109 @@ fn failed(error: &pingora::Error) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+
+    /// A server that answers the first request of a connection once so many have come together, and the next with this, after which
+    /// it closes the connection; without this, as soon as a part of that has come. And how many it has seen.
+    fn closes_after_one(
+        together: usize,
+        next: impl Into<Option<&'static [u8]>>,
+    ) -> (Arc<Remote>, Arc<AtomicUsize>) {
+        let next = next.into();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(AtomicUsize::new(0));
+        let (counted, first) = (seen.clone(), Arc::new(std::sync::Barrier::new(together)));
+        std::thread::spawn(move || {
+            for (at, mut stream) in listener.incoming().flatten().enumerate() {
+                let (seen, first) = (counted.clone(), first.clone());
+                std::thread::spawn(move || {
+                    for answer in [Some(ANSWER), next] {
+                        let mut request = Vec::new();
+                        while !request.ends_with(b"body") {
+                            let mut part = [0; 4096];
+                            match stream.read(&mut part) {
+                                Ok(1..) if answer.is_some() => {}
+                                Ok(_) | Err(_) => return, // or the test is over
+                            }
+                            request.extend(part.into_iter().take_while(|byte| *byte != 0));
+                        }
+                        seen.fetch_add(1, Ordering::SeqCst);
+                        if seen.load(Ordering::SeqCst) <= together && at < together {
+                            first.wait();
+                        }
+                        let _ = stream.write_all(answer.expect("else it has returned"));
+                    }
+                });
+            }
+        });
+        let policy = format!("models: {{m: {{remote: {{2: {{url: 'http://{address}/infer'}}}}}}}}");
+        let snapshot = policies::parse(&policy, "p").unwrap();
+        (snapshot.remote("m", policies::Version(2)).unwrap().clone(), seen)
+    }
+
+    /// What came of it, and for which repeats leave was asked.
+    async fn ask(remotes: &Remotes, remote: &Remote) -> (Result<u16, String>, Vec<Stale>) {
+        ask_with(Bytes::from_static(b"body"), remotes, remote).await
+    }
+
+    async fn ask_with(body: Bytes, remotes: &Remotes, remote: &Remote) -> (Result<u16, String>, Vec<Stale>) {
+        let mut repeats = Vec::new();
+        let given = Duration::from_secs(60);
+        let deadline = Deadline { at: Instant::now() + given, given };
+        let (method, headers) = (Method::POST, HeaderMap::new());
+        let may_repeat = |stale| {
+            repeats.push(stale);
+            true
+        };
+        let asked =
+            remotes.ask(remote, (&method, &headers), body, (&deadline, None), ANSWER_BYTES_MAX, may_repeat);
+        let answer = asked.await.map(|passed| passed.status.as_u16()).map_err(|refusal| refusal.to_string());
+        (answer, repeats)
+    }
+
+    #[tokio::test]
+    async fn a_kept_connection_that_is_closed_without_a_word_is_replaced_by_a_new_one() {
+        let (remotes, (remote, seen)) = (Remotes::default(), closes_after_one(2, b"".as_slice()));
+        let (one, other) = tokio::join!(ask(&remotes, &remote), ask(&remotes, &remote));
+        assert_eq!((one, other), ((Ok(200), vec![]), (Ok(200), vec![])));
+        // Both are kept, and as stale as each other.
+        assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![Stale::Unanswered]));
+        assert_eq!(seen.load(Ordering::SeqCst), 4);
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_sent_over_a_kept_connection_is_sent_over_a_new_one() {
+        let (remotes, (remote, seen)) = (Remotes::default(), closes_after_one(1, None));
+        let large = Bytes::from([vec![b'x'; 32 << 20], b"body".to_vec()].concat());
+        assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![]));
+        assert_eq!(ask_with(large, &remotes, &remote).await, (Ok(200), vec![Stale::Unsent]));
+        assert_eq!(seen.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_sent_twice_of_whose_answer_a_byte_has_come() {
+        for begun in [b"HTTP/1.1 200 OK\r\ncon".as_slice(), b"H", b"HTTP/1.1 103 Early Hints\r\n\r\n"] {
+            let (remotes, (remote, seen)) = (Remotes::default(), closes_after_one(1, begun));
+            assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![]));
+            let (answer, repeats) = ask(&remotes, &remote).await;
+            assert!(answer.is_err() && repeats.is_empty(), "{answer:?} {repeats:?}");
+            assert_eq!(seen.load(Ordering::SeqCst), 2, "{begun:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_that_has_waited_too_long_on_a_kept_connection_is_asked_on_a_new_one() {
+        let late = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+        let (remotes, (remote, seen)) = (Remotes::default(), closes_after_one(1, late.as_slice()));
+        assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![]));
+        assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![Stale::Unanswered]));
+        assert_eq!(seen.load(Ordering::SeqCst), 3);
+    }
 
     #[test]
     fn what_concerns_one_connection_does_not_pass() {

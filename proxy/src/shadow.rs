@@ -323,7 +323,8 @@ async fn ask_server(
     let deadline = Deadline::of(deadline, None, Instant::now());
     // What is as JSON here may be binary there; what is much longer is no answer to the same.
     let bytes_max = AT_ONCE_BYTES + 16 * clients_bytes;
-    let asked = remotes.ask(&remote, (&method, &headers), body, (&deadline, None), bytes_max, || false).await;
+    let asked =
+        remotes.ask(&remote, (&method, &headers), body, (&deadline, None), bytes_max, |_| false).await;
     let Ok(passed) = asked else { return Err(Outcome::Failed) };
     match passed.refusal() {
         None => Ok(Written::of(&passed)),

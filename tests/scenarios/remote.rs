@@ -231,6 +231,40 @@ fn whoever_says_that_a_request_goes_in_circles_is_told_so_and_harms_nobody() {
     assert_eq!(client.infer("m", &[], &body()).status, 200);
 }
 
+/// A server that stands for those that keep connections for less long than is hoped: it answers one request of each, and closes it
+/// as the next one comes.
+fn closes_after_one() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            std::thread::spawn(move || {
+                if stream.read(&mut [0; 4096]).is_ok_and(|read| read > 0) {
+                    let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
+                    let _ = stream.read(&mut [0; 4096]);
+                }
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn what_is_sent_once_more_to_another_server_is_counted() {
+    let there = closes_after_one();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let policy = format!(
+        "models: {{m: {{remote: {{2: {{url: 'http://{there}/infer'}}}}, split: {{weights: {{2: 1}}}}}}}}\n"
+    );
+    let stack = Stack::builder().policies(&policy).external_engine(engine.socket()).start();
+    let client = stack.client();
+    for _ in 0..2 {
+        assert_eq!(client.infer("m", &[], &body()).status, 200);
+    }
+    let series = "penstock_retries_total{model=\"m\",reason=\"connection_closed\",outcome=\"answered\"}";
+    stack.wait_for_metric(series, 1.0);
+}
+
 /// A server that stands for those that refuse a large body as soon as they know how long it is.
 fn refuses_at_once() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");

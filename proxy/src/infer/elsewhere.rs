@@ -5,9 +5,9 @@ use super::{Asking, Body, InferPath};
 use crate::call::{Call, Inferred};
 use crate::decode::InferRequest;
 use crate::directory::Models;
-use crate::record::{Elsewhere, Record};
+use crate::record::{Elsewhere, Record, Retry};
 use crate::refusal::Refusal;
-use crate::remote::{ANSWER_BYTES_MAX, Passed};
+use crate::remote::{ANSWER_BYTES_MAX, Passed, Stale};
 use crate::shadow::{Answer, Copy, Written};
 use crate::translated;
 use bytes::Bytes;
@@ -73,7 +73,16 @@ impl InferPath {
         record: &mut Record,
     ) -> Result<Passed, Refusal> {
         let (model, version) = (asking.target.model, Version(asking.version));
-        let may_repeat = || self.ledger.may_repeat(asking.snapshot, model, version);
+        let retry = &mut record.retry;
+        let may_repeat = |stale| {
+            const REASON: &str = "connection_closed";
+            let may = match stale {
+                Stale::Unsent => true,
+                Stale::Unanswered => self.ledger.may_repeat(asking.snapshot, model, version),
+            };
+            *retry = Some(if may { Retry::Asked(REASON) } else { Retry::OverBudget(REASON) });
+            may
+        };
         let elsewhere = record.elsewhere.insert(Elsewhere::begin(remote, &method));
         let traceparent = record.sampling.kept().map(|trace| trace.to_header(elsewhere.span));
         let terms = (&asking.deadline, traceparent);
