@@ -40,6 +40,12 @@ pub struct Admin {
 /// People, and the programs that they start, who change something at the same time.
 const BODIES_MAX: usize = 16;
 
+/// What was done is on the disk within this, or it is told that it is not yet. Commands wait for five seconds in all.
+const SAVED_MAX: Duration = Duration::from_secs(2);
+
+/// Why it is not, beside an answer that is accepted only.
+pub(crate) const NOT_SAVED: &str = "x-penstock-not-saved";
+
 /// Characters of a reason that are kept.
 const REASON_MAX: usize = 200;
 
@@ -123,26 +129,15 @@ impl Admin {
             }
         };
         match self.ledger.command(model, command, reason, Instant::now()) {
-            Ok(status) => match self.saved().await {
-                Ok(()) => json_of(&serde_json::to_value(status).expect("names and numbers")),
-                Err(why) => refuse(
-                    StatusCode::INTERNAL_SERVER_ERROR,
-                    &format!("done, but a restart would not know of it: {why}"),
-                ),
-            },
+            Ok(status) => {
+                let done = json_of(&serde_json::to_value(status).expect("names and numbers"));
+                once_saved(done, &self.rollouts).await
+            }
             Err(unknown @ CommandError::NoCanary(_)) => refuse(StatusCode::NOT_FOUND, &unknown.to_string()),
             Err(not_now @ CommandError::NotNow(_)) => {
                 refuse(StatusCode::CONFLICT, &format!("cannot {word}: {not_now}"))
             }
         }
-    }
-
-    /// Waits until what was ordered outlives the process.
-    async fn saved(&self) -> Result<(), String> {
-        let (told, is_saved) = oneshot::channel();
-        let gone = || "penstock is stopping".to_owned();
-        self.rollouts.send(told).await.map_err(|_| gone())?;
-        is_saved.await.unwrap_or_else(|_| Err(gone()))
     }
 
     async fn put(&self, session: &mut ServerSession) -> Response<Vec<u8>> {
@@ -190,9 +185,41 @@ impl Admin {
         let (answer, answered) = oneshot::channel();
         let asked = policy.send(Asked { ask, answer }).await;
         match (asked, answered.await) {
-            (Ok(()), Ok(Ok(edit))) => show(edit),
+            (Ok(()), Ok(Ok(edit))) => {
+                // Of what a policy has ended, and of the rings, a restart knows by the state alone.
+                let is_kept = match &edit {
+                    Edit::Applied { .. } | Edit::Adopted(_) => true,
+                    Edit::Shown(_) | Edit::History(_) | Edit::Planned { .. } => false,
+                };
+                let shown = show(edit);
+                if is_kept { once_saved(shown, &self.rollouts).await } else { shown }
+            }
             (Ok(()), Ok(Err(denied))) => refuse(status_of(&denied), &denied.to_string()),
             (Err(_), _) | (_, Err(_)) => refuse(StatusCode::SERVICE_UNAVAILABLE, "stopping"),
+        }
+    }
+}
+
+/// Tells what was done once that outlives the process. A disk that hangs holds nobody up: then it says that it does not yet.
+async fn once_saved(done: Response<Vec<u8>>, rollouts: &mpsc::Sender<Saved>) -> Response<Vec<u8>> {
+    let saved = async {
+        let (told, is_saved) = oneshot::channel();
+        let gone = || "penstock is stopping".to_owned();
+        rollouts.send(told).await.map_err(|_| gone())?;
+        is_saved.await.unwrap_or_else(|_| Err(gone()))
+    };
+    match tokio::time::timeout(SAVED_MAX, saved).await {
+        Ok(Ok(())) => done,
+        Ok(Err(why)) => {
+            let why = format!("done, but a restart would not know of it: {why}");
+            refuse(StatusCode::INTERNAL_SERVER_ERROR, &why)
+        }
+        Err(_) => {
+            let mut accepted = done;
+            *accepted.status_mut() = StatusCode::ACCEPTED;
+            let why = "the disk takes its time: until it has answered, a restart would not know of it";
+            accepted.headers_mut().insert(NOT_SAVED, HeaderValue::from_static(why));
+            accepted
         }
     }
 }
@@ -265,4 +292,31 @@ fn json_of(value: &serde_json::Value) -> Response<Vec<u8>> {
 
 fn refuse(status: StatusCode, why: &str) -> Response<Vec<u8>> {
     respond(status, "application/json", json!({"error": why}).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_disk_that_hangs_holds_up_nobody_and_what_is_not_on_it_is_told() {
+        let (ordering, mut orders) = mpsc::channel::<Saved>(1);
+        let done = || json_of(&json!({"phase": "paused"}));
+        let (answer, ()) = tokio::join!(once_saved(done(), &ordering), async {
+            orders.recv().await.unwrap().send(Ok(())).unwrap();
+        });
+        assert_eq!((answer.status(), answer.headers().get(NOT_SAVED)), (StatusCode::OK, None));
+        let (answer, ()) = tokio::join!(once_saved(done(), &ordering), async {
+            orders.recv().await.unwrap().send(Err("it is full".to_owned())).unwrap();
+        });
+        let why = String::from_utf8(answer.body().clone()).unwrap();
+        assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(why.contains("done, but a restart would not know of it: it is full"), "{why}");
+        // Nobody takes the first, and there is no room for the second.
+        for _ in 0..2 {
+            let answer = once_saved(done(), &ordering).await;
+            assert_eq!((answer.status(), answer.body()), (StatusCode::ACCEPTED, done().body()));
+            assert!(answer.headers().contains_key(NOT_SAVED));
+        }
+    }
 }

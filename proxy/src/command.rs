@@ -1,10 +1,12 @@
 //! The commands that talk to a running `penstock` through its admin port, and how its answers are shown to people.
 
+use crate::admin::NOT_SAVED;
 use crate::shares;
 use crate::top::{self, Watched};
 use anyhow::{Context, bail};
 use serde_json::Value;
 use std::fmt::Write;
+use std::io::Write as _;
 use std::time::{Duration, SystemTime};
 
 /// A running process that may be told what to do.
@@ -135,6 +137,9 @@ impl Remote {
             let body: Value = serde_json::from_str(&text)
                 .with_context(|| format!("{} does not answer like a penstock", self.admin))?;
             bail!("{}", body["error"].as_str().unwrap_or(&text));
+        }
+        if let Some(why) = answer.headers().get(NOT_SAVED).and_then(|why| why.to_str().ok()) {
+            let _ = writeln!(std::io::stderr(), "penstock: done, and not yet saved: {why}"); // whoever reads it may be gone
         }
         Ok(answer)
     }

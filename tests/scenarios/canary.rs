@@ -248,6 +248,26 @@ fn what_a_person_was_told_is_done_outlives_a_kill() {
     }
 }
 
+/// Between two policies that a person applies one right after the other nothing is lost: who is taken back and comes again begins anew.
+#[test]
+fn what_an_applied_policy_has_ended_outlives_a_kill() {
+    let engine = versions();
+    let mut stack = stack(&engine, &policy(2, "1h"));
+    until(&stack, "running");
+    assert!(told(&stack, &["canary", "promote", "m"]).status.success());
+    let file = stack.folder().join("next.yaml");
+    for next in ["models: {m: {split: {weights: {1: 1}}}}".to_owned(), policy(2, "1h")] {
+        std::fs::write(&file, next).expect("a file");
+        let applied = told(&stack, &["apply", file.to_str().expect("text")]);
+        assert!(applied.status.success(), "{}", text(&applied.stderr));
+    }
+    stack.signal(Signal::KILL);
+    stack.wait();
+    stack.restart();
+    let status = status(&stack);
+    assert_eq!((&status["phase"], &status["step"]), (&"running".into(), &1.into()), "{status:#}");
+}
+
 #[test]
 fn a_state_that_cannot_be_written_is_told_to_who_orders_something() {
     let engine = versions();
