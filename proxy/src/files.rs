@@ -4,10 +4,17 @@
 use anyhow::Context;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::Path;
+use std::time::Duration;
+
+/// What is written is called as the file, with so many letters by chance and then this, until it takes its place.
+const CHANCE: usize = 6;
+const NEW: &str = ".new";
 
 /// Keeps other processes from what this lock file is for, as long as what is given back lives. Where the file system knows no
 /// locks there is nobody to keep from it.
@@ -45,6 +52,34 @@ fn at_most(file: File, bytes_max: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Removes what a process has left that was killed while it replaced this file, and that is so old: another one may be writing. What
+/// cannot be removed does no harm.
+pub(crate) fn sweep(file: &Path, age_min: Duration) {
+    let file = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
+    let (folder, name) = folder_and_name(&file);
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let is_left = entry.metadata().is_ok_and(|entry| {
+            let age = entry.modified().ok().and_then(|modified| modified.elapsed().ok());
+            entry.is_file() && age.unwrap_or_default() >= age_min
+        });
+        if is_new_of(name, &entry.file_name()) && is_left && fs::remove_file(entry.path()).is_ok() {
+            tracing::info!("{} was left by a process that was killed: removed", entry.path().display());
+        }
+    }
+}
+
+/// Whether a file has a name that [`replace`] gives to what it writes before it is called `name`.
+fn is_new_of(name: &OsStr, other: &OsStr) -> bool {
+    let chance = other.as_bytes().strip_prefix(name.as_bytes());
+    let chance = chance.and_then(|rest| rest.strip_suffix(NEW.as_bytes()));
+    chance.is_some_and(|chance| chance.len() == CHANCE && chance.iter().all(u8::is_ascii_alphanumeric))
+}
+
+fn folder_and_name(file: &Path) -> (&Path, &OsStr) {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    (folder, file.file_name().unwrap_or_default())
+}
+
 /// Writes through a symbolic link, not in its place.
 pub(crate) fn replace(file: &Path, content: &[u8]) -> anyhow::Result<()> {
     replace_if(file, content, || Ok(true)).map(drop)
@@ -58,13 +93,13 @@ pub(crate) fn replace_if(
     may: impl FnOnce() -> io::Result<bool>,
 ) -> anyhow::Result<bool> {
     let file = fs::canonicalize(file).unwrap_or_else(|_| file.to_owned());
-    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = file.file_name().unwrap_or_default();
+    let (folder, name) = folder_and_name(&file);
     let replaced = || {
         let open_to_all = fs::Permissions::from_mode(0o666); // less what the process keeps back
         // Of a name that no other process has: two may write the same file.
         let mut new = tempfile::Builder::new();
-        let mut new = new.prefix(name).suffix(".new").permissions(open_to_all).tempfile_in(folder)?;
+        let mut new =
+            new.prefix(name).rand_bytes(CHANCE).suffix(NEW).permissions(open_to_all).tempfile_in(folder)?;
         if let Ok(old) = fs::metadata(&file) {
             new.as_file().set_permissions(old.permissions())?;
         }
@@ -129,6 +164,28 @@ mod tests {
         let written = fs::read(&file).unwrap();
         assert!((0..4).any(|writer| written == content(writer)), "{} bytes", written.len());
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_a_killed_process_has_left_goes_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("p.yaml");
+        let others = ["p.yaml", "p.yaml.new", "p.yaml.draft.new", "q.yamlAb3dEf.new", "p.yamlAb3dE-.new"];
+        let left = ["p.yamlAb3dEf.new", "p.yaml000000.new"];
+        others.iter().chain(&left).for_each(|name| fs::write(folder.path().join(name), "").unwrap());
+        fs::create_dir(folder.path().join("p.yamlfolder.new")).unwrap();
+        let count = || fs::read_dir(folder.path()).unwrap().count();
+        sweep(&file, Duration::from_secs(60));
+        assert_eq!(count(), others.len() + left.len() + 1, "somebody may be writing them");
+        sweep(&file, Duration::ZERO);
+        assert_eq!(count(), others.len() + 1);
+        assert!(others.iter().all(|name| folder.path().join(name).exists()));
+        // What is looked for is what is written.
+        let is_written = |entry: &fs::DirEntry| {
+            is_new_of(OsStr::new("p.yaml"), &entry.file_name()) && entry.path().is_file()
+        };
+        let looks = || Ok(fs::read_dir(folder.path())?.flatten().filter(is_written).count() == 1);
+        assert!(replace_if(&file, b"", looks).unwrap());
     }
 
     #[test]

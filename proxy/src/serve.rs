@@ -155,6 +155,9 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Others that write the policy file as well are done with it within this.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(60);
+
 /// Sees that nobody else listens where this process is to; gRPC's listener, which is ours to keep.
 fn free_addresses(config: &Config) -> anyhow::Result<Option<TcpListener>> {
     must_be_free(config.http, "listen.http")?;
@@ -178,13 +181,19 @@ struct FirstPolicy {
 
 fn first_policy(config: &Config) -> anyhow::Result<FirstPolicy> {
     let last_good = config.beside_state("policy.yaml");
+    let history_file = config.beside_state("history.json");
+    // Of the state there is one owner.
+    let own = [config.state.as_deref(), last_good.as_deref(), history_file.as_deref()];
+    own.into_iter().flatten().for_each(|file| files::sweep(file, Duration::ZERO));
+    if let Some(policies) = &config.policies {
+        files::sweep(policies, WRITTEN_WITHIN);
+    }
     let state = Arc::new(PolicyState::new(SystemTime::now()));
     let (snapshot, text, seen) = match &config.policies {
         Some(file) => reload::first(file, last_good.as_deref(), &state)?,
         None => (Snapshot::default(), Vec::new(), Seen::Nothing),
     };
     let text = String::from_utf8(text).context("the policy file: not UTF-8")?;
-    let history_file = config.beside_state("history.json");
     let earlier = history_file.as_deref().map(revisions::read).unwrap_or_default();
     let decides_alike =
         |before: &str| policies::parse(before, "history").is_ok_and(|before| before == snapshot);
