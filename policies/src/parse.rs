@@ -94,7 +94,8 @@ fn in_plain_words(error: &serde_saphyr::Error) -> String {
         Unexpected,
     };
     match error {
-        InvalidScalar { ty: "u32" | "u64", .. } => "expected a whole number".to_owned(),
+        InvalidScalar { ty: "u32", .. } => format!("expected a whole number from 0 to {}", u32::MAX),
+        InvalidScalar { ty: "u64", .. } => format!("expected a whole number from 0 to {}", u64::MAX),
         InvalidScalar { ty, .. } => format!("expected a {ty}"),
         Unexpected { expected: "mapping start", .. } => "expected a mapping".to_owned(),
         Unexpected { expected: "sequence start", .. } => "expected a list".to_owned(),
@@ -326,7 +327,7 @@ p.yaml:15:15: models.digits.rules[5].when: expected exactly one of `equals` and 
             ),
             (
                 "models: {digits: {labels: {stable: one}}}",
-                "p.yaml:1:36: models.digits.labels.stable: expected a whole number",
+                "p.yaml:1:36: models.digits.labels.stable: expected a whole number from 0 to 18446744073709551615",
             ),
             (
                 "models: {digits: {}, digits: {}}",
@@ -355,8 +356,12 @@ p.yaml:15:15: models.digits.rules[5].when: expected exactly one of `equals` and 
                 "p.yaml:1:48: limits[0].key.header: expected exactly one of `header`, `cookie` and `query`",
             ),
             (
+                "models: {m: {breaker: {failures: 99999999999}}}",
+                "p.yaml:1:34: models.m.breaker.failures: expected a whole number from 0 to 4294967295",
+            ),
+            (
                 "limits: [{name: a, rate: 1/s, burst: -1}]",
-                "p.yaml:1:38: limits[0].burst: expected a whole number",
+                "p.yaml:1:38: limits[0].burst: expected a whole number from 0 to 4294967295",
             ),
             (
                 "models: {m: {split: {weights: {1: 1}, sticky: {field: b}}}}",
