@@ -100,7 +100,16 @@ fn write_model(name: &str, model: &ModelPolicy, out: &mut String) -> fmt::Result
         writeln!(out, "  version {version} then answers in {of} place, up to {in_flight_max} at a time")?;
     }
     match &model.shadow {
-        Some(shadow) => write_shadow(shadow, out),
+        Some(shadow) => {
+            write_shadow(shadow, out)?;
+            if model.chooses_only(shadow.version) {
+                writeln!(
+                    out,
+                    "  but it is the only one that answers: nothing is copied but what names another one"
+                )?;
+            }
+            Ok(())
+        }
         None => Ok(()),
     }
 }
@@ -359,6 +368,24 @@ model digits
         let rollout =
             says("models: {m: {canary: {baseline: 1, candidate: 2}, breaker: {fallback: {version: 1}}}}");
         assert!(rollout.contains("version 1 then answers in its place"), "{rollout}");
+    }
+
+    #[test]
+    fn a_shadow_of_the_only_version_that_answers_is_said_to_get_no_copies() {
+        let says = |of: &str| {
+            parse(&format!("models: {{m: {{{of}, shadow: {{version: 2}}}}}}"), "p").unwrap().explain()
+        };
+        let in_vain = "but it is the only one that answers: nothing is copied but what names another one";
+        assert!(says("split: {weights: {2: 1}}").contains(in_vain));
+        for of in [
+            "split: {weights: {1: 1}}",
+            "split: {weights: {1: 1, 2: 1}}",
+            "split: {weights: {2: 1}}, rules: [{when: {header: a, present: true}, use: 1}]",
+            "canary: {baseline: 1, candidate: 2}",
+            "deadline: 1s",
+        ] {
+            assert!(!says(of).contains(in_vain), "{of}");
+        }
     }
 
     #[test]

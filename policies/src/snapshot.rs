@@ -293,6 +293,11 @@ impl ModelPolicy {
         self.fallback.map(|fallback| fallback.version)
     }
 
+    /// Whether no request gets another version, unless it names that.
+    pub(crate) fn chooses_only(&self, version: Version) -> bool {
+        self.split.is_some() && self.fixed_versions().all(|fixed| fixed == version)
+    }
+
     /// Whether a rule, the split or a rollout may give somebody this version.
     pub fn may_choose(&self, version: Version) -> bool {
         let is_arm = |canary: &CanaryPolicy| {
