@@ -32,9 +32,13 @@ pub(crate) fn alone(lock: &Path) -> anyhow::Result<File> {
     Ok(file)
 }
 
-/// A file that has at most so many bytes; of a longer one the beginning, which is one byte more than that.
+/// A file that has at most so many bytes; of a longer one the beginning, which is one byte more than that. `-` is standard input.
 pub(crate) fn read_at_most(file: &Path, bytes_max: usize) -> io::Result<Vec<u8>> {
-    at_most(File::open(file)?, bytes_max)
+    if file == Path::new("-") {
+        at_most(io::stdin(), bytes_max)
+    } else {
+        at_most(File::open(file)?, bytes_max)
+    }
 }
 
 /// The same, but of nothing that is no file: whoever opens a pipe waits for its writer, perhaps for ever.
@@ -46,7 +50,7 @@ pub(crate) fn read_file_at_most(file: &Path, bytes_max: usize) -> io::Result<Vec
     at_most(file, bytes_max)
 }
 
-fn at_most(file: File, bytes_max: usize) -> io::Result<Vec<u8>> {
+fn at_most(file: impl Read, bytes_max: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(bytes_max as u64 + 1).read_to_end(&mut bytes)?;
     Ok(bytes)

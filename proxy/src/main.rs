@@ -29,7 +29,7 @@ enum Command {
     },
     /// Check a policy file and explain what it does.
     Check {
-        /// The policy file.
+        /// The policy file; `-` for standard input.
         file: PathBuf,
         /// Answer in JSON: whether it is valid, and what it does or what is wrong with it, line by line.
         #[arg(long)]
@@ -37,14 +37,14 @@ enum Command {
     },
     /// Show what a policy file would change in a running penstock: who moves, and what is forgotten.
     Plan {
-        /// The policy file.
+        /// The policy file; `-` for standard input.
         file: PathBuf,
         #[command(flatten)]
         remote: Running,
     },
     /// Put a policy file in force in a running penstock, and into the file that it watches.
     Apply {
-        /// The policy file.
+        /// The policy file; `-` for standard input.
         file: PathBuf,
         /// Only in the place of the policy that has this tag, as `plan` has shown it.
         #[arg(long = "if", value_name = "TAG")]

@@ -386,7 +386,7 @@ pub fn first(
     Ok((snapshot, bytes, seen))
 }
 
-/// Reads a policy, which may come through a pipe.
+/// Reads a policy, which may come through a pipe, or as `-` from standard input.
 pub fn read(file: &Path) -> anyhow::Result<(policies::Snapshot, Vec<u8>)> {
     compiled(files::read_at_most(file, POLICY_BYTES_MAX), file)
 }

@@ -57,6 +57,12 @@ fn a_policy_is_planned_applied_and_taken_back() {
         "model m\n  - 90 % go to version 1\n  - 10 % go to version 2\n  + 60 % go to version 1\n  + 40 % go to version 2\n  \
          30.0000 % are answered by another version\nbreakers, limits and rollouts that are not named go on as they are\n"
     );
+    let standard_input = std::fs::File::open(file).unwrap();
+    let piped = Command::new(binary("penstock"))
+        .args(["plan", "-", "--admin", &stack.admin.to_string()])
+        .stdin(standard_input)
+        .output();
+    assert_eq!(says(&piped.unwrap()), compared);
     assert_eq!(stack.metric("penstock_policy_generation"), 1.0, "nothing has happened yet");
 
     let before = of_version_2(&stack);
