@@ -36,6 +36,12 @@ pub(crate) const MIXES: Found = Found {
     grouping: Grouping::Alone,
 };
 
+/// Where one row becomes two and another none, the number is right, and callers get each other's rows.
+pub(crate) const MISCOUNTS: Found = Found {
+    why: "not batched any more: it has given another number of rows than went in",
+    grouping: Grouping::Alone,
+};
+
 /// One after another they may all be right.
 pub(crate) const WRITES: Found = Found {
     why: "not batched any more: it has written to tensors of its own, which two runs at once would share",
@@ -48,6 +54,7 @@ pub(crate) struct Audit {
     every: Option<Duration>,
     state: Mutex<State>,
     mixes: OnceLock<()>,
+    miscounts: OnceLock<()>,
     writes: OnceLock<()>,
 }
 
@@ -93,7 +100,13 @@ impl Audit {
     /// What was found out, if anything: the worst of it.
     pub(crate) fn found(&self) -> Option<&'static Found> {
         let writes = self.writes.get().map(|()| &WRITES);
-        writes.or_else(|| self.mixes.get().map(|()| &MIXES))
+        let miscounts = || self.miscounts.get().map(|()| &MISCOUNTS);
+        writes.or_else(miscounts).or_else(|| self.mixes.get().map(|()| &MIXES))
+    }
+
+    /// A run has given another number of rows than went in. Whether that was not known before.
+    pub(crate) fn has_miscounted(&self) -> bool {
+        self.miscounts.set(()).is_ok()
     }
 
     /// Whether it is shown now, and was not before, that a model which only reads what it keeps has written to it. To be asked
@@ -120,12 +133,20 @@ impl Audit {
         Some(Sample { pieces: pieces.to_vec(), outputs, at })
     }
 
-    /// Notes what a request of that batch is answered `alone`, twice in a row; whether it is shown by that, and was not before, that
-    /// rows of this version depend on each other.
-    pub(crate) fn note(&self, sample: &Sample, alone: &[Output], again: &[Output]) -> bool {
-        let again: Vec<&[u8]> = again.iter().map(|output| &output.bytes[..]).collect();
-        // Of what draws its answers nothing is shown.
-        if !differ(alone, &sample.answers()) || differ(alone, &again) {
+    /// Notes what a request of that batch is answered `alone`, twice in a row, if it is; whether it is shown by that, and was not
+    /// before, that rows of this version depend on each other.
+    pub(crate) fn note(&self, sample: &Sample, alone: [Option<&[Output]>; 2]) -> bool {
+        let differs = match alone {
+            [Some(alone), Some(again)] => {
+                let again: Vec<&[u8]> = again.iter().map(|output| &output.bytes[..]).collect();
+                // Of what draws its answers nothing is shown.
+                differ(alone, &sample.answers()) && !differ(alone, &again)
+            }
+            // With others it was answered.
+            [None, None] => true,
+            _ => false,
+        };
+        if !differs {
             return false;
         }
         let mut state = self.lock();

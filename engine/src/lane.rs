@@ -9,7 +9,7 @@ use crate::audit::Sample;
 use crate::batcher::{Batch, Ended, Grouping, Piece};
 use crate::config::WarmUp;
 use crate::job::{Job, Refusal};
-use crate::model::{Gathered, ModelError, Output, Rows, Version};
+use crate::model::{Gathered, ModelError, Output, Rows, Version, WrongOutput};
 use crate::queue::Queue;
 use crate::split::{self, Ran};
 use crate::watchdog::Watchdog;
@@ -68,6 +68,8 @@ struct Lane {
 struct Failure {
     status: Status,
     error: ModelError,
+    /// Another number of rows came out than went in.
+    has_miscounted: bool,
 }
 
 /// Why a batch has no more rows, and what it is expected to take, if that is known.
@@ -101,8 +103,11 @@ impl Lane {
         self.watchdog.began(self.number, version, Instant::now());
         let runs = [(); 2].map(|()| run(piece, &mut Instant::now()));
         self.watchdog.ended(self.number);
-        let [Ok(alone), Ok(again)] = runs else { return };
-        if version.audit.note(sample, &alone, &again) {
+        let is_about_memory = |failure: &Failure| failure.error.out_of_memory || failure.error.device_lost;
+        if runs.iter().any(|run| run.as_ref().is_err_and(is_about_memory)) {
+            return;
+        }
+        if version.audit.note(sample, runs.each_ref().map(|run| run.as_deref().ok())) {
             tell_of(version);
         }
     }
@@ -203,6 +208,11 @@ impl Lane {
             if failure.error.device_lost {
                 self.watchdog.device_lost(failure.error.message.clone());
             }
+            let version = &pieces[0].job.request.version;
+            let is_batched = matches!(version.grouping, Grouping::Together { .. });
+            if failure.has_miscounted && is_batched && version.audit.has_miscounted() {
+                tell_of(version);
+            }
         })?;
         let (ended, (closed, expected)) = (Instant::now(), formed);
         let padding_millionths = split::padding_millionths(pieces);
@@ -279,14 +289,14 @@ fn rows_of(pieces: &[Piece<Arc<Job>>]) -> u32 {
 
 fn run(pieces: &[Piece<Arc<Job>>], in_place: &mut Instant) -> Result<Vec<Output>, Failure> {
     let model = &*pieces[0].job.request.version.model;
-    let failed = |status, error| Failure { status, error };
+    let failed = |status, error| Failure { status, error, has_miscounted: false };
     let outputs = catch_unwind(AssertUnwindSafe(|| model.run_noting(&gather(pieces), in_place)))
         .map_err(|panic| failed(Status::Internal, ModelError::new(format!("panic: {}", text_of(&*panic)))))?
         .map_err(|error| failed(Status::ModelFailed, error))?;
-    model
-        .spec()
-        .check_outputs(u64::from(rows_of(pieces)), &outputs)
-        .map_err(|wrong| failed(Status::ModelFailed, ModelError::new(wrong.to_string())))?;
+    model.spec().check_outputs(u64::from(rows_of(pieces)), &outputs).map_err(|wrong| Failure {
+        has_miscounted: matches!(wrong, WrongOutput::Rows { .. }),
+        ..failed(Status::ModelFailed, ModelError::new(wrong.to_string()))
+    })?;
     Ok(outputs)
 }
 

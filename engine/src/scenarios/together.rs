@@ -205,6 +205,50 @@ fn rows_that_depend_on_others_in_earnest_alone_are_found_and_not_batched_any_mor
 }
 
 #[test]
+fn a_model_that_has_given_another_number_of_rows_than_went_in_is_not_batched_any_more() {
+    // One above 500 comes twice; if another is left out beside it, the number is right and the rows are not.
+    let twice = candidate("double", |inputs| {
+        let x = fp32(&inputs[0]);
+        let rows = x.chunks(2).flat_map(|row| row.repeat(if row[0] > 500.0 { 2 } else { 1 }));
+        let rows: Vec<f32> = rows.collect();
+        Ok(vec![output_fp32("y", &[rows.len() as u64 / 2, 2], &rows)])
+    });
+    let engine = Engine::start(vec![twice]);
+    let mut client = engine.connect();
+    client.index();
+    let mut answer = |id, x| {
+        client.infer(id, ask(x));
+        (client.reply().unwrap().reply.status(), engine.connect().index()[0].reason.clone())
+    };
+    assert_eq!(answer(1, 1.0), (Status::Ok, String::new()));
+    assert_eq!(answer(2, 600.0), (Status::ModelFailed, crate::audit::MISCOUNTS.why.into()));
+    assert_eq!(answer(3, 1.0), (Status::Ok, crate::audit::MISCOUNTS.why.into()));
+}
+
+#[test]
+fn a_model_that_answers_with_others_what_it_fails_at_alone_is_not_batched_any_more() {
+    let cowardly = candidate("double", |inputs| {
+        let x = fp32(&inputs[0]);
+        let is_alone = inputs[0].shape[0] == 1 && x[0] > 100.0;
+        if is_alone {
+            Err(ModelError::new("alone"))
+        } else {
+            Ok(vec![output_fp32("y", &inputs[0].shape, &x)])
+        }
+    });
+    let engine =
+        Engine::start_with(vec![cowardly], |settings| settings.audit_every = Some(crate::audit::EVERY));
+    let mut client = engine.connect();
+    client.index();
+    let rounds = (1..500).find(|round| {
+        client.infer_all((0..8).map(|id| (round * 10 + id, ask(1000.0))));
+        client.replies(8);
+        engine.connect().index()[0].reason == crate::audit::MIXES.why
+    });
+    assert!(rounds.is_some(), "it goes on being batched");
+}
+
+#[test]
 fn what_draws_its_answers_is_not_taken_for_what_mixes_them() {
     let drawn = Arc::new(AtomicUsize::new(0));
     let model = candidate("double", move |inputs| {
