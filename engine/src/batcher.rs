@@ -462,6 +462,11 @@ impl<T: Clone> Batcher<T> {
         self.budget.give_back(claim.hold);
     }
 
+    /// So many bytes of answers wait to be read by now: they take the room of runs.
+    pub fn unread(&mut self, bytes: usize) {
+        self.budget.unread(bytes);
+    }
+
     /// Takes over what was learned from runs that were no batches: those of a calibration.
     pub fn seed(&mut self, bucket: &Bucket, curve: Curve) {
         self.profile(bucket).seed(curve);

@@ -13,7 +13,7 @@
 use crate::batcher::{Criticality, Priority};
 use crate::catalog::Catalog;
 use crate::job::{Job, Refusal, Request, Terms, Traced};
-use crate::memory::{DeviceGauge, Memory};
+use crate::memory::{self, DeviceGauge, Memory};
 use crate::model::Version;
 use crate::orders::Orders;
 use crate::preparers::{After, Prepared, Preparers, REQUESTS_MAX, Raw};
@@ -26,7 +26,7 @@ use socket::Socket;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::net::UnixStream;
@@ -42,6 +42,9 @@ const COPY_BYTES: usize = 4 << 10;
 /// Versions that one answer to a `Ping` tells the drift of: the rest is told by the next.
 const DRIFTS_MAX: usize = 16;
 
+/// The allocator is told to give back what it keeps so often at most: pages that are new cost the runs that come next.
+const TRIMMED_EVERY: Duration = Duration::from_secs(10);
+
 /// Versions of which is remembered what was told.
 const TOLD_MAX: usize = 4096;
 
@@ -52,6 +55,8 @@ pub(crate) struct Mailbox {
     /// Unique in the life of the engine.
     pub(crate) connection: u64,
     unread_bytes_max: usize,
+    /// Where bytes are counted that the socket has not taken, with those of others.
+    unread: Arc<AtomicUsize>,
     unsent: Mutex<Unsent>,
     left_over: Notify,
     overflown: Notify,
@@ -62,6 +67,8 @@ struct Unsent {
     /// Taken out of the outbox, and not taken by the socket.
     rest: Segments,
     writer: Writer,
+    /// As many bytes of it are counted.
+    counted: usize,
     /// None once the connection is over.
     socket: Option<Arc<Socket>>,
 }
@@ -78,22 +85,36 @@ enum Writer {
 impl Mailbox {
     pub(crate) fn new(connection: u64, unread_bytes_max: usize, socket: Arc<Socket>) -> Self {
         let (outbox, rest) = (Outbox::new(), Segments::default());
-        let unsent = Mutex::new(Unsent { outbox, rest, writer: Writer::Nobody, socket: Some(socket) });
-        Self { connection, unread_bytes_max, unsent, left_over: Notify::new(), overflown: Notify::new() }
+        let unsent = Unsent { outbox, rest, writer: Writer::Nobody, counted: 0, socket: Some(socket) };
+        Self {
+            connection,
+            unread_bytes_max,
+            unread: Arc::default(),
+            unsent: Mutex::new(unsent),
+            left_over: Notify::new(),
+            overflown: Notify::new(),
+        }
+    }
+
+    /// Counts what is not read there.
+    pub(crate) fn counting(self, unread: Arc<AtomicUsize>) -> Self {
+        Self { unread, ..self }
     }
 
     /// Lets `write` add frames, unless nobody is there to read them. Does not wait.
     pub(crate) fn post(&self, write: impl FnOnce(&mut Outbox)) {
         let mut unsent = self.lock();
         let Some(socket) = unsent.socket.clone() else { return };
+        let before = unsent.outbox.pending_bytes();
         write(&mut unsent.outbox);
         if unsent.outbox.pending_bytes() > self.unread_bytes_max {
-            unsent.close();
+            self.close_now(&mut unsent);
             // The task may be stuck in a write that never ends.
             return self.overflown.notify_one();
         }
         if unsent.writer != Writer::Nobody {
-            return;
+            let bytes = unsent.counted + unsent.outbox.pending_bytes() - before;
+            return self.count(&mut unsent, bytes);
         }
         unsent.writer = Writer::Poster;
         let mut segments = unsent.outbox.take();
@@ -103,10 +124,24 @@ impl Mailbox {
         let mut unsent = self.lock();
         if segments.has_remaining() || !unsent.outbox.is_empty() {
             (unsent.rest, unsent.writer) = (segments, Writer::Task);
+            let bytes = unsent.rest.remaining() + unsent.outbox.pending_bytes();
+            self.count(&mut unsent, bytes);
             self.left_over.notify_one();
         } else {
             unsent.writer = Writer::Nobody;
         }
+    }
+
+    /// So many bytes of this one are not read by now.
+    fn count(&self, unsent: &mut Unsent, bytes: usize) {
+        // Nothing of it once the connection is over, whoever still writes.
+        let bytes = if unsent.socket.is_some() { bytes } else { 0 };
+        match bytes.cmp(&unsent.counted) {
+            std::cmp::Ordering::Greater => self.unread.fetch_add(bytes - unsent.counted, Ordering::Relaxed),
+            std::cmp::Ordering::Less => self.unread.fetch_sub(unsent.counted - bytes, Ordering::Relaxed),
+            std::cmp::Ordering::Equal => return,
+        };
+        unsent.counted = bytes;
     }
 
     /// Whether a reply would still reach anybody.
@@ -124,6 +159,8 @@ impl Mailbox {
         if !segments.has_remaining() {
             segments = unsent.outbox.take();
         }
+        let bytes = segments.remaining() + unsent.outbox.pending_bytes();
+        self.count(&mut unsent, bytes);
         if !segments.has_remaining() {
             unsent.writer = Writer::Nobody;
             return None;
@@ -132,17 +169,16 @@ impl Mailbox {
     }
 
     fn close(&self) {
-        self.lock().close();
+        self.close_now(&mut self.lock());
+    }
+
+    fn close_now(&self, unsent: &mut Unsent) {
+        (unsent.outbox, unsent.rest, unsent.socket) = (Outbox::new(), Segments::default(), None);
+        self.count(unsent, 0);
     }
 
     fn lock(&self) -> MutexGuard<'_, Unsent> {
         self.unsent.lock().expect("no panic while posting")
-    }
-}
-
-impl Unsent {
-    fn close(&mut self) {
-        (self.outbox, self.rest, self.socket) = (Outbox::new(), Segments::default(), None);
     }
 }
 
@@ -186,7 +222,10 @@ pub(crate) struct Shared {
 pub(crate) async fn serve(stream: UnixStream, connection: u64, shared: Shared) -> Result<(), Ended> {
     let socket = Arc::new(Socket::new(stream)?);
     let open = Open {
-        mailbox: Arc::new(Mailbox::new(connection, shared.unread_bytes_max, Arc::clone(&socket))),
+        mailbox: Arc::new(
+            Mailbox::new(connection, shared.unread_bytes_max, Arc::clone(&socket))
+                .counting(shared.queue.unread()),
+        ),
         queue: Arc::clone(&shared.queue),
         preparers: Arc::clone(&shared.preparers),
     };
@@ -207,6 +246,7 @@ pub(crate) async fn serve(stream: UnixStream, connection: u64, shared: Shared) -
         payload_bytes_max: shared.frames.payload_bytes,
         region: None,
         told: HashMap::new(),
+        trimmed: None,
         orders: Vec::new(),
         refused: Vec::new(),
     };
@@ -227,6 +267,7 @@ struct Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.mailbox.close();
+        self.queue.was_read();
         self.preparers.cancel_connection(self.mailbox.connection);
         self.queue.cancel_connection(self.mailbox.connection);
     }
@@ -252,6 +293,8 @@ struct Reader {
     region: Option<Arc<Region>>,
     /// Rows of each version, by key, that had been looked at when its drift was last told.
     told: HashMap<u32, u64>,
+    /// When the allocator last gave back what it keeps.
+    trimmed: Option<Instant>,
     /// Emptied after each read; kept for its memory.
     orders: Vec<Order>,
     /// Likewise.
@@ -361,13 +404,19 @@ impl Reader {
     /// Lives, and says how much it holds.
     fn pong(&mut self, id: u64, catalog: &Catalog) {
         let device = self.device_memory.as_ref().and_then(DeviceGauge::read);
+        let now = Instant::now();
+        // Whoever holds too much is replaced. What is only kept is none of that, and new pages cost less than another engine.
+        if self.memory.is_half_used() && self.trimmed.is_none_or(|trimmed| now >= trimmed + TRIMMED_EVERY) {
+            self.trimmed = Some(now);
+            memory::give_back();
+        }
         let health = Health {
             under_way: self.preparers.under_way() + self.queue.under_way(),
             running: self.queue.running(),
             request_bytes: (self.preparers.bytes() + self.queue.bytes()) as u64,
             request_bytes_max: self.request_bytes_max,
             device,
-            drifts: self.drifts(catalog, Instant::now()),
+            drifts: self.drifts(catalog, now),
             ..self.memory.health()
         };
         self.mailbox.post(|outbox| outbox.push(Kind::Pong, id, &health, Bytes::new()));
@@ -514,7 +563,7 @@ async fn write(socket: &Socket, mailbox: &Mailbox, shared: &Shared) -> Result<()
     let mut may_change = true;
     loop {
         tokio::select! {
-            () = mailbox.left_over.notified() => write_rest(socket, mailbox).await?,
+            () = mailbox.left_over.notified() => write_rest(socket, mailbox, &shared.queue).await?,
             changed = catalog.changed(), if may_change => {
                 if changed.is_err() {
                     may_change = false; // the loader is gone
@@ -523,7 +572,7 @@ async fn write(socket: &Socket, mailbox: &Mailbox, shared: &Shared) -> Result<()
                 let index = catalog.borrow_and_update().index();
                 mailbox.post(|outbox| outbox.push(Kind::Index, 0, &index, Bytes::new()));
             }
-            () = until_true(&mut drained) => return write_rest(socket, mailbox).await,
+            () = until_true(&mut drained) => return write_rest(socket, mailbox, &shared.queue).await,
         }
     }
 }
@@ -532,9 +581,11 @@ async fn until_true(flag: &mut watch::Receiver<bool>) {
     flag.wait_for(|flag| *flag).await.expect("the engine keeps the sender while it serves");
 }
 
-async fn write_rest(socket: &Socket, mailbox: &Mailbox) -> Result<(), Ended> {
+async fn write_rest(socket: &Socket, mailbox: &Mailbox, queue: &Queue) -> Result<(), Ended> {
     while let Some(mut segments) = mailbox.next() {
         socket.write_all(&mut segments).await?;
+        queue.was_read();
     }
+    queue.was_read();
     Ok(())
 }

@@ -43,6 +43,11 @@ impl Memory {
         }
     }
 
+    /// Whether so much is resident that what the allocator keeps of it might soon be too much.
+    pub(crate) fn is_half_used(self) -> bool {
+        resident() > self.limit / 2
+    }
+
     /// Whether a model of so many bytes can be loaded beside what is resident already, and what requests may still take.
     pub(crate) fn has_room(self, model_bytes: u64, resident: u64, requests: u64) -> Result<(), String> {
         let needed = PER_FILE_BYTE.saturating_mul(model_bytes);

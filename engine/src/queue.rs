@@ -37,6 +37,8 @@ pub(crate) struct Queue {
     announced: AtomicBool,
     /// Batches that lanes have taken.
     begun: AtomicU64,
+    /// Bytes of replies that no proxy has read yet.
+    unread: Arc<AtomicUsize>,
 }
 
 type Pieces = Arc<[Piece<Arc<Job>>]>;
@@ -70,7 +72,20 @@ impl Queue {
             asleep: AtomicUsize::new(0),
             announced: AtomicBool::new(false),
             begun: AtomicU64::new(0),
+            unread: Arc::default(),
         }
+    }
+
+    /// Where connections count bytes of replies that they have not got rid of.
+    pub(crate) fn unread(&self) -> Arc<AtomicUsize> {
+        Arc::clone(&self.unread)
+    }
+
+    /// Some of these were read: there may be room now for what has waited for it.
+    pub(crate) fn was_read(&self) {
+        let mut state = self.lock();
+        state.batcher.unread(self.unread.load(Ordering::Relaxed));
+        self.wake_one(state);
     }
 
     /// Says that a request has come which is still to be read and checked: if it would be the only one, a lane that sleeps
@@ -133,6 +148,7 @@ impl Queue {
         let mut state = self.lock();
         loop {
             let now = Instant::now();
+            state.batcher.unread(self.unread.load(Ordering::Relaxed));
             let until = match state.batcher.next(now) {
                 Next::Run(batch) => {
                     state.running[lane] = Some(Arc::clone(&batch.pieces));

@@ -4,7 +4,8 @@
 //! is refused for outputs that nothing has made yet.
 //!
 //! A batch has no more jobs than there is room for. But one job has its turn as soon as nothing else has any room, however much
-//! it takes: so no more is held than may be, but by that one.
+//! it takes: so no more is held than may be, but by that one. Answers that have left, and that nobody has read yet, take room as well: else
+//! whoever asks for more than is read would fill the memory with them.
 //!
 //! While the most urgent job waits for room, whatever is given back is kept for it. Others may have what was free already, so
 //! that small runs go on beside large ones, and nobody waits for ever behind them.
@@ -50,13 +51,15 @@ impl Room {
 pub(super) struct Budget {
     limits: Limits,
     held: Held,
+    /// Bytes of answers that wait to be read.
+    unread: usize,
     /// While the most urgent job waits for room: what was given back since it does.
     kept: Option<usize>,
 }
 
 impl Budget {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, held: Held::default(), kept: None }
+        Self { limits, held: Held::default(), unread: 0, kept: None }
     }
 
     /// Bytes of all that wait and run.
@@ -120,8 +123,16 @@ impl Budget {
 
     /// What the most urgent job may have.
     pub(super) fn room(&self) -> Room {
-        let run_bytes = self.limits.run_bytes.saturating_sub(self.held.run_bytes);
-        Room { run_bytes, is_all: self.held.run_bytes == 0, is_rest: false }
+        let taken = self.held.run_bytes.saturating_add(self.unread);
+        Room { run_bytes: self.limits.run_bytes.saturating_sub(taken), is_all: taken == 0, is_rest: false }
+    }
+
+    /// So many bytes of answers wait to be read by now.
+    pub(super) fn unread(&mut self, bytes: usize) {
+        if let Some(kept) = &mut self.kept {
+            *kept = (*kept + self.unread).saturating_sub(bytes);
+        }
+        self.unread = bytes;
     }
 
     /// What others may have while it waits for room.

@@ -280,6 +280,26 @@ fn what_waits_holds_no_outputs_and_a_batch_has_as_many_jobs_as_there_is_room_for
 }
 
 #[test]
+fn answers_that_nobody_has_read_yet_take_the_room_of_runs() {
+    let mut world = with_room_for_runs();
+    for (id, run_bytes) in [(1, 22), (2, 22), (3, 60)] {
+        let ticket = takes(&world, id, id as u32, run_bytes);
+        assert!(world.push(ticket));
+    }
+    world.batcher.unread(30);
+    assert_eq!(world.step(), Step::Idle);
+    world.batcher.unread(28);
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    world.finish_all(Ended::Ran);
+    world.batcher.unread(1);
+    assert_eq!(world.step(), Step::Run(vec![2]));
+    world.finish_all(Ended::Ran);
+    assert_eq!(world.step(), Step::Idle, "what is larger than all room waits until nothing is left unread");
+    world.batcher.unread(0);
+    assert_eq!(world.step(), Step::Run(vec![3]));
+}
+
+#[test]
 fn what_takes_more_than_there_is_room_for_runs_once_nothing_else_does() {
     let mut world = with_room_for_runs();
     for (id, version, run_bytes) in [(1, 1, 20), (2, 1, 70), (3, 4, 20)] {

@@ -286,6 +286,35 @@ fn half_of_the_bytes_is_for_what_waits_and_runs_and_who_has_more_than_there_may_
 }
 
 #[test]
+fn large_answers_wait_in_the_model_until_those_before_them_are_read_and_cut_nobody_off() {
+    const WIDE: usize = 100_000;
+    let load: Load = Box::new(|| {
+        let model = Scripted::new(rows_spec(&[("x", 1)], &[("y", WIDE as u64)], 16), |inputs| {
+            let x = fp32(&inputs[0]);
+            let y: Vec<f32> = x.iter().flat_map(|value| vec![*value; WIDE]).collect();
+            Ok(vec![output_fp32("y", &[x.len() as u64, WIDE as u64], &y)])
+        });
+        Ok(Loaded { model: Box::new(model), golden: None, preprocess: None, files: None })
+    });
+    // There is room for two answers, and all together are ten times what may be left unread.
+    let engine = Engine::start_with(vec![to_load("wide", 1, load)], |settings| {
+        settings.queue = Limits { rows: 1000, bytes: 100_000, run_bytes: 2 * 4 * WIDE + 1000 };
+        settings.unread_bytes_max = 4 * 4 * WIDE;
+    });
+    let mut client = engine.connect();
+    client.index();
+    client.infer_all((1..=40).map(|id| (id, Asked::of("wide").fp32("x", &[1, 1], &[id as f32]))));
+    let mut other = engine.connect();
+    let mut waits_for_room = || {
+        let health = other.health();
+        health.running == 0 && (1..40).contains(&health.under_way)
+    };
+    assert!((0..100_000).any(|_| waits_for_room()), "nothing more runs until something is read");
+    let answers = client.replies(40);
+    assert!(answers.iter().all(|answer| answer.fp32("y") == vec![answer.id as f32; WIDE]));
+}
+
+#[test]
 fn many_who_wait_for_large_outputs_are_all_answered_and_a_small_model_beside_them_is_not_refused() {
     const WIDE: usize = 10_000;
     const MANY: u64 = 30;
