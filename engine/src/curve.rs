@@ -95,9 +95,18 @@ impl Curve {
         self.runs += 1;
         size.last = self.runs;
         if let Some(micros) = size.much_less() {
-            // Fewer rows never take more.
-            let those = self.sizes.range_mut(..=rows).map(|(_, recent)| recent);
-            those.filter(|recent| OVER * recent.median > micros).for_each(|recent| recent.begin_anew(micros));
+            let share = micros / size.median;
+            for (other, recent) in &mut self.sizes {
+                // Fewer rows never take more.
+                if *other <= rows {
+                    if OVER * recent.median > micros {
+                        recent.begin_anew(micros);
+                    }
+                // What made this size slow made all slow; those that have not run since cannot tell.
+                } else if recent.last + OVER_RUNS as u64 <= self.runs {
+                    recent.begin_anew((recent.median * share).max(micros));
+                }
+            }
             changed = true;
         }
         if changed {
@@ -420,8 +429,12 @@ mod tests {
         (0..2).for_each(|_| curve.observe(4, us(250)));
         assert_eq!(typical(&curve), [2500; 3], "few may be an accident");
         curve.observe(4, us(240));
-        assert_eq!(typical(&curve), [250, 250, 2500], "fewer rows take no longer, of more nothing is known");
-        (0..RECENT).for_each(|_| curve.observe(4, us(2500)));
+        assert_eq!(
+            typical(&curve),
+            [250; 3],
+            "fewer rows take no longer, and more were as slow because of the same"
+        );
+        (0..RECENT).for_each(|_| [4, 8].iter().for_each(|rows| curve.observe(*rows, us(2500))));
         assert_eq!(typical(&curve)[1], 2500, "and may be slow again");
     }
 
