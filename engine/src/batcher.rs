@@ -18,8 +18,10 @@
 //!   late, of whatever shape; then it is told that it is late.
 //! - **Admission**: a job is refused at once if what stands before it will take too long.
 //!
-//! Urgency is the deadline, or [`PATIENCE`] where that is sooner, plus [`HEAD_START`] for each step of lower
-//! priority: so neither a priority nor a deadline can starve anybody.
+//! Urgency is when a job has to begin, or [`PATIENCE`] where that is sooner, plus [`HEAD_START`] for each step of lower priority: so
+//! neither a priority nor a deadline can starve anybody, and no more can those who are hasty and quick one who takes long. A part
+//! of the time that it could wait is kept for what lanes are late by, see `Batcher::turn`. It is reckoned once, when a job comes:
+//! what is learned later moves nobody.
 
 mod before;
 mod budget;
@@ -34,7 +36,7 @@ pub use before::Bound;
 use crate::curve::Curve;
 use budget::{Budget, Held, Hold, Room};
 use foldhash::fast::RandomState;
-use forecast::is_calm;
+use forecast::{Forecast, is_calm};
 use plan::Plan;
 use profile::Profile;
 use shed::{Lack, Parties};
@@ -257,7 +259,6 @@ pub struct Batcher<T> {
     limits: Limits,
     budget: Budget,
     lanes: usize,
-    slowness_max: f64,
     origin: Instant,
     queues: HashMap<Bucket, Queue<T>, RandomState>,
     /// Where each job stands, for cancellation.
@@ -337,7 +338,6 @@ impl<T: Clone> Batcher<T> {
             limits,
             budget: Budget::new(limits),
             lanes,
-            slowness_max: f64::INFINITY,
             origin: now,
             queues: HashMap::default(),
             places: HashMap::default(),
@@ -351,12 +351,6 @@ impl<T: Clone> Batcher<T> {
             pushed: 0,
             claimed: 0,
         }
-    }
-
-    /// Reckons with runs that take up to so many typical ones. Where a hundredth takes longer because of what else the machine
-    /// does, it costs less that some of those are late than that time is left for all.
-    pub fn reckoning_with(self, slowness_max: f64) -> Self {
-        Self { slowness_max, ..self }
     }
 
     /// Lets a job wait; adds those to `shed` that have to go for it.
@@ -381,49 +375,43 @@ impl<T: Clone> Batcher<T> {
             profile.limit(max_rows);
         }
         let piece = ticket.grouping.piece(ticket.rows);
-        let takes = profile.curve.typical(piece).unwrap_or_default() * ticket.rows.div_ceil(piece);
-        let ahead = self.ahead + takes * ticket.lanes as u32;
-        let soonest = ticket.deadline.map_or(now + PATIENCE, |deadline| deadline.min(now + PATIENCE));
-        let urgency = soonest + HEAD_START * ticket.priority as u32;
-        // Whatever would go for it, nothing runs before something is back.
-        if let Some(deadline) = ticket.deadline
-            && let (wait, left) =
-                (self.until_any_is_back(&ticket, now), deadline.saturating_duration_since(now))
-            && wait > left
-            && !left.is_zero()
-        {
-            return Err(Refused::TooLate { job: ticket.payload, wait });
-        }
-        if let Some(deadline) = ticket.deadline
-            && !is_calm(ahead, deadline.saturating_duration_since(now))
-            && let Some(forecast) = self.forecast(&ticket, urgency, &victims, now)
-            && now + forecast.answered > deadline
-        {
-            let late = (now + forecast.answered).saturating_duration_since(deadline);
-            let before = Place { urgency, arrival: self.pushed };
-            let lack = Lack::Time { lane: late * self.lanes as u32, before };
-            let more = self.victims(&ticket, lack, &victims, now);
-            let all = more.map(|more| [victims, more].concat());
-            // Whoever takes another lane, or runs while it waits for its version's turn, does not stand in its way.
-            let is_in_time = |all: &Vec<_>| {
-                let forecast = self.forecast(&ticket, urgency, all, now);
-                forecast.is_none_or(|forecast| now + forecast.answered <= deadline)
-            };
-            match all.filter(is_in_time) {
-                Some(all) => victims = all,
-                None if late > forecast.waits => return Err(Refused::Hopeless(ticket.payload)),
-                None => return Err(Refused::TooLate { job: ticket.payload, wait: forecast.waits }),
+        let (run, runs) = (profile.curve.typical(piece).unwrap_or_default(), ticket.rows.div_ceil(piece));
+        let ahead = self.ahead + run * runs * ticket.lanes as u32;
+        let spare = self.spare(&ticket, run, runs, now);
+        let mut turn = spare;
+        if let Some(deadline) = ticket.deadline {
+            let left = deadline.saturating_duration_since(now);
+            // Whatever would go for it, nothing runs before something is back.
+            let wait = self.until_any_is_back(&ticket, now);
+            if wait > left && !left.is_zero() {
+                return Err(Refused::TooLate { job: ticket.payload, wait });
             }
+            let last = self.place(&ticket, spare, now);
+            let is_calm = is_calm(ahead, left);
+            let forecast = if is_calm { None } else { self.forecast(&ticket, last, &victims, now) };
+            if let Some(forecast) = forecast
+                && forecast.answered > left
+            {
+                match self.make_time(&ticket, last, forecast, &victims, now) {
+                    Some(all) => victims = all,
+                    None if forecast.alone > left => return Err(Refused::Hopeless(ticket.payload)),
+                    None => {
+                        let wait = forecast.waits.max(forecast.answered - left);
+                        return Err(Refused::TooLate { job: ticket.payload, wait });
+                    }
+                }
+            }
+            turn = self.turn(&ticket, spare, forecast);
         }
+        let place = self.place(&ticket, turn, now);
         shed.extend(victims.into_iter().filter_map(|(connection, id)| self.cancel(connection, id)));
-        let place = Place { urgency, arrival: self.pushed };
         self.pushed += 1;
         self.parties.join(&ticket, place);
         self.ahead = ahead;
         self.budget.wait(ticket.held());
         self.rows += u64::from(ticket.rows);
         self.places.insert((ticket.connection, ticket.id), (ticket.bucket.clone(), place));
-        let slot = self.slot(urgency);
+        let slot = self.slot(place.urgency);
         let queue = self.queues.entry(ticket.bucket.clone()).or_insert_with(|| Queue::new(&ticket));
         // What was found out of a version meanwhile holds for those that wait as well.
         (queue.grouping, queue.at_once) = (ticket.grouping, ticket.bound().at_once);
@@ -682,6 +670,32 @@ impl<T: Clone> Batcher<T> {
         queue.leave(slot, u64::from(rows));
         self.rows -= u64::from(rows);
         (connection, Piece { job, first, rows })
+    }
+
+    /// How long a job that takes so many runs can wait for its turn; one without a deadline, or that has long, [`PATIENCE`]. Who is
+    /// critical has half of it: the other half makes good for those who come later, matter less and are in more haste.
+    fn spare(&self, ticket: &Ticket<T>, run: Duration, runs: u32, now: Instant) -> Duration {
+        let Some(deadline) = ticket.deadline else { return PATIENCE };
+        let bound = ticket.bound();
+        let at_once = bound.at_once.min(self.lanes / bound.lanes.clamp(1, self.lanes)).max(1);
+        let takes = run * runs.div_ceil(u32::try_from(at_once).unwrap_or(u32::MAX));
+        let spare = deadline.saturating_duration_since(now).saturating_sub(takes).min(PATIENCE);
+        if ticket.criticality == Criticality::Critical { spare / 2 } else { spare }
+    }
+
+    /// When a job is to have its turn: halfway between when it would have it if nobody more urgent came, and when it has to. All that
+    /// is let in later is let in up to the last moment; who had to begin then as well would be late by whatever lanes are late.
+    fn turn(&self, ticket: &Ticket<T>, spare: Duration, forecast: Option<Forecast>) -> Duration {
+        match (forecast, ticket.criticality) {
+            (Some(forecast), Criticality::Normal | Criticality::Sheddable) => {
+                (forecast.waits.min(spare) + spare) / 2
+            }
+            (None, _) | (_, Criticality::Critical) => spare,
+        }
+    }
+
+    fn place(&self, ticket: &Ticket<T>, turn: Duration, now: Instant) -> Place {
+        Place { urgency: now + turn + HEAD_START * ticket.priority as u32, arrival: self.pushed }
     }
 
     fn slot(&self, urgency: Instant) -> u64 {

@@ -24,8 +24,9 @@ const RUNS_MIN: u64 = 3;
 const SLOWNESS_AT_FIRST: f32 = 1.5;
 const RATIOS_MIN: usize = 32;
 
-/// A run that takes longer than this many typical ones is not the model's doing.
-const SLOWNESS_MAX: f32 = 4.0;
+/// Nobody reckons with a run that takes longer than this many typical ones. Those come once in a while, and it costs less that whom
+/// they hit is late than that time for them is left by all.
+const SLOWNESS_MAX: f32 = 1.5;
 
 /// A batch does as many rows per second as the best one if it does so much of its.
 const AS_EFFICIENT: f32 = 0.97;
@@ -132,7 +133,7 @@ impl Curve {
         self.points.first().is_some_and(|point| point.rows <= rows as f32)
     }
 
-    /// What 99 of 100 runs of so many rows take at most.
+    /// What 99 of 100 runs of so many rows take at most, but no more than [`SLOWNESS_MAX`] typical ones.
     pub fn slow(&self, rows: u32) -> Option<Duration> {
         let slowness = if self.slowness == 0.0 { SLOWNESS_AT_FIRST } else { self.slowness };
         self.micros(rows).map(|micros| from_micros(micros * slowness))
@@ -520,7 +521,7 @@ mod tests {
             curve.observe(1 + run % 2, us(u64::from(1 + run % 2) * if run % 50 < 2 { 300 } else { 100 }));
         }
         assert_eq!(micros(curve.typical(2)), 200);
-        assert_eq!(micros(curve.slow(2)), 600);
+        assert_eq!(micros(curve.slow(2)), 300, "and more than half as long again nobody reckons with");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use rand::{Rng, SeedableRng};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
+mod classes;
 mod mixed;
 
 fn us(us: f64) -> Duration {

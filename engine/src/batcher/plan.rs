@@ -37,8 +37,7 @@ impl<T: Clone> Batcher<T> {
         };
         let profile = self.known(bucket);
         let typical = |rows: u32| profile.and_then(|profile| profile.curve.typical(rows)).unwrap_or_default();
-        let slow =
-            |rows: u32| profile.and_then(|profile| self.slow(&profile.curve, rows)).unwrap_or_default();
+        let slow = |rows: u32| profile.and_then(|profile| profile.curve.slow(rows)).unwrap_or_default();
         // More waits than one efficient batch: who has no time for that runs in a smaller one, unless it makes others late.
         // What runs alone has the size of its job, whichever is the fastest.
         let efficient = profile.and_then(|profile| profile.efficient).and_then(|rows| match queue.grouping {

@@ -9,6 +9,7 @@
 //! than one with a single version; and where nobody says whose requests are, versions have equal shares.
 
 use super::before::{Before, Bound};
+use super::forecast::Forecast;
 use super::{Batcher, Bucket, Criticality, Place, Ticket};
 use std::collections::btree_map::Values;
 use std::collections::{BTreeMap, BTreeSet};
@@ -193,6 +194,31 @@ impl<T: Clone> Batcher<T> {
             }
         }
         Some(victims)
+    }
+
+    /// All that go so that a job of which this is predicted is in time, if it is without them.
+    pub(super) fn make_time(
+        &self,
+        ticket: &Ticket<T>,
+        before: Place,
+        forecast: Forecast,
+        gone: &[(u64, u64)],
+        now: Instant,
+    ) -> Option<Vec<(u64, u64)>> {
+        let Forecast { waits, answered, alone_slow, .. } = forecast;
+        let left = ticket.deadline?.saturating_duration_since(now);
+        // When they have gone its run has no rows of theirs either, and takes less time: how much less, a forecast without them says.
+        let least = (waits + alone_slow).max(left + (answered - left) / 8) - left;
+        for times in [1, 2, 4, 8] {
+            let lane = least * times * self.lanes as u32;
+            let mut all = self.victims(ticket, Lack::Time { lane, before }, gone, now)?;
+            all.extend_from_slice(gone);
+            // Whoever takes another lane, or runs while it waits for its version's turn, does not stand in its way.
+            if self.forecast(ticket, before, &all, now).is_none_or(|forecast| forecast.answered <= left) {
+                return Some(all);
+            }
+        }
+        None
     }
 
     /// How long a job of this tenant that is so critical, of a version that may have so much, would wait for its turn behind what

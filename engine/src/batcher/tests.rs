@@ -162,6 +162,23 @@ fn the_nearest_deadline_leaves_first_and_takes_its_bucket_along() {
 }
 
 #[test]
+fn who_has_to_begin_first_leaves_first() {
+    let mut world = World::new(10, 1000);
+    world.learn(0, 7, &[(1, 300)]);
+    world.learn(3, 0, &[(1, 10)]);
+    let due = |world: &World, id, version, due| Ticket {
+        deadline: Some(world.now + ms(due)),
+        ..world.ticket(id, version, 7 * u64::from(version == 0))
+    };
+    for (id, version, left) in [(1, 3, 700), (2, 0, 900)] {
+        let ticket = due(&world, id, version, left);
+        assert!(world.push(ticket));
+    }
+    world.push_plain(&[3], 0, 7);
+    assert_eq!([world.step(), world.step(), world.step()], [2, 1, 3].map(|id| Step::Run(vec![id])));
+}
+
+#[test]
 fn a_job_without_deadline_overtakes_once_it_has_waited_long() {
     let mut world = World::new(10, 1000);
     world.push_plain(&[1], 0, 7);
@@ -532,6 +549,40 @@ fn while_nothing_comes_back_nobody_is_let_in_who_would_wait_for_it_in_vain() {
         let ticket = with(&world, id, id as u32 - 5, ms(499));
         assert!(world.push(ticket), "it is back");
     }
+}
+
+#[test]
+fn who_is_refused_though_a_run_would_fit_is_told_to_come_again() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 20), (4, 20)]);
+    world.push_plain(&[1, 2, 3, 4], 0, 0);
+    assert_eq!(world.step(), Step::Run(vec![1, 2, 3, 4]));
+    world.now += ms(18);
+    let due = |world: &World, due| Ticket { deadline: Some(world.now + ms(due)), ..world.ticket(9, 0, 0) };
+    let refused = world.batcher.push(due(&world, 28), &mut world.shed, world.now);
+    let Err(Refused::TooLate { job: 9, wait }) = refused else { panic!("{refused:?}") };
+    assert_eq!((wait.as_secs_f64() * 1e3).round(), 4.0, "2 ms of a run, and one of 30 ms would be late by 4");
+    let refused = world.batcher.push(due(&world, 19), &mut world.shed, world.now);
+    assert_eq!(refused, Err(Refused::Hopeless(9)), "it takes 20 ms whenever it comes");
+}
+
+#[test]
+fn what_a_run_takes_once_in_a_while_is_not_asked_of_those_who_wait_for_a_lane() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 20), (4, 20)]);
+    let bucket = Bucket { version: 0, free: vec![0], suspect: false };
+    for run in 0..256 {
+        let took = if run % 32 == 0 { 60 } else { 20 };
+        world.batcher.profile(&bucket).learn(1, ms(took));
+    }
+    world.push_plain(&[1], 0, 0);
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    let due =
+        |world: &World, id, due| Ticket { deadline: Some(world.now + ms(due)), ..world.ticket(id, 0, 0) };
+    let ticket = due(&world, 2, 51);
+    assert!(world.push(ticket), "20 ms of a run, and half as long again for its own");
+    let ticket = due(&world, 3, 49);
+    assert!(!world.push(ticket));
 }
 
 #[test]
@@ -986,9 +1037,9 @@ fn only_who_has_a_deadline_can_be_late_and_an_urgent_one_not_sooner() {
     let mut world = World::new(100, 10_000);
     world.learn(0, 0, &[(1, 10), (4, 30)]);
     world.push_plain(&[1, 2, 3, 4, 5], 0, 0);
-    world.now += ms(2000);
-    let deadline = Some(world.now + ms(30));
+    let deadline = Some(world.now + ms(2030));
     assert!(world.push(Ticket { priority: Priority::High, deadline, ..world.ticket(6, 0, 0) }));
+    world.now += ms(2000);
     assert!(world.batcher.have_time_after(ms(10), world.now));
     assert!(!world.batcher.have_time_after(ms(30), world.now));
 }
@@ -1064,8 +1115,21 @@ fn what_was_not_tried_lately_is_excused_for_its_own_time_and_not_for_what_waits_
     let tried = Ticket { deadline: Some(world.now + ms(2100)), ..world.ticket(102, 1, 0) };
     assert!(!world.push(tried), "of what waits itself it is known");
     world.now += TRIED_WITHIN;
+    world.batcher.cancel(1, 100);
     let due = due(&world, 103, 0, ms(100));
     assert!(world.push(due), "what waits before it may be faster by now as well");
+}
+
+#[test]
+fn of_those_who_come_at_once_after_a_rest_only_the_first_are_excused() {
+    let mut world = World::new(1000, 100_000);
+    world.learn(0, 0, &[(1, 30), (4, 30)]);
+    world.now += TRIED_WITHIN;
+    let let_in = (0..300).filter(|id| {
+        let ticket = Ticket { deadline: Some(world.now + ms(100)), ..world.ticket(*id, 0, 0) };
+        world.push(ticket)
+    });
+    assert_eq!(let_in.count(), 8, "two runs of 30 ms; the third may take 45");
 }
 
 #[test]
@@ -1394,4 +1458,24 @@ fn who_makes_room_makes_time_as_well() {
     let critical = due(&world, 3, Criticality::Critical, 4);
     assert!(world.push(critical), "whoever has gone for its room takes no time any more");
     assert_eq!(world.shed, [1]);
+}
+
+#[test]
+fn who_makes_way_leaves_a_run_without_its_rows() {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 10), (4, 34)]);
+    let due = |world: &World, id, criticality| Ticket {
+        criticality,
+        deadline: Some(world.now + ms(75)),
+        ..world.ticket(id, 0, 0)
+    };
+    for id in 0..4 {
+        let ticket = due(&world, id, Criticality::Sheddable);
+        assert!(world.push(ticket));
+    }
+    let ticket = due(&world, 10, Criticality::Sheddable);
+    assert!(!world.push(ticket), "34 ms, and 51 for another such run");
+    let ticket = due(&world, 11, Criticality::Normal);
+    assert!(world.push(ticket), "in a run with three of them");
+    assert_eq!(world.shed, [3]);
 }

@@ -25,9 +25,6 @@ use foldhash::fast::RandomState;
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-/// These threads go after all others, which can make some of them many times as slow.
-const SLOWNESS_MAX: f64 = 1.5;
-
 /// Requests that wait, by whose they are and what they ask.
 pub(super) struct Waiting<T> {
     /// Knows them by numbers.
@@ -126,7 +123,7 @@ impl<T> Waiting<T> {
     pub(super) fn new(limits: Limits, threads: usize, now: Instant) -> Self {
         let threads = threads.max(1);
         Self {
-            batcher: Batcher::new(limits, threads, now).reckoning_with(SLOWNESS_MAX),
+            batcher: Batcher::new(limits, threads, now),
             tasks: HashMap::default(),
             threads,
             number: 0,
