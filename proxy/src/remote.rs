@@ -201,8 +201,8 @@ impl Remotes {
                 match exchange(&connector, of_any, head.clone(), body.clone(), (bytes_max, room()?)).await {
                     Err(Failed::Stale(stale, _)) if may_repeat(stale) => {
                         // Others that were kept may be as stale.
-                        let new = HttpPeer { group_key: NEVER_KEPT, ..peer.clone() };
-                        exchange(&connector, (&new, &peer), head, body, (bytes_max, room()?)).await
+                        exchange(&connector, (&never_kept(&peer), &peer), head, body, (bytes_max, room()?))
+                            .await
                     }
                     answer => answer,
                 }
@@ -243,6 +243,11 @@ impl Remotes {
         peer.options.idle_timeout = Some(IDLE_MAX);
         Ok(peer)
     }
+}
+
+/// The same server, over a connection that nobody has used before.
+fn never_kept(peer: &HttpPeer) -> HttpPeer {
+    HttpPeer { group_key: NEVER_KEPT, ..peer.clone() }
 }
 
 /// Asks over a connection of the one peer, which is kept as one of the other.
@@ -361,35 +366,28 @@ mod tests {
 
     const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
 
-    /// A server that answers the first request of a connection once so many have come together, and the next with this, after which
-    /// it closes the connection; without this, as soon as a part of that has come. And how many it has seen.
-    fn closes_after_one(
-        together: usize,
-        next: impl Into<Option<&'static [u8]>>,
-    ) -> (Arc<Remote>, Arc<AtomicUsize>) {
+    /// A server that answers the first request of a connection, and the next with this, after which it closes the connection; without
+    /// this, as soon as a part of that has come. And how many it has seen.
+    fn closes_after_one(next: impl Into<Option<&'static [u8]>>) -> (Arc<Remote>, Arc<AtomicUsize>) {
         let next = next.into();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let seen = Arc::new(AtomicUsize::new(0));
-        let (counted, first) = (seen.clone(), Arc::new(std::sync::Barrier::new(together)));
+        let counted = seen.clone();
         std::thread::spawn(move || {
-            for (at, mut stream) in listener.incoming().flatten().enumerate() {
-                let (seen, first) = (counted.clone(), first.clone());
+            for mut stream in listener.incoming().flatten() {
+                let seen = counted.clone();
                 std::thread::spawn(move || {
                     for answer in [Some(ANSWER), next] {
                         let mut request = Vec::new();
                         while !request.ends_with(b"body") {
                             let mut part = [0; 4096];
                             match stream.read(&mut part) {
-                                Ok(1..) if answer.is_some() => {}
+                                Ok(read @ 1..) if answer.is_some() => request.extend(&part[..read]),
                                 Ok(_) | Err(_) => return, // or the test is over
                             }
-                            request.extend(part.into_iter().take_while(|byte| *byte != 0));
                         }
                         seen.fetch_add(1, Ordering::SeqCst);
-                        if seen.load(Ordering::SeqCst) <= together && at < together {
-                            first.wait();
-                        }
                         let _ = stream.write_all(answer.expect("else it has returned"));
                     }
                 });
@@ -422,17 +420,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_kept_connection_that_is_closed_without_a_word_is_replaced_by_a_new_one() {
-        let (remotes, (remote, seen)) = (Remotes::default(), closes_after_one(2, b"".as_slice()));
-        let (one, other) = tokio::join!(ask(&remotes, &remote), ask(&remotes, &remote));
-        assert_eq!((one, other), ((Ok(200), vec![]), (Ok(200), vec![])));
-        // Both are kept, and as stale as each other.
+        let (remotes, (remote, seen)) = (Remotes::default(), closes_after_one(b"".as_slice()));
+        assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![]));
         assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![Stale::Unanswered]));
-        assert_eq!(seen.load(Ordering::SeqCst), 4);
+        assert_eq!(seen.load(Ordering::SeqCst), 3);
+        let connector = remotes.connectors.of(remote.tls()).await.unwrap();
+        let peer = remotes.peer(&remote).await.ok().unwrap();
+        for (peer, is_kept) in [(never_kept(&peer), false), (peer, true)] {
+            let (_, is_reused) = connector.get_http_session(&peer).await.unwrap();
+            assert_eq!(is_reused, is_kept, "the one over which it was sent again");
+        }
     }
 
     #[tokio::test]
     async fn what_could_not_be_sent_over_a_kept_connection_is_sent_over_a_new_one() {
-        let (remotes, (remote, seen)) = (Remotes::default(), closes_after_one(1, None));
+        let (remotes, (remote, seen)) = (Remotes::default(), closes_after_one(None));
         let large = Bytes::from([vec![b'x'; 32 << 20], b"body".to_vec()].concat());
         assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![]));
         assert_eq!(ask_with(large, &remotes, &remote).await, (Ok(200), vec![Stale::Unsent]));
@@ -442,7 +444,7 @@ mod tests {
     #[tokio::test]
     async fn nothing_is_sent_twice_of_whose_answer_a_byte_has_come() {
         for begun in [b"HTTP/1.1 200 OK\r\ncon".as_slice(), b"H", b"HTTP/1.1 103 Early Hints\r\n\r\n"] {
-            let (remotes, (remote, seen)) = (Remotes::default(), closes_after_one(1, begun));
+            let (remotes, (remote, seen)) = (Remotes::default(), closes_after_one(begun));
             assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![]));
             let (answer, repeats) = ask(&remotes, &remote).await;
             assert!(answer.is_err() && repeats.is_empty(), "{answer:?} {repeats:?}");
@@ -453,7 +455,7 @@ mod tests {
     #[tokio::test]
     async fn a_server_that_has_waited_too_long_on_a_kept_connection_is_asked_on_a_new_one() {
         let late = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
-        let (remotes, (remote, seen)) = (Remotes::default(), closes_after_one(1, late.as_slice()));
+        let (remotes, (remote, seen)) = (Remotes::default(), closes_after_one(late.as_slice()));
         assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![]));
         assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![Stale::Unanswered]));
         assert_eq!(seen.load(Ordering::SeqCst), 3);
