@@ -59,13 +59,14 @@ impl ServeHttp for Monitor {
 
 impl Monitor {
     fn show_metrics(&self, form: Exposition) -> Response<Vec<u8>> {
-        let Overview { metrics, ledger, links, live, readiness, .. } = &self.overview;
+        let Overview { metrics, ledger, links, live, readiness, policy, .. } = &self.overview;
         metrics.set_versions(&readiness.versions());
-        let (policy, now) = (live.load(), Instant::now());
-        metrics.set_limits(&policy.snapshot, &ledger.spent(&policy.snapshot, now));
+        let (generation, now) = (live.load(), Instant::now());
+        metrics.set_limits(&generation.snapshot, &ledger.spent(&generation.snapshot, now));
         metrics.set_breakers(&ledger.breakers(now));
         metrics.set_rollouts(&ledger.rollouts());
         metrics.set_splits(&ledger.splits(now));
+        metrics.scraped.policy_file_in_force.set(policy.read().1.is_none().into());
         metrics.scraped.resident_bytes.set(resident_bytes());
         metrics.scraped.shared_bytes.set(links.shared_bytes().0 as u64);
         if let Some(access) = &self.access {

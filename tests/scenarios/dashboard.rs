@@ -133,10 +133,12 @@ fn a_faulty_policy_file_is_shown_until_it_is_put_right() {
         (!said["policy"]["rejected"].is_null()).then_some(said)
     });
     assert!(said["policy"]["rejected"]["error"].as_str().unwrap().contains("nobody"), "{said:#}");
+    assert_eq!(stack.metric("penstock_policy_file_in_force"), 0.0);
     assert_eq!((&said["policy"]["generation"], &said["policy"]["rejected_count"]), (&json!(1), &json!(1)));
     std::fs::write(&stack.policies, good).unwrap();
     eventually("the fault to be gone", || status(&stack)["policy"]["rejected"].is_null().then_some(()));
     assert_eq!(status(&stack)["policy"]["generation"], 1);
+    assert_eq!(stack.metric("penstock_policy_file_in_force"), 1.0);
 }
 
 fn is_page(answer: &Response) -> bool {

@@ -50,6 +50,8 @@ pub(crate) struct Scraped {
     pub(crate) shared_bytes: Gauge<u64, AtomicU64>,
     /// Lines of the access log that were dropped.
     pub(crate) access_dropped: Counter,
+    /// Whether the policy file says what is in force.
+    pub(crate) policy_file_in_force: Gauge,
     breaker: Family<VersionLabels, Gauge>,
     version_ready: Family<VersionLabels, Gauge>,
     version_named: Family<VersionLabels, Gauge>,
@@ -88,6 +90,11 @@ impl Scraped {
                 registry,
                 "access_log_dropped",
                 "Lines of the access log that were dropped because standard output did not take them in time",
+            ),
+            policy_file_in_force: added(
+                registry,
+                "policy_file_in_force",
+                "Whether the policy file says what is in force; 1 where none is configured",
             ),
             breaker: added(registry, "breaker_state", "0 passing, 1 probing, 2 tripped"),
             version_ready: added(
