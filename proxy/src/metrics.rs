@@ -12,6 +12,7 @@ use crate::drift::Drifts;
 use crate::export::SpanCounts;
 use crate::exposition::{Exposition, Plain};
 use crate::histogram::Histogram;
+use crate::record::Retry;
 use crate::refusal::Refusal;
 use crate::refused::Refused;
 use crate::shadow;
@@ -130,6 +131,9 @@ pub struct VersionMetrics {
 }
 
 pub(crate) type VersionMap = HashMap<String, HashMap<u64, Arc<VersionMetrics>>>;
+
+/// Of requests that reached a version, as [`policies::Outcome`] has them; what was lost is refused.
+const OUTCOMES: [&str; 4] = ["served", "failed", "refused", "abandoned"];
 
 type Exemplary = HistogramWithExemplars<TraceLabel>;
 type PerVersion = Family<VersionLabels, Histogram, fn() -> Histogram>;
@@ -297,9 +301,33 @@ impl Metrics {
         if let Some(handles) = self.known(model, version) {
             return handles;
         }
-        let handles = Arc::new(self.resolve(model, version));
         let mut known = self.versions.write().expect("never poisoned: no panic while held");
-        known.entry(model.to_owned()).or_default().entry(version).or_insert(handles).clone()
+        let versions = known.entry(model.to_owned()).or_default();
+        // Resolved while nobody can forget it: what is counted afterwards would be in no series.
+        versions.entry(version).or_insert_with(|| Arc::new(self.resolve(model, version))).clone()
+    }
+
+    /// A version has gone, and its series go with it. Should it come back, they begin anew.
+    fn forget_version(&self, model: &str, version: u64) {
+        let mut known = self.versions.write().expect("never poisoned: no panic while held");
+        if let Some(versions) = known.get_mut(model) {
+            versions.remove(&version);
+            if versions.is_empty() {
+                known.remove(model);
+            }
+        }
+        let labels = VersionLabels { model: model.to_owned(), version };
+        self.latency.remove(&labels);
+        for family in [&self.queue, &self.run, &self.batch_rows, &self.batch_padding, &self.over_expected] {
+            family.remove(&labels);
+        }
+        let of = |outcome| OutcomeLabels { model: model.to_owned(), version, outcome };
+        for outcome in OUTCOMES {
+            self.outcomes.remove(&of(outcome));
+        }
+        for outcome in shadow::Outcome::ALL {
+            self.shadows.remove(&of(outcome.as_str()));
+        }
     }
 
     /// The counters of all versions that have been asked anything, by model and number.
@@ -318,11 +346,12 @@ impl Metrics {
         let outcome = |outcome| {
             self.outcomes.get_or_create_owned(&OutcomeLabels { model: model.to_owned(), version, outcome })
         };
+        let [served, failed, refused, abandoned] = OUTCOMES.map(outcome);
         VersionMetrics {
-            served: outcome("served"),
-            failed: outcome("failed"),
-            refused: outcome("refused"),
-            abandoned: outcome("abandoned"),
+            served,
+            failed,
+            refused,
+            abandoned,
             latency: self.latency.get_or_create_owned(&labels),
             whole: Histogram::of_seconds(),
             proxy: Histogram::of_seconds(),
@@ -354,9 +383,18 @@ impl Metrics {
     }
 
     /// A model has gone, and its series go with it.
-    fn forget_refusals(&self, model: &str) {
+    fn forget_model(&self, model: &str) {
+        let model = || model.to_owned();
         for reason in Refusal::REASONS {
-            self.refusals.remove(&RefusalLabels { reason, model: model.to_owned() });
+            self.refusals.remove(&RefusalLabels { reason, model: model() });
+        }
+        for verdict in Verdict::ALL {
+            self.canary_verdicts.remove(&VerdictLabels { model: model(), verdict: verdict.as_str() });
+        }
+        for reason in Retry::REASONS {
+            for outcome in Retry::OUTCOMES {
+                self.retries.remove(&RetryLabels { model: model(), reason, outcome });
+            }
         }
     }
 

@@ -60,8 +60,8 @@ impl ServeHttp for Monitor {
 impl Monitor {
     fn show_metrics(&self, form: Exposition) -> Response<Vec<u8>> {
         let Overview { metrics, ledger, links, live, readiness, policy, .. } = &self.overview;
-        metrics.set_versions(&readiness.versions());
         let (generation, now) = (live.load(), Instant::now());
+        metrics.set_versions(&readiness.versions(), now);
         metrics.set_limits(&generation.snapshot, &ledger.spent(&generation.snapshot, now));
         metrics.set_breakers(&ledger.breakers(now));
         metrics.set_rollouts(&ledger.rollouts());

@@ -193,12 +193,7 @@ impl Record {
             metrics.refuse(reason, self.model().unwrap_or_default());
         }
         if let (Some((model, _)), Some(retry)) = (&self.version, self.retry) {
-            let outcome = match retry {
-                Retry::Asked(_) if self.refusal.is_none() => "answered",
-                Retry::Asked(_) => "unanswered",
-                Retry::OverBudget(_) => "over_budget",
-            };
-            metrics.count_retry(model, retry.reason(), outcome);
+            metrics.count_retry(model, retry.reason(), retry.outcome(self.refusal.is_none()));
         }
         if let Some(refusal) = &self.refused {
             metrics.refused.note(refusal, (self.model(), self.number()), SystemTime::now());
@@ -378,9 +373,25 @@ pub(crate) enum Retry {
 }
 
 impl Retry {
+    pub(crate) const REASONS: [&str; 2] = [Self::UNLOADED, Self::ENGINE_REPLACED];
+    pub(crate) const OUTCOMES: [&str; 3] = ["answered", "unanswered", "over_budget"];
+    /// The version is gone.
+    pub(crate) const UNLOADED: &str = "unloaded";
+    /// Another engine has taken over.
+    pub(crate) const ENGINE_REPLACED: &str = "engine_replaced";
+
     fn reason(self) -> &'static str {
         match self {
             Self::Asked(reason) | Self::OverBudget(reason) => reason,
+        }
+    }
+
+    fn outcome(self, is_answered: bool) -> &'static str {
+        let [answered, unanswered, over_budget] = Self::OUTCOMES;
+        match self {
+            Self::Asked(_) if is_answered => answered,
+            Self::Asked(_) => unanswered,
+            Self::OverBudget(_) => over_budget,
         }
     }
 }

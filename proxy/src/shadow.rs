@@ -208,6 +208,8 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
+    pub(crate) const ALL: [Self; 4] = [Self::Agreed, Self::Disagreed, Self::Failed, Self::Dropped];
+
     /// The word for it in metrics.
     pub(crate) fn as_str(self) -> &'static str {
         match self {

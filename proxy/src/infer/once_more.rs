@@ -56,7 +56,7 @@ impl InferPath {
                 if asked.as_ref().is_some_and(|asked| asked.is(&link)) {
                     return None;
                 }
-                ("engine_replaced", self.directory.load(), asking.version)
+                (Retry::ENGINE_REPLACED, self.directory.load(), asking.version)
             }
             Again::Choose if target.pinned.is_some() => return None,
             Again::Choose => {
@@ -70,7 +70,7 @@ impl InferPath {
                 if !is_ready {
                     return None;
                 }
-                ("unloaded", models, chosen.number)
+                (Retry::UNLOADED, models, chosen.number)
             }
         };
         let now = Instant::now();
