@@ -152,7 +152,7 @@ impl Tracer {
     /// `traceparent`, or several, count as none, as the specification asks.
     pub fn begin(&self, headers: &HeaderMap, coin: f64) -> Sampling {
         let parent = if has_parent(headers) {
-            let states = joined(headers);
+            let states = states(headers);
             let headers = Headers { all: headers, states: states.as_deref() };
             let context = self.propagator.extract_with_context(&Context::new(), &headers);
             context.span().span_context().clone()
@@ -235,27 +235,39 @@ fn is_well_formed(traceparent: &[u8]) -> bool {
     is_hex(2) && is_hex(32) && is_hex(16) && is_hex(2)
 }
 
-/// What other vendors have said, where that came in several headers (W3C Trace Context, section 3.3.1); nothing unless all of
-/// them are text.
-fn joined(headers: &HeaderMap) -> Option<String> {
-    let mut all = headers.get_all(&TRACESTATE).iter();
-    let (first, second) = (all.next()?, all.next()?);
-    let all: Result<Vec<_>, _> = [first, second].into_iter().chain(all).map(HeaderValue::to_str).collect();
-    Some(all.map(|all| all.join(",")).unwrap_or_default())
+/// What other vendors have said, in one header or in several; nothing unless all of it is as the specification has it (W3C Trace
+/// Context, section 3.3.1).
+fn states(headers: &HeaderMap) -> Option<String> {
+    let all: Result<Vec<_>, _> = headers.get_all(&TRACESTATE).iter().map(HeaderValue::to_str).collect();
+    let all = all.ok()?.join(",");
+    let mut members =
+        all.split(',').map(|member| member.trim_matches([' ', '\t'])).filter(|member| !member.is_empty());
+    members.all(is_member).then_some(all)
+}
+
+/// Whether this is `key=value` of one vendor.
+fn is_member(member: &str) -> bool {
+    const BYTES_MAX: usize = 256;
+    let Some((key, value)) = member.split_once('=') else { return false };
+    let begins = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_key = key.len() <= BYTES_MAX
+        && key.bytes().next().is_some_and(begins)
+        && key.bytes().all(|byte| begins(byte) || b"_-*/@".contains(&byte));
+    // Spaces at its end are gone, and commas divide.
+    is_key
+        && (1..=BYTES_MAX).contains(&value.len())
+        && value.bytes().all(|byte| matches!(byte, b' '..=b'~') && byte != b'=')
 }
 
 struct Headers<'a> {
     all: &'a HeaderMap,
-    /// In place of several.
+    /// In place of those that came.
     states: Option<&'a str>,
 }
 
 impl Extractor for Headers<'_> {
     fn get(&self, key: &str) -> Option<&str> {
-        match self.states {
-            Some(states) if TRACESTATE == key => Some(states),
-            _ => self.all.get(key)?.to_str().ok(),
-        }
+        if TRACESTATE == key { self.states } else { self.all.get(key)?.to_str().ok() }
     }
 
     fn keys(&self) -> Vec<&str> {
@@ -276,6 +288,29 @@ mod tests {
         assert!(has_parent(&headers));
         headers.append(&TRACEPARENT, parent);
         assert!(!has_parent(&headers));
+    }
+
+    #[test]
+    fn what_other_vendors_say_is_passed_on_whole_or_not_at_all() {
+        let of = |headers: &[&str]| {
+            let mut all = HeaderMap::new();
+            for header in headers {
+                all.append(&TRACESTATE, HeaderValue::from_str(header).unwrap());
+            }
+            states(&all)
+        };
+        let passed = |headers: &[&str]| of(headers).unwrap_or_else(|| panic!("{headers:?}"));
+        assert_eq!(passed(&["rojo=00f0, congo=t61 x,"]), "rojo=00f0, congo=t61 x,");
+        assert_eq!(passed(&["1-tenant*/_@sys=1", "b=2"]), "1-tenant*/_@sys=1,b=2");
+        let long = format!("{}={}", "k".repeat(256), "v".repeat(256));
+        assert_eq!(passed(&[&long]), long);
+        let (key, value) = (format!("{}=v", "k".repeat(257)), format!("k={}", "v".repeat(257)));
+        for text in
+            [",,=,===", "a=1,=", "a=1,b", "a=", "A=1", "_a=1", "a b=1", "a=1=2", "a=\t1", &key, &value]
+        {
+            assert_eq!(of(&[text]), None, "{text}");
+        }
+        assert_eq!(of(&["a=1", "=="]), None);
     }
 
     #[test]
