@@ -237,6 +237,7 @@ impl InferPath {
         let admitted = self.ledger.admit(snapshot, target.model, &head, || call.length(), record.started);
         let admitted = admitted.map_err(|refused| limited(record, refused))?;
         record.quota.clone_from(&admitted.quota);
+        record.stages.admitted = Some(Instant::now());
         Ok(admitted)
     }
 

@@ -87,7 +87,9 @@ pub struct TraceLabel {
 /// in its queue and in the model, see [`VersionMetrics`].
 #[derive(Clone, Debug)]
 pub struct StageMetrics {
-    /// Admission, and the body as it comes.
+    /// The pick of a version, and the limits that need no body.
+    pub admit: Histogram,
+    /// The body as it comes.
     pub read: Histogram,
     /// The body as tensors, its limits, and whoever answers.
     pub decode: Histogram,
@@ -474,7 +476,13 @@ fn stages(registry: &mut Registry) -> StageMetrics {
         Family::new_with_constructor(Histogram::of_short_times),
     );
     let stage = |stage| durations.get_or_create_owned(&StageLabels { stage });
-    StageMetrics { read: stage("read"), decode: stage("decode"), link: stage("link"), reply: stage("reply") }
+    StageMetrics {
+        admit: stage("admit"),
+        read: stage("read"),
+        decode: stage("decode"),
+        link: stage("link"),
+        reply: stage("reply"),
+    }
 }
 
 fn batches(registry: &mut Registry) -> [Counter; wire::Closed::ALL.len()] {

@@ -35,7 +35,9 @@ pub struct Watchers {
 /// When a request got further; `None` where it did not.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Stages {
-    /// It was let in, and its body was complete.
+    /// Its head was enough to let it in.
+    pub admitted: Option<Instant>,
+    /// Its body was complete.
     pub read: Option<Instant>,
     /// It was decoded, and went to the engine.
     pub sent: Option<Instant>,
@@ -146,7 +148,7 @@ impl Record {
         let mut dice = rand::rng();
         self.request_id = Some(RequestId::of(headers, dice.random()));
         if let Some(tracer) = &watchers.tracer {
-            self.sampling = tracer.begin(headers, dice.random());
+            self.sampling = tracer.begin(headers, dice.random(), self.started);
         }
     }
 
@@ -179,8 +181,8 @@ impl Record {
         self.refused = Some(refusal.clone());
     }
 
-    /// Tells everybody; the request is over.
-    pub fn close(&self, Watchers { metrics, ledger, tracer, access }: &Watchers) {
+    /// Tells everybody; the request for this path is over.
+    pub fn close(&self, path: &str, Watchers { metrics, ledger, tracer, access }: &Watchers) {
         let now = Instant::now();
         let failed = match &self.refused {
             Some(refusal) if refusal.status().is_client_error() => Some(Fault::Callers),
@@ -240,7 +242,7 @@ impl Record {
             access.write(&self.line(trace.as_ref().map(|trace| trace.id()), now));
         }
         if let (Some(trace), Some(tracer)) = (&trace, tracer) {
-            tracer.finish(trace, &self.facts(), now);
+            tracer.finish(trace, &self.facts(path), now);
         }
     }
 
@@ -250,14 +252,18 @@ impl Record {
     }
 
     fn observe_stages(&self, metrics: &Metrics, now: Instant) {
-        let Stages { read, sent, answered } = self.stages;
-        let (Some(read), Some(sent), Some(answered)) = (read, sent, answered) else { return };
+        let Stages { admitted: Some(admitted), read: Some(read), sent: Some(sent), answered: Some(answered) } =
+            self.stages
+        else {
+            return;
+        };
         let engine = self
             .timing
             .as_ref()
             .map(|timing| Duration::from_micros(timing.prepare_us + timing.queue_us + timing.run_us));
         let stages = &metrics.stages;
-        stages.read.observe((read - self.started).as_secs_f64());
+        stages.admit.observe((admitted - self.started).as_secs_f64());
+        stages.read.observe((read - admitted).as_secs_f64());
         stages.decode.observe((sent - read).as_secs_f64());
         stages.link.observe((answered - sent).saturating_sub(engine.unwrap_or_default()).as_secs_f64());
         stages.reply.observe((now - answered).as_secs_f64());
@@ -302,13 +308,14 @@ impl Record {
         self.request_id.as_ref().map_or("", RequestId::as_str)
     }
 
-    fn facts(&self) -> Facts<'_> {
+    fn facts<'a>(&'a self, path: &'a str) -> Facts<'a> {
         Facts {
             started: self.started,
             stages: self.stages,
             request_id: self.id(),
             route: self.route,
             method: self.method.as_str(),
+            path,
             status: self.status,
             grpc_status: self.grpc_status,
             model: self.model(),
@@ -430,7 +437,7 @@ mod tests {
             let mut record = Record::begin(&metrics);
             prepare(&mut record);
             record.refuse(&Refusal::NotReady("not yet".into()));
-            record.close(&watchers);
+            record.close("/", &watchers);
         }
         let text = metrics.encode(OpenMetrics);
         assert!(text.contains(r#"penstock_refusals_total{reason="not_ready",model="m"} 2"#), "{text}");
@@ -455,7 +462,7 @@ mod tests {
             record.outcome = Some(policies::Outcome::Served);
             record.timing =
                 Some(Timing { batch_rows: 8, batch_requests: 8, rows: 1, runs, ..Timing::default() });
-            record.close(&watchers);
+            record.close("/", &watchers);
         }
         let text = metrics.encode(OpenMetrics);
         assert!(text.contains(r#"penstock_batch_rows_count{model="m",version="1"} 1"#), "{text}");
@@ -476,7 +483,7 @@ mod tests {
         for is_unready in [true, false] {
             let mut record = Record::begin(&metrics);
             (record.status, record.is_unready) = (if is_unready { 503 } else { 200 }, is_unready);
-            record.close(&watchers);
+            record.close("/", &watchers);
         }
         watchers.access.as_ref().unwrap().close();
         drop(watchers);

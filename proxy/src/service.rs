@@ -83,7 +83,7 @@ impl HttpServerApp for Service {
         if written.is_err() && record.refusal.is_none() {
             record.refuse(&Refusal::ClientGone);
         }
-        record.close(&self.watchers);
+        record.close(session.req_header().uri.path(), &self.watchers);
         written.ok()?; // a client that leaves is no error of ours
         let settings = HttpPersistentSettings::for_session(&session);
         let reusable = session.finish().await.ok()??;

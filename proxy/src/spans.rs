@@ -3,8 +3,10 @@
 //!
 //! ```text
 //! client's span ─▶ POST /v2/models/{model}/infer   (server)
-//!                    ├─ read                       admission, and the body as it comes
-//!                    ├─ decode                     limits of what it holds, the version's breaker
+//!                    ├─ admit                      a version is picked, and limits are asked that need no body
+//!                    ├─ read                       the body as it comes
+//!                    ├─ decode                     limits of what it holds, the version's breaker; the pick, where that asks the body
+//!                    ├─ link                       to the engine, with the wait for the thread, which others have as well
 //!                    ├─ engine pre-processing      where the model declares it
 //!                    ├─ engine queue               links to the batch that it waited for
 //!                    ├─ engine run                 of those that do not tell of the batch; links to it
@@ -12,6 +14,7 @@
 //!                    │    ├─ gather                the inputs of all rows are laid side by side
 //!                    │    ├─ execute               the model
 //!                    │    └─ split                 its outputs are cut into answers
+//!                    ├─ link                       back; both ways where the engine was not told of the trace
 //!                    ├─ POST                       another server's answer (client); that server's own span is under it
 //!                    └─ reply                      written for the client, and taken by it
 //! canary verdict                                    on its own, as long as the step has lasted
@@ -42,8 +45,10 @@ pub struct Facts<'a> {
     pub request_id: &'a str,
     /// Route with placeholders, not the path: a span name must not carry identifiers.
     pub route: &'static str,
-    /// HTTP method.
+    /// HTTP method,
     pub method: &'a str,
+    /// and path, without what a query may hold.
+    pub path: &'a str,
     /// HTTP status, or what it would be.
     pub status: u16,
     /// gRPC status, where that was spoken; the route is the method's full name then.
@@ -56,7 +61,7 @@ pub struct Facts<'a> {
     pub pick: Option<&'static str>,
     /// Its label in the policy.
     pub label: Option<&'a str>,
-    /// Policy generation.
+    /// Policy generation, 0 where none was asked.
     pub generation: u64,
     /// How it ended with the version, if it came so far.
     pub outcome: Option<policies::Outcome>,
@@ -71,6 +76,9 @@ pub struct Facts<'a> {
     /// Of another server that was asked.
     pub(crate) elsewhere: Option<&'a Elsewhere>,
 }
+
+/// A client's path or method is told up to here.
+const TOLD_BYTES_MAX: usize = 256;
 
 const KNOWN_METHODS: [&str; 8] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE"];
 
@@ -95,18 +103,26 @@ type Linked = (SpanContext, Vec<KeyValue>);
 pub(crate) fn of_request(trace: &Trace, facts: &Facts<'_>, now: Instant) -> Vec<SpanParts> {
     let moment = |instant: Instant| trace.started + instant.saturating_duration_since(facts.started);
     let mut spans = vec![server(trace, facts, moment(now))];
-    let Stages { read, sent, answered } = facts.stages;
-    let stages =
-        [("read", Some(facts.started), read), ("decode", read, sent), ("reply", answered, Some(now))];
+    let Stages { admitted, read, sent, answered } = facts.stages;
+    // Whoever was asked first, and whoever has answered last.
+    let elsewhere = facts.elsewhere.map(|elsewhere| (elsewhere.sent, elsewhere.ended.map(|(at, _)| at)));
+    let asked = sent.into_iter().chain(elsewhere.map(|(sent, _)| sent)).min();
+    let told = answered.into_iter().chain(elsewhere.and_then(|(_, ended)| ended)).max();
+    if let (Some(timing), Some(sent)) = (facts.timing, sent) {
+        spans.extend(in_engine(trace, facts, timing, (moment(sent), answered.map(moment))));
+    }
+    spans.extend(facts.elsewhere.map(|elsewhere| client(trace, elsewhere, moment, now)));
+    let stages = [
+        ("admit", Some(facts.started), admitted),
+        ("read", admitted, read),
+        ("decode", read, asked),
+        ("reply", told, Some(now)),
+    ];
     for (name, from, to) in stages {
         if let (Some(from), Some(to)) = (from, to) {
             spans.push(child(trace, name, moment(from), moment(to)));
         }
     }
-    if let (Some(timing), Some(sent)) = (facts.timing, sent) {
-        spans.extend(in_engine(trace, facts, timing, moment(sent)));
-    }
-    spans.extend(facts.elsewhere.map(|elsewhere| client(trace, elsewhere, moment, now)));
     spans
 }
 
@@ -152,7 +168,9 @@ fn server(trace: &Trace, facts: &Facts<'_>, ended: SystemTime) -> SpanParts {
         None => of_http(facts),
         Some(status) => of_grpc(facts.route, status),
     };
-    attributes.push(KeyValue::new("penstock.generation", facts.generation as i64));
+    if facts.generation > 0 {
+        attributes.push(KeyValue::new("penstock.generation", facts.generation as i64));
+    }
     attributes.push(KeyValue::new("penstock.request_id", facts.request_id.to_owned()));
     attributes.extend(facts.model.map(|model| KeyValue::new("penstock.model", model.to_owned())));
     if let (Some(model), Some(version)) = (facts.model, facts.version) {
@@ -166,11 +184,17 @@ fn server(trace: &Trace, facts: &Facts<'_>, ended: SystemTime) -> SpanParts {
     attributes.extend(facts.pick.map(|pick| KeyValue::new("penstock.pick", pick)));
     attributes.extend(facts.label.map(|label| KeyValue::new("penstock.label", label.to_owned())));
     attributes.extend(facts.retry.map(|reason| KeyValue::new("penstock.retry", reason)));
-    attributes.extend(facts.refusal.map(|reason| KeyValue::new(semconv::ERROR_TYPE, reason)));
+    attributes.extend(facts.refusal.map(|reason| KeyValue::new("penstock.refusal", reason)));
     attributes.extend(facts.refused.map(|refusal| KeyValue::new("error.message", refusal.to_string())));
     // A client's mistake is no error of the server (semantic conventions, HTTP server spans).
-    let status =
-        if facts.status >= 500 { Status::error(facts.refusal.unwrap_or_default()) } else { Status::Unset };
+    let status = match facts.status {
+        500.. => {
+            let kind = facts.refusal.map_or_else(|| facts.status.to_string().into(), Cow::Borrowed);
+            attributes.push(KeyValue::new(semconv::ERROR_TYPE, kind));
+            Status::error(facts.refusal.unwrap_or_default())
+        }
+        _ => Status::Unset,
+    };
     SpanParts {
         context: trace.context.clone(),
         parent: trace.parent.span_id(),
@@ -198,17 +222,25 @@ fn reason(pick: &'static str) -> &'static str {
 
 fn of_http(facts: &Facts<'_>) -> (String, Vec<KeyValue>) {
     let method = known(facts.method);
+    let told = |text: &str| text[..text.floor_char_boundary(TOLD_BYTES_MAX)].to_owned();
     let mut attributes = vec![
         KeyValue::new(semconv::HTTP_REQUEST_METHOD, method),
         KeyValue::new(semconv::HTTP_RESPONSE_STATUS_CODE, i64::from(facts.status)),
+        KeyValue::new(semconv::URL_PATH, told(facts.path)),
+        KeyValue::new(semconv::URL_SCHEME, "http"),
     ];
+    let original = (method == OTHER_METHOD).then(|| told(facts.method));
+    attributes.extend(original.map(|method| KeyValue::new(semconv::HTTP_REQUEST_METHOD_ORIGINAL, method)));
     attributes.extend((!facts.route.is_empty()).then(|| KeyValue::new(semconv::HTTP_ROUTE, facts.route)));
-    (format!("{method} {}", facts.route).trim_end().to_owned(), attributes)
+    let name = if method == OTHER_METHOD { "HTTP" } else { method };
+    (format!("{name} {}", facts.route).trim_end().to_owned(), attributes)
 }
+
+const OTHER_METHOD: &str = "_OTHER";
 
 /// What a client makes up must not become a name (semantic conventions, HTTP spans).
 fn known(method: &str) -> &'static str {
-    KNOWN_METHODS.into_iter().find(|known| *known == method).unwrap_or("_OTHER")
+    KNOWN_METHODS.into_iter().find(|known| *known == method).unwrap_or(OTHER_METHOD)
 }
 
 fn of_grpc(method: &'static str, status: &'static str) -> (String, Vec<KeyValue>) {
@@ -238,10 +270,15 @@ fn under(parent: &SpanContext, name: &'static str, from: SystemTime, to: SystemT
     }
 }
 
-/// The wait in the queue, and the batch if it is this request's to tell: that of its first traced member; else, where none
+/// The way there and back, the wait in the queue, and the batch if it is this request's to tell: that of its first traced member; else, where none
 /// was, anybody's who is kept for what has become of it, each in its own trace. An engine that was not told of the trace
-/// says how long both took, not when: they began when the request was `sent`.
-fn in_engine(trace: &Trace, facts: &Facts<'_>, timing: &Timing, sent: SystemTime) -> Vec<SpanParts> {
+/// says how long both took, not when: they are taken to have begun when the request was `sent`.
+fn in_engine(
+    trace: &Trace,
+    facts: &Facts<'_>,
+    timing: &Timing,
+    (sent, answered): (SystemTime, Option<SystemTime>),
+) -> Vec<SpanParts> {
     let model: Arc<str> = facts.model.unwrap_or_default().into();
     let model = || KeyValue::new("penstock.model", model.clone());
     let version = facts.version.and_then(|version| i64::try_from(version).ok());
@@ -259,7 +296,10 @@ fn in_engine(trace: &Trace, facts: &Facts<'_>, timing: &Timing, sent: SystemTime
         sampled(trace_id, SpanId::from_bytes(timing.batch_id.to_be_bytes()))
     });
     let links: Vec<Linked> = batch.iter().map(|batch| (batch.clone(), Vec::new())).collect();
-    let mut spans = Vec::new();
+    // Its clock is that of the wall, which may be set while a request is under way.
+    let link = |from: SystemTime, to: SystemTime| (from < to).then(|| child(trace, "link", from, to));
+    let back = |from: SystemTime| answered.and_then(|answered| link(from, answered));
+    let mut spans: Vec<_> = link(sent, received).into_iter().collect();
     if timing.prepare_us > 0 {
         let attributes = vec![model()];
         spans.push(SpanParts { attributes, ..child(trace, "engine pre-processing", received, prepared) });
@@ -288,6 +328,7 @@ fn in_engine(trace: &Trace, facts: &Facts<'_>, timing: &Timing, sent: SystemTime
     let Some(context) = batch.filter(|_| !members.is_empty()) else {
         let attributes = size.into_iter().chain([position]).collect();
         spans.push(SpanParts { attributes, links, ..child(trace, "engine run", dequeued, ran) });
+        spans.extend(back(ran));
         return spans;
     };
     let stages = stages(&context, timing, dequeued);
@@ -295,6 +336,7 @@ fn in_engine(trace: &Trace, facts: &Facts<'_>, timing: &Timing, sent: SystemTime
     let run = child(trace, "batch", dequeued, ended);
     spans.push(SpanParts { context, attributes: size.into(), links: members, ..run });
     spans.extend(stages);
+    spans.extend(back(ended));
     spans
 }
 
@@ -383,4 +425,134 @@ fn trace_of(high: u64, low: u64) -> Option<TraceId> {
 
 fn sampled(trace_id: TraceId, span_id: SpanId) -> SpanContext {
     SpanContext::new(trace_id, span_id, TraceFlags::SAMPLED, false, TraceState::NONE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opentelemetry::Value;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn facts(started: Instant, stages: Stages) -> Facts<'static> {
+        Facts {
+            started,
+            stages,
+            request_id: "order-7",
+            route: "/v2/models/{model}/infer",
+            method: "POST",
+            path: "/v2/models/m/infer",
+            status: 200,
+            grpc_status: None,
+            model: Some("m"),
+            version: Some(1),
+            pick: None,
+            label: None,
+            generation: 3,
+            outcome: None,
+            retry: None,
+            refusal: None,
+            refused: None,
+            timing: None,
+            elsewhere: None,
+        }
+    }
+
+    fn trace() -> Trace {
+        let context = sampled(TraceId::from(7), SpanId::from(7));
+        Trace { context, parent: SpanContext::NONE, started: SystemTime::UNIX_EPOCH + 1000 * MS }
+    }
+
+    fn attribute<'a>(span: &'a SpanParts, key: &str) -> Option<&'a Value> {
+        let mut all = span.attributes.iter();
+        all.find(|attribute| attribute.key.as_str() == key).map(|attribute| &attribute.value)
+    }
+
+    /// The children of an answered request, in ms from its start.
+    fn children(timing: &Timing) -> Vec<(Cow<'static, str>, i128, i128)> {
+        let (trace, started) = (trace(), Instant::now());
+        let at = |ms: u32| Some(started + ms * MS);
+        let stages = Stages { admitted: at(1), read: at(2), sent: at(3), answered: at(9) };
+        let facts = Facts { timing: Some(timing), ..facts(started, stages) };
+        let spans = of_request(&trace, &facts, started + 10 * MS);
+        let ms = |time: SystemTime| {
+            time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i128 - 1000
+        };
+        let under = |span: &SpanParts| span.parent == trace.context.span_id();
+        let mut children: Vec<_> =
+            spans.into_iter().filter(under).map(|span| (span.name, ms(span.from), ms(span.to))).collect();
+        children.sort_by_key(|(_, from, _)| *from);
+        children
+    }
+
+    #[test]
+    fn no_time_of_an_answered_request_is_in_no_stage() {
+        let told = Timing {
+            received_unix_ns: 1_005_000_000,
+            prepare_us: 1000,
+            queue_us: 1000,
+            run_us: 1000,
+            ..Timing::default()
+        };
+        let name = |name: &'static str, from, to| (Cow::Borrowed(name), from, to);
+        let (before, after) =
+            ([name("admit", 0, 1), name("read", 1, 2), name("decode", 2, 3)], name("reply", 9, 10));
+        let engine = [
+            name("link", 3, 5),
+            name("engine pre-processing", 5, 6),
+            name("engine queue", 6, 7),
+            name("engine run", 7, 8),
+            name("link", 8, 9),
+        ];
+        assert_eq!(children(&told), [&before[..], &engine, std::slice::from_ref(&after)].concat());
+        // An engine that does not say when.
+        let untold = Timing { received_unix_ns: 0, prepare_us: 0, ..told };
+        let engine = [name("engine queue", 3, 4), name("engine run", 4, 5), name("link", 5, 9)];
+        assert_eq!(children(&untold), [&before[..], &engine, &[after]].concat());
+    }
+
+    #[test]
+    fn a_clock_that_was_set_meanwhile_makes_no_stage_that_ends_before_it_begins() {
+        for received_ms in [1, 1000, 1100] {
+            let timing = Timing { received_unix_ns: received_ms * 1_000_000, ..Timing::default() };
+            let all = children(&timing);
+            assert!(all.iter().all(|(_, from, to)| from <= to), "{all:?}");
+        }
+    }
+
+    #[test]
+    fn a_server_span_has_what_the_conventions_ask_of_one() {
+        let (trace, now) = (trace(), Instant::now());
+        let plain = facts(now, Stages::default());
+        let span = |facts: &Facts<'_>| server(&trace, facts, trace.started);
+        let text = |span: &SpanParts, key: &str| attribute(span, key).map(|value| value.to_string());
+        let answered = span(&plain);
+        assert_eq!(answered.name, "POST /v2/models/{model}/infer");
+        assert_eq!(text(&answered, "url.path").as_deref(), Some("/v2/models/m/infer"));
+        assert_eq!(text(&answered, "url.scheme").as_deref(), Some("http"));
+        assert_eq!(text(&answered, "penstock.generation").as_deref(), Some("3"));
+        for absent in ["http.request.method_original", "error.type", "penstock.refusal"] {
+            assert_eq!(text(&answered, absent), None, "{absent}");
+        }
+
+        let refused = span(&Facts { status: 429, refusal: Some("rate_limited"), ..plain });
+        assert_eq!(refused.status, Status::Unset);
+        assert_eq!(text(&refused, "error.type"), None, "it is its caller's");
+        assert_eq!(text(&refused, "penstock.refusal").as_deref(), Some("rate_limited"));
+        let failed =
+            span(&Facts { status: 500, refusal: Some("model_failed"), ..facts(now, Stages::default()) });
+        assert_eq!(text(&failed, "error.type").as_deref(), Some("model_failed"));
+        let unready = span(&Facts { status: 503, ..facts(now, Stages::default()) });
+        assert_eq!(text(&unready, "error.type").as_deref(), Some("503"));
+        assert_eq!(unready.status, Status::error(""));
+
+        let long = "é".repeat(1000);
+        let other =
+            Facts { method: "BREW", route: "", path: &long, generation: 0, ..facts(now, Stages::default()) };
+        let other = span(&other);
+        assert_eq!((&*other.name, text(&other, "http.request.method").as_deref()), ("HTTP", Some("_OTHER")));
+        assert_eq!(text(&other, "http.request.method_original").as_deref(), Some("BREW"));
+        assert_eq!(text(&other, "url.path").map(|path| path.len()), Some(TOLD_BYTES_MAX));
+        assert_eq!(text(&other, "penstock.generation"), None, "no policy was asked");
+    }
 }

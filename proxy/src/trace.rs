@@ -148,9 +148,9 @@ impl Tracer {
         self.sample.store(sample.unwrap_or(self.configured).to_bits(), Ordering::Relaxed);
     }
 
-    /// Whether this request is kept: as its caller decided, else by `coin` in `0..1`. A malformed
-    /// `traceparent`, or several, count as none, as the specification asks.
-    pub fn begin(&self, headers: &HeaderMap, coin: f64) -> Sampling {
+    /// Whether this request is kept, whose head was complete when it `started`: as its caller decided, else by `coin` in `0..1`. A
+    /// malformed `traceparent`, or several, count as none, as the specification asks.
+    pub fn begin(&self, headers: &HeaderMap, coin: f64, started: Instant) -> Sampling {
         let parent = if has_parent(headers) {
             let states = states(headers);
             let headers = Headers { all: headers, states: states.as_deref() };
@@ -161,8 +161,10 @@ impl Tracer {
         };
         match (parent.is_valid(), parent.is_sampled()) {
             (true, false) => Sampling::Declined(parent),
-            (true, true) => Sampling::Kept(Trace::under(parent, SystemTime::now())),
-            (false, _) if coin < self.sample() => Sampling::Kept(Trace::under(parent, SystemTime::now())),
+            (true, true) => Sampling::Kept(Trace::under(parent, ago(started.elapsed()))),
+            (false, _) if coin < self.sample() => {
+                Sampling::Kept(Trace::under(parent, ago(started.elapsed())))
+            }
             (false, _) => Sampling::Left,
         }
     }
@@ -189,8 +191,7 @@ impl Tracer {
             Sampling::Declined(parent) => parent.clone(),
             Sampling::Left => SpanContext::NONE,
         };
-        let started = SystemTime::now().checked_sub(took).unwrap_or(SystemTime::UNIX_EPOCH);
-        Some(Trace::under(parent, started))
+        Some(Trace::under(parent, ago(took)))
     }
 
     /// Hands over the spans of a finished request.
@@ -214,6 +215,11 @@ impl Tracer {
     pub fn shutdown(&self, time_max: Duration) {
         self.export.shutdown(time_max);
     }
+}
+
+/// So long ago, by the clock that the engine has as well.
+fn ago(time: Duration) -> SystemTime {
+    SystemTime::now().checked_sub(time).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// Of two parents nobody knows which one it is.

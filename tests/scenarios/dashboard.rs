@@ -96,6 +96,12 @@ fn the_stages_of_a_request_add_up_to_the_whole() {
         stack.metric("penstock_engine_run_duration_seconds_count{model=\"digits\",version=\"1\"}"),
         1.0
     );
+    for stage in ["admit", "read", "decode", "link", "reply"] {
+        let count = format!("penstock_stage_duration_seconds_count{{stage=\"{stage}\"}}");
+        assert_eq!(stack.metric(&count), 1.0, "{stage}");
+    }
+    let told = stack.metric("process_resident_memory_bytes");
+    assert!((0.5..2.0).contains(&(told / stack.resident_bytes() as f64)), "{told}");
 }
 
 #[test]

@@ -45,8 +45,9 @@ fn a_traced_request_has_a_server_span_a_queue_span_and_a_batch() {
     let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
     let body = std::fs::read(repository("configs/demo/requests/digit-4.json")).expect("a sample request");
     assert_eq!(stack.client().infer("digits", &[("traceparent", parent)], &body).status, 200);
-    let spans = eventually("all spans", || Some(collector.spans()).filter(|spans| spans.len() >= 9));
-    let stages: Vec<_> = ["read", "decode", "reply"].map(|name| named(&spans, name)[0]).into();
+    let spans =
+        eventually("all spans", || Some(collector.spans()).filter(|spans| !named(spans, "reply").is_empty()));
+    let stages: Vec<_> = ["admit", "read", "decode", "reply"].map(|name| named(&spans, name)[0]).into();
     for (before, after) in stages.iter().zip(&stages[1..]) {
         assert!(before.end_time_unix_nano <= after.start_time_unix_nano, "stages follow each other");
     }
@@ -79,6 +80,42 @@ fn a_traced_request_has_a_server_span_a_queue_span_and_a_batch() {
     assert!(inside[2].end_time_unix_nano <= batch.end_time_unix_nano);
     stack.wait_for_metric(r#"penstock_batches_total{closed="everything"}"#, 1.0);
     assert!(queue.end_time_unix_nano <= batch.start_time_unix_nano + 1000);
+}
+
+/// All at once, so that they wait for each other: in the queue, and for the thread that serves them all.
+#[test]
+fn whatever_a_burst_of_requests_waits_for_is_in_a_span_of_each() {
+    const BURST: usize = 40;
+    let collector = Collector::start();
+    let stack = Stack::builder().config(&config(&collector, 1.0)).start();
+    let body = std::fs::read(repository("configs/demo/requests/digit-4.json")).expect("a sample request");
+    std::thread::scope(|scope| {
+        for _ in 0..BURST {
+            scope.spawn(|| assert_eq!(stack.client().infer("digits", &[], &body).status, 200));
+        }
+    });
+    // It is the last that is told of a request.
+    let spans = eventually("all spans", || {
+        Some(collector.spans()).filter(|spans| named(spans, "reply").len() == BURST)
+    });
+    for server in named(&spans, SERVER) {
+        let mut children: Vec<_> =
+            spans.iter().filter(|span| span.parent_span_id == server.span_id).collect();
+        children.sort_by_key(|span| span.start_time_unix_nano);
+        let names: Vec<_> = children.iter().map(|span| &*span.name).collect();
+        for name in ["admit", "read", "decode", "link", "engine queue", "reply"] {
+            assert!(names.contains(&name), "{name} is not among {names:?}");
+        }
+        assert!(names.contains(&"engine run") || names.contains(&"batch"), "{names:?}");
+        let (mut until, mut gaps) = (server.start_time_unix_nano, 0);
+        for child in &children {
+            gaps += child.start_time_unix_nano.saturating_sub(until);
+            until = until.max(child.end_time_unix_nano);
+        }
+        gaps += server.end_time_unix_nano.saturating_sub(until);
+        let took = server.end_time_unix_nano - server.start_time_unix_nano;
+        assert!(gaps * 10 <= took, "{gaps} of {took} ns are in none of {children:?}");
+    }
 }
 
 #[test]
@@ -207,7 +244,7 @@ fn another_server_is_asked_in_a_span_of_its_own_and_goes_on_under_it() {
     assert_eq!(stack.client().infer("m", &traced, &infer_body("x", [1, 1], &[0.0])).status, 200);
     let spans = eventually("both servers' spans", || {
         Some(collector.spans())
-            .filter(|spans| named(spans, SERVER).len() == 2 && !named(spans, "POST").is_empty())
+            .filter(|spans| named(spans, "reply").len() == 2 && !named(spans, "POST").is_empty())
     });
     let client = named(&spans, "POST")[0];
     let servers = named(&spans, SERVER);
@@ -217,6 +254,12 @@ fn another_server_is_asked_in_a_span_of_its_own_and_goes_on_under_it() {
     assert_eq!(client.kind, SpanKind::Client as i32);
     assert_eq!(text(client, "url.full"), format!("http://{}/v2/models/m/infer", there.http));
     assert_eq!(number(client, "http.response.status_code"), 200);
+    let of_first =
+        |name| named(&spans, name).into_iter().find(|span| span.parent_span_id == first[0].span_id);
+    let around =
+        ["decode", "reply"].map(|name| of_first(name).unwrap_or_else(|| panic!("{name} in {spans:?}")));
+    assert_eq!(around[0].end_time_unix_nano, client.start_time_unix_nano, "from the body to the question");
+    assert_eq!(around[1].start_time_unix_nano, client.end_time_unix_nano, "from its answer to ours");
 }
 
 #[test]
@@ -362,7 +405,10 @@ fn a_span_says_which_version_its_caller_got_and_why_or_why_it_got_no_answer() {
         assert_eq!(text(answered, key), value, "{key}");
     }
     assert_eq!((number(answered, "penstock.version"), number(answered, "penstock.generation")), (2, 1));
-    assert_eq!((text(refused, "error.type"), number(refused, "penstock.generation")), ("rate_limited", 1));
+    assert_eq!(
+        (text(refused, "penstock.refusal"), number(refused, "penstock.generation")),
+        ("rate_limited", 1)
+    );
     assert_eq!(number(refused, "http.response.status_code"), 429);
     let status = refused.status.as_ref().map_or(0, |status| status.code);
     assert_eq!(status, 0, "what a caller has to mend is no error of the server");

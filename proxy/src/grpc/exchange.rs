@@ -70,7 +70,7 @@ impl Exchange {
 
     fn count(&mut self) {
         self.is_closed = true;
-        self.record.close(&self.watchers);
+        self.record.close(self.record.route, &self.watchers);
     }
 }
 
