@@ -14,6 +14,7 @@ use crate::metrics::Metrics;
 use crate::policy_state::PolicyState;
 use crate::readiness::Readiness;
 use crate::revisions::{Ask, Asked, Denied, Edit, Revisions, Source};
+use crate::rollout_history::RolloutHistory;
 use crate::supervisor::files_of;
 use anyhow::Context;
 use notify::Watcher;
@@ -41,6 +42,8 @@ pub struct Reload {
     pub readiness: Readiness,
     /// What is counted.
     pub metrics: Arc<Metrics>,
+    /// Told of rollouts that begin: their evidence grows from the first request on.
+    pub courses: Arc<RolloutHistory>,
     /// Told what is in force, and which file is not.
     pub state: Arc<PolicyState>,
     /// What was last read.
@@ -147,6 +150,7 @@ impl Reload {
     async fn publish(&mut self, next: Next, source: Source, restores: Option<u64>) {
         let Next { mut prepared, text, missing } = next;
         let published = self.live.put_in_force(&mut prepared, &self.ledger, Instant::now());
+        self.courses.sample(&self.ledger.rollouts(), SystemTime::now());
         let is_written_otherwise = self.revisions.current().text != text;
         self.revisions.note(published.generation, text, source, restores, SystemTime::now());
         self.state.accept();

@@ -19,7 +19,7 @@ use tokio::task::JoinHandle;
 
 const JUDGE_EVERY: Duration = Duration::from_millis(100);
 
-/// A rollout that nothing tells of is found within this, to show how its evidence grows.
+/// One of which no point is due is looked at again within this.
 const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 
 /// How long a step has lasted is saved so often; everything else when it changes.
@@ -77,6 +77,7 @@ impl Rollouts {
         let (mut kept, mut saving, mut ordered) = (Kept::default(), None, Vec::new());
         let (mut saved, mut sampled, mut generation) = (Instant::now(), Instant::now(), 0);
         let mut is_wanted = false;
+        self.history.sample(&self.ledger.rollouts(), SystemTime::now());
         loop {
             let (mut is_last, mut ended) = (false, None);
             tokio::select! {
@@ -270,6 +271,27 @@ mod tests {
             orders,
         };
         tokio::time::timeout(SAVE_MAX / 2, rollouts.run(is_stopped)).await.expect("nothing to wait for");
+    }
+
+    #[tokio::test]
+    async fn a_rollout_that_a_process_begins_with_has_a_point_at_once() {
+        let text = "models: {m: {canary: {baseline: 1, candidate: 2, steps: [10]}}}";
+        let ledger = Arc::new(Ledger::new());
+        ledger.roll_out(&policies::parse(text, "p").unwrap(), Instant::now());
+        let (_ordering, orders) = mpsc::channel(ORDERS_MAX);
+        let (_stop, is_stopped) = watch::channel(true);
+        let history = Arc::new(RolloutHistory::default());
+        let rollouts = Rollouts {
+            ledger,
+            live: Arc::new(Live::new(policies::Snapshot::default())),
+            metrics: Arc::new(Metrics::new()),
+            tracer: None,
+            history: history.clone(),
+            file: None,
+            orders,
+        };
+        rollouts.run(is_stopped).await;
+        assert_eq!(history.of("m").points.len(), 1);
     }
 
     #[test]

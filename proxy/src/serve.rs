@@ -115,7 +115,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         live: path.live.clone(),
         metrics: metrics.clone(),
         tracer: tracer.clone(),
-        history,
+        history: history.clone(),
         file: config.state.clone(),
         orders,
     };
@@ -126,6 +126,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         ledger: path.ledger.clone(),
         readiness,
         metrics: metrics.clone(),
+        courses: history.clone(),
         state,
         seen,
         revisions,

@@ -56,6 +56,30 @@ fn text(bytes: &[u8]) -> &str {
     std::str::from_utf8(bytes).expect("text")
 }
 
+/// Over within a few requests, and within less time than there is between two looks at it.
+#[test]
+fn what_is_shown_of_a_rollout_begins_before_its_first_request() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Fail)]);
+    let stack = Stack::builder()
+        .policies("models: {m: {split: {weights: {1: 1}}}}\n")
+        .external_engine(engine.socket())
+        .start();
+    let rollout = || Client::new(stack.monitor).get("/status").json()["canaries"]["m"].clone();
+    std::fs::write(&stack.policies, policy(2, "1s")).expect("the policy can be written");
+    stack.wait_for_metric("penstock_policy_generation", 2.0);
+    let begun = rollout();
+    assert_eq!(begun["history"]["points"].as_array().map(Vec::len), Some(1), "{begun:#}");
+    assert_eq!(stack.metric("penstock_canary_step{model=\"m\",version=\"2\"}"), 1.0);
+    until(&stack, "rolled_back");
+    let over = eventually("its verdict", || {
+        let rollout = rollout();
+        (rollout["history"]["marks"].as_array().map(Vec::len) == Some(1)).then_some(rollout)
+    });
+    let points = over["history"]["points"].as_array().expect("points");
+    let evidence = |point: &Value| point["gates"][0][0].as_f64().expect("evidence");
+    assert!(evidence(&points[0]) < 0.1 && evidence(&points[points.len() - 1]) >= 1.0, "{over:#}");
+}
+
 #[test]
 fn a_version_that_does_well_is_rolled_out_to_everybody() {
     let engine = versions();
