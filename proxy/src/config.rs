@@ -11,6 +11,8 @@ use crate::supervisor::{EngineCommand, SUCCESSOR};
 use crate::trace::TraceConfig;
 use anyhow::{Context, ensure};
 use garde::Validate;
+use serde::de::Error as _;
+use serde::de::value::MapDeserializer;
 use serde::{Deserialize, Deserializer};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -70,8 +72,10 @@ struct RawConfig {
     // The engine serves 256 connections. HTTP and gRPC have so many threads each, and others may share it.
     #[garde(range(min = 1, max = 120))]
     workers: usize,
+    #[serde(default, deserialize_with = "given")]
     #[garde(skip)]
     policies: Option<PathBuf>,
+    #[serde(default, deserialize_with = "given")]
     #[garde(skip)]
     state: Option<PathBuf>,
     #[garde(dive)]
@@ -82,6 +86,7 @@ struct RawConfig {
     #[serde(default)]
     #[garde(dive)]
     log: RawLog,
+    #[serde(default, deserialize_with = "traces")]
     #[garde(dive)]
     traces: Option<RawTraces>,
     #[serde(default)]
@@ -95,6 +100,7 @@ struct RawListen {
     http: SocketAddr,
     grpc: Option<SocketAddr>,
     monitor: SocketAddr,
+    #[serde(deserialize_with = "given")]
     admin: Option<SocketAddr>,
 }
 
@@ -141,18 +147,25 @@ struct RawEngine {
     #[serde(default = "yes")]
     #[garde(skip)]
     managed: bool,
+    #[serde(default, deserialize_with = "given")]
     #[garde(skip)]
     socket: Option<PathBuf>,
+    #[serde(default, deserialize_with = "given")]
     #[garde(skip)]
     binary: Option<PathBuf>,
+    #[serde(default, deserialize_with = "given")]
     #[garde(skip)]
     models: Option<PathBuf>,
+    #[serde(default, deserialize_with = "given")]
     #[garde(skip)]
     device: Option<String>,
+    #[serde(default, deserialize_with = "given")]
     #[garde(range(min = 1, max = 1024))]
     lanes: Option<usize>,
+    #[serde(default, deserialize_with = "given")]
     #[garde(range(min = 1, max = 1024))]
     threads_per_lane: Option<usize>,
+    #[serde(default, deserialize_with = "given")]
     #[garde(range(min = 1, max = 1 << 32))]
     memory_mib: Option<u64>,
     #[serde(default)]
@@ -193,6 +206,7 @@ impl Default for RawRequests {
 struct RawLog {
     #[garde(skip)]
     format: Format,
+    #[serde(deserialize_with = "given")]
     #[garde(inner(custom(is_share)))]
     access: Option<f64>,
 }
@@ -378,18 +392,27 @@ fn engine_command(
     Ok(Some(EngineCommand { binary, arguments }))
 }
 
+/// What is off, or as usual, where its key is not there. A key with nothing after it, which may still be commented out, would be the
+/// same without a word.
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    let given = Option::deserialize(deserializer)?;
+    given.map(Some).ok_or_else(|| D::Error::custom("expected a value; without one, leave the key out"))
+}
+
+/// Likewise; what it lacks is named.
+fn traces<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<RawTraces>, D::Error> {
+    let nothing = || MapDeserializer::new(std::iter::empty::<((), ())>());
+    Option::deserialize(deserializer)?.map_or_else(|| RawTraces::deserialize(nothing()), Ok).map(Some)
+}
+
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
-    policies::parse_duration(&text).map_err(serde::de::Error::custom)
+    policies::parse_duration(&text).map_err(D::Error::custom)
 }
 
 fn duration_or_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     let text = String::deserialize(deserializer)?;
-    if text == "0s" {
-        Ok(Duration::ZERO)
-    } else {
-        policies::parse_duration(&text).map_err(serde::de::Error::custom)
-    }
+    if text == "0s" { Ok(Duration::ZERO) } else { policies::parse_duration(&text).map_err(D::Error::custom) }
 }
 
 /// Which `.nan` is not.
@@ -526,6 +549,17 @@ mod tests {
             (&format!("{engine}log: {{access: 2}}"), "access"),
             (&format!("{engine}drain: {{timeout: soon}}"), "got `soon`"),
             (&format!("{engine}lisen: {{}}"), "lisen"),
+            (
+                &format!("{engine}traces:\n#  endpoint: http://x:1\n"),
+                "line 2 column 1: missing field `endpoint`",
+            ),
+            (&format!("{engine}state:\n"), "expected a value; without one, leave the key out"),
+            (&format!("{engine}policies: null\n"), "expected a value"),
+            (&format!("{engine}log: {{access: }}"), "expected a value"),
+            (&format!("{engine}listen: {{admin: ~}}"), "expected a value"),
+            ("engine: {models: models, binary: engine, lanes: }", "expected a value"),
+            ("engine: {models: models, binary: engine, device: }", "expected a value"),
+            (&format!("{engine}requests:\n"), "expected mapping"),
             (
                 &format!("{engine}listen: {{http: '127.0.0.1:1', monitor: '127.0.0.1:1'}}"),
                 "listen.http and listen.monitor take the same address",
