@@ -24,7 +24,7 @@ impl Remote {
         if json {
             return Ok(format!("{all:#}\n"));
         }
-        let text = in_words(&all["canaries"]) + &shares::in_words(&all["splits"]);
+        let text = in_words(&all["canaries"]) + &shares::in_words(&all["splits"], &all["canaries"]);
         let text = if text.is_empty() { "no model has a canary or a split\n".into() } else { text };
         let mut watched = Watched::new(&self.admin);
         watched.take(serde_json::from_value(all).context("the answer is no status")?);
