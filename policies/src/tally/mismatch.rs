@@ -172,9 +172,9 @@ impl Tally {
         let key = self.key.as_ref().map_or_else(String::new, ToString::to_string);
         match cause {
             Cause::OneKey => {
-                let most = majority.unwrap_or_default();
+                let least = majority.unwrap_or_default().floor();
                 format!(
-                    "one value of {key} has made {most:.0} % of the requests or more: so few users are no sample of shares"
+                    "one value of {key} has made at least {least:.0} % of the requests: so few users are no sample of shares"
                 )
             }
             Cause::Instead(instead) => {

@@ -107,6 +107,7 @@ mod tests {
         for line in [
             "penstock_engine_up 1",
             "penstock_engine_resident_bytes 7",
+            "penstock_engine_running 2",
             "penstock_engine_waiting 3",
             "penstock_device_held_bytes 1",
         ] {
