@@ -6,8 +6,8 @@
 //! a lone request on an idle engine beside what it takes to wake any thread, and three times more work than it can do.
 //! The driver shares the cores with what it measures. Saturated rates are in the README.
 //!
-//! What came of the rest, in five runs: a lone request waits 54 to 72 µs for its lane. A lane is woken as soon as a request comes, and it is
-//! read and checked meanwhile; to wake a thread that does nothing else takes 19 to 27 on the core of who wakes it, and 55 to 110 on another.
+//! What came of the rest, in seven runs: a lone request waits 54 to 85 µs for its lane. A lane is woken as soon as a request comes, and it is
+//! read and checked meanwhile; to wake a thread that does nothing else takes 15 to 27 on the core of who wakes it, and 55 to 120 on another.
 //! The driver works on the same two cores, and sent 80 MB of images per second.
 //!
 //! At three times the load with 200 ms each, 0.95 to 1.25 (images, which lie in memory that the engine shares, as a proxy's do) and 1.2 to
