@@ -413,7 +413,7 @@ impl<T: Clone> Batcher<T> {
         self.places.insert((ticket.connection, ticket.id), (ticket.bucket.clone(), place));
         let slot = self.slot(place.urgency);
         let queue = self.queues.entry(ticket.bucket.clone()).or_insert_with(|| Queue::new(&ticket));
-        // What was found out of a version meanwhile holds for those that wait as well.
+        // What was found out of a version meanwhile holds for those that wait in this queue as well.
         (queue.grouping, queue.at_once) = (ticket.grouping, ticket.bound().at_once);
         let head = queue.waiting.first_key_value().map(|(head, _)| *head);
         if head.is_none_or(|head| place < head) {
@@ -432,7 +432,7 @@ impl<T: Clone> Batcher<T> {
     /// What a lane that is idle at `now` is to do: run the most urgent job, and with it others of its bucket, in
     /// their order.
     pub fn next(&mut self, now: Instant) -> Next<T> {
-        let (found, waits_for_room) = self.first();
+        let (found, waits_for_room) = self.first(now);
         let found = found.map(|(bucket, room)| (bucket.clone(), room));
         self.budget.keep(waits_for_room);
         let Some((bucket, room)) = found else { return Next::Idle };
@@ -533,14 +533,14 @@ impl<T: Clone> Batcher<T> {
     }
 
     /// Whether [`Batcher::next`] would give something, now or soon.
-    pub fn has_next(&self) -> bool {
-        self.first().0.is_some()
+    pub fn has_next(&self, now: Instant) -> bool {
+        self.first(now).0.is_some()
     }
 
     /// The queue of the most urgent job whose version may have another run, and the room for that. There is none while the
     /// cores do not suffice for it: if smaller runs went first, it would wait for ever. While it waits for room, which is told
     /// as well, it is the queue of another that needs less.
-    fn first(&self) -> (Option<(&Bucket, Room)>, bool) {
+    fn first(&self, now: Instant) -> (Option<(&Bucket, Room)>, bool) {
         let may_run = |bucket: &Bucket| {
             let running = self.versions.get(&bucket.version).map_or(0, |version| version.running);
             running < self.queues[bucket].at_once
@@ -551,10 +551,10 @@ impl<T: Clone> Batcher<T> {
         };
         let Some((_, first)) = heads().min_by_key(|(place, _)| *place) else { return (None, false) };
         let (room, rest) = (self.budget.room(), self.budget.rest());
-        let waits_for_room = !room.has(0, self.needs(first));
+        let waits_for_room = !room.has(0, self.needs(first, now));
         let found = if waits_for_room {
             let begun = self.begun.iter().filter(|(_, bucket)| may_run(bucket));
-            let others = heads().filter(|(_, bucket)| rest.has(0, self.needs(bucket))).chain(begun);
+            let others = heads().filter(|(_, bucket)| rest.has(0, self.needs(bucket, now))).chain(begun);
             others.min_by_key(|(place, _)| *place).map(|(_, bucket)| (bucket, rest))
         } else {
             Some((first, room))
@@ -562,9 +562,11 @@ impl<T: Clone> Batcher<T> {
         (found.filter(|(bucket, _)| self.has_lanes_for(bucket)), waits_for_room)
     }
 
-    /// What the most urgent job of a queue needs room for.
-    fn needs(&self, bucket: &Bucket) -> usize {
-        self.queues[bucket].waiting.first_key_value().map_or(0, |(_, waiting)| waiting.needs())
+    /// What the most urgent job of a queue needs room for: nothing, if all that is left is to say that it is late.
+    fn needs(&self, bucket: &Bucket, now: Instant) -> usize {
+        let first = self.queues[bucket].waiting.first_key_value().map(|(_, waiting)| waiting);
+        let first = first.filter(|waiting| waiting.ticket.deadline.is_none_or(|deadline| deadline > now));
+        first.map_or(0, Waiting::needs)
     }
 
     /// Whether the cores suffice for another run.

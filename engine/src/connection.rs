@@ -39,6 +39,9 @@ use wire::{
 /// Payloads below this are copied out of the buffer they were read into.
 const COPY_BYTES: usize = 4 << 10;
 
+/// A proxy that takes no byte of its replies for so long does not live.
+const STALLED: Duration = Duration::from_secs(10);
+
 /// Versions that one answer to a `Ping` tells the drift of: the rest is told by the next.
 const DRIFTS_MAX: usize = 16;
 
@@ -199,6 +202,8 @@ pub(crate) enum Ended {
     Region(#[from] region::Outside),
     #[error("it left more than {most} bytes of replies unread")]
     Unread { most: usize },
+    #[error("it has read none of its replies for {} s", STALLED.as_secs())]
+    Stalled,
 }
 
 /// What all connections share.
@@ -267,7 +272,6 @@ struct Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.mailbox.close();
-        self.queue.was_read();
         self.preparers.cancel_connection(self.mailbox.connection);
         self.queue.cancel_connection(self.mailbox.connection);
     }
@@ -583,8 +587,16 @@ async fn until_true(flag: &mut watch::Receiver<bool>) {
 
 async fn write_rest(socket: &Socket, mailbox: &Mailbox, queue: &Queue) -> Result<(), Ended> {
     while let Some(mut segments) = mailbox.next() {
-        socket.write_all(&mut segments).await?;
         queue.was_read();
+        while segments.has_remaining() {
+            let before = segments.remaining();
+            match tokio::time::timeout(STALLED, socket.write_all(&mut segments)).await {
+                Ok(written) => written?,
+                // What it leaves unread takes room that others need.
+                Err(_) if segments.remaining() == before => return Err(Ended::Stalled),
+                Err(_) => {}
+            }
+        }
     }
     queue.was_read();
     Ok(())

@@ -79,6 +79,8 @@ struct Recent {
     median: f32,
     /// Number of its last run among those of all sizes.
     last: u64,
+    /// It has not run since it was taken to be faster because another size was.
+    is_guessed: bool,
 }
 
 impl Curve {
@@ -94,7 +96,7 @@ impl Curve {
         let size = self.sizes.entry(rows).or_default();
         let mut changed = size.observe(micros);
         self.runs += 1;
-        size.last = self.runs;
+        (size.last, size.is_guessed) = (self.runs, false);
         if let Some(micros) = size.much_less() {
             let share = micros / size.median;
             for (other, recent) in &mut self.sizes {
@@ -103,9 +105,11 @@ impl Curve {
                     if OVER * recent.median > micros {
                         recent.begin_anew(micros);
                     }
-                // What made this size slow made all slow; those that have not run since cannot tell.
-                } else if recent.last + OVER_RUNS as u64 <= self.runs {
+                // What made this size slow made all slow; those that have not run since cannot tell. Once: else a size that is now
+                // fast and now slow would make of one that does not run what it likes.
+                } else if recent.last + OVER_RUNS as u64 <= self.runs && !recent.is_guessed {
                     recent.begin_anew((recent.median * share).max(micros));
+                    recent.is_guessed = true;
                 }
             }
             changed = true;

@@ -86,6 +86,9 @@ struct Record {
     ended: Option<Step>,
     #[serde(default)]
     ends: u32,
+    /// This trial leaves nothing out.
+    #[serde(skip)]
+    is_whole: bool,
 }
 
 impl Interrupted {
@@ -123,7 +126,8 @@ impl Interrupted {
         }
         self.records.retain(|record| !record.is_of(model, version));
         let times = times + 1;
-        self.records.push(Record { model: model.to_owned(), version, stamp, times, step: None, ended, ends });
+        let (model, is_whole) = (model.to_owned(), spared.is_none());
+        self.records.push(Record { model, version, stamp, times, step: None, ended, ends, is_whole });
         let many = self.records.len().saturating_sub(RECORDS_MAX);
         self.records.drain(..many);
         self.write();
@@ -176,6 +180,10 @@ impl Record {
 fn excuse_all(records: &mut Vec<Record>, which: impl Fn(&Record) -> bool) {
     for record in records.iter_mut().filter(|record| which(record)) {
         (record.times, record.step) = (0, None);
+        // Every step was gone through, so that whatever has ended an engine before was none of them.
+        if record.is_whole {
+            (record.ended, record.ends) = (None, 0);
+        }
     }
     records.retain(|record| record.times > 0 || record.ended.is_some());
 }

@@ -289,9 +289,10 @@ impl Shared {
 
     fn finish(&self, begun: Begun, ended: Ended) {
         let mut state = self.lock();
-        state.waiting.finish(begun, ended, Instant::now());
+        let now = Instant::now();
+        state.waiting.finish(begun, ended, now);
         // One that takes long may wait for this one's end, while those that sleep have found nothing that they may do.
-        let has_next = state.waiting.has_next();
+        let has_next = state.waiting.has_next(now);
         drop(state);
         if has_next {
             self.wake.notify_one();

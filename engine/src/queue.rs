@@ -283,8 +283,12 @@ impl Queue {
 
     /// Removes all that one connection has waiting.
     pub(crate) fn cancel_connection(&self, connection: u64) {
+        let mut state = self.lock();
         // Named, so that the jobs are freed after the lock is.
-        let cancelled = self.lock().batcher.cancel_connection(connection);
+        let cancelled = state.batcher.cancel_connection(connection);
+        // Others may have waited for what was kept for these.
+        state.batcher.unread(self.unread.load(Ordering::Relaxed));
+        self.wake_one(state);
         drop(cancelled);
     }
 
@@ -302,7 +306,7 @@ impl Queue {
     /// Wakes a lane if one sleeps and there is something for it: each wake-up is a system call.
     fn wake_one(&self, mut state: MutexGuard<'_, State>) {
         // Who is on its way finds all that there is.
-        let is_needed = state.called.is_none() && state.batcher.has_next();
+        let is_needed = state.called.is_none() && state.batcher.has_next(Instant::now());
         let woken = if is_needed { self.pop_idle(&mut state) } else { None };
         drop(state);
         if let Some(lane) = woken {

@@ -101,7 +101,7 @@ mod schedules {
                 self.now += us(500.0);
             }
             must!(self.inside.is_empty(), "never left: {:?}", self.inside.keys());
-            must!(!self.batcher.has_next() && self.batcher.is_empty(), "something is left");
+            must!(!self.batcher.has_next(self.now) && self.batcher.is_empty(), "something is left");
             must!(self.batcher.bytes() == 0, "bytes of nothing");
             must!(self.batcher.backlog(Bound::default(), self.now).is_zero(), "a backlog of nothing");
             Ok(())
@@ -245,7 +245,7 @@ mod schedules {
             while self.running.len() < self.lanes {
                 let batch = match self.batcher.next(self.now) {
                     Next::Idle => {
-                        must!(!self.batcher.has_next(), "there is something to run");
+                        must!(!self.batcher.has_next(self.now), "there is something to run");
                         return Ok(());
                     }
                     Next::Wait(until) => {

@@ -30,7 +30,7 @@ use prometheus_client::metrics::histogram::exponential_buckets;
 use prometheus_client::registry::{Metric, Registry, Unit};
 use scraped::Scraped;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -160,6 +160,8 @@ pub struct Metrics {
     /// What a scrape sets.
     pub(crate) scraped: Scraped,
     versions: Arc<RwLock<VersionMap>>,
+    /// How often one of these was forgotten.
+    forgotten: AtomicU64,
     /// Where the time goes.
     pub stages: StageMetrics,
     /// What became of spans.
@@ -264,7 +266,7 @@ impl Metrics {
             retries: added(
                 registry,
                 "retries",
-                "Requests that the engine did not run and that were to be asked once more, by what came of it",
+                "Requests that the engine did not run, or that another server did not begin to answer, and that were to be asked once more, by what came of it",
             ),
             shadows: added(
                 registry,
@@ -285,6 +287,7 @@ impl Metrics {
             engine,
             drifts,
             versions,
+            forgotten: AtomicU64::new(0),
             refused: Refused::default(),
             registry: Registry::default(),
         };
@@ -303,15 +306,22 @@ impl Metrics {
         if let Some(handles) = self.known(model, version) {
             return handles;
         }
-        let mut known = self.versions.write().expect("never poisoned: no panic while held");
-        let versions = known.entry(model.to_owned()).or_default();
-        // Resolved while nobody can forget it: what is counted afterwards would be in no series.
-        versions.entry(version).or_insert_with(|| Arc::new(self.resolve(model, version))).clone()
+        loop {
+            // Without the lock: a scrape holds the series for as long as it writes them, and nobody is to wait for it here.
+            let forgotten = self.forgotten.load(Ordering::Acquire);
+            let handles = Arc::new(self.resolve(model, version));
+            let mut known = self.versions.write().expect("never poisoned: no panic while held");
+            // What is counted by handles of series that have gone meanwhile would be in no series.
+            if self.forgotten.load(Ordering::Acquire) == forgotten {
+                return known.entry(model.to_owned()).or_default().entry(version).or_insert(handles).clone();
+            }
+        }
     }
 
     /// A version has gone, and its series go with it. Should it come back, they begin anew.
     fn forget_version(&self, model: &str, version: u64) {
         let mut known = self.versions.write().expect("never poisoned: no panic while held");
+        self.forgotten.fetch_add(1, Ordering::AcqRel);
         if let Some(versions) = known.get_mut(model) {
             versions.remove(&version);
             if versions.is_empty() {

@@ -380,12 +380,14 @@ pub(crate) enum Retry {
 }
 
 impl Retry {
-    pub(crate) const REASONS: [&str; 2] = [Self::UNLOADED, Self::ENGINE_REPLACED];
+    pub(crate) const REASONS: [&str; 3] = [Self::UNLOADED, Self::ENGINE_REPLACED, Self::CONNECTION_CLOSED];
     pub(crate) const OUTCOMES: [&str; 3] = ["answered", "unanswered", "over_budget"];
     /// The version is gone.
     pub(crate) const UNLOADED: &str = "unloaded";
     /// Another engine has taken over.
     pub(crate) const ENGINE_REPLACED: &str = "engine_replaced";
+    /// Another server had closed the connection that was kept for it.
+    pub(crate) const CONNECTION_CLOSED: &str = "connection_closed";
 
     fn reason(self) -> &'static str {
         match self {

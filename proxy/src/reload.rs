@@ -21,10 +21,13 @@ use notify::Watcher;
 use policies::{Gone, Ledger, Live, Plan, Prepared, Snapshot, Version};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
+
+/// Nobody waits for the disk for longer.
+const KEPT_MAX: Duration = Duration::from_secs(1);
 
 /// Keeps [`Live`] in step with a file.
 #[derive(Debug)]
@@ -56,8 +59,28 @@ pub struct Reload {
     pub last_good: Option<PathBuf>,
     /// Where those before are.
     pub history: Option<PathBuf>,
+    /// What of these is being written.
+    pub keeping: Arc<Keeping>,
     /// What no policy changes.
     pub fixed: Arc<Fixed>,
+}
+
+/// The policy in force and those before it, on their way to the disk. The newest goes, one at a time.
+#[derive(Debug, Default)]
+pub struct Keeping {
+    newest: Mutex<Option<(String, Revisions)>>,
+    writing: Mutex<()>,
+}
+
+impl Keeping {
+    fn write(&self, policy: &Path, history: &Path) -> anyhow::Result<()> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner).take();
+        // Whoever has come first has written it.
+        let Some((text, revisions)) = newest else { return Ok(()) };
+        files::replace(policy, text.as_bytes())?;
+        files::replace(history, &revisions.to_file())
+    }
 }
 
 /// What the last look at the file has shown.
@@ -185,16 +208,21 @@ impl Reload {
         self.keep().await;
     }
 
-    /// For the next start.
+    /// For the next start. A disk that hangs holds up nothing for long: what it takes later is the newest.
     async fn keep(&self) {
         let (Some(policy), Some(history)) = (self.last_good.clone(), self.history.clone()) else { return };
-        let (text, revisions) = (self.revisions.current().text.clone(), self.revisions.clone());
-        let written = tokio::task::spawn_blocking(move || {
-            files::replace(&policy, text.as_bytes())?;
-            files::replace(&history, &revisions.to_file())
-        });
-        if let Err(error) = written.await.map_err(anyhow::Error::from).flatten() {
-            tracing::error!("the policy in force is not kept for the next start: {error:#}");
+        let newest = (self.revisions.current().text.clone(), self.revisions.clone());
+        *self.keeping.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(newest);
+        let keeping = self.keeping.clone();
+        let written = tokio::task::spawn_blocking(move || keeping.write(&policy, &history));
+        let told = async {
+            if let Err(error) = written.await.map_err(anyhow::Error::from).flatten() {
+                tracing::error!("the policy in force is not kept for the next start: {error:#}");
+            }
+        };
+        let mut told = tokio::spawn(told);
+        if tokio::time::timeout(KEPT_MAX, &mut told).await.is_err() {
+            tracing::warn!("the disk takes its time: the policy in force is not kept for the next start yet");
         }
     }
 
@@ -468,6 +496,22 @@ fn watcher(file: &Path, changed: watch::Sender<Duration>) -> anyhow::Result<noti
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_slow_disk_takes_later_is_the_newest_and_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let (policy, history) = (folder.path().join("policy.yaml"), folder.path().join("history.json"));
+        let revisions = Revisions::new(Vec::new(), "two".into(), |_| false, SystemTime::now());
+        let keeping = Keeping::default();
+        for text in ["one", "two"] {
+            *keeping.newest.lock().unwrap() = Some((text.to_owned(), revisions.clone()));
+        }
+        keeping.write(&policy, &history).unwrap();
+        assert_eq!(std::fs::read_to_string(&policy).unwrap(), "two");
+        std::fs::remove_file(&policy).unwrap();
+        keeping.write(&policy, &history).unwrap();
+        assert!(!policy.exists() && history.exists(), "it was written already");
+    }
 
     #[test]
     fn of_a_file_of_any_length_no_more_is_read_than_a_policy_may_have() {

@@ -120,6 +120,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         orders,
     };
     let reload = config.policies.clone().map(|file| Reload {
+        keeping: Arc::default(),
         file,
         live: path.live.clone(),
         before: None,

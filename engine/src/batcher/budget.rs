@@ -124,7 +124,9 @@ impl Budget {
     /// What the most urgent job may have.
     pub(super) fn room(&self) -> Room {
         let taken = self.held.run_bytes.saturating_add(self.unread);
-        Room { run_bytes: self.limits.run_bytes.saturating_sub(taken), is_all: taken == 0, is_rest: false }
+        let run_bytes = self.limits.run_bytes.saturating_sub(taken);
+        // Whoever does not read must not keep a large job waiting for ever.
+        Room { run_bytes, is_all: self.held.run_bytes == 0, is_rest: false }
     }
 
     /// So many bytes of answers wait to be read by now.

@@ -149,6 +149,9 @@ impl<T: Clone> Batcher<T> {
                 lack = without(lack, waits);
             }
         }
+        if lack.is_nothing() {
+            return Some(victims);
+        }
         let gone = [gone, &victims[..]].concat();
         let Parties(parties) = &self.parties;
         let own = whose(ticket);

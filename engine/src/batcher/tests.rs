@@ -311,8 +311,27 @@ fn answers_that_nobody_has_read_yet_take_the_room_of_runs() {
     world.batcher.unread(1);
     assert_eq!(world.step(), Step::Run(vec![2]));
     world.finish_all(Ended::Ran);
-    assert_eq!(world.step(), Step::Idle, "what is larger than all room waits until nothing is left unread");
+    assert_eq!(world.step(), Step::Run(vec![3]), "who never reads keeps nobody waiting who has to be alone");
+}
+
+#[test]
+fn who_waits_for_room_past_its_deadline_keeps_it_from_nobody() {
+    let mut world = with_room_for_runs();
+    let held = takes(&world, 1, 1, 30);
+    assert!(world.push(held));
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    let deadline = Some(world.now + ms(100));
+    let urgent = Ticket { deadline, ..takes(&world, 2, 2, 40) };
+    assert!(world.push(urgent));
+    let late = takes(&world, 3, 3, 20);
+    world.batcher.unread(15);
+    assert!(world.push(late));
+    assert_eq!(world.step(), Step::Idle, "neither finds room");
     world.batcher.unread(0);
+    assert_eq!(world.step(), Step::Idle, "what is given back is kept for the most urgent");
+    world.now += ms(101);
+    assert!(world.batcher.has_next(world.now));
+    assert_eq!(world.step(), Step::RunAfterExpired(vec![], vec![2]));
     assert_eq!(world.step(), Step::Run(vec![3]));
 }
 
@@ -434,7 +453,7 @@ fn a_serial_bucket_waits_for_its_claim_and_holds_up_nobody_else() {
     world.finish_all(Ended::Failed);
     assert_eq!(world.step(), Step::Run(vec![3]));
     world.finish_all(Ended::Failed);
-    assert!(world.batcher.is_empty() && !world.batcher.has_next());
+    assert!(world.batcher.is_empty() && !world.batcher.has_next(world.now));
 }
 
 #[test]

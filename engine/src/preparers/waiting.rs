@@ -211,8 +211,8 @@ impl<T> Waiting<T> {
     }
 
     /// Whether [`Self::next`] would give something.
-    pub(super) fn has_next(&self) -> bool {
-        self.batcher.has_next()
+    pub(super) fn has_next(&self, now: Instant) -> bool {
+        self.batcher.has_next(now)
     }
 
     /// One has been prepared, or not.

@@ -75,12 +75,12 @@ impl InferPath {
         let (model, version) = (asking.target.model, Version(asking.version));
         let retry = &mut record.retry;
         let may_repeat = |stale| {
-            const REASON: &str = "connection_closed";
             let may = match stale {
                 Stale::Unsent => true,
                 Stale::Unanswered => self.ledger.may_repeat(asking.snapshot, model, version),
             };
-            *retry = Some(if may { Retry::Asked(REASON) } else { Retry::OverBudget(REASON) });
+            let reason = Retry::CONNECTION_CLOSED;
+            *retry = Some(if may { Retry::Asked(reason) } else { Retry::OverBudget(reason) });
             may
         };
         let elsewhere = record.elsewhere.insert(Elsewhere::begin(remote, &method));

@@ -127,7 +127,8 @@ fn attention(lines: &mut Vec<Line<'static>>, status: &Status, width: usize) {
             wrap(lines, &format!("! {model}: the shares are not as declared: {why}"), width, FAIR);
         }
     }
-    let wrong: Vec<_> = status.versions.iter().filter(|version| is_wrong(version)).collect();
+    let mut wrong: Vec<_> = status.versions.iter().filter(|version| is_wrong(version)).collect();
+    wrong.sort_by_key(|version| answers(version));
     let more = wrong.len().saturating_sub(ATTENTION_MAX);
     for version in wrong.into_iter().take(ATTENTION_MAX) {
         let Version { model, version: number, state, reason, breaker, .. } = version;
@@ -146,7 +147,8 @@ fn attention(lines: &mut Vec<Line<'static>>, status: &Status, width: usize) {
         moved(lines, version, width);
     }
     if more > 0 {
-        wrap(lines, &format!("! and {more} more versions are not as they should be"), width, BAD);
+        let versions = if more == 1 { "version is not as it" } else { "versions are not as they" };
+        wrap(lines, &format!("! and {more} more {versions} should be"), width, BAD);
     }
 }
 
@@ -154,12 +156,13 @@ fn attention(lines: &mut Vec<Line<'static>>, status: &Status, width: usize) {
 const DRIFTED: f64 = 0.05;
 
 fn is_wrong(version: &Version) -> bool {
-    let has_tripped = version.breaker.as_ref().is_some_and(|breaker| breaker.state == "tripped");
     let mut tensors = version.drift.iter().flat_map(|drift| &drift.tensors);
-    version.state == "unavailable"
-        || version.state == "missing"
-        || has_tripped
-        || tensors.any(|tensor| tensor.least > DRIFTED)
+    !answers(version) || tensors.any(|tensor| tensor.least > DRIFTED)
+}
+
+fn answers(version: &Version) -> bool {
+    let has_tripped = version.breaker.as_ref().is_some_and(|breaker| breaker.state == "tripped");
+    version.state != "unavailable" && version.state != "missing" && !has_tripped
 }
 
 /// What is not as it was when a version was new.

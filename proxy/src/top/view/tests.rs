@@ -346,6 +346,16 @@ fn more_than_fits_can_be_scrolled_to() {
 }
 
 #[test]
+fn what_does_not_answer_is_told_before_what_has_drifted() {
+    let mut status = reading();
+    let drifting = |number| Version { drift: Some(drifted()), ..version("digits", number, 1, 0) };
+    status.versions = (1..=20).map(drifting).collect();
+    status.versions.push(Version { state: "missing".into(), ..version("z", 1, 0, 0) });
+    let shown = drawn(&watched(status), 100, 20);
+    assert!(shown.lines().nth(1).unwrap().starts_with("! z 1 is missing"), "{shown}");
+}
+
+#[test]
 fn of_a_thousand_versions_that_are_missing_a_dozen_are_told_of_before_the_table() {
     let mut status = reading();
     let missing = |number| Version { state: "missing".into(), ..version("digits", number, 0, 0) };
