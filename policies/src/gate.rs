@@ -9,8 +9,8 @@
 //!   it to which the event has happened: neither does who asks much hide the others, nor what goes well first what fails
 //!   then. So it is counted when the window is over, and not before: what has not failed yet may still. Of copies that are
 //!   compared, the first of a key in each window speaks against the candidate.
-//! - What goes unanswered together is one witness, see `gate/burst.rs`. Whoever leaves sooner than the baseline is known to answer is
-//!   held up by nothing, and has bursts apart: else one who does so all the time would hide what holds up others. And a key that
+//! - What goes unanswered together is one witness, see `gate/burst.rs`. Whoever leaves sooner than the baseline answers nearly all
+//!   is held up by nothing, and has bursts apart: else one who does so all the time would hide what holds up others. And a key that
 //!   says nothing new begins none.
 //!
 //! Whoever leaves without an answer is heard against the baseline where it has no key: it did not choose whom to leave. So is who
@@ -506,8 +506,8 @@ impl Gate {
 
     fn burst_of(&mut self, patience: Patience) -> &mut Burst {
         match patience {
-            Patience::Short => &mut self.burst_of_leavers,
-            Patience::Middling | Patience::Long => &mut self.burst,
+            Patience::Short | Patience::Middling => &mut self.burst_of_leavers,
+            Patience::Long => &mut self.burst,
         }
     }
 }
@@ -593,9 +593,11 @@ impl Worsening {
             keys.extend(key);
             if news.all > 0 {
                 let all = f64::from(news.all);
-                asking.worse.observe_part(f64::from(news.of_candidate) / all, news.by_share / all);
+                let (part, share) = (f64::from(news.of_candidate) / all, news.by_share / all);
+                asking.worse.observe_part(part, share);
                 asking.witnesses += 1;
-                asking.heard.add(news);
+                // It is told of as of one, whose most of it is.
+                asking.heard.hear(part >= 0.5, share);
             }
         }
     }

@@ -295,7 +295,8 @@ impl ModelPolicy {
 
     /// Whether no request gets another version, unless it names that.
     pub(crate) fn chooses_only(&self, version: Version) -> bool {
-        self.split.is_some() && self.fixed_versions().all(|fixed| fixed == version)
+        let mut chosen = self.fixed_versions().chain(self.fallback());
+        self.split.is_some() && chosen.all(|chosen| chosen == version)
     }
 
     /// Whether a rule, the split or a rollout may give somebody this version.

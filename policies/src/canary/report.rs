@@ -97,14 +97,9 @@ pub struct Grounds {
 impl Grounds {
     /// One more, which is the candidate's or not, and would be with this probability.
     pub(crate) fn hear(&mut self, is_candidate: bool, share: f64) {
-        self.add(Self { all: 1, of_candidate: u32::from(is_candidate), by_share: share });
-    }
-
-    /// And these.
-    pub(crate) fn add(&mut self, others: Self) {
-        self.all = self.all.saturating_add(others.all);
-        self.of_candidate = self.of_candidate.saturating_add(others.of_candidate);
-        self.by_share += others.by_share;
+        self.all = self.all.saturating_add(1);
+        self.of_candidate = self.of_candidate.saturating_add(u32::from(is_candidate));
+        self.by_share += share;
     }
 }
 

@@ -11,16 +11,14 @@
 //! whom neither version answers, is on one side for good. So fewer are too few, however long it takes.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use super::burst::Burst;
 use super::sides::Sides;
 use super::{ASKED_EVERY, KEYS_MAX};
 use crate::canary::Grounds;
-
-/// Who leaves within so long after another may have left for the same reason.
-const BURST: Duration = Duration::from_millis(100);
 
 #[derive(Clone, Debug)]
 pub(super) struct Leavers {
@@ -28,8 +26,8 @@ pub(super) struct Leavers {
     questions: [Question; 2],
     /// When the newer one, which is the second, was asked.
     asked: Instant,
-    /// When the last burst of them began.
-    burst: Option<Instant>,
+    /// Who leaves soon after another may have left for the same reason.
+    burst: Burst,
 }
 
 /// Who has left since it was asked.
@@ -51,26 +49,29 @@ pub(super) type Kept = [Question; 2];
 
 impl Leavers {
     pub(super) fn new(now: Instant) -> Self {
-        Self { questions: Kept::default(), asked: now, burst: None }
+        Self { questions: Kept::default(), asked: now, burst: Burst::default() }
     }
 
     /// Somebody has left one side or the other.
     pub(super) fn hear(&mut self, key: u64, is_candidate: bool, share: f64, now: Instant) {
         self.look(now);
         // Who says nothing new begins no burst that would hide others.
-        let goes_on = self.burst.is_some_and(|began| now.saturating_duration_since(began) < BURST);
-        if goes_on || !self.questions.iter().any(|question| question.is_news(key)) {
-            return;
-        }
-        self.burst = Some(now);
-        for question in self.questions.iter_mut().filter(|question| question.is_news(key)) {
-            question.keys.insert(key);
-            question.sides.hear(is_candidate, share);
+        if self.questions.iter().any(|question| question.is_news(key)) {
+            self.burst.hear(Some(key), is_candidate, share, now);
         }
     }
 
-    /// Forgets what was long ago.
+    /// Hears of a burst that is over, and forgets what was long ago.
     pub(super) fn look(&mut self, now: Instant) {
+        if let Some(burst) = self.burst.take_if_over(now) {
+            for question in &mut self.questions {
+                let (news, key) = burst.says(|key| question.is_news(key));
+                if let Some(key) = key {
+                    question.keys.insert(key);
+                    question.sides.hear(news.of_candidate > 0, news.by_share);
+                }
+            }
+        }
         let since = now.saturating_duration_since(self.asked);
         if since >= ASKED_EVERY {
             let newer = std::mem::take(&mut self.questions[1]);

@@ -61,12 +61,11 @@ impl Refusals {
             _ if share == 0.0 => return,
             None => self.without_key.hear(is_candidate, share),
             Some(key) => {
-                let all = self.of_candidate.len() + self.of_baseline.len();
+                if self.is_full() {
+                    return;
+                }
                 let keys = if is_candidate { &mut self.of_candidate } else { &mut self.of_baseline };
                 if !keys.contains_key(&key) {
-                    if all >= KEYS_MAX {
-                        return;
-                    }
                     self.keys.hear(is_candidate, share);
                 }
                 let in_window = self.in_window.entry((is_candidate, key)).or_default();
@@ -86,7 +85,14 @@ impl Refusals {
 
     /// The candidate was asked something that it has not refused, so many of this key in this window.
     pub(super) fn hear_other(&mut self, of_key: Option<u32>) {
-        self.others += u64::from(of_key.is_none_or(|all| all <= OF_KEY_MAX));
+        let counts = |all| !self.is_full() && all <= OF_KEY_MAX;
+        self.others += u64::from(of_key.is_none_or(counts));
+    }
+
+    /// What so many keys have shown stays for this step: if one side of what is counted went on without the other, it would say less and
+    /// less, or more and more.
+    fn is_full(&self) -> bool {
+        self.of_candidate.len() + self.of_baseline.len() >= KEYS_MAX
     }
 
     pub(super) fn close_window(&mut self) {
@@ -175,6 +181,21 @@ mod tests {
             refusals.close_window();
         }
         refusals
+    }
+
+    #[test]
+    fn what_as_many_keys_have_shown_as_are_remembered_is_not_forgotten_for_those_that_come_then() {
+        let mut refusals = Refusals::default();
+        for key in 0..=KEYS_MAX as u64 {
+            let is_candidate = key.is_multiple_of(2);
+            (0..if is_candidate { 20 } else { 2 }).for_each(|_| refusals.hear(Some(key), is_candidate, 0.5));
+            (1..=10).for_each(|all| refusals.hear_other(Some(all)));
+            refusals.close_window();
+        }
+        let shown = refusals.are_too_many(0.05);
+        assert!(shown.is_some());
+        (0..1_000_000).for_each(|_| refusals.hear_other(Some(1)));
+        assert_eq!(refusals.are_too_many(0.05), shown);
     }
 
     #[test]
