@@ -310,6 +310,8 @@ mod tests {
         assert_eq!(ends_in(1, Some(Step::Optimise)), Ok(None));
         assert_eq!([ends_well(1), ends_well(1)], [Ok(Some(Step::Optimise)), Ok(None)], "once is no rule");
         assert_eq!(ends_in(1, Some(Step::Freeze)), Ok(None));
+        assert_eq!(ends_well(1), Ok(Some(Step::Freeze)), "what went well meanwhile is not blamed");
+        assert_eq!(ends_in(1, Some(Step::Freeze)), Ok(None));
         assert_eq!([ends_well(1), ends_well(1)], [Ok(Some(Step::Freeze)), Ok(Some(Step::Freeze))]);
         excuse(&socket);
         assert_eq!(ends_well(1), Ok(Some(Step::Freeze)), "nobody has to find out once more");

@@ -33,8 +33,8 @@ pub(super) struct Hold {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
     run_bytes: usize,
-    /// Nothing has any.
-    is_all: bool,
+    /// Nothing runs that has any: one job may have its turn that takes at least so much, whatever that is.
+    alone_from: Option<usize>,
     /// The rest is kept for somebody more urgent.
     pub(super) is_rest: bool,
 }
@@ -42,7 +42,8 @@ pub(super) struct Room {
 impl Room {
     /// Whether a run that takes so much already may take so much more.
     pub(super) fn has(self, taken: usize, more: usize) -> bool {
-        taken.saturating_add(more) <= self.run_bytes || (self.is_all && taken == 0)
+        let is_alone = || taken == 0 && self.alone_from.is_some_and(|bytes| more >= bytes);
+        taken.saturating_add(more) <= self.run_bytes || is_alone()
     }
 }
 
@@ -125,8 +126,10 @@ impl Budget {
     pub(super) fn room(&self) -> Room {
         let taken = self.held.run_bytes.saturating_add(self.unread);
         let run_bytes = self.limits.run_bytes.saturating_sub(taken);
-        // Whoever does not read must not keep a large job waiting for ever.
-        Room { run_bytes, is_all: self.held.run_bytes == 0, is_rest: false }
+        // Whoever does not read must not keep one waiting for ever that is larger than all room.
+        let alone_from = if self.unread == 0 { 0 } else { self.limits.run_bytes + 1 };
+        let is_all = self.held.run_bytes == 0;
+        Room { run_bytes, alone_from: is_all.then_some(alone_from), is_rest: false }
     }
 
     /// So many bytes of answers wait to be read by now.
@@ -140,7 +143,7 @@ impl Budget {
     /// What others may have while it waits for room.
     pub(super) fn rest(&self) -> Room {
         let Room { run_bytes, .. } = self.room();
-        Room { run_bytes: run_bytes.saturating_sub(self.kept.unwrap_or(0)), is_all: false, is_rest: true }
+        Room { run_bytes: run_bytes.saturating_sub(self.kept.unwrap_or(0)), alone_from: None, is_rest: true }
     }
 
     /// Whether the most urgent job waits for room.
