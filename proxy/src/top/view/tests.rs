@@ -142,8 +142,8 @@ fn check_of(status: Status, width: u16, height: u16, expect: &str, keys: &str) {
 fn a_wide_terminal_shows_everything() {
     let expect = "
 penstock ready  99/s  81/s refused  12 in flight  engine 152 MB  policy 4  up 10 s  3 in the engine  cpu  127.0.0.1:8002
-! digits 2: input pixels[2J has moved by 0.13 bits since the version was new
 ! sentence-embeddings-multilingual 1 keeps failing: its breaker is open for 7 s
+! digits 2: input pixels[2J has moved by 0.13 bits since the version was new
 
 VERSION                                   STATE  SHARE     OF     RATE  FAILED    P50    P99  PROXY  QUEUE    RUN  ROWS DRIFT
 digits 1                                  ready    90%    90%     89/s      0%  1.3ms  1.4ms   50us  200us  1.0ms   4.0     -
