@@ -409,7 +409,7 @@ fn while_one_version_hangs_the_others_are_loaded_and_it_becomes_ready_when_it_co
     folder.disk.shut();
     folder.put_file(1, |file| (file.hangs, file.factor) = (true, Ok(2.0)));
     folder.put(2, Ok(3.0));
-    let patience = Duration::from_millis(20);
+    let patience = Duration::from_millis(200);
     let engine = Engine::start_library(folder.library(), |settings| settings.load_patience = patience);
     let mut client = engine.connect();
     until(&mut client, |index| {
