@@ -33,7 +33,7 @@ pub(super) struct Hold {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Room {
     run_bytes: usize,
-    /// Nothing runs that has any: one job may have its turn that takes at least so much, whatever that is.
+    /// While nothing else holds any: a job that takes at least so much may have its turn, however much that is.
     alone_from: Option<usize>,
     /// The rest is kept for somebody more urgent.
     pub(super) is_rest: bool,
