@@ -14,7 +14,7 @@ const CLIENTS: usize = 200;
 /// Prints it.
 pub(crate) fn cancels() -> anyhow::Result<()> {
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Hang)]);
-    let server = Server::penstock_at(engine.socket())?;
+    let server = Server::penstock_at(engine.socket(), "models: {}\n")?;
     let body = infer_body("x", [1, 1], &[0.0]);
     let length = body.len();
     let head = format!("POST /v2/models/m/infer HTTP/1.1\r\nHost: bench\r\nContent-Length: {length}\r\n\r\n");

@@ -26,6 +26,7 @@ mod large_policy;
 mod load;
 mod paired;
 mod reloads;
+mod scrapes;
 mod server;
 mod soak;
 mod watched;
@@ -84,6 +85,7 @@ fn main() -> anyhow::Result<()> {
             watched::line();
             watched::account();
             watched::scrape();
+            scrapes::scrapes()?;
         }
         Options { mlserver: true, .. } => {
             println!("64 floats as JSON to a linear model");

@@ -30,6 +30,8 @@ pub(crate) struct Watched {
 pub(crate) struct Server {
     pub(crate) name: &'static str,
     pub(crate) address: SocketAddr,
+    /// Where it is watched; of penstock only.
+    pub(crate) monitor: Option<SocketAddr>,
     /// Sent on each connection again and again.
     pub(crate) request: Vec<u8>,
     process: Child,
@@ -56,7 +58,8 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .context("haproxy: install it first (apt-get install haproxy)")?;
-        Self { name: "HAProxy", address, request: request(), process, folder }.once_it_listens()
+        Self { name: "HAProxy", address, monitor: None, request: request(), process, folder }
+            .once_it_listens()
     }
 
     /// Penstock with everything on, and the engine that it starts, splitting 90 to 10 over two versions.
@@ -97,10 +100,12 @@ impl Server {
         Self::penstock_with(name, folder, request, &more)
     }
 
-    /// Penstock with an engine that somebody else runs, at this socket.
-    pub(crate) fn penstock_at(socket: &Path) -> anyhow::Result<Self> {
-        let more = format!("engine: {{managed: false, socket: '{}'}}\n", socket.display());
-        Self::penstock_with("penstock", tempfile::tempdir()?, request(), &more)
+    /// Penstock with an engine that somebody else runs, at this socket, and these policies.
+    pub(crate) fn penstock_at(socket: &Path, policies: &str) -> anyhow::Result<Self> {
+        let folder = tempfile::tempdir()?;
+        std::fs::write(folder.path().join("policies.yaml"), policies)?;
+        let engine = format!("engine: {{managed: false, socket: '{}'}}\n", socket.display());
+        Self::penstock_with("penstock", folder, request(), &format!("policies: policies.yaml\n{engine}"))
     }
 
     fn penstock_with(
@@ -120,7 +125,8 @@ impl Server {
         let mut process = command.spawn()?;
         let mut out = process.stdout.take().context("it was asked for")?;
         std::thread::spawn(move || std::io::copy(&mut out, &mut std::io::sink()));
-        let server = Self { name, address, request, process, folder }.once_it_listens()?;
+        let server =
+            Self { name, address, monitor: Some(monitor), request, process, folder }.once_it_listens()?;
         harness::eventually("penstock to be ready", || {
             (harness::Client::new(address).get("/v2/health/ready").status == 200).then_some(())
         });
@@ -156,8 +162,8 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()
             .context("mlserver")?;
-        let server =
-            Self { name: "MLServer", address, request: request(), process, folder }.once_it_listens()?;
+        let server = Self { name: "MLServer", address, monitor: None, request: request(), process, folder }
+            .once_it_listens()?;
         harness::eventually("MLServer to have loaded its model", || {
             (harness::Client::new(address).get("/v2/models/digits/ready").status == 200).then_some(())
         });

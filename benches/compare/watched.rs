@@ -1,5 +1,6 @@
 //! What watching costs by itself, without sockets: a line of the access log; the account of one request, which nothing switches
-//! off; a scrape of `/metrics` with many models. What it adds to requests over sockets, `paired.rs` measures, each round with its neighbour.
+//! off; the text of `/metrics` with many models whose distributions are watched. What it adds to requests over sockets, `paired.rs`
+//! measures, each round with its neighbour; a scrape over a socket, `scrapes.rs`.
 //!
 //! What came of it, in 80 pairs: 1 % of traces and a line for every request in the access log take 1.04 to 1.05 times as much CPU as
 //! neither (1.035 to 1.052 in five runs, 1.031 to 1.057 in 19 of 20 cases); the lines alone 1.03, the traces alone 1.02 to 1.03, and nothing, in a

@@ -27,9 +27,11 @@ impl Format {
 /// Level from `PENSTOCK_LOG`, such as `debug` or `info,proxy=debug`; the engine inherits it.
 pub fn start(format: Format) -> anyhow::Result<()> {
     // Pingora logs a line per start of each service, and an error for every client that leaves.
-    let default = "info,pingora=warn,pingora_core=warn,pingora_core::apps=off";
-    let filter = std::env::var("PENSTOCK_LOG").unwrap_or_else(|_| default.to_owned());
-    let filter = EnvFilter::try_new(&filter).with_context(|| format!("PENSTOCK_LOG=`{filter}`"))?;
+    // Who names it hears it.
+    let quiet = "pingora=warn,pingora_core=warn,pingora_core::apps=off";
+    let asked = std::env::var("PENSTOCK_LOG").unwrap_or_else(|_| "info".to_owned());
+    let filter = EnvFilter::try_new(format!("{quiet},{asked}"));
+    let filter = filter.with_context(|| format!("PENSTOCK_LOG=`{asked}`"))?;
     event_log::start(filter, format == Format::Json);
     Ok(())
 }

@@ -285,8 +285,9 @@ async fn exchange(
             },
         }
         let head = session.response_header().expect("it was just read");
-        // It has waited for a request, and closes the connection just as one comes.
-        if is_reused && !is_heard && head.status == StatusCode::REQUEST_TIMEOUT {
+        // It has waited for a request, and closes the connection just as one comes. Who keeps it has seen the request.
+        let is_of_waiting = head.status == StatusCode::REQUEST_TIMEOUT && names(&head.headers, "close");
+        if is_reused && !is_heard && is_of_waiting {
             let why = "it has closed the connection before it saw the request";
             let closed = pingora::Error::explain(pingora::ErrorType::ConnectionClosed, why);
             return Err(Failed::Stale(Stale::Unanswered, closed));
@@ -338,13 +339,14 @@ fn is_of_silence(error: &pingora::Error) -> bool {
 /// Whether a header is for the other end, and not for the connection or told anew.
 fn passes(name: &HeaderName, all: &HeaderMap) -> bool {
     const TOLD_ANEW: [HeaderName; 3] = [header::HOST, header::CONTENT_LENGTH, header::EXPECT];
-    let is_named = || {
-        let named = all.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
-        let mut named = named.flat_map(|value| value.split(','));
-        named.any(|named| named.trim().eq_ignore_ascii_case(name.as_str()))
-    };
     let is_ours = HOP_BY_HOP.contains(name) || TOLD_ANEW.contains(name);
-    !is_ours && (OF_THE_BODY.contains(name) || !is_named())
+    !is_ours && (OF_THE_BODY.contains(name) || !names(all, name.as_str()))
+}
+
+/// Whether `Connection` has this among what it names.
+fn names(headers: &HeaderMap, option: &str) -> bool {
+    let named = headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
+    named.flat_map(|value| value.split(',')).any(|named| named.trim().eq_ignore_ascii_case(option))
 }
 
 fn failed(error: &pingora::Error) -> Refusal {
@@ -459,6 +461,15 @@ mod tests {
         assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![]));
         assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![Stale::Unanswered]));
         assert_eq!(seen.load(Ordering::SeqCst), 3);
+    }
+
+    #[tokio::test]
+    async fn what_a_server_calls_late_and_keeps_its_connection_for_is_its_answer() {
+        let late = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\n\r\n";
+        let (remotes, (remote, seen)) = (Remotes::default(), closes_after_one(late.as_slice()));
+        assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![]));
+        assert_eq!(ask(&remotes, &remote).await, (Ok(408), vec![]));
+        assert_eq!(seen.load(Ordering::SeqCst), 2);
     }
 
     #[test]
