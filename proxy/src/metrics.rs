@@ -1,18 +1,18 @@
 //! Every metric, declared once: what is counted as requests come and go stands here, what is set anew at each scrape in
 //! [`scraped`], and what the engine says of itself in [`engine`]. Decides names, labels and buckets; never when to count (that is
-//! [`crate::record`]'s).
+//! [`crate::record`]'s). What was counted goes some time after what it was counted of, see [`gone`].
 //!
 //! Label values come from the policy, the engine's index and closed lists, never from what a client sent, so
 //! that no client can make the number of series grow.
 
 mod engine;
+mod gone;
 mod scraped;
 
 use crate::drift::Drifts;
 use crate::export::SpanCounts;
 use crate::exposition::{Exposition, Plain};
 use crate::histogram::Histogram;
-use crate::record::Retry;
 use crate::refusal::Refusal;
 use crate::refused::Refused;
 use crate::shadow;
@@ -20,6 +20,7 @@ use crate::statistics::Statistics;
 use crate::status::Copies;
 use crate::triton_metrics::TritonMetrics;
 pub use engine::EngineHealth;
+use gone::Present;
 use policies::Verdict;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -31,7 +32,7 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 use scraped::Scraped;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, Mutex, RwLock};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct VersionLabels {
@@ -134,6 +135,9 @@ pub struct VersionMetrics {
 
 pub(crate) type VersionMap = HashMap<String, HashMap<u64, Arc<VersionMetrics>>>;
 
+/// Refusals of one model, by reason as [`Refusal::REASONS`] has it.
+type RefusalCounters = [Counter; Refusal::REASONS.len()];
+
 /// Of requests that reached a version, as [`policies::Outcome`] has them; what was lost is refused.
 const OUTCOMES: [&str; 4] = ["served", "failed", "refused", "abandoned"];
 
@@ -160,6 +164,10 @@ pub struct Metrics {
     /// What a scrape sets.
     pub(crate) scraped: Scraped,
     versions: Arc<RwLock<VersionMap>>,
+    /// Of every model that has any, and of none.
+    refused_models: RwLock<HashMap<String, RefusalCounters>>,
+    /// Of what there are series.
+    present: Mutex<Present>,
     /// How often one of these was forgotten.
     forgotten: AtomicU64,
     /// Where the time goes.
@@ -287,6 +295,8 @@ impl Metrics {
             engine,
             drifts,
             versions,
+            refused_models: RwLock::default(),
+            present: Mutex::default(),
             forgotten: AtomicU64::new(0),
             refused: Refused::default(),
             registry: Registry::default(),
@@ -315,30 +325,6 @@ impl Metrics {
             if self.forgotten.load(Ordering::Acquire) == forgotten {
                 return known.entry(model.to_owned()).or_default().entry(version).or_insert(handles).clone();
             }
-        }
-    }
-
-    /// A version has gone, and its series go with it. Should it come back, they begin anew.
-    fn forget_version(&self, model: &str, version: u64) {
-        let mut known = self.versions.write().expect("never poisoned: no panic while held");
-        self.forgotten.fetch_add(1, Ordering::AcqRel);
-        if let Some(versions) = known.get_mut(model) {
-            versions.remove(&version);
-            if versions.is_empty() {
-                known.remove(model);
-            }
-        }
-        let labels = VersionLabels { model: model.to_owned(), version };
-        self.latency.remove(&labels);
-        for family in [&self.queue, &self.run, &self.batch_rows, &self.batch_padding, &self.over_expected] {
-            family.remove(&labels);
-        }
-        let of = |outcome| OutcomeLabels { model: model.to_owned(), version, outcome };
-        for outcome in OUTCOMES {
-            self.outcomes.remove(&of(outcome));
-        }
-        for outcome in shadow::Outcome::ALL {
-            self.shadows.remove(&of(outcome.as_str()));
         }
     }
 
@@ -389,34 +375,30 @@ impl Metrics {
 
     /// Shows that a model has had no refusals yet, of any reason: what is born as 1 has not increased.
     fn expect_refusals(&self, model: &str) {
-        for reason in Refusal::REASONS {
-            self.refusals.get_or_create_owned(&RefusalLabels { reason, model: model.to_owned() });
-        }
-    }
-
-    /// A model has gone, and its series go with it.
-    fn forget_model(&self, model: &str) {
-        let model = || model.to_owned();
-        for reason in Refusal::REASONS {
-            self.refusals.remove(&RefusalLabels { reason, model: model() });
-        }
-        for verdict in Verdict::ALL {
-            self.canary_verdicts.remove(&VerdictLabels { model: model(), verdict: verdict.as_str() });
-        }
-        for reason in Retry::REASONS {
-            for outcome in Retry::OUTCOMES {
-                self.retries.remove(&RetryLabels { model: model(), reason, outcome });
-            }
+        if !self.refused_models.read().expect("never poisoned: no panic while held").contains_key(model) {
+            self.refusals_of(model, |_| ());
         }
     }
 
     /// Counts a refusal of a model that exists, or of none.
     pub fn refuse(&self, reason: &'static str, model: &str) {
-        debug_assert!(
-            Refusal::REASONS.contains(&reason),
-            "{reason} began as nothing: its first burst would not be seen"
-        );
-        self.refusals.get_or_create_owned(&RefusalLabels { reason, model: model.to_owned() }).inc();
+        let place = Refusal::REASONS.iter().position(|known| *known == reason);
+        debug_assert!(place.is_some(), "{reason} is not among those that begin as nothing");
+        let count = |counters: &RefusalCounters| place.map(|place| counters[place].inc());
+        if let Some(counters) =
+            self.refused_models.read().expect("never poisoned: no panic while held").get(model)
+        {
+            count(counters);
+            return;
+        }
+        self.refusals_of(model, count);
+    }
+
+    fn refusals_of<T>(&self, model: &str, then: impl FnOnce(&RefusalCounters) -> T) -> T {
+        let mut known = self.refused_models.write().expect("never poisoned: no panic while held");
+        let counter =
+            |reason| self.refusals.get_or_create_owned(&RefusalLabels { reason, model: model.to_owned() });
+        then(known.entry(model.to_owned()).or_insert_with(|| Refusal::REASONS.map(counter)))
     }
 
     /// Counts a request that was to be asked once more.

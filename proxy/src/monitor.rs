@@ -61,7 +61,7 @@ impl Monitor {
     fn show_metrics(&self, form: Exposition) -> Response<Vec<u8>> {
         let Overview { metrics, ledger, links, live, readiness, policy, .. } = &self.overview;
         let (generation, now) = (live.load(), Instant::now());
-        metrics.set_versions(&readiness.versions(), now);
+        metrics.set_versions(&readiness.versions());
         metrics.set_limits(&generation.snapshot, &ledger.spent(&generation.snapshot, now));
         metrics.set_breakers(&ledger.breakers(now));
         metrics.set_rollouts(&ledger.rollouts());

@@ -95,6 +95,20 @@ impl Readiness {
         all
     }
 
+    /// Every model, and every version of it, that the engine has or the policy names.
+    pub(crate) fn names(&self) -> BTreeMap<String, BTreeSet<u64>> {
+        let (models, generation) = (self.directory.load(), self.live.load());
+        let mut names: BTreeMap<String, BTreeSet<u64>> = BTreeMap::new();
+        for entry in models.entries() {
+            names.entry(entry.name.clone()).or_default().insert(entry.version);
+        }
+        for (model, policy) in generation.snapshot.models() {
+            let mentioned = policy.mentioned().into_iter().map(|number| number.0);
+            names.entry(model.to_owned()).or_default().extend(mentioned);
+        }
+        names
+    }
+
     /// A model is ready when every version to which its policy sends somebody answers, and the highest ready one where it
     /// names none.
     fn model(&self, models: &Models, snapshot: &Snapshot, name: &str) -> Result<(), String> {
@@ -239,6 +253,13 @@ mod tests {
         let lost = readiness(BOTH, &[(1, ModelState::Ready)]);
         lost.directory.disconnect();
         assert!(lost.versions().values().all(|version| !version.is_ready));
+    }
+
+    #[test]
+    fn a_model_is_known_by_its_name_even_if_there_is_no_version_of_it() {
+        let policy = "models: {m: {split: {weights: {1: 90, 3: 10}}}, none: {deadline: 1s}}";
+        let names = readiness(policy, &[(1, ModelState::Ready), (2, ModelState::Unavailable)]).names();
+        assert_eq!(names, [("m".to_owned(), [1, 2, 3].into()), ("none".to_owned(), [].into())].into());
     }
 
     #[test]

@@ -1,10 +1,11 @@
 //! Looks after canaries and splits: asks a few times a second for verdicts on the ones, and whether what is seen of both is
 //! what was declared; tells that, and keeps how far canaries are in a file, so that a restart goes on where it was, and with
 //! them the rings of splits, so that it moves no user. Decides nothing: verdicts are the core's. A disk that is slow holds
-//! up nobody else.
+//! up nobody else. At some of these times it has forgotten, as well, what was counted of versions that are gone.
 
 use crate::files;
 use crate::metrics::Metrics;
+use crate::readiness::Readiness;
 use crate::rollout_history::RolloutHistory;
 use crate::trace::Tracer;
 use anyhow::Context;
@@ -25,6 +26,9 @@ const SAMPLE_EVERY: Duration = Duration::from_secs(1);
 /// How long a step has lasted is saved so often; everything else when it changes.
 const SAVE_EVERY: Duration = Duration::from_secs(10);
 
+/// What was counted of versions that are gone is looked for so often; it stays for minutes.
+const FORGET_EVERY: Duration = Duration::from_secs(10);
+
 /// A disk that takes longer hangs: nothing waits for it, and that is told.
 const SAVE_MAX: Duration = Duration::from_secs(5);
 
@@ -35,6 +39,8 @@ pub struct Rollouts {
     pub ledger: Arc<Ledger>,
     /// Where splits are.
     pub live: Arc<Live>,
+    /// Knows which versions there are.
+    pub readiness: Readiness,
     /// What is counted.
     pub metrics: Arc<Metrics>,
     /// Where verdicts go as spans, if traces are on.
@@ -76,7 +82,7 @@ impl Rollouts {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let (mut kept, mut saving, mut ordered) = (Kept::default(), None, Vec::new());
         let (mut saved, mut sampled, mut generation) = (Instant::now(), Instant::now(), 0);
-        let mut is_wanted = false;
+        let (mut is_wanted, mut forgot) = (false, None::<Instant>);
         self.history.sample(&self.ledger.rollouts(), SystemTime::now());
         loop {
             let (mut is_last, mut ended) = (false, None);
@@ -90,6 +96,10 @@ impl Rollouts {
             let now = Instant::now();
             if let Some(result) = ended {
                 self.end(saving.take(), result, &mut kept);
+            }
+            if forgot.is_none_or(|forgot| now.duration_since(forgot) >= FORGET_EVERY) {
+                self.metrics.forget_gone(&self.readiness.names(), now);
+                forgot = Some(now);
             }
             let in_force = self.live.load().number;
             let is_new = self.judge(now, &mut sampled) || in_force != generation;
@@ -257,41 +267,58 @@ fn tell(model: &str, record: &Record) {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_process_that_has_nothing_to_save_ends_at_once() {
-        let (_ordering, orders) = mpsc::channel(ORDERS_MAX);
-        let (_stop, is_stopped) = watch::channel(true);
+    /// Of a process that saves nothing; and who may order something of it.
+    fn rollouts(policy: &str) -> (Rollouts, mpsc::Sender<Saved>) {
+        let snapshot = policies::parse(policy, "p").unwrap();
+        let (ordering, orders) = mpsc::channel(ORDERS_MAX);
+        let ledger = Arc::new(Ledger::new());
+        ledger.roll_out(&snapshot, Instant::now());
+        let live = Arc::new(Live::new(snapshot));
+        let readiness = Readiness {
+            drain: Arc::default(),
+            directory: Arc::default(),
+            live: live.clone(),
+            ledger: ledger.clone(),
+        };
         let rollouts = Rollouts {
-            ledger: Arc::default(),
-            live: Arc::new(Live::new(policies::Snapshot::default())),
+            ledger,
+            live,
+            readiness,
             metrics: Arc::new(Metrics::new()),
             tracer: None,
             history: Arc::default(),
             file: None,
             orders,
         };
+        (rollouts, ordering)
+    }
+
+    #[tokio::test]
+    async fn a_process_that_has_nothing_to_save_ends_at_once() {
+        let (rollouts, _ordering) = rollouts("models: {}");
+        let (_stop, is_stopped) = watch::channel(true);
         tokio::time::timeout(SAVE_MAX / 2, rollouts.run(is_stopped)).await.expect("nothing to wait for");
     }
 
     #[tokio::test]
     async fn a_rollout_that_a_process_begins_with_has_a_point_at_once() {
         let text = "models: {m: {canary: {baseline: 1, candidate: 2, steps: [10]}}}";
-        let ledger = Arc::new(Ledger::new());
-        ledger.roll_out(&policies::parse(text, "p").unwrap(), Instant::now());
-        let (_ordering, orders) = mpsc::channel(ORDERS_MAX);
+        let (rollouts, _ordering) = rollouts(text);
         let (_stop, is_stopped) = watch::channel(true);
-        let history = Arc::new(RolloutHistory::default());
-        let rollouts = Rollouts {
-            ledger,
-            live: Arc::new(Live::new(policies::Snapshot::default())),
-            metrics: Arc::new(Metrics::new()),
-            tracer: None,
-            history: history.clone(),
-            file: None,
-            orders,
-        };
+        let history = rollouts.history.clone();
         rollouts.run(is_stopped).await;
         assert_eq!(history.of("m").points.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_is_gone_is_forgotten_though_nobody_ever_scrapes() {
+        let (rollouts, _ordering) = rollouts("models: {}");
+        let (_stop, is_stopped) = watch::channel(true);
+        let metrics = rollouts.metrics.clone();
+        metrics.version("m", 1).served.inc();
+        rollouts.run(is_stopped).await;
+        metrics.forget_gone(&BTreeMap::new(), Instant::now() + Duration::from_secs(6 * 60));
+        assert!(metrics.known("m", 1).is_none(), "it was seen, and not since");
     }
 
     #[test]

@@ -113,6 +113,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let rollouts = Rollouts {
         ledger: path.ledger.clone(),
         live: path.live.clone(),
+        readiness: readiness.clone(),
         metrics: metrics.clone(),
         tracer: tracer.clone(),
         history: history.clone(),

@@ -1,6 +1,5 @@
 //! What is set anew at each scrape, from what others keep: how versions, breakers, limits, rollouts and splits are at that moment.
-//! Decides what is shown of them, and that nothing is shown of what is there no more; counts nothing. What was counted of a
-//! version goes as well, some time after the version: else models that come and go under ever new names would fill the memory.
+//! Decides what is shown of them, and that nothing is shown of what is there no more; counts nothing.
 
 use super::{Metrics, VersionLabels, added};
 use crate::readiness::VersionReadiness;
@@ -11,9 +10,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct EvidenceLabels {
@@ -43,18 +40,6 @@ struct MismatchLabels {
     cause: &'static str,
 }
 
-/// When a version was last there, or asked.
-#[derive(Debug)]
-struct Seen {
-    at: Instant,
-    /// Requests that were counted by then.
-    counted: u64,
-}
-
-/// The series of a version stay for so long without it. So far back does Prometheus look for the last value of one; and an
-/// engine that is started again has its versions back by then.
-const GONE_MAX: Duration = Duration::from_secs(5 * 60);
-
 /// What a scrape sets.
 #[derive(Debug)]
 pub(crate) struct Scraped {
@@ -69,8 +54,6 @@ pub(crate) struct Scraped {
     breaker: Family<VersionLabels, Gauge>,
     version_ready: Family<VersionLabels, Gauge>,
     version_named: Family<VersionLabels, Gauge>,
-    /// Versions that have series.
-    seen: Mutex<BTreeMap<(String, u64), Seen>>,
     limit_rate: Family<LimitUnitLabels, Gauge<f64, AtomicU64>>,
     limit_burst: Family<LimitUnitLabels, Gauge>,
     limit_in_flight_max: Family<LimitLabels, Gauge>,
@@ -121,7 +104,6 @@ impl Scraped {
                 "version_named",
                 "1 while the policy sends a version requests, be it in place of one that fails, or copies of them",
             ),
-            seen: Mutex::default(),
             limit_rate: added(
                 registry,
                 "limit_rate",
@@ -198,59 +180,17 @@ impl Metrics {
         }
     }
 
-    /// Shows these versions and no others; of those that have gone, what was counted for [`GONE_MAX`].
-    pub fn set_versions(&self, versions: &BTreeMap<(String, u64), VersionReadiness>, now: Instant) {
+    /// Shows these versions and no others.
+    pub fn set_versions(&self, versions: &BTreeMap<(String, u64), VersionReadiness>) {
         let Scraped { version_ready, version_named, .. } = &self.scraped;
         version_ready.clear();
         version_named.clear();
-        self.forget_but(versions, now);
         for ((model, version), readiness) in versions {
+            self.expect_refusals(model);
             let labels = VersionLabels { model: model.clone(), version: *version };
             version_ready.get_or_create_owned(&labels).set(readiness.is_ready.into());
             version_named.get_or_create_owned(&labels).set(readiness.is_named.into());
         }
-    }
-
-    /// Forgets what was counted of versions that are not among these, and that nobody has asked either, for long enough; and of
-    /// models that have none left.
-    fn forget_but(&self, versions: &BTreeMap<(String, u64), VersionReadiness>, now: Instant) {
-        let mut seen = self.scraped.seen.lock().expect("no panic under this lock");
-        for version in versions.keys() {
-            match seen.get_mut(version) {
-                Some(seen) => seen.at = now,
-                None => {
-                    self.expect_refusals(&version.0);
-                    seen.insert(version.clone(), Seen { at: now, counted: 0 });
-                }
-            }
-        }
-        // A path may name another server's version to which the policy sends nobody.
-        for (version, counted) in self.counted() {
-            let seen = seen.entry(version).or_insert(Seen { at: now, counted });
-            if seen.counted != counted {
-                *seen = Seen { at: now, counted };
-            }
-        }
-        let is_gone = |_: &(String, u64), seen: &mut Seen| now.duration_since(seen.at) > GONE_MAX;
-        let gone: Vec<_> = seen.extract_if(.., is_gone).map(|(version, _)| version).collect();
-        for (model, version) in gone {
-            self.forget_version(&model, version);
-            if seen.range((model.clone(), 0)..=(model.clone(), u64::MAX)).next().is_none() {
-                self.forget_model(&model);
-            }
-        }
-    }
-
-    /// How many requests of each version are.
-    fn counted(&self) -> Vec<((String, u64), u64)> {
-        let known = self.versions.read().expect("never poisoned: no panic while held");
-        let all = known.iter().flat_map(|(model, versions)| {
-            versions.iter().map(move |(number, version)| {
-                let outcomes = [&version.served, &version.failed, &version.refused, &version.abandoned];
-                ((model.clone(), *number), outcomes.map(|outcome| outcome.get()).iter().sum())
-            })
-        });
-        all.collect()
     }
 
     /// Shows the limits of this policy and no others, with how much of each is spent.

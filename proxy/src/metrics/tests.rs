@@ -2,8 +2,10 @@
 
 use super::*;
 use crate::readiness::VersionReadiness;
+use crate::record::Retry;
 use Exposition::OpenMetrics;
 use policies::Snapshot;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 #[test]
@@ -100,7 +102,7 @@ fn limits_are_shown_as_the_policy_has_them_with_what_each_has_refused_and_what_i
 fn versions_are_shown_with_whether_they_answer_and_whether_the_policy_names_them() {
     let metrics = Metrics::new();
     let missing = VersionReadiness { is_ready: false, is_named: true };
-    metrics.set_versions(&[(("m".to_owned(), 2), missing)].into(), Instant::now());
+    metrics.set_versions(&[(("m".to_owned(), 2), missing)].into());
     let text = metrics.encode(OpenMetrics);
     for line in [
         r#"penstock_version_ready{model="m",version="2"} 0"#,
@@ -108,7 +110,7 @@ fn versions_are_shown_with_whether_they_answer_and_whether_the_policy_names_them
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
     }
-    metrics.set_versions(&BTreeMap::new(), Instant::now());
+    metrics.set_versions(&BTreeMap::new());
     assert!(!metrics.encode(OpenMetrics).contains("version_ready"));
 }
 
@@ -118,7 +120,7 @@ fn refusals_are_counted_by_model_and_begin_at_zero_for_every_model_that_exists()
     let readiness = VersionReadiness { is_ready: true, is_named: false };
     metrics.refuse("overloaded", "m");
     let versions = [(("m".to_owned(), 1), readiness), (("m".to_owned(), 2), readiness)].into();
-    metrics.set_versions(&versions, Instant::now());
+    metrics.set_versions(&versions);
     metrics.refuse("not_found", "");
     let text = metrics.encode(OpenMetrics);
     for line in [
@@ -135,9 +137,8 @@ fn refusals_are_counted_by_model_and_begin_at_zero_for_every_model_that_exists()
 fn what_was_counted_of_a_version_goes_some_time_after_it_and_begins_anew_should_it_come_back() {
     let (metrics, start) = (Metrics::new(), Instant::now());
     let minutes = |minutes: u64| start + Duration::from_secs(60 * minutes);
-    let readiness = VersionReadiness { is_ready: true, is_named: true };
-    let all: BTreeMap<_, _> = [1, 2].map(|number| (("m".to_owned(), number), readiness)).into();
-    let first = all.clone().into_iter().take(1).collect();
+    let there = |numbers: &[u64]| [("m".to_owned(), numbers.iter().copied().collect())].into();
+    let (all, first, none) = (there(&[1, 2]), there(&[1]), BTreeMap::new());
     let lines = |part: &str| metrics.encode(OpenMetrics).lines().filter(|line| line.contains(part)).count();
     for version in [1, 2] {
         let handles = metrics.version("m", version);
@@ -150,31 +151,54 @@ fn what_was_counted_of_a_version_goes_some_time_after_it_and_begins_anew_should_
     metrics.count_retry("m", Retry::UNLOADED, "answered");
     metrics.count_verdict("m", Verdict::Advance);
     metrics.refuse("overloaded", "m");
-    metrics.set_versions(&all, start);
-    metrics.set_versions(&first, minutes(4));
-    metrics.set_versions(&BTreeMap::new(), minutes(5));
+    metrics.forget_gone(&all, start);
+    metrics.forget_gone(&first, minutes(4));
+    metrics.forget_gone(&none, minutes(5));
     assert_eq!(metrics.version("m", 2).served.get(), 1, "an engine may take that long to come back");
-    metrics.set_versions(&first, minutes(6));
+    metrics.forget_gone(&first, minutes(6));
     assert_eq!(lines(r#"model="m",version="2""#) + lines(r#"model="m",reason="OTHER",version="2""#), 0);
     assert!(lines(r#"model="m",version="1""#) > 0 && lines(r#"model="m""#) > 0);
     // No policy names it, and yet somebody asks another server for it.
     let remote = metrics.version("m", 7);
     for minute in 6..20 {
         remote.served.inc();
-        metrics.set_versions(&first, minutes(minute));
+        metrics.forget_gone(&first, minutes(minute));
     }
     assert_eq!(metrics.version("m", 7).served.get(), 14);
-    metrics.set_versions(&BTreeMap::new(), minutes(26));
+    metrics.forget_gone(&none, minutes(26));
     assert_eq!(
         lines(r#"model="m""#),
         0,
         "the last one takes along what is the model's: {}",
         metrics.encode(OpenMetrics)
     );
-    metrics.set_versions(&all, minutes(27));
     metrics.version("m", 2).served.inc();
+    metrics.refuse("deadline", "m");
     assert_eq!(lines(r#"penstock_requests_total{model="m",version="2",outcome="served"} 1"#), 1);
     assert_eq!(lines(r#"penstock_refusals_total{reason="overloaded",model="m"} 0"#), 1);
+    assert_eq!(lines(r#"penstock_refusals_total{reason="deadline",model="m"} 1"#), 1);
+}
+
+#[test]
+fn refusals_of_a_model_that_a_policy_names_without_a_version_go_some_time_after_it() {
+    let (metrics, start) = (Metrics::new(), Instant::now());
+    let minutes = |minutes: u64| start + Duration::from_secs(60 * minutes);
+    let (named, none) = ([("m".to_owned(), BTreeSet::new())].into(), BTreeMap::new());
+    let has_series = || metrics.encode(OpenMetrics).contains(r#"model="m""#);
+    metrics.refuse("not_ready", "m");
+    metrics.refuse("not_found", "");
+    metrics.forget_gone(&named, start);
+    metrics.forget_gone(&named, minutes(20));
+    assert!(has_series(), "the policy names it");
+    metrics.forget_gone(&none, minutes(24));
+    metrics.refuse("not_ready", "m"); // whose request had begun before
+    metrics.forget_gone(&none, minutes(25));
+    metrics.forget_gone(&none, minutes(30));
+    assert!(has_series(), "it was asked for");
+    metrics.forget_gone(&none, minutes(31));
+    assert!(!has_series(), "{}", metrics.encode(OpenMetrics));
+    let text = metrics.encode(OpenMetrics);
+    assert!(text.contains(r#"penstock_refusals_total{reason="not_found",model=""} 1"#), "{text}");
 }
 
 #[test]
@@ -221,7 +245,7 @@ fn whoever_knows_only_text_gets_all_metrics_in_a_text_that_prometheus_reads() {
     counters.latency.observe(0.01, Some(TraceLabel { trace_id: "0af7651916cd43dd".into() }), None);
     counters.served.inc();
     let readiness = VersionReadiness { is_ready: true, is_named: true };
-    metrics.set_versions(&[(("m".to_owned(), 2), readiness)].into(), Instant::now());
+    metrics.set_versions(&[(("m".to_owned(), 2), readiness)].into());
     let limits = "limits: [{name: a, rate: 3/s, burst: 5}, {name: b, in_flight_max: 3}]";
     let limits = policies::parse(limits, "policies.yaml").unwrap();
     metrics.set_limits(&limits, &policies::Ledger::new().spent(&limits, std::time::Instant::now()));
