@@ -74,6 +74,7 @@ mod translated;
 pub mod directory;
 pub mod supervisor;
 pub mod reload;
+pub mod keeping;
 pub mod revisions;
 mod files;
 pub mod drain;

@@ -7,6 +7,7 @@
 
 mod engine;
 mod gone;
+mod saved;
 mod scraped;
 
 use crate::drift::Drifts;
@@ -29,6 +30,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::exponential_buckets;
 use prometheus_client::registry::{Metric, Registry, Unit};
+pub use saved::{Part, Saved};
 use scraped::Scraped;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -182,8 +184,8 @@ pub struct Metrics {
     pub in_flight: Gauge,
     /// Number of the policy in force.
     pub policy_generation: Gauge<u64, AtomicU64>,
-    /// Whether what is to outlive the process is in its file.
-    pub state_saved: Gauge,
+    /// Whether what is to outlive the process is on the disk.
+    pub state_saved: Saved,
     /// Policy files that were refused.
     pub policy_rejected: Counter,
     /// Times the engine was started.
@@ -282,11 +284,11 @@ impl Metrics {
                 "Copies of requests for a shadow, by whether it said the same",
             ),
             in_flight: added(registry, "requests_in_flight", "Requests being worked on"),
-            state_saved: added(
+            state_saved: Saved::new(added(
                 registry,
                 "state_saved",
-                "Whether what is to outlive the process is in its state file; 1 where none is configured",
-            ),
+                "Whether what is to outlive the process is in its state file and those beside it; 1 where none is configured",
+            )),
             policy_generation: added(registry, "policy_generation", "Number of the policy in force"),
             policy_rejected: added(registry, "policy_rejected", "Policy files that were refused"),
             engine_starts: added(registry, "engine_starts", "Times the engine was started"),

@@ -10,6 +10,7 @@
 use crate::aside;
 use crate::files;
 use crate::fixed::Fixed;
+use crate::keeping::Keeping;
 use crate::metrics::Metrics;
 use crate::policy_state::PolicyState;
 use crate::readiness::Readiness;
@@ -21,13 +22,10 @@ use notify::Watcher;
 use policies::{Gone, Ledger, Live, Plan, Prepared, Snapshot, Version};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
-
-/// Nobody waits for the disk for longer.
-const KEPT_MAX: Duration = Duration::from_secs(1);
 
 /// Keeps [`Live`] in step with a file.
 #[derive(Debug)]
@@ -55,32 +53,10 @@ pub struct Reload {
     pub revisions: Revisions,
     /// What a person asks.
     pub asked: mpsc::Receiver<Asked>,
-    /// Where the policy in force is kept for the next start.
-    pub last_good: Option<PathBuf>,
-    /// Where those before are.
-    pub history: Option<PathBuf>,
-    /// What of these is being written.
-    pub keeping: Arc<Keeping>,
+    /// Keeps these for the next start.
+    pub keeping: Keeping,
     /// What no policy changes.
     pub fixed: Arc<Fixed>,
-}
-
-/// The policy in force and those before it, on their way to the disk. The newest goes, one at a time.
-#[derive(Debug, Default)]
-pub struct Keeping {
-    newest: Mutex<Option<(String, Revisions)>>,
-    writing: Mutex<()>,
-}
-
-impl Keeping {
-    fn write(&self, policy: &Path, history: &Path) -> anyhow::Result<()> {
-        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let newest = self.newest.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // Whoever has come first has written it.
-        let Some((text, revisions)) = newest else { return Ok(()) };
-        files::replace(policy, text.as_bytes())?;
-        files::replace(history, &revisions.to_file())
-    }
 }
 
 /// What the last look at the file has shown.
@@ -108,8 +84,8 @@ const POLL: Duration = Duration::from_secs(5);
 const MISSING_TOLD: usize = 20;
 
 impl Reload {
-    /// Watches for ever.
-    pub async fn run(mut self) {
+    /// Watches until `stop` changes, and then sees that the last policy is kept.
+    pub async fn run(mut self, mut stop: watch::Receiver<bool>) {
         let (changed, mut changes) = watch::channel(SETTLE);
         let _watcher = match watcher(&self.file, changed) {
             Ok(watcher) => Some(watcher),
@@ -119,7 +95,7 @@ impl Reload {
             }
         };
         let mut hangup = signal(SignalKind::hangup()).expect("signal handlers can be installed at start");
-        self.keep().await;
+        self.keeping.keep(&self.revisions).await;
         // One for all turns: whoever asks something every few seconds must not put it off.
         let mut polls = tokio::time::interval(POLL);
         polls.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -131,7 +107,10 @@ impl Reload {
                     continue;
                 }
                 Ok(()) = changes.changed() => settle = *changes.borrow_and_update(),
-                _ = polls.tick() => {}
+                () = self.keeping.settled() => continue,
+                // An error means that whoever would say so is gone.
+                _ = stop.changed() => return self.keeping.finish().await,
+                _ = polls.tick() => self.keeping.begin(),
                 _ = hangup.recv() => {
                     tracing::info!("SIGHUP: reading {}", self.file.display());
                     self.seen = Seen::Nothing; // even the same file is compiled again, so that its errors are told again
@@ -179,7 +158,7 @@ impl Reload {
         self.state.accept();
         if !published.changed {
             if is_written_otherwise {
-                self.keep().await;
+                self.keeping.keep(&self.revisions).await;
             }
             return;
         }
@@ -205,25 +184,7 @@ impl Reload {
         if let more @ 1.. = missing.len().saturating_sub(MISSING_TOLD) {
             tracing::warn!("and {more} more that the policy names and nobody has");
         }
-        self.keep().await;
-    }
-
-    /// For the next start. A disk that hangs holds up nothing for long: what it takes later is the newest.
-    async fn keep(&self) {
-        let (Some(policy), Some(history)) = (self.last_good.clone(), self.history.clone()) else { return };
-        let newest = (self.revisions.current().text.clone(), self.revisions.clone());
-        *self.keeping.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(newest);
-        let keeping = self.keeping.clone();
-        let written = tokio::task::spawn_blocking(move || keeping.write(&policy, &history));
-        let told = async {
-            if let Err(error) = written.await.map_err(anyhow::Error::from).flatten() {
-                tracing::error!("the policy in force is not kept for the next start: {error:#}");
-            }
-        };
-        let mut told = tokio::spawn(told);
-        if tokio::time::timeout(KEPT_MAX, &mut told).await.is_err() {
-            tracing::warn!("the disk takes its time: the policy in force is not kept for the next start yet");
-        }
+        self.keeping.keep(&self.revisions).await;
     }
 
     async fn answer(&mut self, ask: Ask) -> Result<Edit, Denied> {
@@ -496,22 +457,6 @@ fn watcher(file: &Path, changed: watch::Sender<Duration>) -> anyhow::Result<noti
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn what_a_slow_disk_takes_later_is_the_newest_and_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let (policy, history) = (folder.path().join("policy.yaml"), folder.path().join("history.json"));
-        let revisions = Revisions::new(Vec::new(), "two".into(), |_| false, SystemTime::now());
-        let keeping = Keeping::default();
-        for text in ["one", "two"] {
-            *keeping.newest.lock().unwrap() = Some((text.to_owned(), revisions.clone()));
-        }
-        keeping.write(&policy, &history).unwrap();
-        assert_eq!(std::fs::read_to_string(&policy).unwrap(), "two");
-        std::fs::remove_file(&policy).unwrap();
-        keeping.write(&policy, &history).unwrap();
-        assert!(!policy.exists() && history.exists(), "it was written already");
-    }
 
     #[test]
     fn of_a_file_of_any_length_no_more_is_read_than_a_policy_may_have() {

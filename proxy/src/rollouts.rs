@@ -4,7 +4,7 @@
 //! up nobody else. At some of these times it has forgotten, as well, what was counted of versions that are gone.
 
 use crate::files;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Part};
 use crate::readiness::Readiness;
 use crate::rollout_history::RolloutHistory;
 use crate::trace::Tracer;
@@ -30,7 +30,7 @@ const SAVE_EVERY: Duration = Duration::from_secs(10);
 const FORGET_EVERY: Duration = Duration::from_secs(10);
 
 /// A disk that takes longer hangs: nothing waits for it, and that is told.
-const SAVE_MAX: Duration = Duration::from_secs(5);
+pub(crate) const SAVE_MAX: Duration = Duration::from_secs(5);
 
 /// What looks after canaries.
 #[derive(Debug)]
@@ -110,7 +110,7 @@ impl Rollouts {
                 saving = self.begin(&kept, std::mem::take(&mut ordered), now);
             }
             if saving.as_ref().is_some_and(|saving| now.duration_since(saving.since) > SAVE_MAX) {
-                self.metrics.state_saved.set(0);
+                self.metrics.state_saved.set(Part::Progress, false);
             }
             if is_last {
                 return self.finish(saving, is_wanted, kept).await;
@@ -176,7 +176,7 @@ impl Rollouts {
 
     /// Tells what came of it.
     fn end(&self, saving: Option<Saving>, result: anyhow::Result<Kept>, kept: &mut Kept) {
-        self.metrics.state_saved.set(i64::from(result.is_ok()));
+        self.metrics.state_saved.set(Part::Progress, result.is_ok());
         let result = result.map(|now| *kept = now).map_err(|error| format!("{error:#}"));
         if let Err(error) = &result {
             tracing::error!("the state is not saved: {error}");

@@ -18,6 +18,7 @@ use crate::files;
 use crate::fixed::Fixed;
 use crate::grpc::{Grpc, Listen};
 use crate::infer::InferPath;
+use crate::keeping::{Keeping, KeptFiles};
 use crate::large_body::Downstream;
 use crate::links::Links;
 use crate::log::Format;
@@ -50,7 +51,6 @@ use pingora::services::listening::Service as ListeningService;
 use policies::{Ledger, Live, Snapshot};
 use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::signal::unix::{SignalKind, signal};
@@ -61,7 +61,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let grpc = free_addresses(&config)?;
     let _alone = config.beside_state("lock").map(|lock| files::alone(&lock)).transpose().context("state")?;
     let kept = config.state.as_deref().map(rollouts::read).transpose()?.unwrap_or_default();
-    let FirstPolicy { snapshot, seen, state, revisions, last_good, history_file } = first_policy(&config)?;
+    let FirstPolicy { snapshot, seen, state, revisions, kept_files } = first_policy(&config)?;
     let metrics = Arc::new(Metrics::new());
     let tracer = config.traces.as_ref().map(|traces| Tracer::new(traces, metrics.spans.clone()));
     let tracer = tracer.transpose().context("traces")?.map(Arc::new);
@@ -121,7 +121,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         orders,
     };
     let reload = config.policies.clone().map(|file| Reload {
-        keeping: Arc::default(),
+        keeping: Keeping::new(kept_files, metrics.clone()),
         file,
         live: path.live.clone(),
         before: None,
@@ -133,8 +133,6 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         seen,
         revisions,
         asked,
-        last_good,
-        history: history_file,
         fixed: fixed.clone(),
     });
     let supervisor = Supervisor {
@@ -178,8 +176,7 @@ struct FirstPolicy {
     seen: Seen,
     state: Arc<PolicyState>,
     revisions: Revisions,
-    last_good: Option<PathBuf>,
-    history_file: Option<PathBuf>,
+    kept_files: Option<KeptFiles>,
 }
 
 fn first_policy(config: &Config) -> anyhow::Result<FirstPolicy> {
@@ -201,7 +198,8 @@ fn first_policy(config: &Config) -> anyhow::Result<FirstPolicy> {
     let decides_alike =
         |before: &str| policies::parse(before, "history").is_ok_and(|before| before == snapshot);
     let revisions = Revisions::new(earlier, text, decides_alike, SystemTime::now());
-    Ok(FirstPolicy { snapshot, seen, state, revisions, last_good, history_file })
+    let kept_files = last_good.zip(history_file).map(|(policy, history)| KeptFiles { policy, history });
+    Ok(FirstPolicy { snapshot, seen, state, revisions, kept_files })
 }
 
 /// What a request meets, with rollouts as far as an earlier process has come.
@@ -221,7 +219,6 @@ fn infer_path(config: &Config, metrics: &Arc<Metrics>, live: Live, kept: Kept) -
         slots: Arc::new(Slots::new(config.in_flight_max, config.in_flight_bytes_max)),
     };
     metrics.policy_generation.set(path.live.load().number);
-    metrics.state_saved.set(1);
     path.ledger.go_on(&path.live.load().snapshot, (&kept.canaries, kept.ended), Instant::now());
     Arc::new(path)
 }
@@ -318,10 +315,8 @@ impl BackgroundService for Control {
         // Hanging up must not end a process that has no file to read again.
         let _hangup = signal(SignalKind::hangup());
         tokio::spawn(self.fixed.clone().watch());
-        if let Some(reload) = reload {
-            tokio::spawn(reload.run());
-        }
         let (stop, stopped) = watch::channel(false);
+        let reload = reload.map(|reload| tokio::spawn(reload.run(stopped.clone())));
         let rollouts = tokio::spawn(rollouts.run(stopped.clone()));
         let engine = tokio::spawn(async move { supervisor.run(stopped).await });
         // An error means that the server is gone, which is a reason to stop as well.
@@ -330,6 +325,11 @@ impl BackgroundService for Control {
         stop.send_replace(true);
         if rollouts.await.is_err() {
             tracing::error!("whoever looks after canaries panicked: their last progress is not saved");
+        }
+        if let Some(reload) = reload
+            && !matches!(tokio::time::timeout(rollouts::SAVE_MAX, reload).await, Ok(Ok(())))
+        {
+            tracing::error!("whoever looks after the policy has not ended: the one in force may not be kept");
         }
         if engine.await.is_err() {
             tracing::error!("the supervisor panicked");

@@ -330,3 +330,33 @@ fn rings_of_a_long_history_are_taken_and_longer_ones_refused() {
     let refused = raw_exchange(stack.admin, longer.as_bytes(), false);
     assert!(refused.starts_with("HTTP/1.1 413 "), "{refused}");
 }
+
+/// A folder in its place keeps the file from being replaced, whoever asks for it.
+#[test]
+fn a_policy_that_the_disk_does_not_take_is_told_and_is_there_for_the_next_start_as_soon_as_it_does() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer)]);
+    let mut stack = Stack::builder()
+        .policies(&all_to(1))
+        .config("state: state.json")
+        .external_engine(engine.socket())
+        .start();
+    let kept = stack.folder().join("state.policy.yaml");
+    eventually("the first policy to be kept", || kept.exists().then_some(()));
+    for (version, at_the_end) in [(2, false), (1, true)] {
+        std::fs::remove_file(&kept).expect("it was kept");
+        std::fs::create_dir(&kept).expect("its name is free");
+        std::fs::write(kept.join("in the way"), "").expect("a file");
+        std::fs::write(&stack.policies, all_to(version)).expect("a file");
+        stack.wait_for_metric("penstock_state_saved", 0.0);
+        assert_eq!(ask(&stack).0, version.to_string(), "it is in force all the same");
+        std::fs::remove_dir_all(&kept).expect("a folder");
+        if at_the_end {
+            stack.signal(Signal::TERM);
+            stack.wait();
+        } else {
+            stack.wait_for_metric("penstock_state_saved", 1.0);
+        }
+        assert_eq!(std::fs::read_to_string(&kept).expect("it is kept"), all_to(version));
+    }
+    assert_eq!(stack.log().matches("is not kept for the next start yet").count(), 2, "{}", stack.log());
+}
