@@ -2,7 +2,7 @@
 //! answer is told. Immutable: every change is a new one, sent to whoever watches.
 //!
 //! ```text
-//!   Loading ──▶ Ready ──▶ Unavailable (unloaded)
+//!   Loading ──▶ Ready ──▶ Unloaded, as it was ordered
 //!          └──▶ Unavailable, with the reason
 //! ```
 
@@ -30,7 +30,12 @@ pub(crate) enum State {
     Unavailable {
         why: String,
     },
+    /// As it was ordered.
+    Unloaded,
 }
+
+/// Why a version does not answer that was unloaded.
+const UNLOADED: &str = "it was unloaded";
 
 impl Catalog {
     /// The version that is to answer.
@@ -50,6 +55,7 @@ impl Catalog {
             Some(State::Unavailable { why }) => {
                 Refusal::Unavailable { model, version, why: why.clone(), known }
             }
+            Some(State::Unloaded) => Refusal::Unavailable { model, version, why: UNLOADED.into(), known },
             Some(State::Loading { .. } | State::Ready(_)) => Refusal::Loading { model, version, known },
         })
     }
@@ -88,7 +94,7 @@ impl Catalog {
     pub(crate) fn ready(&self) -> impl Iterator<Item = &Arc<Version>> {
         self.models.values().flat_map(BTreeMap::values).filter_map(|state| match state {
             State::Ready(version) => Some(version),
-            State::Loading { .. } | State::Unavailable { .. } => None,
+            State::Loading { .. } | State::Unavailable { .. } | State::Unloaded => None,
         })
     }
 
@@ -116,6 +122,12 @@ impl State {
             Self::Unavailable { why } => {
                 ModelEntry { state: ModelState::Unavailable as i32, reason: why.clone(), ..blank }
             }
+            Self::Unloaded => ModelEntry {
+                state: ModelState::Unavailable as i32,
+                reason: UNLOADED.into(),
+                unloaded: true,
+                ..blank
+            },
             Self::Ready(version) => {
                 let spec = version.model.spec();
                 let (inputs, examples) = match &version.preprocess {

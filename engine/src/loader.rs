@@ -352,7 +352,7 @@ impl Shelf {
             let held = self.held.get_mut(&ready.key).expect("what is ready is held");
             held.unloading.push(Arc::clone(answer));
             self.stamps.remove(&(name.to_owned(), version));
-            self.catalog.set(name, version, State::Unavailable { why: "it was unloaded".into() });
+            self.catalog.set(name, version, State::Unloaded);
             tracing::info!(model = name, version, "unloaded");
         }
         self.announce();

@@ -170,7 +170,9 @@ impl Overview {
                 version.breaker = Some(shown(&breaker));
             }
         }
+        let readiness = self.readiness.versions();
         for ((model, number), version) in &mut all {
+            version.named = readiness.get(&(model.clone(), *number)).is_some_and(|version| version.is_named);
             if let Some(counted) = self.metrics.known(model, *number) {
                 count(version, &counted);
             }
@@ -247,6 +249,7 @@ fn loaded(entry: &ModelEntry) -> Version {
         model: entry.name.clone(),
         version: entry.version,
         state: entry.state().as_word().into(),
+        unloaded: entry.unloaded,
         reason: entry.reason.clone(),
         max_batch: entry.max_batch,
         threads: entry.threads,

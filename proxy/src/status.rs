@@ -155,6 +155,10 @@ pub struct Version {
     /// `loading`, `ready`, `unavailable`; `remote` if another server answers it; `missing` if only the policy knows it, be it by a
     /// rule, a label or a fallback.
     pub state: String,
+    /// Whether it is unavailable because somebody has unloaded it.
+    pub unloaded: bool,
+    /// Whether the policy sends it requests, be it in place of a version that fails, or copies of them.
+    pub named: bool,
     /// Why it is unavailable or not batched, where another server is, or what follows from its being missing; else empty.
     pub reason: String,
     /// Rows that run together at most; 1: never batched; 0: the first dimension is not a batch.
@@ -179,6 +183,17 @@ pub struct Version {
     pub copies: Option<Copies>,
     /// How far its tensors have moved; `None` before any was looked at.
     pub drift: Option<Drift>,
+}
+
+impl Version {
+    /// Whether it does not answer and somebody may want it to. Nobody does where it was unloaded and the policy sends it nothing.
+    pub(crate) fn is_lacking(&self) -> bool {
+        match self.state.as_str() {
+            "missing" => true,
+            "unavailable" => !self.unloaded || self.named,
+            _ => false,
+        }
+    }
 }
 
 /// How far what a version is given and answers has moved from its first rows, by a sample.

@@ -124,6 +124,24 @@ test("a version that only a rule names and that is missing is shown with what fo
   await until("the row to be gone", async () => (await row.count()) === 0);
 });
 
+test("a version that was unloaded is shown as that, and needs attention only where the policy sends it requests", async () => {
+  await stack.order("unload", 2);
+  try {
+    const { page } = await open(stack.monitor);
+    const row = page.locator('section[aria-label=digits] table tr[data-key="2"]');
+    const says = page.getByRole("list", { name: "Needs attention" });
+    await row.getByText("✕ unloaded").waitFor();
+    assert.match(await text(says), /digits, version 2, is not loaded\. it was unloaded/);
+    await stack.policy("models: {digits: {split: {weights: {1: 1}}}}\n");
+    await row.getByText("○ unloaded").waitFor();
+    await until("nothing to need attention", async () => !(await says.isVisible()));
+    assert.equal(await text(page.getByRole("region", { name: "digits", exact: true }).locator("> details > summary > span").first()), "● 2 versions");
+  } finally {
+    await stack.order("load", 2);
+    await stack.policy(SPLIT);
+  }
+});
+
 test("a faulty policy file is said to be, with the place", async () => {
   const { page } = await open(stack.monitor);
   const file = `${stack.folder}/policies.yaml`;

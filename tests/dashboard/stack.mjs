@@ -45,7 +45,7 @@ export class Stack {
     fs.writeFileSync(path.join(stack.folder, "penstock.yaml"), [
       `listen: {http: '${stack.http}', grpc: null, monitor: '${stack.monitor}', admin: '${stack.admin}'}`,
       "policies: policies.yaml",
-      `engine: {models: models, socket: '${stack.folder}/engine.sock', lanes: 2}`,
+      `engine: {models: models, socket: '${stack.folder}/engine.sock', lanes: 2, control: true}`,
     ].join("\n"));
     await stack.launch();
     return stack;
@@ -80,6 +80,12 @@ export class Stack {
     const { generation } = (await this.status()).policy;
     fs.writeFileSync(path.join(this.folder, "policies.yaml"), text);
     await until("the next generation", async () => (await this.status()).policy.generation > generation);
+  }
+
+  /** Has a version loaded or unloaded. */
+  async order(word, version, model = "digits") {
+    const answer = await fetch(`http://${this.http}/v2/repository/models/${model}/versions/${version}/${word}`, { method: "POST" });
+    if (!answer.ok) throw new Error(await answer.text());
   }
 
   /** As so many users ask, each once; the statuses of the answers. */

@@ -129,6 +129,25 @@ fn what_was_found_out_of_a_version_when_it_was_loaded_is_shown() {
 }
 
 #[test]
+fn what_was_unloaded_is_told_from_what_has_failed_and_whether_the_policy_sends_it_anything() {
+    let policy = "models: {digits: {split: {weights: {1: 1}}}}\n";
+    let stack = Stack::builder().policies(policy).start();
+    let shown = || {
+        let versions = status(&stack)["versions"].clone();
+        [0, 1].map(|at| ["state", "unloaded", "named"].map(|field| versions[at][field].clone()))
+    };
+    let ready = |named: bool| [json!("ready"), json!(false), json!(named)];
+    assert_eq!(shown(), [ready(true), ready(false)]);
+    let unloaded = stack.client().post("/v2/repository/models/digits/unload", &[], b"");
+    assert_eq!(unloaded.status, 200, "{}", unloaded.text());
+    let gone = |named: bool| [json!("unavailable"), json!(true), json!(named)];
+    assert_eq!(shown(), [gone(true), gone(false)]);
+    let top = text(&told(&["top", "--address", &stack.monitor.to_string()]).stdout);
+    assert!(top.contains("! digits 1 is unavailable: it was unloaded"), "{top}");
+    assert!(!top.contains("! digits 2"), "nobody misses it: {top}");
+}
+
+#[test]
 fn a_faulty_policy_file_is_shown_until_it_is_put_right() {
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer)]);
     let stack = stack(&engine);

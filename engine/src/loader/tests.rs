@@ -106,6 +106,7 @@ fn ready<'a>(shelf: &'a Shelf, name: &str) -> Result<&'a Arc<Version>, &'a str> 
     match shelf.catalog.state(name, 1).expect("it is there") {
         State::Ready(version) => Ok(version),
         State::Loading { why } | State::Unavailable { why } => Err(why),
+        State::Unloaded => Err("it was unloaded"),
     }
 }
 

@@ -205,6 +205,7 @@ fn a_reload_that_fails_leaves_the_old_one_serving_and_says_why() {
     let (_, why, index) = load(&mut client);
     assert!(why.ends_with("version 2: model.pt: torn"), "{why}");
     assert_eq!((index[1].state(), index[1].reason.as_str()), (ModelState::Unavailable, "model.pt: torn"));
+    assert!(!index[1].unloaded, "nobody wanted that");
 }
 
 #[test]
@@ -235,6 +236,7 @@ fn unloading_is_done_once_what_waits_and_runs_is_answered() {
     while client.latest.models[0].state() == ModelState::Ready {
         assert_ne!(client.frame().unwrap().kind, Kind::Reply);
     }
+    assert!(client.latest.models[0].unloaded && !client.latest.models[1].unloaded);
     client.infer(3, ask(1, 3.0));
     let refused = client.reply().unwrap();
     assert_eq!((refused.id, refused.status()), (3, Status::NotFound));

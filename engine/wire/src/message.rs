@@ -252,6 +252,9 @@ pub struct ModelEntry {
     /// What its outputs mean, for protocols that have no tensors.
     #[prost(message, optional, tag = "20")]
     pub postprocess: Option<Postprocess>,
+    /// It is unavailable because somebody has ordered that, and for no other reason.
+    #[prost(bool, tag = "21")]
+    pub unloaded: bool,
 }
 
 /// What stands in a tensor.

@@ -132,7 +132,7 @@ fn attention(lines: &mut Vec<Line<'static>>, status: &Status, width: usize) {
     let more = wrong.len().saturating_sub(ATTENTION_MAX);
     for version in wrong.into_iter().take(ATTENTION_MAX) {
         let Version { model, version: number, state, reason, breaker, .. } = version;
-        if state == "unavailable" || state == "missing" {
+        if version.is_lacking() {
             wrap(lines, &format!("! {model} {number} is {state}: {reason}"), width, BAD);
         }
         if let Some(breaker) = breaker.as_ref().filter(|breaker| breaker.state == "tripped") {
@@ -162,7 +162,7 @@ fn is_wrong(version: &Version) -> bool {
 
 fn answers(version: &Version) -> bool {
     let has_tripped = version.breaker.as_ref().is_some_and(|breaker| breaker.state == "tripped");
-    version.state != "unavailable" && version.state != "missing" && !has_tripped
+    !version.is_lacking() && !has_tripped
 }
 
 /// What is not as it was when a version was new.
@@ -252,9 +252,10 @@ fn state(version: &Version) -> (String, Style) {
     let style = match version.state.as_str() {
         "ready" | "remote" => GOOD,
         "loading" => FAIR,
-        _ => BAD,
+        _ if version.is_lacking() => BAD,
+        _ => QUIET,
     };
-    (version.state.clone(), style)
+    (if version.unloaded { "unloaded".into() } else { version.state.clone() }, style)
 }
 
 fn table(lines: &mut Vec<Line<'static>>, status: &Status, versions: &[Version], seconds: f64, width: usize) {

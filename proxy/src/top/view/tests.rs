@@ -305,6 +305,28 @@ fn a_version_that_only_a_rule_names_and_that_is_missing_has_a_line_and_comes_fir
 }
 
 #[test]
+fn what_was_unloaded_on_purpose_needs_no_attention_unless_the_policy_sends_it_requests() {
+    for named in [false, true] {
+        let mut status = reading();
+        let reason = "it was unloaded".to_owned();
+        let unloaded = Version {
+            state: "unavailable".into(),
+            unloaded: true,
+            named,
+            reason,
+            ..version("digits", 7, 0, 0)
+        };
+        status.versions.insert(2, unloaded);
+        let shown = drawn(&watched(status), 100, 20);
+        assert_eq!(shown.contains("! digits 7 is unavailable: it was unloaded"), named, "{shown}");
+        let row = shown.lines().find(|line| line.starts_with("digits 7 ")).expect("a line");
+        assert_eq!(row.split_whitespace().nth(2), Some("unloaded"), "{row}");
+    }
+    let failed = Version { state: "unavailable".into(), ..version("digits", 7, 0, 0) };
+    assert!(failed.is_lacking(), "whether or not the policy names what failed to load");
+}
+
+#[test]
 fn of_each_limit_it_is_shown_what_is_spent_the_nearest_to_its_end_first() {
     let limit = |spent, callers, exhausted, refused| Limit {
         says: "10/s with bursts of 10 per header x-user-id, on every model".into(),
