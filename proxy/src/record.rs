@@ -43,6 +43,17 @@ pub struct Stages {
     pub sent: Option<Instant>,
     /// The engine's answer came.
     pub answered: Option<Instant>,
+    /// Of an attempt before this one, which was not run: when it went to the engine, and when that was known.
+    pub before: Option<(Instant, Instant)>,
+}
+
+impl Stages {
+    /// What comes now is about another attempt.
+    fn again(&mut self) {
+        if let (Some(sent), Some(answered)) = (self.sent.take(), self.answered.take()) {
+            self.before = Some((sent, answered));
+        }
+    }
 }
 
 /// Filled in as a request goes, over HTTP or gRPC.
@@ -174,6 +185,13 @@ impl Record {
         self.path = Some(path[..path.floor_char_boundary(BYTES_MAX)].to_owned());
     }
 
+    /// Notes that it is asked once more, and why. What the engine has said until now is not about that.
+    pub(crate) fn ask_again(&mut self, reason: &'static str) {
+        self.retry = Some(Retry::Asked(reason));
+        self.stages.again();
+        self.timing = None;
+    }
+
     /// Notes a refusal.
     pub fn refuse(&mut self, refusal: &Refusal) {
         self.refusal = Some(refusal.reason());
@@ -252,11 +270,17 @@ impl Record {
     }
 
     fn observe_stages(&self, metrics: &Metrics, now: Instant) {
-        let Stages { admitted: Some(admitted), read: Some(read), sent: Some(sent), answered: Some(answered) } =
-            self.stages
+        let Stages {
+            admitted: Some(admitted),
+            read: Some(read),
+            sent: Some(sent),
+            answered: Some(answered),
+            before,
+        } = self.stages
         else {
             return;
         };
+        let in_vain = before.map(|(sent, answered)| answered - sent).unwrap_or_default();
         let engine = self
             .timing
             .as_ref()
@@ -264,8 +288,9 @@ impl Record {
         let stages = &metrics.stages;
         stages.admit.observe((admitted - self.started).as_secs_f64());
         stages.read.observe((read - admitted).as_secs_f64());
-        stages.decode.observe((sent - read).as_secs_f64());
-        stages.link.observe((answered - sent).saturating_sub(engine.unwrap_or_default()).as_secs_f64());
+        stages.decode.observe((sent - read).saturating_sub(in_vain).as_secs_f64());
+        let link = (answered - sent).saturating_sub(engine.unwrap_or_default());
+        stages.link.observe((in_vain + link).as_secs_f64());
         stages.reply.observe((now - answered).as_secs_f64());
     }
 
@@ -347,6 +372,8 @@ pub(crate) struct Elsewhere {
     pub(crate) host: String,
     pub(crate) port: u16,
     pub(crate) sent: Instant,
+    /// When it was sent once more, over another connection.
+    pub(crate) resent: Option<Instant>,
     /// When its answer was here, or it was clear that none comes; its status, or why there is none. `None` if the request was
     /// dropped before that.
     pub(crate) ended: Option<(Instant, Result<http::StatusCode, &'static str>)>,
@@ -361,6 +388,7 @@ impl Elsewhere {
             host: remote.host().to_owned(),
             port: remote.port(),
             sent: Instant::now(),
+            resent: None,
             ended: None,
         })
     }
@@ -444,6 +472,29 @@ mod tests {
         let text = metrics.encode(OpenMetrics);
         assert!(text.contains(r#"penstock_refusals_total{reason="not_ready",model="m"} 2"#), "{text}");
         assert!(text.contains(r#"penstock_refusals_total{reason="not_ready",model=""} 1"#), "{text}");
+    }
+
+    #[test]
+    fn the_time_of_an_attempt_that_was_not_run_is_spent_on_the_link() {
+        let metrics = Arc::new(Metrics::new());
+        let watchers = Watchers {
+            metrics: metrics.clone(),
+            ledger: Arc::new(Ledger::new()),
+            tracer: None,
+            access: None,
+        };
+        let mut record = Record::begin(&metrics);
+        let started = record.started;
+        let at = |ms| Some(started + Duration::from_millis(ms));
+        record.version = Some(("m".to_owned(), 1));
+        record.outcome = Some(policies::Outcome::Served);
+        record.stages = Stages { admitted: at(0), read: at(1), sent: at(2), answered: at(102), before: None };
+        record.ask_again(Retry::ENGINE_REPLACED);
+        (record.stages.sent, record.stages.answered) = (at(103), at(203));
+        record.timing = Some(Timing { run_us: 90_000, ..Timing::default() });
+        record.close("/", &watchers);
+        let spent = |stage: &crate::histogram::Histogram| stage.read(1e3).sum.round();
+        assert_eq!((spent(&metrics.stages.decode), spent(&metrics.stages.link)), (2.0, 110.0));
     }
 
     #[test]

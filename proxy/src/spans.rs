@@ -16,12 +16,13 @@
 //!                    │    └─ split                 its outputs are cut into answers
 //!                    ├─ link                       back; both ways where the engine was not told of the trace
 //!                    ├─ POST                       another server's answer (client); that server's own span is under it
+//!                    ├─ link, decode               of a request that is asked once more: before the attempt that counts
 //!                    └─ reply                      written for the client, and taken by it
 //! canary verdict                                    on its own, as long as the step has lasted
 //! ```
 
 use crate::infer::PINNED;
-use crate::record::{Elsewhere, Stages};
+use crate::record::{Elsewhere, Retry, Stages};
 use crate::refusal::Refusal;
 use crate::trace::Trace;
 use opentelemetry::trace::{Link, SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
@@ -103,20 +104,31 @@ type Linked = (SpanContext, Vec<KeyValue>);
 pub(crate) fn of_request(trace: &Trace, facts: &Facts<'_>, now: Instant) -> Vec<SpanParts> {
     let moment = |instant: Instant| trace.started + instant.saturating_duration_since(facts.started);
     let mut spans = vec![server(trace, facts, moment(now))];
-    let Stages { admitted, read, sent, answered } = facts.stages;
+    let Stages { admitted, read, sent, answered, before } = facts.stages;
     // Whoever was asked first, and whoever has answered last.
     let elsewhere = facts.elsewhere.map(|elsewhere| (elsewhere.sent, elsewhere.ended.map(|(at, _)| at)));
     let asked = sent.into_iter().chain(elsewhere.map(|(sent, _)| sent)).min();
     let told = answered.into_iter().chain(elsewhere.and_then(|(_, ended)| ended)).max();
-    if let (Some(timing), Some(sent)) = (facts.timing, sent) {
-        spans.extend(in_engine(trace, facts, timing, (moment(sent), answered.map(moment))));
+    let before = before.map(|(sent, answered)| (Some(sent), Some(answered)));
+    let (first_asked, last_told) = before.unwrap_or((asked, told));
+    if let Some(sent) = sent {
+        let way = (moment(sent), answered.map(moment));
+        match facts.timing {
+            Some(timing) => spans.extend(in_engine(trace, facts, timing, way)),
+            // It has said nothing of what it has done.
+            None => spans.extend(answered.map(|answered| link(trace, facts, way.0, moment(answered)))),
+        }
     }
-    spans.extend(facts.elsewhere.map(|elsewhere| client(trace, elsewhere, moment, now)));
+    if let Some(elsewhere) = facts.elsewhere {
+        spans.extend(clients(trace, facts, elsewhere, moment, now));
+    }
     let stages = [
         ("admit", Some(facts.started), admitted),
         ("read", admitted, read),
-        ("decode", read, asked),
-        ("reply", told, Some(now)),
+        ("decode", read, first_asked),
+        ("link", before.and_then(|(sent, _)| sent), before.and_then(|(_, answered)| answered)),
+        ("decode", before.and_then(|(_, answered)| answered), asked),
+        ("reply", told.max(last_told), Some(now)),
     ];
     for (name, from, to) in stages {
         if let (Some(from), Some(to)) = (from, to) {
@@ -126,21 +138,55 @@ pub(crate) fn of_request(trace: &Trace, facts: &Facts<'_>, now: Instant) -> Vec<
     spans
 }
 
-/// Of the request to another server (semantic conventions, HTTP client spans).
-fn client(
+/// The way to the engine, or back, of an attempt.
+fn link(trace: &Trace, facts: &Facts<'_>, from: SystemTime, to: SystemTime) -> SpanParts {
+    let attributes = resends(facts.stages.before.is_some().into()).into_iter().collect();
+    SpanParts { attributes, ..child(trace, "link", from, to) }
+}
+
+/// Which attempt it is, unless it is the first (semantic conventions, HTTP client spans).
+fn resends(before: i64) -> Option<KeyValue> {
+    (before > 0).then(|| KeyValue::new(semconv::HTTP_REQUEST_RESEND_COUNT, before))
+}
+
+/// How another server was asked: over a connection that was kept, and once more if that was closed.
+fn clients(
     trace: &Trace,
+    facts: &Facts<'_>,
     elsewhere: &Elsewhere,
     moment: impl Fn(Instant) -> SystemTime,
     now: Instant,
-) -> SpanParts {
-    let Elsewhere { span, method, url, host, port, sent, ended } = elsewhere;
+) -> Vec<SpanParts> {
+    let Elsewhere { span, sent, resent, ended, .. } = elsewhere;
     let (ended, how) = ended.unwrap_or((now, Err("abandoned")));
+    let before = i64::from(facts.stages.before.is_some());
+    let closed = |resent: Instant| {
+        let span = SpanId::from_bytes(rand::rng().random());
+        let how = Err(Retry::CONNECTION_CLOSED);
+        client(trace, elsewhere, (span, before), (moment(*sent), moment(resent)), how)
+    };
+    let last = (*span, before + i64::from(resent.is_some()));
+    let times = (moment(resent.unwrap_or(*sent)), moment(ended));
+    let mut spans: Vec<_> = resent.map(closed).into_iter().collect();
+    spans.push(client(trace, elsewhere, last, times, how));
+    spans
+}
+
+/// Of one request to another server (semantic conventions, HTTP client spans).
+fn client(
+    trace: &Trace,
+    Elsewhere { method, url, host, port, .. }: &Elsewhere,
+    (span, before): (SpanId, i64),
+    (sent, ended): (SystemTime, SystemTime),
+    how: Result<http::StatusCode, &'static str>,
+) -> SpanParts {
     let mut attributes = vec![
         KeyValue::new(semconv::HTTP_REQUEST_METHOD, known(method.as_str())),
         KeyValue::new(semconv::SERVER_ADDRESS, host.clone()),
         KeyValue::new(semconv::SERVER_PORT, i64::from(*port)),
         KeyValue::new(semconv::URL_FULL, url.clone()),
     ];
+    attributes.extend(resends(before));
     let failure = match how {
         Ok(status) => {
             attributes.push(KeyValue::new(semconv::HTTP_RESPONSE_STATUS_CODE, i64::from(status.as_u16())));
@@ -155,11 +201,11 @@ fn client(
         status = Status::error("");
     }
     SpanParts {
-        context: sampled(trace.context.trace_id(), *span),
+        context: sampled(trace.context.trace_id(), span),
         kind: SpanKind::Client,
         attributes,
         status,
-        ..child(trace, known(method.as_str()), moment(*sent), moment(ended))
+        ..child(trace, known(method.as_str()), sent, ended)
     }
 }
 
@@ -297,7 +343,7 @@ fn in_engine(
     });
     let links: Vec<Linked> = batch.iter().map(|batch| (batch.clone(), Vec::new())).collect();
     // Its clock is that of the wall, which may be set while a request is under way.
-    let link = |from: SystemTime, to: SystemTime| (from < to).then(|| child(trace, "link", from, to));
+    let link = |from: SystemTime, to: SystemTime| (from < to).then(|| link(trace, facts, from, to));
     let back = |from: SystemTime| answered.and_then(|answered| link(from, answered));
     let mut spans: Vec<_> = link(sent, received).into_iter().collect();
     if timing.prepare_us > 0 {
@@ -470,11 +516,16 @@ mod tests {
 
     /// The children of an answered request, in ms from its start.
     fn children(timing: &Timing) -> Vec<(Cow<'static, str>, i128, i128)> {
-        let (trace, started) = (trace(), Instant::now());
+        let started = Instant::now();
         let at = |ms: u32| Some(started + ms * MS);
-        let stages = Stages { admitted: at(1), read: at(2), sent: at(3), answered: at(9) };
-        let facts = Facts { timing: Some(timing), ..facts(started, stages) };
-        let spans = of_request(&trace, &facts, started + 10 * MS);
+        let stages = Stages { admitted: at(1), read: at(2), sent: at(3), answered: at(9), before: None };
+        children_of(&Facts { timing: Some(timing), ..facts(started, stages) })
+    }
+
+    /// The same of one that has ended 10 ms after its start.
+    fn children_of(facts: &Facts<'_>) -> Vec<(Cow<'static, str>, i128, i128)> {
+        let trace = trace();
+        let spans = of_request(&trace, facts, facts.started + 10 * MS);
         let ms = |time: SystemTime| {
             time.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_millis() as i128 - 1000
         };
@@ -509,6 +560,53 @@ mod tests {
         let untold = Timing { received_unix_ns: 0, prepare_us: 0, ..told };
         let engine = [name("engine queue", 3, 4), name("engine run", 4, 5), name("link", 5, 9)];
         assert_eq!(children(&untold), [&before[..], &engine, &[after]].concat());
+    }
+
+    fn elsewhere(sent: Instant, resent: Option<Instant>, ended: Instant) -> Elsewhere {
+        Elsewhere {
+            span: SpanId::from(9),
+            method: http::Method::POST,
+            url: "http://there/infer".into(),
+            host: "there".into(),
+            port: 80,
+            sent,
+            resent,
+            ended: Some((ended, Ok(http::StatusCode::OK))),
+        }
+    }
+
+    #[test]
+    fn each_attempt_of_a_request_has_a_span_of_its_own_which_says_which_it_is() {
+        let started = Instant::now();
+        let at = |ms: u32| started + ms * MS;
+        let name = |name: &'static str, from, to| (Cow::Borrowed(name), from, to);
+        let first = [name("admit", 0, 1), name("read", 1, 2), name("decode", 2, 3), name("link", 3, 5)];
+        let before = Some((at(3), at(5)));
+        let stages = Stages { admitted: Some(at(1)), read: Some(at(2)), before, ..Stages::default() };
+        let here = Stages { sent: Some(at(6)), answered: Some(at(9)), ..stages };
+        let second = [name("decode", 5, 6), name("link", 6, 9), name("reply", 9, 10)];
+        assert_eq!(children_of(&facts(started, here)), [&first[..], &second].concat());
+        // The policy names another server's version meanwhile, and that has closed the connection that was kept.
+        let there = elsewhere(at(6), Some(at(7)), at(9));
+        let asked = Facts { elsewhere: Some(&there), ..facts(started, stages) };
+        let second = [name("decode", 5, 6), name("POST", 6, 7), name("POST", 7, 9), name("reply", 9, 10)];
+        assert_eq!(children_of(&asked), [&first[..], &second].concat());
+        let resends = |facts: &Facts<'_>, of: &str| {
+            let spans = of_request(&trace(), facts, at(10));
+            let of = spans.iter().filter(|span| span.name == of);
+            let text = |span: &SpanParts, key: &str| attribute(span, key).map(|value| value.to_string());
+            of.map(|span| (text(span, "http.request.resend_count"), text(span, "error.type")))
+                .collect::<Vec<_>>()
+        };
+        let count = |count: &str| Some(count.to_owned());
+        let mut links = resends(&facts(started, here), "link");
+        links.sort();
+        assert_eq!(links, [(None, None), (count("1"), None)]);
+        let closed = (count("1"), count("connection_closed"));
+        assert_eq!(resends(&asked, "POST"), [closed, (count("2"), None)]);
+        let spans = of_request(&trace(), &asked, at(10));
+        let answered = spans.iter().rfind(|span| span.name == "POST").expect("a span");
+        assert_eq!(answered.context.span_id(), there.span, "the other server's own span is under it");
     }
 
     #[test]

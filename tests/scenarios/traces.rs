@@ -528,3 +528,28 @@ fn a_verdict_about_a_canary_is_a_span_with_its_numbers() {
     });
     assert!(said, "{verdict:?}");
 }
+
+/// The version is gone as it is asked, and the policy names another one.
+#[test]
+fn a_request_that_is_asked_once_more_has_a_link_for_each_attempt() {
+    let collector = Collector::start();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Vanish)]);
+    let stack = Stack::builder()
+        .policies("models: {}\n")
+        .external_engine(engine.socket())
+        .config(&config(&collector, 1.0))
+        .start();
+    let answer = stack.client().infer("m", &[], &infer_body("x", [1, 1], &[0.0]));
+    assert_eq!((answer.status, answer.header("x-penstock-version")), (200, "1"), "{}", answer.text());
+    let spans =
+        eventually("all spans", || Some(collector.spans()).filter(|spans| !named(spans, "reply").is_empty()));
+    let resends = |span: &&Span| span.attributes.iter().any(|one| one.key == "http.request.resend_count");
+    let (again, first): (Vec<_>, Vec<_>) = named(&spans, "link").into_iter().partition(resends);
+    assert_eq!(first.len(), 1, "{first:?}");
+    assert!(!again.is_empty() && again.iter().all(|link| number(link, "http.request.resend_count") == 1));
+    let decodes = named(&spans, "decode");
+    assert_eq!(decodes.len(), 2);
+    assert_eq!(decodes[0].end_time_unix_nano, first[0].start_time_unix_nano);
+    assert_eq!(decodes[1].start_time_unix_nano, first[0].end_time_unix_nano);
+    assert!(decodes[1].end_time_unix_nano <= again[0].start_time_unix_nano);
+}

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http::{HeaderMap, Method};
 use policies::{Remote, Snapshot, Version};
 use std::collections::BTreeMap;
+use std::time::Instant;
 use wire::{ModelEntry, ModelState};
 
 /// What a server is asked: method, headers, body.
@@ -73,7 +74,8 @@ impl InferPath {
         record: &mut Record,
     ) -> Result<Passed, Refusal> {
         let (model, version) = (asking.target.model, Version(asking.version));
-        let retry = &mut record.retry;
+        let elsewhere = record.elsewhere.insert(Elsewhere::begin(remote, &method));
+        let (retry, resent) = (&mut record.retry, &mut elsewhere.resent);
         let may_repeat = |stale| {
             let may = match stale {
                 Stale::Unsent => true,
@@ -81,9 +83,9 @@ impl InferPath {
             };
             let reason = Retry::CONNECTION_CLOSED;
             *retry = Some(if may { Retry::Asked(reason) } else { Retry::OverBudget(reason) });
+            *resent = may.then(Instant::now);
             may
         };
-        let elsewhere = record.elsewhere.insert(Elsewhere::begin(remote, &method));
         let traceparent = record.sampling.kept().map(|trace| trace.to_header(elsewhere.span));
         let terms = (&asking.deadline, traceparent);
         let asked = self.remotes.ask(remote, (&method, &headers), body, terms, ANSWER_BYTES_MAX, may_repeat);

@@ -55,8 +55,7 @@ impl InferPath {
             }
             LinkError::Backlog(_) | LinkError::TooLong { .. } => Refusal::from(error).into(),
         })?;
-        // What an earlier attempt was told is not about this one.
-        (record.stages.sent, record.stages.answered, record.timing) = (Some(Instant::now()), None, None);
+        record.stages.sent = Some(Instant::now());
         let frame = wait(call, &mut pending, deadline).await.map_err(|refusal| {
             let is_lost = matches!(refusal, Refusal::EngineDown(_));
             Unanswered { is_lost, ..Unanswered::from(refusal) }

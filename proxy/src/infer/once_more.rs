@@ -86,7 +86,7 @@ impl InferPath {
                 return None;
             }
         };
-        record.retry = Some(Retry::Asked(reason));
+        record.ask_again(reason);
         let is_same = version == asking.version;
         if !is_same {
             record.divert(version, Instead::Retry);
