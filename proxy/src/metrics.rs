@@ -315,12 +315,13 @@ impl Metrics {
 
     /// The handles of a version that exists.
     pub fn version(&self, model: &str, version: u64) -> Arc<VersionMetrics> {
-        if let Some(handles) = self.known(model, version) {
-            return handles;
-        }
         loop {
-            // Without the lock: a scrape holds the series for as long as it writes them, and nobody is to wait for it here.
+            // Before it is looked up: it may be forgotten from then on.
             let forgotten = self.forgotten.load(Ordering::Acquire);
+            if let Some(handles) = self.known(model, version) {
+                return handles;
+            }
+            // Without the lock: a scrape holds the series for as long as it writes them, and nobody is to wait for it here.
             let handles = Arc::new(self.resolve(model, version));
             let mut known = self.versions.write().expect("never poisoned: no panic while held");
             // What is counted by handles of series that have gone meanwhile would be in no series.

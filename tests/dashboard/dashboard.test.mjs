@@ -254,6 +254,28 @@ test("no page of anybody else can press the buttons, whatever its name leads to"
   assert.equal(await phase(), "running");
 });
 
+test("what is done and not on the disk yet is said to be, and the dialog stays for who is to read it", async () => {
+  const { page } = await open(stack.admin);
+  const why = "the disk takes its time";
+  await page.route("**/canaries/**", async route => {
+    const response = await route.fetch();
+    await route.fulfill({ response, status: 202, headers: { ...response.headers(), "x-penstock-not-saved": why } });
+  });
+  const dialog = page.getByRole("dialog");
+  await page.getByRole("button", { name: "Pause" }).click();
+  await dialog.getByRole("button", { name: "Pause", exact: true }).click();
+  await dialog.getByText(`Done; but ${why}.`).waitFor();
+  assert.equal(await phase(), "paused");
+  await page.getByText("is paused.").waitFor();
+  await dialog.getByRole("button", { name: "Cancel" }).click();
+  assert.ok(!(await dialog.isVisible()));
+  await page.unroute("**/canaries/**");
+  await page.getByRole("button", { name: "Resume" }).click();
+  await dialog.getByRole("button", { name: "Resume", exact: true }).click();
+  await page.locator("[data-phase=running]").waitFor();
+  assert.ok(!(await dialog.isVisible()), "what is saved needs no more words");
+});
+
 /** Texts whose contrast with what is behind them is below 4.5 (WCAG 1.4.3). */
 const faint = () => {
   const channels = colour => colour.match(/[\d.]+/g).map(Number);

@@ -103,3 +103,32 @@ fn a_copy_whose_own_time_is_over_has_failed_is_cancelled_and_makes_room_for_the_
     let budgets: Vec<_> = told.iter().filter(|told| told.version == 2).map(|told| told.budget_us).collect();
     assert_eq!(budgets, [50_000; 3], "nor for longer than that");
 }
+
+#[test]
+fn what_a_fallback_answers_is_copied_as_well_unless_the_shadow_itself_is_the_fallback() {
+    for (fallback, answered_by_shadow) in [(3, false), (2, true)] {
+        let engine = ScriptedEngine::start(&[
+            ("m", 1, Behaviour::Fail),
+            ("m", 2, Behaviour::Answer),
+            ("m", 3, Behaviour::Answer),
+        ]);
+        let breaker = format!("breaker: {{failures: 1, open_for: 1h, fallback: {{version: {fallback}}}}}");
+        let policy =
+            format!("models: {{m: {{split: {{weights: {{1: 1}}}}, {breaker}, shadow: {{version: 2}}}}}}\n");
+        let stack = Stack::builder().policies(&policy).external_engine(engine.socket()).start();
+        let ask = || stack.client().infer("m", &[], &infer_body("x", [1, 1], &[0.0]));
+        assert_eq!(ask().status, 500, "with it the breaker trips");
+        let answer = ask();
+        assert_eq!((answer.status, answer.header("x-penstock-version")), (200, &*fallback.to_string()));
+        stack.wait_for_metric("penstock_requests_in_flight", 0.0);
+        if !answered_by_shadow {
+            stack.wait_for_metric(&series("disagreed"), 1.0);
+        }
+        let copied =
+            ["agreed", "disagreed", "failed", "dropped"].map(|outcome| stack.metric(&series(outcome)));
+        assert_eq!(copied.iter().sum::<f64>(), if answered_by_shadow { 0.0 } else { 1.0 });
+        // Nothing was copied of what has failed, and nobody is asked twice.
+        let asked: Vec<_> = engine.told().iter().map(|told| told.version).collect();
+        assert_eq!(asked, if answered_by_shadow { vec![1, 2] } else { vec![1, 3, 2] });
+    }
+}

@@ -102,7 +102,7 @@ impl Metrics {
     }
 
     /// A version has gone, and its series go with it. Should it come back, they begin anew.
-    fn forget_version(&self, model: &str, version: u64) {
+    pub(super) fn forget_version(&self, model: &str, version: u64) {
         let mut known = self.versions.write().expect("never poisoned: no panic while held");
         self.forgotten.fetch_add(1, Ordering::AcqRel);
         if let Some(versions) = known.get_mut(model) {

@@ -201,6 +201,69 @@ fn refusals_of_a_model_that_a_policy_names_without_a_version_go_some_time_after_
     assert!(text.contains(r#"penstock_refusals_total{reason="not_found",model=""} 1"#), "{text}");
 }
 
+/// A scrape holds the series of a metric for as long as it writes them, as whoever reads one of them does.
+#[test]
+fn a_first_request_during_a_scrape_is_counted_and_makes_nobody_else_wait() {
+    let metrics = Arc::new(Metrics::new());
+    metrics.version("m", 1);
+    let known = VersionLabels { model: "m".to_owned(), version: 1 };
+    let scrape = metrics.latency.get(&known).expect("it has been asked");
+    let first = std::thread::spawn({
+        let metrics = metrics.clone();
+        move || metrics.version("m", 2).served.inc()
+    });
+    until_counted(&metrics, 2);
+    let (told, is_told) = std::sync::mpsc::channel();
+    let next = std::thread::spawn({
+        let metrics = metrics.clone();
+        move || told.send(metrics.version("m", 1).served.inc())
+    });
+    is_told.recv_timeout(Duration::from_secs(10)).expect("whose series are there does not wait");
+    assert!(metrics.known("m", 2).is_none(), "whose are not does");
+    drop(scrape);
+    first.join().unwrap();
+    next.join().unwrap().unwrap();
+    let text = metrics.encode(OpenMetrics);
+    for version in [1, 2] {
+        let line = format!(r#"penstock_requests_total{{model="m",version="{version}",outcome="served"}} 1"#);
+        assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+    }
+}
+
+#[test]
+fn a_first_request_while_its_version_is_being_forgotten_is_counted_by_series_that_stay() {
+    let metrics = Arc::new(Metrics::new());
+    metrics.version("m", 1);
+    let known = VersionLabels { model: "m".to_owned(), version: 1 };
+    let scrape = metrics.latency.get(&known).expect("it has been asked");
+    let first = std::thread::spawn({
+        let metrics = metrics.clone();
+        move || metrics.version("m", 2).served.inc()
+    });
+    until_counted(&metrics, 2);
+    let forgets = std::thread::spawn({
+        let metrics = metrics.clone();
+        move || metrics.forget_version("m", 2)
+    });
+    while metrics.forgotten.load(Ordering::Acquire) == 0 {
+        std::thread::yield_now();
+    }
+    drop(scrape);
+    forgets.join().unwrap();
+    first.join().unwrap();
+    let text = metrics.encode(OpenMetrics);
+    let line = r#"penstock_requests_total{model="m",version="2",outcome="served"} 1"#;
+    assert!(text.lines().any(|found| found == line), "{text}");
+}
+
+/// Whose first request it is has some of its series by then, and waits for the others.
+fn until_counted(metrics: &Metrics, version: u64) {
+    let served = OutcomeLabels { model: "m".to_owned(), version, outcome: "served" };
+    while metrics.outcomes.get(&served).is_none() {
+        std::thread::yield_now();
+    }
+}
+
 #[test]
 fn names_of_triton_stand_beside_ours_as_they_are() {
     let metrics = Metrics::new();
