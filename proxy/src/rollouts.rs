@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
+use tracing::Level;
 
 const JUDGE_EVERY: Duration = Duration::from_millis(100);
 
@@ -250,16 +251,35 @@ fn kept_in(bytes: &[u8]) -> anyhow::Result<Kept> {
     Ok(serde_json::from_slice(bytes)?)
 }
 
+/// The numbers of each gate are fields of their own, so that a log of objects has them as numbers; of a gate that the policy does not
+/// have there are none.
 fn tell(model: &str, record: &Record) {
-    let Record { step, percent, verdict, why, .. } = record;
-    let gates = serde_json::to_string(&record.gates).expect("numbers and names");
+    let Record { step, percent, verdict, why, gates, .. } = record;
+    let gate = |name: &str| gates.iter().find(|gate| gate.gate == name);
+    let [errors, latency, faults] = ["errors", "latency", "faults"].map(gate);
+    let [disagreement, drift] = ["disagreement", "drift"].map(gate);
+    macro_rules! told {
+        ($level:expr, $what:literal) => {
+            told!($level, $what, errors, latency, faults, disagreement, drift)
+        };
+        ($level:expr, $what:literal, $($gate:ident),*) => {
+            tracing::event!(
+                $level, model, step, percent,
+                $(
+                    $gate.events = $gate.map(|gate| gate.events),
+                    $gate.requests = $gate.map(|gate| gate.requests),
+                    $gate.worse = $gate.map(|gate| gate.worse),
+                    $gate.rare = $gate.map(|gate| gate.rare),
+                )*
+                "{}: {why}", $what
+            )
+        };
+    }
     match verdict {
-        Verdict::RollBack => tracing::error!(model, step, percent, gates, "canary rolled back: {why}"),
-        Verdict::Advance => tracing::info!(model, step, percent, gates, "canary advances: {why}"),
-        Verdict::Hold => tracing::info!(model, step, percent, gates, "canary holds: {why}"),
-        Verdict::InsufficientData => {
-            tracing::info!(model, step, percent, gates, "canary waits for data: {why}");
-        }
+        Verdict::RollBack => told!(Level::ERROR, "canary rolled back"),
+        Verdict::Advance => told!(Level::INFO, "canary advances"),
+        Verdict::Hold => told!(Level::INFO, "canary holds"),
+        Verdict::InsufficientData => told!(Level::INFO, "canary waits for data"),
     }
 }
 
@@ -319,6 +339,39 @@ mod tests {
         rollouts.run(is_stopped).await;
         metrics.forget_gone(&BTreeMap::new(), Instant::now() + Duration::from_secs(6 * 60));
         assert!(metrics.known("m", 1).is_none(), "it was seen, and not since");
+    }
+
+    #[test]
+    fn a_verdict_in_a_log_of_objects_has_the_numbers_of_its_gates_as_numbers() {
+        #[derive(Clone, Default)]
+        struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+        impl std::io::Write for Log {
+            fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().extend_from_slice(line);
+                Ok(line.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let text = "models: {m: {canary: {baseline: 1, candidate: 2, steps: [10]}}}";
+        let (ledger, now) = (Ledger::new(), Instant::now());
+        ledger.roll_out(&policies::parse(text, "p").unwrap(), now);
+        ledger.command("m", policies::Command::Abort, "it smells", now).unwrap();
+        let (model, record) = ledger.judge(now).remove(0);
+        let log = Log::default();
+        let writer = log.clone();
+        let lines = tracing_subscriber::fmt().json().flatten_event(true).with_writer(move || writer.clone());
+        tracing::subscriber::with_default(lines.finish(), || tell(&model, &record));
+        let line = log.0.lock().unwrap().clone();
+        let line: serde_json::Value = serde_json::from_slice(&line).unwrap();
+        assert!(line["message"].as_str().unwrap().starts_with("canary rolled back: "), "{line}");
+        assert_eq!(
+            (&line["model"], &line["step"], &line["errors.events"]),
+            (&"m".into(), &1.into(), &0.into())
+        );
+        assert!(line["errors.worse"].is_f64() && line["errors.rare"].is_f64(), "{line}");
+        assert_eq!(line.get("drift.worse"), None, "the policy has no such gate");
     }
 
     #[test]
