@@ -4,28 +4,29 @@
 
 pub(crate) mod answer;
 mod parameters;
+mod payload;
+mod shape;
 
-use crate::numbers;
 use crate::object::Object;
 use crate::refusal::Refusal;
 use crate::skeleton::Skeleton;
 use crate::tensor_json::{TensorData, quote_non_finite};
 use bytes::Bytes;
 use parameters::{RequestParameters, TensorParameters};
+use payload::Payload;
+pub(crate) use payload::SHARED_MEMORY;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
+pub(crate) use shape::DIMENSIONS_MAX;
+use shape::Shape;
 use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
-use wire::elements::LENGTH_BYTES;
-use wire::{Datatype, Layout, TensorMeta, element_count};
+use wire::{Datatype, TensorMeta};
 
 /// More inputs or outputs than this are no request but an attack on memory and time.
 pub(crate) const TENSORS_MAX: usize = 1024;
-
-/// libtorch knows no tensor of more dimensions.
-pub(crate) const DIMENSIONS_MAX: usize = 64;
 
 /// A request that agrees with itself.
 #[derive(Debug, Default, PartialEq)]
@@ -117,68 +118,11 @@ fn parse(json: &[u8], binary: &Bytes) -> Result<InferRequest, Refusal> {
     })
 }
 
-/// What this server does not have. To go on as if it had not been asked for would be an answer to another question.
-pub(crate) const SHARED_MEMORY: &str = "parameter `shared_memory_region`: shared memory is not supported";
-
 #[derive(Deserialize)]
 struct RawOutput {
     name: String,
     #[serde(default)]
     parameters: Object<TensorParameters>,
-}
-
-/// Sizes along the dimensions of a tensor.
-struct Shape(Vec<u64>);
-
-impl<'de> Deserialize<'de> for Shape {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(ShapeVisitor)
-    }
-}
-
-struct ShapeVisitor;
-
-impl<'de> Visitor<'de> for ShapeVisitor {
-    type Value = Shape;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a shape, which is an array of whole numbers")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut sizes: A) -> Result<Shape, A::Error> {
-        let mut shape = Vec::new();
-        while let Some(Size(size)) = sizes.next_element()? {
-            if shape.len() == DIMENSIONS_MAX {
-                return Err(A::Error::custom(format_args!(
-                    "a shape has more than {DIMENSIONS_MAX} dimensions"
-                )));
-            }
-            shape.push(size);
-        }
-        Ok(Shape(shape))
-    }
-}
-
-struct Size(u64);
-
-impl<'de> Deserialize<'de> for Size {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_u64(SizeVisitor)
-    }
-}
-
-struct SizeVisitor;
-
-impl Visitor<'_> for SizeVisitor {
-    type Value = Size;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a whole number from 0")
-    }
-
-    fn visit_u64<E: Error>(self, size: u64) -> Result<Size, E> {
-        Ok(Size(size))
-    }
 }
 
 struct RequestSeed<'p, 's> {
@@ -268,20 +212,6 @@ impl Seen {
         self.bits |= bit;
         Ok(())
     }
-}
-
-/// Tensors laid out so far, and the binary data not yet claimed by an input.
-struct Payload<'s> {
-    bytes: Vec<u8>,
-    /// In place of them: all binary data, which is one tensor and goes on as it came. Large tensors come like that.
-    as_it_came: Option<Bytes>,
-    layout: Layout,
-    binary: Bytes,
-    /// What the body is read from, if that lacks its numbers; and how many arrays of them have been found again.
-    skeleton: Option<&'s Skeleton<'s>>,
-    filled: usize,
-    /// Why it is not read, if that is because of what this server does not have.
-    unsupported: Option<&'static str>,
 }
 
 struct InputsSeed<'p, 's> {
@@ -413,109 +343,6 @@ enum Data<'de> {
     Text(&'de RawValue),
 }
 
-impl Payload<'_> {
-    fn new(binary: Bytes) -> Self {
-        let (bytes, layout) = (Vec::new(), Layout::default());
-        Self { bytes, as_it_came: None, layout, binary, skeleton: None, filled: 0, unsupported: None }
-    }
-
-    fn supports<E: Error>(&mut self, parameters: &TensorParameters) -> Result<(), E> {
-        if parameters.shared_memory_region.is_none() {
-            return Ok(());
-        }
-        self.unsupported = Some(SHARED_MEMORY);
-        Err(E::custom(SHARED_MEMORY))
-    }
-
-    fn laid_out(&self) -> &[u8] {
-        self.as_it_came.as_deref().unwrap_or(&self.bytes)
-    }
-
-    fn take(&mut self) -> Bytes {
-        self.as_it_came.take().unwrap_or_else(|| std::mem::take(&mut self.bytes).into())
-    }
-
-    /// Appends the values of a tensor that were kept as text.
-    fn fill(&mut self, text: &RawValue, datatype: Datatype, shape: &[u64]) -> Result<(), serde_json::Error> {
-        let cut = self.skeleton.and_then(|skeleton| skeleton.cut(text.get()));
-        self.filled += usize::from(cut.is_some());
-        if let Some(numbers) = cut
-            && datatype != Datatype::Bool
-        {
-            let unusual = || Error::custom("unusual");
-            // An element takes two characters or more.
-            let elements = element_count(shape).filter(|elements| *elements <= numbers.len() / 2);
-            let elements = elements.ok_or_else(unusual)?;
-            let sizes = numbers::read(numbers, datatype, elements, &mut self.bytes);
-            // What is wrong with it, a second reading finds out.
-            return match sizes.as_deref() {
-                Some([all]) if *all == elements as u64 => Ok(()),
-                Some(sizes) if sizes == shape => Ok(()),
-                Some(_) | None => Err(unusual()),
-            };
-        }
-        let text = cut.unwrap_or(text.get().as_bytes());
-        let mut parser = serde_json::Deserializer::from_slice(text);
-        TensorData { bytes: &mut self.bytes, datatype, shape }.deserialize(&mut parser)?;
-        parser.end()
-    }
-
-    /// Aligns the payload for the next tensor and returns its offset.
-    fn begin<E: Error>(&mut self, datatype: Datatype, shape: &[u64]) -> Result<u64, E> {
-        if let Some(first) = self.as_it_came.take() {
-            self.bytes = first.into();
-        }
-        let offset = self.layout.place(0);
-        self.bytes.resize(offset, 0);
-        // A hint only.
-        if let Some(elements) = element_count(shape) {
-            self.bytes
-                .reserve(elements.saturating_mul(datatype.size().unwrap_or(LENGTH_BYTES)).min(64 << 10));
-        }
-        Ok(offset as u64)
-    }
-
-    fn claim_binary<E: Error>(
-        &mut self,
-        name: &str,
-        datatype: Datatype,
-        shape: &[u64],
-        size: usize,
-    ) -> Result<u64, E> {
-        let expected = match datatype.size() {
-            Some(element) => element_count(shape).and_then(|elements| elements.checked_mul(element)),
-            None => Some(size),
-        };
-        if expected != Some(size) {
-            return Err(E::custom(format_args!(
-                "input `{name}`: binary_data_size is {size}, {} of shape {shape:?} takes {}",
-                datatype.name(),
-                expected
-                    .map_or_else(|| "more than memory holds".to_owned(), |bytes| format!("{bytes} bytes")),
-            )));
-        }
-        if size > self.binary.len() {
-            return Err(E::custom(format_args!(
-                "input `{name}`: binary_data_size is {size}, {} bytes of binary data are left",
-                self.binary.len()
-            )));
-        }
-        let claimed = self.binary.split_to(size);
-        if self.binary.is_empty() && self.laid_out().is_empty() {
-            self.as_it_came = Some(claimed);
-            return Ok(0);
-        }
-        let offset = self.begin::<E>(datatype, shape)?;
-        self.bytes.extend_from_slice(&claimed);
-        Ok(offset)
-    }
-
-    fn end(&mut self) {
-        let start = self.layout.place(0);
-        self.layout.place(self.laid_out().len() - start);
-    }
-}
-
 fn at_most_tensors<E: Error>(got: usize) -> Result<(), E> {
     if got > TENSORS_MAX { Err(E::custom(format_args!("more than {TENSORS_MAX} tensors"))) } else { Ok(()) }
 }
@@ -535,247 +362,4 @@ fn of_input<E: Error>(name: Option<&str>, error: E) -> E {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn decode(json: &str) -> Result<InferRequest, String> {
-        InferRequest::decode(&json.to_owned().into(), None).map_err(|refusal| refusal.to_string())
-    }
-
-    fn floats(values: &[f32]) -> Vec<u8> {
-        values.iter().flat_map(|value| value.to_le_bytes()).collect()
-    }
-
-    #[test]
-    fn a_wrong_parameter_is_told_by_its_name_and_what_it_takes() {
-        let refused = |parameters: &str, of: &str| {
-            let input = |more: &str| {
-                format!(r#"{{"name": "x", "shape": [1], "datatype": "FP32", "data": [1]{more}}}"#)
-            };
-            let text = match of {
-                "request" => format!(r#"{{"inputs": [{}], "parameters": {parameters}}}"#, input("")),
-                "input" => {
-                    format!(r#"{{"inputs": [{}]}}"#, input(&format!(r#", "parameters": {parameters}"#)))
-                }
-                _ => format!(
-                    r#"{{"inputs": [{}], "outputs": [{{"name": "y", "parameters": {parameters}}}]}}"#,
-                    input("")
-                ),
-            };
-            parse(text.as_bytes(), &Bytes::new()).expect_err("it is wrong").to_string()
-        };
-        for (parameters, of, says) in [
-            (
-                r#"{"priority": -1}"#,
-                "request",
-                "`priority`: expected a whole number from 0 to 4294967295, got -1",
-            ),
-            (
-                r#"{"timeout": "5"}"#,
-                "request",
-                r#"`timeout`: expected a whole number of microseconds, got "5""#,
-            ),
-            (
-                r#"{"binary_data_output": 1}"#,
-                "request",
-                "`binary_data_output`: expected true or false, got 1",
-            ),
-            (
-                r#"{"binary_data_size": "12"}"#,
-                "input",
-                r#"`binary_data_size`: expected a whole number of bytes, got "12""#,
-            ),
-            (r#"{"classification": 1.5}"#, "output", "`classification`: expected a whole number from 0"),
-            (
-                r#"{"timeout": [1]}"#,
-                "request",
-                "`timeout`: expected a whole number of microseconds, got an array",
-            ),
-            (r#"{"binary_data": "yes"}"#, "output", r#"`binary_data`: expected true or false, got "yes""#),
-        ] {
-            let why = refused(parameters, of);
-            assert!(why.contains(&format!("parameter {says}")), "{why}");
-        }
-    }
-
-    #[test]
-    fn json_tensors_are_laid_out_aligned_whatever_the_order_of_fields() {
-        let request = decode(
-            r#"{"id":"a","parameters":{"timeout":1500,"unknown":[1]},"inputs":[
-                {"name":"x","shape":[1,2],"datatype":"FP32","data":[1,2]},
-                {"data":[[3],[NaN]],"datatype":"FP32","name":"y","extra":{},"shape":[2,1]}],
-              "outputs":[{"name":"z","parameters":{"binary_data":true,"classification":3}},{"name":"w"}]}"#,
-        )
-        .unwrap();
-        assert_eq!(request.id.as_deref(), Some("a"));
-        assert_eq!(request.timeout, Some(Duration::from_micros(1500)));
-        assert_eq!(request.inputs[0].locate(&request.payload).unwrap().1, 0..8);
-        assert_eq!(request.inputs[1].locate(&request.payload).unwrap().1, 64..72);
-        assert_eq!(request.payload[..8], floats(&[1.0, 2.0]));
-        assert_eq!(request.payload[64..68], floats(&[3.0]));
-        assert!(request.is_binary("z") && !request.is_binary("w"));
-        assert_eq!((request.outputs[0].classes, request.outputs[1].classes), (3, 0));
-    }
-
-    #[test]
-    fn binary_and_json_tensors_mix() {
-        let json = r#"{"inputs":[{"name":"a","shape":[2],"datatype":"FP16","parameters":{"binary_data_size":4}},
-            {"name":"b","shape":[1],"datatype":"BOOL","data":[true]},
-            {"name":"c","shape":[3],"datatype":"UINT8","parameters":{"binary_data_size":3}}],
-            "parameters":{"binary_data_output":true}}"#;
-        let body = [json.as_bytes(), &[1, 2, 3, 4, 9, 8, 7]].concat();
-        let request = InferRequest::decode(&body.into(), Some(json.len())).unwrap();
-        let at = |index: usize| &request.payload[request.inputs[index].locate(&request.payload).unwrap().1];
-        assert_eq!((at(0), at(1), at(2)), (&[1, 2, 3, 4][..], &[1][..], &[9, 8, 7][..]));
-        assert!(request.is_binary("anything"));
-    }
-
-    #[test]
-    fn a_binary_tensor_that_is_alone_is_not_copied() {
-        let decode = |more: &str| {
-            let json = format!(
-                r#"{{"inputs":[{{"name":"a","shape":[2],"datatype":"FP16","parameters":{{"binary_data_size":4}}}}{more}]}}"#
-            );
-            let body = Bytes::from([json.as_bytes(), &[1, 2, 3, 4]].concat());
-            let request = InferRequest::decode(&body, Some(json.len())).unwrap();
-            assert_eq!(&request.payload[..4], [1, 2, 3, 4]);
-            (request.inputs, body.as_ptr_range().contains(&request.payload.as_ptr()))
-        };
-        assert!(decode("").1);
-        let (inputs, is_slice) = decode(r#",{"name":"b","shape":[1],"datatype":"BOOL","data":[true]}"#);
-        assert_eq!((inputs[0].offset, inputs[1].offset, is_slice), (0, 64, false));
-    }
-
-    #[test]
-    fn bytes_come_as_strings_or_as_binary_elements_that_add_up() {
-        let request =
-            decode(r#"{"inputs":[{"name":"t","shape":[2],"datatype":"BYTES","data":["ab",""]}]}"#).unwrap();
-        assert_eq!(request.payload, &b"\x02\0\0\0ab\0\0\0\0"[..]);
-        assert_eq!(request.inputs[0].bytes, 10);
-        assert!(request.inputs[0].locate(&request.payload).is_ok());
-
-        let binary = |shape: u64, tensor: &[u8]| {
-            let size = tensor.len();
-            let json = format!(
-                r#"{{"inputs":[{{"name":"t","shape":[{shape}],"datatype":"BYTES","parameters":{{"binary_data_size":{size}}}}}]}}"#
-            );
-            InferRequest::decode(&[json.as_bytes(), tensor].concat().into(), Some(json.len()))
-                .map_err(|refusal| refusal.to_string())
-        };
-        assert_eq!(binary(2, b"\x02\0\0\0ab\0\0\0\0").unwrap(), request);
-        assert!(
-            binary(1, b"\x02\0\0\0a").unwrap_err().contains("an element of tensor `t` reaches beyond its 5")
-        );
-        assert!(binary(3, &[0; 8]).unwrap_err().contains("tensor `t` has 2 elements, shape [3] has 3"));
-        assert!(binary(1, &[]).unwrap_err().contains("tensor `t` has 0 elements, shape [1] has 1"));
-        assert!(binary(u64::MAX, &[0; 8]).unwrap_err().contains("tensor `t` has 2 elements"));
-    }
-
-    #[test]
-    fn each_mistake_is_named() {
-        let input = |fields: &str| format!(r#"{{"inputs":[{{{fields}}}]}}"#);
-        for (json, says) in [
-            ("", "EOF while parsing"),
-            ("[]", "expected an object with `inputs`"),
-            ("{}", "missing field `inputs`"),
-            (r#"{"inputs":3}"#, "expected an array of inputs"),
-            (r#"{"inputs":[]} trailing"#, "trailing characters"),
-            (&input(r#""shape":[1],"datatype":"FP32","data":[1]"#), "missing field `name`"),
-            (&input(r#""name":"x","datatype":"FP32","data":[1]"#), "input `x` has no `shape`"),
-            (&input(r#""name":"x","shape":[1],"data":[1]"#), "input `x` has no `datatype`"),
-            (&input(r#""name":"x","shape":[1],"datatype":"FP32""#), "input `x` has no `data`"),
-            (
-                &input(r#""name":"x","shape":[1],"datatype":"STRING","data":["a"]"#),
-                "datatype `STRING` is not one of BOOL, UINT8",
-            ),
-            (
-                &input(r#""name":"x","shape":[-1],"datatype":"FP32","data":[1]"#),
-                "integer `-1`, expected a whole number from 0",
-            ),
-            (
-                &input(r#""name":"x","shape":[2],"datatype":"FP32","data":[1]"#),
-                "input `x`: data has 1 elements, shape [2] has 2",
-            ),
-            (
-                &input(
-                    r#""name":"x","shape":[1],"datatype":"FP32","data":[1],"parameters":{"binary_data_size":4}"#,
-                ),
-                "both `data` and",
-            ),
-            (
-                &input(r#""name":"x","shape":[1],"datatype":"FP32","data":[1],"datatype":"INT32""#),
-                "`datatype` occurs twice",
-            ),
-            (&input(r#""name":"x","data":[1],"data":[2]"#), "`data` occurs twice"),
-            (r#"{"inputs":[],"inputs":[]}"#, "`inputs` occurs twice"),
-            (
-                r#"{"inputs":[],"outputs":[{"name":"y","parameters":{"classification":-1}}]}"#,
-                "parameter `classification`: expected a whole number from 0 to 4294967295, got -1",
-            ),
-            (
-                &input(r#""name":"x","shape":[4294967296,4294967296],"datatype":"FP32","data":[1]"#),
-                "overflows",
-            ),
-            (
-                &input(r#""name":"x","shape":[99999999999],"datatype":"FP32","data":[1]"#),
-                "data has 1 elements",
-            ),
-        ] {
-            let error = decode(json).unwrap_err();
-            assert!(error.contains(says), "{json}: {error}");
-        }
-    }
-
-    #[test]
-    fn more_tensors_than_any_model_takes_are_refused() {
-        let input = r#"{"name":"x","shape":[0],"datatype":"FP32","data":[]}"#;
-        let long = format!(r#"{{"name":"x","shape":[16],"datatype":"FP32","data":[{}1]}}"#, "1,".repeat(15));
-        let all = |one: &str, most: usize| vec![one; most].join(",");
-        for one in [input, long.as_str()] {
-            let decode = |most| decode(&format!(r#"{{"inputs":[{}]}}"#, all(one, most)));
-            assert_eq!(decode(1024).unwrap().inputs.len(), 1024);
-            assert!(decode(1025).unwrap_err().contains("more than 1024 tensors"));
-        }
-        let outputs = format!(r#"{{"inputs":[{input}],"outputs":[{}]}}"#, all(r#"{"name":"y"}"#, 1025));
-        assert!(decode(&outputs).unwrap_err().contains("more than 1024 tensors"));
-    }
-
-    #[test]
-    fn binary_sizes_must_add_up_exactly() {
-        let json =
-            r#"{"inputs":[{"name":"x","shape":[2],"datatype":"FP32","parameters":{"binary_data_size":8}}]}"#;
-        let decode =
-            |extra: &[u8]| InferRequest::decode(&[json.as_bytes(), extra].concat().into(), Some(json.len()));
-        assert!(decode(&[0; 8]).is_ok());
-        assert!(decode(&[0; 7]).unwrap_err().to_string().contains("7 bytes of binary data are left"));
-        assert!(
-            decode(&[0; 9]).unwrap_err().to_string().contains("1 bytes of binary data belong to no input")
-        );
-        let wrong = json.replace(":8}", ":4}");
-        let error = InferRequest::decode(&[wrong.as_bytes(), &[0; 4]].concat().into(), Some(wrong.len()))
-            .unwrap_err();
-        assert!(error.to_string().contains("FP32 of shape [2] takes 8 bytes"));
-        assert!(
-            InferRequest::decode(&Bytes::from_static(b"{}"), Some(3))
-                .unwrap_err()
-                .to_string()
-                .contains("the whole body has 2 bytes")
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn no_body_panics(body in prop::collection::vec(any::<u8>(), 0..200), len in prop::option::of(0usize..300)) {
-            let _ = InferRequest::decode(&body.into(), len);
-        }
-
-        #[test]
-        fn no_damaged_request_panics(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
-            let mut body = br#"{"id":"a","inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[[1,2.5]]}],"outputs":[{"name":"y"}]}"#.to_vec();
-            let at = at.index(body.len());
-            body[at] = byte;
-            let _ = InferRequest::decode(&body.into(), None);
-        }
-    }
-}
+mod tests;

@@ -455,11 +455,16 @@ mod tests {
     use super::*;
     use crate::exposition::Exposition::OpenMetrics;
 
-    #[test]
-    fn a_refusal_is_counted_under_the_model_that_was_asked_whether_or_not_a_version_was_chosen() {
+    fn watched(access: Option<AccessLog>) -> (Arc<Metrics>, Watchers) {
         let metrics = Arc::new(Metrics::new());
         let ledger = Arc::new(Ledger::new());
-        let watchers = Watchers { metrics: metrics.clone(), ledger, tracer: None, access: None };
+        let access = access.map(Arc::new);
+        (metrics.clone(), Watchers { metrics, ledger, tracer: None, access })
+    }
+
+    #[test]
+    fn a_refusal_is_counted_under_the_model_that_was_asked_whether_or_not_a_version_was_chosen() {
+        let (metrics, watchers) = watched(None);
         let known = |record: &mut Record| record.model = Some("m".to_owned());
         let chosen = |record: &mut Record| record.version = Some(("m".to_owned(), 1));
         let unknown = |_: &mut Record| ();
@@ -476,13 +481,7 @@ mod tests {
 
     #[test]
     fn the_time_of_an_attempt_that_was_not_run_is_spent_on_the_link() {
-        let metrics = Arc::new(Metrics::new());
-        let watchers = Watchers {
-            metrics: metrics.clone(),
-            ledger: Arc::new(Ledger::new()),
-            tracer: None,
-            access: None,
-        };
+        let (metrics, watchers) = watched(None);
         let mut record = Record::begin(&metrics);
         let started = record.started;
         let at = |ms| Some(started + Duration::from_millis(ms));
@@ -499,13 +498,7 @@ mod tests {
 
     #[test]
     fn a_batch_of_eight_requests_is_one_batch() {
-        let metrics = Arc::new(Metrics::new());
-        let watchers = Watchers {
-            metrics: metrics.clone(),
-            ledger: Arc::new(Ledger::new()),
-            tracer: None,
-            access: None,
-        };
+        let (metrics, watchers) = watched(None);
         for member in 0..8 {
             // One of them tells of the run.
             let runs = (member == 0).then(|| wire::Run { rows: 8, ..wire::Run::default() });
@@ -530,9 +523,7 @@ mod tests {
         use crate::log::Format;
         let (mut read, write) = std::io::pipe().unwrap();
         let access = AccessLog::to(AccessConfig { sample: 0.0, format: Format::Json }, write);
-        let metrics = Arc::new(Metrics::new());
-        let (ledger, access) = (Arc::new(Ledger::new()), Some(Arc::new(access)));
-        let watchers = Watchers { metrics: metrics.clone(), ledger, tracer: None, access };
+        let (metrics, watchers) = watched(Some(access));
         for is_unready in [true, false] {
             let mut record = Record::begin(&metrics);
             (record.status, record.is_unready) = (if is_unready { 503 } else { 200 }, is_unready);
