@@ -18,6 +18,7 @@ pub mod dialect;
 mod label;
 pub mod caller;
 pub mod body;
+mod breakers;
 mod large_body;
 mod growing;
 mod compression;

@@ -220,7 +220,7 @@ impl Metrics {
             latency: added_in_seconds(
                 registry,
                 "request_duration",
-                "Whole time of a request in the proxy",
+                "Whole time in the proxy of a request that a version has answered, or failed at",
                 Family::new_with_constructor(seconds_of_traces),
             ),
             queue: added_in_seconds(

@@ -164,7 +164,11 @@ impl Overview {
     }
 
     fn versions(&self, snapshot: &Snapshot, now: Instant) -> Vec<Version> {
-        let mut all = versions(&self.directory.load(), snapshot, &self.ledger);
+        let models = self.directory.load();
+        let mut all = versions(&models, snapshot, &self.ledger);
+        if !models.connected {
+            all.values_mut().filter(|version| version.state == READY).for_each(wait_for_engine);
+        }
         for breaker in self.ledger.breakers(now) {
             if let Some(version) = all.get_mut(&(breaker.model.to_string(), breaker.version.0)) {
                 version.breaker = Some(shown(&breaker));
@@ -241,6 +245,14 @@ fn versions(models: &Models, snapshot: &Snapshot, ledger: &Ledger) -> BTreeMap<(
         }
     }
     all
+}
+
+/// As the engine's index has it.
+const READY: &str = "ready";
+
+fn wait_for_engine(version: &mut Version) {
+    version.state = "away".into();
+    version.reason = "the engine is not connected".into();
 }
 
 fn loaded(entry: &ModelEntry) -> Version {

@@ -231,10 +231,13 @@ impl Record {
                 policies::Outcome::Refused | policies::Outcome::Lost => version.refused.inc(),
                 policies::Outcome::Abandoned => version.abandoned.inc(),
             };
-            let example = trace.as_ref().map(|trace| TraceLabel { trace_id: trace.id() });
             let (took, timing) = (now - self.started, self.timing.as_ref());
-            version.latency.observe(took.as_secs_f64(), example, None);
-            version.whole.observe(took.as_secs_f64());
+            // Who is turned away at once makes nothing faster.
+            if matches!(outcome, policies::Outcome::Served | policies::Outcome::Failed) {
+                let example = trace.as_ref().map(|trace| TraceLabel { trace_id: trace.id() });
+                version.latency.observe(took.as_secs_f64(), example, None);
+                version.whole.observe(took.as_secs_f64());
+            }
             match outcome {
                 policies::Outcome::Served => version.statistics.served(took, timing, SystemTime::now()),
                 policies::Outcome::Failed

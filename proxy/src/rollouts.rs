@@ -1,8 +1,10 @@
 //! Looks after canaries and splits: asks a few times a second for verdicts on the ones, and whether what is seen of both is
 //! what was declared; tells that, and keeps how far canaries are in a file, so that a restart goes on where it was, and with
 //! them the rings of splits, so that it moves no user. Decides nothing: verdicts are the core's. A disk that is slow holds
-//! up nobody else. At some of these times it has forgotten, as well, what was counted of versions that are gone.
+//! up nobody else. At some of these times it has forgotten, as well, what was counted of versions that are gone, and has told
+//! what breakers do.
 
+use crate::breakers::Breakers;
 use crate::files;
 use crate::metrics::{Metrics, Part};
 use crate::readiness::Readiness;
@@ -29,6 +31,9 @@ const SAVE_EVERY: Duration = Duration::from_secs(10);
 
 /// What was counted of versions that are gone is looked for so often; it stays for minutes.
 const FORGET_EVERY: Duration = Duration::from_secs(10);
+
+/// Breakers are looked at so often.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// A disk that takes longer hangs: nothing waits for it, and that is told.
 pub(crate) const SAVE_MAX: Duration = Duration::from_secs(5);
@@ -84,6 +89,7 @@ impl Rollouts {
         let (mut kept, mut saving, mut ordered) = (Kept::default(), None, Vec::new());
         let (mut saved, mut sampled, mut generation) = (Instant::now(), Instant::now(), 0);
         let (mut is_wanted, mut forgot) = (false, None::<Instant>);
+        let (mut breakers, mut looked) = (Breakers::default(), Instant::now());
         self.history.sample(&self.ledger.rollouts(), SystemTime::now());
         loop {
             let (mut is_last, mut ended) = (false, None);
@@ -101,6 +107,10 @@ impl Rollouts {
             if forgot.is_none_or(|forgot| now.duration_since(forgot) >= FORGET_EVERY) {
                 self.metrics.forget_gone(&self.readiness.names(), now);
                 forgot = Some(now);
+            }
+            if now.duration_since(looked) >= LOOK_EVERY {
+                breakers.tell(&self.ledger.breakers(now));
+                looked = now;
             }
             let in_force = self.live.load().number;
             let is_new = self.judge(now, &mut sampled) || in_force != generation;

@@ -14,7 +14,7 @@
 //!                    │    ├─ gather                the inputs of all rows are laid side by side
 //!                    │    ├─ execute               the model
 //!                    │    └─ split                 its outputs are cut into answers
-//!                    ├─ link                       back; both ways where the engine was not told of the trace
+//!                    ├─ link                       back; both ways, and the wait there, where the engine does not tell of it
 //!                    ├─ POST                       another server's answer (client); that server's own span is under it
 //!                    ├─ link, decode               of a request that is asked once more: before the attempt that counts
 //!                    └─ reply                      written for the client, and taken by it
@@ -115,8 +115,8 @@ pub(crate) fn of_request(trace: &Trace, facts: &Facts<'_>, now: Instant) -> Vec<
         let way = (moment(sent), answered.map(moment));
         match facts.timing {
             Some(timing) => spans.extend(in_engine(trace, facts, timing, way)),
-            // It has said nothing of what it has done.
-            None => spans.extend(answered.map(|answered| link(trace, facts, way.0, moment(answered)))),
+            // It has said nothing of what it has done, or has not answered at all.
+            None => spans.push(link(trace, facts, way.0, moment(answered.unwrap_or(now)))),
         }
     }
     if let Some(elsewhere) = facts.elsewhere {

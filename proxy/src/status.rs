@@ -152,8 +152,8 @@ pub struct Version {
     pub model: String,
     /// Its number.
     pub version: u64,
-    /// `loading`, `ready`, `unavailable`; `remote` if another server answers it; `missing` if only the policy knows it, be it by a
-    /// rule, a label or a fallback.
+    /// `loading`, `ready`, `unavailable`; `away` while the engine that has it ready is not connected; `remote` if another server answers
+    /// it; `missing` if only the policy knows it, be it by a rule, a label or a fallback.
     pub state: String,
     /// Whether it is unavailable because somebody has unloaded it.
     pub unloaded: bool,
@@ -274,7 +274,7 @@ impl Outcomes {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Times {
-    /// From the end of a request's head to its answer.
+    /// From the end of a request's head to its answer, or to the version's failure.
     pub whole: Distribution,
     /// Of that: in the proxy and between the two processes.
     pub proxy: Distribution,

@@ -1,7 +1,7 @@
 //! What a tally shows: whether the shares that are seen contradict those that were declared, and what has most likely come
 //! between. Looks a few times a second and not when requests come, and never changes who answers.
 //!
-//! The alarm is raised once in a window. Two things raise it: units that are not divided as declared (see `ratio.rs`); and one
+//! The alarm is raised once in a window, and stands until nothing speaks for it any more. Two things raise it: units that are not divided as declared (see `ratio.rs`); and one
 //! user who has made most of the requests, which says nothing against the split, but the shares that people then see are
 //! those of that user.
 
@@ -69,7 +69,7 @@ pub struct SplitStatus {
     pub evidence: f64,
     /// See there.
     pub mismatch_at: f64,
-    /// What was found in this window, if anything.
+    /// What was found in this window, if anything, for as long as anything speaks for it.
     pub mismatch: Option<Mismatch>,
     /// In the order of their numbers.
     pub versions: Vec<VersionShare>,
@@ -121,10 +121,13 @@ impl Tally {
             look.next = units + units / 32 + 1;
             look.evidence = evidence(&seen, &self.shares());
         }
+        let majority = self.majority.lock().unwrap_or_else(PoisonError::into_inner).percent();
         if look.mismatch.is_some() {
+            if look.evidence <= 1.0 && majority.is_none() {
+                look.mismatch = None;
+            }
             return None;
         }
-        let majority = self.majority.lock().unwrap_or_else(PoisonError::into_inner).percent();
         let cause = if look.evidence >= 1.0 / ALPHA {
             self.cause(&seen)
         } else if majority.is_some() {
@@ -162,12 +165,11 @@ impl Tally {
         let units: u64 = seen.iter().sum();
         let row = self.short(seen);
         let (version, share) = self.versions[row];
-        let percent = |part: f64| in_percent(part);
-        let seen_of = percent(seen[row] as f64 / units.max(1) as f64);
+        let seen_of = roughly(seen[row] as f64 / units.max(1) as f64);
         let of = if self.key.is_some() { "users" } else { "requests" };
         let seen = format!(
             "version {version} has answered {seen_of} % of {units} {of}, where {} % are declared",
-            percent(share)
+            in_percent(share)
         );
         let key = self.key.as_ref().map_or_else(String::new, ToString::to_string);
         match cause {
@@ -182,7 +184,7 @@ impl Tally {
                 format!("{seen}: others have answered {replaced} of its requests, because {why}")
             }
             Cause::Unanswered => {
-                let unanswered = percent(self.unanswered(&[row]));
+                let unanswered = roughly(self.unanswered(&[row]));
                 let not_ready = self.instead[Instead::NotReady as usize].load(Ordering::Relaxed);
                 let why = if 2 * not_ready >= self.nobody(row) { ", because it was not ready" } else { "" };
                 format!("{seen}: {unanswered} % of its requests were not answered{why}")
@@ -244,4 +246,9 @@ fn finite(evidence: f64) -> f64 {
 fn in_percent(part: f64) -> String {
     let text = format!("{:.4}", part * 100.0);
     text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+/// The same of what was counted, of which more than one decimal says nothing, unless it is small.
+fn roughly(part: f64) -> String {
+    if part < 0.01 { in_percent(part) } else { in_percent((part * 1_000.0).round() / 1_000.0) }
 }

@@ -255,6 +255,19 @@ fn it_is_told_once() {
 }
 
 #[test]
+fn what_was_found_is_over_once_nothing_speaks_for_it_any_more() {
+    let mut world = World::new(&[50, 50], None, 1);
+    (0..2_000).for_each(|_| world.draw(0.46));
+    (0..100).for_each(|_| world.draw(0.0));
+    assert!(world.tally.look().is_some());
+    for _ in 0..40 {
+        (0..2_500).for_each(|_| world.draw(0.5));
+        assert_eq!(world.tally.look(), None);
+    }
+    assert_eq!(world.tally.status(world.now).mismatch, None);
+}
+
+#[test]
 fn what_was_drawn_under_other_shares_does_not_count() {
     let world = World::new(&[50, 50], None, 1);
     let other = declared(&[60, 40]).mark;

@@ -93,7 +93,11 @@ impl Scraped {
                 "policy_file_in_force",
                 "Whether the policy file says what is in force; 1 where none is configured",
             ),
-            breaker: added(registry, "breaker_state", "0 passing, 1 probing, 2 tripped"),
+            breaker: added(
+                registry,
+                "breaker_state",
+                "0 passing, 1 probing, also if the next request is to be the probe, 2 tripped",
+            ),
             version_ready: added(
                 registry,
                 "version_ready",
@@ -172,8 +176,8 @@ impl Metrics {
         for BreakerStatus { model, version, state } in breakers {
             let state = match state {
                 BreakerState::Passing => 0,
-                BreakerState::Probing => 1,
-                BreakerState::Tripped { .. } => 2,
+                BreakerState::Tripped { retry_after } if !retry_after.is_zero() => 2,
+                BreakerState::Tripped { .. } | BreakerState::Probing => 1,
             };
             let labels = VersionLabels { model: model.to_string(), version: version.0 };
             self.scraped.breaker.get_or_create_owned(&labels).set(state);

@@ -136,13 +136,12 @@ fn attention(lines: &mut Vec<Line<'static>>, status: &Status, width: usize) {
             wrap(lines, &format!("! {model} {number} is {state}: {reason}"), width, BAD);
         }
         if let Some(breaker) = breaker.as_ref().filter(|breaker| breaker.state == "tripped") {
-            let next = lasting(breaker.retry_after_ms.unwrap_or_default());
-            wrap(
-                lines,
-                &format!("! {model} {number} keeps failing: its breaker is open for {next}"),
-                width,
-                BAD,
-            );
+            let next = match breaker.retry_after_ms.unwrap_or_default() {
+                0 => "with the next request".into(),
+                left => format!("in {}", lasting(left)),
+            };
+            let text = format!("! {model} {number} keeps failing: its breaker is open, next try {next}");
+            wrap(lines, &text, width, BAD);
         }
         moved(lines, version, width);
     }
@@ -251,7 +250,7 @@ fn state(version: &Version) -> (String, Style) {
     }
     let style = match version.state.as_str() {
         "ready" | "remote" => GOOD,
-        "loading" => FAIR,
+        "loading" | "away" => FAIR,
         _ if version.is_lacking() => BAD,
         _ => QUIET,
     };

@@ -142,7 +142,7 @@ fn check_of(status: Status, width: u16, height: u16, expect: &str, keys: &str) {
 fn a_wide_terminal_shows_everything() {
     let expect = "
 penstock ready  99/s  81/s refused  12 in flight  engine 152 MB  policy 4  up 10 s  3 in the engine  cpu  127.0.0.1:8002
-! sentence-embeddings-multilingual 1 keeps failing: its breaker is open for 7 s
+! sentence-embeddings-multilingual 1 keeps failing: its breaker is open, next try in 7 s
 ! digits 2: input pixels[2J has moved by 0.13 bits since the version was new
 
 VERSION                                   STATE  SHARE     OF     RATE  FAILED    P50    P99  PROXY  QUEUE    RUN  ROWS DRIFT
@@ -177,7 +177,7 @@ fn what_a_step_waits_for_now_is_shown_in_place_of_what_was_found_first() {
 fn a_usual_terminal_leaves_out_the_stages_before_it_cuts_a_name() {
     let expect = "
 penstock ready  99/s  81/s refused  12 in flight  engine 152 MB  policy 4
-! sentence-embeddings-multilingual 1 keeps failing: its breaker is open for 7 s
+! sentence-embeddings-multilingual 1 keeps failing: its breaker is open, next try in 7 s
 
 VERSION                              STATE  SHARE     OF     RATE  FAILED    P99
 digits 1                             ready    90%    90%     89/s      0%  1.4ms
