@@ -33,8 +33,8 @@ use prometheus_client::registry::{Metric, Registry, Unit};
 pub use saved::{Part, Saved};
 use scraped::Scraped;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct VersionLabels {
@@ -170,8 +170,9 @@ pub struct Metrics {
     refused_models: RwLock<HashMap<String, RefusalCounters>>,
     /// Of what there are series.
     present: Mutex<Present>,
-    /// How often one of these was forgotten.
-    forgotten: AtomicU64,
+    /// Held by whoever makes series or takes them away, which may have to wait for a scrape: nobody counts in series that are going, and
+    /// whose series are there does not wait.
+    changing: Mutex<()>,
     /// Where the time goes.
     pub stages: StageMetrics,
     /// What became of spans.
@@ -299,7 +300,7 @@ impl Metrics {
             versions,
             refused_models: RwLock::default(),
             present: Mutex::default(),
-            forgotten: AtomicU64::new(0),
+            changing: Mutex::default(),
             refused: Refused::default(),
             registry: Registry::default(),
         };
@@ -315,20 +316,22 @@ impl Metrics {
 
     /// The handles of a version that exists.
     pub fn version(&self, model: &str, version: u64) -> Arc<VersionMetrics> {
-        loop {
-            // Before it is looked up: it may be forgotten from then on.
-            let forgotten = self.forgotten.load(Ordering::Acquire);
-            if let Some(handles) = self.known(model, version) {
-                return handles;
-            }
-            // Without the lock: a scrape holds the series for as long as it writes them, and nobody is to wait for it here.
-            let handles = Arc::new(self.resolve(model, version));
-            let mut known = self.versions.write().expect("never poisoned: no panic while held");
-            // What is counted by handles of series that have gone meanwhile would be in no series.
-            if self.forgotten.load(Ordering::Acquire) == forgotten {
-                return known.entry(model.to_owned()).or_default().entry(version).or_insert(handles).clone();
-            }
+        if let Some(handles) = self.known(model, version) {
+            return handles;
         }
+        let _changing = self.changing();
+        // Somebody may have been faster.
+        if let Some(handles) = self.known(model, version) {
+            return handles;
+        }
+        let handles = Arc::new(self.resolve(model, version));
+        let mut known = self.versions.write().expect("never poisoned: no panic while held");
+        known.entry(model.to_owned()).or_default().insert(version, handles.clone());
+        handles
+    }
+
+    fn changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().expect("never poisoned: no panic while held")
     }
 
     /// The counters of all versions that have been asked anything, by model and number.
@@ -378,30 +381,30 @@ impl Metrics {
 
     /// Shows that a model has had no refusals yet, of any reason: what is born as 1 has not increased.
     fn expect_refusals(&self, model: &str) {
-        if !self.refused_models.read().expect("never poisoned: no panic while held").contains_key(model) {
-            self.refusals_of(model, |_| ());
-        }
+        self.refusals_of(model, |_| ());
     }
 
     /// Counts a refusal of a model that exists, or of none.
     pub fn refuse(&self, reason: &'static str, model: &str) {
         let place = Refusal::REASONS.iter().position(|known| *known == reason);
         debug_assert!(place.is_some(), "{reason} is not among those that begin as nothing");
-        let count = |counters: &RefusalCounters| place.map(|place| counters[place].inc());
-        if let Some(counters) =
-            self.refused_models.read().expect("never poisoned: no panic while held").get(model)
-        {
-            count(counters);
-            return;
-        }
-        self.refusals_of(model, count);
+        self.refusals_of(model, |counters| place.map(|place| counters[place].inc()));
     }
 
-    fn refusals_of<T>(&self, model: &str, then: impl FnOnce(&RefusalCounters) -> T) -> T {
-        let mut known = self.refused_models.write().expect("never poisoned: no panic while held");
+    /// Does something with the counters of a model, which are there from then on.
+    fn refusals_of<T>(&self, model: &str, then: impl Fn(&RefusalCounters) -> T) -> T {
+        let known = || self.refused_models.read().expect("never poisoned: no panic while held");
+        if let Some(counters) = known().get(model) {
+            return then(counters);
+        }
+        let _changing = self.changing();
         let counter =
             |reason| self.refusals.get_or_create_owned(&RefusalLabels { reason, model: model.to_owned() });
-        then(known.entry(model.to_owned()).or_insert_with(|| Refusal::REASONS.map(counter)))
+        let counters = Refusal::REASONS.map(counter);
+        let done = then(&counters);
+        let mut known = self.refused_models.write().expect("never poisoned: no panic while held");
+        known.insert(model.to_owned(), counters);
+        done
     }
 
     /// Counts a request that was to be asked once more.

@@ -2,13 +2,15 @@
 //! memory. Decides when: once something was neither there nor asked for long enough. Whoever keeps the process in order calls it every
 //! now and then, whether or not anybody looks.
 
-use super::{Metrics, OUTCOMES, OutcomeLabels, RefusalLabels, RetryLabels, VerdictLabels, VersionLabels};
+use super::{
+    Metrics, OUTCOMES, OutcomeLabels, RefusalCounters, RefusalLabels, RetryLabels, VerdictLabels,
+    VersionLabels,
+};
 use crate::record::Retry;
 use crate::refusal::Refusal;
 use crate::shadow;
 use policies::Verdict;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Series stay for so long without what they are of. So far back does Prometheus look for the last value of one; and an engine that
@@ -95,7 +97,7 @@ impl Metrics {
     fn refused_by_model(&self) -> BTreeMap<String, u64> {
         let known = self.refused_models.read().expect("never poisoned: no panic while held");
         let of_models = known.iter().filter(|(model, _)| !model.is_empty());
-        let count = |(model, counters): (&String, &super::RefusalCounters)| {
+        let count = |(model, counters): (&String, &RefusalCounters)| {
             (model.clone(), counters.iter().map(|counter| counter.get()).sum())
         };
         of_models.map(count).collect()
@@ -103,14 +105,15 @@ impl Metrics {
 
     /// A version has gone, and its series go with it. Should it come back, they begin anew.
     pub(super) fn forget_version(&self, model: &str, version: u64) {
+        let _changing = self.changing();
         let mut known = self.versions.write().expect("never poisoned: no panic while held");
-        self.forgotten.fetch_add(1, Ordering::AcqRel);
         if let Some(versions) = known.get_mut(model) {
             versions.remove(&version);
             if versions.is_empty() {
                 known.remove(model);
             }
         }
+        drop(known);
         let labels = VersionLabels { model: model.to_owned(), version };
         self.latency.remove(&labels);
         for family in [&self.queue, &self.run, &self.batch_rows, &self.batch_padding, &self.over_expected] {
@@ -127,8 +130,8 @@ impl Metrics {
 
     /// A model has gone, and its series go with it.
     fn forget_model(&self, model: &str) {
-        let mut refused = self.refused_models.write().expect("never poisoned: no panic while held");
-        refused.remove(model);
+        let _changing = self.changing();
+        self.refused_models.write().expect("never poisoned: no panic while held").remove(model);
         let model = || model.to_owned();
         for reason in Refusal::REASONS {
             self.refusals.remove(&RefusalLabels { reason, model: model() });

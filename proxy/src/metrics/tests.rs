@@ -212,7 +212,10 @@ fn a_first_request_during_a_scrape_is_counted_and_makes_nobody_else_wait() {
         let metrics = metrics.clone();
         move || metrics.version("m", 2).served.inc()
     });
-    until_counted(&metrics, 2);
+    let served = OutcomeLabels { model: "m".to_owned(), version: 2, outcome: "served" };
+    while metrics.outcomes.get(&served).is_none() {
+        std::thread::yield_now(); // some of its series come before the one that it waits for
+    }
     let (told, is_told) = std::sync::mpsc::channel();
     let next = std::thread::spawn({
         let metrics = metrics.clone();
@@ -231,37 +234,37 @@ fn a_first_request_during_a_scrape_is_counted_and_makes_nobody_else_wait() {
 }
 
 #[test]
-fn a_first_request_while_its_version_is_being_forgotten_is_counted_by_series_that_stay() {
+fn a_version_that_is_forgotten_during_a_scrape_makes_nobody_wait_and_whoever_asks_it_then_is_counted() {
     let metrics = Arc::new(Metrics::new());
-    metrics.version("m", 1);
+    [1, 2].map(|version| metrics.version("m", version));
     let known = VersionLabels { model: "m".to_owned(), version: 1 };
     let scrape = metrics.latency.get(&known).expect("it has been asked");
-    let first = std::thread::spawn({
-        let metrics = metrics.clone();
-        move || metrics.version("m", 2).served.inc()
-    });
-    until_counted(&metrics, 2);
     let forgets = std::thread::spawn({
         let metrics = metrics.clone();
         move || metrics.forget_version("m", 2)
     });
-    while metrics.forgotten.load(Ordering::Acquire) == 0 {
-        std::thread::yield_now();
-    }
+    let (told, is_told) = std::sync::mpsc::channel();
+    let next = std::thread::spawn({
+        let metrics = metrics.clone();
+        move || {
+            while metrics.known("m", 2).is_some() {
+                std::thread::yield_now(); // it is about to be
+            }
+            told.send(metrics.version("m", 1).served.inc())
+        }
+    });
+    is_told.recv_timeout(Duration::from_secs(10)).expect("whose series are there does not wait");
+    let again = std::thread::spawn({
+        let metrics = metrics.clone();
+        move || metrics.version("m", 2).served.inc()
+    });
     drop(scrape);
     forgets.join().unwrap();
-    first.join().unwrap();
+    next.join().unwrap().unwrap();
+    again.join().unwrap();
     let text = metrics.encode(OpenMetrics);
     let line = r#"penstock_requests_total{model="m",version="2",outcome="served"} 1"#;
     assert!(text.lines().any(|found| found == line), "{text}");
-}
-
-/// Whose first request it is has some of its series by then, and waits for the others.
-fn until_counted(metrics: &Metrics, version: u64) {
-    let served = OutcomeLabels { model: "m".to_owned(), version, outcome: "served" };
-    while metrics.outcomes.get(&served).is_none() {
-        std::thread::yield_now();
-    }
 }
 
 #[test]
