@@ -250,23 +250,23 @@ impl Metrics {
                 ),
             },
             batches: batches(registry),
-            batch_rows: added_as(
+            batch_rows: added_of_versions(
                 registry,
                 "batch_rows",
                 "Rows of each batch of which an answer has told",
-                Family::new_with_constructor(Histogram::of_rows),
+                Histogram::of_rows,
             ),
-            batch_padding: added_as(
+            batch_padding: added_of_versions(
                 registry,
                 "batch_padding_ratio",
                 "Of the elements that a batch was given, the part that is padding",
-                Family::new_with_constructor(Histogram::of_parts),
+                Histogram::of_parts,
             ),
-            over_expected: added_as(
+            over_expected: added_of_versions(
                 registry,
                 "engine_run_over_expected_ratio",
                 "Time that a batch took, divided by the time that it was expected to take when it was formed",
-                Family::new_with_constructor(Histogram::of_times),
+                Histogram::of_times,
             ),
             refusals: added(
                 registry,
@@ -491,12 +491,20 @@ fn batches(registry: &mut Registry) -> [Counter; wire::Closed::ALL.len()] {
 
 /// A metric that is registered under this name.
 fn added<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
-    added_as(registry, name, help, M::default())
-}
-
-fn added_as<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    let metric = M::default();
     registry.register(name, help, metric.clone());
     metric
+}
+
+fn added_of_versions(
+    registry: &mut Registry,
+    name: &str,
+    help: &str,
+    histogram: fn() -> Histogram,
+) -> PerVersion {
+    let histograms = PerVersion::new_with_constructor(histogram);
+    registry.register(name, help, histograms.clone());
+    histograms
 }
 
 fn added_in_seconds<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {

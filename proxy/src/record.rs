@@ -225,38 +225,14 @@ impl Record {
         }
         if let (Some((model, version)), Some(outcome)) = (&self.version, self.outcome) {
             let version = self.asked.clone().unwrap_or_else(|| metrics.version(model, *version));
-            match outcome {
-                policies::Outcome::Served => version.served.inc(),
-                policies::Outcome::Failed => version.failed.inc(),
-                policies::Outcome::Refused | policies::Outcome::Lost => version.refused.inc(),
-                policies::Outcome::Abandoned => version.abandoned.inc(),
-            };
-            let (took, timing) = (now - self.started, self.timing.as_ref());
+            let took = now - self.started;
             // Who is turned away at once makes nothing faster.
             if matches!(outcome, policies::Outcome::Served | policies::Outcome::Failed) {
                 let example = trace.as_ref().map(|trace| TraceLabel { trace_id: trace.id() });
                 version.latency.observe(took.as_secs_f64(), example, None);
                 version.whole.observe(took.as_secs_f64());
             }
-            match outcome {
-                policies::Outcome::Served => version.statistics.served(took, timing, SystemTime::now()),
-                policies::Outcome::Failed
-                | policies::Outcome::Refused
-                | policies::Outcome::Lost
-                | policies::Outcome::Abandoned => {
-                    version.statistics.failed(took, self.failure);
-                }
-            }
-            if let Some(timing) = timing {
-                version.statistics.ran(timing);
-                metrics.count_batches(&version, &timing.runs);
-                let (queue, run) = (timing.queue_us as f64 / 1e6, timing.run_us as f64 / 1e6);
-                let prepare = timing.prepare_us as f64 / 1e6;
-                version.proxy.observe((took.as_secs_f64() - prepare - queue - run).max(0.0));
-                version.queue.observe(queue);
-                version.run.observe(run);
-                version.rows_together.observe(f64::from(timing.batch_rows));
-            }
+            self.count(metrics, &version, outcome, took);
             self.observe_stages(metrics, now);
         }
         if let Some(access) = access.as_ref().filter(|access| access.wants(self.reason().is_some())) {
@@ -265,6 +241,31 @@ impl Record {
         if let (Some(trace), Some(tracer)) = (&trace, tracer) {
             tracer.finish(trace, &self.facts(path), now);
         }
+    }
+
+    /// Counts it as one of the version that was asked.
+    fn count(&self, metrics: &Metrics, version: &VersionMetrics, outcome: policies::Outcome, took: Duration) {
+        let (statistics, timing) = (&version.statistics, self.timing.as_ref());
+        if outcome == policies::Outcome::Served {
+            statistics.served(took, timing, SystemTime::now());
+        } else {
+            statistics.failed(took, self.failure);
+        }
+        match outcome {
+            policies::Outcome::Served => version.served.inc(),
+            policies::Outcome::Failed => version.failed.inc(),
+            policies::Outcome::Refused | policies::Outcome::Lost => version.refused.inc(),
+            policies::Outcome::Abandoned => version.abandoned.inc(),
+        };
+        let Some(timing) = timing else { return };
+        statistics.ran(timing);
+        metrics.count_batches(version, &timing.runs);
+        let [prepare, queue, run] =
+            [timing.prepare_us, timing.queue_us, timing.run_us].map(|us| us as f64 / 1e6);
+        version.proxy.observe((took.as_secs_f64() - prepare - queue - run).max(0.0));
+        version.queue.observe(queue);
+        version.run.observe(run);
+        version.rows_together.observe(f64::from(timing.batch_rows));
     }
 
     /// Why there was no answer, or the one that nobody hopes for.
