@@ -460,6 +460,13 @@ impl<T: Clone> Batcher<T> {
         self.profile(bucket).seed(curve);
     }
 
+    /// What waits of a version runs so from now on, whatever its tickets say.
+    pub fn regroup(&mut self, version: u32, grouping: Grouping, at_once: usize) {
+        for (_, queue) in self.queues.iter_mut().filter(|(bucket, _)| bucket.version == version) {
+            (queue.grouping, queue.at_once) = (grouping, grouping.at_once(at_once));
+        }
+    }
+
     /// Forgets a version of which nothing waits or runs; gives what was learned of it to whoever has the time to free it.
     pub fn forget(&mut self, version: u32) -> impl Sized + use<T> {
         self.versions.remove(&version);

@@ -1,5 +1,6 @@
 //! A lane: one OS thread that runs batches, one after the other. It decides what becomes of a batch that fails: its
-//! halves run again, from the original bytes, and their halves, so that only what the model cannot take fails. It
+//! halves run again, from the original bytes, and their halves, so that only what the model cannot take fails. What a version
+//! has answered together is sent to nobody once it is known that it may not be batched: each request runs again, alone. It
 //! holds no lock while a model runs.
 //!
 //! It also turns away requests with values that the model does not take. To find those, whole tensors are read: the thread
@@ -72,6 +73,12 @@ struct Failure {
     has_miscounted: bool,
 }
 
+impl Failure {
+    fn of_model(error: ModelError) -> Self {
+        Self { status: Status::ModelFailed, error, has_miscounted: false }
+    }
+}
+
 /// Why a batch has no more rows, and what it is expected to take, if that is known.
 type Formed = (Closed, Option<Duration>);
 
@@ -108,8 +115,15 @@ impl Lane {
             return;
         }
         if version.audit.note(sample, runs.each_ref().map(|run| run.as_deref().ok())) {
-            tell_of(version);
+            self.tell_of(version);
         }
+    }
+
+    /// What was found out of a version that answers holds for what waits of it as well, and is told.
+    fn tell_of(&self, version: &Version) {
+        self.queue.regroup(version);
+        tracing::error!(model = version.name, version = version.number, "{}", version.why_alone());
+        version.retirement.changed();
     }
 
     fn answer(&mut self, pieces: &[Piece<Arc<Job>>], formed: Formed) -> Ended {
@@ -169,23 +183,23 @@ impl Lane {
         if failure.error.out_of_memory && !is_one_row { Ended::OutOfMemory } else { Ended::Failed }
     }
 
-    /// Runs the halves of what failed, gathered again from the original bytes, until those that the model cannot take
+    /// Runs the parts of what failed, gathered again from the original bytes, until those that the model cannot take
     /// are alone: at most twice as many runs as there are pieces, or as there are rows where memory does not suffice.
     fn bisect(&mut self, pieces: &[Piece<Arc<Job>>], failure: &Failure, into: &mut Bisection) {
-        let Some(halves) = halves(pieces, failure) else {
+        let Some(parts) = parts(pieces, failure) else {
             let job = &pieces[0].job;
             self.give_up(job, failure.status, failure, into.ran);
             into.failed.push(Arc::clone(job));
             return;
         };
-        for half in halves {
-            let half = still_wanted(half);
-            if half.is_empty() {
+        for part in parts {
+            let part = still_wanted(part);
+            if part.is_empty() {
                 continue;
             }
-            match self.attempt(&half, (Closed::Divided, None)) {
+            match self.attempt(&part, (Closed::Divided, None)) {
                 Ok(()) => into.some_ran = true,
-                Err(failure) => self.bisect(&half, &failure, into),
+                Err(failure) => self.bisect(&part, &failure, into),
             }
         }
     }
@@ -198,8 +212,8 @@ impl Lane {
     /// Runs pieces of one bucket together and answers them. A panic is a failure like any other.
     fn attempt(&mut self, pieces: &[Piece<Arc<Job>>], formed: Formed) -> Result<(), Failure> {
         let started = Instant::now();
-        let rows = rows_of(pieces);
-        self.watchdog.began(self.number, &pieces[0].job.request.version, started);
+        let (rows, version) = (rows_of(pieces), &pieces[0].job.request.version);
+        self.watchdog.began(self.number, version, started);
         let mut in_place = started;
         let outputs = run(pieces, &mut in_place);
         self.watchdog.ended(self.number);
@@ -208,20 +222,24 @@ impl Lane {
             if failure.error.device_lost {
                 self.watchdog.device_lost(failure.error.message.clone());
             }
-            let version = &pieces[0].job.request.version;
             let is_batched = matches!(version.grouping, Grouping::Together { .. });
             if failure.has_miscounted && is_batched && version.audit.has_miscounted() {
-                tell_of(version);
+                self.tell_of(version);
             }
         })?;
+        // Found out by another lane, when this had been formed.
+        if let Some(found) = version.audit.found()
+            && pieces.len() > 1
+        {
+            return Err(Failure::of_model(ModelError::new(found.why)));
+        }
         let (ended, (closed, expected)) = (Instant::now(), formed);
         let padding_millionths = split::padding_millionths(pieces);
         let ran = Ran { started, in_place, ended, rows, closed, expected, padding_millionths };
         split::reply(pieces, &outputs, ran);
-        let version = &pieces[0].job.request.version;
         version.drift.observe(pieces, &outputs, ended);
         if version.grouping != Grouping::Serial && version.audit.finds_writes(&*version.model, ended) {
-            tell_of(version);
+            self.tell_of(version);
         }
         self.sample = version.audit.sample(pieces, outputs, ended);
         for Piece { job, rows, .. } in pieces {
@@ -252,26 +270,21 @@ impl Lane {
     }
 }
 
-/// Tells what was found out of a version that answers.
-fn tell_of(version: &Version) {
-    tracing::error!(model = version.name, version = version.number, "{}", version.why_alone());
-    version.retirement.changed();
-}
-
 /// What to run next of what failed together; nothing if it cannot be divided.
-fn halves(pieces: &[Piece<Arc<Job>>], failure: &Failure) -> Option<[Vec<Piece<Arc<Job>>>; 2]> {
+fn parts(pieces: &[Piece<Arc<Job>>], failure: &Failure) -> Option<Vec<Vec<Piece<Arc<Job>>>>> {
+    let version = &pieces[0].job.request.version;
     if let [piece] = pieces {
-        let divides = matches!(piece.job.request.version.grouping, Grouping::Together { .. });
+        let divides = matches!(version.grouping, Grouping::Together { .. });
         if !failure.error.out_of_memory || !divides || piece.rows < 2 {
             return None;
         }
         let half = piece.rows / 2;
         let first = Piece { rows: half, ..piece.clone() };
         let second = Piece { first: piece.first + half, rows: piece.rows - half, ..piece.clone() };
-        return Some([vec![first], vec![second]]);
+        return Some(vec![vec![first], vec![second]]);
     }
-    let (first, second) = pieces.split_at(pieces.len() / 2);
-    Some([first.to_vec(), second.to_vec()])
+    let at_most = if version.audit.found().is_some() { 1 } else { pieces.len().div_ceil(2) };
+    Some(pieces.chunks(at_most).map(<[_]>::to_vec).collect())
 }
 
 /// Without those for which an answer would come too late, who are told so, and those for which nobody waits.
@@ -289,13 +302,15 @@ fn rows_of(pieces: &[Piece<Arc<Job>>]) -> u32 {
 
 fn run(pieces: &[Piece<Arc<Job>>], in_place: &mut Instant) -> Result<Vec<Output>, Failure> {
     let model = &*pieces[0].job.request.version.model;
-    let failed = |status, error| Failure { status, error, has_miscounted: false };
     let outputs = catch_unwind(AssertUnwindSafe(|| model.run_noting(&gather(pieces), in_place)))
-        .map_err(|panic| failed(Status::Internal, ModelError::new(format!("panic: {}", text_of(&*panic)))))?
-        .map_err(|error| failed(Status::ModelFailed, error))?;
+        .map_err(|panic| {
+            let error = ModelError::new(format!("panic: {}", text_of(&*panic)));
+            Failure { status: Status::Internal, ..Failure::of_model(error) }
+        })?
+        .map_err(Failure::of_model)?;
     model.spec().check_outputs(u64::from(rows_of(pieces)), &outputs).map_err(|wrong| Failure {
         has_miscounted: matches!(wrong, WrongOutput::Rows { .. }),
-        ..failed(Status::ModelFailed, ModelError::new(wrong.to_string()))
+        ..Failure::of_model(ModelError::new(wrong.to_string()))
     })?;
     Ok(outputs)
 }
@@ -339,21 +354,52 @@ mod tests {
     use crate::batcher::Limits;
     use crate::connection::Mailbox;
     use crate::job::Terms;
-    use crate::scripted::{Scripted, catalog_of, fp32, one_row, rows_spec, terms};
+    use crate::scripted::{Scripted, catalog_of, fp32, one_row, output_fp32, rows_spec, terms};
     use prost::Message;
     use socket::Socket;
     use std::io::Read;
     use std::os::unix::net::UnixStream;
-    use std::sync::Mutex;
+    use std::sync::{Mutex, OnceLock, Weak};
     use wire::{Decoder, Reply};
 
-    /// A mailbox, and the other end of its socket.
-    fn mailbox(runtime: &tokio::runtime::Runtime) -> (Arc<Mailbox>, UnixStream) {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_nonblocking(true).unwrap();
-        let _entered = runtime.enter();
-        let ours = tokio::net::UnixStream::from_std(ours).unwrap();
-        (Arc::new(Mailbox::new(1, 1 << 20, Arc::new(Socket::new(ours).unwrap()))), theirs)
+    /// A lane, a version whose requests it runs, and the socket on which their answers come.
+    struct World {
+        lane: Lane,
+        version: Arc<Version>,
+        mailbox: Arc<Mailbox>,
+        theirs: UnixStream,
+        _runtime: tokio::runtime::Runtime,
+    }
+
+    impl World {
+        fn of(
+            script: impl Fn(&[Gathered<'_>]) -> Result<Vec<Output>, ModelError> + Send + Sync + 'static,
+        ) -> Self {
+            let model = Scripted::new(rows_spec(&[("x", 1)], &[("y", 1)], 4), script);
+            let version = Arc::clone(catalog_of("m", 1, model).find("m", 1).ok().unwrap());
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            ours.set_nonblocking(true).unwrap();
+            let entered = runtime.enter();
+            let ours = tokio::net::UnixStream::from_std(ours).unwrap();
+            let mailbox = Arc::new(Mailbox::new(1, 1 << 20, Arc::new(Socket::new(ours).unwrap())));
+            drop(entered);
+            let queue = Arc::new(Queue::new(Limits::halving(10, 1000), 1));
+            let watchdog = Arc::new(Watchdog::new(1));
+            let lane = Lane { number: 0, queue, watchdog, sample: None, logged: None, unlogged: 0 };
+            Self { lane, version, mailbox, theirs, _runtime: runtime }
+        }
+
+        /// A request of one row, which is its id.
+        fn piece(&self, id: u64, deadline: Option<Instant>) -> Piece<Arc<Job>> {
+            let terms = Terms { deadline, ..terms(id) };
+            let job = Job::new(one_row(&self.version, &[id as f32]), terms, Arc::clone(&self.mailbox));
+            Piece { job: Arc::new(job), first: 0, rows: 1 }
+        }
+
+        fn answer(&mut self, pieces: &[Piece<Arc<Job>>]) -> Ended {
+            self.lane.answer(pieces, (Closed::Everything, None))
+        }
     }
 
     /// So many replies, by id.
@@ -377,7 +423,7 @@ mod tests {
         let runs = Arc::new(Mutex::new(Vec::new()));
         let noted = Arc::clone(&runs);
         let expires = Instant::now() + Duration::from_millis(2);
-        let model = Scripted::new(rows_spec(&[("x", 1)], &[("y", 1)], 4), move |inputs| {
+        let mut world = World::of(move |inputs| {
             noted.lock().unwrap().push(fp32(&inputs[0]));
             // It takes longer than some have time for.
             while Instant::now() <= expires {
@@ -385,24 +431,50 @@ mod tests {
             }
             Err(ModelError::new("poison"))
         });
-        let catalog = catalog_of("m", 1, model);
-        let version = catalog.find("m", 1).ok().unwrap();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
-        let (mailbox, theirs) = mailbox(&runtime);
-        let piece = |id: u64, deadline| {
-            let terms = Terms { deadline, ..terms(id) };
-            let job = Job::new(one_row(version, &[id as f32]), terms, Arc::clone(&mailbox));
-            Piece { job: Arc::new(job), first: 0, rows: 1 }
-        };
-        let pieces =
-            [piece(1, Some(expires)), piece(2, None), piece(3, Some(expires)), piece(4, Some(expires))];
-        let queue = Arc::new(Queue::new(Limits::halving(10, 1000), 1));
-        let watchdog = Arc::new(Watchdog::new(1));
-        let mut lane = Lane { number: 0, queue, watchdog, sample: None, logged: None, unlogged: 0 };
-        assert_eq!(lane.answer(&pieces, (Closed::Everything, None)), Ended::Failed);
+        let deadlines = [Some(expires), None, Some(expires), Some(expires)];
+        let pieces: Vec<_> = (1..).zip(deadlines).map(|(id, deadline)| world.piece(id, deadline)).collect();
+        assert_eq!(world.answer(&pieces), Ended::Failed);
         assert_eq!(*runs.lock().unwrap(), [vec![1.0, 2.0, 3.0, 4.0], vec![2.0]]);
         let late = |id| (id, Status::DeadlineExceeded, Refusal::Expired.to_string());
         let failed = (2, Status::ModelFailed, "poison".to_owned());
-        assert_eq!(replies(theirs, 4), [late(1), failed, late(3), late(4)]);
+        assert_eq!(replies(world.theirs, 4), [late(1), failed, late(3), late(4)]);
+    }
+
+    /// Four requests run together, and then each again by itself.
+    fn each_runs_again(mut world: World, runs: &Mutex<Vec<Vec<f32>>>) {
+        let pieces = [1, 2, 3, 4].map(|id| world.piece(id, None));
+        assert_eq!(world.answer(&pieces), Ended::Failed);
+        assert_eq!(*runs.lock().unwrap(), [&[1.0, 2.0, 3.0, 4.0][..], &[1.0], &[2.0], &[3.0], &[4.0]]);
+        let answered = |id| (id, Status::Ok, String::new());
+        assert_eq!(replies(world.theirs, 4), [1, 2, 3, 4].map(answered));
+    }
+
+    #[test]
+    fn what_was_miscounted_together_runs_again_one_by_one_and_not_by_halves() {
+        let runs = Arc::new(Mutex::new(Vec::new()));
+        let noted = Arc::clone(&runs);
+        let world = World::of(move |inputs| {
+            let mut x = fp32(&inputs[0]);
+            noted.lock().unwrap().push(x.clone());
+            // Of more than three it loses some.
+            x.truncate(3);
+            Ok(vec![output_fp32("y", &[x.len() as u64, 1], &x)])
+        });
+        each_runs_again(world, &runs);
+    }
+
+    #[test]
+    fn what_ran_together_while_its_version_was_found_out_is_answered_by_runs_of_its_own() {
+        let (runs, version) = (Arc::new(Mutex::new(Vec::new())), Arc::new(OnceLock::<Weak<Version>>::new()));
+        let (noted, found_out) = (Arc::clone(&runs), Arc::clone(&version));
+        let world = World::of(move |inputs| {
+            let x = fp32(&inputs[0]);
+            // Stands for what another lane has seen.
+            found_out.get().unwrap().upgrade().unwrap().audit.has_miscounted();
+            noted.lock().unwrap().push(x.clone());
+            Ok(vec![output_fp32("y", &inputs[0].shape, &x)])
+        });
+        version.set(Arc::downgrade(&world.version)).unwrap();
+        each_runs_again(world, &runs);
     }
 }

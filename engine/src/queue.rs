@@ -269,6 +269,15 @@ impl Queue {
         self.lock().batcher.bytes()
     }
 
+    /// What was found out of a version while it serves holds for what waits of it as well.
+    pub(crate) fn regroup(&self, version: &Version) {
+        let Some(found) = version.audit.found() else { return };
+        let mut state = self.lock();
+        state.batcher.regroup(version.key, found.grouping, version.way.at_once);
+        // A lane may be waiting for more that would run together.
+        self.wake_one(state);
+    }
+
     /// Forgets what was learned about a version that no job needs any more.
     pub(crate) fn forget_version(&self, version: u32) {
         // Named, so that it is freed after the lock is.
@@ -580,6 +589,30 @@ mod tests {
         }
         queue.stop();
         lanes.into_iter().for_each(|lane| lane.join().unwrap());
+    }
+
+    #[test]
+    fn what_waits_of_a_version_that_miscounts_runs_alone_from_the_moment_that_this_is_known() {
+        let (world, now) = (World::new(), Instant::now());
+        let jobs: Vec<_> = (1..=3).map(|id| world.job(id, 0)).collect();
+        world.submit(&jobs.iter().collect::<Vec<_>>(), now);
+        assert!(world.version.audit.has_miscounted());
+        world.queue.regroup(&world.version);
+        world.submit(&[&world.job(4, 0)], now);
+        (0..4).for_each(|_| assert_eq!(world.run(), 1));
+    }
+
+    #[test]
+    fn what_waits_of_a_version_that_writes_to_its_own_tensors_runs_one_after_the_other() {
+        let (world, now) = (World::new(), Instant::now());
+        world.submit(&[&world.job(1, 0), &world.job(2, 0)], now);
+        let mut state = world.queue.lock();
+        state.batcher.regroup(world.version.key, Grouping::Serial, usize::MAX);
+        let Next::Run(first) = state.batcher.next(now) else { panic!("there is work") };
+        assert_eq!(first.pieces.len(), 1);
+        assert!(matches!(state.batcher.next(now), Next::Idle), "the first one runs");
+        state.batcher.finish(first.claim, Ended::Ran, now);
+        assert!(matches!(state.batcher.next(now), Next::Run(_)));
     }
 
     #[test]

@@ -204,16 +204,17 @@ fn rows_that_depend_on_others_in_earnest_alone_are_found_and_not_batched_any_mor
     assert!(answers.iter().all(|answer| answer.fp32("y")[0] == 1.0), "each is the largest of its own");
 }
 
+/// One above 500 comes twice; if another is left out beside it, the number is right and the rows are not.
+fn twice(inputs: &[Gathered<'_>]) -> Result<Vec<Output>, ModelError> {
+    let x = fp32(&inputs[0]);
+    let rows = x.chunks(2).flat_map(|row| row.repeat(if row[0] > 500.0 { 2 } else { 1 }));
+    let rows: Vec<f32> = rows.collect();
+    Ok(vec![output_fp32("y", &[rows.len() as u64 / 2, 2], &rows)])
+}
+
 #[test]
 fn a_model_that_has_given_another_number_of_rows_than_went_in_is_not_batched_any_more() {
-    // One above 500 comes twice; if another is left out beside it, the number is right and the rows are not.
-    let twice = candidate("double", |inputs| {
-        let x = fp32(&inputs[0]);
-        let rows = x.chunks(2).flat_map(|row| row.repeat(if row[0] > 500.0 { 2 } else { 1 }));
-        let rows: Vec<f32> = rows.collect();
-        Ok(vec![output_fp32("y", &[rows.len() as u64 / 2, 2], &rows)])
-    });
-    let engine = Engine::start(vec![twice]);
+    let engine = Engine::start(vec![candidate("double", twice)]);
     let mut client = engine.connect();
     client.index();
     let mut answer = |id, x| {
@@ -223,6 +224,33 @@ fn a_model_that_has_given_another_number_of_rows_than_went_in_is_not_batched_any
     assert_eq!(answer(1, 1.0), (Status::Ok, String::new()));
     assert_eq!(answer(2, 600.0), (Status::ModelFailed, crate::audit::MISCOUNTS.why.into()));
     assert_eq!(answer(3, 1.0), (Status::Ok, crate::audit::MISCOUNTS.why.into()));
+}
+
+#[test]
+fn what_waits_when_rows_are_miscounted_runs_alone() {
+    let (gate, together) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
+    let (passing, counted) = (Arc::clone(&gate), Arc::clone(&together));
+    let engine = Engine::start(vec![candidate("double", move |inputs| {
+        passing.pass();
+        counted.fetch_add(usize::from(inputs[0].shape[0] > 1), Ordering::Relaxed);
+        twice(inputs)
+    })]);
+    let mut client = engine.connect();
+    client.index();
+    gate.shut();
+    client.infer(1, ask(1.0));
+    gate.await_held(1);
+    // More than one batch of them.
+    client.infer_all((2..=50).map(|id| (id, ask(if id == 2 { 600.0 } else { id as f32 }))));
+    client.barrier();
+    together.store(0, Ordering::Relaxed);
+    gate.open();
+    let answers = client.replies(50);
+    assert_eq!(together.load(Ordering::Relaxed), 1, "by that it is known");
+    let requests = answers.iter().map(|answer| answer.reply.timing.as_ref().unwrap().batch_requests);
+    assert_eq!(requests.collect::<Vec<_>>(), [1; 50]);
+    assert_eq!(answers[1].status(), Status::ModelFailed);
+    assert!(answers[2..].iter().all(|answer| answer.fp32("y")[0] == answer.id as f32));
 }
 
 #[test]
