@@ -460,6 +460,12 @@ impl<T: Clone> Batcher<T> {
         self.profile(bucket).seed(curve);
     }
 
+    /// What 99 of 100 runs of so many rows take at most, see [`Curve::slow`]; nothing unless as many have run often enough.
+    pub fn slow(&self, bucket: &Bucket, rows: u32) -> Option<Duration> {
+        let curve = &self.known(bucket)?.curve;
+        curve.slow(rows).filter(|_| curve.trusts(rows))
+    }
+
     /// What waits of a version runs so from now on, whatever its tickets say.
     pub fn regroup(&mut self, version: u32, grouping: Grouping, at_once: usize) {
         for (_, queue) in self.queues.iter_mut().filter(|(bucket, _)| bucket.version == version) {

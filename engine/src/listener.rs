@@ -185,7 +185,8 @@ impl Listener {
 
         let mut connections = JoinSet::new();
         let mut stop = std::pin::pin!(stop);
-        let mut beyond_repair = std::pin::pin!(watchdog.beyond_repair(self.settings.run_max));
+        let abandoned = |lane, now| queue.abandoned(lane, now);
+        let mut beyond_repair = std::pin::pin!(watchdog.beyond_repair(self.settings.run_max, abandoned));
         for number in 1.. {
             let stream = tokio::select! {
                 () = &mut stop => break,

@@ -5,7 +5,7 @@ use crate::batcher::{
     Batch, Batcher, Bound, Bucket, Claim, Ended, Grouping, Limits, Next, Piece, Refused, Ticket,
 };
 use crate::curve::Curve;
-use crate::job::{Job, Refusal, Terms};
+use crate::job::{Job, Refusal, Request, Terms};
 use crate::model::Version;
 use crate::preparers::After;
 use crate::split;
@@ -248,6 +248,18 @@ impl Queue {
         After { backlog, adds: with_others * version.way.lanes.min(lanes) as u32, run, bound, lanes }
     }
 
+    /// Where nobody waits any more for what a lane runs: what 99 of 100 such runs take at most, if that is known.
+    pub(crate) fn abandoned(&self, lane: usize, now: Instant) -> Option<Duration> {
+        let pieces = self.lock().running[lane].clone()?;
+        let is_awaited = |Piece { job, .. }: &Piece<Arc<Job>>| {
+            job.is_wanted() && job.deadline.is_none_or(|deadline| now < deadline)
+        };
+        let first = pieces.first().filter(|_| !pieces.iter().any(is_awaited))?;
+        let bucket = bucket_of(&first.job.request, false);
+        let rows = pieces.iter().map(|piece| piece.rows).sum();
+        self.lock().batcher.slow(&bucket, rows)
+    }
+
     /// Batches that lanes have taken since the start.
     pub(crate) fn begun(&self) -> u64 {
         self.begun.load(Ordering::Relaxed)
@@ -379,14 +391,17 @@ fn bound_of(version: &Version) -> Bound {
     Bound { version: version.key, lanes: version.way.lanes, at_once }
 }
 
+fn bucket_of(request: &Request, suspect: bool) -> Bucket {
+    Bucket { version: request.version.key, free: request.free_dimensions(), suspect }
+}
+
 /// A job that may run with others, or runs apart from them in that way.
 fn ticket(job: Arc<Job>, apart: Option<Grouping>) -> Ticket<Arc<Job>> {
     let version = &job.request.version;
-    let free = job.request.free_dimensions();
     Ticket {
         connection: job.mailbox.connection,
         id: job.id,
-        bucket: Bucket { version: version.key, free, suspect: apart.is_some() },
+        bucket: bucket_of(&job.request, apart.is_some()),
         grouping: apart.unwrap_or(version.grouping),
         lanes: version.way.lanes,
         at_once: version.way.at_once,
@@ -539,6 +554,36 @@ mod tests {
         assert_eq!([true, false, true], [0, 1, 2].map(|at: usize| jobs[at].may_answer()));
         world.queue.finish(0, ran.claim, Ended::Ran);
         assert_eq!((world.queue.under_way(), world.queue.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_run_is_abandoned_once_the_last_of_its_callers_has_gone_or_is_late_if_such_runs_are_known() {
+        let (world, now) = (World::new(), Instant::now());
+        let (leaver, patient) = (world.job(1, 0), world.job(2, 0));
+        let deadline = now + Duration::from_secs(1);
+        let late = Job::new(
+            one_row(&world.version, &[0.0]),
+            Terms { deadline: Some(deadline), ..terms(3) },
+            Arc::clone(&world.mailbox),
+        );
+        world.submit(&[&leaver, &patient, &Arc::new(late)], now);
+        let run = world.queue.next(0).unwrap();
+        let runs_of = |rows| {
+            let mut curve = Curve::default();
+            (0..5).for_each(|_| curve.observe(rows, Duration::from_millis(10)));
+            world.queue.seed(&bucket_of(&leaver.request, false), curve);
+        };
+        runs_of(3);
+        leaver.cancel();
+        assert_eq!(world.queue.abandoned(0, deadline), None, "one has no deadline, and waits");
+        patient.cancel();
+        assert_eq!(world.queue.abandoned(0, now), None, "one has time left");
+        assert_eq!(world.queue.abandoned(0, deadline), Some(Duration::from_millis(15)));
+        runs_of(1);
+        assert_eq!(world.queue.abandoned(0, deadline), None, "so many rows have not run");
+        world.queue.finish(0, run.claim, Ended::Ran);
+        runs_of(3);
+        assert_eq!(world.queue.abandoned(0, deadline), None, "it is back");
     }
 
     /// Until so many lanes sleep, and none is on its way.
