@@ -13,7 +13,7 @@
 use crate::batcher::{Criticality, Priority};
 use crate::catalog::Catalog;
 use crate::job::{Job, Refusal, Request, Terms, Traced};
-use crate::memory::{self, DeviceGauge, Memory};
+use crate::memory::{self, DeviceGauge, Memory, Trim};
 use crate::model::Version;
 use crate::orders::Orders;
 use crate::preparers::{After, Prepared, Preparers, REQUESTS_MAX, Raw};
@@ -44,9 +44,6 @@ const STALLED: Duration = Duration::from_secs(10);
 
 /// Versions that one answer to a `Ping` tells the drift of: the rest is told by the next.
 const DRIFTS_MAX: usize = 16;
-
-/// The allocator is told to give back what it keeps so often at most: pages that are new cost the runs that come next.
-const TRIMMED_EVERY: Duration = Duration::from_secs(10);
 
 /// Versions of which is remembered what was told.
 const TOLD_MAX: usize = 4096;
@@ -202,8 +199,8 @@ pub(crate) enum Ended {
     Region(#[from] region::Outside),
     #[error("it left more than {most} bytes of replies unread")]
     Unread { most: usize },
-    #[error("it has read none of its replies for {} s", STALLED.as_secs())]
-    Stalled,
+    #[error("it has read none of its replies for {} s", most.as_secs())]
+    Stalled { most: Duration },
 }
 
 /// What all connections share.
@@ -251,7 +248,7 @@ pub(crate) async fn serve(stream: UnixStream, connection: u64, shared: Shared) -
         payload_bytes_max: shared.frames.payload_bytes,
         region: None,
         told: HashMap::new(),
-        trimmed: None,
+        trim: Trim::default(),
         orders: Vec::new(),
         refused: Vec::new(),
     };
@@ -297,8 +294,7 @@ struct Reader {
     region: Option<Arc<Region>>,
     /// Rows of each version, by key, that had been looked at when its drift was last told.
     told: HashMap<u32, u64>,
-    /// When the allocator last gave back what it keeps.
-    trimmed: Option<Instant>,
+    trim: Trim,
     /// Emptied after each read; kept for its memory.
     orders: Vec<Order>,
     /// Likewise.
@@ -409,9 +405,7 @@ impl Reader {
     fn pong(&mut self, id: u64, catalog: &Catalog) {
         let device = self.device_memory.as_ref().and_then(DeviceGauge::read);
         let now = Instant::now();
-        // Whoever holds too much is replaced. What is only kept is none of that, and new pages cost less than another engine.
-        if self.memory.is_half_used() && self.trimmed.is_none_or(|trimmed| now >= trimmed + TRIMMED_EVERY) {
-            self.trimmed = Some(now);
+        if self.trim.is_due(self.memory, memory::resident(), now) {
             memory::give_back();
         }
         let health = Health {
@@ -567,7 +561,7 @@ async fn write(socket: &Socket, mailbox: &Mailbox, shared: &Shared) -> Result<()
     let mut may_change = true;
     loop {
         tokio::select! {
-            () = mailbox.left_over.notified() => write_rest(socket, mailbox, &shared.queue).await?,
+            () = mailbox.left_over.notified() => write_rest(socket, mailbox, &shared.queue, STALLED).await?,
             changed = catalog.changed(), if may_change => {
                 if changed.is_err() {
                     may_change = false; // the loader is gone
@@ -576,7 +570,7 @@ async fn write(socket: &Socket, mailbox: &Mailbox, shared: &Shared) -> Result<()
                 let index = catalog.borrow_and_update().index();
                 mailbox.post(|outbox| outbox.push(Kind::Index, 0, &index, Bytes::new()));
             }
-            () = until_true(&mut drained) => return write_rest(socket, mailbox, &shared.queue).await,
+            () = until_true(&mut drained) => return write_rest(socket, mailbox, &shared.queue, STALLED).await,
         }
     }
 }
@@ -585,19 +579,52 @@ async fn until_true(flag: &mut watch::Receiver<bool>) {
     flag.wait_for(|flag| *flag).await.expect("the engine keeps the sender while it serves");
 }
 
-async fn write_rest(socket: &Socket, mailbox: &Mailbox, queue: &Queue) -> Result<(), Ended> {
+/// Gives up on a proxy that takes nothing for so long.
+async fn write_rest(socket: &Socket, mailbox: &Mailbox, queue: &Queue, most: Duration) -> Result<(), Ended> {
     while let Some(mut segments) = mailbox.next() {
         queue.was_read();
         while segments.has_remaining() {
             let before = segments.remaining();
-            match tokio::time::timeout(STALLED, socket.write_all(&mut segments)).await {
+            match tokio::time::timeout(most, socket.write_all(&mut segments)).await {
                 Ok(written) => written?,
                 // What it leaves unread takes room that others need.
-                Err(_) if segments.remaining() == before => return Err(Ended::Stalled),
+                Err(_) if segments.remaining() == before => return Err(Ended::Stalled { most }),
                 Err(_) => {}
             }
         }
     }
     queue.was_read();
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batcher;
+    use tokio::io::AsyncReadExt;
+
+    /// The proxy's end of a connection on which more is to be written than a socket takes, and that.
+    fn unread() -> (UnixStream, Arc<Socket>, Mailbox, Queue) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let socket = Arc::new(Socket::new(ours).unwrap());
+        let queue = Queue::new(batcher::Limits::halving(10, 1000), 1);
+        let mailbox = Mailbox::new(1, usize::MAX, Arc::clone(&socket)).counting(queue.unread());
+        mailbox.post(|outbox| outbox.push(Kind::Reply, 1, &(), Bytes::from(vec![0; 4 << 20])));
+        (theirs, socket, mailbox, queue)
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_reads_nothing_is_cut_off_and_one_that_reads_is_not() {
+        let (_theirs, socket, mailbox, queue) = unread();
+        let ended = write_rest(&socket, &mailbox, &queue, Duration::from_millis(1)).await.unwrap_err();
+        assert!(matches!(ended, Ended::Stalled { .. }), "{ended}");
+        let (mut theirs, socket, mailbox, queue) = unread();
+        let reads = async {
+            let mut read = vec![0; 4 << 20];
+            theirs.read_exact(&mut read).await.unwrap();
+        };
+        let (written, ()) = tokio::join!(write_rest(&socket, &mailbox, &queue, STALLED), reads);
+        written.unwrap();
+        assert_eq!(queue.unread().load(Ordering::Relaxed), 0);
+    }
 }

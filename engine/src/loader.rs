@@ -522,20 +522,14 @@ impl Shelf {
         }
     }
 
-    /// Whether a model of so many bytes fits, at last without what the allocator keeps.
+    /// Whether a model of so many bytes fits.
     fn has_room(&self, bytes: u64) -> Result<(), String> {
         let Setup { memory, request_bytes_max, ref queue, .. } = self.setup;
         // Those that are being loaded have not taken yet what they need; those that were given up take no more.
         let loading = self.aside.iter().filter(|aside| !aside.is_given_up);
         let bytes = loading.map(|aside| aside.bytes).sum::<u64>().saturating_add(bytes);
-        let fits = || {
-            let requests = request_bytes_max.saturating_sub(queue.bytes() as u64);
-            memory.has_room(bytes, memory::resident(), requests)
-        };
-        fits().or_else(|_| {
-            memory::give_back();
-            fits()
-        })
+        let requests = request_bytes_max.saturating_sub(queue.bytes() as u64);
+        memory.has_room(bytes, requests, memory::resident, memory::give_back)
     }
 
     /// A GPU that has failed for good does not even say how much memory it has.

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use wire::{DeviceMemory, Health};
 
 /// Of what the control group or the machine has, this much is ours unless somebody says otherwise: the rest is for
@@ -15,6 +16,9 @@ const SHARE: f64 = 0.9;
 /// A model takes about so many times the size of its file while it is loaded: as it is read, in the best form so far
 /// and in the one that is being tried, and what converting one takes.
 const PER_FILE_BYTE: u64 = 4;
+
+/// What the allocator keeps goes back so often at most.
+const TRIMMED_EVERY: Duration = Duration::from_secs(10);
 
 /// What the process may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,13 +47,22 @@ impl Memory {
         }
     }
 
-    /// Whether so much is resident that what the allocator keeps of it might soon be too much.
-    pub(crate) fn is_half_used(self) -> bool {
-        resident() > self.limit / 2
+    /// Whether a model of so many bytes can be loaded beside what is resident already, at last without what the allocator keeps,
+    /// and what requests may still take.
+    pub(crate) fn has_room(
+        self,
+        model_bytes: u64,
+        requests: u64,
+        resident: impl Fn() -> u64,
+        give_back: impl FnOnce(),
+    ) -> Result<(), String> {
+        self.has_room_beside(resident(), model_bytes, requests).or_else(|_| {
+            give_back();
+            self.has_room_beside(resident(), model_bytes, requests)
+        })
     }
 
-    /// Whether a model of so many bytes can be loaded beside what is resident already, and what requests may still take.
-    pub(crate) fn has_room(self, model_bytes: u64, resident: u64, requests: u64) -> Result<(), String> {
+    fn has_room_beside(self, resident: u64, model_bytes: u64, requests: u64) -> Result<(), String> {
         let needed = PER_FILE_BYTE.saturating_mul(model_bytes);
         if resident.saturating_add(requests).saturating_add(needed) <= self.limit {
             return Ok(());
@@ -110,6 +123,22 @@ pub(crate) fn keep() {
     }
 }
 
+/// When what is kept was last given back because much of what the process may hold is resident: whoever holds too much is replaced,
+/// and what is only kept is none of that. Not at each opportunity, because pages that are new cost the runs that come next.
+#[derive(Debug, Default)]
+pub(crate) struct Trim(Option<Instant>);
+
+impl Trim {
+    /// Whether it is time for that.
+    pub(crate) fn is_due(&mut self, memory: Memory, resident: u64, now: Instant) -> bool {
+        let is_due = resident > memory.limit / 2 && self.0.is_none_or(|last| now >= last + TRIMMED_EVERY);
+        if is_due {
+            self.0 = Some(now);
+        }
+        is_due
+    }
+}
+
 /// Gives back what is kept: a load has needed more than runs will.
 pub(crate) fn give_back() {
     // SAFETY: it may be called at any time.
@@ -159,9 +188,45 @@ fn available(read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
     limits.chain(machine).min()
 }
 
+/// Memory that the allocator keeps.
+#[cfg(test)]
+pub(crate) mod spare {
+    /// So large that the allocator takes them from the heaps that it keeps, and no larger.
+    const BLOCK: usize = 64 << 10;
+    const BLOCKS: usize = 512;
+
+    pub(crate) struct Spare {
+        /// Where they were.
+        blocks: Vec<*mut u8>,
+        /// What lies before this one in a heap cannot just be cut off it.
+        _last: Vec<u8>,
+    }
+
+    impl Spare {
+        pub(crate) fn new() -> Self {
+            let mut blocks: Vec<Vec<u8>> = (0..BLOCKS).map(|_| vec![1; BLOCK]).collect();
+            let last = blocks.pop().expect("there are many");
+            Self { blocks: blocks.iter_mut().map(|block| block.as_mut_ptr()).collect(), _last: last }
+        }
+
+        /// Whether hardly anything of it is in memory any more.
+        pub(crate) fn is_gone(&self) -> bool {
+            let page = rustix::param::page_size();
+            let is_resident = |block: &&*mut u8| {
+                let (middle, mut resident) = ((**block as usize + BLOCK / 2) / page * page, 0u8);
+                // SAFETY: it reads no memory, and writes one byte for the one page.
+                let known = unsafe { libc::mincore(middle as *mut libc::c_void, page, &mut resident) } == 0;
+                known && resident & 1 == 1
+            };
+            self.blocks.iter().filter(is_resident).count() < BLOCKS / 10
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::Cell;
     use wire::mapping::{Mapping, Writers};
 
     fn with_files(files: &[(&str, &str)]) -> Option<u64> {
@@ -195,10 +260,48 @@ mod tests {
     #[test]
     fn a_model_that_does_not_fit_is_told_by_how_much() {
         let memory = Memory { limit: 100 << 20, available: 200 << 20 };
-        assert_eq!(memory.has_room(10 << 20, 30 << 20, 30 << 20), Ok(()));
-        let error = memory.has_room(11 << 20, 30 << 20, 30 << 20).unwrap_err();
+        let has_room = |bytes| memory.has_room(bytes, 30 << 20, || 30 << 20, || {});
+        assert_eq!(has_room(10 << 20), Ok(()));
+        let error = has_room(11 << 20).unwrap_err();
         let says = "about 44 MiB are needed, 30 of 100 MiB are in use, and requests may take 30 more";
         assert!(error.contains(says), "{error}");
+    }
+
+    #[test]
+    fn whether_a_model_fits_is_judged_without_what_the_allocator_keeps() {
+        let memory = Memory { limit: 100 << 20, available: 200 << 20 };
+        let (resident, given_back) = (Cell::new(0u64), Cell::new(0));
+        // Of what is resident, so much is only kept.
+        let has_room = |in_use: u64, kept: u64| {
+            resident.set((in_use + kept) << 20);
+            given_back.set(0);
+            let give_back = || {
+                resident.set(in_use << 20);
+                given_back.set(given_back.get() + 1);
+            };
+            (memory.has_room(10 << 20, 0, || resident.get(), give_back), given_back.get())
+        };
+        assert_eq!(has_room(30, 20), (Ok(()), 0), "it costs the runs that come next, and is not needed");
+        assert_eq!(has_room(30, 40), (Ok(()), 1));
+        let (refused, given_back) = has_room(70, 20);
+        assert!(refused.is_err_and(|why| why.contains("70 of 100 MiB are in use")) && given_back == 1);
+    }
+
+    #[test]
+    fn much_that_is_resident_has_what_is_kept_given_back_and_not_at_once_again() {
+        let (memory, now) = (Memory { limit: 100, available: 200 }, Instant::now());
+        let mut trim = Trim::default();
+        let mut is_due = |resident, after| trim.is_due(memory, resident, now + after);
+        assert!(!is_due(50, Duration::ZERO) && is_due(51, Duration::ZERO));
+        assert!(!is_due(90, TRIMMED_EVERY - Duration::from_nanos(1)));
+        assert!(!is_due(50, TRIMMED_EVERY) && is_due(51, TRIMMED_EVERY));
+    }
+
+    #[test]
+    fn what_the_allocator_keeps_is_given_back() {
+        let spare = spare::Spare::new();
+        give_back();
+        assert!(spare.is_gone());
     }
 
     #[test]

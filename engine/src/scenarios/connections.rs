@@ -139,3 +139,13 @@ fn a_socket_is_taken_over_only_from_the_dead() {
     assert!(refusal(&folder.path().join("no/socket")).ends_with("does not exist; create it"));
     assert!(refusal(&folder.path().join("x".repeat(120))).starts_with("socket path has "));
 }
+
+#[test]
+fn whoever_asks_how_much_is_held_is_told_it_without_what_the_allocator_keeps() {
+    let engine = Engine::start_with(vec![candidate("double", double)], |settings| {
+        settings.memory = Memory { limit: 1, available: 1 };
+    });
+    let (mut client, spare) = (engine.connect(), crate::memory::spare::Spare::new());
+    assert!(client.health().resident_bytes > 0);
+    assert!(spare.is_gone());
+}
