@@ -312,17 +312,8 @@ impl TorchModel {
 
     /// Whether it was the model that failed, or the device for good.
     fn judge(&self, error: ModelError) -> ModelError {
-        if error.out_of_memory {
-            return error;
-        }
-        match self.module.probe() {
-            Ok(()) => error,
-            Err(now) => ModelError {
-                message: format!("{} works no more: {}", self.device, last_line(now.what())),
-                device_lost: true,
-                ..error
-            },
-        }
+        let now = self.module.probe().map_err(|now| now.what().to_owned());
+        judged(error, now, self.device)
     }
 
     fn read(&self, mut outputs: UniquePtr<ffi::Outputs>) -> Result<Vec<Output>, ModelError> {
@@ -455,9 +446,25 @@ fn of_libtorch(detail: String) -> ModelError {
     ModelError { message, detail, out_of_memory, device_lost: false }
 }
 
-/// Both allocators say so in words only.
+/// What an error of a run comes to, by what the device says when it is asked afterwards whether it works. To a library one that has
+/// failed for good may look as if it had no memory left; one that has none left works.
+fn judged(error: ModelError, now: Result<(), String>, device: Device) -> ModelError {
+    match now {
+        Err(now) if !is_out_of_memory(&now) => ModelError {
+            message: format!("{device} works no more: {}", last_line(&now)),
+            out_of_memory: false,
+            device_lost: true,
+            ..error
+        },
+        Ok(()) | Err(_) => error,
+    }
+}
+
+/// Both allocators say so in words only; libraries that allocate for themselves, such as cuBLAS, by the name of a status: ALLOC_FAILED,
+/// of cuDNN 9 DEVICE_ALLOCATION_FAILED. A status that may have other reasons, such as NOT_SUPPORTED, is not one.
 fn is_out_of_memory(detail: &str) -> bool {
-    ["can't allocate memory", "out of memory"].iter().any(|words| detail.contains(words))
+    let words = ["can't allocate memory", "out of memory", "_ALLOC_FAILED", "_ALLOCATION_FAILED"];
+    words.iter().any(|words| detail.contains(words))
 }
 
 /// What a traceback comes down to: its last line that says something; or its first, where advice follows the reason, or

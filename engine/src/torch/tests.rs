@@ -379,18 +379,44 @@ fn more_memory_than_there_is_for_all_rows_is_asked_for_fewer() {
 }
 
 #[test]
-fn the_allocators_words_for_memory_that_runs_out_are_known() {
+fn the_words_of_allocators_and_libraries_for_memory_that_runs_out_are_known() {
     for words in [
         "The following operation failed in the TorchScript interpreter.\nTraceback of TorchScript (most recent call last):\nRuntimeError: [enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 140737488355328 bytes. Error code 12 (Cannot allocate memory)\n",
         "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.18 GiB of which 17.31 GiB is free.",
         "CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.",
+        "RuntimeError: CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnCreate(handle)`. If you keep seeing this error, you may use",
+        "cuFFT error: CUFFT_ALLOC_FAILED",
     ] {
         assert!(of_libtorch(words.into()).out_of_memory, "{words}");
     }
-    for words in ["CUDA error: device-side assert triggered", "shape '[1, 4]' is invalid for input of size 8"]
-    {
+    for words in [
+        "CUDA error: device-side assert triggered",
+        "shape '[1, 4]' is invalid for input of size 8",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(handle)`",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_NOT_SUPPORTED. This error may appear if you passed in a non-contiguous input.",
+    ] {
         assert!(!of_libtorch(words.into()).out_of_memory, "{words}");
     }
+}
+
+#[test]
+fn a_device_without_memory_works_and_one_that_has_failed_for_good_has_memory_enough() {
+    let full =
+        || of_libtorch("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`".into());
+    let said = |now: &str| {
+        let error = judged(full(), Err(now.into()), Device::Cuda(0));
+        (error.out_of_memory, error.device_lost, error.message)
+    };
+    let error = judged(full(), Ok(()), Device::Cuda(0));
+    assert_eq!((error.out_of_memory, error.device_lost), (true, false));
+    let still_full = said("CUDA out of memory. Tried to allocate 2.00 MiB.");
+    assert_eq!(still_full, (true, false, full().message));
+    let lost = "cuda:0 works no more: CUDA error: device-side assert triggered".to_owned();
+    assert_eq!(said("CUDA error: device-side assert triggered"), (false, true, lost));
 }
 
 #[test]
