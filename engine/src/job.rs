@@ -3,7 +3,7 @@
 //! shape it is given. Every refusal is one line that names the input, what was expected and what came.
 
 use crate::batcher::{Criticality, Grouping, Priority};
-use crate::connection::Mailbox;
+use crate::mailbox::Mailbox;
 use crate::model::{Dimension, Output, RANK_MAX, Rows, Slot, Spec, Version};
 use crate::padding;
 use crate::values::{Allowed, element, out_of_range, width};

@@ -352,8 +352,8 @@ fn gather(pieces: &[Piece<Arc<Job>>]) -> Vec<Gathered<'_>> {
 mod tests {
     use super::*;
     use crate::batcher::Limits;
-    use crate::connection::Mailbox;
     use crate::job::Terms;
+    use crate::mailbox::Mailbox;
     use crate::scripted::{Scripted, catalog_of, fp32, one_row, output_fp32, rows_spec, terms};
     use prost::Message;
     use socket::Socket;

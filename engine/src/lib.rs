@@ -24,6 +24,7 @@
 pub mod config;
 pub mod listener;
 mod connection;
+mod mailbox;
 mod values;
 mod padding;
 mod job;

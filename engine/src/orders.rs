@@ -1,6 +1,6 @@
 //! Orders to the loader on their way there, and answers on their way back. Decides how many may wait; carries out none.
 
-use crate::connection::Mailbox;
+use crate::mailbox::Mailbox;
 use crate::split;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};

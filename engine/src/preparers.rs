@@ -12,9 +12,9 @@
 mod waiting;
 
 use crate::batcher::{Ended, Limits};
-use crate::connection::Mailbox;
 use crate::job::{Refusal, Request, Terms};
 use crate::lane::text_of;
+use crate::mailbox::Mailbox;
 use crate::model::Version;
 use crate::preprocess::{Needs, Room};
 use crate::schedule;

@@ -436,7 +436,7 @@ fn into_refusal(id: u64, refused: Refused<Arc<Job>>, limits: Limits) -> Refusal 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::connection::Mailbox;
+    use crate::mailbox::Mailbox;
     use crate::scripted::{Scripted, catalog_of, one_row, rows_spec, terms};
     use crate::suspects::MEMORY;
     use socket::Socket;

@@ -2,8 +2,8 @@
 //! The only place that writes replies.
 
 use crate::batcher::Piece;
-use crate::connection::Mailbox;
 use crate::job::{Job, Refusal, shortened};
+use crate::mailbox::Mailbox;
 use crate::model::Output;
 use crate::padding::crop;
 use crate::values::{all_finite, width};

@@ -3,8 +3,8 @@
 use super::*;
 use crate::batcher::{Criticality, Priority};
 use crate::catalog::Catalog;
-use crate::connection::Mailbox;
 use crate::job::{Request, Terms};
+use crate::mailbox::Mailbox;
 use crate::model::{Named, Slot, Version};
 use crate::scripted::{Scripted, catalog_of, output_fp32, rows_spec};
 use bytes::Bytes;
