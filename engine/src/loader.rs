@@ -9,6 +9,8 @@
 //! A version whose files have changed is loaded beside the one that serves, which serves on if the new one is no
 //! good. Nothing is ever unloaded because it is old: it is what one rolls back to.
 
+mod aside;
+
 use crate::attempt::{Attempt, Running, Tried};
 use crate::audit::Audit;
 use crate::batcher::{Bucket, Grouping};
@@ -30,6 +32,7 @@ use crate::ready_first::ReadyFirst;
 use crate::schedule;
 use crate::trial::Verdict;
 use crate::watchdog::Watchdog;
+use aside::{ASIDE_MAX, Aside};
 use prost::Message;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
@@ -37,12 +40,6 @@ use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use wire::{Action, Control, Limits, Status};
-
-/// Attempts that others do not wait for. When there are as many, the next one that gets nowhere is given up.
-const ASIDE_MAX: usize = 4;
-
-/// When there are as many, nothing is tried any more: each takes a core.
-const HANGING_MAX: usize = 16;
 
 /// The loader's thread, for as long as this lives.
 pub(crate) struct Loader {
@@ -120,27 +117,6 @@ struct Held {
     _model: Arc<dyn Model>,
     /// Who waits for it to be gone.
     unloading: Vec<Arc<Answer>>,
-}
-
-/// An attempt that has begun.
-struct Aside {
-    name: String,
-    number: u64,
-    stamp: Stamp,
-    /// Of its `model.pt`.
-    bytes: u64,
-    attempt: Running,
-    since: Instant,
-    /// Orders that it is a part of.
-    answers: Vec<Arc<Answer>>,
-    /// Whatever comes of it, nobody wants it.
-    is_given_up: bool,
-}
-
-impl Aside {
-    fn is_of(&self, name: &str, number: u64) -> bool {
-        self.name == name && self.number == number
-    }
 }
 
 impl Shelf {
@@ -407,64 +383,6 @@ impl Shelf {
         self.give_up(self.aside.len() - 1, &why)
     }
 
-    /// Others are loaded in place of waiting for it.
-    fn set_aside(&mut self, aside: Aside) {
-        let seconds = self.setup.load_patience.as_secs();
-        let why = format!("no run of its trial has ended for {seconds} s; others are loaded meanwhile");
-        tracing::warn!(model = aside.name, version = aside.number, "{why}");
-        if !matches!(self.catalog.state(&aside.name, aside.number), Some(State::Ready(_))) {
-            self.catalog.set(&aside.name, aside.number, State::Loading { why });
-            self.announce();
-        }
-        self.aside.push(aside);
-    }
-
-    /// Takes in what has ended of what was set aside, and gives up what gets nowhere.
-    fn look_aside(&mut self) {
-        let (now, most) = (Instant::now(), self.setup.load_max);
-        let mut at = 0;
-        while let Some(aside) = self.aside.get_mut(at) {
-            if let Some(tried) = aside.attempt.ended() {
-                let aside = self.aside.swap_remove(at);
-                if !aside.is_given_up {
-                    let number = aside.number;
-                    let (answers, result) = self.end(aside, tried);
-                    self.tell(answers, number, result);
-                }
-                continue;
-            }
-            if !aside.is_given_up && aside.attempt.stands_still(now) >= most {
-                // Whoever has ordered it is told.
-                let _ = self.give_up(at, &hangs(most));
-            }
-            at += 1;
-        }
-    }
-
-    /// Nobody waits for it any more. Nothing can stop its thread: it is remembered until it ends.
-    fn give_up(&mut self, at: usize, why: &str) -> Result<(), String> {
-        let aside = &mut self.aside[at];
-        aside.is_given_up = true;
-        let answers = std::mem::take(&mut aside.answers);
-        let (name, number, stamp) = (aside.name.clone(), aside.number, aside.stamp.clone());
-        self.setup.interrupted.lock().end(&name, number);
-        let result = self.settle(name, number, stamp, Err(why.to_owned()));
-        self.tell(answers, number, result.clone());
-        result
-    }
-
-    /// Gives up what was set aside of a version, if anything was.
-    fn take_aside(&mut self, name: &str, number: u64, why: &str) {
-        let is_meant = |aside: &Aside| aside.is_of(name, number) && !aside.is_given_up;
-        if let Some(at) = self.aside.iter().position(is_meant) {
-            let _ = self.give_up(at, why);
-        }
-    }
-
-    fn aside_of(&mut self, name: &str, number: u64) -> Option<&mut Aside> {
-        self.aside.iter_mut().find(|aside| aside.is_of(name, number) && !aside.is_given_up)
-    }
-
     fn tell(&self, answers: Vec<Arc<Answer>>, number: u64, result: Result<(), String>) {
         let failure = result.err().map(|why| (Status::ModelFailed, format!("version {number}: {why}")));
         answers.iter().for_each(|answer| answer.tell(failure.clone(), self.catalog.revision()));
@@ -546,17 +464,6 @@ impl Shelf {
             return Err("its labels do not fit into what proxies are told; shorten them".into());
         }
         Ok(version)
-    }
-
-    /// A trial that was given up and still runs holds memory: another one of the same files would do the same.
-    fn does_not_hang(&self, name: &str, number: u64, stamp: &Stamp) -> Result<(), String> {
-        if self.aside.iter().any(|aside| aside.is_of(name, number) && aside.stamp == *stamp) {
-            return Err("its last trial has not ended, and still runs; other files are tried".into());
-        }
-        if self.aside.len() >= HANGING_MAX {
-            return Err(format!("{HANGING_MAX} other trials have not ended, and still run"));
-        }
-        Ok(())
     }
 
     /// Notes that a trial begins, unless those before have ended the engine; then it is begun later.
