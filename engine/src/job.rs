@@ -18,21 +18,9 @@ use wire::{Datatype, Layout, Limits, Run, Status, TensorError, TensorMeta, Trace
 pub(crate) struct Job {
     /// What to compute.
     pub(crate) request: Request,
-    /// The proxy's name for it.
-    pub(crate) id: u64,
+    pub(crate) terms: Terms,
     /// Where the answer goes.
     pub(crate) mailbox: Arc<Mailbox>,
-    pub(crate) received: Instant,
-    /// How long after that its tensors were there, if they had to be made.
-    pub(crate) prepared: Duration,
-    pub(crate) deadline: Option<Instant>,
-    pub(crate) priority: Priority,
-    pub(crate) criticality: Criticality,
-    /// Whose it is, as a hash; 0 if nobody says.
-    pub(crate) tenant: u64,
-    /// Who asks, as a hash; 0 if nobody says.
-    pub(crate) caller: u64,
-    pub(crate) trace: Option<Traced>,
     /// What it holds in memory, names included.
     pub(crate) bytes: usize,
     /// What it holds beside from its run on until it is answered: the copy that the run is made from, and its outputs.
@@ -45,6 +33,7 @@ pub(crate) struct Job {
 
 /// What a request brings beside its tensors.
 pub(crate) struct Terms {
+    /// The proxy's name for it.
     pub(crate) id: u64,
     pub(crate) received: Instant,
     /// How long after that its tensors were there, if they had to be made.
@@ -52,7 +41,9 @@ pub(crate) struct Terms {
     pub(crate) deadline: Option<Instant>,
     pub(crate) priority: Priority,
     pub(crate) criticality: Criticality,
+    /// Whose it is, as a hash; 0 if nobody says.
     pub(crate) tenant: u64,
+    /// Who asks, as a hash; 0 if nobody says.
     pub(crate) caller: u64,
     pub(crate) trace: Option<Traced>,
     pub(crate) metadata_bytes: usize,
@@ -70,43 +61,20 @@ pub(crate) struct Done {
 
 impl Job {
     pub(crate) fn new(request: Request, terms: Terms, mailbox: Arc<Mailbox>) -> Self {
-        let Terms {
-            id,
-            received,
-            prepared,
-            deadline,
-            priority,
-            criticality,
-            tenant,
-            caller,
-            trace,
-            metadata_bytes,
-        } = terms;
-        let bytes = metadata_bytes.saturating_add(request.payload.len());
+        let bytes = terms.metadata_bytes.saturating_add(request.payload.len());
         let run_bytes = bytes.saturating_add(request.output_bytes());
         let (answered, done) = (AtomicBool::new(false), Mutex::default());
-        Self {
-            request,
-            id,
-            mailbox,
-            received,
-            prepared,
-            deadline,
-            priority,
-            criticality,
-            tenant,
-            caller,
-            trace,
-            bytes,
-            run_bytes,
-            answered,
-            done,
-        }
+        Self { request, terms, mailbox, bytes, run_bytes, answered, done }
     }
 
     /// Whether anybody still waits for its answer.
     pub(crate) fn is_wanted(&self) -> bool {
         !self.is_answered() && self.mailbox.is_open()
+    }
+
+    /// Whether its deadline has passed.
+    pub(crate) fn has_expired(&self, now: Instant) -> bool {
+        self.terms.deadline.is_some_and(|deadline| deadline <= now)
     }
 
     /// Nobody wants its answer any more.

@@ -290,8 +290,7 @@ fn parts(pieces: &[Piece<Arc<Job>>], failure: &Failure) -> Option<Vec<Vec<Piece<
 /// Without those for which an answer would come too late, who are told so, and those for which nobody waits.
 fn still_wanted(pieces: Vec<Piece<Arc<Job>>>) -> Vec<Piece<Arc<Job>>> {
     let now = Instant::now();
-    let (expired, rest): (Vec<_>, Vec<_>) =
-        pieces.into_iter().partition(|piece| piece.job.deadline.is_some_and(|deadline| deadline <= now));
+    let (expired, rest): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|piece| piece.job.has_expired(now));
     expired.iter().for_each(|piece| split::turn_away(&piece.job, &Refusal::Expired));
     rest.into_iter().filter(|piece| piece.job.is_wanted()).collect()
 }
@@ -319,8 +318,7 @@ fn run(pieces: &[Piece<Arc<Job>>], in_place: &mut Instant) -> Result<Vec<Output>
 fn turn_away(late: &[Arc<Job>]) {
     let now = Instant::now();
     for job in late {
-        let is_over = job.deadline.is_some_and(|deadline| deadline <= now);
-        split::turn_away(job, if is_over { &Refusal::Expired } else { &Refusal::Hopeless });
+        split::turn_away(job, if job.has_expired(now) { &Refusal::Expired } else { &Refusal::Hopeless });
     }
 }
 

@@ -117,9 +117,9 @@ impl Queue {
         let mut state = self.lock();
         for order in orders.drain(..) {
             match order {
-                Order::Run(job) if state.stopping => refused.push((job.id, Refusal::Stopping)),
+                Order::Run(job) if state.stopping => refused.push((job.terms.id, Refusal::Stopping)),
                 Order::Run(job) => {
-                    let id = job.id;
+                    let id = job.terms.id;
                     let found = job.request.version.audit.found().map(|found| found.grouping);
                     let apart =
                         found.or_else(|| state.suspects.is_suspect(&job, now).then_some(Grouping::Alone));
@@ -225,9 +225,9 @@ impl Queue {
     pub(crate) fn forget(&self, job: &Arc<Job>) {
         let mut state = self.lock();
         // Whoever has read that answer may have asked something else under its id.
-        let waiting = state.batcher.waiting(job.mailbox.connection, job.id);
+        let waiting = state.batcher.waiting(job.mailbox.connection, job.terms.id);
         let is_left = waiting.is_some_and(|waiting| Arc::ptr_eq(waiting, job));
-        let rest = is_left.then(|| state.batcher.cancel(job.mailbox.connection, job.id));
+        let rest = is_left.then(|| state.batcher.cancel(job.mailbox.connection, job.terms.id));
         // Freed after the lock is.
         drop(state);
         drop(rest);
@@ -251,9 +251,7 @@ impl Queue {
     /// Where nobody waits any more for what a lane runs: what 99 of 100 such runs take at most, if that is known.
     pub(crate) fn abandoned(&self, lane: usize, now: Instant) -> Option<Duration> {
         let pieces = self.lock().running[lane].clone()?;
-        let is_awaited = |Piece { job, .. }: &Piece<Arc<Job>>| {
-            job.is_wanted() && job.deadline.is_none_or(|deadline| now < deadline)
-        };
+        let is_awaited = |Piece { job, .. }: &Piece<Arc<Job>>| job.is_wanted() && !job.has_expired(now);
         let first = pieces.first().filter(|_| !pieces.iter().any(is_awaited))?;
         let bucket = bucket_of(&first.job.request, false);
         let rows = pieces.iter().map(|piece| piece.rows).sum();
@@ -366,14 +364,14 @@ impl State {
     /// A job that a lane runs, or a piece of it.
     fn running(&self, connection: u64, id: u64) -> Option<&Arc<Job>> {
         let mut jobs = self.running.iter().flatten().flat_map(|pieces| pieces.iter()).map(|piece| &piece.job);
-        jobs.find(|job| (job.mailbox.connection, job.id) == (connection, id))
+        jobs.find(|job| (job.mailbox.connection, job.terms.id) == (connection, id))
     }
 
     /// What those are told that had to go for others.
     fn told(&self, shed: Vec<Arc<Job>>, now: Instant) -> Vec<(Arc<Job>, Refusal)> {
         let mut waits: Option<(u32, Duration)> = None;
         let told = shed.into_iter().map(|job| {
-            if job.deadline.is_some_and(|deadline| deadline <= now) {
+            if job.has_expired(now) {
                 return (job, Refusal::Expired);
             }
             let version = &job.request.version;
@@ -400,7 +398,7 @@ fn ticket(job: Arc<Job>, apart: Option<Grouping>) -> Ticket<Arc<Job>> {
     let version = &job.request.version;
     Ticket {
         connection: job.mailbox.connection,
-        id: job.id,
+        id: job.terms.id,
         bucket: bucket_of(&job.request, apart.is_some()),
         grouping: apart.unwrap_or(version.grouping),
         lanes: version.way.lanes,
@@ -408,10 +406,10 @@ fn ticket(job: Arc<Job>, apart: Option<Grouping>) -> Ticket<Arc<Job>> {
         rows: job.request.rows,
         bytes: job.bytes,
         run_bytes: job.run_bytes,
-        deadline: job.deadline,
-        priority: job.priority,
-        criticality: job.criticality,
-        tenant: job.tenant,
+        deadline: job.terms.deadline,
+        priority: job.terms.priority,
+        criticality: job.terms.criticality,
+        tenant: job.terms.tenant,
         payload: job,
     }
 }

@@ -218,7 +218,7 @@ fn reply_parts(
 /// Tells a caller why its request was not run, unless it knows already how that ended.
 pub(crate) fn turn_away(job: &Job, refusal: &Refusal) {
     if job.may_answer() {
-        job.mailbox.post(|outbox| outbox.push(Kind::Reply, job.id, &no_run(refusal), Bytes::new()));
+        job.mailbox.post(|outbox| outbox.push(Kind::Reply, job.terms.id, &no_run(refusal), Bytes::new()));
     }
 }
 
@@ -238,7 +238,7 @@ pub(crate) fn refuse(mailbox: &Mailbox, refused: &mut Vec<(u64, Refusal)>) {
 pub(crate) fn fail(job: &Job, status: Status, message: &str) {
     if job.may_answer() {
         let reply = failure(status, message.to_owned());
-        job.mailbox.post(|outbox| outbox.push(Kind::Reply, job.id, &reply, Bytes::new()));
+        job.mailbox.post(|outbox| outbox.push(Kind::Reply, job.terms.id, &reply, Bytes::new()));
     }
 }
 
@@ -246,18 +246,18 @@ pub(crate) fn fail(job: &Job, status: Status, message: &str) {
 pub(crate) fn fail_run(job: &Job, status: Status, message: &str, (started, closed): (Instant, Closed)) {
     if job.may_answer() {
         let timing = Timing {
-            prepare_us: micros(job.prepared),
-            queue_us: micros(started.saturating_duration_since(job.received + job.prepared)),
+            prepare_us: micros(job.terms.prepared),
+            queue_us: micros(started.saturating_duration_since(job.terms.received + job.terms.prepared)),
             run_us: micros(started.elapsed()),
             batch_rows: job.request.rows,
             batch_requests: 1,
             rows: job.request.rows,
             closed: closed as i32,
-            received_unix_ns: job.trace.as_ref().map_or(0, |trace| trace.received_unix_ns),
+            received_unix_ns: job.terms.trace.as_ref().map_or(0, |trace| trace.received_unix_ns),
             ..Timing::default()
         };
         let reply = Reply { timing: Some(timing), ..failure(status, message.to_owned()) };
-        job.mailbox.post(|outbox| outbox.push(Kind::Reply, job.id, &reply, Bytes::new()));
+        job.mailbox.post(|outbox| outbox.push(Kind::Reply, job.terms.id, &reply, Bytes::new()));
     }
 }
 
@@ -322,24 +322,24 @@ impl Writer<'_> {
             let message = format!("outputs of {} bytes are too large to send", payload.len());
             // Of several rows its caller can ask for fewer.
             let status = if job.request.rows > 1 { Status::OutputsTooLarge } else { Status::ModelFailed };
-            outbox.push(Kind::Reply, job.id, &failure(status, message), Bytes::new());
+            outbox.push(Kind::Reply, job.terms.id, &failure(status, message), Bytes::new());
             return;
         }
         if let Some(name) = self.not_given(&job.request.wanted) {
             let known = self.outputs.iter().map(|output| output.name.as_str()).collect::<Vec<_>>().join(", ");
             let refusal = Refusal::UnknownOutput { name: shortened(name), known };
             let reply = failure(refusal.status(), refusal.to_string());
-            outbox.push(Kind::Reply, job.id, &reply, Bytes::new());
+            outbox.push(Kind::Reply, job.terms.id, &reply, Bytes::new());
             return;
         }
         if let Some(name) = self.not_finite(part) {
             let message = format!("output `{name}` is not finite");
-            outbox.push(Kind::Reply, job.id, &failure(Status::ModelFailed, message), Bytes::new());
+            outbox.push(Kind::Reply, job.terms.id, &failure(Status::ModelFailed, message), Bytes::new());
             return;
         }
         self.describe(part);
         self.reply.timing = Some(self.timing(part));
-        outbox.push(Kind::Reply, job.id, &self.reply, payload);
+        outbox.push(Kind::Reply, job.terms.id, &self.reply, payload);
     }
 
     /// An output that is wanted but does not exist; only a model that declares none gets this far with one.
@@ -403,8 +403,10 @@ impl Writer<'_> {
     fn timing(&mut self, part: &Part<'_>) -> Timing {
         let job = part.job;
         let mut timing = Timing {
-            prepare_us: micros(job.prepared),
-            queue_us: micros(self.ran.started.saturating_duration_since(job.received + job.prepared)),
+            prepare_us: micros(job.terms.prepared),
+            queue_us: micros(
+                self.ran.started.saturating_duration_since(job.terms.received + job.terms.prepared),
+            ),
             run_us: micros(self.ran.ended.saturating_duration_since(self.ran.started)),
             batch_rows: self.ran.rows,
             batch_requests: self.requests,
@@ -419,7 +421,7 @@ impl Writer<'_> {
             padding_millionths: self.ran.padding_millionths,
             ..Timing::default()
         };
-        if let Some(trace) = &job.trace {
+        if let Some(trace) = &job.terms.trace {
             timing.received_unix_ns = trace.received_unix_ns;
             // The first traced member takes the list along.
             timing.batch = self.told.members.take();
@@ -446,7 +448,8 @@ struct Told {
 
 impl Told {
     fn of(parts: &[Part<'_>]) -> Self {
-        let traced = parts.iter().filter_map(|part| Some((part.job.trace.as_ref()?, part.before as u32)));
+        let traced =
+            parts.iter().filter_map(|part| Some((part.job.terms.trace.as_ref()?, part.before as u32)));
         let (members, positions): (Vec<TraceContext>, Vec<u32>) =
             traced.map(|(trace, position)| (trace.context.clone(), position)).unzip();
         let half = |at: usize| {

@@ -50,5 +50,5 @@ impl Suspects {
 }
 
 fn key(job: &Job) -> Option<(u32, u64)> {
-    (job.caller != 0).then_some((job.request.version.key, job.caller))
+    (job.terms.caller != 0).then_some((job.request.version.key, job.terms.caller))
 }
