@@ -1,6 +1,7 @@
 //! Looks again, now and then, at what has run: one request of a batch is run once more by itself, after its answer has left, and a
-//! model that has passed for one that only reads what it keeps is asked whether it has written to that. A trial sees made-up
-//! rows, this sees what callers send. Decides when it looks, whether a version's rows depend on each other after all, and how its
+//! last time if it is answered otherwise; and a model that has passed for one that only reads what it keeps is asked whether it has
+//! written to that. One lane at a time does so, within what its batch had claimed: what comes meanwhile is told how long that takes.
+//! A trial sees made-up rows, this sees what callers send. Decides when it looks, whether a version's rows depend on each other after all, and how its
 //! requests run from then on; the rest is the queue's.
 
 use crate::batcher::{Grouping, Piece};
@@ -22,6 +23,9 @@ const CLEARLY: f64 = 0.01;
 
 /// So many answers have to differ: the larger of two numbers that are nearly the same may be either.
 const DIFFERING: u32 = 3;
+
+/// So many that are alike make good for one of them.
+const ALIKE: u32 = 16;
 
 /// What was found out of a version that had passed its trial, and how its requests run since.
 #[derive(Debug, PartialEq)]
@@ -52,6 +56,8 @@ pub(crate) const WRITES: Found = Found {
 #[derive(Debug, Default)]
 pub(crate) struct Audit {
     every: Option<Duration>,
+    /// Of what draws its answers no difference shows anything.
+    draws: bool,
     state: Mutex<State>,
     mixes: OnceLock<()>,
     miscounts: OnceLock<()>,
@@ -62,6 +68,8 @@ pub(crate) struct Audit {
 struct State {
     rows: Due,
     differed: u32,
+    /// Since that was last counted.
+    alike: u32,
     writes: Due,
 }
 
@@ -92,9 +100,10 @@ pub(crate) struct Sample {
 }
 
 impl Audit {
-    /// One batch is looked at in so long, after the first ones; none at all where that is not said.
-    pub(crate) fn of(every: Option<Duration>) -> Self {
-        Self { every, ..Self::default() }
+    /// One batch is looked at in so long, after the first ones; none at all where that is not said. Whether the version `draws` its
+    /// answers.
+    pub(crate) fn of(every: Option<Duration>, draws: bool) -> Self {
+        Self { every, draws, ..Self::default() }
     }
 
     /// What was found out, if anything: the worst of it.
@@ -124,7 +133,7 @@ impl Audit {
         outputs: Vec<Output>,
         now: Instant,
     ) -> Option<Sample> {
-        let every = self.every.filter(|_| pieces.len() > 1 && self.found().is_none())?;
+        let every = self.every.filter(|_| pieces.len() > 1 && !self.draws && self.found().is_none())?;
         let mut state = self.lock();
         if !state.rows.is_now(every, now) {
             return None;
@@ -133,24 +142,42 @@ impl Audit {
         Some(Sample { pieces: pieces.to_vec(), outputs, at })
     }
 
-    /// Notes what a request of that batch is answered `alone`, twice in a row, if it is; whether it is shown by that, and was not
-    /// before, that rows of this version depend on each other.
-    pub(crate) fn note(&self, sample: &Sample, alone: [Option<&[Output]>; 2]) -> bool {
-        let differs = match alone {
+    /// Nobody has the time to look at this one: the next batch is due.
+    pub(crate) fn not_now(&self) {
+        let mut state = self.lock();
+        (state.rows.looked, state.rows.next) = (state.rows.looked.saturating_sub(1), None);
+    }
+
+    /// Notes that a request of that batch was answered as it is `alone`, if it was; else it is to be asked once more.
+    pub(crate) fn is_alike(&self, sample: &Sample, alone: Option<&[Output]>) -> bool {
+        let is_alike = alone.is_some_and(|alone| !differ(alone, &sample.answers()));
+        if is_alike {
+            let mut state = self.lock();
+            state.alike += 1;
+            if state.alike >= ALIKE {
+                (state.alike, state.differed) = (0, state.differed.saturating_sub(1));
+            }
+        }
+        is_alike
+    }
+
+    /// Notes what one that was answered otherwise is answered `alone`, twice in a row, if it is; whether it is shown by that, and
+    /// was not before, that rows of this version depend on each other.
+    pub(crate) fn note(&self, alone: [Option<&[Output]>; 2]) -> bool {
+        let is_the_same = match alone {
             [Some(alone), Some(again)] => {
                 let again: Vec<&[u8]> = again.iter().map(|output| &output.bytes[..]).collect();
-                // Of what draws its answers nothing is shown.
-                differ(alone, &sample.answers()) && !differ(alone, &again)
+                !differ(alone, &again)
             }
             // With others it was answered.
             [None, None] => true,
             _ => false,
         };
-        if !differs {
+        if !is_the_same {
             return false;
         }
         let mut state = self.lock();
-        state.differed += 1;
+        (state.differed, state.alike) = (state.differed + 1, 0);
         state.rows.next = None;
         state.differed >= DIFFERING && self.mixes.set(()).is_ok()
     }

@@ -240,6 +240,8 @@ pub struct Claim {
     began: Instant,
     /// It is learned from, however short it is.
     explores: bool,
+    /// When it was over, if what it has claimed is used for longer.
+    ran: Option<Instant>,
 }
 
 /// How a run ended.
@@ -442,8 +444,18 @@ impl<T: Clone> Batcher<T> {
         Next::Run(self.take(bucket, room, now))
     }
 
+    /// A run is over, and so many of its rows run once more under its claim.
+    pub fn extend(&mut self, claim: &mut Claim, rows: u32, now: Instant) {
+        claim.ran = Some(now);
+        let curve = self.known(&claim.bucket).map(|profile| &profile.curve);
+        let back = now + curve.and_then(|curve| curve.typical(rows)).unwrap_or_default();
+        let running = self.running.iter_mut().find(|running| running.number == claim.number);
+        running.expect("its claim is out").back = back;
+    }
+
     /// Takes back the claim of a batch, and learns from it.
     pub fn finish(&mut self, claim: Claim, ended: Ended, now: Instant) {
+        let now = claim.ran.unwrap_or(now);
         self.running.retain(|running| running.number != claim.number);
         self.versions.get_mut(&claim.bucket.version).expect("it ran").running -= 1;
         self.profile(&claim.bucket).end(&claim, ended, now);
@@ -647,7 +659,7 @@ impl<T: Clone> Batcher<T> {
             late,
             closed,
             expected,
-            claim: Claim { bucket, number, rows, hold, began: now, explores },
+            claim: Claim { bucket, number, rows, hold, began: now, explores, ran: None },
         }
     }
 

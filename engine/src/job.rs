@@ -276,12 +276,28 @@ impl Request {
         Ok(Self { version: Arc::clone(version), inputs, rows, payload, wanted, real })
     }
 
+    /// Whether it needs no more than one run, where it may not run in pieces.
+    pub(crate) fn fits_one_run(&self) -> Result<(), Refusal> {
+        match self.version.grouping {
+            Grouping::Together { max_rows: most } if self.rows > most => {
+                Err(Refusal::TooManyRows { rows: self.rows.into(), most })
+            }
+            Grouping::Together { .. } | Grouping::Alone | Grouping::Serial => Ok(()),
+        }
+    }
+
     /// Whether some of its rows have only values that the model takes. It reads all of them.
     pub(crate) fn check_values(&self, first: u32, rows: u32) -> Result<(), Refusal> {
         let slots = &self.version.model.spec().inputs;
         self.inputs.iter().enumerate().try_for_each(|(position, given)| {
             slots[given.slot].check_values(given.datatype, self.part(position, first, rows))
         })
+    }
+
+    /// Bytes that so many of its rows have of all inputs.
+    pub(crate) fn input_bytes(&self, rows: u32) -> u64 {
+        let whole: usize = self.inputs.iter().map(|given| given.bytes.len()).sum();
+        whole as u64 * u64::from(rows) / u64::from(self.rows)
     }
 
     /// The bytes of some rows of one of its inputs.
@@ -292,8 +308,7 @@ impl Request {
     }
 
     /// Bytes that a run gives for it, as far as that is known: what is declared, at its own sizes of the dimensions that have a
-    /// name; where that is not all, what the trial has seen, if it is more. Of free dimensions a request may give more than the
-    /// trial has seen; how much, only a run can tell. All outputs are computed, whichever are wanted.
+    /// name; where that is not all, what was seen of others, if it is more. All outputs are computed, whichever are wanted.
     fn output_bytes(&self) -> usize {
         let spec = self.version.model.spec();
         let has_rows = usize::from(matches!(spec.rows, Rows::UpTo(_)));
@@ -316,7 +331,7 @@ impl Request {
             }
             row = row.saturating_add(bytes);
         }
-        let row = if is_all { row } else { row.max(self.version.output_bytes) };
+        let row = if is_all { row } else { row.max(self.version.outputs.of_row(self.input_bytes(1))) };
         usize::try_from(row.saturating_mul(self.rows.into())).unwrap_or(usize::MAX)
     }
 

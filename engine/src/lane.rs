@@ -92,29 +92,40 @@ struct Bisection {
 
 impl Lane {
     fn run(&mut self) {
-        while let Some(Batch { pieces, late, closed, expected, claim }) = self.queue.next(self.number) {
+        while let Some(Batch { pieces, late, closed, expected, mut claim }) = self.queue.next(self.number) {
             turn_away(&late);
             let ended =
                 if pieces.is_empty() { Ended::Failed } else { self.answer(&pieces, (closed, expected)) };
-            self.queue.finish(self.number, claim, ended);
             if let Some(sample) = self.sample.take() {
-                self.look_at(&sample);
+                let Piece { job, rows, .. } = sample.piece();
+                if self.queue.may_look(self.number, &mut claim, *rows) {
+                    self.look_at(&sample);
+                } else {
+                    job.request.version.audit.not_now();
+                }
             }
+            self.queue.finish(self.number, claim, ended);
         }
     }
 
-    /// Runs a request once more that has run with others.
+    /// Runs a request once more that has run with others, and a last time if it is answered otherwise.
     fn look_at(&self, sample: &Sample) {
         let piece = std::slice::from_ref(sample.piece());
         let version = &sample.piece().job.request.version;
-        self.watchdog.began(self.number, version, Instant::now());
-        let runs = [(); 2].map(|()| run(piece, &mut Instant::now()));
-        self.watchdog.ended(self.number);
-        let is_about_memory = |failure: &Failure| failure.error.out_of_memory || failure.error.device_lost;
-        if runs.iter().any(|run| run.as_ref().is_err_and(is_about_memory)) {
+        let run_alone = || {
+            self.watchdog.began(self.number, version, Instant::now());
+            let ran = run(piece, &mut Instant::now());
+            self.watchdog.ended(self.number);
+            let is_about_memory =
+                |failure: &Failure| failure.error.out_of_memory || failure.error.device_lost;
+            if ran.as_ref().is_err_and(is_about_memory) { None } else { Some(ran.ok()) }
+        };
+        let Some(alone) = run_alone() else { return };
+        if version.audit.is_alike(sample, alone.as_deref()) {
             return;
         }
-        if version.audit.note(sample, runs.each_ref().map(|run| run.as_deref().ok())) {
+        let Some(again) = run_alone() else { return };
+        if version.audit.note([alone.as_deref(), again.as_deref()]) {
             self.tell_of(version);
         }
     }
@@ -233,6 +244,9 @@ impl Lane {
         {
             return Err(Failure::of_model(ModelError::new(found.why)));
         }
+        let given = pieces.iter().map(|piece| piece.job.request.input_bytes(piece.rows)).sum();
+        let came = outputs.iter().map(|output| output.bytes.len() as u64).sum();
+        version.outputs.learn(given, came);
         let (ended, (closed, expected)) = (Instant::now(), formed);
         let padding_millionths = split::padding_millionths(pieces);
         let ran = Ran { started, in_place, ended, rows, closed, expected, padding_millionths };

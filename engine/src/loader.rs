@@ -23,7 +23,7 @@ use crate::interrupted::{LeftOut, Notes, Step};
 use crate::job::{shortened, shortened_to};
 use crate::library::{Candidate, Library, Stamp};
 use crate::memory::{self, Memory};
-use crate::model::{Model, Version};
+use crate::model::{Model, OutputBytes, Version};
 use crate::orders::{Answer, ENDED, Failure, Orders, Retirement, Told};
 use crate::pace::Pace;
 use crate::preprocess::Preprocess;
@@ -506,7 +506,7 @@ impl Shelf {
     fn version(&mut self, name: &str, number: u64, stamp: &Stamp, tried: Tried) -> Version {
         let Tried {
             model,
-            verdict: Verdict { grouping, mut why_alone, output_bytes },
+            verdict: Verdict { grouping, mut why_alone, output_bytes, draws },
             report,
             spared,
             calibration,
@@ -544,7 +544,7 @@ impl Shelf {
             grouping,
             way,
             why_alone,
-            output_bytes,
+            outputs: OutputBytes::of_trial(output_bytes),
             preprocess,
             pads: padding.is_ok(),
             form: spared.map_or_else(|| report.to_string(), |step| format!("{report}: {step}")),
@@ -552,7 +552,7 @@ impl Shelf {
             drift,
             content,
             files: stamp.print(),
-            audit: Audit::of(self.setup.audit_every),
+            audit: Audit::of(self.setup.audit_every, draws),
             retirement: Retirement::new(key, self.told.clone()),
         }
     }

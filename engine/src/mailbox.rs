@@ -58,6 +58,11 @@ impl Mailbox {
         }
     }
 
+    /// So many bytes of answers may be unread; the rest is for whoever is told that there was no room for his.
+    pub(crate) fn answer_bytes_max(&self) -> usize {
+        self.unread_bytes_max - self.unread_bytes_max / 16
+    }
+
     /// Counts what is not read there.
     pub(crate) fn counting(self, unread: Arc<AtomicUsize>) -> Self {
         Self { unread, ..self }

@@ -19,6 +19,7 @@ use bytes::Bytes;
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use wire::{Datatype, Example, Holds, TensorSpec};
 
@@ -267,8 +268,8 @@ pub(crate) struct Version {
     pub(crate) way: Way,
     /// Why it is not batched, or not padded; empty when it is.
     pub(crate) why_alone: String,
-    /// Bytes of all outputs of one row, or of a request of a model without rows, as its trial has seen them.
-    pub(crate) output_bytes: u64,
+    /// How large its outputs are, as far as that was seen.
+    pub(crate) outputs: OutputBytes,
     /// Which files it is made of, see [`Stamp::print`](crate::library::Stamp::print).
     pub(crate) files: u64,
     /// What is done to requests that bring something else than its tensors.
@@ -287,6 +288,36 @@ pub(crate) struct Version {
     pub(crate) audit: Audit,
     /// Last, so that the model is let go before the loader is told.
     pub(crate) retirement: Retirement,
+}
+
+/// Bytes of all outputs of a row, or of a request of a model without rows. Where free dimensions decide, they are taken to grow as
+/// the inputs do, and by as much as was ever seen.
+#[derive(Debug, Default)]
+pub(crate) struct OutputBytes {
+    /// As the trial has seen them.
+    tried: u64,
+    /// The most that came out for 1024 bytes that went in.
+    most: AtomicU64,
+}
+
+impl OutputBytes {
+    pub(crate) fn of_trial(tried: u64) -> Self {
+        Self { tried, most: AtomicU64::new(0) }
+    }
+
+    /// So many bytes went into a run, and so many came out.
+    pub(crate) fn learn(&self, given: u64, came: u64) {
+        let most = came.saturating_mul(1024).div_ceil(given.max(1));
+        if most > self.most.load(Ordering::Relaxed) {
+            self.most.fetch_max(most, Ordering::Relaxed);
+        }
+    }
+
+    /// Of a row of so many bytes.
+    pub(crate) fn of_row(&self, given: u64) -> u64 {
+        let seen = given.saturating_mul(self.most.load(Ordering::Relaxed)).div_ceil(1024);
+        seen.max(self.tried)
+    }
 }
 
 impl Slot {

@@ -53,6 +53,8 @@ struct State {
     called: Option<usize>,
     /// What each lane runs.
     running: Vec<Option<Pieces>>,
+    /// The lane that runs a request once more which it has answered.
+    looking: Option<usize>,
     stopping: bool,
 }
 
@@ -64,6 +66,7 @@ impl Queue {
             idle: Vec::new(),
             called: None,
             running: vec![None; lanes],
+            looking: None,
             stopping: false,
         };
         Self {
@@ -121,6 +124,12 @@ impl Queue {
                 Order::Run(job) => {
                     let id = job.terms.id;
                     let found = job.request.version.audit.found().map(|found| found.grouping);
+                    if found.is_some()
+                        && let Err(refusal) = job.request.fits_one_run()
+                    {
+                        refused.push((id, refusal));
+                        continue;
+                    }
                     let apart =
                         found.or_else(|| state.suspects.is_suspect(&job, now).then_some(Grouping::Alone));
                     if let Err(refusal) = state.batcher.push(ticket(job, apart), &mut shed, now) {
@@ -204,10 +213,22 @@ impl Queue {
         }
     }
 
+    /// Whether a lane may run so many rows once more that it has answered, under the claim that it has: one lane at a time.
+    pub(crate) fn may_look(&self, lane: usize, claim: &mut Claim, rows: u32) -> bool {
+        let mut state = self.lock();
+        let may = !state.stopping && state.looking.is_none();
+        if may {
+            state.looking = Some(lane);
+            state.batcher.extend(claim, rows, Instant::now());
+        }
+        may
+    }
+
     /// Takes back the claim of the batch that a lane has run.
     pub(crate) fn finish(&self, lane: usize, claim: Claim, ended: Ended) {
         let mut state = self.lock();
         state.running[lane] = None;
+        state.looking.take_if(|looking| *looking == lane);
         state.batcher.finish(claim, ended, Instant::now());
         if state.stopping {
             self.wake_all(state);

@@ -7,7 +7,8 @@ use crate::catalog::{Catalog, State};
 use crate::drift::Drift;
 use crate::job::{Request, Terms};
 use crate::model::{
-    Dimension, Form, Gathered, Model, ModelError, Optimisation, Output, Rows, Slot, Spec, Tolerance, Version,
+    Dimension, Form, Gathered, Model, ModelError, Optimisation, Output, OutputBytes, Rows, Slot, Spec,
+    Tolerance, Version,
 };
 use crate::orders::Retirement;
 use bytes::Bytes;
@@ -128,7 +129,7 @@ pub(crate) fn catalog_of(name: &str, number: u64, model: Scripted) -> Catalog {
         grouping,
         way: Way { threads: 1, lanes: 1, at_once: usize::MAX },
         why_alone,
-        output_bytes: 0,
+        outputs: OutputBytes::default(),
         preprocess: None,
         pads: true,
         form: String::new(),

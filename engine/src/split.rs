@@ -15,6 +15,9 @@ use wire::{
     Batch, Closed, Kind, Layout, Limits, Outbox, Phases, Reply, Run, Status, TensorMeta, Timing, TraceContext,
 };
 
+/// What a caller is told whose answer has no room any more on its way out.
+const UNREAD: &str = "it was run, and its answer has no room beside those that are still to be read";
+
 /// Answers an order to the loader.
 pub(crate) fn answer_order(mailbox: &Mailbox, id: u64, failure: Option<(Status, String)>, revision: u64) {
     let (status, message) = failure.unwrap_or((Status::Ok, String::new()));
@@ -205,10 +208,18 @@ fn reply_parts(
     for parts in parts.chunk_by(|one, other| one.job.mailbox.connection == other.job.mailbox.connection) {
         // Taken here: what is posted to a closed mailbox is never asked for, and must not be left to the next.
         let own: Vec<Bytes> = payloads.by_ref().take(parts.len()).collect();
-        parts[0].job.mailbox.post(|outbox| {
+        let mailbox = &parts[0].job.mailbox;
+        mailbox.post(|outbox| {
             for (part, payload) in parts.iter().zip(own) {
                 if part.job.may_answer() {
-                    writer.push(outbox, part, payload);
+                    let is_sendable = payload.len() <= Limits::default().payload_bytes;
+                    if !is_sendable || outbox.pending_bytes() + payload.len() <= mailbox.answer_bytes_max() {
+                        writer.push(outbox, part, payload);
+                    } else {
+                        // More would end the connection, and with it everybody's requests.
+                        let reply = failure(Status::Overloaded, UNREAD.to_owned());
+                        outbox.push(Kind::Reply, part.job.terms.id, &reply, Bytes::new());
+                    }
                 }
             }
         });

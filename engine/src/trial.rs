@@ -32,6 +32,8 @@ pub(crate) struct Verdict {
     pub(crate) why_alone: String,
     /// Bytes of all outputs of one row, or of a run of a model without rows; 0 if it has given none.
     pub(crate) output_bytes: u64,
+    /// Its code draws random numbers.
+    pub(crate) draws: bool,
 }
 
 /// Of models whose answers may all be right as long as runs follow one another.
@@ -51,7 +53,7 @@ impl Verdict {
             }
             grouping => (grouping, self.why_alone),
         };
-        Self { grouping, why_alone, ..self }
+        Self { grouping, why_alone, draws: code.draws, ..self }
     }
 
     /// Nobody knows what its code does, because of this.
@@ -96,7 +98,7 @@ fn run_within(
 ) -> Result<Verdict, String> {
     let output_bytes = Cell::new(0);
     let (grouping, why_alone) = judge(model, pace, bytes_max, tolerance, &output_bytes)?;
-    Ok(Verdict { grouping, why_alone, output_bytes: output_bytes.get() })
+    Ok(Verdict { grouping, why_alone, output_bytes: output_bytes.get(), draws: false })
 }
 
 /// How it may run, and why not together; notes the bytes of the outputs of a row.

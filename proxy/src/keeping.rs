@@ -178,13 +178,13 @@ mod tests {
             keeping.keep(&revisions("two")).await;
             assert!(!is_shown_as_saved(&keeping) && keeping.is_told);
             keeping.begin();
-            keeping.settled().await;
+            keeping.wait(SAVE_MAX).await;
             std::fs::create_dir(&missing).unwrap();
             if at_the_end {
                 keeping.finish().await;
             } else {
                 keeping.begin();
-                keeping.settled().await;
+                keeping.wait(SAVE_MAX).await;
             }
             assert_eq!(kept(&files), "two");
             assert!(is_shown_as_saved(&keeping) && !keeping.is_told);

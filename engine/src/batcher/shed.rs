@@ -17,7 +17,7 @@ use std::iter::{Peekable, Rev};
 use std::time::{Duration, Instant};
 
 /// So many go for one at most.
-const VICTIMS_MAX: usize = 256;
+const VICTIMS_MAX: usize = 1024;
 
 /// How critical, which tenant's, for which version.
 type Whose = (Criticality, u64, u32);
@@ -125,7 +125,8 @@ struct Losing<'a> {
 }
 
 impl<T: Clone> Batcher<T> {
-    /// Those that go so that `ticket` has what it lacks, if there are enough of them beside those that have `gone` for it.
+    /// Those that go so that `ticket` has what it lacks, if there are enough of them beside those that have `gone` for it. Where it lacks
+    /// time, all who may go if there are not.
     pub(super) fn victims(
         &self,
         ticket: &Ticket<T>,
@@ -185,16 +186,17 @@ impl<T: Clone> Batcher<T> {
             let party = losing.max_by_key(|party| {
                 let (criticality, tenant, _) = party.whose;
                 (criticality, tenants[&(criticality, tenant)], party.rows)
-            })?;
+            });
+            let Some(party) = party.filter(|_| victims.len() < VICTIMS_MAX) else {
+                // How much time it is that they make, nobody knows exactly.
+                return matches!(lack, Lack::Time { .. }).then_some(victims);
+            };
             let waits = party.jobs.next().expect("it can lose somebody");
             let (criticality, tenant, _) = party.whose;
             party.rows -= u64::from(waits.rows);
             *tenants.get_mut(&(criticality, tenant)).expect("it has a party") -= u64::from(waits.rows);
             victims.push(waits.key);
             lack = without(lack, waits);
-            if victims.len() > VICTIMS_MAX {
-                return None;
-            }
         }
         Some(victims)
     }
@@ -212,9 +214,13 @@ impl<T: Clone> Batcher<T> {
         let left = ticket.deadline?.saturating_duration_since(now);
         // When they have gone its run has no rows of theirs either, and takes less time: how much less, a forecast without them says.
         let least = (waits + alone_slow).max(left + (answered - left) / 8) - left;
+        let mut before_these = 0;
         for times in [1, 2, 4, 8] {
             let lane = least * times * self.lanes as u32;
             let mut all = self.victims(ticket, Lack::Time { lane, before }, gone, now)?;
+            if all.len() == std::mem::replace(&mut before_these, all.len()) {
+                continue; // the same ones, which was not enough
+            }
             all.extend_from_slice(gone);
             // Whoever takes another lane, or runs while it waits for its version's turn, does not stand in its way.
             if self.forecast(ticket, before, &all, now).is_none_or(|forecast| forecast.answered <= left) {

@@ -31,7 +31,7 @@ fn why(verdict: Result<Verdict, String>) -> String {
 fn independent_rows_may_run_together() {
     let doubled = verdict(|x, rows| Ok((vec![rows, 4], x.iter().map(|v| v * 2.0).collect())));
     let grouping = Grouping::Together { max_rows: 8 };
-    assert_eq!(doubled, Ok(Verdict { grouping, why_alone: String::new(), output_bytes: 16 }));
+    assert_eq!(doubled, Ok(Verdict { grouping, why_alone: String::new(), output_bytes: 16, draws: false }));
 }
 
 #[test]

@@ -236,7 +236,9 @@ fn a_first_request_during_a_scrape_is_counted_and_makes_nobody_else_wait() {
 #[test]
 fn a_version_that_is_forgotten_during_a_scrape_makes_nobody_wait_and_whoever_asks_it_then_is_counted() {
     let metrics = Arc::new(Metrics::new());
-    [1, 2].map(|version| metrics.version("m", version));
+    for version in [1, 2] {
+        metrics.version("m", version);
+    }
     let known = VersionLabels { model: "m".to_owned(), version: 1 };
     let scrape = metrics.latency.get(&known).expect("it has been asked");
     let forgets = std::thread::spawn({
