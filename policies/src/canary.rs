@@ -20,6 +20,7 @@ mod hanging;
 mod patience;
 mod policy;
 mod report;
+mod taken;
 #[cfg(test)]
 mod tests;
 mod times;
@@ -41,6 +42,7 @@ pub(crate) use patience::{AnswerTimes, Patience};
 pub use policy::Assignment;
 pub(crate) use policy::{CanaryPolicy, Comparison, Servers, SlowPolicy, Stage};
 pub use report::{CanaryStatus, GateStatus, Grounds, Phase, Progress, Record, Verdict};
+pub(crate) use taken::Taken;
 
 /// Verdicts that are remembered, and those of them that are kept over a restart.
 const HISTORY: usize = 64;
@@ -151,6 +153,8 @@ pub(crate) struct Canary {
     answered: Option<Instant>,
     /// How long the baseline's take.
     usual: Arc<AnswerTimes>,
+    /// What the baseline takes.
+    taken: Arc<Taken>,
     hanging: Hanging,
     /// Since when every gate has passed at every look.
     passed: Option<Instant>,
@@ -165,7 +169,8 @@ pub(crate) struct Canary {
 
 impl Canary {
     pub(crate) fn new(policy: CanaryPolicy, beginnings: Beginnings, now: Instant) -> Self {
-        let gates = gates(&policy, now);
+        let taken = Arc::default();
+        let gates = gates(&policy, &taken, now);
         let drift = policy.drifting_at_most.map(|at_most| DriftGate::new(at_most, now));
         Self {
             policy,
@@ -179,6 +184,7 @@ impl Canary {
             files: (0, 0),
             answered: None,
             usual: Arc::default(),
+            taken,
             hanging: Hanging::new(now),
             passed: None,
             judged: None,
@@ -201,6 +207,11 @@ impl Canary {
     /// How long the baseline's answers take. Those that say nothing else may be told to this alone.
     pub(crate) fn usual(&self) -> Arc<AnswerTimes> {
         Arc::clone(&self.usual)
+    }
+
+    /// What the baseline takes of each user, likewise.
+    pub(crate) fn taken(&self) -> Arc<Taken> {
+        Arc::clone(&self.taken)
     }
 
     /// What the candidate is asked.
@@ -233,7 +244,7 @@ impl Canary {
         let is_other = is_another(before.comparison.as_ref(), policy.comparison.as_ref());
         let mut old = std::mem::take(&mut self.gates);
         old.retain(|gate| !(is_other && gate.event == Event::Disagreement));
-        for mut gate in gates(policy, now) {
+        for mut gate in gates(policy, &self.taken, now) {
             if let Some(at) = old.iter().position(|old| old.event.gate() == gate.event.gate()) {
                 let new = std::mem::replace(&mut gate, old.swap_remove(at));
                 gate.become_like(new);
@@ -413,7 +424,7 @@ impl Canary {
         }
         self.note(Verdict::Hold, why, now);
         self.begin_anew();
-        self.gates = gates(&self.policy, now);
+        self.gates = gates(&self.policy, &self.taken, now);
         self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
         (self.entered, self.answered, self.judged) = (now, None, None);
         self.usual.forget();
@@ -502,7 +513,7 @@ impl Canary {
                 self.begin_anew();
                 (self.phase, self.step, self.entered, self.answered) = (Phase::Running, 0, now, None);
                 self.hanging.forget();
-                self.gates = gates(&self.policy, now);
+                self.gates = gates(&self.policy, &self.taken, now);
                 self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
                 // Since then only those were heard that were not slow, perhaps of files that are gone.
                 self.usual.forget();
@@ -745,8 +756,8 @@ fn is_another(before: Option<&Comparison>, now: Option<&Comparison>) -> bool {
     before.zip(now).is_some_and(|(before, now)| before != now)
 }
 
-fn gates(policy: &CanaryPolicy, now: Instant) -> Vec<Gate> {
-    let gate = |event, at_most| Gate::new(event, at_most, policy.dwell, now);
+fn gates(policy: &CanaryPolicy, taken: &Arc<Taken>, now: Instant) -> Vec<Gate> {
+    let gate = |event, at_most| Gate::new((event, at_most), policy.dwell, taken, now);
     let errors = gate(Event::Error, policy.failing_at_most);
     let slow = policy.slow.map(|slow| gate(Event::Slow(slow.over), slow.at_most));
     let faults = policy.faulty_at_most.map(|most| gate(Event::Fault, most));

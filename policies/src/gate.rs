@@ -32,11 +32,12 @@ mod sides;
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::canary::{Grounds, Patience, Sight};
+use crate::canary::{Grounds, Patience, Sight, Taken};
 use crate::drift::DriftGate;
 use crate::evidence::{KeptRare, Rare, Worse};
 use crate::units::{ALL, Millionths, Version, share_of_all};
@@ -193,6 +194,7 @@ pub(crate) struct Gate {
     /// Of whom nobody knows whether the baseline would have answered them.
     leavers: Leavers,
     refusals: Refusals,
+    taken: Arc<Taken>,
 }
 
 /// Requests of one key.
@@ -222,12 +224,17 @@ pub(crate) struct Kept {
     #[serde(default)]
     left: leavers::Kept,
     #[serde(default)]
-    refused: Refusals,
+    refusing: Refusals,
 }
 
 impl Gate {
     /// In steps that last at least for `dwell`.
-    pub(crate) fn new(event: Event, at_most: Millionths, dwell: Duration, now: Instant) -> Self {
+    pub(crate) fn new(
+        (event, at_most): (Event, Millionths),
+        dwell: Duration,
+        taken: &Arc<Taken>,
+        now: Instant,
+    ) -> Self {
         let rare = Rare::new(share_of_all(at_most));
         let mut worse = Worsening::default();
         worse.ask_anew();
@@ -249,6 +256,7 @@ impl Gate {
             burst_of_leavers: Burst::default(),
             leavers: Leavers::new(now),
             refusals: Refusals::default(),
+            taken: Arc::clone(taken),
         }
     }
 
@@ -293,10 +301,20 @@ impl Gate {
         if self.event == Event::Error && matches!(sight, Sight::Refused | Sight::Unsendable) {
             self.look(now);
             self.refusals.hear(key, is_candidate, share_of_all(share));
+            if self.refusals.is_full() {
+                self.refusals.count_window(&self.heard, &self.taken);
+            }
         }
         let Some(happened) = self.event.happened(sight, patience, key) else { return false };
-        let is_news =
-            is_candidate && self.event.is_the_versions(sight, patience) && self.is_news(key, happened, now);
+        let is_the_versions = self.event.is_the_versions(sight, patience);
+        if let Some(key) = key
+            && self.event == Event::Error
+            && is_the_versions
+            && !is_candidate
+        {
+            self.taken.hear(key);
+        }
+        let is_news = is_candidate && is_the_versions && self.is_news(key, happened, now);
         let is_compared = self.event.is_compared_with_the_baseline();
         if !(if is_compared { happened } else { is_news }) {
             return false;
@@ -331,9 +349,9 @@ impl Gate {
 
     pub(crate) fn forget_step(&mut self, now: Instant) {
         self.rare = Rare::new(share_of_all(self.at_most));
-        (self.requests, self.events, self.missed, self.window) = (0, 0, 0, now);
+        (self.requests, self.events, self.missed) = (0, 0, 0);
         self.refusals = Refusals::default();
-        self.heard.clear();
+        self.begin_window(now);
     }
 
     /// Counts what keys have had, if their window is over. Call it before asking whether the gate has passed.
@@ -346,8 +364,16 @@ impl Gate {
 
     fn close_window(&mut self, now: Instant) {
         self.rare = self.with_window();
+        self.refusals.count_window(&self.heard, &self.taken);
+        self.begin_window(now);
+    }
+
+    fn begin_window(&mut self, now: Instant) {
         self.heard.clear();
-        self.refusals.close_window();
+        // Of the gates, this one alone asks what the baseline takes.
+        if self.event == Event::Error {
+            self.taken.forget();
+        }
         self.window = now;
     }
 
@@ -421,12 +447,14 @@ impl Gate {
 
     /// What the candidate refuses, if that is more than it may.
     pub(crate) fn why_refusing(&self, version: Version, baseline: Version) -> Option<String> {
-        let TooMany { refused, explained, requests } =
-            self.refusals.are_too_many(share_of_all(self.at_most))?;
+        let too_many = self.refusals.are_too_many(share_of_all(self.at_most))?;
+        let TooMany { refused, explained, requests } = too_many;
+        let percent = |part: f64| 100.0 * part / requests;
+        let (refused, explained) = (percent(refused), percent(explained));
         let (gate, most) = (self.event.gate(), self.percent_at_most());
         Some(format!(
-            "{gate}: version {version} has refused {refused}, where what version {baseline} refuses makes {explained:.1} and {most} % \
-             of {requests} may fail: a person has to say whose fault that is, or it ends"
+            "{gate}: version {version} refuses {refused:.1} % of what it is asked, where what version {baseline} refuses makes \
+             {explained:.1} % and {most} % may fail: a person has to say whose fault that is, or it ends"
         ))
     }
 
@@ -457,8 +485,9 @@ impl Gate {
         let (over, at_most, worse) = (self.event.over(), self.at_most, self.worse.clone());
         let rare = Some(self.with_window().kept());
         let Self { requests, events, missed, .. } = *self;
-        let (left, refused) = (self.leavers.kept(), self.refusals.clone());
-        Kept { over, at_most, worse, requests, events, missed, rare, left, refused }
+        let (left, mut refusing) = (self.leavers.kept(), self.refusals.clone());
+        refusing.count_window(&self.heard, &self.taken);
+        Kept { over, at_most, worse, requests, events, missed, rare, left, refusing }
     }
 
     /// Goes on where an earlier process has stopped, as after a reload; `same_step` where its step, too, goes on.
@@ -478,7 +507,7 @@ impl Gate {
                 None => Rare::seen(too_much, kept.requests, kept.events),
             };
             (self.requests, self.events, self.missed) = (kept.requests, kept.events, kept.missed);
-            self.refusals = kept.refused.clone();
+            self.refusals = kept.refusing.clone();
         }
     }
 
@@ -488,7 +517,7 @@ impl Gate {
         self.events += u64::from(happened);
         self.look(now);
         let Some(key) = key else {
-            self.refusals.hear_other(None);
+            self.refusals.hear_other_without_key();
             self.rare.observe(f64::from(u8::from(happened)));
             return true;
         };
@@ -500,7 +529,6 @@ impl Gate {
         };
         heard.all = heard.all.saturating_add(1);
         heard.events = heard.events.saturating_add(u32::from(happened)).min(heard.all);
-        self.refusals.hear_other(Some(heard.all));
         heard.all == 1
     }
 

@@ -2,6 +2,7 @@
 
 mod deadlines;
 mod idle;
+mod refused;
 mod waiting;
 
 use super::*;
@@ -1111,8 +1112,10 @@ fn a_candidate_that_refuses_what_the_baseline_takes_gets_no_more_and_one_that_re
         });
         assert_eq!(world.canary.phase, Phase::Running, "{:?}", world.canary.history);
         let why = &world.canary.history.back().unwrap().why;
-        let told = why.starts_with("errors: version 2 has refused ")
-            && why.contains(", where what version 1 refuses makes 0.0 and 5 % of ");
+        let told = why.starts_with("errors: version 2 refuses ")
+            && why.contains(
+                " % of what it is asked, where what version 1 refuses makes 0.0 % and 5 % may fail: ",
+            );
         assert!(told, "{why}");
         let kept = serde_json::to_string(&world.canary.progress(world.now)).unwrap();
         world.canary = Canary::new(policy(canary), Beginnings::default(), world.now);
@@ -1326,13 +1329,17 @@ fn a_state_file_of_other_rules_is_read_and_nothing_is_known_by_those() {
     world.tell(true, Sight::Failed);
     let mut kept = serde_json::to_value(world.canary.progress(world.now)).unwrap();
     let errors = kept["gates"]["errors"].as_object_mut().unwrap();
-    errors.retain(|name, _| name != "left" && name != "refused");
+    errors.retain(|name, _| name != "left" && name != "refusing");
     let asked = serde_json::json!({"askings": [], "asked": 1, "ended": 0.0});
     errors.insert("leavers".into(), serde_json::json!([asked, asked]));
     errors.insert(
         "refusals".into(),
         serde_json::json!({"of_candidate": 900, "by_share": 1.0, "variance": 1.0}),
     );
+    let keys =
+        serde_json::json!({"of_candidate": 9, "all": 9, "by_share": 1.0, "variance": 1.0, "seen": 1.0});
+    let refused = serde_json::json!({"refused": 900, "others": 100, "explained": 0.0, "keys": keys});
+    errors.insert("refused".into(), refused);
     let (worse, read) = (world.canary.gates[0].worse(), serde_json::from_value(kept).unwrap());
     world.canary = Canary::new(
         policy("steps: [10], dwell: 1h, sticky: {header: user}"),

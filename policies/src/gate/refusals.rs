@@ -9,17 +9,20 @@
 //! either side refuses each of them something, the candidate refuses more of each. A user whose client is broken is one of the first
 //! and, of the second, as far from the others as they are apart: alone it never holds a rollout.
 //!
-//! Of one key so many count in a window, on both sides alike, that those who ask much do not hide the others. Users who are refused more
-//! than that by either version are not told apart by it.
+//! A key has its say when a window is over: with what is refused it as a part of what it has asked, which weighs as much as that,
+//! and at most as so many requests. So neither do those who ask much hide the others, nor is what they are refused more or less, on
+//! either side, than what others are. How much the baseline takes of each, `canary/taken.rs` knows.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
-use super::KEYS_MAX;
 use super::sides::Sides;
+use super::{Heard, KEYS_MAX};
+use crate::canary::Taken;
 
-/// Requests of a key that count in a window.
+/// What a key has asked in a window weighs as so many requests at most.
 const OF_KEY_MAX: u32 = 32;
 
 /// What the candidate refuses each key beyond what the baseline does is no chance where it is so many standard deviations. More than
@@ -30,80 +33,111 @@ const DEVIATIONS_OF_EACH: f64 = 2.2;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Refusals {
-    /// Requests of the candidate that it has refused, and others.
-    refused: u64,
-    others: u64,
+    /// Requests of the candidate that it has refused, and others, by weight.
+    refused: f64,
+    others: f64,
     /// So many it would have refused if it refused what the baseline does.
     explained: f64,
     without_key: Sides,
     keys: Sides,
-    /// What either side has refused each key.
-    of_candidate: BTreeMap<u64, u64>,
-    of_baseline: BTreeMap<u64, u64>,
-    /// The same in this window.
+    /// What either side has refused each key, by weight.
+    of_candidate: BTreeMap<u64, f64>,
+    of_baseline: BTreeMap<u64, f64>,
+    /// What has no weight yet: its window is not over.
     #[serde(skip)]
-    in_window: HashMap<(bool, u64), u32>,
+    in_window: HashMap<(bool, u64), InWindow>,
+}
+
+/// What one side has refused a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct InWindow {
+    refused: u32,
+    /// Of the baseline: how many the candidate would have refused.
+    explained: f64,
 }
 
 /// What is too much.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct TooMany {
-    pub(super) refused: u64,
+    pub(super) refused: f64,
     pub(super) explained: f64,
     /// Requests of the candidate.
-    pub(super) requests: u64,
+    pub(super) requests: f64,
 }
 
 impl Refusals {
+    /// Once there is no more room, what this window has shown is to be counted at once.
     pub(super) fn hear(&mut self, key: Option<u64>, is_candidate: bool, share: f64) {
-        match key {
-            // A candidate that is not ready has nobody.
-            _ if share == 0.0 => return,
-            None => self.without_key.hear(is_candidate, share),
-            Some(key) => {
-                if self.is_full() {
-                    return;
-                }
-                let keys = if is_candidate { &mut self.of_candidate } else { &mut self.of_baseline };
-                if !keys.contains_key(&key) {
-                    self.keys.hear(is_candidate, share);
-                }
-                let in_window = self.in_window.entry((is_candidate, key)).or_default();
-                if *in_window >= OF_KEY_MAX {
-                    return;
-                }
-                *in_window += 1;
-                *keys.entry(key).or_default() += 1;
-            }
+        if share == 0.0 {
+            return; // A candidate that is not ready has nobody.
         }
-        if is_candidate {
-            self.refused += 1;
-        } else if share < 1.0 {
-            self.explained += share / (1.0 - share);
+        let explained = if is_candidate || share >= 1.0 { 0.0 } else { share / (1.0 - share) };
+        let Some(key) = key else {
+            self.without_key.hear(is_candidate, share);
+            self.refused += f64::from(u8::from(is_candidate));
+            self.explained += explained;
+            return;
+        };
+        if self.is_full() {
+            return;
+        }
+        let keys = if is_candidate { &mut self.of_candidate } else { &mut self.of_baseline };
+        if let Entry::Vacant(new) = keys.entry(key) {
+            new.insert(0.0);
+            self.keys.hear(is_candidate, share);
+        }
+        let in_window = self.in_window.entry((is_candidate, key)).or_default();
+        in_window.refused = in_window.refused.saturating_add(1);
+        in_window.explained += explained;
+    }
+
+    /// The candidate was asked something without a key that it has not refused.
+    pub(super) fn hear_other_without_key(&mut self) {
+        self.others += 1.0;
+    }
+
+    /// Gives what keys were refused in this window its weight. They have had so much else of the candidate, and of the baseline.
+    pub(super) fn count_window(&mut self, heard: &HashMap<u64, Heard>, taken: &Taken) {
+        let mut in_window = std::mem::take(&mut self.in_window);
+        if in_window.is_empty() && self.is_full() {
+            return;
+        }
+        for (key, Heard { all: others, .. }) in heard {
+            let InWindow { refused, .. } = in_window.remove(&(true, *key)).unwrap_or_default();
+            self.count_of_candidate(*key, refused, *others);
+        }
+        for ((is_candidate, key), InWindow { refused, explained }) in in_window {
+            if is_candidate {
+                self.count_of_candidate(key, refused, 0);
+                continue;
+            }
+            let weight = weight(refused, taken.of(key));
+            self.explained += explained * weight;
+            *self.of_baseline.entry(key).or_default() += f64::from(refused) * weight;
         }
     }
 
-    /// The candidate was asked something that it has not refused, so many of this key in this window.
-    pub(super) fn hear_other(&mut self, of_key: Option<u32>) {
-        let counts = |all| !self.is_full() && all <= OF_KEY_MAX;
-        self.others += u64::from(of_key.is_none_or(counts));
+    fn count_of_candidate(&mut self, key: u64, refused: u32, others: u32) {
+        let weight = weight(refused, others);
+        self.others += f64::from(others) * weight;
+        if refused > 0 {
+            let refused = f64::from(refused) * weight;
+            self.refused += refused;
+            *self.of_candidate.entry(key).or_default() += refused;
+        }
     }
 
     /// What so many keys have shown stays for this step: if one side of what is counted went on without the other, it would say less and
     /// less, or more and more.
-    fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.of_candidate.len() + self.of_baseline.len() >= KEYS_MAX
-    }
-
-    pub(super) fn close_window(&mut self) {
-        self.in_window.clear();
     }
 
     /// Whether there are more than such a part of its requests above what is explained, and more than chance makes of it.
     pub(super) fn are_too_many(&self, at_most: f64) -> Option<TooMany> {
         let Self { refused, explained, .. } = *self;
         let requests = refused + self.others;
-        let is_much = refused as f64 > explained + at_most * requests as f64;
+        let is_much = refused > explained + at_most * requests;
         let is_no_chance = || self.keys.are_more() || self.without_key.are_more() || self.is_more_of_each();
         (is_much && is_no_chance()).then_some(TooMany { refused, explained, requests })
     }
@@ -122,6 +156,12 @@ impl Refusals {
     }
 }
 
+/// Of each of so many requests of a key in a window.
+fn weight(refused: u32, others: u32) -> f64 {
+    let all = f64::from(refused) + f64::from(others);
+    f64::from(OF_KEY_MAX).min(all) / all
+}
+
 /// How large numbers are, and how far apart.
 #[derive(Clone, Copy, Debug, Default)]
 struct Spread {
@@ -131,11 +171,9 @@ struct Spread {
 }
 
 impl Spread {
-    fn of(keys: &BTreeMap<u64, u64>) -> Self {
-        keys.values().fold(Self::default(), |all, refused| {
-            let one = *refused as f64;
-            all.with(Self { count: 1.0, sum: one, squares: one * one })
-        })
+    fn of(keys: &BTreeMap<u64, f64>) -> Self {
+        keys.values()
+            .fold(Self::default(), |all, one| all.with(Self { count: 1.0, sum: *one, squares: one * one }))
     }
 
     fn with(self, other: Self) -> Self {
@@ -163,39 +201,129 @@ mod tests {
     /// A user's side, and with what chance each of its requests is refused there.
     type User = (bool, f64);
 
-    /// So many requests of each in each of ten windows.
-    fn refused(dice: &mut Dice, users: &[User], (share, requests): (f64, u32)) -> Refusals {
-        let mut refusals = Refusals::default();
-        for _ in 0..10 {
-            for (key, (is_candidate, chance)) in (0..).zip(users) {
-                let mut others = 0;
-                for _ in 0..requests {
-                    if dice.falls(*chance) {
-                        refusals.hear(Some(key), *is_candidate, share);
-                    } else if *is_candidate {
-                        others += 1;
-                        refusals.hear_other(Some(others));
-                    }
+    /// Refusals, and what is heard beside them.
+    #[derive(Default)]
+    struct Counted {
+        refusals: Refusals,
+        heard: HashMap<u64, Heard>,
+        taken: Taken,
+    }
+
+    impl Counted {
+        /// So many requests of a key, of which so many are refused.
+        fn ask(&mut self, key: u64, is_candidate: bool, (refused, all): (u32, u32), share: f64) {
+            for _ in 0..refused {
+                self.refusals.hear(Some(key), is_candidate, share);
+                if self.refusals.is_full() {
+                    self.refusals.count_window(&self.heard, &self.taken);
                 }
             }
-            refusals.close_window();
+            let others = all - refused;
+            if is_candidate && others > 0 {
+                self.heard.entry(key).or_default().all += others;
+            }
+            if !is_candidate {
+                (0..others).for_each(|_| self.taken.hear(key));
+            }
         }
-        refusals
+
+        fn close_window(&mut self) {
+            self.refusals.count_window(&self.heard, &self.taken);
+            self.heard.clear();
+            self.taken.forget();
+        }
+    }
+
+    /// So many requests of each in each of ten windows.
+    fn refused(dice: &mut Dice, users: &[User], (share, requests): (f64, u32)) -> Refusals {
+        let mut counted = Counted::default();
+        for _ in 0..10 {
+            for (key, (is_candidate, chance)) in (0..).zip(users) {
+                let refused = (0..requests).filter(|_| dice.falls(*chance)).count() as u32;
+                counted.ask(key, *is_candidate, (refused, requests), share);
+            }
+            counted.close_window();
+        }
+        counted.refusals
+    }
+
+    /// Of so many rollouts with 40 users, half of them the candidate's, of whom the versions refuse with these chances: those held.
+    fn held(rollouts: u64, requests: u32, (of_baseline, of_candidate): (f64, f64)) -> usize {
+        let users: Vec<User> =
+            (0..40).map(|at| if at % 2 == 0 { (true, of_candidate) } else { (false, of_baseline) }).collect();
+        let is_held =
+            |seed: &u64| refused(&mut Dice(*seed), &users, (0.5, requests)).are_too_many(AT_MOST).is_some();
+        (0..rollouts).filter(is_held).count()
+    }
+
+    #[test]
+    fn what_may_fail_holds_nobody_and_twice_as_much_does_however_often_users_ask() {
+        for requests in [1, 10, 100, 1_000] {
+            let rollouts = if requests == 1_000 { 10 } else { 100 };
+            for (chances, least, most) in [
+                // One in eighty, where one in twenty may fail.
+                ((0.0, 0.012), 0, 0),
+                ((0.005, 0.012), 0, 0),
+                // Alike.
+                ((0.012, 0.012), 0, rollouts / 20),
+                ((0.1, 0.1), 0, rollouts / 20),
+                ((0.6, 0.6), 0, rollouts / 20),
+                // Twice as much as may fail, or as much above what the baseline refuses.
+                ((0.0, 0.1), rollouts * 9 / 10, rollouts),
+                ((0.02, 0.12), rollouts * 3 / 4, rollouts),
+                ((0.1, 0.6), rollouts, rollouts),
+            ] {
+                let held = held(rollouts, requests, chances) as u64;
+                let is_right = (least..=most).contains(&held);
+                assert!(is_right, "{held} of {rollouts} with {requests} requests of each user: {chances:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_asks_without_end_hides_nobody_and_holds_nothing_alone() {
+        let held = |of_one: Option<(bool, u32)>, of_others: u32| {
+            let mut counted = Counted::default();
+            for _ in 0..10 {
+                for key in 0..80 {
+                    let is_candidate = key % 2 == 0;
+                    counted.ask(key, is_candidate, (if is_candidate { of_others } else { 0 }, 100), 0.5);
+                }
+                if let Some((is_candidate, refused)) = of_one {
+                    counted.ask(80, is_candidate, (refused, 10_000), 0.5);
+                }
+                counted.close_window();
+            }
+            counted.refusals.are_too_many(AT_MOST).is_some()
+        };
+        for is_candidate in [false, true] {
+            for refused in [0, 1_000, 10_000] {
+                let of_one = Some((is_candidate, refused));
+                assert_eq!([0, 2, 40].map(|others| held(of_one, others)), [false, false, true], "{of_one:?}");
+            }
+        }
     }
 
     #[test]
     fn what_as_many_keys_have_shown_as_are_remembered_is_not_forgotten_for_those_that_come_then() {
-        let mut refusals = Refusals::default();
-        for key in 0..=KEYS_MAX as u64 {
-            let is_candidate = key.is_multiple_of(2);
-            (0..if is_candidate { 20 } else { 2 }).for_each(|_| refusals.hear(Some(key), is_candidate, 0.5));
-            (1..=10).for_each(|all| refusals.hear_other(Some(all)));
-            refusals.close_window();
+        // In one window, and in many.
+        for in_window in [2 * KEYS_MAX as u64, 7] {
+            let mut counted = Counted::default();
+            for key in 0..=KEYS_MAX as u64 {
+                let is_candidate = key.is_multiple_of(2);
+                counted.ask(key, is_candidate, (if is_candidate { 20 } else { 2 }, 30), 0.5);
+                if key % in_window == 0 {
+                    counted.close_window();
+                }
+            }
+            let shown = counted.refusals.are_too_many(0.05);
+            assert!(shown.is_some());
+            for key in 0..1_000 {
+                counted.ask(key, true, (0, 1_000), 0.5);
+                counted.close_window();
+            }
+            assert_eq!(counted.refusals.are_too_many(0.05), shown);
         }
-        let shown = refusals.are_too_many(0.05);
-        assert!(shown.is_some());
-        (0..1_000_000).for_each(|_| refusals.hear_other(Some(1)));
-        assert_eq!(refusals.are_too_many(0.05), shown);
     }
 
     #[test]
@@ -207,8 +335,9 @@ mod tests {
                 let refusals = refused(&mut Dice(*seed), &sides, (0.5, requests));
                 let kept = serde_json::to_string(&refusals).unwrap();
                 let restored: Refusals = serde_json::from_str(&kept).unwrap();
-                assert_eq!(restored.are_too_many(AT_MOST), refusals.are_too_many(AT_MOST));
-                refusals.are_too_many(AT_MOST).is_some()
+                let held = refusals.are_too_many(AT_MOST).is_some();
+                assert_eq!(restored.are_too_many(AT_MOST).is_some(), held);
+                held
             };
             let held = (0..40).filter(more).count();
             assert!(held >= 36, "{held} of 40 of {users} users with {requests} requests each");
@@ -262,10 +391,10 @@ mod tests {
             let mut refusals = Refusals::default();
             (0..of_candidate).for_each(|_| refusals.hear(None, true, 0.5));
             (0..of_baseline).for_each(|_| refusals.hear(None, false, 0.5));
-            (0..others).for_each(|_| refusals.hear_other(None));
+            (0..others).for_each(|_| refusals.hear_other_without_key());
             refusals.are_too_many(AT_MOST)
         };
-        assert_eq!(heard(60, 10, 40), Some(TooMany { refused: 60, explained: 10.0, requests: 100 }));
+        assert_eq!(heard(60, 10, 40), Some(TooMany { refused: 60.0, explained: 10.0, requests: 100.0 }));
         assert_eq!(heard(60, 55, 40), None, "chance");
         assert_eq!(heard(60, 10, 940), None, "so much may fail");
     }
@@ -275,6 +404,8 @@ mod tests {
         let mut refusals = Refusals::default();
         (0..2 * KEYS_MAX as u64).for_each(|key| refusals.hear(Some(key), key % 2 == 0, 0.5));
         assert_eq!(refusals.of_candidate.len() + refusals.of_baseline.len(), KEYS_MAX);
-        assert_eq!((refusals.refused, refusals.in_window.len()), (KEYS_MAX as u64 / 2, KEYS_MAX));
+        assert_eq!(refusals.in_window.len(), KEYS_MAX);
+        refusals.count_window(&HashMap::new(), &Taken::default());
+        assert_eq!((refusals.refused, refusals.in_window.len()), (KEYS_MAX as f64 / 2.0, 0));
     }
 }

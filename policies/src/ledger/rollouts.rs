@@ -13,7 +13,7 @@ use foldhash::fast::RandomState;
 use super::{Ledger, TalliesAhead};
 use crate::canary::{
     AnswerTimes, Asked, Assignment, Beginnings, Canary, CanaryPolicy, CanaryStatus, Command, Phase, Progress,
-    Record, Sight, Stage, UnderWay,
+    Record, Sight, Stage, Taken, UnderWay,
 };
 use crate::drift::DriftSight;
 use crate::ended::EndedRollouts;
@@ -34,10 +34,11 @@ pub(super) struct Rollout {
     /// See [`CanaryPolicy::about`]. Written before the stage and read after it: who knows the beginning of something else knows
     /// that it is something else.
     about: AtomicU64,
-    /// Requests that the candidate is asked and that were assigned to it. These two are the canary's, so that what says nothing else
-    /// takes no lock.
+    /// Requests that the candidate is asked and that were assigned to it. These three are the canary's, so that what says nothing
+    /// else takes no lock.
     pub(super) asked: Arc<Asked>,
     usual: Arc<AnswerTimes>,
+    taken: Arc<Taken>,
     canary: Mutex<Canary>,
 }
 
@@ -50,8 +51,9 @@ impl Rollout {
     fn new(policy: &CanaryPolicy, beginnings: Beginnings, now: Instant) -> Self {
         let canary = Canary::new(policy.clone(), beginnings, now);
         let (stage, about) = (AtomicU64::new(packed(&canary)), AtomicU64::new(canary.about()));
-        let (asked, usual) = (canary.asked(), canary.usual());
-        Self { versions: policy.versions_of_arms(), stage, about, asked, usual, canary: Mutex::new(canary) }
+        let (asked, usual, taken) = (canary.asked(), canary.usual(), canary.taken());
+        let (versions, canary) = (policy.versions_of_arms(), Mutex::new(canary));
+        Self { versions, stage, about, asked, usual, taken, canary }
     }
 
     fn is_of(&self, policy: &CanaryPolicy) -> bool {
@@ -129,6 +131,7 @@ impl Ledger {
         if let Some(took) = assigned.commonplace(sight) {
             if rollout.versions == assigned.versions() {
                 rollout.usual.hear(took, assigned.brought);
+                key.inspect(|key| rollout.taken.hear(*key));
             }
             return;
         }

@@ -647,6 +647,31 @@ fn who_leaves_is_heard_by_what_the_baseline_takes() {
     assert_eq!(leave(500).0, Phase::RolledBack);
 }
 
+/// Its answers take no lock, and say of how many requests it has refused some.
+#[test]
+fn what_the_baseline_refuses_is_judged_by_what_it_takes() {
+    let (ledger, mut now) = (Ledger::new(), Instant::now());
+    let gates = "dwell: 10s, sticky: {header: u}, gates: {errors: {at_most: 10}}";
+    let snapshot =
+        policies(&format!("models: {{m: {{canary: {{baseline: 1, candidate: 2, steps: [50], {gates}}}}}}}"));
+    ledger.roll_out(&snapshot, now);
+    let assigned = |draw| ledger.pick(&snapshot, "m", &ANA, draw, |_| true).unwrap().assigned.unwrap();
+    // One in twenty of the baseline's, and twelve of the candidate's, of a thousand a second each.
+    for _ in 0..20 {
+        for at in 0..8_000 {
+            let (user, is_candidate) = (at % 8, at % 2 == 0);
+            let refused = if is_candidate { 12 } else { 1 };
+            let sight = if at / 8 % 20 < refused { Sight::Refused } else { Sight::Answered(ms(5)) };
+            ledger.witness("m", assigned(if is_candidate { u64::MAX } else { 0 }), Some(user), sight, now);
+        }
+        now += ms(1_000);
+        ledger.judge(now);
+    }
+    let waits_for = ledger.rollouts()["m"].waits_for.clone().unwrap();
+    let told = "errors: version 2 refuses 60.0 % of what it is asked, where what version 1 refuses makes 5.0 % and 10 % may fail: ";
+    assert!(waits_for.starts_with(told), "{waits_for}");
+}
+
 /// Who has no key cannot have chosen whom to leave.
 #[test]
 fn who_leaves_and_has_no_key_is_heard_however_soon_against_the_baseline_alone() {

@@ -127,8 +127,8 @@ fn who_left_what_was_refused_what_was_not_compared_and_who_is_silent_are_told_wi
     }
     world.now += Duration::from_secs(10);
     world.tell(true, FAST);
-    let refused = "errors: version 2 has refused 138, where what version 1 refuses makes 10.0 and 50 % of 239 may fail: a person \
-                   has to say whose fault that is, or it ends";
+    let refused = "errors: version 2 refuses 57.7 % of what it is asked, where what version 1 refuses makes 4.2 % and 50 % may \
+                   fail: a person has to say whose fault that is, or it ends";
     assert_eq!((world.why(), world.last()), (refused.into(), refused));
 
     let mut world = compared(2.0, 1);
