@@ -19,6 +19,7 @@ use std::time::Duration;
 use garde::error::Path;
 
 use crate::canary::{CanaryPolicy, Comparison, Servers, SlowPolicy};
+use crate::number::Number;
 use crate::place::Place;
 use crate::remote::Remote;
 use crate::schema;
@@ -155,10 +156,15 @@ fn optional<W, T>(written: Option<W>, read: impl FnOnce(W) -> Option<T>) -> Opti
 }
 
 /// A percentage above 0 and below 100, with four decimals.
-fn millionths(percent: f64) -> Result<Millionths, Fault> {
+fn millionths(percent: &Number) -> Result<Millionths, Fault> {
+    millionths_up_to(99.9999, percent)
+}
+
+fn millionths_up_to(most: f64, written: &Number) -> Result<Millionths, Fault> {
+    let percent = written.float().unwrap_or(f64::NAN);
     let millionths = (percent * 10_000.0).round();
-    if !(1.0..=999_999.0).contains(&millionths) {
-        return Err(Fault::Percent(percent));
+    if !(1.0..=(most * 10_000.0).round()).contains(&millionths) {
+        return Err(Fault::Percent { most, got: written.clone() });
     }
     // As of weights: the round trip holds for exactly the numbers that are written so.
     if millionths / 10_000.0 != percent {
@@ -174,14 +180,21 @@ fn duration_or(written: Option<&str>, default: Duration, path: &Place<'_>, fault
     }
 }
 
+/// A count from 1, of so many at most.
+fn count(written: &Number, most: u32) -> Result<NonZeroU32, Fault> {
+    let count = written.whole().filter(|count| *count <= most.into());
+    let count = count.and_then(|count| NonZeroU32::new(count as u32));
+    count.ok_or_else(|| Fault::Count { most, got: written.clone() })
+}
+
 fn count_or(
-    written: Option<u32>,
-    default: NonZeroU32,
+    written: Option<&Number>,
+    (default, most): (NonZeroU32, u32),
     path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<NonZeroU32> {
     match written {
-        Some(number) => faults.keep(path, units::count(number)),
+        Some(written) => faults.keep(path, count(written, most)),
         None => Some(default),
     }
 }

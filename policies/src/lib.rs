@@ -15,6 +15,7 @@
 
 // The text and what it means.
 mod units;
+mod number;
 mod schema;
 mod errors;
 mod compile;

@@ -9,7 +9,7 @@ use std::cell::OnceCell;
 use garde::Validate;
 use garde::error::{Path, Report};
 use serde_saphyr::path_map::{PathKey, PathKind};
-use serde_saphyr::{Location, MessageFormatter, UserMessageFormatter};
+use serde_saphyr::{Location, MessageFormatter, NonFiniteFloatPolicy, Options, UserMessageFormatter};
 
 use crate::compile::{Fault, compile};
 use crate::errors::{PolicyError, PolicyErrors, did_you_mean};
@@ -22,7 +22,7 @@ use crate::snapshot::Snapshot;
 /// Everything that is wrong with the values, in one go. Text that is not YAML, a field that does not exist and a value
 /// of the wrong type are reported alone, because reading stops there.
 pub fn parse(text: &str, origin: &str) -> Result<Snapshot, PolicyErrors> {
-    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
+    let options = options();
     // Noting where each field stands takes as long as reading them; only a file that is wrong is read so.
     if let Ok(file) = serde_saphyr::from_str_with_options::<File>(text, options.clone())
         && let Ok(snapshot) = compile(&file)
@@ -33,6 +33,15 @@ pub fn parse(text: &str, origin: &str) -> Result<Snapshot, PolicyErrors> {
     match serde_saphyr::from_str_with_options_context_valid::<File>(text, options, &compiled) {
         Ok(_) => Ok(compiled.into_inner().expect("a valid file has been compiled")),
         Err(error) => Err(PolicyErrors::new(located(error.without_snippet(), text, origin))),
+    }
+}
+
+fn options() -> Options {
+    serde_saphyr::options! {
+        with_snippet: false,
+        strict_booleans: true,
+        // Whoever asks for a number refuses those.
+        non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
     }
 }
 
@@ -90,13 +99,14 @@ fn dotted(path: &PathKey) -> String {
 /// serde-saphyr's message, except where it speaks of Rust types and parser events.
 fn in_plain_words(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error::{
-        ExpectedMappingEndAfterEnumVariantValue, InvalidScalar, SerdeUnknownField, SerdeUnknownVariant,
-        Unexpected,
+        ExpectedMappingEndAfterEnumVariantValue, InvalidScalar, NullIntoString, SerdeUnknownField,
+        SerdeUnknownVariant, Unexpected,
     };
     match error {
-        InvalidScalar { ty: "u32", .. } => format!("expected a whole number from 0 to {}", u32::MAX),
-        InvalidScalar { ty: "u64", .. } => format!("expected a whole number from 0 to {}", u64::MAX),
-        InvalidScalar { ty, .. } => format!("expected a {ty}"),
+        // By its tag it would be one.
+        InvalidScalar { .. } => "expected a number".to_owned(),
+        NullIntoString { .. } => "expected a text, got nothing".to_owned(),
+        Unexpected { expected: "string scalar", .. } => "expected a text".to_owned(),
         Unexpected { expected: "mapping start", .. } => "expected a mapping".to_owned(),
         Unexpected { expected: "sequence start", .. } => "expected a list".to_owned(),
         ExpectedMappingEndAfterEnumVariantValue { .. } => Fault::OneAttribute.to_string(),
@@ -123,13 +133,14 @@ const FIXED: [&str; 9] =
 /// Where reading stops. serde-saphyr tells the line but not the field, so the text is read once more, with a witness.
 fn field_being_read(text: &str) -> String {
     let mut path = String::new();
-    let _unreadable = serde_saphyr::with_deserializer_from_str(text, |deserializer| {
-        serde_path_to_error::deserialize::<_, File>(deserializer).map_err(|error| {
-            // The witness writes `?` for a key that it did not get to see.
-            path = error.path().to_string().trim_end_matches(['?', '.']).to_owned();
-            error.into_inner()
-        })
-    });
+    let _unreadable =
+        serde_saphyr::with_deserializer_from_str_with_options(text, options(), |deserializer| {
+            serde_path_to_error::deserialize::<_, File>(deserializer).map_err(|error| {
+                // The witness writes `?` for a key that it did not get to see.
+                path = error.path().to_string().trim_end_matches(['?', '.']).to_owned();
+                error.into_inner()
+            })
+        });
     path
 }
 
@@ -193,7 +204,7 @@ limits:
   - {name: '', rate: 1/h, burst: 10000}
 ",
             "
-p.yaml:4:33: models.digits.labels.canary: expected a version number from 1, got `0`
+p.yaml:4:33: models.digits.labels.canary: expected a version number from 1 to 18446744073709551615, got 0
 p.yaml:6:36: models.digits.split.weights.canry: expected `canary` or `stable` or a version number, got `canry`; did you mean `canary`?
 p.yaml:6:43: models.digits.split.weights.1: expected a weight from 0 to 1000000, got -1
 p.yaml:7:15: models.digits.split.sticky.header: a header name is letters, digits and !#$%&'*+-.^_`|~, got `x user`
@@ -202,23 +213,63 @@ p.yaml:10:15: models.digits.rules[0].when: expected exactly one of `header`, `co
 p.yaml:12:15: models.digits.rules[1].when: expected exactly one of `equals` and `present`
 p.yaml:13:14: models.digits.rules[1].use: expected `canary` or `stable` or a version number, got `0`
 p.yaml:14:15: models.digits.deadline: expected a duration such as `500ms`, `2s`, `1m` or `1h`, got `2`
-p.yaml:15:25: models.digits.breaker.failures: must be at least 1, got `0`
+p.yaml:15:25: models.digits.breaker.failures: expected a whole number from 1 to 4294967295, got 0
 p.yaml:15:56: models.digits.breaker.max_open_for: must be at least `open_for`, which is 120s, got 60s
-p.yaml:15:68: models.digits.breaker.probes: expected at most 100, got 101
+p.yaml:15:68: models.digits.breaker.probes: expected a whole number from 1 to 100, got 101
 p.yaml:15:88: models.digits.breaker.probe_timeout: expected a duration from 1ms to 24h, got `0s`
 p.yaml:17:17: models.letters.labels.7: a label starts with a letter and goes on with letters, digits, `-`, `_` or `.`, got `7`
 p.yaml:17:28: models.letters.labels.random: `random` is the word for a draw and cannot be a label
 p.yaml:18:22: models.letters.split.weights: no weight is positive, so nobody would answer
 p.yaml:20:43: models.words.split.without_key: only with `sticky` is there a key that can be missing
 p.yaml:22:28: limits[0].rate: must be at least 1, got `0/s`
-p.yaml:22:40: limits[0].burst: must be at least 1, got `0`
-p.yaml:22:53: limits[0].max_keys: must be at least 1, got `0`
+p.yaml:22:40: limits[0].burst: expected a whole number from 1 to 4294967295, got 0
+p.yaml:22:53: limits[0].max_keys: expected a whole number from 1 to 10000000, got 0
 p.yaml:22:64: limits[0].models: must not be empty
 p.yaml:23:12: limits[1].name: a limit called `per-user` exists already
 p.yaml:23:28: limits[1].rate: expected a rate such as `100/s`, `6000/m` or `10/h`, got `10`
 p.yaml:23:37: limits[1].key.cookie: a cookie name is letters, digits and !#$%&'*+-.^_`|~, got `a=b`
 p.yaml:24:12: limits[2].name: must not be empty
 p.yaml:24:34: limits[2].burst: a burst of 10000 at 1/h takes more than a year to refill
+",
+        );
+    }
+
+    #[test]
+    fn numbers_that_do_not_fit_are_refused_together_with_what_would_do() {
+        refuses(
+            "
+models:
+  m:
+    labels: {a: -1, b: '1', c: 99999999999999999999, d: one, e: 1.0}
+    split: {weights: {a: -1, b: 1e400, c: '5', d: , e: [1]}}
+    breaker: {failures: 4294967296, of_at_least: 1.5, probes: 1e3, failing: many, slow: {over: 1s, percent: 1e400}}
+    shadow: {version: a, percent: 100.1, in_flight_max: true, compare: {absolute: -0.1, relative: .inf}}
+limits:
+  - {name: a, rate: 1/s, burst: -1, max_keys: 10000001}
+  - {name: b, in_flight_max: {}}
+",
+            "
+p.yaml:4:17: models.m.labels.a: expected a version number from 1 to 18446744073709551615, got -1
+p.yaml:4:24: models.m.labels.b: expected a version number from 1 to 18446744073709551615, got the text `1`
+p.yaml:4:32: models.m.labels.c: expected a version number from 1 to 18446744073709551615, got 100000000000000000000
+p.yaml:4:57: models.m.labels.d: expected a version number from 1 to 18446744073709551615, got the text `one`
+p.yaml:5:26: models.m.split.weights.a: expected a weight from 0 to 1000000, got -1
+p.yaml:5:33: models.m.split.weights.b: expected a weight from 0 to 1000000, got inf
+p.yaml:5:43: models.m.split.weights.c: expected a weight from 0 to 1000000, got the text `5`
+p.yaml:5:49: models.m.split.weights.d: expected a weight from 0 to 1000000, got nothing
+p.yaml:5:56: models.m.split.weights.e: expected a weight from 0 to 1000000, got a list
+p.yaml:6:25: models.m.breaker.failures: expected a whole number from 1 to 4294967295, got 4294967296
+p.yaml:6:50: models.m.breaker.of_at_least: expected a whole number from 1 to 4294967295, got 1.5
+p.yaml:6:63: models.m.breaker.probes: expected a whole number from 1 to 100, got 1000
+p.yaml:6:77: models.m.breaker.failing: expected a percentage from 0.0001 to 99.9999, got the text `many`
+p.yaml:6:109: models.m.breaker.slow.percent: expected a percentage from 0.0001 to 99.9999, got inf
+p.yaml:7:35: models.m.shadow.percent: expected a percentage from 0.0001 to 100, got 100.1
+p.yaml:7:57: models.m.shadow.in_flight_max: expected a whole number from 1 to 4294967295, got `true`
+p.yaml:7:83: models.m.shadow.compare.absolute: expected a number that is 0 or more, got -0.1
+p.yaml:7:99: models.m.shadow.compare.relative: expected a number that is 0 or more, got inf
+p.yaml:9:33: limits[0].burst: expected a whole number from 1 to 4294967295, got -1
+p.yaml:9:47: limits[0].max_keys: expected a whole number from 1 to 10000000, got 10000001
+p.yaml:10:30: limits[1].in_flight_max: expected a whole number from 1 to 4294967295, got a mapping
 ",
         );
     }
@@ -326,8 +377,12 @@ p.yaml:15:15: models.digits.rules[5].when: expected exactly one of `equals` and 
                  expected one of labels, remote, split, canary, shadow, rules, deadline, breaker; did you mean `breaker`?",
             ),
             (
-                "models: {digits: {labels: {stable: one}}}",
-                "p.yaml:1:36: models.digits.labels.stable: expected a whole number from 0 to 18446744073709551615",
+                "models: {digits: {canary: {baseline: , candidate: 2}}}",
+                "p.yaml:1:36: models.digits.canary.baseline: expected a text, got nothing",
+            ),
+            (
+                "models: {digits: {canary: {baseline: [1], candidate: 2}}}",
+                "p.yaml:1:38: models.digits.canary.baseline: expected a text",
             ),
             (
                 "models: {digits: {}, digits: {}}",
@@ -354,14 +409,6 @@ p.yaml:15:15: models.digits.rules[5].when: expected exactly one of `equals` and 
             (
                 "limits: [{name: a, rate: 1/s, key: {header: b, cookie: c}}]",
                 "p.yaml:1:48: limits[0].key.header: expected exactly one of `header`, `cookie` and `query`",
-            ),
-            (
-                "models: {m: {breaker: {failures: 99999999999}}}",
-                "p.yaml:1:34: models.m.breaker.failures: expected a whole number from 0 to 4294967295",
-            ),
-            (
-                "limits: [{name: a, rate: 1/s, burst: -1}]",
-                "p.yaml:1:38: limits[0].burst: expected a whole number from 0 to 4294967295",
             ),
             (
                 "models: {m: {split: {weights: {1: 1}, sticky: {field: b}}}}",

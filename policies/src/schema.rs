@@ -1,4 +1,4 @@
-//! The policy file as its author writes it: the only file that knows serde.
+//! The policy file as its author writes it: beside `number.rs` the only file that knows how it is read.
 //!
 //! These types hold spelling, not meaning. Quantities stay text and numbers here and become units in `compile.rs`, so
 //! that every mistake in a file is reported at once and not one per attempt. The doc comments are what an editor shows
@@ -11,6 +11,8 @@ use std::marker::PhantomData;
 use schemars::JsonSchema;
 use serde::de::{DeserializeSeed, Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+
+use crate::number::Number;
 
 /// The JSON schema (2020-12) of a policy file, pretty-printed, for editors and for `configs/policies.schema.json`.
 pub fn schema() -> String {
@@ -68,9 +70,12 @@ pub(crate) enum Criticality {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Model {
     /// Names for versions, such as `stable: 1`. A name starts with a letter.
-    #[schemars(extend("additionalProperties" = {"type": "integer", "minimum": 1}))]
+    #[schemars(
+        with = "BTreeMap<String, u64>",
+        extend("additionalProperties" = {"type": "integer", "minimum": 1, "maximum": u64::MAX})
+    )]
     #[serde(deserialize_with = "by_name")]
-    pub(crate) labels: BTreeMap<String, u64>,
+    pub(crate) labels: BTreeMap<String, Number>,
     /// Versions, by number, that another server answers and not the engine beside this proxy: a Triton, say, from which
     /// traffic is moved here step by step, or to which it is sent when all else fails.
     #[serde(deserialize_with = "by_name")]
@@ -114,17 +119,20 @@ pub(crate) struct Remote {
 pub(crate) struct Split {
     /// Label or version number to weight: a number from 0 to 1000000 with up to six significant digits. A share is
     /// weight / sum of weights.
-    #[schemars(extend(
-        "additionalProperties" = {"type": "number", "minimum": 0, "maximum": 1_000_000},
-        "minProperties" = 1,
-        "maxProperties" = 64,
-    ))]
+    #[schemars(
+        with = "BTreeMap<String, f64>",
+        extend(
+            "additionalProperties" = {"type": "number", "minimum": 0, "maximum": 1_000_000},
+            "minProperties" = 1,
+            "maxProperties" = 64,
+        )
+    )]
     #[serde(deserialize_with = "by_name")]
-    pub(crate) weights: BTreeMap<String, f64>,
+    pub(crate) weights: BTreeMap<String, Number>,
     /// What identifies a user: one user always gets the same version. Without it, each request draws anew.
     pub(crate) sticky: Option<StickyKey>,
     /// What happens when the sticky key is missing: `random` (default), a label or a version number.
-    #[schemars(extend("type" = ["string", "integer", "null"]))]
+    #[schemars(extend("type" = ["string", "integer", "null"], "minimum" = 1, "maximum" = u64::MAX))]
     pub(crate) without_key: Option<String>,
 }
 
@@ -133,22 +141,26 @@ pub(crate) struct Split {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Canary {
     /// Label or number of the version that has answered so far.
-    #[schemars(extend("type" = ["string", "integer"]))]
+    #[schemars(extend("type" = ["string", "integer"], "minimum" = 1, "maximum" = u64::MAX))]
     pub(crate) baseline: String,
     /// Label or number of the version that is rolled out.
-    #[schemars(extend("type" = ["string", "integer"]))]
+    #[schemars(extend("type" = ["string", "integer"], "minimum" = 1, "maximum" = u64::MAX))]
     pub(crate) candidate: String,
     /// Percent of the requests that the candidate gets, step by step, each above the one before and below 100. After
     /// the last step it gets everything. Default: 1, 5, 25, 50.
-    #[schemars(length(min = 1, max = 20), inner(range(min = 0.0001, max = 99.9999)))]
-    pub(crate) steps: Option<Vec<f64>>,
+    #[schemars(
+        with = "Option<Vec<f64>>",
+        length(min = 1, max = 20),
+        inner(range(min = 0.0001, max = 99.9999))
+    )]
+    pub(crate) steps: Option<Vec<Number>>,
     /// How long each step lasts at least. Default: 10m.
     #[schemars(extend("examples" = ["10m"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
     pub(crate) dwell: Option<String>,
     /// What identifies a user, who then changes to the candidate once and not back. Without it, each request draws.
     pub(crate) sticky: Option<StickyKey>,
     /// What happens when the sticky key is missing: `random` (default), a label or a version number.
-    #[schemars(extend("type" = ["string", "integer", "null"]))]
+    #[schemars(extend("type" = ["string", "integer", "null"], "minimum" = 1, "maximum" = u64::MAX))]
     pub(crate) without_key: Option<String>,
     /// What the candidate has to show in each step.
     #[serde(default)]
@@ -160,14 +172,14 @@ pub(crate) struct Canary {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Shadow {
     /// Label or number of the version that gets them.
-    #[schemars(extend("type" = ["string", "integer"]))]
+    #[schemars(extend("type" = ["string", "integer"], "minimum" = 1, "maximum" = u64::MAX))]
     pub(crate) version: String,
     /// Percent of the requests that are copied. Default: 100.
-    #[schemars(range(min = 0.0001, max = 100))]
-    pub(crate) percent: Option<f64>,
+    #[schemars(with = "Option<f64>", range(min = 0.0001, max = 100))]
+    pub(crate) percent: Option<Number>,
     /// Copies under way at a time; further ones are dropped. Default: 8.
-    #[schemars(range(min = 1))]
-    pub(crate) in_flight_max: Option<u32>,
+    #[schemars(with = "Option<u32>", range(min = 1, max = u32::MAX))]
+    pub(crate) in_flight_max: Option<Number>,
     /// How long a copy may take. Default: as long as its request.
     #[schemars(extend("examples" = ["500ms"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
     pub(crate) deadline: Option<String>,
@@ -182,11 +194,11 @@ pub(crate) struct Shadow {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Compare {
     /// In the unit of the output. Default: 0.0001.
-    #[schemars(range(min = 0))]
-    pub(crate) absolute: Option<f64>,
+    #[schemars(with = "Option<f64>", range(min = 0))]
+    pub(crate) absolute: Option<Number>,
     /// As a part of the larger value. Default: 0.0001.
-    #[schemars(range(min = 0))]
-    pub(crate) relative: Option<f64>,
+    #[schemars(with = "Option<f64>", range(min = 0))]
+    pub(crate) relative: Option<Number>,
     /// Outputs that agree when the largest value of each row, along the last dimension, has the same place.
     pub(crate) argmax: Vec<String>,
 }
@@ -214,8 +226,8 @@ pub(crate) struct Gates {
 pub(crate) struct ErrorGate {
     /// Percent of the candidate's requests that must be shown not to fail before it gets more. The smaller, the more
     /// requests that takes: about 400 without a failure for 1, 4000 for 0.1. Default: 1.
-    #[schemars(range(min = 0.0001, max = 99.9999))]
-    pub(crate) at_most: f64,
+    #[schemars(with = "f64", range(min = 0.0001, max = 99.9999))]
+    pub(crate) at_most: Number,
 }
 
 /// How many requests may be the version's own fault.
@@ -223,8 +235,8 @@ pub(crate) struct ErrorGate {
 #[serde(deny_unknown_fields)]
 pub(crate) struct FaultGate {
     /// Percent of the candidate's requests that it has answered or failed.
-    #[schemars(range(min = 0.0001, max = 99.9999))]
-    pub(crate) at_most: f64,
+    #[schemars(with = "f64", range(min = 0.0001, max = 99.9999))]
+    pub(crate) at_most: Number,
 }
 
 /// How many answers may be others than the baseline's.
@@ -232,8 +244,8 @@ pub(crate) struct FaultGate {
 #[serde(deny_unknown_fields)]
 pub(crate) struct DisagreementGate {
     /// Percent of the compared copies.
-    #[schemars(range(min = 0.0001, max = 99.9999))]
-    pub(crate) at_most: f64,
+    #[schemars(with = "f64", range(min = 0.0001, max = 99.9999))]
+    pub(crate) at_most: Number,
 }
 
 /// How far inputs and answers may have moved from the first rows that the candidate was given. Where the baseline has moved
@@ -243,8 +255,8 @@ pub(crate) struct DisagreementGate {
 pub(crate) struct DriftGate {
     /// Jensen–Shannon divergence, in bits: 0 where nothing has changed, 1 where nothing is as it was. A mean that has moved
     /// by a standard deviation makes about 0.15. A window of 512 rows can show that it is below 0.03.
-    #[schemars(range(min = 0.0001, max = 0.9999))]
-    pub(crate) at_most: f64,
+    #[schemars(with = "f64", range(min = 0.0001, max = 0.9999))]
+    pub(crate) at_most: Number,
 }
 
 /// How many answers may be slow.
@@ -255,8 +267,8 @@ pub(crate) struct LatencyGate {
     #[schemars(extend("examples" = ["200ms"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
     pub(crate) over: String,
     /// Percent of the candidate's answers that may be slow.
-    #[schemars(range(min = 0.0001, max = 99.9999))]
-    pub(crate) at_most: f64,
+    #[schemars(with = "f64", range(min = 0.0001, max = 99.9999))]
+    pub(crate) at_most: Number,
 }
 
 /// What to read from a request.
@@ -295,7 +307,7 @@ pub(crate) struct Rule {
     pub(crate) when: Condition,
     /// The label or version number that then answers.
     #[serde(rename = "use")]
-    #[schemars(extend("type" = ["string", "integer"]))]
+    #[schemars(extend("type" = ["string", "integer"], "minimum" = 1, "maximum" = u64::MAX))]
     pub(crate) choice: String,
 }
 
@@ -342,19 +354,19 @@ pub(crate) struct PathCondition {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Breaker {
     /// Failures in a row that trip it. Default: 5.
-    #[schemars(range(min = 1))]
-    pub(crate) failures: Option<u32>,
+    #[schemars(with = "Option<u32>", range(min = 1, max = u32::MAX))]
+    pub(crate) failures: Option<Number>,
     /// Percent of the requests in `window` whose failure trips it as well. Default: only failures in a row do.
-    #[schemars(range(min = 0.0001, max = 99.9999))]
-    pub(crate) failing: Option<f64>,
+    #[schemars(with = "Option<f64>", range(min = 0.0001, max = 99.9999))]
+    pub(crate) failing: Option<Number>,
     /// Slow answers that trip it as well.
     pub(crate) slow: Option<SlowCalls>,
     /// How far back `failing` and `slow` look. Default: 10s.
     #[schemars(extend("examples" = ["10s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
     pub(crate) window: Option<String>,
     /// With fewer requests in `window`, neither `failing` nor `slow` says anything. Default: 20.
-    #[schemars(range(min = 1))]
-    pub(crate) of_at_least: Option<u32>,
+    #[schemars(with = "Option<u32>", range(min = 1, max = u32::MAX))]
+    pub(crate) of_at_least: Option<Number>,
     /// Who answers meanwhile. Without it, nobody: a request that draws the version is refused.
     pub(crate) fallback: Option<Fallback>,
     /// How long it refuses after the first trip; doubles with every failed probing. Default: 10s.
@@ -364,8 +376,8 @@ pub(crate) struct Breaker {
     #[schemars(extend("examples" = ["60s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
     pub(crate) max_open_for: Option<String>,
     /// Requests let through while probing, all of which must be answered before everyone may enter. Default: 1.
-    #[schemars(range(min = 1, max = 100))]
-    pub(crate) probes: Option<u32>,
+    #[schemars(with = "Option<u32>", range(min = 1, max = 100))]
+    pub(crate) probes: Option<Number>,
     /// A probe without an answer for this long has failed. Set it above the slowest healthy answer. Default: the
     /// model's deadline.
     #[schemars(extend("examples" = ["5s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
@@ -377,12 +389,12 @@ pub(crate) struct Breaker {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Fallback {
     /// Its label or number.
-    #[schemars(extend("type" = ["string", "integer"]))]
+    #[schemars(extend("type" = ["string", "integer"], "minimum" = 1, "maximum" = u64::MAX))]
     pub(crate) version: String,
     /// Such requests that it works on at a time; further ones are refused, so that a failing version cannot take
     /// another one down. Default: 32.
-    #[schemars(range(min = 1))]
-    pub(crate) in_flight_max: Option<u32>,
+    #[schemars(with = "Option<u32>", range(min = 1, max = u32::MAX))]
+    pub(crate) in_flight_max: Option<Number>,
 }
 
 /// Answers that take too long, and requests that get none in time.
@@ -393,8 +405,8 @@ pub(crate) struct SlowCalls {
     #[schemars(extend("examples" = ["1s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
     pub(crate) over: String,
     /// Percent of the requests that are slow when it trips.
-    #[schemars(range(min = 0.0001, max = 99.9999))]
-    pub(crate) percent: f64,
+    #[schemars(with = "f64", range(min = 0.0001, max = 99.9999))]
+    pub(crate) percent: Number,
 }
 
 /// What a limit counts.
@@ -424,14 +436,14 @@ pub(crate) struct Limit {
     #[schemars(extend("examples" = ["100/s", "6000/m", "10/h"]), regex(pattern = "^[0-9]+/(s|m|h)$"))]
     pub(crate) rate: Option<String>,
     /// In place of a rate: how many requests may be under way at once.
-    #[schemars(range(min = 1))]
-    pub(crate) in_flight_max: Option<u32>,
+    #[schemars(with = "Option<u32>", range(min = 1, max = u32::MAX))]
+    pub(crate) in_flight_max: Option<Number>,
     /// How many may come at once after a pause. Default: the count of the rate, so 100 for `100/s`.
-    #[schemars(range(min = 1))]
-    pub(crate) burst: Option<u32>,
+    #[schemars(with = "Option<u32>", range(min = 1, max = u32::MAX))]
+    pub(crate) burst: Option<Number>,
     /// Callers remembered at a time; further ones share one bucket until an old one has rested. Default: 100000.
-    #[schemars(range(min = 1, max = 10_000_000))]
-    pub(crate) max_keys: Option<u32>,
+    #[schemars(with = "Option<u32>", range(min = 1, max = 10_000_000))]
+    pub(crate) max_keys: Option<Number>,
 }
 
 /// Values by names that may be numbers. `1` and `"1"` are two keys to YAML, and the same name here.

@@ -30,13 +30,10 @@ pub struct Tolerance {
 }
 
 impl Tolerance {
-    /// `None` if one is negative or no number.
-    pub(crate) fn new(absolute: f64, relative: f64) -> Option<Self> {
-        let is_fine = |number: f64| number.is_finite() && number >= 0.0;
+    pub(crate) fn new(absolute: f64, relative: f64) -> Self {
         // A negative zero is zero.
         let bits = |number: f64| (number + 0.0).to_bits();
-        (is_fine(absolute) && is_fine(relative))
-            .then(|| Self { absolute: bits(absolute), relative: bits(relative) })
+        Self { absolute: bits(absolute), relative: bits(relative) }
     }
 
     /// In the unit of the output.

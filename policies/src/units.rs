@@ -68,7 +68,7 @@ impl TryFrom<f64> for Weight {
 
     fn try_from(number: f64) -> Result<Self, UnitError> {
         if !(0.0..=Self::LARGEST).contains(&number) {
-            return Err(UnitError::WeightRange(number));
+            return Err(UnitError::WeightRange(number.to_string()));
         }
         // Division rounds correctly, so the round trip holds for exactly the numbers that are written with at most six
         // decimals: both sides are the double next to the same decimal.
@@ -154,8 +154,8 @@ impl FromStr for Rate {
             "h" => Period::Hour,
             _ => return Err(refused()),
         };
-        let count =
-            NonZeroU32::new(count.parse().map_err(|_| refused())?).ok_or_else(|| at_least_one(text))?;
+        let count = NonZeroU32::new(count.parse().map_err(|_| refused())?)
+            .ok_or_else(|| UnitError::Zero(text.to_owned()))?;
         Ok(Self { count, per })
     }
 }
@@ -183,18 +183,6 @@ pub fn duration(text: &str) -> Result<Duration, UnitError> {
     }
 }
 
-/// Reads a count that must not be zero.
-///
-/// # Errors
-/// [`UnitError::Zero`] for 0.
-pub(crate) fn count(number: u32) -> Result<NonZeroU32, UnitError> {
-    NonZeroU32::new(number).ok_or_else(|| at_least_one(&number.to_string()))
-}
-
-fn at_least_one(got: &str) -> UnitError {
-    UnitError::Zero(got.to_owned())
-}
-
 /// Why a quantity was refused; each message says what was expected and what came.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 pub enum UnitError {
@@ -203,7 +191,7 @@ pub enum UnitError {
     Version(String),
     /// Negative, too large or not a number.
     #[error("expected a weight from 0 to 1000000, got {0}")]
-    WeightRange(f64),
+    WeightRange(String),
     /// More digits than are kept.
     #[error("expected a weight with at most six significant digits and six decimals, got {0}")]
     WeightPrecision(f64),
@@ -250,7 +238,7 @@ mod tests {
             assert_eq!(Weight::try_from(number), Err(UnitError::WeightPrecision(number)));
         }
         for number in [-1.0, 1e6 + 1.0, f64::INFINITY] {
-            assert_eq!(Weight::try_from(number), Err(UnitError::WeightRange(number)));
+            assert_eq!(Weight::try_from(number), Err(UnitError::WeightRange(number.to_string())));
         }
         assert!(Weight::try_from(f64::NAN).is_err());
     }

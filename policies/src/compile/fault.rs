@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use garde::error::Path;
 
+use crate::number::Number;
 use crate::place::Place;
 use crate::remote::FileFault;
 use crate::units::{Rate, UnitError, Version};
@@ -18,6 +19,10 @@ pub(crate) enum Fault {
     Empty,
     #[error("expected at most {most}, got {got}")]
     TooMany { most: u64, got: u64 },
+    #[error("expected a whole number from 1 to {most}, got {got}")]
+    Count { most: u32, got: Number },
+    #[error("expected a version number from 1 to {most}, got {0}", most = u64::MAX)]
+    VersionNumber(Number),
     #[error("a label starts with a letter and goes on with letters, digits, `-`, `_` or `.`, got `{0}`")]
     Label(String),
     #[error("`random` is the word for a draw and cannot be a label")]
@@ -66,8 +71,8 @@ pub(crate) enum Fault {
     SplitAndCanary,
     #[error("expected another version than the baseline, got version {0} for both")]
     SameVersion(Version),
-    #[error("expected a percentage from 0.0001 to 99.9999, got {0}")]
-    Percent(f64),
+    #[error("expected a percentage from 0.0001 to {most}, got {got}")]
+    Percent { most: f64, got: Number },
     #[error("expected a percentage with at most four decimals, got {0}")]
     PercentPrecision(f64),
     #[error("expected an http or https URL with a host and without a password, got `{0}`")]
@@ -79,11 +84,11 @@ pub(crate) enum Fault {
     #[error("what another server answers is not looked at, so nobody knows how far it has moved")]
     RemoteDrift,
     #[error("expected 0.0001 to 0.9999 bits, with at most six decimals, got {0}")]
-    Bits(f64),
-    #[error("expected tolerances that are 0 or more")]
-    Tolerance,
+    Bits(Number),
+    #[error("expected a number that is 0 or more, got {0}")]
+    Tolerance(Number),
     #[error("expected more than the step before, which is {before}, got {got}")]
-    NotRising { before: f64, got: f64 },
+    NotRising { before: Number, got: Number },
     #[error("expected exactly one of `rate` and `in_flight_max`")]
     OneLimit,
     #[error("only a limit with a `rate` has this")]

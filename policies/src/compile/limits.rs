@@ -1,23 +1,25 @@
 //! Limits of rates, and of requests under way.
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::fault::{Fault, Faults};
-use super::optional;
 use super::routing::attribute;
+use super::{count, count_or, optional};
 use crate::attribute::Attribute;
 use crate::ledger::CrowdPolicy;
 use crate::limiter::{Cost, LimitPolicy};
+use crate::number::Number;
 use crate::place::Place;
 use crate::schema;
-use crate::units::{self, Rate};
+use crate::units::Rate;
 
 /// Limits that one request may have to pass; the ledger holds a lock per limit while it asks the next.
 const MOST_LIMITS: u64 = 256;
-const MOST_KEYS: u64 = 10_000_000;
-const DEFAULT_KEYS: u32 = 100_000;
+const MOST_KEYS: u32 = 10_000_000;
+const DEFAULT_KEYS: NonZeroU32 = NonZeroU32::new(100_000).expect("100,000 is not 0");
 /// A bucket's level is a time; beyond a year it is a mistake in the file and not a limit.
 const LONGEST_REFILL: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
@@ -38,7 +40,7 @@ pub(super) fn limit_policies(
         if !names.insert(limit.name.as_str()) {
             faults.note(&path.join("name"), Fault::DuplicateLimit(limit.name.clone()));
         }
-        match (&limit.rate, limit.in_flight_max) {
+        match (&limit.rate, &limit.in_flight_max) {
             (Some(rate), None) => limits.extend(limit_policy(limit, rate, &path, faults).map(Arc::new)),
             (None, Some(most)) => crowds.extend(crowd_policy(limit, most, &path, faults).map(Arc::new)),
             (Some(_), Some(_)) | (None, None) => faults.note(&path, Fault::OneLimit),
@@ -51,7 +53,7 @@ pub(super) fn limit_policies(
 
 fn crowd_policy(
     written: &schema::Limit,
-    most: u32,
+    most: &Number,
     path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<CrowdPolicy> {
@@ -64,7 +66,7 @@ fn crowd_policy(
         faults.note(&path.join(name), Fault::OfRates);
     }
     let (key, models) = key_and_models(written, path, faults);
-    let most = faults.keep(&path.join("in_flight_max"), units::count(most));
+    let most = faults.keep(&path.join("in_flight_max"), count(most, u32::MAX));
     Some(CrowdPolicy { name: written.name.as_str().into(), key: key?, models: models?, in_flight_max: most? })
 }
 
@@ -92,12 +94,11 @@ fn limit_policy(
     faults: &mut Faults,
 ) -> Option<LimitPolicy> {
     let (key, models) = key_and_models(written, path, faults);
-    let max_keys = written.max_keys.unwrap_or(DEFAULT_KEYS);
-    faults.note_above(MOST_KEYS, max_keys.into(), &path.join("max_keys"));
-    let max_keys = faults.keep(&path.join("max_keys"), units::count(max_keys));
+    let max_keys = written.max_keys.as_ref();
+    let max_keys = count_or(max_keys, (DEFAULT_KEYS, MOST_KEYS), &path.join("max_keys"), faults);
     let rate: Option<Rate> = faults.keep(&path.join("rate"), rate.parse());
-    let burst = match written.burst {
-        Some(burst) => faults.keep(&path.join("burst"), units::count(burst)),
+    let burst = match &written.burst {
+        Some(burst) => faults.keep(&path.join("burst"), count(burst, u32::MAX)),
         None => rate.map(|rate| rate.count()),
     };
     let (rate, burst) = rate.zip(burst)?;

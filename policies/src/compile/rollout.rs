@@ -8,8 +8,9 @@ use std::time::Duration;
 use super::breaker::slow_policy;
 use super::fault::{Fault, Faults};
 use super::routing::{stickiness, target};
-use super::{count_or, duration_or, millionths, optional};
+use super::{count_or, duration_or, millionths, millionths_up_to, optional};
 use crate::canary::{CanaryPolicy, Servers};
+use crate::number::Number;
 use crate::place::Place;
 use crate::ring::Order;
 use crate::schema;
@@ -48,20 +49,20 @@ pub(super) fn canary(
     let stickiness = stickiness(model, sticky, labels, path, faults);
     let gates = path.join("gates");
     let failing_at_most = match &written.gates.errors {
-        Some(errors) => faults.keep(&gates.join("errors").join("at_most"), millionths(errors.at_most)),
+        Some(errors) => faults.keep(&gates.join("errors").join("at_most"), millionths(&errors.at_most)),
         None => Some(DEFAULT_FAILING),
     };
     let disagreeing_at_most = optional(written.gates.disagreement.as_ref(), |gate| {
-        faults.keep(&gates.join("disagreement").join("at_most"), millionths(gate.at_most))
+        faults.keep(&gates.join("disagreement").join("at_most"), millionths(&gate.at_most))
     });
     let faulty_at_most = optional(written.gates.faults.as_ref(), |gate| {
-        faults.keep(&gates.join("faults").join("at_most"), millionths(gate.at_most))
+        faults.keep(&gates.join("faults").join("at_most"), millionths(&gate.at_most))
     });
     let drifting_at_most = optional(written.gates.drift.as_ref(), |gate| {
-        faults.keep(&gates.join("drift").join("at_most"), of_a_bit(gate.at_most))
+        faults.keep(&gates.join("drift").join("at_most"), of_a_bit(&gate.at_most))
     });
     let slow = optional(written.gates.latency.as_ref(), |latency| {
-        slow_policy(&latency.over, (latency.at_most, "at_most"), &gates.join("latency"), faults)
+        slow_policy(&latency.over, (&latency.at_most, "at_most"), &gates.join("latency"), faults)
     });
     Some(CanaryPolicy {
         baseline: baseline?,
@@ -81,29 +82,31 @@ pub(super) fn canary(
     })
 }
 
-fn rising(written: &[f64], path: &Place<'_>, faults: &mut Faults) -> Option<Vec<Millionths>> {
+fn rising(written: &[Number], path: &Place<'_>, faults: &mut Faults) -> Option<Vec<Millionths>> {
     if written.is_empty() {
         faults.note(path, Fault::Empty);
     }
     faults.note_above(MOST_STEPS, written.len() as u64, path);
     let mut steps = Vec::new();
     for (at, percent) in written.iter().enumerate() {
-        let step = faults.keep(&path.join(at), millionths(*percent))?;
+        let step = faults.keep(&path.join(at), millionths(percent))?;
         if steps.last().is_some_and(|before| *before >= step) {
-            faults.note(&path.join(at), Fault::NotRising { before: written[at - 1], got: *percent });
+            let (before, got) = (written[at - 1].clone(), percent.clone());
+            faults.note(&path.join(at), Fault::NotRising { before, got });
         }
         steps.push(step);
     }
     (!steps.is_empty()).then_some(steps)
 }
 
-fn of_a_bit(bits: f64) -> Result<Millionths, Fault> {
+fn of_a_bit(written: &Number) -> Result<Millionths, Fault> {
+    let bits = written.float().unwrap_or(f64::NAN);
     let millionths = (bits * 1e6).round();
     let is_exact = (millionths / 1e6 - bits).abs() < 1e-12;
     if (100.0..=999_900.0).contains(&millionths) && is_exact {
         Ok(millionths as Millionths)
     } else {
-        Err(Fault::Bits(bits))
+        Err(Fault::Bits(written.clone()))
     }
 }
 
@@ -114,24 +117,32 @@ pub(super) fn shadow(
     faults: &mut Faults,
 ) -> Option<Arc<ShadowPolicy>> {
     let target = target(&written.version, labels, &path.join("version"), faults);
-    let share = match written.percent {
-        None | Some(100.0) => Some(ALL),
-        Some(percent) => faults.keep(&path.join("percent"), millionths(percent)),
+    let share = match &written.percent {
+        None => Some(ALL),
+        Some(percent) => faults.keep(&path.join("percent"), millionths_up_to(100.0, percent)),
     };
-    let most = count_or(written.in_flight_max, DEFAULT_COPIES, &path.join("in_flight_max"), faults);
+    let copies = written.in_flight_max.as_ref();
+    let most = count_or(copies, (DEFAULT_COPIES, u32::MAX), &path.join("in_flight_max"), faults);
     let deadline = optional(written.deadline.as_deref(), |text| {
         faults.keep(&path.join("deadline"), units::duration(text))
     });
     let schema::Compare { absolute, relative, argmax } = &written.compare;
-    let (absolute, relative) = (absolute.unwrap_or(DEFAULT_TOLERANCE), relative.unwrap_or(DEFAULT_TOLERANCE));
-    let tolerance = Tolerance::new(absolute, relative).ok_or(Fault::Tolerance);
-    let tolerance = faults.keep(&path.join("compare"), tolerance);
+    let in_compare = path.join("compare");
+    let absolute = tolerance_or_default(absolute.as_ref(), &in_compare.join("absolute"), faults);
+    let relative = tolerance_or_default(relative.as_ref(), &in_compare.join("relative"), faults);
     Some(Arc::new(ShadowPolicy {
         version: target?.version,
         share: share?,
         in_flight_max: most?,
         deadline: deadline?,
-        tolerance: tolerance?,
+        tolerance: Tolerance::new(absolute?, relative?),
         argmax: argmax.iter().map(|name| Arc::from(name.as_str())).collect(),
     }))
+}
+
+/// A number that is finite and not negative.
+fn tolerance_or_default(written: Option<&Number>, path: &Place<'_>, faults: &mut Faults) -> Option<f64> {
+    let Some(written) = written else { return Some(DEFAULT_TOLERANCE) };
+    let tolerance = written.float().filter(|tolerance| tolerance.is_finite() && *tolerance >= 0.0);
+    faults.keep(path, tolerance.ok_or_else(|| Fault::Tolerance(written.clone())))
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::fault::{Fault, Faults};
 use crate::attribute::{Attribute, Condition, Field, Test};
 use crate::errors::did_you_mean;
+use crate::number::Number;
 use crate::overload::{Criticality, OverloadPolicy};
 use crate::pick::{Rule, Split, Stickiness, Target, WithoutKey};
 use crate::place::Place;
@@ -17,7 +18,7 @@ use crate::units::{UnitError, Version, Weight};
 const MOST_ARMS: u64 = 64;
 
 pub(super) fn labels(
-    written: &BTreeMap<String, u64>,
+    written: &BTreeMap<String, Number>,
     path: &Place<'_>,
     faults: &mut Faults,
 ) -> BTreeMap<Arc<str>, Version> {
@@ -29,10 +30,13 @@ pub(super) fn labels(
         } else if !is_label(label) {
             faults.note(&path, Fault::Label(label.clone()));
         }
-        if *version == 0 {
-            faults.note(&path, UnitError::Version(version.to_string()));
-        }
-        labels.insert(Arc::from(label.as_str()), Version(*version));
+        let version = version
+            .whole()
+            .filter(|version| *version > 0)
+            .ok_or_else(|| Fault::VersionNumber(version.clone()));
+        // Whoever names the label has made no second mistake.
+        let version = faults.keep(&path, version).unwrap_or_default();
+        labels.insert(Arc::from(label.as_str()), Version(version));
     }
     labels
 }
@@ -70,7 +74,8 @@ pub(super) fn split(
     for (name, weight) in &written.weights {
         let path = weights.join(name.as_str());
         let target = target(name, labels, &path, faults);
-        let weight = faults.keep(&path, Weight::try_from(*weight));
+        let range = || UnitError::WeightRange(weight.to_string());
+        let weight = faults.keep(&path, weight.float().ok_or_else(range).and_then(Weight::try_from));
         arms.extend(target.zip(weight));
     }
     let complete = arms.len() == written.weights.len();
