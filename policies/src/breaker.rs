@@ -87,6 +87,15 @@ pub enum BreakerState {
     Probing,
 }
 
+/// Since when a breaker does what it does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Since {
+    /// Everyone may enter since a probing was served; nothing: it has never tripped.
+    Passing(Option<Instant>),
+    /// Nobody but probes may: that request entered then whose end has tripped it, the last time.
+    Tripped(Instant),
+}
+
 /// The right to enter once, which must come back with an outcome.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Permit {
@@ -117,6 +126,7 @@ pub(crate) struct Breaker {
     trips: u32,
     /// When the loss of an engine was last counted.
     lost: Option<Instant>,
+    since: Since,
 }
 
 /// One loss of an engine takes many requests, which end one shortly after the other; the next engine takes longer to come up.
@@ -145,12 +155,14 @@ struct Probes {
 #[derive(Clone, Debug)]
 struct Lease {
     ticket: u64,
+    entered: Instant,
     due: Instant,
 }
 
 impl Breaker {
     pub(crate) fn new(policy: BreakerPolicy) -> Self {
-        Self { policy, state: passing(&policy), generation: 0, trips: 0, lost: None }
+        let since = Since::Passing(None);
+        Self { policy, state: passing(&policy), generation: 0, trips: 0, lost: None, since }
     }
 
     /// # Errors
@@ -187,7 +199,7 @@ impl Breaker {
                 let took = now.saturating_duration_since(permit.entered);
                 let in_a_row = *failures >= self.policy.failures.get();
                 if in_a_row || self.policy.is_too_much(window, outcome, took, now) {
-                    self.trip(now);
+                    self.trip(permit.entered, now);
                 }
             }
             (State::Probing(probes), Kind::Probe { ticket }) => {
@@ -196,17 +208,17 @@ impl Breaker {
                 let is_slow = self.policy.slow.is_some_and(|slow| took > slow.over);
                 match outcome {
                     // It would trip again over the next ones.
-                    Outcome::Served if is_slow => self.trip(now),
+                    Outcome::Served if is_slow => self.trip(permit.entered, now),
                     Outcome::Served => {
                         probes.serve(now);
                         if probes.served >= self.policy.probes.get() {
-                            self.trips = 0;
+                            (self.trips, self.since) = (0, Since::Passing(Some(now)));
                             self.become_state(passing(&self.policy));
                         }
                     }
-                    Outcome::Failed | Outcome::Lost => self.trip(now),
+                    Outcome::Failed | Outcome::Lost => self.trip(permit.entered, now),
                     Outcome::Refused | Outcome::Abandoned if probes.last(self.policy.probe_timeout, now) => {
-                        self.trip(now);
+                        self.trip(permit.entered, now);
                     }
                     Outcome::Refused | Outcome::Abandoned => {}
                 }
@@ -253,6 +265,11 @@ impl Breaker {
         }
     }
 
+    pub(crate) fn since(&mut self, now: Instant) -> Since {
+        self.catch_up(now);
+        self.since
+    }
+
     /// Goes on under other settings, if what it has seen says as much under them; whether it does.
     pub(crate) fn follow(&mut self, policy: BreakerPolicy) -> bool {
         let goes_on = self.policy.counts_like(&policy);
@@ -274,12 +291,14 @@ impl Breaker {
             && let Some(oldest) = probes.leases.first()
             && oldest.due <= now
         {
-            let due = oldest.due;
-            self.trip(due);
+            let Lease { entered, due, .. } = *oldest;
+            self.trip(entered, due);
         }
     }
 
-    fn trip(&mut self, at: Instant) {
+    /// A request has tripped it that entered then.
+    fn trip(&mut self, entered: Instant, at: Instant) {
+        self.since = Since::Tripped(entered);
         let doublings = self.trips.min(31);
         let wait = self.policy.open_for.saturating_mul(1 << doublings).min(self.policy.max_open_for);
         self.trips = self.trips.saturating_add(1);
@@ -338,7 +357,7 @@ impl Probes {
         self.since.get_or_insert(now);
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.leases.push(Lease { ticket, due: now + policy.probe_timeout });
+        self.leases.push(Lease { ticket, entered: now, due: now + policy.probe_timeout });
         Ok(Kind::Probe { ticket })
     }
 

@@ -16,6 +16,7 @@
 //! Only requests that were assigned by chance or by the sticky key are evidence. Time is an argument; nothing happens
 //! between calls.
 
+mod breakers;
 mod hanging;
 mod patience;
 mod policy;
@@ -31,10 +32,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::breaker::Since;
 use crate::drift::{DriftGate, DriftSight, Finding as Drifted};
 use crate::gate::{ALPHA, Event, Gate, Witness};
 use crate::units::{ALL, Millionths, Version, percent};
 
+pub(crate) use breakers::Breakers;
 pub(crate) use hanging::Asked;
 use hanging::Hanging;
 pub use hanging::UnderWay;
@@ -92,7 +95,9 @@ pub enum Sight {
     },
     /// A copy of it that the candidate was to answer was not compared: there was no room or time for it, or no answer.
     NotCompared,
-    /// It was turned away or lost: too much waits for the version, its breaker has tripped, the engine went down.
+    /// Its breaker turned it away.
+    Tripped,
+    /// It was turned away or lost otherwise: too much waits for the version, the engine went down.
     Unanswered,
 }
 
@@ -101,7 +106,7 @@ impl Sight {
     pub(crate) fn comes_in_bursts(self) -> bool {
         match self {
             // An engine takes with it all that it had.
-            Self::Lost | Self::Late(_) | Self::Gone(_) | Self::Unanswered => true,
+            Self::Lost | Self::Late(_) | Self::Gone(_) | Self::Tripped | Self::Unanswered => true,
             Self::Answered(_)
             | Self::Failed
             | Self::Refused
@@ -156,6 +161,8 @@ pub(crate) struct Canary {
     /// What the baseline takes.
     taken: Arc<Taken>,
     hanging: Hanging,
+    /// What the breakers of the baseline and of the candidate do, as of the last request or look.
+    breakers: [Since; 2],
     /// Since when every gate has passed at every look.
     passed: Option<Instant>,
     /// What was last found when it was judged, so that it is told once; nothing since a person has stepped in.
@@ -186,6 +193,7 @@ impl Canary {
             usual: Arc::default(),
             taken,
             hanging: Hanging::new(now),
+            breakers: [Since::Passing(None); 2],
             passed: None,
             judged: None,
             waits_for: None,
@@ -284,6 +292,11 @@ impl Canary {
         self.policy.steps[self.step] == share
     }
 
+    /// What the breakers of the baseline and of the candidate do now. Call it before anything that is told of requests, and before looks.
+    pub(crate) fn see_breakers(&mut self, breakers: [Since; 2]) {
+        self.breakers = breakers;
+    }
+
     /// What became of a request that chance had put on one side. May roll back.
     pub(crate) fn witness(&mut self, assigned: Assignment, key: Option<u64>, sight: Sight, now: Instant) {
         if !self.is_open() || (assigned.baseline, assigned.candidate) != self.policy.versions_of_arms() {
@@ -305,7 +318,8 @@ impl Canary {
             (Sight::Late(_) | Sight::Gone(_), Some(brought)) if !is_candidate => self.usual.miss(brought),
             _ => {}
         }
-        let witness = Witness { is_candidate, share, key, sight, patience };
+        let breakers = Breakers::of(self.breakers);
+        let witness = Witness { is_candidate, share, key, sight, patience, breakers };
         let mut is_evidence = false;
         for gate in &mut self.gates {
             is_evidence |= gate.hear(witness, now);

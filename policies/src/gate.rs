@@ -13,6 +13,8 @@
 //!   is held up by nothing, and has bursts apart: else one who does so all the time would hide what holds up others. And a key that
 //!   says nothing new begins none.
 //!
+//! While the breaker of one version has tripped, all that goes wrong with both is in bursts, or not compared: see `canary/breakers.rs`.
+//!
 //! Whoever leaves without an answer is heard against the baseline where it has no key: it did not choose whom to leave. So is who
 //! brings a deadline that is sooner than the policy's, and misses it. A key is heard only where the baseline answers some by then, and
 //! counts against what the policy allows where it answers nearly all, see `canary/patience.rs`: who knows its version could leave that
@@ -37,7 +39,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::canary::{Grounds, Patience, Sight, Taken};
+use crate::canary::{Breakers, Grounds, Patience, Sight, Taken};
 use crate::drift::DriftGate;
 use crate::evidence::{KeptRare, Rare, Worse};
 use crate::units::{ALL, Millionths, Version, share_of_all};
@@ -124,7 +126,12 @@ impl Event {
             // The baseline's full queue balances the candidate's.
             (
                 Self::Error,
-                Sight::Failed | Sight::Lost | Sight::Unanswered | Sight::Refused | Sight::Unsendable,
+                Sight::Failed
+                | Sight::Lost
+                | Sight::Tripped
+                | Sight::Unanswered
+                | Sight::Refused
+                | Sight::Unsendable,
             ) => Some(true),
             (Self::Error, Sight::Late(_) | Sight::Gone(_)) => {
                 (patience != Patience::Short || key.is_none()).then_some(true)
@@ -134,17 +141,37 @@ impl Event {
             (Self::Slow(over), Sight::Late(took) | Sight::Gone(took)) => (took > over).then_some(true),
             (
                 Self::Slow(_),
-                Sight::Failed | Sight::Lost | Sight::Unanswered | Sight::Refused | Sight::Unsendable,
+                Sight::Failed
+                | Sight::Lost
+                | Sight::Tripped
+                | Sight::Unanswered
+                | Sight::Refused
+                | Sight::Unsendable,
             ) => None,
             (Self::Fault, Sight::Answered(_)) => Some(false),
             (Self::Fault, Sight::Failed | Sight::Lost) => Some(true),
             // Nobody blames the version for it.
             (
                 Self::Fault,
-                Sight::Late(_) | Sight::Gone(_) | Sight::Unanswered | Sight::Refused | Sight::Unsendable,
+                Sight::Late(_)
+                | Sight::Gone(_)
+                | Sight::Tripped
+                | Sight::Unanswered
+                | Sight::Refused
+                | Sight::Unsendable,
             ) => None,
             (Self::Disagreement, Sight::Compared { agrees }) => Some(!agrees),
             (Self::Disagreement, _) | (_, Sight::Compared { .. } | Sight::NotCompared) => None,
+        }
+    }
+
+    /// Whether it can happen to both as often, while their breakers do this.
+    fn can_be_compared(self, breakers: Breakers) -> bool {
+        match (self, breakers) {
+            (_, Breakers::Passing) | (Self::Error, Breakers::OneTripped) => true,
+            (_, Breakers::Unlike) => false,
+            // Who is turned away is neither slow nor at fault.
+            (Self::Slow(_) | Self::Fault | Self::Disagreement, Breakers::OneTripped) => false,
         }
     }
 
@@ -168,6 +195,8 @@ pub(crate) struct Witness {
     pub(crate) sight: Sight,
     /// Of one that was left without an answer in time, what that says.
     pub(crate) patience: Patience,
+    /// What the versions' breakers were when that was known.
+    pub(crate) breakers: Breakers,
 }
 
 /// The evidence about one event.
@@ -290,15 +319,17 @@ impl Gate {
     }
 
     fn hear_one(&mut self, witness: Witness, now: Instant) -> bool {
-        let Witness { is_candidate, share, key, sight, patience } = witness;
+        let Witness { is_candidate, share, key, sight, patience, breakers } = witness;
         self.missed += u64::from((self.event, sight) == (Event::Disagreement, Sight::NotCompared));
+        // A version whose breaker has tripped has nobody whom it could refuse, or who could leave it.
+        let both_are_asked = self.event == Event::Error && breakers == Breakers::Passing;
         if let Some(key) = key
-            && self.event == Event::Error
+            && both_are_asked
             && patience == Patience::Short
         {
             self.leavers.hear(key, is_candidate, share_of_all(share), now);
         }
-        if self.event == Event::Error && matches!(sight, Sight::Refused | Sight::Unsendable) {
+        if both_are_asked && matches!(sight, Sight::Refused | Sight::Unsendable) {
             self.look(now);
             self.refusals.hear(key, is_candidate, share_of_all(share));
             if self.refusals.is_full() {
@@ -319,6 +350,9 @@ impl Gate {
         if !(if is_compared { happened } else { is_news }) {
             return false;
         }
+        if is_compared && !self.event.can_be_compared(breakers) {
+            return false;
+        }
         if self.worse.is_stale(self.witnesses_max())
             || now.saturating_duration_since(self.asked) >= ASKED_EVERY
         {
@@ -326,9 +360,14 @@ impl Gate {
         }
         if is_compared {
             let share = share_of_all(share);
-            if sight.comes_in_bursts() {
+            let is_in_burst = match breakers {
+                Breakers::Passing => sight.comes_in_bursts(),
+                // In one with what is turned away.
+                Breakers::OneTripped | Breakers::Unlike => true,
+            };
+            if is_in_burst {
                 if key.is_none_or(|key| self.worse.is_news(key)) {
-                    self.burst_of(patience).hear(key, is_candidate, share, now);
+                    self.burst_of(patience, breakers).hear(key, is_candidate, share, now);
                 }
                 return false;
             }
@@ -416,7 +455,8 @@ impl Gate {
 
     /// That the candidate is worse, with what that is made of.
     pub(crate) fn why_worse(&self, version: Version, baseline: Version) -> String {
-        let Grounds { all, of_candidate, by_share } = self.grounds();
+        let grounds = self.grounds();
+        let (Grounds { all, by_share, .. }, of_candidate) = (grounds, grounds.in_words());
         let (is, what) = match self.event {
             Event::Error => ("fails", "failures"),
             Event::Slow(_) => ("is slow", "slow answers"),
@@ -437,7 +477,7 @@ impl Gate {
 
     /// What a person has to say, if so: the numbers alone may not.
     pub(crate) fn why_asked(&self, version: Version, baseline: Version) -> Option<String> {
-        let Grounds { all, of_candidate, by_share } = self.leavers.are_unlike()?;
+        let Grounds { all, of_candidate, by_share, .. } = self.leavers.are_unlike()?;
         let gate = self.event.gate();
         Some(format!(
             "{gate}: {of_candidate} of the last {all} who left sooner than version {baseline} is known to answer are version \
@@ -532,10 +572,10 @@ impl Gate {
         heard.all == 1
     }
 
-    fn burst_of(&mut self, patience: Patience) -> &mut Burst {
-        match patience {
-            Patience::Short | Patience::Middling => &mut self.burst_of_leavers,
-            Patience::Long => &mut self.burst,
+    fn burst_of(&mut self, patience: Patience, breakers: Breakers) -> &mut Burst {
+        match (patience, breakers) {
+            (Patience::Short | Patience::Middling, Breakers::Passing) => &mut self.burst_of_leavers,
+            (Patience::Long, _) | (_, Breakers::OneTripped | Breakers::Unlike) => &mut self.burst,
         }
     }
 }
@@ -624,8 +664,7 @@ impl Worsening {
                 let (part, share) = (f64::from(news.of_candidate) / all, news.by_share / all);
                 asking.worse.observe_part(part, share);
                 asking.witnesses += 1;
-                // It is told of as of one, whose most of it is.
-                asking.heard.hear(part >= 0.5, share);
+                asking.heard.hear_part(part, share);
             }
         }
     }

@@ -220,7 +220,7 @@ impl InferPath {
         let Some(Tripped { retry_after }) = self.ledger.refuses(snapshot, target.model, version, now) else {
             return Ok(());
         };
-        self.witness((target, models), chosen.by, Some(Sight::Unanswered), now);
+        self.witness((target, models), chosen.by, Some(Sight::Tripped), now);
         Err(Refusal::Tripped { model: target.model.to_owned(), version: version.0, retry_after })
     }
 
@@ -272,7 +272,7 @@ impl InferPath {
         match self.enter(snapshot, target.model, version, now) {
             Ok(pass) => Ok((version, by, pass)),
             Err(tripped) => {
-                self.witness((target, models), by, Some(Sight::Unanswered), now);
+                self.witness((target, models), by, Some(Sight::Tripped), now);
                 let (instead, pass) =
                     self.fall_back(snapshot, models, target, version, now).ok_or(tripped)?;
                 record.divert(instead, Instead::Fallback);

@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn a_gate_says_what_its_evidence_is_made_of_as_the_admin_port_does() {
-        let heard = Grounds { all: 20, of_candidate: 3, by_share: 2.0 };
+        let heard = Grounds { all: 20, of_candidate: 3, parts: 0.0, by_share: 2.0 };
         let status = GateStatus {
             gate: "errors",
             worse: 2.0,

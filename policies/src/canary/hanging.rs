@@ -121,6 +121,7 @@ impl UnderWay {
                 Sight::Lost
                 | Sight::Late(_)
                 | Sight::Gone(_)
+                | Sight::Tripped
                 | Sight::Unanswered
                 | Sight::Compared { .. }
                 | Sight::NotCompared,

@@ -88,8 +88,12 @@ pub struct GateStatus {
 pub struct Grounds {
     /// Events that were heard, the baseline's too; of disagreement, answers that were compared.
     pub all: u32,
-    /// Those of the candidate; of disagreement, those that differ.
+    /// Those that are the candidate's alone; of disagreement, those that differ.
     pub of_candidate: u32,
+    /// What goes unanswered together is heard as one: the parts of these that are the candidate's, together. None where this was not
+    /// kept yet.
+    #[serde(default)]
+    pub parts: f64,
     /// So many of the candidate would be no evidence: its share of them; of disagreement, what is allowed.
     pub by_share: f64,
 }
@@ -100,6 +104,25 @@ impl Grounds {
         self.all = self.all.saturating_add(1);
         self.of_candidate = self.of_candidate.saturating_add(u32::from(is_candidate));
         self.by_share += share;
+    }
+
+    /// One more, of which this part is the candidate's.
+    pub(crate) fn hear_part(&mut self, of_candidate: f64, share: f64) {
+        if of_candidate >= 1.0 {
+            return self.hear(true, share);
+        }
+        self.hear(false, share);
+        self.parts += of_candidate;
+    }
+
+    /// How much of it is the candidate's.
+    pub(crate) fn in_words(&self) -> String {
+        let Self { of_candidate, parts, .. } = *self;
+        if parts == 0.0 {
+            of_candidate.to_string()
+        } else {
+            format!("{:.1}", f64::from(of_candidate) + parts)
+        }
     }
 }
 

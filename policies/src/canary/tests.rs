@@ -2,6 +2,7 @@
 
 mod deadlines;
 mod idle;
+mod outages;
 mod refused;
 mod waiting;
 

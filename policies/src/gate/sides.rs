@@ -44,7 +44,7 @@ impl Sides {
 
     pub(super) fn grounds(&self) -> Grounds {
         let Self { of_candidate, all, by_share, .. } = *self;
-        Grounds { all, of_candidate, by_share }
+        Grounds { all, of_candidate, by_share, ..Grounds::default() }
     }
 }
 

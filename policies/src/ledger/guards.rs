@@ -12,7 +12,7 @@ use std::time::Instant;
 use foldhash::fast::RandomState;
 
 use super::Ledger;
-use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Tripped};
+use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Since, Tripped};
 use crate::outcome::Outcome;
 use crate::remote::Remote;
 use crate::retry::{NotAgain, RetryBudget};
@@ -145,6 +145,17 @@ impl Ledger {
         let diverted = Diverted::enter(&guard, in_flight_max.get())?;
         let permit = guard.lock().enter(now).ok()?;
         Some((version, Pass { admission: Some((guard, permit)), diverted: Some(diverted) }))
+    }
+
+    /// Since when the breakers of two versions do what they do.
+    pub(super) fn since(&self, model: &str, (one, other): (Version, Version), now: Instant) -> [Since; 2] {
+        let breakers = self.breakers.load();
+        let versions = breakers.guards.get(model);
+        [one, other].map(|version| {
+            let guard = versions.and_then(|versions| versions.get(&version));
+            // Nobody has entered it, or nobody since others answer.
+            guard.map_or(Since::Passing(None), |guard| guard.lock().since(now))
+        })
     }
 
     fn guard(&self, snapshot: &Snapshot, model: &str, version: Version) -> Arc<Guard> {

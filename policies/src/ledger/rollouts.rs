@@ -135,7 +135,11 @@ impl Ledger {
             }
             return;
         }
-        rollout.change(|canary| canary.witness(assigned, key, sight, now));
+        let breakers = self.since(model, rollout.versions, now);
+        rollout.change(|canary| {
+            canary.see_breakers(breakers);
+            canary.witness(assigned, key, sight, now);
+        });
     }
 
     /// Tells whether a version has answered a copy as the client was answered, of a request that a rollout had assigned; `None`

@@ -21,9 +21,10 @@ pub(super) fn sight<T>(
         // It was asked, and another one may have known how.
         Err(Refusal::Invalid(_) | Refusal::Unsupported(_)) => Some(Sight::Refused),
         Err(Refusal::OutputsTooLarge(_)) => Some(Sight::Unsendable),
-        Err(
-            Refusal::EngineDown(_) | Refusal::NotReady(_) | Refusal::Overloaded(_) | Refusal::Tripped { .. },
-        ) => Some(Sight::Unanswered),
+        Err(Refusal::Tripped { .. }) => Some(Sight::Tripped),
+        Err(Refusal::EngineDown(_) | Refusal::NotReady(_) | Refusal::Overloaded(_)) => {
+            Some(Sight::Unanswered)
+        }
         Err(
             Refusal::NotFound(_)
             | Refusal::Forbidden(_)

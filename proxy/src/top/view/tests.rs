@@ -56,7 +56,7 @@ fn reading() -> Status {
         pass_at: 20.0,
         requests: 160,
         events: 3,
-        heard: policies::Grounds { all: 20, of_candidate: 3, by_share: 2.0 },
+        heard: policies::Grounds { all: 20, of_candidate: 3, parts: 0.0, by_share: 2.0 },
     };
     let hold = Verdict {
         verdict: "hold".into(),
