@@ -9,7 +9,8 @@
 //! A gate watches one event, failures or slow answers (see `gate.rs`). It fails when the event happens to the candidate
 //! more often than its share explains; it passes when the event is shown to happen to fewer of the candidate's requests
 //! than the policy allows. Nothing happens by default: without requests neither is ever shown, and the step is held; and
-//! so it is when the candidate has answered nobody lately, whatever it has shown before.
+//! so it is when the candidate has answered nobody lately, has failed whoever came last or has tripped its breaker, whatever it has
+//! shown before.
 //!
 //! Beside these a rollout may have a gate on its tensors, see `drift.rs`.
 //!
@@ -102,6 +103,19 @@ pub enum Sight {
 }
 
 impl Sight {
+    /// Whether the version has failed whoever sent it.
+    fn is_a_failure(self, patience: Patience) -> bool {
+        match self {
+            Self::Failed | Self::Lost | Self::Tripped | Self::Unanswered => true,
+            Self::Late(_) | Self::Gone(_) => patience == Patience::Long,
+            Self::Answered(_)
+            | Self::Refused
+            | Self::Unsendable
+            | Self::Compared { .. }
+            | Self::NotCompared => false,
+        }
+    }
+
     /// What holds up or turns away one request does so to others at the same time.
     pub(crate) fn comes_in_bursts(self) -> bool {
         match self {
@@ -154,8 +168,9 @@ pub(crate) struct Canary {
     drift: Option<DriftGate>,
     /// Which files of the baseline and of the candidate answer, as far as anybody has said.
     files: (u64, u64),
-    /// When the candidate last answered.
+    /// When the candidate last answered, and how many requests it has failed since.
     answered: Option<Instant>,
+    failed_since: u32,
     /// How long the baseline's take.
     usual: Arc<AnswerTimes>,
     /// What the baseline takes.
@@ -190,6 +205,7 @@ impl Canary {
             drift,
             files: (0, 0),
             answered: None,
+            failed_since: 0,
             usual: Arc::default(),
             taken,
             hanging: Hanging::new(now),
@@ -275,7 +291,7 @@ impl Canary {
             // all that is known.
             self.begin_anew();
             self.gates.iter_mut().for_each(|gate| gate.forget_step(now));
-            (self.entered, self.answered, self.judged) = (now, None, None);
+            (self.entered, self.answered, self.failed_since, self.judged) = (now, None, 0, None);
         }
     }
 
@@ -313,10 +329,13 @@ impl Canary {
             _ => Patience::Long,
         };
         match (sight, brought) {
-            (Sight::Answered(_), _) if is_candidate => self.answered = Some(now),
+            (Sight::Answered(_), _) if is_candidate => (self.answered, self.failed_since) = (Some(now), 0),
             (Sight::Answered(took), _) => self.usual.hear(took, brought),
             (Sight::Late(_) | Sight::Gone(_), Some(brought)) if !is_candidate => self.usual.miss(brought),
             _ => {}
+        }
+        if is_candidate && sight.is_a_failure(patience) {
+            self.failed_since = self.failed_since.saturating_add(1);
         }
         let breakers = Breakers::of(self.breakers);
         let witness = Witness { is_candidate, share, key, sight, patience, breakers };
@@ -440,7 +459,7 @@ impl Canary {
         self.begin_anew();
         self.gates = gates(&self.policy, &self.taken, now);
         self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
-        (self.entered, self.answered, self.judged) = (now, None, None);
+        (self.entered, self.answered, self.failed_since, self.judged) = (now, None, 0, None);
         self.usual.forget();
         self.hanging.forget();
     }
@@ -481,6 +500,10 @@ impl Canary {
             Some(lasts) => (Verdict::Hold, None, lasts),
             // It is soon over, and not told to those who read of it later.
             None if waits.is_some() => return,
+            None if verdict == Verdict::Advance && self.failed_since > 0 => {
+                self.waits_for = Some(self.why_it_waits_for_an_answer());
+                return;
+            }
             None => (verdict, gate, why),
         };
         let found = Some(Finding { share: self.share(), verdict, gate });
@@ -506,6 +529,13 @@ impl Canary {
         )
     }
 
+    fn why_it_waits_for_an_answer(&self) -> String {
+        let (version, failed) = (self.candidate(), self.failed_since);
+        format!(
+            "every gate has passed, and version {version} has failed {failed} since it last answered: it has to answer"
+        )
+    }
+
     /// What a person says.
     ///
     /// # Errors
@@ -525,7 +555,8 @@ impl Canary {
             (Command::Resume, Phase::RolledBack) => {
                 // What is still under way was asked of what has failed.
                 self.begin_anew();
-                (self.phase, self.step, self.entered, self.answered) = (Phase::Running, 0, now, None);
+                (self.phase, self.step, self.entered) = (Phase::Running, 0, now);
+                (self.answered, self.failed_since) = (None, 0);
                 self.hanging.forget();
                 self.gates = gates(&self.policy, &self.taken, now);
                 self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
@@ -695,10 +726,17 @@ impl Canary {
                 return (verdict, Some(DriftGate::NAME), why);
             }
         }
-        match self.why_silent(now) {
+        match self.why_tripped().or_else(|| self.why_silent(now)) {
             Some(why) => (Verdict::InsufficientData, None, why),
             None => (Verdict::Advance, None, "every gate has passed".into()),
         }
+    }
+
+    /// That it is not let in who is to be answered by the candidate.
+    fn why_tripped(&self) -> Option<String> {
+        let [_, Since::Tripped(_)] = self.breakers else { return None };
+        let version = self.candidate();
+        Some(format!("the breaker of version {version} has tripped: it has to let everyone in"))
     }
 
     /// That the candidate has answered nobody lately.

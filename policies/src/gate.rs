@@ -498,14 +498,20 @@ impl Gate {
         ))
     }
 
-    /// Whether it is shown that the event is rare enough, even if so many requests that hang all end with it.
+    /// Whether it is shown that the event is rare enough, even if so many requests that hang all end with it: by what keys have had in
+    /// windows that are over, in which nothing is still to fail, and with what they have had in this one as well, which is the newest.
     pub(crate) fn has_passed(&self, hanging: u32) -> bool {
+        self.is_rare(&self.rare, hanging)
+            && (self.heard.is_empty() || self.is_rare(&self.with_window(), hanging))
+    }
+
+    fn is_rare(&self, rare: &Rare, hanging: u32) -> bool {
         let is_shown = |rare: &Rare| rare.value() >= 1.0 / ALPHA;
-        if hanging == 0 || !self.event.is_compared_with_the_baseline() || !is_shown(&self.rare) {
-            return is_shown(&self.rare);
+        if hanging == 0 || !self.event.is_compared_with_the_baseline() || !is_shown(rare) {
+            return is_shown(rare);
         }
         // Of all, and not after the last of them: where many go well, a few that take long are few.
-        let (witnesses, hanging) = (self.rare.witnesses(), u64::from(hanging));
+        let (witnesses, hanging) = (rare.witnesses(), u64::from(hanging));
         let part = self.events as f64 / self.requests.max(1) as f64;
         let events = (part.min(1.0) * witnesses as f64).ceil() as u64;
         is_shown(&Rare::seen(share_of_all(self.at_most), witnesses + hanging, events + hanging))

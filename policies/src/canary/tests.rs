@@ -2,6 +2,7 @@
 
 mod deadlines;
 mod idle;
+mod late_failures;
 mod outages;
 mod refused;
 mod waiting;

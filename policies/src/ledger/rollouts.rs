@@ -174,7 +174,9 @@ impl Ledger {
     pub fn judge(&self, now: Instant) -> Vec<(Arc<str>, Record)> {
         let mut news = std::mem::take(&mut *self.last_news());
         for (model, rollout) in self.rollouts.load().iter() {
+            let breakers = self.since(model, rollout.versions, now);
             let records = rollout.change(|canary| {
+                canary.see_breakers(breakers);
                 canary.judge(now);
                 canary.news()
             });
