@@ -710,7 +710,10 @@ impl Canary {
             }
             return (Verdict::Hold, Some(name), why);
         }
-        let refusing = |gate: &Gate| Some((gate.event.gate(), gate.why_refusing(version, baseline)?));
+        let refusing = |gate: &Gate| {
+            let why = gate.why_refusing(version, baseline).or_else(|| gate.why_missing(version, baseline))?;
+            Some((gate.event.gate(), why))
+        };
         if let Some((name, why)) = self.gates.iter().find_map(refusing) {
             return (Verdict::Hold, Some(name), why);
         }

@@ -22,7 +22,8 @@
 //! `gate/leavers.rs`.
 //!
 //! What a version refuses may be its caller's mistake. It is heard against the baseline, where it is heard at all, and counts against
-//! nothing that the policy allows; but more of it than the baseline's explains gets the candidate no more, see `gate/refusals.rs`.
+//! nothing that the policy allows; but more of it than the baseline's explains gets the candidate no more, see `gate/refusals.rs`. So it
+//! is with the deadlines that callers bring and the baseline misses more than now and then.
 //!
 //! What was well for long would hide what is not now, so the question is asked anew at every step, and after so many events
 //! or so much time. Each asking has a stake, and stakes add up to 1: the sum may be looked at like a single test.
@@ -224,6 +225,8 @@ pub(crate) struct Gate {
     leavers: Leavers,
     refusals: Refusals,
     taken: Arc<Taken>,
+    /// Deadlines that callers have brought and that the baseline misses more than now and then: counted as refusals are.
+    misses: Refusals,
 }
 
 /// Requests of one key.
@@ -254,6 +257,8 @@ pub(crate) struct Kept {
     left: leavers::Kept,
     #[serde(default)]
     refusing: Refusals,
+    #[serde(default)]
+    misses: Refusals,
 }
 
 impl Gate {
@@ -286,6 +291,7 @@ impl Gate {
             leavers: Leavers::new(now),
             refusals: Refusals::default(),
             taken: Arc::clone(taken),
+            misses: Refusals::default(),
         }
     }
 
@@ -334,6 +340,13 @@ impl Gate {
             self.refusals.hear(key, is_candidate, share_of_all(share));
             if self.refusals.is_full() {
                 self.refusals.count_window(&self.heard, &self.taken);
+            }
+        }
+        if both_are_asked && matches!((sight, patience), (Sight::Late(_), Patience::Middling)) {
+            self.look(now);
+            self.misses.hear(key, is_candidate, share_of_all(share));
+            if self.misses.is_full() {
+                self.misses.count_window(&self.heard, &self.taken);
             }
         }
         let Some(happened) = self.event.happened(sight, patience, key) else { return false };
@@ -389,7 +402,7 @@ impl Gate {
     pub(crate) fn forget_step(&mut self, now: Instant) {
         self.rare = Rare::new(share_of_all(self.at_most));
         (self.requests, self.events, self.missed) = (0, 0, 0);
-        self.refusals = Refusals::default();
+        (self.refusals, self.misses) = (Refusals::default(), Refusals::default());
         self.begin_window(now);
     }
 
@@ -404,6 +417,7 @@ impl Gate {
     fn close_window(&mut self, now: Instant) {
         self.rare = self.with_window();
         self.refusals.count_window(&self.heard, &self.taken);
+        self.misses.count_window(&self.heard, &self.taken);
         self.begin_window(now);
     }
 
@@ -498,6 +512,17 @@ impl Gate {
         ))
     }
 
+    /// What the candidate misses of deadlines that callers have brought, if that is more than it may.
+    pub(crate) fn why_missing(&self, version: Version, baseline: Version) -> Option<String> {
+        let TooMany { refused: missed, explained, requests } =
+            self.misses.are_too_many(share_of_all(self.at_most))?;
+        let (gate, most) = (self.event.gate(), self.percent_at_most());
+        Some(format!(
+            "{gate}: version {version} has missed {missed} deadlines that its callers have brought, where what version {baseline} \
+             misses makes {explained:.1} and {most} % of {requests} may fail: a person has to say whose fault that is, or it ends"
+        ))
+    }
+
     /// Whether it is shown that the event is rare enough, even if so many requests that hang all end with it: by what keys have had in
     /// windows that are over, in which nothing is still to fail, and with what they have had in this one as well, which is the newest.
     pub(crate) fn has_passed(&self, hanging: u32) -> bool {
@@ -531,9 +556,10 @@ impl Gate {
         let (over, at_most, worse) = (self.event.over(), self.at_most, self.worse.clone());
         let rare = Some(self.with_window().kept());
         let Self { requests, events, missed, .. } = *self;
-        let (left, mut refusing) = (self.leavers.kept(), self.refusals.clone());
+        let (left, mut refusing, mut misses) = (self.leavers.kept(), self.refusals.clone(), self.misses.clone());
         refusing.count_window(&self.heard, &self.taken);
-        Kept { over, at_most, worse, requests, events, missed, rare, left, refusing }
+        misses.count_window(&self.heard, &self.taken);
+        Kept { over, at_most, worse, requests, events, missed, rare, left, refusing, misses }
     }
 
     /// Goes on where an earlier process has stopped, as after a reload; `same_step` where its step, too, goes on.
@@ -553,7 +579,7 @@ impl Gate {
                 None => Rare::seen(too_much, kept.requests, kept.events),
             };
             (self.requests, self.events, self.missed) = (kept.requests, kept.events, kept.missed);
-            self.refusals = kept.refusing.clone();
+            (self.refusals, self.misses) = (kept.refusing.clone(), kept.misses.clone());
         }
     }
 
@@ -564,6 +590,7 @@ impl Gate {
         self.look(now);
         let Some(key) = key else {
             self.refusals.hear_other_without_key();
+            self.misses.hear_other_without_key();
             self.rare.observe(f64::from(u8::from(happened)));
             return true;
         };

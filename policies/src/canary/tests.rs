@@ -3,6 +3,7 @@
 mod deadlines;
 mod idle;
 mod late_failures;
+mod middling;
 mod outages;
 mod refused;
 mod waiting;
