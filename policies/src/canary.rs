@@ -300,6 +300,8 @@ impl Canary {
         (self.entered, self.passed, self.waits_for) = (now, None, None);
         self.gates.iter_mut().for_each(|gate| gate.begin_step(now));
         self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
+        // Who is the baseline's in one step may be the candidate's in the next one.
+        self.usual.forget_keys();
     }
 
     /// To the last step of no larger share, or to the first; whether it is of that share.
@@ -336,6 +338,9 @@ impl Canary {
         }
         if is_candidate && sight.is_a_failure(patience) {
             self.failed_since = self.failed_since.saturating_add(1);
+        }
+        if let (Sight::Answered(_), Some(key), false) = (sight, key, is_candidate) {
+            self.usual.hear_key(key);
         }
         let breakers = Breakers::of(self.breakers);
         let witness = Witness { is_candidate, share, key, sight, patience, breakers };
@@ -711,7 +716,8 @@ impl Canary {
             return (Verdict::Hold, Some(name), why);
         }
         let refusing = |gate: &Gate| {
-            let why = gate.why_refusing(version, baseline).or_else(|| gate.why_missing(version, baseline))?;
+            let refuses = gate.why_refusing(version, (baseline, self.usual.keys()));
+            let why = refuses.or_else(|| gate.why_missing(version, baseline))?;
             Some((gate.event.gate(), why))
         };
         if let Some((name, why)) = self.gates.iter().find_map(refusing) {

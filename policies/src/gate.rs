@@ -29,6 +29,7 @@
 //! or so much time. Each asking has a stake, and stakes add up to 1: the sum may be looked at like a single test.
 
 mod burst;
+mod few;
 mod leavers;
 mod refusals;
 mod sides;
@@ -46,6 +47,7 @@ use crate::evidence::{KeptRare, Rare, Worse};
 use crate::units::{ALL, Millionths, Version, share_of_all};
 
 use burst::Burst;
+use few::{All, Few};
 use leavers::Leavers;
 use refusals::{Refusals, TooMany};
 
@@ -225,6 +227,7 @@ pub(crate) struct Gate {
     leavers: Leavers,
     refusals: Refusals,
     taken: Arc<Taken>,
+    few: Few,
     /// Deadlines that callers have brought and that the baseline misses more than now and then: counted as refusals are.
     misses: Refusals,
 }
@@ -257,6 +260,8 @@ pub(crate) struct Kept {
     left: leavers::Kept,
     #[serde(default)]
     refusing: Refusals,
+    #[serde(default)]
+    few: Few,
     #[serde(default)]
     misses: Refusals,
 }
@@ -291,6 +296,7 @@ impl Gate {
             leavers: Leavers::new(now),
             refusals: Refusals::default(),
             taken: Arc::clone(taken),
+            few: Few::default(),
             misses: Refusals::default(),
         }
     }
@@ -340,6 +346,10 @@ impl Gate {
             self.refusals.hear(key, is_candidate, share_of_all(share));
             if self.refusals.is_full() {
                 self.refusals.count_window(&self.heard, &self.taken);
+            }
+            // A candidate that is not ready has nobody.
+            if share > 0 {
+                self.few.refuse(key, is_candidate);
             }
         }
         if both_are_asked && matches!((sight, patience), (Sight::Late(_), Patience::Middling)) {
@@ -402,7 +412,7 @@ impl Gate {
     pub(crate) fn forget_step(&mut self, now: Instant) {
         self.rare = Rare::new(share_of_all(self.at_most));
         (self.requests, self.events, self.missed) = (0, 0, 0);
-        (self.refusals, self.misses) = (Refusals::default(), Refusals::default());
+        (self.refusals, self.few, self.misses) = (Refusals::default(), Few::default(), Refusals::default());
         self.begin_window(now);
     }
 
@@ -499,16 +509,26 @@ impl Gate {
         ))
     }
 
-    /// What the candidate refuses, if that is more than it may.
-    pub(crate) fn why_refusing(&self, version: Version, baseline: Version) -> Option<String> {
-        let too_many = self.refusals.are_too_many(share_of_all(self.at_most))?;
-        let TooMany { refused, explained, requests } = too_many;
-        let percent = |part: f64| 100.0 * part / requests;
-        let (refused, explained) = (percent(refused), percent(explained));
-        let (gate, most) = (self.event.gate(), self.percent_at_most());
+    /// What the candidate refuses, if that is more than it may; the baseline has answered so many users.
+    pub(crate) fn why_refusing(
+        &self,
+        version: Version,
+        (baseline, of_baseline): (Version, usize),
+    ) -> Option<String> {
+        let (gate, at_most) = (self.event.gate(), share_of_all(self.at_most));
+        if let Some(TooMany { refused, explained, requests }) = self.refusals.are_too_many(at_most) {
+            let percent = |part: f64| 100.0 * part / requests;
+            let (refused, explained) = (percent(refused), percent(explained));
+            let most = self.percent_at_most();
+            return Some(format!(
+                "{gate}: version {version} refuses {refused:.1} % of what it is asked, where what version {baseline} refuses makes \
+                 {explained:.1} % and {most} % may fail: a person has to say whose fault that is, or it ends"
+            ));
+        }
+        let All { users, refused, requests } = self.few.are_all_refused(at_most, of_baseline)?;
         Some(format!(
-            "{gate}: version {version} refuses {refused:.1} % of what it is asked, where what version {baseline} refuses makes \
-             {explained:.1} % and {most} % may fail: a person has to say whose fault that is, or it ends"
+            "{gate}: version {version} has refused {refused} of {requests}, of each of its {users} users some, and version \
+             {baseline} none of its own: a person has to say whose fault that is, or it ends"
         ))
     }
 
@@ -559,7 +579,8 @@ impl Gate {
         let (left, mut refusing, mut misses) = (self.leavers.kept(), self.refusals.clone(), self.misses.clone());
         refusing.count_window(&self.heard, &self.taken);
         misses.count_window(&self.heard, &self.taken);
-        Kept { over, at_most, worse, requests, events, missed, rare, left, refusing, misses }
+        let few = self.few.clone();
+        Kept { over, at_most, worse, requests, events, missed, rare, left, refusing, few, misses }
     }
 
     /// Goes on where an earlier process has stopped, as after a reload; `same_step` where its step, too, goes on.
@@ -579,7 +600,8 @@ impl Gate {
                 None => Rare::seen(too_much, kept.requests, kept.events),
             };
             (self.requests, self.events, self.missed) = (kept.requests, kept.events, kept.missed);
-            (self.refusals, self.misses) = (kept.refusing.clone(), kept.misses.clone());
+            (self.refusals, self.few) = (kept.refusing.clone(), kept.few.clone());
+            self.misses = kept.misses.clone();
         }
     }
 
@@ -594,6 +616,7 @@ impl Gate {
             self.rare.observe(f64::from(u8::from(happened)));
             return true;
         };
+        self.few.take(key);
         let is_full = self.heard.len() >= KEYS_MAX;
         let heard = match self.heard.entry(key) {
             Entry::Vacant(_) if is_full => return false,

@@ -13,7 +13,7 @@
 //! Both can be brought about by whoever sends much of the one to the one side and of the other to the other, and neither knows what
 //! a request asks for. So what nobody was answered in is short, which rolls nothing back by a key, see `gate/leavers.rs`.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::times::{ANSWERS_MIN, QUARTERS, Times, quarter_of_octave};
@@ -41,6 +41,8 @@ pub(crate) struct AnswerTimes {
     times: Times,
     /// By the deadline that callers have brought.
     brought: [Kept; QUARTERS],
+    /// Two of the sticky keys whom they were for, see `gate/few.rs`; 0 is none.
+    keys: [AtomicU64; 2],
 }
 
 /// Requests of about the same deadline.
@@ -54,7 +56,7 @@ struct Kept {
 impl Default for AnswerTimes {
     fn default() -> Self {
         let none = || Kept { answered: AtomicU32::new(0), missed: AtomicU32::new(0) };
-        Self { times: Times::default(), brought: std::array::from_fn(|_| none()) }
+        Self { times: Times::default(), brought: std::array::from_fn(|_| none()), keys: Default::default() }
     }
 }
 
@@ -84,6 +86,25 @@ impl AnswerTimes {
         }
     }
 
+    /// There was an answer for this key. Two that come at once may be taken for one, until they come again.
+    pub(crate) fn hear_key(&self, key: u64) {
+        let [first, second] = &self.keys;
+        let known = first.load(Ordering::Relaxed);
+        let slot = if known == 0 { first } else { second };
+        if known != key && slot.load(Ordering::Relaxed) == 0 {
+            slot.store(key, Ordering::Relaxed);
+        }
+    }
+
+    /// For how many keys there was an answer; two are enough.
+    pub(crate) fn keys(&self) -> usize {
+        self.keys.iter().filter(|key| key.load(Ordering::Relaxed) != 0).count()
+    }
+
+    pub(crate) fn forget_keys(&self) {
+        self.keys.iter().for_each(|key| key.store(0, Ordering::Relaxed));
+    }
+
     /// There was none to a request that has brought this deadline.
     pub(crate) fn miss(&self, brought: Duration) {
         let kept = &self.brought[quarter_of_octave(brought)];
@@ -92,6 +113,7 @@ impl AnswerTimes {
 
     /// Others answer now.
     pub(crate) fn forget(&self) {
+        self.forget_keys();
         self.times.forget();
         self.brought.iter().for_each(Kept::forget);
     }

@@ -1,6 +1,7 @@
 //! Rollouts by the thousand, in simulated time.
 
 mod deadlines;
+mod few_users;
 mod idle;
 mod late_failures;
 mod middling;

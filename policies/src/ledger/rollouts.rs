@@ -131,7 +131,10 @@ impl Ledger {
         if let Some(took) = assigned.commonplace(sight) {
             if rollout.versions == assigned.versions() {
                 rollout.usual.hear(took, assigned.brought);
-                key.inspect(|key| rollout.taken.hear(*key));
+                for key in key {
+                    rollout.taken.hear(*key);
+                    rollout.usual.hear_key(*key);
+                }
             }
             return;
         }
