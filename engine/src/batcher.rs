@@ -19,7 +19,8 @@
 //! - **Admission**: a job is refused at once if what stands before it will take too long.
 //!
 //! Urgency is when a job has to begin, or [`PATIENCE`] where that is sooner, plus [`HEAD_START`] for each step of lower priority: so
-//! neither a priority nor a deadline can starve anybody, and no more can those who are hasty and quick one who takes long. A part
+//! neither a priority nor a deadline can starve anybody, and no more can those who are hasty and quick one who takes long. Only that
+//! for which nobody waits, a copy, goes behind all who come while it does ([`RIGHT_OF_WAY`]). A part
 //! of the time that it could wait is kept for what lanes are late by, see `Batcher::turn`. It is reckoned once, when a job comes:
 //! what is learned later moves nobody.
 
@@ -51,6 +52,9 @@ pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// By so much a job precedes those of the next lower priority.
 pub const HEAD_START: Duration = Duration::from_millis(250);
+
+/// By so much everybody precedes that for which nobody waits: whoever comes while it does. It may starve.
+pub const RIGHT_OF_WAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Shapes that may wait at the same time: each costs time in every decision.
 const QUEUES_MAX: usize = 1024;
@@ -110,7 +114,7 @@ pub enum Grouping {
     Serial,
 }
 
-/// Who goes first. A head start, not a right of way: see [`HEAD_START`].
+/// Who goes first. A head start, not a right of way, but before the last: see [`HEAD_START`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Priority {
     /// Before the others.
@@ -120,6 +124,20 @@ pub enum Priority {
     Normal,
     /// After the others.
     Low,
+    /// When nothing else waits.
+    Last,
+}
+
+impl Priority {
+    /// By how much it is less urgent than the highest.
+    fn behind(self) -> Duration {
+        match self {
+            Self::High => Duration::ZERO,
+            Self::Normal => HEAD_START,
+            Self::Low => 2 * HEAD_START,
+            Self::Last => RIGHT_OF_WAY,
+        }
+    }
 }
 
 /// Who goes when there is not enough for all: the last first.
@@ -722,7 +740,7 @@ impl<T: Clone> Batcher<T> {
     }
 
     fn place(&self, ticket: &Ticket<T>, turn: Duration, now: Instant) -> Place {
-        Place { urgency: now + turn + HEAD_START * ticket.priority as u32, arrival: self.pushed }
+        Place { urgency: now + turn + ticket.priority.behind(), arrival: self.pushed }
     }
 
     fn slot(&self, urgency: Instant) -> u64 {

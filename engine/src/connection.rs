@@ -394,10 +394,11 @@ fn terms(id: u64, infer: &mut Infer, received: Instant, metadata_bytes: usize) -
         received,
         prepared: Duration::ZERO,
         deadline: (infer.budget_us > 0).then(|| received + Duration::from_micros(infer.budget_us)),
-        priority: match infer.priority {
-            1 => Priority::High,
-            0 | 2 => Priority::Normal,
-            _ => Priority::Low,
+        priority: match (infer.is_copy, infer.priority) {
+            (true, _) => Priority::Last,
+            (false, 1) => Priority::High,
+            (false, 0 | 2) => Priority::Normal,
+            (false, _) => Priority::Low,
         },
         criticality: match infer.criticality {
             1 => Criticality::Critical,

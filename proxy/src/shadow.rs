@@ -21,8 +21,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 use wire::{Infer, Reply, Status, TensorMeta, Timing};
 
-/// In the engine's words: after those of everybody else, and the first to be turned away.
-const LAST: u32 = 3;
+/// In the engine's words: the first to be turned away.
 const SHEDDABLE: u32 = 3;
 
 /// Tensor bytes of all copies together: what they hold is beside what requests may hold.
@@ -358,8 +357,8 @@ fn lock(under_way: &Mutex<UnderWay>) -> MutexGuard<'_, UnderWay> {
 
 /// The same for another version, in nobody's way.
 fn copied(infer: &Infer, version: u64, deadline: Duration) -> Infer {
-    let (budget_us, priority, criticality) = (deadline.as_micros() as u64, LAST, SHEDDABLE);
-    Infer { version, budget_us, priority, criticality, trace: None, caller: 0, ..infer.clone() }
+    let (budget_us, criticality) = (deadline.as_micros() as u64, SHEDDABLE);
+    Infer { version, budget_us, is_copy: true, criticality, trace: None, caller: 0, ..infer.clone() }
 }
 
 #[cfg(test)]
@@ -371,7 +370,7 @@ mod tests {
         let original =
             Infer { version: 1, priority: 1, criticality: 1, tenant: 7, caller: 9, ..Infer::default() };
         let copy = copied(&original, 2, Duration::from_millis(5));
-        assert_eq!((copy.priority, copy.criticality, copy.tenant, copy.caller), (3, 3, 7, 0));
+        assert_eq!((copy.is_copy, copy.criticality, copy.tenant, copy.caller), (true, 3, 7, 0));
         assert_eq!((copy.version, copy.budget_us), (2, 5_000));
     }
 }

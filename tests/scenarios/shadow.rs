@@ -1,6 +1,6 @@
 //! Copies for another version: compared, counted, and never noticed by whoever asked.
 
-use harness::{Behaviour, ScriptedEngine, Stack, infer_body, repository};
+use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body, repository};
 use std::time::{Duration, Instant};
 
 fn stack(engine: &ScriptedEngine, shadow: &str) -> Stack {
@@ -74,6 +74,53 @@ fn a_shadow_that_hangs_delays_nobody_and_takes_only_its_own_room() {
     ask(&stack, 1);
     stack.wait_for_metric(&series("failed"), 1.0);
     assert_eq!(stack.metric("penstock_breaker_state{model=\"m\",version=\"2\"}"), 0.0);
+}
+
+/// Two lanes, and copies that each take one of them for 50 ms, of answers that take next to nothing. Where those waited for copies,
+/// there would be as many of the ones as of the others at any time.
+#[test]
+fn who_is_answered_by_a_quick_version_does_not_wait_for_copies_that_are_slow() {
+    const CLIENTS: usize = 8;
+    const EACH: usize = 20;
+    let models = tempfile::tempdir().expect("a temporary folder");
+    for (version, model) in [("1", "picky"), ("2", "slow")] {
+        let to = models.path().join("m").join(version);
+        std::fs::create_dir_all(&to).expect("a folder");
+        for file in ["model.pt", "model.yaml"] {
+            let from = repository("tests/data/models").join(model).join("1").join(file);
+            std::fs::copy(from, to.join(file)).expect("a file to copy");
+        }
+    }
+    let policy =
+        "models: {m: {split: {weights: {1: 1}}, shadow: {version: 2, in_flight_max: 1000, deadline: 10m}}}\n";
+    let stack = Stack::builder().policies(policy).models(models.path()).start();
+    // As many rows as a run has: no two copies run together.
+    let body = infer_body("x", [64, 4], &[1.0; 256]);
+    std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| {
+                let client = stack.client();
+                for _ in 0..EACH {
+                    let answer = client.infer("m", &[], &body);
+                    assert_eq!((answer.status, answer.header("x-penstock-version")), (200, "1"));
+                }
+            });
+        }
+    });
+    let page = stack.metrics();
+    let copies = |page: &str, outcome: &str| {
+        let lines = page.lines();
+        let count = lines.filter_map(|line| line.strip_prefix(&series(outcome))?.trim().parse::<f64>().ok());
+        count.sum::<f64>()
+    };
+    let all = (CLIENTS * EACH) as f64;
+    let compared = ["agreed", "disagreed"].map(|outcome| copies(&page, outcome)).iter().sum::<f64>();
+    assert!(compared * 2.0 < all, "all {all} have their answers, and so have {compared} copies");
+    eventually("all copies to be counted", || {
+        let page = stack.metrics();
+        let outcomes = ["agreed", "disagreed", "failed", "dropped"].map(|outcome| copies(&page, outcome));
+        (outcomes.iter().sum::<f64>() == all && outcomes[1] > 0.0).then_some(())
+    });
 }
 
 #[test]

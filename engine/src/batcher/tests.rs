@@ -501,6 +501,28 @@ fn priority_is_a_head_start_and_no_more() {
     assert_eq!(world.step(), Step::Run(vec![1]), "it has waited longer than the head start");
 }
 
+#[test]
+fn what_nobody_waits_for_goes_behind_all_who_come_while_it_waits_and_its_deadline_ends_it() {
+    let mut world = World::new(10, 1000);
+    let copy = |world: &World, id, due| Ticket {
+        priority: Priority::Last,
+        deadline: Some(world.now + due),
+        ..world.ticket(id, 1, 0)
+    };
+    for (id, due) in [(1, ms(600_000)), (2, ms(3000))] {
+        let copy = copy(&world, id, due);
+        assert!(world.push(copy));
+    }
+    world.now += PATIENCE + 2 * HEAD_START + ms(1000);
+    let low = Ticket { priority: Priority::Low, ..world.ticket(3, 4, 0) };
+    assert!(world.push(low));
+    assert_eq!(world.step(), Step::Run(vec![3]), "however long the copies have waited");
+    world.now += ms(1000);
+    world.push_plain(&[4], 4, 0);
+    assert_eq!(world.step(), Step::Run(vec![4]));
+    assert_eq!(world.step(), Step::RunAfterExpired(vec![1], vec![2]), "nothing else waits any more");
+}
+
 impl World {
     /// What a run of so many rows takes, told often enough to be believed.
     fn learn(&mut self, version: u32, free: u64, took: &[(u32, u64)]) {

@@ -431,6 +431,9 @@ pub struct Infer {
     /// Where the payload lies, if not in this frame, which has none then.
     #[prost(message, optional, tag = "11")]
     pub placed: Option<Placed>,
+    /// Nobody waits for the answer: it runs when nothing else waits, whatever its priority.
+    #[prost(bool, tag = "12")]
+    pub is_copy: bool,
 }
 
 /// W3C identity of the span that a request belongs to.
