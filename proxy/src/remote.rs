@@ -70,8 +70,6 @@ const OF_THE_BODY: [HeaderName; 3] = [
     HeaderName::from_static("inference-header-content-length"),
 ];
 
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-
 /// The way to other servers; shared by all requests.
 #[derive(Debug)]
 pub struct Remotes {
@@ -167,13 +165,14 @@ impl From<Box<pingora::Error>> for Failed {
 }
 
 impl Remotes {
-    /// Sends a request as it came, and waits for all of the answer, which is of so many bytes at most.
+    /// Sends a request as it came, but for what is said anew of its trace, and waits for all of the answer, which is of so many
+    /// bytes at most.
     pub(crate) async fn ask(
         &self,
         remote: &Remote,
         (method, headers): (&Method, &HeaderMap),
         body: Bytes,
-        (deadline, traceparent): (&Deadline, Option<String>),
+        (deadline, trace): (&Deadline, Option<[(HeaderName, String); 2]>),
         bytes_max: usize,
         may_repeat: impl FnOnce(Stale) -> bool,
     ) -> Result<Passed, Refusal> {
@@ -193,8 +192,11 @@ impl Remotes {
                 let left = deadline.left(Instant::now()).as_nanos().div_ceil(1_000_000).max(1) as u64;
                 head.insert_header(TIMEOUT, left)?;
                 head.insert_header(HOPS, hops + 1)?;
-                if let Some(traceparent) = traceparent {
-                    head.insert_header(TRACEPARENT, traceparent)?;
+                for (name, value) in trace.into_iter().flatten() {
+                    head.remove_header(&name);
+                    if !value.is_empty() {
+                        head.insert_header(name, value)?;
+                    }
                 }
                 let room = || self.answers.enter(Room::ALL).map_err(Failed::Refused);
                 let of_any = (&peer, &peer);

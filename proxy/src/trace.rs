@@ -108,9 +108,11 @@ impl Trace {
         self.context.trace_id().to_string()
     }
 
-    /// The same as another server is told it that is asked in this span (W3C Trace Context).
-    pub(crate) fn to_header(&self, span: SpanId) -> String {
-        format!("00-{}-{span}-01", self.context.trace_id())
+    /// The same as another server is told it that is asked in this span, and what other vendors have said: as much of it as the
+    /// specification has room for, and maybe nothing (W3C Trace Context).
+    pub(crate) fn to_headers(&self, span: SpanId) -> [(HeaderName, String); 2] {
+        let parent = format!("00-{}-{span}-01", self.context.trace_id());
+        [(TRACEPARENT.clone(), parent), (TRACESTATE.clone(), self.context.trace_state().header())]
     }
 
     /// The identity that travels to the engine.

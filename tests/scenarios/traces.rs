@@ -449,18 +449,71 @@ fn a_caller_with_a_thousand_other_vendors_is_traced_like_others() {
     });
     assert_eq!(states, "one=1,two=2,three=3");
     let collector = Collector::start();
-    let stack = Stack::builder().config(&config(&collector, 0.0)).external_engine(engine.socket()).start();
+    let there = tells_its_heads();
+    let elsewhere = format!("models: {{m: {{remote: {{2: {{url: 'http://{}/infer'}}}}}}}}\n", there.0);
+    let stack = Stack::builder()
+        .config(&config(&collector, 0.0))
+        .policies(&elsewhere)
+        .external_engine(engine.socket())
+        .start();
     let vendors: Vec<String> = (0..1000).map(|vendor| format!("v{vendor}=1")).collect();
+    let first = vendors[..32].join(",");
     let headers = [
         ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
         ("tracestate", &*vendors.join(",")),
     ];
-    assert_eq!(stack.client().infer("m", &headers, &infer_body("x", [1, 1], &[0.0])).status, 200);
-    let spans =
-        eventually("its span", || Some(collector.spans()).filter(|spans| !named(spans, SERVER).is_empty()));
-    let server = named(&spans, SERVER)[0];
+    let pinned = |version: u32| format!("/v2/models/m/versions/{version}/infer");
+    let ask = |version: u32, headers: &[(&str, &str)]| {
+        let answer = stack.client().post(&pinned(version), headers, &infer_body("x", [1, 1], &[0.0]));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    };
+    ask(1, &headers);
+    let spans = eventually("its span", || {
+        Some(collector.spans()).filter(|spans| !named(spans, SERVER_PINNED).is_empty())
+    });
+    let server = named(&spans, SERVER_PINNED)[0];
     assert_eq!(server.trace_id, 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes());
     assert_eq!(server.parent_span_id, 0xb7ad_6b71_6920_3331_u64.to_be_bytes());
+    assert_eq!(server.trace_state, first, "the 32 that have to be passed on");
+    let children = spans.iter().filter(|span| span.parent_span_id == server.span_id);
+    assert!(children.into_iter().all(|span| span.trace_state.is_empty()), "they are said once");
+
+    // Another server is told the same, and what nobody can read not at all.
+    let told = || -> Vec<String> {
+        let head = there.1.recv().expect("a head").to_lowercase();
+        head.lines().filter_map(|line| line.strip_prefix("tracestate: ").map(str::to_owned)).collect()
+    };
+    ask(2, &headers);
+    assert_eq!(told(), [first]);
+    ask(2, &several);
+    assert_eq!(told(), ["one=1,two=2,three=3"]);
+    ask(2, &[headers[0], ("tracestate", "one=1,==")]);
+    assert_eq!(told(), [""; 0]);
+    let declined = ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00");
+    ask(2, &[declined, ("tracestate", "one=1,==")]);
+    assert_eq!(told(), ["one=1,=="], "whoever takes no part passes on what came");
+}
+
+/// A server that answers everything alike, and tells the heads of what it was asked.
+fn tells_its_heads() -> (std::net::SocketAddr, std::sync::mpsc::Receiver<String>) {
+    use std::io::{Read, Write};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let (tells, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut asked = Vec::new();
+            // The body comes in one piece with a head, or after it.
+            while !asked.ends_with(b"}]}") {
+                let mut chunk = [0; 4096];
+                let Ok(read @ 1..) = stream.read(&mut chunk) else { break };
+                asked.extend_from_slice(&chunk[..read]);
+            }
+            let _ = tells.send(String::from_utf8_lossy(&asked).into_owned()); // nobody may want it
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}");
+        }
+    });
+    (address, told)
 }
 
 /// It takes connections and whatever is sent, and never answers: a process that is stopped, a network that swallows.

@@ -131,9 +131,9 @@ impl Ledger {
         if let Some(took) = assigned.commonplace(sight) {
             if rollout.versions == assigned.versions() {
                 rollout.usual.hear(took, assigned.brought);
-                for key in key {
-                    rollout.taken.hear(*key);
-                    rollout.usual.hear_key(*key);
+                if let Some(key) = key {
+                    rollout.taken.hear(key);
+                    rollout.usual.hear_key(key);
                 }
             }
             return;

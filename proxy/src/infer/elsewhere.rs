@@ -86,8 +86,8 @@ impl InferPath {
             *resent = may.then(Instant::now);
             may
         };
-        let traceparent = record.sampling.kept().map(|trace| trace.to_header(elsewhere.span));
-        let terms = (&asking.deadline, traceparent);
+        let trace = record.sampling.kept().map(|trace| trace.to_headers(elsewhere.span));
+        let terms = (&asking.deadline, trace);
         let asked = self.remotes.ask(remote, (&method, &headers), body, terms, ANSWER_BYTES_MAX, may_repeat);
         let answer = tokio::select! {
             biased;
