@@ -9,12 +9,14 @@ mod collector;
 mod engine;
 mod grpc;
 mod stack;
+mod terminal;
 
 pub use client::{Client, Response, infer_body, raw_exchange};
 pub use collector::Collector;
 pub use engine::{Behaviour, ScriptedEngine, Told};
 pub use grpc::{GrpcCaller, GrpcClient, grpc_request};
 pub use stack::{Out, Stack, StackBuilder, binary, free_address, free_addresses, repository};
+pub use terminal::{Screen, Terminal};
 
 use std::time::{Duration, Instant};
 

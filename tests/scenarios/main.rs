@@ -50,4 +50,5 @@ mod split;
 mod startup;
 mod sticky_field;
 mod tidy;
+mod top;
 mod traces;
