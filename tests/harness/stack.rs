@@ -50,6 +50,7 @@ pub struct StackBuilder {
     engine_arguments: String,
     out: Out,
     more: String,
+    demo: Option<String>,
 }
 
 /// What becomes of standard output and standard error.
@@ -121,6 +122,14 @@ impl StackBuilder {
         self
     }
 
+    /// The demo's configuration in place of the stack's own, with what a reader has changed in it. Only its addresses and paths
+    /// are others: the demo itself may be running.
+    pub fn demo(mut self, changed: impl FnOnce(&str) -> String) -> Self {
+        let text = std::fs::read_to_string(repository("configs/demo/penstock.yaml")).expect("the demo");
+        self.demo = Some(changed(&text));
+        self
+    }
+
     /// Starts it and waits until it is ready.
     pub fn start(self) -> Stack {
         let stack = self.start_unready();
@@ -149,11 +158,27 @@ impl StackBuilder {
             ),
         };
         let config = self.folder.path().join("penstock.yaml");
-        let text = format!(
-            "listen: {{http: '{http}', grpc: '{grpc}', monitor: '{monitor}', admin: '{admin}'}}\npolicies: '{}'\nengine: {engine}\n{}",
-            policies.display(),
-            self.more
-        );
+        let text = match self.demo {
+            Some(demo) => {
+                let here = [
+                    ("127.0.0.1:8000", http.to_string()),
+                    ("127.0.0.1:8001", grpc.to_string()),
+                    ("127.0.0.1:8002", monitor.to_string()),
+                    ("127.0.0.1:8003", admin.to_string()),
+                    ("policies: policies.yaml", format!("policies: '{}'", policies.display())),
+                    ("  models: models\n", format!("  models: '{}'\n", self.models.display())),
+                ];
+                here.into_iter().fold(demo, |text, (there, here)| {
+                    assert_eq!(text.matches(there).count(), 1, "{there}");
+                    text.replace(there, &here)
+                })
+            }
+            None => format!(
+                "listen: {{http: '{http}', grpc: '{grpc}', monitor: '{monitor}', admin: '{admin}'}}\npolicies: '{}'\nengine: {engine}\n{}",
+                policies.display(),
+                self.more
+            ),
+        };
         std::fs::write(&config, text).expect("the temporary folder takes files");
         let log = self.folder.path().join("log");
         let process = launch(self.folder.path(), self.out);
@@ -229,6 +254,7 @@ impl Stack {
             socket: None,
             out: Out::File,
             more: String::new(),
+            demo: None,
         }
     }
 

@@ -5,6 +5,8 @@ use opentelemetry_proto::tonic::common::v1::any_value::Value;
 use opentelemetry_proto::tonic::trace::v1::Span;
 use opentelemetry_proto::tonic::trace::v1::span::{Link, SpanKind};
 use std::collections::HashSet;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 fn config(collector: &Collector, sample: f64) -> String {
     format!("traces: {{endpoint: 'http://{}', sample: {sample}}}", collector.address)
@@ -31,6 +33,15 @@ fn text<'a>(span: &'a Span, key: &str) -> &'a str {
     let value = attribute.and_then(|attribute| attribute.value.as_ref()?.value.as_ref());
     match value {
         Some(Value::StringValue(text)) => text,
+        other => panic!("{key} is {other:?}"),
+    }
+}
+
+fn part(span: &Span, key: &str) -> f64 {
+    let attribute = span.attributes.iter().find(|attribute| attribute.key == key);
+    let value = attribute.and_then(|attribute| attribute.value.as_ref()?.value.as_ref());
+    match value {
+        Some(Value::DoubleValue(part)) => *part,
         other => panic!("{key} is {other:?}"),
     }
 }
@@ -98,7 +109,9 @@ fn whatever_a_burst_of_requests_waits_for_is_in_a_span_of_each() {
     let spans = eventually("all spans", || {
         Some(collector.spans()).filter(|spans| named(spans, "reply").len() == BURST)
     });
-    for server in named(&spans, SERVER) {
+    let servers = named(&spans, SERVER);
+    assert_eq!(servers.len(), BURST);
+    for server in servers {
         let mut children: Vec<_> =
             spans.iter().filter(|span| span.parent_span_id == server.span_id).collect();
         children.sort_by_key(|span| span.start_time_unix_nano);
@@ -115,6 +128,77 @@ fn whatever_a_burst_of_requests_waits_for_is_in_a_span_of_each() {
         gaps += server.end_time_unix_nano.saturating_sub(until);
         let took = server.end_time_unix_nano - server.start_time_unix_nano;
         assert!(gaps * 10 <= took, "{gaps} of {took} ns are in none of {children:?}");
+    }
+}
+
+/// What a reader does who wants to see traces: two lines of the demo's configuration, and one line of `sh`. In the place of Jaeger
+/// stands whoever keeps what it would be sent.
+#[test]
+fn the_walk_of_the_readme_shows_forty_requests_in_one_trace_and_a_batch_of_several() {
+    const AT_ONCE: usize = 40;
+    let collector = Collector::start();
+    let uncommented = |demo: &str| {
+        let lines = [
+            ("# traces:\n", "traces:\n".to_owned()),
+            ("#   endpoint: http://127.0.0.1:4317\n", format!("  endpoint: http://{}\n", collector.address)),
+        ];
+        lines.into_iter().fold(demo.to_owned(), |text, (comment, line)| {
+            assert_eq!(text.matches(comment).count(), 1, "{comment}");
+            text.replace(comment, &line)
+        })
+    };
+    let stack =
+        Stack::builder().policy_file(&repository("configs/demo/policies.yaml")).demo(uncommented).start();
+    let questions = crate::readme::questions();
+    let question = questions.iter().find(|question| question.contains("traceparent")).expect("it has one");
+    let question = crate::readme::asked_of(&stack, question);
+    let members =
+        |spans: &[Span]| named(spans, "batch").into_iter().map(|batch| batch.links.len()).sum::<usize>();
+    let mut sent = 0;
+    // Which of them meet, the machine decides.
+    let spans = eventually("requests that run together", || {
+        let output = Command::new("sh").args(["-c", &question]).current_dir(repository(".")).output();
+        let says = String::from_utf8(output.expect("a shell").stdout).expect("text");
+        let line = says.trim_start();
+        assert!(line.starts_with("40 \"model_version\":\"") && says.lines().count() == 1, "{says}");
+        sent += AT_ONCE;
+        let spans = eventually("all spans", || {
+            let has_all = |spans: &Vec<Span>| {
+                [SERVER, "engine queue", "reply"].iter().all(|name| named(spans, name).len() == sent)
+                    && members(spans) == sent
+            };
+            Some(collector.spans()).filter(has_all)
+        });
+        named(&spans, "batch").iter().any(|batch| batch.links.len() > 1).then_some(spans)
+    });
+    let trace = 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c_u128.to_be_bytes();
+    // Of others who ask, whether it is ready, a hundredth is kept as well.
+    let spans: Vec<_> = spans.into_iter().filter(|span| span.trace_id == trace).collect();
+    assert_eq!(named(&spans, SERVER).len(), sent, "one trace has all");
+    let children = |parent: &Span| -> Vec<&str> {
+        let children = spans.iter().filter(|span| span.parent_span_id == parent.span_id);
+        children.map(|span| &*span.name).collect()
+    };
+    for server in named(&spans, SERVER) {
+        assert_eq!(server.parent_span_id, 0xb7ad_6b71_6920_3331_u64.to_be_bytes());
+        let names = children(server);
+        for name in ["admit", "read", "decode", "link", "engine queue", "reply"] {
+            assert!(names.contains(&name), "{name} is not among {names:?}");
+        }
+        assert!(names.contains(&"engine run") || names.contains(&"batch"), "{names:?}");
+    }
+    let batches = named(&spans, "batch");
+    for batch in &batches {
+        assert_eq!(children(batch), ["gather", "execute", "split"]);
+        assert_eq!(number(batch, "penstock.batch.requests"), batch.links.len() as i64);
+        assert_eq!(part(batch, "penstock.batch.padding"), 0.0, "images of digits are of one size");
+        let closed = text(batch, "penstock.batch.closed");
+        let why = ["everything", "waited", "full", "efficient", "deadline", "alone"];
+        assert!(why.contains(&closed), "{closed}");
+    }
+    for waited in named(&spans, "engine queue").into_iter().chain(named(&spans, "engine run")) {
+        let batch = &waited.links[0].span_id;
+        assert!(batches.iter().any(|told| told.span_id == *batch), "{waited:?}");
     }
 }
 
@@ -328,6 +412,74 @@ fn what_fails_or_is_refused_or_takes_long_is_kept_whatever_the_sampling_rate() {
     assert!(took >= 150_000_000, "it began when its head came: {took} ns");
     stack.wait_for_metric("penstock_spans_lost_total", 0.0);
     assert!(stack.metric("penstock_spans_exported_total") >= 3.0);
+}
+
+/// Of each kind one, beside an answer in good time, which is not kept.
+#[test]
+fn limits_overload_open_breakers_and_slow_answers_are_kept_at_a_rate_of_nothing() {
+    const SLOW: Duration = Duration::from_secs(1);
+    let collector = Collector::start();
+    let traces = format!("traces: {{endpoint: 'http://{}', sample: 0, slow: 1s}}", collector.address);
+    let engine = ScriptedEngine::start(&[
+        ("m", 1, Behaviour::Answer),
+        ("m", 2, Behaviour::Overloaded),
+        ("m", 3, Behaviour::Fail),
+        ("m", 4, Behaviour::Hold),
+    ]);
+    let stack = Stack::builder()
+        .policies(
+            "models: {m: {breaker: {failures: 1, open_for: 1h, max_open_for: 1h}}}\n\
+             limits: [{name: each, key: {header: x-user-id}, rate: 1/h, burst: 1}]\n",
+        )
+        .config(&traces)
+        .config("requests: {in_flight_max: 2}")
+        .external_engine(engine.socket())
+        .start();
+    let ask = |version: u32, user: &str| {
+        let path = format!("/v2/models/m/versions/{version}/infer");
+        let status =
+            stack.client().post(&path, &[("x-user-id", user)], &infer_body("x", [1, 1], &[0.0])).status;
+        stack.wait_for_metric("penstock_requests_in_flight", 0.0); // else there may be no room for the next
+        status
+    };
+    assert_eq!((ask(1, "ana"), ask(1, "ana")), (200, 429));
+    assert_eq!(ask(2, "ben"), 503);
+    assert_eq!((ask(3, "cat"), ask(3, "dan")), (500, 503));
+    std::thread::scope(|scope| {
+        let began = Instant::now();
+        let held = ["eve", "fay"].map(|user| scope.spawn(move || ask(4, user)));
+        stack.wait_for_metric("penstock_requests_in_flight", 2.0);
+        let path = "/v2/models/m/versions/1/infer";
+        let crowd = stack.client().post(path, &[("x-user-id", "gus")], &infer_body("x", [1, 1], &[0.0]));
+        assert_eq!(crowd.status, 503, "{}", crowd.text());
+        std::thread::sleep((SLOW + SLOW / 4).saturating_sub(began.elapsed()));
+        engine.set("m", 4, Behaviour::Answer);
+        assert_eq!(held.map(|held| held.join().expect("an answer")), [200, 200]);
+    });
+    let mut kept = eventually("a server span of each", || {
+        let spans = collector.spans();
+        let told = named(&spans, SERVER_PINNED).into_iter().map(|server| {
+            let refusal = server.attributes.iter().any(|attribute| attribute.key == "penstock.refusal");
+            let refusal = if refusal { text(server, "penstock.refusal") } else { "" };
+            let took = Duration::from_nanos(server.end_time_unix_nano - server.start_time_unix_nano);
+            (number(server, "http.response.status_code"), refusal.to_owned(), took >= SLOW)
+        });
+        let told: Vec<_> = told.collect();
+        (told.len() >= 7).then_some(told)
+    });
+    kept.sort();
+    let kept: Vec<_> =
+        kept.iter().map(|(status, refusal, is_slow)| (*status, &**refusal, *is_slow)).collect();
+    let expected = [
+        (200, "", true),
+        (200, "", true),
+        (429, "rate_limited", false),
+        (500, "model_failed", false),
+        (503, "breaker", false),
+        (503, "overloaded", false),
+        (503, "overloaded", false),
+    ];
+    assert_eq!(kept, expected);
 }
 
 #[test]
