@@ -1,8 +1,9 @@
 //! Whatever a client sends, it gets one JSON error with the right status, and the process, the connection and the
 //! next request are as before.
 
-use harness::{Behaviour, ScriptedEngine, Stack, infer_body, repository};
+use harness::{Behaviour, ScriptedEngine, Stack, infer_body, raw_exchange, repository};
 use serde_json::json;
+use std::collections::BTreeSet;
 
 const INFER: &str = "/v2/models/digits/infer";
 
@@ -233,4 +234,43 @@ fn a_request_that_is_too_long_for_the_engine_costs_nobody_else() {
         engine.set("m", 1, Behaviour::Answer);
         assert_eq!(mate.join().expect("no panic"), 200);
     });
+}
+
+/// Whoever makes them up could else make the page of metrics grow until somebody has no memory.
+#[test]
+fn a_thousand_invented_models_versions_labels_and_methods_make_no_series() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let policy = "models: {m: {labels: {new: 1}, split: {weights: {new: 1}}}}\n\
+                  limits: [{name: each, key: {header: x-user-id}, rate: 1000/s}]\n";
+    let stack = Stack::builder().policies(policy).external_engine(engine.socket()).start();
+    let (client, body) = (stack.client(), infer_body("x", [1, 1], &[0.0]));
+    let ask = |at: usize| {
+        let (user, number) = (format!("user-{at}"), at + 2);
+        for path in [
+            format!("/v2/models/invented-{at}/infer"),
+            format!("/v2/models/m/versions/{number}/infer"),
+            format!("/v2/models/m/labels/label-{at}/infer"),
+        ] {
+            let answer = client.post(&path, &[("x-user-id", &user), ("x-request-id", &user)], &body);
+            assert_eq!(answer.status, 404, "{path}: {}", answer.text());
+        }
+        let asks =
+            format!("INVENTED-{at} /v2/models/m/infer HTTP/1.1\r\nHost: {user}\r\nConnection: close\r\n\r\n");
+        let answer = raw_exchange(stack.http, asks.as_bytes(), false);
+        assert!(answer.starts_with("HTTP/1.1 405 "), "{answer}");
+    };
+    let series = || -> BTreeSet<String> {
+        let page = stack.metrics();
+        let lines = page.lines().filter(|line| !line.starts_with('#'));
+        lines.filter_map(|line| Some(line.rsplit_once(' ')?.0.to_owned())).collect()
+    };
+    assert_eq!(client.infer("m", &[], &body).status, 200);
+    ask(0);
+    let before = series();
+    (1..=1000).for_each(ask);
+    stack.wait_for_metric("penstock_requests_in_flight", 0.0);
+    let after = series();
+    assert_eq!(after.difference(&before).next(), None, "{} series", before.len());
+    assert_eq!(after.len(), before.len());
+    stack.wait_for_metric("penstock_refusals_total{reason=\"method\",model=\"\"}", 1001.0);
 }

@@ -3,6 +3,9 @@
 use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body, raw_exchange, repository};
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::ops::RangeInclusive;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 const ROW: [f32; 1] = [0.0];
 
@@ -27,7 +30,7 @@ fn a_spent_limit_says_when_to_come_back_and_to_whom_it_applies() {
     let policy = "limits:\n  - {name: per-user, key: {header: x-user-id}, rate: 2/m, burst: 2}\n";
     let stack = Stack::builder().policies(policy).external_engine(engine.socket()).start();
     let client = stack.client();
-    let ana = [("x-user-id", "ana")];
+    let (ana, began) = ([("x-user-id", "ana")], Instant::now());
     let first = client.infer("m", &ana, &body());
     assert_eq!((first.status, first.header("ratelimit-policy")), (200, "\"per-user\";q=2;w=60"));
     assert!(first.header("ratelimit").starts_with("\"per-user\";r=1;t="), "{}", first.header("ratelimit"));
@@ -37,9 +40,66 @@ fn a_spent_limit_says_when_to_come_back_and_to_whom_it_applies() {
     assert!(refused.header("ratelimit").starts_with("\"per-user\";r=0;t="));
     assert!(refused.error().contains("per-user"), "{}", refused.error());
     let wait: u64 = refused.header("retry-after").parse().expect("seconds");
-    assert!((1..=30).contains(&wait), "{wait} s at two a minute");
+    let exact = whole_seconds(Duration::from_secs(30), began);
+    assert!(exact.contains(&wait), "{wait} s at two a minute, and not {exact:?}");
     assert_eq!(client.infer("m", &[("x-user-id", "ben")], &body()).status, 200, "others are not touched");
     stack.wait_for_metric("penstock_refusals_total{reason=\"rate_limited\",model=\"m\"}", 1.0);
+}
+
+/// What is left of so long a time that began then, or a little later: in whole seconds, rounded up, and never none.
+fn whole_seconds(time: Duration, began: Instant) -> RangeInclusive<u64> {
+    let up = |time: Duration| time.as_nanos().div_ceil(1_000_000_000).max(1) as u64;
+    up(time.saturating_sub(began.elapsed()))..=up(time)
+}
+
+/// Every unit takes its part of the period to come back, and a bucket holds a burst of them: whoever wants more than there is waits
+/// for what is missing, and it is full again once all are back. The body of whom nothing is left is not read: it waits for one row.
+#[test]
+fn whoever_is_limited_is_told_exactly_when_to_come_back_and_when_all_is_there_again() {
+    // Units of a period of so many seconds, as many in a burst, those that were spent, those that are wanted then, and for how many
+    // of these there is to wait.
+    let cases = [
+        ("2/m", (2, 60), 2, &[1, 1][..], 1, 1),
+        ("7/m", (7, 60), 7, &[7], 1, 1),
+        ("100/h", (100, 3600), 1, &[1], 1, 1),
+        ("1/h", (1, 3600), 3, &[1, 2], 2, 1),
+        ("10/h", (10, 3600), 10, &[8], 3, 1),
+        ("5/m", (5, 60), 20, &[18], 7, 5),
+        ("3/m", (3, 60), 100, &[64, 26], 64, 54),
+    ];
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    for (rate, (units, seconds), burst, spent, wanted, missing) in cases {
+        let policy = format!("limits: [{{name: rows, cost: rows, rate: {rate}, burst: {burst}}}]\n");
+        let stack = Stack::builder().policies(&policy).external_engine(engine.socket()).start();
+        let client = stack.client();
+        let ask = |rows: usize| client.infer("m", &[], &infer_body("x", [rows, 1], &vec![0.0; rows]));
+        let interval = Duration::from_nanos((seconds * 1_000_000_000_u64).div_ceil(units));
+        let (began, mut taken) = (Instant::now(), 0);
+        let is_told = |answer: &harness::Response, taken: u32| {
+            let field = answer.header("ratelimit").to_owned();
+            let told = field.strip_prefix("\"rows\";r=").and_then(|rest| rest.split_once(";t="));
+            let (left, until) = told.unwrap_or_else(|| panic!("{field}"));
+            let number = |text: &str| text.parse::<u64>().unwrap_or_else(|_| panic!("{field}"));
+            let all = whole_seconds(interval * taken, began);
+            assert!(all.contains(&number(until)), "{rate} after {taken}: {field}, and not {all:?}");
+            // Time may have brought some back.
+            let back = (began.elapsed().as_nanos() / interval.as_nanos()) as u64;
+            let least = u64::from(burst - taken);
+            assert!((least..=least + back).contains(&number(left)), "{rate} after {taken}: {field}");
+        };
+        for rows in spent {
+            let answer = ask(*rows as usize);
+            assert_eq!(answer.status, 200, "{rate}: {}", answer.text());
+            taken += rows;
+            is_told(&answer, taken);
+        }
+        let refused = ask(wanted as usize);
+        assert_eq!(refused.status, 429, "{rate}: {}", refused.text());
+        let exact = whole_seconds(interval * missing, began);
+        let wait: u64 = refused.header("retry-after").parse().expect("seconds");
+        assert!(exact.contains(&wait), "{rate} after {taken}: {wait}, and not {exact:?}");
+        is_told(&refused, taken);
+    }
 }
 
 #[test]
@@ -149,9 +209,10 @@ fn what_the_engine_has_no_time_for_is_turned_away_without_asking_again_for_a_whi
 }
 
 /// The head of a request whose body never comes, and what is answered to that.
-fn without_its_body(stack: &Stack, headers: &str) -> String {
-    let head =
-        format!("POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: 10000000\r\n\r\n");
+fn without_its_body(stack: &Stack, model: &str, headers: &str) -> String {
+    let head = format!(
+        "POST /v2/models/{model}/infer HTTP/1.1\r\nHost: x\r\n{headers}Content-Length: 10000000\r\n\r\n"
+    );
     raw_exchange(stack.http, head.as_bytes(), false)
 }
 
@@ -165,18 +226,56 @@ fn who_is_refused_anyway_is_told_before_the_body_has_come() {
         stack.client().infer("m", &headers, &body()).status
     };
     assert_eq!(ask("ana"), 503);
-    let late = without_its_body(&stack, "X-User-Id: ben\r\nX-Request-Timeout-Ms: 1000\r\n");
+    let late = without_its_body(&stack, "m", "X-User-Id: ben\r\nX-Request-Timeout-Ms: 1000\r\n");
     assert!(late.starts_with("HTTP/1.1 503 ") && late.contains("more waits than can be answered"), "{late}");
     assert!(late.to_lowercase().contains("\r\nretry-after: "), "{late}");
-    let spent = without_its_body(&stack, "X-User-Id: ana\r\n");
+    let spent = without_its_body(&stack, "m", "X-User-Id: ana\r\n");
     assert!(spent.starts_with("HTTP/1.1 429 ") && spent.contains("limit `each`"), "{spent}");
     engine.set("m", 1, Behaviour::Fail);
     eventually("the gate to open", || {
         (ask(&format!("{:?}", std::time::Instant::now())) == 500).then_some(())
     });
-    let failing = without_its_body(&stack, "X-User-Id: cat\r\n");
+    let failing = without_its_body(&stack, "m", "X-User-Id: cat\r\n");
     assert!(failing.starts_with("HTTP/1.1 503 ") && failing.contains("keeps failing"), "{failing}");
     assert!(failing.to_lowercase().contains("\r\nretry-after: "), "{failing}");
+}
+
+/// Each run takes 50 ms, of 64 rows at most, which each of these callers has: together they keep the lanes busy for seconds.
+#[test]
+fn what_a_busy_engine_predicts_is_told_before_the_body_has_come() {
+    let stack = Stack::builder().models(repository("tests/data/models")).start_unready();
+    eventually("slow to be ready", || {
+        (stack.client().get("/v2/models/slow/ready").status == 200).then_some(())
+    });
+    let (rows, is_over) = (infer_body("x", [64, 4], &[1.0; 256]), AtomicBool::new(false));
+    let early = std::thread::scope(|scope| {
+        for _ in 0..128 {
+            scope.spawn(|| {
+                let client = stack.client();
+                while !is_over.load(Ordering::Relaxed) {
+                    let answer = client.infer("slow", &[("x-request-timeout-ms", "30000")], &rows);
+                    assert!(matches!(answer.status, 200 | 503 | 504), "{}", answer.text());
+                }
+            });
+        }
+        // One who is in haste finds out; it is silent to whoever is let in after that, as the body may come.
+        let ask = || {
+            let hasty = stack.client().infer("slow", &[("x-request-timeout-ms", "300")], &rows);
+            let is_refused = hasty.status == 503;
+            is_refused.then(|| without_its_body(&stack, "slow", "X-Request-Timeout-Ms: 200\r\n"))
+        };
+        let early = (0..60).filter_map(|_| ask()).find(|answer| !answer.is_empty());
+        is_over.store(true, Ordering::Relaxed);
+        early
+    });
+    let early = early.expect("it was overloaded for a while");
+    assert!(early.starts_with("HTTP/1.1 503 "), "{early}");
+    assert!(early.contains("more waits than can be answered in time"), "{early}");
+    assert!(early.to_lowercase().contains("\r\nretry-after: 1\r\n"), "it is asked again soon: {early}");
+    eventually("the gate to open", || {
+        let answer = stack.client().infer("slow", &[("x-request-timeout-ms", "10000")], &rows);
+        (answer.status == 200).then_some(())
+    });
 }
 
 #[test]
