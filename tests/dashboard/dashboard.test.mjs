@@ -142,6 +142,29 @@ test("a version that was unloaded is shown as that, and needs attention only whe
   }
 });
 
+test("an open breaker is shown where its version stands and among what needs attention, until it is closed", async () => {
+  const failing = "models: {digits: {labels: {stable: 1}, split: {weights: {3: 100}}, breaker: {failures: 3, open_for: 2s}}}\n";
+  await stack.policy(failing);
+  const { page } = await open(stack.monitor);
+  const row = page.locator('section[aria-label=digits] table tr[data-key="3"]');
+  const says = page.getByRole("list", { name: "Needs attention" });
+  await row.getByText("ready").waitFor();
+  assert.equal(await says.getByText("keeps failing").count(), 0);
+  const statuses = await stack.ask(users(0, 40)); // digits, of which this version knows nothing
+  assert.ok(statuses.includes(500) && statuses.includes(503), `${statuses}`);
+  await row.getByText("✕ breaker open").waitFor();
+  await row.getByText("next try").waitFor();
+  await says.getByText("digits, version 3, keeps failing.").waitFor();
+  assert.match(await text(says), /Its breaker lets nothing through; next try (in|with)/);
+  const blank = JSON.stringify({ inputs: [{ name: "pixels", shape: [1, 64], datatype: "FP32", data: Array(64).fill(0) }] });
+  await until("a probe that succeeds", async () => (await fetch(`http://${stack.http}/v2/models/digits/infer`, { method: "POST", body: blank })).ok);
+  await until("a closed breaker", async () => (await stack.status()).versions.find(version => version.version === 3).breaker.state === "passing");
+  await row.getByText("● ready").waitFor();
+  assert.doesNotMatch(await text(row), /breaker|next try/);
+  await until("nothing to be wrong", async () => (await says.getByText("digits, version 3").count()) === 0);
+  await stack.policy(SPLIT);
+});
+
 test("a faulty policy file is said to be, with the place", async () => {
   const { page } = await open(stack.monitor);
   const file = `${stack.folder}/policies.yaml`;
