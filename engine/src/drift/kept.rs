@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 /// Of what is written here. Another one, when features or bins mean something else than they did.
-const FORM: u32 = 1;
+const FORM: u32 = 2;
 
 /// More bytes than this are no reference.
 const BYTES_MAX: u64 = 1 << 20;
@@ -190,8 +190,10 @@ mod tests {
             put(broken);
             assert_eq!(references.read("m", 1, THESE), None);
         }
-        put(&Kept { form: FORM + 1, ..kept(THESE) }.encode_to_vec());
-        assert_eq!(references.read("m", 1, THESE), None);
+        for form in [1, FORM + 1] {
+            put(&Kept { form, ..kept(THESE) }.encode_to_vec());
+            assert_eq!(references.read("m", 1, THESE), None, "form {form}: of 1, edges lay on values");
+        }
         let bins = |edges: &[f64], counts: &[u32]| Reference {
             features: vec![Bins { edges: edges.to_vec(), counts: counts.to_vec() }],
         };

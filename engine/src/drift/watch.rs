@@ -339,6 +339,55 @@ mod tests {
         }
     }
 
+    /// Another form of the model, or another number of rows that run together, gives other last bits.
+    #[test]
+    fn last_bits_are_no_drift_whatever_the_values_are() {
+        let again: [fn(&mut Dice) -> f64; 5] = [
+            |dice| ((dice.next() * 10.0).floor() + 0.5).sqrt() / 4.0,
+            |dice| (-(dice.next() * 40.0).floor() / 2.0).exp(),
+            |dice| (dice.next() * 3.0).floor() * 1e7,
+            |dice| if dice.next() < 0.9 { 0.0 } else { 1.0 },
+            |_| 0.0,
+        ];
+        let bits: [fn(f64, &mut Dice) -> f64; 6] = [
+            |value, _| value,
+            |value, _| f64::from((value as f32).next_up()),
+            |value, _| f64::from((value as f32).next_down()),
+            |value, _| value * (1.0 + 1e-6),
+            |value, _| value * (1.0 - 1e-6),
+            |value, dice| value * (1.0 + (dice.next() - 0.5) * 2e-6),
+        ];
+        for (at, kind) in kinds().into_iter().chain(again).enumerate() {
+            // What was learned is rounded alike, or not.
+            for (before, after) in (0..6).flat_map(|after| [(0, after), (5, after)]) {
+                let mut dice = Dice(at as u64);
+                let mut world = World::new(CHANCE);
+                world.learn(|| bits[before](f64::from(kind(&mut dice) as f32), &mut Dice(dice.0)));
+                for _ in 0..3 {
+                    let found =
+                        world.window(|| bits[after](f64::from(kind(&mut dice) as f32), &mut Dice(dice.0)));
+                    assert!(found.least == 0.0 && found.bits < 0.05, "{at} {before} {after}: {found:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn small_moves_of_what_is_exact_are_found() {
+        let flag = |dice: &mut Dice| f64::from(u8::from(dice.next() < 0.5));
+        let pairs: [[fn(f64) -> f64; 2]; 3] = [
+            [|flag| flag, |flag| 0.1 + 0.8 * flag],
+            [|flag| 200_000.0 + flag, |flag| 200_001.0 + flag],
+            [|_| 0.25, |_| 0.26],
+        ];
+        for [before, after] in pairs {
+            let (mut dice, mut world) = (Dice(5), World::new(CHANCE));
+            world.learn(|| before(flag(&mut dice)));
+            let found = world.window(|| after(flag(&mut dice)));
+            assert!(found.least > 0.05, "{found:?}");
+        }
+    }
+
     #[test]
     fn a_window_has_enough_rows_and_lasts_long_enough() {
         let mut world = World::new(CHANCE);
