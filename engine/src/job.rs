@@ -780,6 +780,7 @@ mod tests {
             tolerance: crate::model::Tolerance::Summation,
             rounding: crate::model::Tolerance::Summation,
             bfloat16: false,
+            stateful: false,
             dimensions: Vec::new(),
             postprocess: None,
         };

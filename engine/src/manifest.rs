@@ -36,6 +36,9 @@ pub struct Manifest {
     /// Whether it may compute with floats of 16 bits, if that is faster and within the tolerance.
     #[serde(default)]
     bf16: bool,
+    /// Whether answers depend on earlier requests, which made-up rows may not show.
+    #[serde(default)]
+    stateful: bool,
     /// What is declared of dimensions that have a name.
     #[serde(default)]
     dimensions: BTreeMap<String, Padding>,
@@ -408,6 +411,7 @@ impl Manifest {
                 tolerance,
                 rounding,
                 bfloat16: self.bf16,
+                stateful: self.stateful,
                 dimensions,
             },
             positions,
@@ -474,6 +478,7 @@ pub fn undeclared(signature: &Signature) -> Result<Bound, ManifestError> {
             tolerance: Tolerance::Summation,
             rounding: Tolerance::Summation,
             bfloat16: false,
+            stateful: false,
             dimensions: Vec::new(),
             postprocess: None,
         },

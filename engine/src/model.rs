@@ -119,6 +119,8 @@ pub struct Spec {
     pub rounding: Tolerance,
     /// Whether it may compute with floats of 16 bits.
     pub bfloat16: bool,
+    /// Whether its author says that answers depend on earlier requests.
+    pub stateful: bool,
     /// Dimensions that have a name.
     pub dimensions: Vec<Named>,
     /// What the outputs mean, where a protocol has no tensors.

@@ -7,6 +7,7 @@ mod failures;
 mod models;
 mod padding;
 mod preprocessing;
+mod stateful;
 mod together;
 mod turned_away;
 
@@ -15,7 +16,7 @@ use crate::config::Settings;
 use crate::library::{Candidate, Library, Load, Loaded, Stamp};
 use crate::listener::{Listener, StartError};
 use crate::memory::Memory;
-use crate::model::{Dimension, Gathered, ModelError, Named, Output, Rows, Slot};
+use crate::model::{Dimension, Gathered, ModelError, Named, Output, Rows, Slot, Spec};
 use crate::scripted::{Scripted, fp32, output_fp32, rows_spec};
 use bytes::Bytes;
 use prost::Message;

@@ -99,6 +99,7 @@ pub(crate) fn rows_spec(inputs: &[(&str, u64)], outputs: &[(&str, u64)], max_row
         tolerance: Tolerance::Summation,
         rounding: Tolerance::Summation,
         bfloat16: false,
+        stateful: false,
         dimensions: Vec::new(),
         postprocess: None,
     }

@@ -2,7 +2,7 @@
 //! a model that mixes rows would answer one caller with another's data. Rows of made-up input run alone, together
 //! and in another order; whatever differs, or remembers an earlier run, is never batched, and the reason is shown.
 //!
-//! What made-up rows do not show, the model's code may: that it writes to what it keeps, or sets where random numbers begin, in
+//! What made-up rows do not show, its `model.yaml` may say, or the model's code: that it writes to what it keeps, or sets where random numbers begin, in
 //! whatever branch. Of the rest, what callers really send is looked at later, by `audit.rs`. That answers which are drawn differ is
 //! found as any other difference, and told as what it is; where no difference is seen, they are batched.
 //!
@@ -39,6 +39,9 @@ pub(crate) struct Verdict {
 /// Of models whose answers may all be right as long as runs follow one another.
 const OWN_TENSORS: &str = "it may write to tensors of its own, which two runs at once would share";
 const SEEDS: &str = "it sets where random numbers begin, which two runs at once would share";
+
+/// Of one whose made-up rows may show nothing.
+const STATEFUL: &str = "model.yaml says that its answers depend on earlier requests";
 
 impl Verdict {
     /// With what the model's code tells, which made-up input may not show.
@@ -138,6 +141,9 @@ fn judge(
             Err(Finding::Fails(error)) => failure = Some(error),
             Err(Finding::Unlike(why)) => return Ok(serial(why)),
         }
+    }
+    if spec.stateful {
+        return Ok(serial(STATEFUL.into()));
     }
     if model.has_written() {
         return Ok(serial(OWN_TENSORS.into()));

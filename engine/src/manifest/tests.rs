@@ -47,6 +47,17 @@ max_batch: 5
 }
 
 #[test]
+fn a_model_is_stateful_where_its_author_says_so() {
+    let stateful = |said: &str| {
+        let manifest = Manifest::parse(&format!("{DIGITS}{said}")).unwrap();
+        manifest.bind(&signature(&[argument("pixels", "Tensor", false)], 2)).unwrap().spec.stateful
+    };
+    assert_eq!(["", "stateful: false", "stateful: true"].map(stateful), [false, false, true]);
+    let wrong = Manifest::parse(&format!("{DIGITS}stateful: sometimes")).unwrap_err().to_string();
+    assert!(wrong.contains("line 7"), "{wrong}");
+}
+
+#[test]
 fn max_batch_is_32_unless_said_otherwise() {
     let bound =
         Manifest::parse(DIGITS).unwrap().bind(&signature(&[argument("pixels", "Tensor", false)], 2)).unwrap();

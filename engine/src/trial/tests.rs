@@ -126,6 +126,22 @@ fn a_model_that_remembers_is_never_batched() {
 }
 
 #[test]
+fn what_is_declared_stateful_is_not_batched_whatever_its_rows_show() {
+    let run_of = |rows, x: fn(&[f32]) -> Vec<f32>| {
+        let spec = Spec { stateful: true, rows, ..rows_spec(&[("x", 4)], &[("y", 4)], 8) };
+        let model = Scripted::new(spec, move |inputs| {
+            Ok(vec![output_fp32("y", &inputs[0].shape, &x(&fp32(&inputs[0])))])
+        });
+        run(&model, &Pace::alone())
+    };
+    let declared = "not batched: model.yaml says that its answers depend on earlier requests";
+    assert_eq!(why(run_of(Rows::UpTo(8), <[f32]>::to_vec)), declared);
+    assert_eq!(why(run_of(Rows::None { why: "it says so".into() }, <[f32]>::to_vec)), declared);
+    let sums = |x: &[f32]| vec![x.iter().sum(); x.len()];
+    assert!(why(run_of(Rows::UpTo(8), sums)).contains("rows change"), "what is found says more");
+}
+
+#[test]
 fn what_runs_one_row_at_a_time_may_remember_the_row_before() {
     let before = AtomicU32::new(0);
     let model = Scripted::new(rows_spec(&[("x", 4)], &[("y", 4)], 1), move |inputs| {
