@@ -576,7 +576,8 @@ impl Gate {
         let (over, at_most, worse) = (self.event.over(), self.at_most, self.worse.clone());
         let rare = Some(self.with_window().kept());
         let Self { requests, events, missed, .. } = *self;
-        let (left, mut refusing, mut misses) = (self.leavers.kept(), self.refusals.clone(), self.misses.clone());
+        let (left, mut refusing, mut misses) =
+            (self.leavers.kept(), self.refusals.clone(), self.misses.clone());
         refusing.count_window(&self.heard, &self.taken);
         misses.count_window(&self.heard, &self.taken);
         let few = self.few.clone();

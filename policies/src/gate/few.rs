@@ -55,12 +55,11 @@ impl Few {
     }
 
     fn user(&mut self, key: u64, is_refused: bool) {
+        let has_room = self.of_candidate.len() < KEYS_MAX;
         match self.of_candidate.get_mut(&key) {
             Some(was_refused) => *was_refused |= is_refused,
             // So many are not few: of those that are there somebody is not refused, or it is told elsewhere.
-            None if self.of_candidate.len() < KEYS_MAX => {
-                self.of_candidate.insert(key, is_refused);
-            }
+            None if has_room => drop(self.of_candidate.insert(key, is_refused)),
             None => {}
         }
     }
