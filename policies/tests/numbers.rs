@@ -67,7 +67,7 @@ const OF_RATES: [(&str, &str); 2] = [
 
 /// What the schema says of each of its numbers, by where they are.
 fn numbers_of_the_schema() -> BTreeMap<String, Value> {
-    let schema: Value = serde_json::from_str(&policies::schema()).unwrap();
+    let schema: Value = serde_json::from_str(&policies::schema()).expect("the schema is JSON");
     let mut found = BTreeMap::new();
     walk(&schema, &schema, String::new(), &mut found);
     found
@@ -126,7 +126,7 @@ impl Written {
 
     /// Whether the schema allows it.
     fn is_allowed(&self, node: &Value) -> bool {
-        let bound = |name: &str| node.get(name).map(|bound| (whole(bound), bound.as_f64().unwrap()));
+        let bound = |name: &str| node.get(name).map(|bound| (whole(bound), float(bound)));
         let (least, most) = (bound("minimum"), bound("maximum"));
         match self {
             Self::Whole(number) => {
@@ -150,9 +150,13 @@ impl Written {
     }
 }
 
+fn float(bound: &Value) -> f64 {
+    bound.as_f64().expect("a bound is a number")
+}
+
 /// Exactly, if it is whole.
 fn whole(bound: &Value) -> Option<i128> {
-    let number = bound.as_f64().filter(|number| number.fract() == 0.0);
+    let number = Some(float(bound)).filter(|number| number.fract() == 0.0);
     bound.as_u64().map(i128::from).or(number.map(|number| number as i128))
 }
 
@@ -160,7 +164,7 @@ fn plus(bound: &Value, more: i128) -> Written {
     match whole(bound) {
         Some(number) => Written::Whole(number + more),
         // As it would be written.
-        None => Written::Fraction(((bound.as_f64().unwrap() + more as f64) * 1e6).round() / 1e6),
+        None => Written::Fraction(((float(bound) + more as f64) * 1e6).round() / 1e6),
     }
 }
 
