@@ -375,15 +375,17 @@ mod tests {
     #[test]
     fn small_moves_of_what_is_exact_are_found() {
         let flag = |dice: &mut Dice| f64::from(u8::from(dice.next() < 0.5));
-        let pairs: [[fn(f64) -> f64; 2]; 3] = [
-            [|flag| flag, |flag| 0.1 + 0.8 * flag],
-            [|flag| 200_000.0 + flag, |flag| 200_001.0 + flag],
-            [|_| 0.25, |_| 0.26],
+        // What a flag stands for, before and after.
+        let pairs = [
+            [[0.0, 1.0], [0.1, 0.9]],
+            [[200_000.0, 200_001.0], [200_001.0, 200_002.0]],
+            [[0.25; 2], [0.26; 2]],
         ];
         for [before, after] in pairs {
             let (mut dice, mut world) = (Dice(5), World::new(CHANCE));
-            world.learn(|| before(flag(&mut dice)));
-            let found = world.window(|| after(flag(&mut dice)));
+            let of = |[low, high]: [f64; 2], flag: f64| low + (high - low) * flag;
+            world.learn(|| of(before, flag(&mut dice)));
+            let found = world.window(|| of(after, flag(&mut dice)));
             assert!(found.least > 0.05, "{found:?}");
         }
     }

@@ -36,3 +36,50 @@ fn refusals_that_may_be_hold_no_rollout_and_twice_as_many_do_however_often_users
         }
     }
 }
+
+#[test]
+fn a_candidate_that_takes_less_than_the_baseline_is_found_out_and_invalid_input_holds_nobody_up() {
+    let mut world = World::new("steps: [50], dwell: 1s", 1);
+    (0..20).for_each(|_| world.tell(true, Sight::Refused));
+    assert_eq!(world.canary.phase, Phase::RolledBack);
+    let mut world = World::new("steps: [50], dwell: 1s", 1);
+    for _ in 0..600 {
+        world.tell(true, FAST);
+        world.tell(false, Sight::Refused);
+    }
+    assert_eq!(world.wait(1), Some(Verdict::Advance));
+}
+
+/// Eight users are too few to show that it fails more often.
+#[test]
+fn a_candidate_that_refuses_what_the_baseline_takes_gets_no_more_and_one_that_refuses_the_same_does() {
+    let refusing =
+        |chance: f64, sight: Sight| move |dice: &mut Dice| if dice.falls(chance) { sight } else { FAST };
+    let canary = "steps: [50], dwell: 10s, sticky: {header: user}, gates: {errors: {at_most: 5}}";
+    for seed in 0..6 {
+        let sight = if seed % 2 == 0 { Sight::Refused } else { Sight::Unsendable };
+        let mut world = World::new(canary, seed);
+        let (some, none) = (refusing(0.6, sight), refusing(0.0, sight));
+        ask_by_turns(&mut world, (8, 150), |dice, _, is_candidate| {
+            (if is_candidate { some(dice) } else { none(dice) }, None)
+        });
+        assert_eq!(world.canary.phase, Phase::Running, "{:?}", world.canary.history);
+        let why = &world.canary.history.back().unwrap().why;
+        let told = why.starts_with("errors: version 2 refuses ")
+            && why.contains(
+                " % of what it is asked, where what version 1 refuses makes 0.0 % and 5 % may fail: ",
+            );
+        assert!(told, "{why}");
+        let kept = serde_json::to_string(&world.canary.progress(world.now)).unwrap();
+        world.canary = Canary::new(policy(canary), Beginnings::default(), world.now);
+        world.canary.restore(&serde_json::from_str(&kept).unwrap(), world.now);
+        ask_by_turns(&mut world, (8, 1), |_, _, _| (FAST, None));
+        assert_eq!(world.canary.phase, Phase::Running, "nor does a restart forget it");
+        for chance in [0.02, 0.2, 0.6] {
+            let mut world = World::new(canary, seed);
+            let same = refusing(chance, sight);
+            ask_by_turns(&mut world, (8, 150), |dice, _, _| (same(dice), None));
+            assert_eq!(world.canary.phase, Phase::Promoted, "{:?}", world.canary.history);
+        }
+    }
+}

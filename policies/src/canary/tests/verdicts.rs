@@ -1,0 +1,81 @@
+//! What is told of a rollout and when, and what a person may do with it.
+
+use super::*;
+
+/// What one side alone refuses is heard against the baseline and not of what may be.
+#[test]
+fn a_verdict_tells_the_numbers_that_it_was_made_of() {
+    let mut world = World::new("steps: [10], dwell: 1h", 1);
+    (0..30).for_each(|_| world.tell(true, FAST));
+    world.tell(false, Sight::Failed);
+    while world.canary.phase == Phase::Running {
+        world.tell(true, Sight::Refused);
+    }
+    let record = world.canary.news().pop().unwrap();
+    let heard = record.gates[0].heard;
+    assert_eq!((record.gates[0].events, heard.all, heard.of_candidate), (0, 5, 4));
+    let why = "version 2 fails more often than version 1: 4 of the last 5 failures are its, where its share of the requests makes 0.5";
+    assert_eq!(record.why, why);
+    let kept = serde_json::to_string(&record).unwrap();
+    assert_eq!(serde_json::from_str::<Record>(&kept).unwrap(), record);
+}
+
+#[test]
+fn what_is_found_is_told_once_however_rarely_anybody_asks_and_anew_after_a_person_stepped_in() {
+    let mut world = World::new("steps: [50], dwell: 1m", 3);
+    (0..2_000).for_each(|_| world.request(0.5, 0.5));
+    assert_eq!(world.work(60), Some(Verdict::Hold));
+    for _ in 0..100 {
+        assert_eq!(world.wait(600), None, "that nobody asked for a while changes nothing");
+        assert_eq!(world.work(1), None);
+    }
+    for command in [Command::Pause, Command::Resume] {
+        world.canary.command(command, "", world.now).unwrap();
+    }
+    world.canary.news();
+    assert_eq!(world.work(60), Some(Verdict::Hold), "a person's word hides nothing");
+    for command in [Command::Abort, Command::Resume] {
+        world.canary.command(command, "", world.now).unwrap();
+    }
+    (0..2_000).for_each(|_| world.request(0.5, 0.5));
+    world.canary.news();
+    assert_eq!(world.work(60), Some(Verdict::Hold));
+}
+
+#[test]
+fn another_gate_is_another_reason() {
+    let mut world = World::new("steps: [50], dwell: 1s, gates: {latency: {over: 200ms, at_most: 5}}", 1);
+    (0..50).for_each(|_| [false, true].into_iter().for_each(|arm| world.tell(arm, Sight::Failed)));
+    (0..400).for_each(|_| world.tell(true, FAST));
+    assert_eq!(world.wait(1), Some(Verdict::Hold));
+    assert!(world.canary.history[0].why.starts_with("errors: "));
+    (0..20_000).for_each(|_| world.tell(true, FAST));
+    (0..2_000).for_each(|_| [false, true].into_iter().for_each(|arm| world.tell(arm, SLOW)));
+    assert_eq!(world.wait(1), Some(Verdict::Hold));
+    assert!(world.canary.history[1].why.starts_with("latency: "), "{:?}", world.canary.history[1]);
+}
+
+#[test]
+fn a_person_may_pause_resume_promote_abort_and_begin_again() {
+    let mut world = World::new("steps: [10, 50], dwell: 1m", 1);
+    let now = world.now;
+    let mut say = |command| world.canary.command(command, "why not", now);
+    assert_eq!(say(Command::Resume), Err("the rollout is running".into()));
+    assert_eq!(say(Command::Pause), Ok(()));
+    assert_eq!(say(Command::Pause), Err("the rollout is paused".into()));
+    (0..600).for_each(|_| world.tell(true, FAST));
+    world.canary.news();
+    assert_eq!(world.wait(3600), None, "paused");
+    let now = world.now;
+    assert_eq!(world.canary.command(Command::Resume, "", now), Ok(()));
+    world.canary.news();
+    assert_eq!(world.work(59), None, "the step begins again");
+    assert_eq!(world.work(1), Some(Verdict::Advance));
+    assert_eq!(world.canary.command(Command::Promote, "", now), Ok(()));
+    assert_eq!(world.canary.share(), ALL);
+    assert_eq!(world.canary.command(Command::Abort, "it smells", now), Ok(()));
+    assert_eq!(world.canary.share(), 0);
+    assert_eq!(world.canary.news().pop().unwrap().why, "aborted by a person: it smells");
+    assert_eq!(world.canary.command(Command::Resume, "", now), Ok(()));
+    assert_eq!((percent(world.canary.share()), world.canary.gates[0].requests), (10.0, 0));
+}
