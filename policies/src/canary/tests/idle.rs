@@ -15,14 +15,14 @@ impl World {
     }
 
     /// As after a restart now.
-    fn restarted(&mut self, canary: &str) {
+    pub(super) fn restarted(&mut self, canary: &str) {
         let kept = serde_json::to_string(&self.canary.progress(self.now)).unwrap();
         self.canary = Canary::new(policy(canary), Beginnings::default(), self.now);
         self.canary.restore(&serde_json::from_str(&kept).unwrap(), self.now);
     }
 
     /// What keeps the step from ending.
-    fn waits_for(&self) -> &str {
+    pub(super) fn waits_for(&self) -> &str {
         self.canary.waits_for.as_deref().unwrap_or_default()
     }
 }
