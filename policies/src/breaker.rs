@@ -393,4 +393,6 @@ fn since(began: Option<Instant>, now: Instant) -> Duration {
 }
 
 #[cfg(test)]
+mod explored;
+#[cfg(test)]
 mod tests;

@@ -45,6 +45,11 @@ impl Guard {
         Self { breaker, remote: remote.cloned(), diverted: AtomicU32::new(0), retries }
     }
 
+    fn enter(self: Arc<Self>, now: Instant) -> Result<Pass, Tripped> {
+        let permit = self.lock().enter(now)?;
+        Ok(Pass { admission: Some((self, permit)), diverted: None })
+    }
+
     fn lock(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -81,8 +86,7 @@ impl Ledger {
     ) -> Result<Pass, Tripped> {
         let guard = self.guard(snapshot, model, version);
         guard.retries.earn();
-        let permit = guard.lock().enter(now)?;
-        Ok(Pass { admission: Some((guard, permit)), diverted: None })
+        guard.enter(now)
     }
 
     /// Whether a version refuses whoever comes, where the policy names none in its place. Lets nobody in: it is asked before a
@@ -115,9 +119,7 @@ impl Ledger {
         (from, to): (Version, Version),
         now: Instant,
     ) -> Result<Pass, NotAgain> {
-        let guard = self.guard(snapshot, model, to);
-        let permit = guard.lock().enter(now).map_err(|_| NotAgain::Tripped)?;
-        let pass = Pass { admission: Some((guard, permit)), diverted: None };
+        let pass = self.guard(snapshot, model, to).enter(now).map_err(|_| NotAgain::Tripped)?;
         // A pass that is dropped gives its probe back.
         if self.guard(snapshot, model, from).retries.spend() { Ok(pass) } else { Err(NotAgain::OverBudget) }
     }
@@ -143,8 +145,9 @@ impl Ledger {
         }
         let guard = self.guard(snapshot, model, version);
         let diverted = Diverted::enter(&guard, in_flight_max.get())?;
-        let permit = guard.lock().enter(now).ok()?;
-        Some((version, Pass { admission: Some((guard, permit)), diverted: Some(diverted) }))
+        let mut pass = guard.enter(now).ok()?;
+        pass.diverted = Some(diverted);
+        Some((version, pass))
     }
 
     /// Since when the breakers of two versions do what they do.
@@ -332,3 +335,6 @@ impl Drop for Pass {
         }
     }
 }
+
+#[cfg(test)]
+mod interleaved;
