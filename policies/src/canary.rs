@@ -19,6 +19,8 @@
 
 mod breakers;
 mod hanging;
+#[cfg(test)]
+mod numbers;
 mod patience;
 mod policy;
 mod report;

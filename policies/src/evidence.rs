@@ -59,6 +59,11 @@ impl Worse {
     pub(crate) fn value(&self) -> f64 {
         mean(&self.bets)
     }
+
+    /// Whether each bet is a number.
+    pub(crate) fn is_evidence(&self) -> bool {
+        self.bets.iter().all(|bet| bet.is_finite())
+    }
 }
 
 /// Evidence that an event happens to fewer of the candidate's requests than is declared to be too much.
@@ -75,6 +80,13 @@ pub(crate) struct Rare {
 pub(crate) struct KeptRare {
     witnesses: u64,
     bets: [Option<f64>; PARTS.len()],
+}
+
+impl KeptRare {
+    /// Whether each bet has come to what one can come to; what was written may be read with another last digit.
+    pub(crate) fn is_evidence(&self) -> bool {
+        self.bets.iter().flatten().all(|bet| *bet < BET_MAX.ln() + 1e-6)
+    }
 }
 
 impl Rare {

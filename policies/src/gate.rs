@@ -266,6 +266,14 @@ pub(crate) struct Kept {
     misses: Refusals,
 }
 
+impl Kept {
+    /// Whether these are numbers that a gate comes to. Of others its questions would be answered by chance: what is no number is neither
+    /// more than anything nor less.
+    fn is_evidence(&self) -> bool {
+        self.worse.is_evidence() && self.rare.as_ref().is_none_or(KeptRare::is_evidence)
+    }
+}
+
 impl Gate {
     /// In steps that last at least for `dwell`.
     pub(crate) fn new(
@@ -586,7 +594,7 @@ impl Gate {
 
     /// Goes on where an earlier process has stopped, as after a reload; `same_step` where its step, too, goes on.
     pub(crate) fn restore(&mut self, kept: &Kept, same_step: bool) {
-        if kept.over != self.event.over() {
+        if kept.over != self.event.over() || !kept.is_evidence() {
             return;
         }
         self.leavers.restore(&kept.left);
@@ -666,6 +674,13 @@ impl Asking {
 }
 
 impl Worsening {
+    /// Whether its value is a number, and not below 0.
+    fn is_evidence(&self) -> bool {
+        let is_one =
+            |asking: &Asking| asking.stake > 0.0 && asking.stake <= 1.0 && asking.worse.is_evidence();
+        self.ended.is_finite() && self.ended >= 0.0 && self.askings.iter().all(is_one)
+    }
+
     fn ask_anew(&mut self) {
         if self.askings.len() == ASKINGS_MAX {
             let least = (0..ASKINGS_MAX)
