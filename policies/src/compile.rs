@@ -10,6 +10,8 @@ mod limits;
 mod remotes;
 mod rollout;
 mod routing;
+#[cfg(test)]
+mod tenants;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
@@ -35,30 +37,32 @@ pub(crate) fn compile(file: &schema::File) -> Result<Snapshot, Vec<(Path, Fault)
     let mut faults = Faults::default();
     let mut models = BTreeMap::new();
     let place = Place::new("models");
+    let tenant = routing::tenant(file.overload.as_ref(), &mut faults);
     for (name, model) in file.models.iter().flatten() {
         let path = place.join(name.as_str());
         if name.is_empty() {
             faults.note(&path, Fault::Empty);
         }
-        if let Some(policy) = model_policy(name, model, &path, &mut faults) {
+        if let Some(policy) = model_policy(name, model, &tenant, &path, &mut faults) {
             models.insert(Arc::from(name.as_str()), policy);
         }
     }
     let (limits, crowds) = limits::limit_policies(file.limits.as_deref().unwrap_or_default(), &mut faults);
-    let overload = routing::overload(file.overload.as_ref(), &mut faults);
+    let overload = routing::overload(file.overload.as_ref(), tenant, &mut faults);
     if faults.0.is_empty() { Ok(Snapshot::new(models, limits, crowds, overload)) } else { Err(faults.0) }
 }
 
 fn model_policy(
     name: &str,
     model: &schema::Model,
+    tenant: &routing::Tenant,
     path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<ModelPolicy> {
     let labels = routing::labels(&model.labels, &path.join("labels"), faults);
     let mut rules = Vec::new();
     for (at, written) in model.rules.iter().enumerate() {
-        rules.extend(routing::rule(written, &labels, &path.join("rules").join(at), faults));
+        rules.extend(routing::rule(written, &labels, tenant, &path.join("rules").join(at), faults));
     }
     let split = optional(model.split.as_ref(), |written| {
         routing::split(name, written, &labels, &path.join("split"), faults)

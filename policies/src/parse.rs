@@ -209,7 +209,7 @@ p.yaml:6:36: models.digits.split.weights.canry: expected `canary` or `stable` or
 p.yaml:6:43: models.digits.split.weights.1: expected a weight from 0 to 1000000, got -1
 p.yaml:7:15: models.digits.split.sticky.header: a header name is letters, digits and !#$%&'*+-.^_`|~, got `x user`
 p.yaml:8:20: models.digits.split.without_key: expected `canary` or `stable` or a version number, got `nobody`
-p.yaml:10:15: models.digits.rules[0].when: expected exactly one of `header`, `cookie`, `query` and `path`
+p.yaml:10:15: models.digits.rules[0].when: expected exactly one of `header`, `cookie`, `query`, `path` and `tenant`
 p.yaml:12:15: models.digits.rules[1].when: expected exactly one of `equals` and `present`
 p.yaml:13:14: models.digits.rules[1].use: expected `canary` or `stable` or a version number, got `0`
 p.yaml:14:15: models.digits.deadline: expected a duration such as `500ms`, `2s`, `1m` or `1h`, got `2`
@@ -342,7 +342,7 @@ p.yaml:7:31: models.digits.rules[1].when.path.equals: a path starts with `/` and
 p.yaml:9:22: models.digits.rules[2].when.path: expected exactly one of `equals` and `starts_with`
 p.yaml:11:22: models.digits.rules[3].when.path: expected exactly one of `equals` and `starts_with`
 p.yaml:13:15: models.digits.rules[4].when: beside `path`, which has its own, expected neither `equals` nor `present`
-p.yaml:15:15: models.digits.rules[5].when: expected exactly one of `header`, `cookie`, `query` and `path`
+p.yaml:15:15: models.digits.rules[5].when: expected exactly one of `header`, `cookie`, `query`, `path` and `tenant`
 p.yaml:15:15: models.digits.rules[5].when: expected exactly one of `equals` and `present`
 ",
         );

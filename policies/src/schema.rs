@@ -311,14 +311,17 @@ pub(crate) struct Rule {
     pub(crate) choice: String,
 }
 
-/// One of `header`, `cookie` and `query`, and one of `equals` and `present`; or `path` alone.
+/// One of `header`, `cookie` and `query`, and one of `equals` and `present`; or `path` or `tenant` alone.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(extend("allOf" = [
     {"oneOf": [
         {"required": ["header"]}, {"required": ["cookie"]}, {"required": ["query"]}, {"required": ["path"]},
+        {"required": ["tenant"]},
     ]},
-    {"oneOf": [{"required": ["equals"]}, {"required": ["present"]}, {"required": ["path"]}]},
+    {"oneOf": [
+        {"required": ["equals"]}, {"required": ["present"]}, {"required": ["path"]}, {"required": ["tenant"]},
+    ]},
 ]))]
 pub(crate) struct Condition {
     /// Looks at this header; case does not matter.
@@ -329,6 +332,9 @@ pub(crate) struct Condition {
     pub(crate) query: Option<String>,
     /// Looks at the path.
     pub(crate) path: Option<PathCondition>,
+    /// Holds for this tenant, by what tells tenants apart under `overload`.
+    #[schemars(length(min = 1))]
+    pub(crate) tenant: Option<String>,
     /// Holds when the value is exactly this text.
     pub(crate) equals: Option<String>,
     /// `true` holds when there is a value that is not empty, `false` when there is none.

@@ -41,14 +41,18 @@ pub(crate) enum Fault {
     QueryName(String),
     #[error("expected exactly one of `header`, `cookie` and `query`")]
     OneAttribute,
-    #[error("expected exactly one of `header`, `cookie`, `query` and `path`")]
+    #[error("expected exactly one of `header`, `cookie`, `query`, `path` and `tenant`")]
     OneCondition,
     #[error("expected exactly one of `equals` and `present`")]
     OneTest,
     #[error("expected exactly one of `equals` and `starts_with`")]
     OnePathTest,
-    #[error("beside `path`, which has its own, expected neither `equals` nor `present`")]
-    TestBesidePath,
+    #[error("beside `{0}`, which has its own, expected neither `equals` nor `present`")]
+    TestBeside(&'static str),
+    #[error(
+        "expected `tenant` under `overload`, such as {{header: x-tenant}}: nothing else tells tenants apart"
+    )]
+    NoTenants,
     #[error("a path starts with `/` and has neither `?` nor `#`, got `{0}`")]
     Path(String),
     #[error("must be at least `open_for`, which is {first:?}, got {longest:?}")]

@@ -14,6 +14,9 @@ use crate::schema;
 use crate::snapshot;
 use crate::units::{UnitError, Version, Weight};
 
+/// What tells tenants apart; `Some(None)` if nobody said, `None` if that could not be understood.
+pub(super) type Tenant = Option<Option<Attribute>>;
+
 /// Arms of one split; keeps the sum of weights far from overflow.
 const MOST_ARMS: u64 = 64;
 
@@ -113,22 +116,40 @@ pub(super) fn stickiness(
 pub(super) fn rule(
     written: &schema::Rule,
     labels: &BTreeMap<Arc<str>, Version>,
+    tenant: &Tenant,
     path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<Rule> {
-    let when = condition(&written.when, &path.join("when"), faults);
+    let when = condition(&written.when, tenant, &path.join("when"), faults);
     let target = target(&written.choice, labels, &path.join("use"), faults);
     Some(Rule { when: when?, target: target? })
 }
 
-fn condition(written: &schema::Condition, path: &Place<'_>, faults: &mut Faults) -> Option<Condition> {
-    let attribute = match (&written.header, &written.cookie, &written.query, &written.path) {
-        (Some(name), None, None, None) => faults.keep(&path.join("header"), header(name)),
-        (None, Some(name), None, None) => faults.keep(&path.join("cookie"), cookie(name)),
-        (None, None, Some(name), None) => faults.keep(&path.join("query"), query(name)),
-        (None, None, None, Some(of_path)) => {
-            if written.equals.is_some() || written.present.is_some() {
-                faults.note(path, Fault::TestBesidePath);
+fn condition(
+    written: &schema::Condition,
+    tenant: &Tenant,
+    path: &Place<'_>,
+    faults: &mut Faults,
+) -> Option<Condition> {
+    let schema::Condition { header: of_header, cookie: of_cookie, query: of_query, .. } = written;
+    let has_test = written.equals.is_some() || written.present.is_some();
+    let attribute = match (of_header, of_cookie, of_query, &written.path, &written.tenant) {
+        (Some(name), None, None, None, None) => faults.keep(&path.join("header"), header(name)),
+        (None, Some(name), None, None, None) => faults.keep(&path.join("cookie"), cookie(name)),
+        (None, None, Some(name), None, None) => faults.keep(&path.join("query"), query(name)),
+        (None, None, None, None, Some(name)) => {
+            if has_test {
+                faults.note(path, Fault::TestBeside("tenant"));
+            }
+            let path = path.join("tenant");
+            let name = if name.is_empty() { Err(Fault::Empty) } else { Ok(name.as_str().into()) };
+            let test = faults.keep(&path, name).map(Test::Equals);
+            let attribute = faults.keep(&path, tenant.as_ref()?.clone().ok_or(Fault::NoTenants))?;
+            return Some(Condition { attribute, test: test? });
+        }
+        (None, None, None, Some(of_path), None) => {
+            if has_test {
+                faults.note(path, Fault::TestBeside("path"));
             }
             let test = path_test(of_path, &path.join("path"), faults)?;
             return Some(Condition { attribute: Attribute::Path, test });
@@ -157,16 +178,26 @@ fn path_test(written: &schema::PathCondition, path: &Place<'_>, faults: &mut Fau
     faults.keep(&path.join(name), text).map(test)
 }
 
-pub(super) fn overload(written: Option<&schema::Overload>, faults: &mut Faults) -> OverloadPolicy {
+pub(super) fn tenant(written: Option<&schema::Overload>, faults: &mut Faults) -> Tenant {
+    match written.and_then(|written| written.tenant.as_ref()) {
+        Some(written) => attribute(written, &Place::new("overload").join("tenant"), faults).map(Some),
+        None => Some(None),
+    }
+}
+
+pub(super) fn overload(
+    written: Option<&schema::Overload>,
+    tenant: Tenant,
+    faults: &mut Faults,
+) -> OverloadPolicy {
     let Some(written) = written else { return OverloadPolicy::default() };
     let path = Place::new("overload");
-    let tenant = written.tenant.as_ref().and_then(|tenant| attribute(tenant, &path.join("tenant"), faults));
     let conditions = written.criticality.iter().enumerate();
     let criticality = conditions.filter_map(|(at, class)| {
-        let when = condition(&class.when, &path.join("criticality").join(at).join("when"), faults)?;
+        let when = condition(&class.when, &tenant, &path.join("criticality").join(at).join("when"), faults)?;
         Some((when, class.is.into()))
     });
-    OverloadPolicy { criticality: criticality.collect(), tenant }
+    OverloadPolicy { criticality: criticality.collect(), tenant: tenant.flatten() }
 }
 
 impl From<schema::Criticality> for Criticality {
