@@ -13,6 +13,7 @@ pub mod fixed;
 pub mod serve;
 
 pub mod service;
+mod slow_reader;
 pub mod route;
 pub mod dialect;
 mod label;

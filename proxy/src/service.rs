@@ -20,6 +20,7 @@ use crate::remote::Passed;
 use crate::repository::Repository;
 use crate::request_id::REQUEST_ID;
 use crate::route::{self, Route, Target};
+use crate::slow_reader;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, StatusCode, Version, header};
@@ -55,7 +56,7 @@ pub struct Service {
 const KEEPALIVE_SECONDS: u64 = 75;
 /// A client that stops reading or writing in the middle of a message for this long is dropped.
 pub(crate) const STALL_MAX: Duration = Duration::from_secs(30);
-/// Who reads an answer more slowly than this, bytes per second, is dropped.
+/// Who reads an answer over gRPC more slowly than this, bytes per second, is dropped.
 pub(crate) const SLOWEST: usize = 16 << 10;
 
 pub(crate) const VERSION: HeaderName = HeaderName::from_static("x-penstock-version");
@@ -491,10 +492,7 @@ async fn write(session: &mut ServerSession, answer: Answer, record: &Record) -> 
     if let Some(allow) = answer.allow {
         head.insert_header(header::ALLOW, allow)?;
     }
-    // Pingora's limit is for a whole write, not for a stall.
-    session.set_write_timeout(Some(STALL_MAX + Duration::from_secs((answer.body.len() / SLOWEST) as u64)));
     let bodiless = session.req_header().method == Method::HEAD;
-    session.write_response_header(Box::new(head)).await?;
     let body = if bodiless { Bytes::new() } else { answer.body };
-    session.write_response_body(body, true).await
+    slow_reader::write(session, head, body).await
 }
