@@ -88,6 +88,9 @@ pub trait Call: Send {
     /// The answer of another server to what [`Call::forward`] gave.
     fn pass(&self, passed: Passed) -> Self::Answer;
 
+    /// Bytes of an answer that need room while it is written. One that is passed on has its own since it was read.
+    fn bytes(answer: &Self::Answer) -> usize;
+
     /// Returns once nobody waits for the answer any more. The body has been read.
     fn gone(&mut self) -> impl Future<Output = ()> + Send;
 }
@@ -234,6 +237,13 @@ impl Call for HttpCall<'_> {
 
     fn pass(&self, passed: Passed) -> HttpAnswer {
         HttpAnswer::Elsewhere(passed)
+    }
+
+    fn bytes(answer: &HttpAnswer) -> usize {
+        match answer {
+            HttpAnswer::Here(encoded) => encoded.body.len(),
+            HttpAnswer::Elsewhere(_) => 0,
+        }
     }
 
     async fn gone(&mut self) {

@@ -48,7 +48,7 @@ pub struct Config {
     pub body: BodyLimits,
     /// Requests being worked on at once.
     pub in_flight_max: usize,
-    /// Bytes of their bodies together.
+    /// Bytes of their bodies and of their answers together.
     pub in_flight_bytes_max: usize,
     /// Bytes of memory that each worker shares with the engine, for large bodies; 0 for none.
     pub shared_bytes: usize,

@@ -190,7 +190,11 @@ impl InferPath {
             reserved.give_back();
         }
         self.witness((target, &asking.models), asking.by, attempt.sight, attempt.ended);
-        attempt.answer.map_err(|unanswered| unanswered.refusal)
+        let answer = attempt.answer.map_err(|unanswered| unanswered.refusal)?;
+        // The version has done its part, and the request is paid for, whether or not there is room to write what came of it.
+        drop(body);
+        record.slot.as_mut().map_or(Ok(()), |slot| slot.answer(C::bytes(&answer)))?;
+        Ok(answer)
     }
 
     /// Turns away what the engine predicts to wait for longer than it can, before its body is read.

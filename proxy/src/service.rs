@@ -56,8 +56,6 @@ pub struct Service {
 const KEEPALIVE_SECONDS: u64 = 75;
 /// A client that stops reading or writing in the middle of a message for this long is dropped.
 pub(crate) const STALL_MAX: Duration = Duration::from_secs(30);
-/// Who reads an answer over gRPC more slowly than this, bytes per second, is dropped.
-pub(crate) const SLOWEST: usize = 16 << 10;
 
 pub(crate) const VERSION: HeaderName = HeaderName::from_static("x-penstock-version");
 const PICK: HeaderName = HeaderName::from_static("x-penstock-pick");
@@ -161,7 +159,11 @@ impl Service {
             Route::Infer(dialect, address) => {
                 let mut call = HttpCall::new(session, dialect, address.label(), &self.path.links);
                 let answer = self.path.infer(&mut call, address.target(), record).await?;
-                Ok(Answer::inferred(answer).compressed(&session.req_header().headers).await)
+                let answer = Answer::inferred(answer).compressed(&session.req_header().headers).await;
+                if let (Some(_), Some(slot)) = (answer.coding, &mut record.slot) {
+                    slot.keep(answer.body.len());
+                }
+                Ok(answer)
             }
             Route::Server => Ok(Answer::json(StatusCode::OK, &describe::server(self.repository.control))),
             Route::Live => Ok(Answer::json(StatusCode::OK, &describe::live())),

@@ -1,12 +1,12 @@
-//! Bounds what is being worked on: requests, and the bytes of their bodies. Decides who is turned away when either
-//! is full, or as full as it may be for such a request; queues nobody.
+//! Bounds what is being worked on: requests, and the bytes of their bodies, then of their answers. Decides who is turned away
+//! when either is full, or as full as it may be for such a request; queues nobody.
 
 use crate::refusal::Refusal;
 use policies::Room;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Room for requests and for their bodies.
+/// Room for requests, for their bodies and for their answers.
 #[derive(Debug)]
 pub struct Slots {
     requests: AtomicUsize,
@@ -16,7 +16,7 @@ pub struct Slots {
 }
 
 impl Slots {
-    /// Room for so many requests, with so many bytes of bodies together.
+    /// Room for so many requests, with so many bytes of bodies and answers together.
     pub fn new(requests_max: usize, bytes_max: usize) -> Self {
         Self { requests: AtomicUsize::new(0), requests_max, bytes: AtomicUsize::new(0), bytes_max }
     }
@@ -26,7 +26,7 @@ impl Slots {
         (self.requests.load(Ordering::Relaxed), self.requests_max)
     }
 
-    /// Bytes of their bodies, and how many may be.
+    /// Bytes of their bodies and answers, and how many may be.
     pub fn bytes(&self) -> (usize, usize) {
         (self.bytes.load(Ordering::Relaxed), self.bytes_max)
     }
@@ -54,12 +54,34 @@ pub struct Slot {
 impl Slot {
     /// Room for `bytes` more of its body.
     pub fn reserve(&mut self, bytes: usize) -> Result<(), Refusal> {
-        self.bytes += bytes;
         let most = self.room.of(self.slots.bytes_max);
-        if self.slots.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes <= most {
-            return Ok(());
+        let with_these = |taken: usize| taken.checked_add(bytes).filter(|taken| *taken <= most);
+        // What is refused is not taken meanwhile: others may have room for what they need.
+        if self.slots.bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with_these).is_err() {
+            let rest = self.rest();
+            let why =
+                format!("bodies and answers of {most} bytes are in flight, {bytes} more have no room{rest}");
+            return Err(Refusal::Overloaded(why));
         }
-        Err(Refusal::Overloaded(format!("bodies of {most} bytes are in flight already{}", self.rest())))
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Room for its answer, of so many bytes, in place of its body, which is not there any more. Where that is as long, there is
+    /// always room.
+    pub fn answer(&mut self, bytes: usize) -> Result<(), Refusal> {
+        if bytes > self.bytes {
+            return self.reserve(bytes - self.bytes);
+        }
+        self.keep(bytes);
+        Ok(())
+    }
+
+    /// Gives back what it has beyond so many bytes.
+    pub fn keep(&mut self, bytes: usize) {
+        let beyond = self.bytes.saturating_sub(bytes);
+        self.slots.bytes.fetch_sub(beyond, Ordering::Relaxed);
+        self.bytes -= beyond;
     }
 
     /// Whom the rest is for.
@@ -97,6 +119,24 @@ mod tests {
         assert!(matches!(other.reserve(1), Err(Refusal::Overloaded(_))));
         drop((one, other));
         assert!(slots.enter(Room::ALL).unwrap().reserve(100).is_ok());
+    }
+
+    #[test]
+    fn an_answer_takes_the_place_of_its_body_and_more_if_there_is_room() {
+        let slots = Arc::new(Slots::new(10, 100));
+        let (mut one, mut other) = (slots.enter(Room::ALL).unwrap(), slots.enter(Room::ALL).unwrap());
+        one.reserve(60).unwrap();
+        other.reserve(40).unwrap();
+        assert!(other.answer(40).is_ok(), "all is taken, and it is no more than its body");
+        assert!(matches!(other.answer(41), Err(Refusal::Overloaded(_))));
+        assert_eq!(slots.bytes().0, 100, "what was refused is not taken");
+        assert!(one.answer(30).is_ok() && other.answer(70).is_ok());
+        assert!(other.answer(71).is_err());
+        one.keep(10);
+        one.keep(20);
+        assert_eq!(slots.bytes().0, 80);
+        drop((one, other));
+        assert_eq!(slots.bytes().0, 0);
     }
 
     #[test]

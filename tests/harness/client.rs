@@ -91,7 +91,7 @@ fn read(result: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result
             (name.as_str().to_owned(), String::from_utf8_lossy(value.as_bytes()).into_owned())
         })
         .collect();
-    let body = response.body_mut().read_to_vec()?;
+    let body = response.body_mut().with_config().limit(u64::MAX).read_to_vec()?; // else 10 MB
     Ok(Response { status: response.status().as_u16(), headers, body })
 }
 

@@ -20,6 +20,8 @@ use wire::{
 pub enum Behaviour {
     /// Answers with its own version number.
     Answer,
+    /// Answers with its own version number, so often that this takes [`ScriptedEngine::LONG_BYTES`].
+    AnswerAtLength,
     /// Fails.
     Fail,
     /// Never answers.
@@ -113,6 +115,9 @@ pub struct ScriptedEngine {
 impl ScriptedEngine {
     /// Bytes of tensors that it takes with one request.
     pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
+
+    /// A long answer: more than two sockets hold of it.
+    pub const LONG_BYTES: usize = 24 << 20;
 
     /// Starts listening with these versions, all ready.
     pub fn start(versions: &[(&str, u64, Behaviour)]) -> Self {
@@ -247,20 +252,22 @@ fn answer(frame: &Frame, scripts: &Scripts, outbox: &mut Outbox) -> std::ops::Co
         ..Reply::default()
     };
     match behaviour {
-        Behaviour::Answer | Behaviour::CutFrame => {
+        Behaviour::Answer | Behaviour::AnswerAtLength | Behaviour::CutFrame => {
+            let number = infer.version.to_le_bytes();
+            let is_long = behaviour == Behaviour::AnswerAtLength;
+            let payload = number.repeat(if is_long { ScriptedEngine::LONG_BYTES / number.len() } else { 1 });
             let output = TensorMeta {
                 name: "version".into(),
                 datatype: Datatype::Int64 as u32,
-                shape: vec![1],
+                shape: vec![(payload.len() / number.len()) as u64],
                 offset: 0,
                 bytes: 0,
             };
-            let payload = Bytes::copy_from_slice(&infer.version.to_le_bytes());
             outbox.push(
                 Kind::Reply,
                 frame.id,
                 &Reply { status: Status::Ok as i32, outputs: vec![output], ..Reply::default() },
-                payload,
+                payload.into(),
             );
         }
         Behaviour::Fail => {

@@ -12,6 +12,7 @@
 //! - One that would be late behind what waits is refused when it comes; 100,000 random schedules lose none and answer none twice.
 //! - Memory that both have mapped has one writer, who waits for the last reader, and is free again whoever leaves or is killed.
 //! - An engine that follows one that was killed loads first what was ready, and of that first what takes least.
+//! - Answers that nobody reads take the room of bodies and no more, and give it back when their clients have gone.
 //! - While nothing that runs comes back, who would wait for it beyond its deadline is refused at once.
 //! - A killed proxy leaves no engine behind; a stopping one answers what it has accepted and tells clients to close.
 
@@ -33,6 +34,7 @@ mod grpc_extensions;
 mod extensions;
 mod fairness;
 mod hot_swap;
+mod large_answers;
 mod large_bodies;
 mod pictures;
 mod policy_commands;

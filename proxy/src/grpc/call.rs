@@ -151,6 +151,10 @@ impl Call for GrpcCall {
         unreachable!("`forward` says that no other server speaks this protocol")
     }
 
+    fn bytes(answer: &Outgoing) -> usize {
+        answer.len()
+    }
+
     async fn gone(&mut self) {
         if let Some(gone) = &mut self.gone {
             let Err(_dropped) = gone.await;

@@ -2,7 +2,8 @@
 //! when its client is gone without a word, and when it does not take what it has asked for.
 
 use super::Grpc;
-use crate::service::{SLOWEST, STALL_MAX};
+use super::answer::PORTION;
+use crate::service::STALL_MAX;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -28,6 +29,10 @@ const FRAME_BYTES: u32 = 64 << 10;
 /// What may wait to be written, of each answer.
 const SEND_BYTES: usize = 256 << 10;
 
+/// What has been handed over of an answer and may not have been taken, which takes so long at 16 KiB a second. That nothing of
+/// it is taken cannot be seen.
+const TAIL_MAX: Duration = Duration::from_secs(((SEND_BYTES + PORTION) / (16 << 10)) as u64);
+
 /// Metadata of one request.
 const HEADERS_BYTES: u32 = 16 << 10;
 
@@ -51,18 +56,17 @@ pub(super) struct Connection {
 #[derive(Debug, Default)]
 struct Writing {
     last: u64,
-    /// Until when each message that is being written should have been taken.
+    /// Until when more should have been taken of each message that is being written.
     until: HashMap<u64, Instant>,
 }
 
 impl Connection {
-    /// A message of so many bytes is about to be written.
-    pub(super) fn writing(self: &Arc<Self>, bytes: usize) -> Overdue {
+    /// A message is about to be written.
+    pub(super) fn writing(self: &Arc<Self>, now: Instant) -> Overdue {
         let mut writing = self.lock();
         writing.last += 1;
         let id = writing.last;
-        let time = STALL_MAX + Duration::from_secs((bytes / SLOWEST) as u64);
-        writing.until.insert(id, Instant::now() + time);
+        writing.until.insert(id, now + STALL_MAX);
         Overdue { connection: self.clone(), id }
     }
 
@@ -79,11 +83,19 @@ impl Connection {
     }
 }
 
-/// A message that is being written; dropped when it has been.
+/// A message that is being written; dropped when all of it has been, or nobody wants it any more.
 #[derive(Debug)]
 pub(super) struct Overdue {
     connection: Arc<Connection>,
     id: u64,
+}
+
+impl Overdue {
+    /// There was place for one more portion of it, which may be the last.
+    pub(super) fn go_on(&self, is_last: bool, now: Instant) {
+        let time = STALL_MAX + if is_last { TAIL_MAX } else { Duration::ZERO };
+        self.connection.lock().until.insert(self.id, now + time);
+    }
 }
 
 impl Drop for Overdue {
@@ -160,14 +172,21 @@ mod tests {
         assert!(!connection.is_silent(now, now + SILENCE_MAX) && connection.is_silent(now, later));
         connection.has_asked.store(true, Ordering::Relaxed);
         assert!(!connection.is_silent(now, later), "it has asked");
-        let small = connection.writing(100);
-        let large = connection.writing(100 * SLOWEST);
-        let late = Instant::now() + STALL_MAX + Duration::from_secs(1);
+        let (one, other) = (connection.writing(now), connection.writing(now));
+        let late = now + STALL_MAX + Duration::from_secs(1);
         assert!(!connection.is_stuck(now + STALL_MAX) && connection.is_stuck(late));
-        drop(small);
-        assert!(!connection.is_stuck(late), "a larger one has more time");
-        assert!(connection.is_stuck(late + Duration::from_secs(101)));
-        drop(large);
-        assert!(!connection.is_stuck(late + Duration::from_secs(101)));
+        drop(one);
+        assert!(connection.is_stuck(late), "the other is left");
+        other.go_on(false, now + STALL_MAX);
+        assert!(
+            !connection.is_stuck(late),
+            "who takes some of it has time for the rest, however much that is"
+        );
+        assert!(!connection.is_stuck(now + 2 * STALL_MAX) && connection.is_stuck(late + STALL_MAX));
+        other.go_on(true, now + STALL_MAX);
+        assert!(!connection.is_stuck(late + STALL_MAX), "what was handed over before takes its time");
+        assert!(connection.is_stuck(late + STALL_MAX + TAIL_MAX));
+        drop(other);
+        assert!(!connection.is_stuck(late + STALL_MAX + TAIL_MAX));
     }
 }

@@ -50,8 +50,11 @@ impl Exchange {
         }
     }
 
-    /// There is an answer; it is still to be written.
-    pub(crate) fn answer(&mut self) {
+    /// There is an answer of so many bytes, compressed if it is; it is still to be written.
+    pub(crate) fn answer(&mut self, bytes: usize) {
+        if let Some(slot) = &mut self.record.slot {
+            slot.keep(bytes);
+        }
         self.record.status = StatusCode::OK.as_u16();
         self.record.grpc_status = Some(status::word(Code::Ok));
     }

@@ -3,9 +3,9 @@
 //!
 //! Each is a request of its own for policies, limits and metrics.
 
-use super::answer::{describe, portion};
+use super::answer::{Leaving, describe};
 use super::call::{GrpcCall, until, within};
-use super::connection::{Connection, Overdue};
+use super::connection::Connection;
 use super::decode::Names;
 use super::exchange::Exchange;
 use super::message::{Coding, Messages, Outgoing};
@@ -19,7 +19,6 @@ use http_body::{Body, Frame};
 use hyper::body::Incoming;
 use policies::Room;
 use protocol::inference::{ModelInferResponse, ModelStreamInferResponse};
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -72,9 +71,8 @@ pub(super) fn answer(
     let body = Answers {
         answers: Some(answers),
         next: None,
-        pieces: VecDeque::new(),
+        leaving: None,
         exchange: None,
-        overdue: None,
         connection: connection.clone(),
     };
     let mut response = Response::new(tonic::body::Body::new(body));
@@ -158,8 +156,9 @@ impl Stream {
         let target = Target { model: &names.model, pinned: names.version };
         match self.grpc.path.infer(&mut call, target, &mut exchange.record).await {
             Ok(message) => {
-                exchange.answer();
-                Answer::Message(self.coded(message), Some(exchange))
+                let message = self.coded(message);
+                exchange.answer(message.len());
+                Answer::Message(message, Some(exchange))
             }
             Err(refusal) => self.refuse(exchange, &refusal, &names.id),
         }
@@ -191,10 +190,9 @@ struct Answers {
     /// `None` once the last has been said.
     answers: Option<mpsc::Receiver<Asked>>,
     next: Option<Asked>,
-    pieces: VecDeque<Bytes>,
-    /// Of the message whose pieces these are.
+    leaving: Option<Leaving>,
+    /// Of the message that is leaving.
     exchange: Option<Exchange>,
-    overdue: Option<Overdue>,
     connection: Arc<Connection>,
 }
 
@@ -208,10 +206,10 @@ impl Body for Answers {
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         let this = &mut *self;
         loop {
-            if let Some(portion) = portion(&mut this.pieces) {
+            if let Some(portion) = this.leaving.as_mut().and_then(|leaving| leaving.portion(Instant::now())) {
                 return Poll::Ready(Some(Ok(Frame::data(portion))));
             }
-            this.overdue = None;
+            this.leaving = None;
             if let Some(exchange) = this.exchange.take() {
                 exchange.close();
             }
@@ -226,9 +224,11 @@ impl Body for Answers {
             let answer = ready!(Pin::new(&mut next.answer).poll(context));
             this.next = None;
             match answer {
-                Ok(Answer::Message(message, exchange)) => {
-                    this.overdue = Some(this.connection.writing(message.len()));
-                    (this.pieces, this.exchange) = (message.pieces, exchange);
+                Ok(Answer::Message(message, mut exchange)) => {
+                    let room = exchange.as_mut().and_then(|exchange| exchange.record.slot.take());
+                    let overdue = this.connection.writing(Instant::now());
+                    this.leaving = Some(Leaving::new(message, room, overdue));
+                    this.exchange = exchange;
                 }
                 Ok(Answer::Status(trailers)) => {
                     this.answers = None;
@@ -244,6 +244,6 @@ impl Body for Answers {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.answers.is_none() && self.pieces.is_empty()
+        self.answers.is_none() && self.leaving.is_none()
     }
 }
