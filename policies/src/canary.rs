@@ -718,8 +718,9 @@ impl Canary {
             return (Verdict::Hold, Some(name), why);
         }
         let refusing = |gate: &Gate| {
-            let refuses = gate.why_refusing(version, (baseline, self.usual.keys()));
-            let why = refuses.or_else(|| gate.why_missing(version, baseline))?;
+            let few = || gate.why_refusing_all(version, (baseline, self.usual.keys()));
+            let misses = || gate.why_missing(version, baseline);
+            let why = gate.why_refusing(version, baseline).or_else(few).or_else(misses)?;
             Some((gate.event.gate(), why))
         };
         if let Some((name, why)) = self.gates.iter().find_map(refusing) {

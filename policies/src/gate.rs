@@ -517,23 +517,28 @@ impl Gate {
         ))
     }
 
-    /// What the candidate refuses, if that is more than it may; the baseline has answered so many users.
-    pub(crate) fn why_refusing(
+    /// What the candidate refuses, if that is more than it may.
+    pub(crate) fn why_refusing(&self, version: Version, baseline: Version) -> Option<String> {
+        let too_many = self.refusals.are_too_many(share_of_all(self.at_most))?;
+        let TooMany { refused, explained, requests } = too_many;
+        let percent = |part: f64| 100.0 * part / requests;
+        let (refused, explained) = (percent(refused), percent(explained));
+        let (gate, most) = (self.event.gate(), self.percent_at_most());
+        Some(format!(
+            "{gate}: version {version} refuses {refused:.1} % of what it is asked, where what version {baseline} refuses makes \
+             {explained:.1} % and {most} % may fail: a person has to say whose fault that is, or it ends"
+        ))
+    }
+
+    /// The same of few users, if it refuses each of them something, and the baseline none of so many that it has answered.
+    pub(crate) fn why_refusing_all(
         &self,
         version: Version,
         (baseline, of_baseline): (Version, usize),
     ) -> Option<String> {
-        let (gate, at_most) = (self.event.gate(), share_of_all(self.at_most));
-        if let Some(TooMany { refused, explained, requests }) = self.refusals.are_too_many(at_most) {
-            let percent = |part: f64| 100.0 * part / requests;
-            let (refused, explained) = (percent(refused), percent(explained));
-            let most = self.percent_at_most();
-            return Some(format!(
-                "{gate}: version {version} refuses {refused:.1} % of what it is asked, where what version {baseline} refuses makes \
-                 {explained:.1} % and {most} % may fail: a person has to say whose fault that is, or it ends"
-            ));
-        }
-        let All { users, refused, requests } = self.few.are_all_refused(at_most, of_baseline)?;
+        let All { users, refused, requests } =
+            self.few.are_all_refused(share_of_all(self.at_most), of_baseline)?;
+        let gate = self.event.gate();
         Some(format!(
             "{gate}: version {version} has refused {refused} of {requests}, of each of its {users} users some, and version \
              {baseline} none of its own: a person has to say whose fault that is, or it ends"
@@ -546,8 +551,8 @@ impl Gate {
             self.misses.are_too_many(share_of_all(self.at_most))?;
         let (gate, most) = (self.event.gate(), self.percent_at_most());
         Some(format!(
-            "{gate}: version {version} has missed {missed} deadlines that its callers have brought, where what version {baseline} \
-             misses makes {explained:.1} and {most} % of {requests} may fail: a person has to say whose fault that is, or it ends"
+            "{gate}: version {version} has missed {missed:.1} deadlines that its callers have brought, where what version {baseline} \
+             misses makes {explained:.1} and {most} % of {requests:.0} may fail: a person has to say whose fault that is, or it ends"
         ))
     }
 

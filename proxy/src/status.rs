@@ -93,7 +93,7 @@ pub struct Traffic {
     pub in_flight: u64,
     /// At most.
     pub in_flight_max: u64,
-    /// Bytes of their bodies.
+    /// Bytes of their bodies, and of answers that are being written.
     pub body_bytes: u64,
     /// At most.
     pub body_bytes_max: u64,

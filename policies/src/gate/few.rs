@@ -55,12 +55,12 @@ impl Few {
     }
 
     fn user(&mut self, key: u64, is_refused: bool) {
-        let has_room = self.of_candidate.len() < KEYS_MAX;
+        let is_full = self.of_candidate.len() >= KEYS_MAX;
         match self.of_candidate.get_mut(&key) {
             Some(was_refused) => *was_refused |= is_refused,
-            // So many are not few: of those that are there somebody is not refused, or it is told elsewhere.
-            None if has_room => drop(self.of_candidate.insert(key, is_refused)),
-            None => {}
+            // So many are not few: what all of them are refused is told elsewhere.
+            None if is_full => {}
+            None => _ = self.of_candidate.insert(key, is_refused),
         }
     }
 

@@ -136,7 +136,7 @@ fn a_state_file_of_other_rules_is_read_and_nothing_is_known_by_those() {
     let errors = &world.canary.gates[0];
     assert_eq!((errors.worse(), errors.requests), (worse, 1));
     assert_eq!(errors.why_asked(Version(2), Version(1)), None);
-    assert_eq!(errors.why_refusing(Version(2), (Version(1), 9)), None);
+    assert_eq!(errors.why_refusing(Version(2), Version(1)), None);
 }
 
 #[test]
