@@ -244,8 +244,10 @@ mod tests {
         }
     }
 
+    type Kind = fn(&mut Dice) -> f64;
+
     /// Kinds of features: amounts with long tails, classes, constants, mostly zeros, NaN now and then.
-    fn kinds() -> [fn(&mut Dice) -> f64; 6] {
+    fn kinds() -> [Kind; 6] {
         [
             |dice| dice.normal(),
             |dice| dice.normal().exp(),
@@ -342,7 +344,7 @@ mod tests {
     /// Another form of the model, or another number of rows that run together, gives other last bits.
     #[test]
     fn last_bits_are_no_drift_whatever_the_values_are() {
-        let again: [fn(&mut Dice) -> f64; 5] = [
+        let again: [Kind; 5] = [
             |dice| ((dice.next() * 10.0).floor() + 0.5).sqrt() / 4.0,
             |dice| (-(dice.next() * 40.0).floor() / 2.0).exp(),
             |dice| (dice.next() * 3.0).floor() * 1e7,
@@ -374,18 +376,16 @@ mod tests {
 
     #[test]
     fn small_moves_of_what_is_exact_are_found() {
-        let flag = |dice: &mut Dice| f64::from(u8::from(dice.next() < 0.5));
-        // What a flag stands for, before and after.
-        let pairs = [
-            [[0.0, 1.0], [0.1, 0.9]],
-            [[200_000.0, 200_001.0], [200_001.0, 200_002.0]],
-            [[0.25; 2], [0.26; 2]],
-        ];
-        for [before, after] in pairs {
+        let flag = |dice: &mut Dice| usize::from(dice.next() < 0.5);
+        // To which of two values either is moved.
+        for (before, after) in [
+            ([0.0, 1.0], [0.1, 0.9]),
+            ([200_000.0, 200_001.0], [200_001.0, 200_002.0]),
+            ([0.25, 0.25], [0.26, 0.26]),
+        ] {
             let (mut dice, mut world) = (Dice(5), World::new(CHANCE));
-            let of = |[low, high]: [f64; 2], flag: f64| low + (high - low) * flag;
-            world.learn(|| of(before, flag(&mut dice)));
-            let found = world.window(|| of(after, flag(&mut dice)));
+            world.learn(|| before[flag(&mut dice)]);
+            let found = world.window(|| after[flag(&mut dice)]);
             assert!(found.least > 0.05, "{found:?}");
         }
     }

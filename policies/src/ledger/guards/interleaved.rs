@@ -213,13 +213,15 @@ fn in_every_order_of_steps_no_more_probes_than_slots_are_let_in_and_it_is_left_a
             walk(1, &[one, other]);
         }
     }
-    for (at, one) in SOON.into_iter().enumerate() {
-        for (next, other) in SOON.into_iter().enumerate().skip(at) {
-            SOON[next..].iter().for_each(|third| walk(2, &[one, other, *third]));
+    // Of three callers, those ways that change what the others meet.
+    let three = [End::By(Outcome::Served), End::By(Outcome::Failed), End::Dropped];
+    for (at, one) in three.into_iter().enumerate() {
+        for (next, other) in three.into_iter().enumerate().skip(at) {
+            three[next..].iter().for_each(|third| walk(2, &[one, other, *third]));
             LATE.iter().for_each(|late| walk(2, &[one, other, *late]));
         }
     }
-    assert!(all > 100_000 && contended > all / 10, "{contended} of {all} orders");
+    assert!(all > 60_000 && contended > all / 10, "{contended} of {all} orders");
 }
 
 #[test]
