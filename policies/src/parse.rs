@@ -157,7 +157,7 @@ mod tests {
 
     #[test]
     fn nothing_is_a_policy() {
-        for text in ["", "# only a comment\n", "models:\nlimits:\n", "models: {digits: {}}"] {
+        for text in ["", "# only a comment\n", "models: {}\nlimits: []\n", "models: {digits: {}}"] {
             assert!(parse(text, "p.yaml").is_ok(), "{text:?}");
         }
         assert_eq!(parse("", "p.yaml"), Ok(Snapshot::default()));
@@ -494,5 +494,30 @@ models:
     deadline: 10000ms
 ";
         assert_eq!(parse(flow, "a").unwrap(), parse(block, "b").unwrap());
+    }
+
+    #[test]
+    fn a_key_without_a_value_turns_nothing_off() {
+        for (text, path) in [
+            ("models:", "models"),
+            ("limits:", "limits"),
+            ("models: {m: {split:}}", "models.m.split"),
+            ("models: {m: {canary:}}", "models.m.canary"),
+            ("models: {m: {shadow:}}", "models.m.shadow"),
+            ("models: {m: {deadline:}}", "models.m.deadline"),
+            ("models: {m: {split: {weights: {1: 1}, sticky:}}}", "models.m.split.sticky"),
+            ("models: {m: {breaker: {fallback:}}}", "models.m.breaker.fallback"),
+            (
+                "models: {m: {canary: {baseline: 1, candidate: 2, gates: {latency:}}}}",
+                "models.m.canary.gates.latency",
+            ),
+            ("limits: [{name: a, rate: 1/s, key:}]", "limits[0].key"),
+        ] {
+            let errors = parse(text, "p.yaml").unwrap_err();
+            let [error] = &errors.iter().collect::<Vec<_>>()[..] else { panic!("{text}: {errors}") };
+            let want = "expected a value; without one, leave the key out";
+            assert_eq!((error.path.as_str(), error.message.as_str()), (path, want), "{text}");
+            assert_eq!(error.line, 1, "{text}");
+        }
     }
 }

@@ -8,16 +8,40 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 
-use schemars::JsonSchema;
+use schemars::generate::SchemaSettings;
+use schemars::transform::transform_subschemas;
+use schemars::{JsonSchema, Schema};
 use serde::de::{DeserializeSeed, Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use crate::number::Number;
 
 /// The JSON schema (2020-12) of a policy file, pretty-printed, for editors and for `configs/policies.schema.json`.
 pub fn schema() -> String {
-    let schema = schemars::schema_for!(File);
+    let settings = SchemaSettings::default().with_transform(without_null);
+    let schema = settings.into_generator().into_root_schema_for::<File>();
     format!("{:#}\n", schema.as_value())
+}
+
+/// What need not be there is not there, see [`given`].
+fn without_null(schema: &mut Schema) {
+    transform_subschemas(&mut without_null, schema);
+    if let Some(Value::Array(types)) = schema.get_mut("type") {
+        types.retain(|one| one != "null");
+        if let [one] = &mut types[..] {
+            let one = one.take();
+            schema.insert("type".into(), one);
+        }
+    }
+    let Some(Value::Array(mut ways)) = schema.remove("anyOf") else { return };
+    ways.retain(|one| one.get("type").is_none_or(|one| one != "null"));
+    match &mut ways[..] {
+        [Value::Object(one)] => {
+            std::mem::take(one).into_iter().for_each(|(key, value)| drop(schema.insert(key, value)))
+        }
+        _ => drop(schema.insert("anyOf".into(), ways.into())),
+    }
 }
 
 /// Which version of a model answers, who may enter, and when a version counts as failing.
@@ -26,12 +50,14 @@ pub fn schema() -> String {
 #[schemars(title = "Penstock policies")]
 pub(crate) struct File {
     /// Policies by model name. A model that is not named here is answered by its highest ready version.
-    #[serde(deserialize_with = "perhaps_by_name")]
+    #[serde(deserialize_with = "given_by_name")]
     pub(crate) models: Option<BTreeMap<String, Model>>,
     /// Limits. A request must pass every one that covers its model; a refused request spends nothing at any.
     #[schemars(length(max = 256))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) limits: Option<Vec<Limit>>,
     /// Who is turned away first when there is not enough for all.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) overload: Option<Overload>,
 }
 
@@ -40,6 +66,7 @@ pub(crate) struct File {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Overload {
     /// What tells tenants apart: who asks for less than an equal share gets it. Without it, nobody is told apart.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) tenant: Option<Attribute>,
     /// The first that holds decides; a request for which none does is `normal`.
     #[schemars(length(max = 64))]
@@ -81,15 +108,19 @@ pub(crate) struct Model {
     #[serde(deserialize_with = "by_name")]
     pub(crate) remote: BTreeMap<String, Remote>,
     /// How requests are divided between versions. Without it, the highest ready version answers.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) split: Option<Split>,
     /// Rolls a version out step by step, in place of a split.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) canary: Option<Canary>,
     /// Has another version answer copies of the requests, to compare what it says; nobody gets its answers.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) shadow: Option<Shadow>,
     /// Looked at in order before the split; the first that holds decides.
     pub(crate) rules: Vec<Rule>,
     /// Time for requests that bring no deadline of their own, 1ms to 24h. Default: 10s.
     #[schemars(extend("examples" = ["500ms", "2s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) deadline: Option<String>,
     /// When a version of this model counts as failing. Default: on, with the defaults of its fields.
     pub(crate) breaker: Breaker,
@@ -104,12 +135,15 @@ pub(crate) struct Remote {
     pub(crate) url: String,
     /// A PEM file, by its whole path, of the certificates that vouch for an `https` server. Default: those of the system.
     #[schemars(extend("examples" = ["/etc/penstock/ca.pem"]))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) ca: Option<String>,
     /// A PEM file, by its whole path, of the certificate that an `https` server is shown. Default: none.
     #[schemars(extend("examples" = ["/etc/penstock/client.pem"]))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) cert: Option<String>,
     /// A PEM file, by its whole path, of the key of that.
     #[schemars(extend("examples" = ["/etc/penstock/client.key"]))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) key: Option<String>,
 }
 
@@ -130,9 +164,11 @@ pub(crate) struct Split {
     #[serde(deserialize_with = "by_name")]
     pub(crate) weights: BTreeMap<String, Number>,
     /// What identifies a user: one user always gets the same version. Without it, each request draws anew.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) sticky: Option<StickyKey>,
     /// What happens when the sticky key is missing: `random` (default), a label or a version number.
-    #[schemars(extend("type" = ["string", "integer", "null"], "minimum" = 1, "maximum" = u64::MAX))]
+    #[schemars(extend("type" = ["string", "integer"], "minimum" = 1, "maximum" = u64::MAX))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) without_key: Option<String>,
 }
 
@@ -153,14 +189,18 @@ pub(crate) struct Canary {
         length(min = 1, max = 20),
         inner(range(min = 0.0001, max = 99.9999))
     )]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) steps: Option<Vec<Number>>,
     /// How long each step lasts at least. Default: 10m.
     #[schemars(extend("examples" = ["10m"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) dwell: Option<String>,
     /// What identifies a user, who then changes to the candidate once and not back. Without it, each request draws.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) sticky: Option<StickyKey>,
     /// What happens when the sticky key is missing: `random` (default), a label or a version number.
-    #[schemars(extend("type" = ["string", "integer", "null"], "minimum" = 1, "maximum" = u64::MAX))]
+    #[schemars(extend("type" = ["string", "integer"], "minimum" = 1, "maximum" = u64::MAX))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) without_key: Option<String>,
     /// What the candidate has to show in each step.
     #[serde(default)]
@@ -176,12 +216,15 @@ pub(crate) struct Shadow {
     pub(crate) version: String,
     /// Percent of the requests that are copied. Default: 100.
     #[schemars(with = "Option<f64>", range(min = 0.0001, max = 100))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) percent: Option<Number>,
     /// Copies under way at a time; further ones are dropped. Default: 8.
     #[schemars(with = "Option<u32>", range(min = 1, max = u32::MAX))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) in_flight_max: Option<Number>,
     /// How long a copy may take. Default: as long as its request.
     #[schemars(extend("examples" = ["500ms"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) deadline: Option<String>,
     /// When two answers agree.
     #[serde(default)]
@@ -195,9 +238,11 @@ pub(crate) struct Shadow {
 pub(crate) struct Compare {
     /// In the unit of the output. Default: 0.0001.
     #[schemars(with = "Option<f64>", range(min = 0))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) absolute: Option<Number>,
     /// As a part of the larger value. Default: 0.0001.
     #[schemars(with = "Option<f64>", range(min = 0))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) relative: Option<Number>,
     /// Outputs that agree when the largest value of each row, along the last dimension, has the same place.
     pub(crate) argmax: Vec<String>,
@@ -208,15 +253,20 @@ pub(crate) struct Compare {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Gates {
     /// Failures, and requests that were not answered in time.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) errors: Option<ErrorGate>,
     /// Slow answers. Without it, nobody looks how long answers take.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) latency: Option<LatencyGate>,
     /// Requests of which whoever runs the version says that it has failed, or that went down with the engine; not those that
     /// were late, turned away, or left by their clients.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) faults: Option<FaultGate>,
     /// Answers that are not the baseline's. Needs a `shadow` of the candidate, which says when two answers agree.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) disagreement: Option<DisagreementGate>,
     /// Inputs and answers that are not distributed as they were when the candidate was new.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) drift: Option<DriftGate>,
 }
 
@@ -325,19 +375,26 @@ pub(crate) struct Rule {
 ]))]
 pub(crate) struct Condition {
     /// Looks at this header; case does not matter.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) header: Option<String>,
     /// Looks at this cookie.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) cookie: Option<String>,
     /// Looks at this parameter in the URL's query, as it is written there.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) query: Option<String>,
     /// Looks at the path.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) path: Option<PathCondition>,
     /// Holds for this tenant, by what tells tenants apart under `overload`.
     #[schemars(length(min = 1))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) tenant: Option<String>,
     /// Holds when the value is exactly this text.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) equals: Option<String>,
     /// `true` holds when there is a value that is not empty, `false` when there is none.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) present: Option<bool>,
 }
 
@@ -349,9 +406,11 @@ pub(crate) struct Condition {
 pub(crate) struct PathCondition {
     /// Holds when it is exactly this.
     #[schemars(extend("examples" = ["/inference.GRPCInferenceService/ModelInfer"]), regex(pattern = "^/[^?#]*$"))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) equals: Option<String>,
     /// Holds when it starts with this.
     #[schemars(extend("examples" = ["/predictions/"]), regex(pattern = "^/[^?#]*$"))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) starts_with: Option<String>,
 }
 
@@ -361,32 +420,42 @@ pub(crate) struct PathCondition {
 pub(crate) struct Breaker {
     /// Failures in a row that trip it. Default: 5.
     #[schemars(with = "Option<u32>", range(min = 1, max = u32::MAX))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) failures: Option<Number>,
     /// Percent of the requests in `window` whose failure trips it as well. Default: only failures in a row do.
     #[schemars(with = "Option<f64>", range(min = 0.0001, max = 99.9999))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) failing: Option<Number>,
     /// Slow answers that trip it as well.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) slow: Option<SlowCalls>,
     /// How far back `failing` and `slow` look. Default: 10s.
     #[schemars(extend("examples" = ["10s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) window: Option<String>,
     /// With fewer requests in `window`, neither `failing` nor `slow` says anything. Default: 20.
     #[schemars(with = "Option<u32>", range(min = 1, max = u32::MAX))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) of_at_least: Option<Number>,
     /// Who answers meanwhile. Without it, nobody: a request that draws the version is refused.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) fallback: Option<Fallback>,
     /// How long it refuses after the first trip; doubles with every failed probing. Default: 10s.
     #[schemars(extend("examples" = ["10s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) open_for: Option<String>,
     /// The longest it refuses. Default: 60s, or `open_for` if that is longer.
     #[schemars(extend("examples" = ["60s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) max_open_for: Option<String>,
     /// Requests let through while probing, all of which must be answered before everyone may enter. Default: 1.
     #[schemars(with = "Option<u32>", range(min = 1, max = 100))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) probes: Option<Number>,
     /// A probe without an answer for this long has failed. Set it above the slowest healthy answer. Default: the
     /// model's deadline.
     #[schemars(extend("examples" = ["5s"]), regex(pattern = "^[0-9]+(ms|s|m|h)$"))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) probe_timeout: Option<String>,
 }
 
@@ -400,6 +469,7 @@ pub(crate) struct Fallback {
     /// Such requests that it works on at a time; further ones are refused, so that a failing version cannot take
     /// another one down. Default: 32.
     #[schemars(with = "Option<u32>", range(min = 1, max = u32::MAX))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) in_flight_max: Option<Number>,
 }
 
@@ -432,23 +502,30 @@ pub(crate) struct Limit {
     #[schemars(length(min = 1))]
     pub(crate) name: String,
     /// What tells callers apart; those without it share one bucket. Without a key, everyone shares one bucket.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) key: Option<Attribute>,
     /// The models it covers. Without it, every model.
     #[schemars(length(min = 1))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) models: Option<Vec<String>>,
     /// What is counted: requests (default), rows, which are the first dimension of the inputs, or bytes of bodies.
+    #[serde(default, deserialize_with = "given")]
     pub(crate) cost: Option<Cost>,
     /// How many per second, minute or hour.
     #[schemars(extend("examples" = ["100/s", "6000/m", "10/h"]), regex(pattern = "^[0-9]+/(s|m|h)$"))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) rate: Option<String>,
     /// In place of a rate: how many requests may be under way at once.
     #[schemars(with = "Option<u32>", range(min = 1, max = u32::MAX))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) in_flight_max: Option<Number>,
     /// How many may come at once after a pause. Default: the count of the rate, so 100 for `100/s`.
     #[schemars(with = "Option<u32>", range(min = 1, max = u32::MAX))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) burst: Option<Number>,
     /// Callers remembered at a time; further ones share one bucket until an old one has rested. Default: 100000.
     #[schemars(with = "Option<u32>", range(min = 1, max = 10_000_000))]
+    #[serde(default, deserialize_with = "given")]
     pub(crate) max_keys: Option<Number>,
 }
 
@@ -496,8 +573,8 @@ where
     deserializer.deserialize_map(ByName(PhantomData))
 }
 
-/// The same, or nothing.
-fn perhaps_by_name<'de, D, T>(deserializer: D) -> Result<Option<BTreeMap<String, T>>, D::Error>
+/// The same of what need not be there.
+fn given_by_name<'de, D, T>(deserializer: D) -> Result<Option<BTreeMap<String, T>>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,
@@ -506,5 +583,12 @@ where
     #[serde(bound = "T: Deserialize<'de>", transparent)]
     struct Named<T>(#[serde(deserialize_with = "by_name")] BTreeMap<String, T>);
 
-    Ok(Option::<Named<T>>::deserialize(deserializer)?.map(|Named(values)| values))
+    Ok(given::<D, Named<T>>(deserializer)?.map(|Named(values)| values))
+}
+
+/// What is off, or as usual, where its key is not there. A key with nothing after it, as in a file that was cut off, would be the same
+/// without a word.
+fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    let given = Option::deserialize(deserializer)?;
+    given.map(Some).ok_or_else(|| D::Error::custom("expected a value; without one, leave the key out"))
 }

@@ -195,14 +195,16 @@ fn the_schema_allows_what_the_parser_takes_and_every_other_number_is_refused_wit
         let beyond = [".nan", ".inf", "-.inf", "1e400", "-1e400"].map(|text| Written::No(text, "none"));
         for written in probes(node).into_iter().chain(beyond) {
             let text = written.text();
-            if (path.as_str(), text.as_str()) == ("limits[0].in_flight_max", "null") {
-                continue; // Then it is a limit of nothing.
-            }
             let parsed = policies::parse(&file.replace('@', &text), "p");
             assert_eq!(parsed.is_ok(), written.is_allowed(node), "{path}: {text}: {parsed:?} {node}");
             let Err(errors) = parsed else { continue };
             let [error] = &errors.iter().collect::<Vec<_>>()[..] else { panic!("{path}: {text}: {errors}") };
             assert_eq!((error.line, error.column, error.path.as_str()), (1, column, path.as_str()), "{text}");
+            // Where it need not be there, the key is to be left out.
+            if error.message.starts_with("expected a value") {
+                assert_eq!(text, "null", "{path}");
+                continue;
+            }
             // What is no label is told which are known.
             let range: Vec<String> = ["minimum", "maximum"]
                 .iter()
