@@ -524,22 +524,6 @@ mod tests {
     }
 
     #[test]
-    fn a_size_that_does_not_run_is_taken_to_be_faster_once_however_often_another_turns_out_to_be() {
-        let mut curve = Curve::default();
-        for (rows, took) in [(1, 2500), (8, 20_000)] {
-            (0..RECENT).for_each(|_| curve.observe(rows, us(took)));
-        }
-        for _ in 0..3 {
-            (0..OVER_RUNS).for_each(|_| curve.observe(1, us(250)));
-            assert_eq!([1, 8].map(|rows| micros(curve.typical(rows))), [250, 2000]);
-            (0..RECENT).for_each(|_| curve.observe(1, us(2500)));
-        }
-        (0..OVER_RUNS).for_each(|_| curve.observe(8, us(30_000)));
-        (0..OVER_RUNS).for_each(|_| curve.observe(1, us(250)));
-        assert_eq!(micros(curve.typical(8)), 3000, "it has run since");
-    }
-
-    #[test]
     fn what_takes_now_this_and_now_that_is_not_taken_for_fast() {
         let mut curve = Curve::default();
         let (mut dice, mut fast) = (7u32, 0);

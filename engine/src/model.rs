@@ -609,4 +609,17 @@ mod tests {
         assert_eq!(padded(&[&[0, 0], &[1]], [0.5, 0.5], [6, 4]), [8, 8]);
         assert_eq!(padded(&[&[0]], [0.3, 0.5], [6, 1]), [8, 1]);
     }
+
+    #[test]
+    fn outputs_are_taken_to_be_as_large_for_their_inputs_as_any_that_were_seen() {
+        let outputs = OutputBytes::of_trial(500);
+        assert_eq!(outputs.of_row(1_000_000), 500, "nothing but the trial was seen");
+        outputs.learn(8 * 1_000, 8 * 20_000);
+        assert_eq!([outputs.of_row(1_000), outputs.of_row(2_000), outputs.of_row(1)], [20_000, 40_000, 500]);
+        outputs.learn(1_000, 10);
+        outputs.learn(0, 0);
+        assert_eq!(outputs.of_row(1_000), 20_000);
+        outputs.learn(1, u64::MAX);
+        assert_eq!(outputs.of_row(u64::MAX), u64::MAX.div_ceil(1024));
+    }
 }

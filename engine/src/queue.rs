@@ -459,6 +459,7 @@ mod tests {
     use crate::scripted::{Scripted, catalog_of, one_row, rows_spec, terms};
     use crate::suspects::MEMORY;
     use socket::Socket;
+    use wire::{Datatype, TensorMeta};
 
     /// A queue for one lane, and a version of which nothing runs.
     struct World {
@@ -603,6 +604,52 @@ mod tests {
         world.queue.finish(0, run.claim, Ended::Ran);
         runs_of(3);
         assert_eq!(world.queue.abandoned(0, deadline), None, "it is back");
+    }
+
+    #[test]
+    fn one_lane_at_a_time_looks_again_and_what_it_does_is_reckoned_with() {
+        let (world, now) = (World::new(), Instant::now());
+        let queue = Queue::new(Limits::halving(10, 2000), 2);
+        let mut orders: Vec<_> = (1..=2).map(|id| Order::Run(world.job(id, 0))).collect();
+        let take = |lane, order| {
+            queue.submit(&mut vec![order], &mut Vec::new(), now);
+            queue.next(lane).unwrap().claim
+        };
+        let mut first = take(0, orders.remove(0));
+        let mut second = take(1, orders.remove(0));
+        assert!(queue.may_look(0, &mut first, 1) && !queue.may_look(1, &mut second, 1));
+        assert_eq!(queue.running(), 2, "it holds what its batch has claimed");
+        queue.finish(0, first, Ended::Ran);
+        assert!(queue.may_look(1, &mut second, 1));
+        queue.finish(1, second, Ended::Ran);
+        let mut third = take(0, Order::Run(world.job(3, 0)));
+        queue.stop();
+        assert!(!queue.may_look(0, &mut third, 1), "whoever stops it waits");
+        queue.finish(0, third, Ended::Ran);
+        assert_eq!((queue.under_way(), queue.bytes()), (0, 0));
+    }
+
+    #[test]
+    fn what_needs_several_runs_is_refused_once_it_is_known_that_rows_depend_on_each_other() {
+        let (world, now) = (World::new(), Instant::now());
+        let ask = |id| {
+            let meta = TensorMeta {
+                name: "x".into(),
+                datatype: Datatype::Fp32 as u32,
+                shape: vec![5, 1],
+                ..TensorMeta::default()
+            };
+            let request =
+                Request::check_for(&world.version, vec![meta], Vec::new(), vec![0; 20].into()).unwrap();
+            let job = Arc::new(Job::new(request, terms(id), Arc::clone(&world.mailbox)));
+            let mut refused = Vec::new();
+            world.queue.submit(&mut vec![Order::Run(job)], &mut refused, now);
+            refused
+        };
+        assert!(ask(1).is_empty(), "it runs in two pieces");
+        assert!(world.version.audit.has_miscounted());
+        let refused = ask(2);
+        assert!(matches!(refused[..], [(2, Refusal::TooManyRows { rows: 5, most: 4 })]), "{refused:?}");
     }
 
     /// Until so many lanes sleep, and none is on its way.

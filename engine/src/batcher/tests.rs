@@ -1502,6 +1502,32 @@ fn who_makes_room_makes_time_as_well() {
 }
 
 #[test]
+fn as_many_who_matter_less_go_as_it_takes() {
+    for (waiting, left) in [(41, 250), (41, 450), (151, 250), (700, 450)] {
+        let mut world = World::new(1_000, 100_000);
+        world.learn(0, 0, &[(1, 100), (4, 100)]);
+        for id in 0..waiting {
+            let ticket = Ticket { criticality: Criticality::Sheddable, ..world.ticket(id, 0, 0) };
+            assert!(world.push(ticket));
+        }
+        // By then each of them is more urgent than whoever comes.
+        world.now += ms(2_000);
+        world.learn(0, 0, &[(1, 100), (4, 100)]);
+        let due = |world: &World, id, left| Ticket {
+            criticality: Criticality::Critical,
+            deadline: Some(world.now + ms(left)),
+            ..world.ticket(id, 0, 0)
+        };
+        let hopeless = due(&world, 1_000, 90);
+        assert!(!world.push(hopeless), "alone it takes longer");
+        assert!(world.shed.is_empty(), "and nobody goes for nothing");
+        let critical = due(&world, 1_001, left);
+        assert!(world.push(critical), "{waiting} {left}");
+        assert!(world.shed.len() as u64 > waiting - 30, "{} of {waiting}", world.shed.len());
+    }
+}
+
+#[test]
 fn who_makes_way_leaves_a_run_without_its_rows() {
     let mut world = World::new(100, 10_000);
     world.learn(0, 0, &[(1, 10), (4, 34)]);

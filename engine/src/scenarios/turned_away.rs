@@ -315,6 +315,44 @@ fn large_answers_wait_in_the_model_until_those_before_them_are_read_and_cut_nobo
 }
 
 #[test]
+fn where_one_batch_brings_more_than_may_wait_to_be_read_some_are_told_so_and_nobody_is_cut_off() {
+    const WIDE: usize = 10_000;
+    let gate = Arc::new(Gate::default());
+    let passing = Arc::clone(&gate);
+    let load: Load = Box::new(move || {
+        let mut spec = rows_spec(&[("x", 1)], &[("y", 1)], 16);
+        let form = Form { datatype: Datatype::Fp32, shape: vec![Dimension::Free, Dimension::Free] };
+        spec.outputs[0].form = Some(form);
+        let model = Scripted::new(spec, move |inputs| {
+            passing.pass();
+            let x = fp32(&inputs[0]);
+            // As wide as no trial has seen it.
+            let wide = if x[0] == 0.5 { WIDE } else { 1 };
+            let y: Vec<f32> = x.iter().flat_map(|value| vec![*value; wide]).collect();
+            Ok(vec![output_fp32("y", &[x.len() as u64, wide as u64], &y)])
+        });
+        Ok(Loaded { model: Box::new(model), golden: None, preprocess: None, files: None })
+    });
+    let engine = Engine::start_with(vec![to_load("wide", 1, load)], |settings| {
+        settings.unread_bytes_max = 4 * 4 * WIDE;
+    });
+    let mut client = engine.connect();
+    client.index();
+    let ask = || Asked::of("wide").fp32("x", &[1, 1], &[0.5]);
+    gate.shut();
+    client.infer(0, ask());
+    gate.await_held(1);
+    client.infer_all((1..=8).map(|id| (id, ask())));
+    client.barrier();
+    gate.open();
+    let answers = client.replies(9);
+    let of = |status| answers.iter().filter(|answer| answer.status() == status).count();
+    assert!(of(Status::Ok) >= 4 && of(Status::Ok) + of(Status::Overloaded) == 9, "{}", of(Status::Ok));
+    client.infer(9, ask());
+    assert_eq!(client.reply().unwrap().status(), Status::Ok, "the connection lives");
+}
+
+#[test]
 fn many_who_wait_for_large_outputs_are_all_answered_and_a_small_model_beside_them_is_not_refused() {
     const WIDE: usize = 10_000;
     const MANY: u64 = 30;

@@ -257,8 +257,7 @@ fn it_is_told_once() {
 #[test]
 fn what_was_found_is_over_once_nothing_speaks_for_it_any_more() {
     let mut world = World::new(&[50, 50], None, 1);
-    (0..2_000).for_each(|_| world.draw(0.46));
-    (0..100).for_each(|_| world.draw(0.0));
+    (0..400).for_each(|_| world.draw(0.3));
     assert!(world.tally.look().is_some());
     for _ in 0..40 {
         (0..2_500).for_each(|_| world.draw(0.5));

@@ -177,7 +177,8 @@ fn what_a_step_waits_for_now_is_shown_in_place_of_what_was_found_first() {
 fn a_usual_terminal_leaves_out_the_stages_before_it_cuts_a_name() {
     let expect = "
 penstock ready  99/s  81/s refused  12 in flight  engine 152 MB  policy 4
-! sentence-embeddings-multilingual 1 keeps failing: its breaker is open, next try in 7 s
+! sentence-embeddings-multilingual 1 keeps failing: its breaker is open, next
+try in 7 s
 
 VERSION                              STATE  SHARE     OF     RATE  FAILED    P99
 digits 1                             ready    90%    90%     89/s      0%  1.4ms
