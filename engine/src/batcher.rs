@@ -496,11 +496,17 @@ impl<T: Clone> Batcher<T> {
         curve.slow(rows).filter(|_| curve.trusts(rows))
     }
 
-    /// What waits of a version runs so from now on, whatever its tickets say.
-    pub fn regroup(&mut self, version: u32, grouping: Grouping, at_once: usize) {
+    /// What waits of a version runs so from now on, whatever its tickets say, in runs of so many rows at most; gives what would need
+    /// more of them.
+    pub fn regroup(&mut self, version: u32, (grouping, most): (Grouping, u32), at_once: usize) -> Vec<T> {
+        let mut in_pieces = Vec::new();
         for (_, queue) in self.queues.iter_mut().filter(|(bucket, _)| bucket.version == version) {
             (queue.grouping, queue.at_once) = (grouping, grouping.at_once(at_once));
+            let waiting = queue.waiting.values().map(|waiting| &waiting.ticket);
+            let large = waiting.filter(|ticket| ticket.rows > most);
+            in_pieces.extend(large.map(|ticket| (ticket.connection, ticket.id)));
         }
+        in_pieces.into_iter().filter_map(|(connection, id)| self.cancel(connection, id)).collect()
     }
 
     /// Forgets a version of which nothing waits or runs; gives what was learned of it to whoever has the time to free it.

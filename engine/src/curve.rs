@@ -3,10 +3,9 @@
 //! Sizes that were seen keep the median of their last runs; between them it is interpolated, and made monotone
 //! (pool adjacent violators), because more rows never take less and a table that says so comes from noise. How much
 //! slower than typical a run may be is one quantile for the whole curve: neighbours on the machine disturb all
-//! sizes alike, and a quantile for each size would take thousands of runs to learn. For the same reason a machine that is
-//! busy, or no longer is, is noticed by all sizes at once: see [`Pace`].
+//! sizes alike, and a quantile for each size would take thousands of runs to learn.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Runs of one size that its median is taken of.
@@ -38,17 +37,10 @@ pub(crate) const RUNS_SETTLED: usize = 3;
 /// A size has to have run so often before a larger batch is left for it.
 const RUNS_TRUSTED: usize = 5;
 
-/// The machine is busier, or less busy, if the median of the last runs takes so many times as long as before, or as short. What is
-/// less than that the sizes learn themselves.
-const BUSIER: f32 = 1.25;
-
-/// So many runs in a row that take less than this share of it say so as well: to wait until the median has turned would be to
-/// refuse meanwhile what there is time for.
+/// So many runs in a row that take less than this share of what was learned say that it is over: the machine was busy then. To wait
+/// until the median has turned would be to refuse meanwhile what there is time for.
 const OVER: f32 = 0.5;
 const OVER_RUNS: usize = 3;
-
-/// Nothing takes more times as long, or as short, as it did at first.
-const PACE_MAX: f32 = 1000.0;
 
 /// A run of fewer microseconds is not cut: what its first rows would gain is less than what another run costs.
 const UNNOTICED: f32 = 1000.0;
@@ -60,7 +52,6 @@ const CLEARLY_FASTER: f32 = 1.08;
 #[derive(Debug, Default)]
 pub struct Curve {
     sizes: BTreeMap<u32, Recent>,
-    pace: Pace,
     /// Sizes that were seen; rows and microseconds both rise.
     points: Vec<Point>,
     /// What another shape of the model lets expect of sizes beyond what has run.
@@ -88,26 +79,8 @@ struct Recent {
     median: f32,
     /// Number of its last run among those of all sizes.
     last: u64,
-}
-
-/// How busy the machine is: what the last runs took, each against what is known of its size. What slows one size down slows all,
-/// and those that do not run meanwhile would neither learn that it is so nor that it is over: sizes that ran in a busy time would
-/// look slow for good beside those that did not, and as nobody has time for what is slow, they would never run again. So sizes
-/// keep what they take at the first pace.
-#[derive(Debug)]
-struct Pace {
-    last: VecDeque<Run>,
-    /// So many times as long does everything take.
-    times: f32,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Run {
-    rows: u32,
-    /// Where its size has it.
-    slot: usize,
-    micros: f32,
-    ratio: f32,
+    /// It has not run since it was taken to be faster because another size was.
+    is_guessed: bool,
 }
 
 impl Curve {
@@ -121,20 +94,23 @@ impl Curve {
         }
         let rows = size_of(rows);
         let size = self.sizes.entry(rows).or_default();
+        let mut changed = size.observe(micros);
         self.runs += 1;
-        size.last = self.runs;
-        let slot = size.runs % RECENT;
-        let before = self.pace.times;
-        if size.runs >= RUNS_TRUSTED {
-            self.pace.observe(Run { rows, slot, micros, ratio: micros / size.median.max(1.0) });
-        }
-        let mut changed = size.observe(micros / self.pace.times);
-        if self.pace.times != before {
-            // That they have taken so long since is the pace, and no news of these sizes.
-            for run in self.pace.since() {
-                let size = self.sizes.get_mut(&run.rows).expect("it has run");
-                size.micros[run.slot] = run.micros / self.pace.times;
-                size.settle();
+        (size.last, size.is_guessed) = (self.runs, false);
+        if let Some(micros) = size.much_less() {
+            let share = micros / size.median;
+            for (other, recent) in &mut self.sizes {
+                // Fewer rows never take more.
+                if *other <= rows {
+                    if OVER * recent.median > micros {
+                        recent.begin_anew(micros);
+                    }
+                // What made this size slow made all slow; those that have not run since cannot tell. Once: else a size that is now
+                // fast and now slow would make of one that does not run what it likes.
+                } else if recent.last + OVER_RUNS as u64 <= self.runs && !recent.is_guessed {
+                    recent.begin_anew((recent.median * share).max(micros));
+                    recent.is_guessed = true;
+                }
             }
             changed = true;
         }
@@ -181,10 +157,9 @@ impl Curve {
         }
         let smaller = self.points.partition_point(|point| point.rows < waiting as f32);
         let trusted = || self.points[..smaller].iter().filter(|point| point.is_trusted);
-        let speed = |point: &Point| point.rows / (point.micros * self.pace.times).max(1.0);
-        let best = trusted().map(speed).fold(0.0, f32::max);
+        let best = trusted().map(|point| point.speed()).fold(0.0, f32::max);
         let enough = AS_EFFICIENT * if best > CLEARLY_FASTER * all { best } else { all };
-        trusted().find(|point| speed(point) >= enough).map_or(waiting, |point| point.rows as u32)
+        trusted().find(|point| point.speed() >= enough).map_or(waiting, |point| point.rows as u32)
     }
 
     /// How many of so many waiting rows to run once in a while: of the sizes that did about as many rows per second as
@@ -233,17 +208,13 @@ impl Curve {
 
     /// Sizes that were seen, and what they typically take.
     pub fn points(&self) -> impl Iterator<Item = (u32, Duration)> + '_ {
-        self.points.iter().map(|point| (point.rows as u32, from_micros(point.micros * self.pace.times)))
+        self.points.iter().map(|point| (point.rows as u32, from_micros(point.micros)))
     }
 
     /// Lets a shape that has not run be expected to take as long as `other`, whose rows have `share` of this one's values.
     /// That goes by values alone, and is right by a factor; each run corrects it.
     pub fn expect(&mut self, other: &Self, share: f32) {
-        let of_values = |point: &Point| Point {
-            rows: point.rows * share,
-            micros: point.micros * other.pace.times,
-            ..*point
-        };
+        let of_values = |point: &Point| Point { rows: point.rows * share, ..*point };
         self.expected = other.points.iter().map(of_values).collect();
     }
 
@@ -253,11 +224,7 @@ impl Curve {
     }
 
     fn micros(&self, rows: u32) -> Option<f32> {
-        self.at_first_pace(rows as f32).map(|micros| micros * self.pace.times)
-    }
-
-    /// Microseconds.
-    fn at_first_pace(&self, rows: f32) -> Option<f32> {
+        let rows = rows as f32;
         let known = if self.runs < RUNS_MIN { None } else { self.points.first().zip(self.points.last()) };
         let Some((first, last)) = known else { return on_line(&self.expected, rows) };
         // Beyond what has run, in proportion to what was expected.
@@ -303,59 +270,33 @@ impl Recent {
         rows as f32 / fastest.max(1.0)
     }
 
+    /// What each of the last runs took at most, if that is much less than those before let expect.
+    fn much_less(&self) -> Option<f32> {
+        let first = self.runs.checked_sub(OVER_RUNS)?;
+        let most = (first..self.runs).map(|run| self.micros[run % RECENT]).fold(0.0, f32::max);
+        (most < OVER * self.median).then_some(most)
+    }
+
+    /// Forgets what it has seen for a few runs of so many microseconds.
+    fn begin_anew(&mut self, micros: f32) {
+        self.micros[..RUNS_SETTLED].fill(micros);
+        (self.runs, self.median) = (RUNS_SETTLED, micros);
+    }
+
     /// Whether the median has moved so much that predictions change.
     fn observe(&mut self, micros: f32) -> bool {
         self.micros[self.runs % RECENT] = micros;
         self.runs += 1;
-        self.settle() || self.runs == RUNS_SETTLED || self.runs == RUNS_TRUSTED
-    }
-
-    /// Whether its median has moved by more than a little.
-    fn settle(&mut self) -> bool {
-        let median = median(self.micros[..self.runs.min(RECENT)].iter().copied());
-        let moved = (median - self.median).abs() > 0.03 * self.median;
+        let mut sorted = self.micros;
+        let sorted = &mut sorted[..self.runs.min(RECENT)];
+        let middle = sorted.len() / 2;
+        let (_, median, _) = sorted.select_nth_unstable_by(middle, f32::total_cmp);
+        let moved = (*median - self.median).abs() > 0.03 * self.median;
         if moved {
-            self.median = median;
+            self.median = *median;
         }
-        moved
+        moved || self.runs == RUNS_SETTLED || self.runs == RUNS_TRUSTED
     }
-}
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self { last: VecDeque::new(), times: 1.0 }
-    }
-}
-
-impl Pace {
-    fn observe(&mut self, run: Run) {
-        if self.last.len() == RECENT {
-            self.last.pop_front();
-        }
-        let ratio = run.ratio.clamp(1.0 / PACE_MAX, PACE_MAX);
-        self.last.push_back(Run { ratio, ..run });
-        let newest = self.last.iter().rev().take(OVER_RUNS);
-        let most = newest.map(|run| run.ratio).fold(0.0, f32::max);
-        if self.last.len() >= OVER_RUNS && most < OVER * self.times {
-            // What was before says nothing of what is now.
-            self.last.drain(..self.last.len() - OVER_RUNS);
-            self.times = most;
-        } else if self.last.len() >= RUNS_TRUSTED {
-            let median = median(self.last.iter().map(|run| run.ratio));
-            if !is_alike(median, self.times) {
-                self.times = median;
-            }
-        }
-    }
-
-    /// Of the last runs those that were as all are now.
-    fn since(&self) -> impl Iterator<Item = &Run> {
-        self.last.iter().filter(|run| is_alike(run.ratio, self.times))
-    }
-}
-
-fn is_alike(one: f32, other: f32) -> bool {
-    one <= BUSIER * other && other <= BUSIER * one
 }
 
 /// Small sizes each for themselves: models have steps there. Larger ones eight to an octave, rounded up.
@@ -366,17 +307,6 @@ pub(crate) fn size_of(rows: u32) -> u32 {
     }
     let step = 1 << (rows.ilog2() - 3);
     rows.checked_next_multiple_of(step).unwrap_or(rows)
-}
-
-fn median(values: impl Iterator<Item = f32>) -> f32 {
-    let mut all = [0.0; RECENT];
-    let mut count = 0;
-    for (place, value) in all.iter_mut().zip(values) {
-        *place = value;
-        count += 1;
-    }
-    let (_, median, _) = all[..count].select_nth_unstable_by(count / 2, f32::total_cmp);
-    *median
 }
 
 /// A ring that grows until it is full.
@@ -426,6 +356,12 @@ struct Pool {
 impl Pool {
     fn mean(&self) -> f32 {
         self.micros / self.runs
+    }
+}
+
+impl Point {
+    fn speed(&self) -> f32 {
+        self.rows / self.micros.max(1.0)
     }
 }
 
@@ -489,22 +425,6 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_time_slows_sizes_down_that_do_not_run_in_it_and_leaves_none_slow_that_do() {
-        let mut curve = learned(&[1, 2, 4, 8], |rows| 1000 + 100 * u64::from(rows));
-        (0..15).for_each(|_| curve.observe(1, us(1100)));
-        let typical =
-            |curve: &Curve| [1, 2, 4, 8].map(|rows| curve.typical(rows).unwrap().as_micros().div_ceil(100));
-        (0..16).for_each(|run| curve.observe([2, 8][run % 2], us([2400, 3600][run % 2])));
-        assert_eq!(typical(&curve), [22, 24, 28, 36]);
-        // What runs then is another size.
-        (0..10).for_each(|_| curve.observe(1, us(1100)));
-        assert_eq!(typical(&curve), [11, 12, 14, 18]);
-        // Where one size has become slow, and others have not, that is no pace.
-        (0..60).for_each(|run| curve.observe([1, 1, 1, 8][run % 4], us([1100, 1100, 1100, 5400][run % 4])));
-        assert_eq!(typical(&curve), [11, 12, 14, 54]);
-    }
-
-    #[test]
     fn a_slow_time_is_over_when_some_runs_in_a_row_are_much_faster() {
         let mut curve = Curve::default();
         let typical = |curve: &Curve| [1, 4, 8].map(|rows| micros(curve.typical(rows)));
@@ -521,6 +441,22 @@ mod tests {
         );
         (0..RECENT).for_each(|_| [4, 8].iter().for_each(|rows| curve.observe(*rows, us(2500))));
         assert_eq!(typical(&curve)[1], 2500, "and may be slow again");
+    }
+
+    #[test]
+    fn a_size_that_does_not_run_is_taken_to_be_faster_once_however_often_another_turns_out_to_be() {
+        let mut curve = Curve::default();
+        for (rows, took) in [(1, 2500), (8, 20_000)] {
+            (0..RECENT).for_each(|_| curve.observe(rows, us(took)));
+        }
+        for _ in 0..3 {
+            (0..OVER_RUNS).for_each(|_| curve.observe(1, us(250)));
+            assert_eq!([1, 8].map(|rows| micros(curve.typical(rows))), [250, 2000]);
+            (0..RECENT).for_each(|_| curve.observe(1, us(2500)));
+        }
+        (0..OVER_RUNS).for_each(|_| curve.observe(8, us(30_000)));
+        (0..OVER_RUNS).for_each(|_| curve.observe(1, us(250)));
+        assert_eq!(micros(curve.typical(8)), 3000, "it has run since");
     }
 
     #[test]

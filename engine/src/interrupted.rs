@@ -92,9 +92,9 @@ struct Record {
 }
 
 impl Interrupted {
-    /// What the engine before this one has left beside its folder of references.
-    pub(crate) fn beside(references: &Path) -> Self {
-        let file = file_of(references);
+    /// What the engine that listened at `socket` before this one has left.
+    pub(crate) fn beside(socket: &Path) -> Self {
+        let file = file_of(socket);
         Self { records: file.read(), file, waited: Vec::new() }
     }
 
@@ -188,9 +188,9 @@ fn excuse_all(records: &mut Vec<Record>, which: impl Fn(&Record) -> bool) {
     records.retain(|record| record.times > 0 || record.ended.is_some());
 }
 
-/// An engine is told to stop whose folder of references this is: if that cuts a trial short, it is not the version's doing.
-pub(crate) fn excuse(references: &Path) {
-    let mut left = Interrupted::beside(references);
+/// The engine that listens at `socket` is told to stop: if that cuts a trial short, it is not the version's doing.
+pub(crate) fn excuse(socket: &Path) {
+    let mut left = Interrupted::beside(socket);
     excuse_all(&mut left.records, |_| true);
     left.write();
 }
@@ -209,8 +209,8 @@ impl Notes {
     }
 }
 
-fn file_of(references: &Path) -> Kept {
-    Kept::beside(references, ".trial")
+fn file_of(socket: &Path) -> Kept {
+    Kept::beside(socket, ".trial")
 }
 
 #[cfg(test)]

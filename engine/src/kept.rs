@@ -1,4 +1,4 @@
-//! A file beside the folder of references that outlives the process: what one engine tells the next. Decides that it is whole or not
+//! A file beside the socket that outlives the process: what one engine tells the next. Decides that it is whole or not
 //! there, and that nothing fails for want of it; never what is in it.
 
 use serde::Serialize;
@@ -10,9 +10,9 @@ use std::{fs, io};
 pub(crate) struct Kept(PathBuf);
 
 impl Kept {
-    /// Of an engine with this folder.
-    pub(crate) fn beside(references: &Path, ending: &str) -> Self {
-        Self(with_ending(references, ending))
+    /// Of the engine that listens at `socket`.
+    pub(crate) fn beside(socket: &Path, ending: &str) -> Self {
+        Self(with_ending(socket, ending))
     }
 
     /// What an engine before this one has left, if it can be read.

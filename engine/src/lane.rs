@@ -240,13 +240,13 @@ impl Lane {
         })?;
         // Found out by another lane, when this had been formed.
         if let Some(found) = version.audit.found()
-            && pieces.len() > 1
+            && (pieces.len() > 1 || pieces[0].rows < pieces[0].job.request.rows)
         {
             return Err(Failure::of_model(ModelError::new(found.why)));
         }
         let given = pieces.iter().map(|piece| piece.job.request.input_bytes(piece.rows)).sum();
         let came = outputs.iter().map(|output| output.bytes.len() as u64).sum();
-        version.outputs.learn(given, came);
+        version.outputs.learn(rows, given, came);
         let (ended, (closed, expected)) = (Instant::now(), formed);
         let padding_millionths = split::padding_millionths(pieces);
         let ran = Ran { started, in_place, ended, rows, closed, expected, padding_millionths };

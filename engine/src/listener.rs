@@ -133,9 +133,7 @@ impl Listener {
             cores: self.settings.cores,
             threads: self.settings.threads_per_lane.map(NonZeroUsize::get),
         };
-        // An engine that takes over from one that still listens has another socket, and the same of these.
-        let notes = self.settings.references.clone();
-        let references = References::within(notes.clone());
+        let references = References::within(self.settings.references.clone());
         let (_loader, orders) = loader::start(
             Setup {
                 library,
@@ -149,8 +147,8 @@ impl Listener {
                 memory: self.settings.memory,
                 request_bytes_max: self.settings.request_bytes_max(),
                 device_memory: self.settings.device_memory.clone(),
-                interrupted: Notes::of(Interrupted::beside(&notes)),
-                ready_first: ReadyFirst::beside(&notes),
+                interrupted: Notes::of(Interrupted::beside(&self.path)),
+                ready_first: ReadyFirst::beside(&self.path),
                 references: references.clone(),
             },
             candidates,
@@ -211,8 +209,8 @@ impl Listener {
         }
         drained.send_replace(true);
         let _ = timeout_at(until, async { while connections.join_next().await.is_some() {} }).await;
-        interrupted::excuse(&notes);
-        ready_first::forget(&notes);
+        interrupted::excuse(&path);
+        ready_first::forget(&path);
         keeping.abort();
         keep(&references, learned(&in_the_end.borrow()));
         Ok(())

@@ -292,33 +292,38 @@ pub(crate) struct Version {
     pub(crate) retirement: Retirement,
 }
 
-/// Bytes of all outputs of a row, or of a request of a model without rows. Where free dimensions decide, they are taken to grow as
-/// the inputs do, and by as much as was ever seen.
+/// Bytes of all outputs of a row, or of a request of a model without rows. Where free dimensions decide, they are taken to be as many for
+/// each that goes in as were ever seen, and never more than were seen in all: what a small input gives says little about a large one.
 #[derive(Debug, Default)]
 pub(crate) struct OutputBytes {
     /// As the trial has seen them.
     tried: u64,
-    /// The most that came out for 1024 bytes that went in.
+    /// The most that came out for 1024 bytes that went in,
     most: AtomicU64,
+    /// and the most of one row.
+    of_a_row: AtomicU64,
 }
 
 impl OutputBytes {
     pub(crate) fn of_trial(tried: u64) -> Self {
-        Self { tried, most: AtomicU64::new(0) }
+        Self { tried, ..Self::default() }
     }
 
-    /// So many bytes went into a run, and so many came out.
-    pub(crate) fn learn(&self, given: u64, came: u64) {
-        let most = came.saturating_mul(1024).div_ceil(given.max(1));
-        if most > self.most.load(Ordering::Relaxed) {
-            self.most.fetch_max(most, Ordering::Relaxed);
-        }
+    /// So many bytes went into a run of so many rows, and so many came out.
+    pub(crate) fn learn(&self, rows: u32, given: u64, came: u64) {
+        let seen = |most: &AtomicU64, now| {
+            if now > most.load(Ordering::Relaxed) {
+                most.fetch_max(now, Ordering::Relaxed);
+            }
+        };
+        seen(&self.most, came.saturating_mul(1024).div_ceil(given.max(1)));
+        seen(&self.of_a_row, came.div_ceil(u64::from(rows.max(1))));
     }
 
     /// Of a row of so many bytes.
     pub(crate) fn of_row(&self, given: u64) -> u64 {
         let seen = given.saturating_mul(self.most.load(Ordering::Relaxed)).div_ceil(1024);
-        seen.max(self.tried)
+        seen.min(self.of_a_row.load(Ordering::Relaxed)).max(self.tried)
     }
 }
 
@@ -614,12 +619,15 @@ mod tests {
     fn outputs_are_taken_to_be_as_large_for_their_inputs_as_any_that_were_seen() {
         let outputs = OutputBytes::of_trial(500);
         assert_eq!(outputs.of_row(1_000_000), 500, "nothing but the trial was seen");
-        outputs.learn(8 * 1_000, 8 * 20_000);
-        assert_eq!([outputs.of_row(1_000), outputs.of_row(2_000), outputs.of_row(1)], [20_000, 40_000, 500]);
-        outputs.learn(1_000, 10);
-        outputs.learn(0, 0);
+        outputs.learn(8, 8 * 1_000, 8 * 20_000);
+        assert_eq!([500, 1_000, 2_000, 1].map(|given| outputs.of_row(given)), [10_000, 20_000, 20_000, 500]);
+        outputs.learn(1, 1_000, 10);
+        outputs.learn(1, 0, 0);
         assert_eq!(outputs.of_row(1_000), 20_000);
-        outputs.learn(1, u64::MAX);
+        // A small input gives as much as a large one: nothing is said of ones that are larger still.
+        outputs.learn(1, 12, 4_000);
+        assert_eq!(outputs.of_row(12_000_000), 20_000);
+        outputs.learn(0, 1, u64::MAX);
         assert_eq!(outputs.of_row(u64::MAX), u64::MAX.div_ceil(1024));
     }
 }

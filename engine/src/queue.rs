@@ -269,12 +269,21 @@ impl Queue {
         After { backlog, adds: with_others * version.way.lanes.min(lanes) as u32, run, bound, lanes }
     }
 
-    /// Where nobody waits any more for what a lane runs: what 99 of 100 such runs take at most, if that is known.
+    /// Where nobody waits any more for what a lane runs, nor for what any other does, and something else waits: what 99 of 100 such
+    /// runs take at most, if that is known. As long as a lane is left, or comes back, nobody misses this one.
     pub(crate) fn abandoned(&self, lane: usize, now: Instant) -> Option<Duration> {
-        let pieces = self.lock().running[lane].clone()?;
+        let running = {
+            let state = self.lock();
+            if state.looking.is_some() || state.batcher.is_empty() {
+                return None;
+            }
+            state.running.clone()
+        };
         let is_awaited = |Piece { job, .. }: &Piece<Arc<Job>>| job.is_wanted() && !job.has_expired(now);
-        let first = pieces.first().filter(|_| !pieces.iter().any(is_awaited))?;
-        let bucket = bucket_of(&first.job.request, false);
+        let is_held =
+            |pieces: &Option<Pieces>| pieces.as_ref().is_some_and(|pieces| !pieces.iter().any(is_awaited));
+        let pieces = running[lane].as_ref().filter(|_| running.iter().all(is_held))?;
+        let bucket = bucket_of(&pieces.first()?.job.request, false);
         let rows = pieces.iter().map(|piece| piece.rows).sum();
         self.lock().batcher.slow(&bucket, rows)
     }
@@ -304,9 +313,16 @@ impl Queue {
     pub(crate) fn regroup(&self, version: &Version) {
         let Some(found) = version.audit.found() else { return };
         let mut state = self.lock();
-        state.batcher.regroup(version.key, found.grouping, version.way.at_once);
+        let most = match version.grouping {
+            Grouping::Together { max_rows } => max_rows,
+            Grouping::Alone | Grouping::Serial => u32::MAX,
+        };
+        let in_pieces = state.batcher.regroup(version.key, (found.grouping, most), version.way.at_once);
         // A lane may be waiting for more that would run together.
         self.wake_one(state);
+        for job in in_pieces {
+            split::turn_away(&job, &Refusal::TooManyRows { rows: job.request.rows.into(), most });
+        }
     }
 
     /// Forgets what was learned about a version that no job needs any more.
@@ -595,10 +611,15 @@ mod tests {
         };
         runs_of(3);
         leaver.cancel();
+        let next = world.job(4, 0);
+        world.submit(&[&next], now);
         assert_eq!(world.queue.abandoned(0, deadline), None, "one has no deadline, and waits");
         patient.cancel();
         assert_eq!(world.queue.abandoned(0, now), None, "one has time left");
         assert_eq!(world.queue.abandoned(0, deadline), Some(Duration::from_millis(15)));
+        world.queue.submit(&mut vec![Order::Cancel { connection: 1, id: 4 }], &mut Vec::new(), now);
+        assert_eq!(world.queue.abandoned(0, deadline), None, "nothing else needs the lane");
+        world.submit(&[&world.job(5, 0)], now);
         runs_of(1);
         assert_eq!(world.queue.abandoned(0, deadline), None, "so many rows have not run");
         world.queue.finish(0, run.claim, Ended::Ran);
@@ -718,7 +739,7 @@ mod tests {
         let (world, now) = (World::new(), Instant::now());
         world.submit(&[&world.job(1, 0), &world.job(2, 0)], now);
         let mut state = world.queue.lock();
-        state.batcher.regroup(world.version.key, Grouping::Serial, usize::MAX);
+        state.batcher.regroup(world.version.key, (Grouping::Serial, u32::MAX), usize::MAX);
         let Next::Run(first) = state.batcher.next(now) else { panic!("there is work") };
         assert_eq!(first.pieces.len(), 1);
         assert!(matches!(state.batcher.next(now), Next::Idle), "the first one runs");

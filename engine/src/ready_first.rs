@@ -25,9 +25,9 @@ struct Record {
 }
 
 impl ReadyFirst {
-    /// What the engine before this one has left beside its folder of references.
-    pub(crate) fn beside(references: &Path) -> Self {
-        let file = file_of(references);
+    /// What the engine that listened at `socket` before this one has left.
+    pub(crate) fn beside(socket: &Path) -> Self {
+        let file = file_of(socket);
         Self { records: file.read(), file }
     }
 
@@ -70,13 +70,13 @@ impl Record {
     }
 }
 
-/// An engine is told to stop whose folder of references this is: nobody is in a hurry for the next one.
-pub(crate) fn forget(references: &Path) {
-    file_of(references).forget();
+/// The engine that listens at `socket` is told to stop: nobody is in a hurry for the next one.
+pub(crate) fn forget(socket: &Path) {
+    file_of(socket).forget();
 }
 
-fn file_of(references: &Path) -> Kept {
-    Kept::beside(references, ".ready")
+fn file_of(socket: &Path) -> Kept {
+    Kept::beside(socket, ".ready")
 }
 
 #[cfg(test)]

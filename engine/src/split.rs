@@ -18,6 +18,9 @@ use wire::{
 /// What a caller is told whose answer has no room any more on its way out.
 const UNREAD: &str = "it was run, and its answer has no room beside those that are still to be read";
 
+/// By when some of those may be read.
+const READ_BY: Duration = Duration::from_secs(1);
+
 /// Answers an order to the loader.
 pub(crate) fn answer_order(mailbox: &Mailbox, id: u64, failure: Option<(Status, String)>, revision: u64) {
     let (status, message) = failure.unwrap_or((Status::Ok, String::new()));
@@ -217,7 +220,10 @@ fn reply_parts(
                         writer.push(outbox, part, payload);
                     } else {
                         // More would end the connection, and with it everybody's requests.
-                        let reply = failure(Status::Overloaded, UNREAD.to_owned());
+                        let reply = Reply {
+                            retry_after_us: micros(READ_BY),
+                            ..failure(Status::Overloaded, UNREAD.to_owned())
+                        };
                         outbox.push(Kind::Reply, part.job.terms.id, &reply, Bytes::new());
                     }
                 }

@@ -184,7 +184,7 @@ fn a_version_whose_trial_kills_the_engine_twice_does_not_get_a_third_engine() {
     for time in 1..=2 {
         let mut child = engine(&socket, &models).spawn().expect("the binary is built");
         let begun = format!("\"times\":{time}");
-        while !std::fs::read_to_string(folder.path().join("engine.sock.references.trial"))
+        while !std::fs::read_to_string(folder.path().join("engine.sock.trial"))
             .is_ok_and(|text| text.contains(&begun))
         {
             std::thread::sleep(Duration::from_millis(5));

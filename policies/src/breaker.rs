@@ -393,6 +393,4 @@ fn since(began: Option<Instant>, now: Instant) -> Duration {
 }
 
 #[cfg(test)]
-mod explored;
-#[cfg(test)]
 mod tests;

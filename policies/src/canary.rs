@@ -19,8 +19,6 @@
 
 mod breakers;
 mod hanging;
-#[cfg(test)]
-mod numbers;
 mod patience;
 mod policy;
 mod report;
@@ -622,7 +620,11 @@ impl Canary {
             hanging: self.hanging.count(now),
             servers: Some(self.policy.servers.names()),
             comparison: self.policy.comparison.clone(),
-            gates: self.gates.iter().map(|gate| (gate.event.gate().to_owned(), gate.kept())).collect(),
+            gates: self
+                .gates
+                .iter()
+                .map(|gate| (gate.event.gate().to_owned(), gate.kept(self.usual.keys())))
+                .collect(),
             verdicts: self.history.iter().skip(self.history.len().saturating_sub(KEPT)).cloned().collect(),
         }
     }

@@ -258,8 +258,9 @@ pub(crate) struct Kept {
     /// Of processes that told these apart by other rules, nothing is.
     #[serde(default)]
     left: leavers::Kept,
+    /// Nothing in files of before: what they have of refusals was counted by other rules.
     #[serde(default)]
-    refusing: Refusals,
+    refusing: Option<Refusals>,
     #[serde(default)]
     few: Few,
     #[serde(default)]
@@ -270,7 +271,10 @@ impl Kept {
     /// Whether these are numbers that a gate comes to. Of others its questions would be answered by chance: what is no number is neither
     /// more than anything nor less.
     fn is_evidence(&self) -> bool {
-        self.worse.is_evidence() && self.rare.as_ref().is_none_or(KeptRare::is_evidence)
+        self.worse.is_evidence()
+            && self.rare.as_ref().is_none_or(KeptRare::is_evidence)
+            && self.refusing.as_ref().is_none_or(Refusals::is_evidence)
+            && self.misses.is_evidence()
     }
 }
 
@@ -585,7 +589,7 @@ impl Gate {
         share_of_all(self.at_most) * 100.0
     }
 
-    pub(crate) fn kept(&self) -> Kept {
+    pub(crate) fn kept(&self, of_baseline: usize) -> Kept {
         let (over, at_most, worse) = (self.event.over(), self.at_most, self.worse.clone());
         let rare = Some(self.with_window().kept());
         let Self { requests, events, missed, .. } = *self;
@@ -593,7 +597,8 @@ impl Gate {
             (self.leavers.kept(), self.refusals.clone(), self.misses.clone());
         refusing.count_window(&self.heard, &self.taken);
         misses.count_window(&self.heard, &self.taken);
-        let few = self.few.clone();
+        let few = self.few.knowing(of_baseline);
+        let refusing = Some(refusing);
         Kept { over, at_most, worse, requests, events, missed, rare, left, refusing, few, misses }
     }
 
@@ -607,14 +612,14 @@ impl Gate {
         if is_same_limit || self.event.is_compared_with_the_baseline() {
             self.worse = kept.worse.clone();
         }
-        if is_same_limit && same_step {
+        if let Some(refusing) = kept.refusing.as_ref().filter(|_| is_same_limit && same_step) {
             let too_much = share_of_all(self.at_most);
             self.rare = match &kept.rare {
                 Some(rare) => Rare::restored(too_much, rare),
                 None => Rare::seen(too_much, kept.requests, kept.events),
             };
             (self.requests, self.events, self.missed) = (kept.requests, kept.events, kept.missed);
-            (self.refusals, self.few) = (kept.refusing.clone(), kept.few.clone());
+            (self.refusals, self.few) = (refusing.clone(), kept.few.clone());
             self.misses = kept.misses.clone();
         }
     }
@@ -630,7 +635,9 @@ impl Gate {
             self.rare.observe(f64::from(u8::from(happened)));
             return true;
         };
-        self.few.take(key);
+        if self.event == Event::Error {
+            self.few.take(key);
+        }
         let is_full = self.heard.len() >= KEYS_MAX;
         let heard = match self.heard.entry(key) {
             Entry::Vacant(_) if is_full => return false,

@@ -48,10 +48,9 @@ impl Breakers {
                         news.push((status, News::Opened { next_try_in }));
                     }
                 }
-                BreakerState::Probing => {
-                    // It was open, if only for a moment that nobody saw.
-                    self.open.insert(version);
-                }
+                BreakerState::Probing if was_open => drop(self.open.insert(version)),
+                // Should the probe fail, it is told of then.
+                BreakerState::Probing => {}
                 BreakerState::Passing if was_open => news.push((status, News::Passes)),
                 BreakerState::Passing => {}
             }
@@ -78,6 +77,9 @@ mod tests {
         assert_eq!(told(BreakerState::Probing), []);
         assert_eq!(told(open(2 * wait)), [], "it is open for longer");
         assert_eq!(told(BreakerState::Probing), []);
+        assert_eq!(told(BreakerState::Passing), [News::Passes]);
+        assert_eq!(told(BreakerState::Probing), [], "it was open for a moment that nobody saw");
+        assert_eq!(told(open(wait)), [News::Opened { next_try_in: wait }]);
         assert_eq!(told(BreakerState::Passing), [News::Passes]);
         assert_eq!(told(BreakerState::Passing), []);
         assert!(breakers.follow(&[]).is_empty() && breakers.open.is_empty());

@@ -219,11 +219,11 @@ impl Record {
             metrics.refused.note(refusal, (self.model(), self.number()), SystemTime::now());
         }
         if let (Some((model, version)), Some((drawn, key))) = (&self.version, self.drawn) {
-            let is_answered = self.outcome == Some(policies::Outcome::Served);
+            let is_answered = self.outcome() == Some(policies::Outcome::Served);
             let answered = is_answered.then_some(policies::Version(*version));
             ledger.count(model, drawn, key, answered, self.instead);
         }
-        if let (Some((model, version)), Some(outcome)) = (&self.version, self.outcome) {
+        if let (Some((model, version)), Some(outcome)) = (&self.version, self.outcome()) {
             let version = self.asked.clone().unwrap_or_else(|| metrics.version(model, *version));
             let took = now - self.started;
             // Who is turned away at once makes nothing faster.
@@ -240,6 +240,14 @@ impl Record {
         }
         if let (Some(trace), Some(tracer)) = (&trace, tracer) {
             tracer.finish(trace, &self.facts(path), now);
+        }
+    }
+
+    /// How it ended for its caller: one that was answered, and whose answer had no room here, is turned away.
+    fn outcome(&self) -> Option<policies::Outcome> {
+        match self.outcome {
+            Some(policies::Outcome::Served) if self.refused.is_some() => Some(policies::Outcome::Refused),
+            outcome => outcome,
         }
     }
 

@@ -303,7 +303,12 @@ async fn ask_engine(
         let pending = links.worker().await?.send(infer, payload);
         pending?.answer().await
     };
-    let Ok(Ok(frame)) = tokio::time::timeout(deadline, asked).await else { return Err(Outcome::Failed) };
+    let frame = match tokio::time::timeout(deadline, asked).await {
+        Ok(Ok(frame)) => frame,
+        Ok(Err(_)) => return Err(Outcome::Failed),
+        // The engine tells of it only where nothing else waits, for which a copy makes way.
+        Err(_) => return Err(Outcome::Dropped),
+    };
     let Ok(reply) = <Reply as prost::Message>::decode(frame.metadata) else { return Err(Outcome::Failed) };
     match reply.status() {
         Status::Ok => {

@@ -1,5 +1,5 @@
 //! Writes an answer for as long as its client takes of it. Decides who is cut off: whoever has taken nothing for a while, however
-//! long the answer; never who reads slowly.
+//! long the answer, or so little in all that others would wait for days for the room that it has; never who reads slowly.
 //!
 //! That a write ends says little of this. A connection holds megabytes which nobody has taken yet, and makes room for more only
 //! once a third of them has been: so it is asked what the other end has acknowledged. Where that is not known, each piece has
@@ -20,6 +20,9 @@ const PIECE: usize = 256 << 10;
 /// How often it is looked whether a client that has not taken everything has taken something.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
+/// So many bytes in a second are slow, and not as good as nothing.
+const SLOWEST: f64 = (16 << 10) as f64;
+
 /// Writes a head and all of the body.
 pub(crate) async fn write(
     session: &mut ServerSession,
@@ -28,21 +31,23 @@ pub(crate) async fn write(
 ) -> pingora::Result<()> {
     let socket = session.digest().and_then(|digest| digest.socket_digest.clone());
     let taken = || Some(socket.as_ref()?.tcp_info()?.tcpi_bytes_acked);
-    while_taken(session.write_response_header(Box::new(head)), taken).await?;
+    let began = (Instant::now(), taken());
+    while_taken(session.write_response_header(Box::new(head)), taken, began).await?;
     loop {
         let piece = body.split_to(body.len().min(PIECE));
         let is_last = body.is_empty();
-        while_taken(session.write_response_body(piece, is_last), taken).await?;
+        while_taken(session.write_response_body(piece, is_last), taken, began).await?;
         if is_last {
             return Ok(());
         }
     }
 }
 
-/// Goes on with `writing` for as long as what is `taken` changes now and then.
+/// Goes on with `writing` for as long as what is `taken` changes now and then, and is not too little since the answer `began`.
 async fn while_taken(
     writing: impl Future<Output = pingora::Result<()>>,
     taken: impl Fn() -> Option<u64>,
+    (began, at_first): (Instant, Option<u64>),
 ) -> pingora::Result<()> {
     let mut writing = pin!(writing);
     // Most answers are written before it is worth looking.
@@ -52,6 +57,15 @@ async fn while_taken(
             return written;
         }
         let (so_far, now) = (taken(), Instant::now());
+        if let (Some(at_first), Some(so_far)) = (at_first, so_far) {
+            let least = (now - began).saturating_sub(2 * STALL_MAX).as_secs_f64() * SLOWEST;
+            if (so_far.saturating_sub(at_first) as f64) < least {
+                return pingora::Error::e_explain(
+                    WriteTimedout,
+                    "its client takes next to nothing of the answer",
+                );
+            }
+        }
         if seen != Some(so_far) {
             (seen, since) = (Some(so_far), now);
         } else if now - since >= STALL_MAX {
@@ -71,12 +85,16 @@ mod tests {
     /// Whether a write is waited for that takes so long, and for how long if not, where its client takes something this often.
     async fn is_written(takes: Duration, every: Option<Duration>) -> Result<(), Duration> {
         let began = Instant::now();
-        let taken = || Some(every.map_or(7, |every| (began.elapsed().as_secs() / every.as_secs()) + 7));
+        let taken = || {
+            Some(
+                every.map_or(7, |every| (began.elapsed().as_secs() / every.as_secs()) * PIECE as u64 * 4 + 7),
+            )
+        };
         let writing = async {
             tokio::time::sleep(takes).await;
             Ok(())
         };
-        while_taken(writing, taken).await.map_err(|_| began.elapsed())
+        while_taken(writing, taken, (began, Some(7))).await.map_err(|_| began.elapsed())
     }
 
     #[tokio::test(start_paused = true)]
@@ -91,6 +109,14 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn who_takes_a_few_bytes_now_and_then_is_not_waited_for_without_end() {
+        let began = Instant::now();
+        let taken = || Some(began.elapsed().as_secs() * 1000);
+        assert!(while_taken(std::future::pending(), taken, (began, Some(0))).await.is_err());
+        assert!((2 * STALL_MAX..4 * STALL_MAX).contains(&began.elapsed()), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn what_is_not_known_to_be_taken_has_its_time_for_each_piece() {
         let looks = Cell::new(0);
         let unknown = || {
@@ -98,7 +124,7 @@ mod tests {
             None
         };
         let began = Instant::now();
-        assert!(while_taken(std::future::pending(), unknown).await.is_err());
+        assert!(while_taken(std::future::pending(), unknown, (began, None)).await.is_err());
         assert!(began.elapsed() < STALL_MAX + 2 * LOOK_EVERY && looks.get() > 2);
     }
 

@@ -446,9 +446,9 @@ fn limits_overload_open_breakers_and_slow_answers_are_kept_at_a_rate_of_nothing(
     assert_eq!(ask(2, "ben"), 503);
     assert_eq!((ask(3, "cat"), ask(3, "dan")), (500, 503));
     std::thread::scope(|scope| {
-        let began = Instant::now();
         let held = ["eve", "fay"].map(|user| scope.spawn(move || ask(4, user)));
         stack.wait_for_metric("penstock_requests_in_flight", 2.0);
+        let began = Instant::now();
         let path = "/v2/models/m/versions/1/infer";
         let crowd = stack.client().post(path, &[("x-user-id", "gus")], &infer_body("x", [1, 1], &[0.0]));
         assert_eq!(crowd.status, 503, "{}", crowd.text());

@@ -9,7 +9,7 @@
 
 use super::before::{Before, Bound};
 use super::profile::Profile;
-use super::{Batcher, Bucket, Grouping, PATIENCE, Place, Queue, Running, Ticket};
+use super::{Batcher, Bucket, Grouping, PATIENCE, Place, Priority, Queue, Running, Ticket, Waiting};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -176,7 +176,9 @@ impl<T: Clone> Batcher<T> {
         let mut due: Vec<(Instant, f64)> = Vec::new();
         for (bucket, queue) in &self.queues {
             let row = self.work(bucket, queue, queue.rows).as_secs_f64() / queue.rows.max(1) as f64;
-            due.extend(queue.waiting.values().filter_map(|waiting| {
+            // Whom nobody waits for may be late.
+            let is_waited_for = |waiting: &&Waiting<T>| waiting.ticket.priority != Priority::Last;
+            due.extend(queue.waiting.values().filter(is_waited_for).filter_map(|waiting| {
                 let rows = waiting.ticket.rows - waiting.gone;
                 Some((waiting.ticket.deadline?, f64::from(rows) * row))
             }));

@@ -118,17 +118,11 @@ impl Profile {
         // to be long, no more may be learned from than of the others.
         let expected = self.curve.typical(claim.rows).unwrap_or(took);
         let is_short = expected < SHORT;
-        let is_faster = took < expected.mul_f32(MUCH_FASTER);
         if !is_short || claim.explores || self.ended.is_multiple_of(SHORT_SAMPLE) {
-            if is_faster {
-                // What is predicted has been tried, and was found to be wrong.
-                self.ran.clear();
-            } else {
-                self.ran.insert(size_of(claim.rows), now);
-            }
+            self.ran.insert(size_of(claim.rows), now);
             self.learn(claim.rows, took);
         }
-        let is_news = !self.curve.trusts(claim.rows) || is_faster;
+        let is_news = !self.curve.trusts(claim.rows) || took < expected.mul_f32(MUCH_FASTER);
         if claim.explores && is_news {
             self.explore_at = self.ended + EXPLORE_AGAIN;
         }

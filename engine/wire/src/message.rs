@@ -482,7 +482,7 @@ pub enum Status {
     InvalidArgument = 2,
     /// No such model or version, or it is not ready; nothing ran.
     NotFound = 3,
-    /// The queue is full, or the answer would come too late; nothing ran.
+    /// The queue is full, or the answer would come too late, and nothing ran; or it has run, and its answer has no room on its way out.
     Overloaded = 4,
     /// The deadline passed while the request was queued, or would have before it could have run.
     DeadlineExceeded = 5,

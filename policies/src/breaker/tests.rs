@@ -3,6 +3,8 @@
 //! Tests whose names begin with `no_wedge` each stand for a way in which another breaker is known to shut a version out for good,
 //! or to let everybody at it, once it only lets probes in; the line above each says what that one did.
 
+mod explored;
+
 use proptest::prelude::*;
 
 use super::*;

@@ -11,6 +11,7 @@ mod kept;
 mod late_failures;
 mod leaving;
 mod middling;
+mod numbers;
 mod outages;
 mod refused;
 mod verdicts;

@@ -24,6 +24,8 @@ pub(super) struct Few {
     refused: u64,
     /// The baseline has refused somebody something.
     baseline_refuses: bool,
+    /// So many users it had answered when the process before this one ended.
+    of_baseline: usize,
 }
 
 /// What is too much.
@@ -48,6 +50,11 @@ impl Few {
         }
     }
 
+    /// For another process: the baseline has answered so many users.
+    pub(super) fn knowing(&self, of_baseline: usize) -> Self {
+        Self { of_baseline: of_baseline.max(self.of_baseline), ..self.clone() }
+    }
+
     /// The candidate has not refused this.
     pub(super) fn take(&mut self, key: u64) {
         self.requests += 1;
@@ -68,7 +75,7 @@ impl Few {
     /// has answered so many.
     pub(super) fn are_all_refused(&self, at_most: f64, of_baseline: usize) -> Option<All> {
         let Self { requests, refused, .. } = *self;
-        let users = self.of_candidate.len();
+        let (users, of_baseline) = (self.of_candidate.len(), of_baseline.max(self.of_baseline));
         let are_enough = users.min(of_baseline) >= USERS_MIN;
         let is_much = refused as f64 > at_most * requests as f64;
         let are_all = !self.baseline_refuses && self.of_candidate.values().all(|is_refused| *is_refused);
@@ -96,6 +103,10 @@ mod tests {
         assert_eq!(of(2, 3).are_all_refused(0.05, 2), None, "one of them is not refused");
         assert_eq!(of(1, 1).are_all_refused(0.05, 2), None, "one may be broken");
         assert_eq!(of(2, 2).are_all_refused(0.05, 1), None, "of the baseline's, too");
+        assert!(
+            of(2, 2).knowing(2).are_all_refused(0.05, 0).is_some(),
+            "a process before this one has seen them"
+        );
         assert_eq!(of(2, 2).are_all_refused(0.8, 2), None, "so much may fail");
         let mut few = of(2, 2);
         few.refuse(Some(9), false);

@@ -66,6 +66,15 @@ pub(super) struct TooMany {
 }
 
 impl Refusals {
+    /// Whether these are numbers that counting comes to, see [`super::Kept::is_evidence`].
+    pub(super) fn is_evidence(&self) -> bool {
+        let weights = self.of_candidate.values().chain(self.of_baseline.values());
+        let mut all = weights.chain([&self.refused, &self.others, &self.explained]);
+        all.all(|number| (0.0..1e15).contains(number))
+            && self.keys.is_evidence()
+            && self.without_key.is_evidence()
+    }
+
     /// Once there is no more room, what this window has shown is to be counted at once.
     pub(super) fn hear(&mut self, key: Option<u64>, is_candidate: bool, share: f64) {
         if share == 0.0 {

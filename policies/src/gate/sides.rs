@@ -35,6 +35,14 @@ impl Sides {
         self.seen += (f64::from(u8::from(is_candidate)) - share).powi(2);
     }
 
+    /// Whether these are numbers that hearing comes to.
+    pub(super) fn is_evidence(&self) -> bool {
+        let most = f64::from(self.all);
+        self.of_candidate <= self.all
+            && self.all < u32::MAX / 2
+            && [self.by_share, self.variance, self.seen].iter().all(|number| (0.0..=most).contains(number))
+    }
+
     /// At a small share the one variance is next to nothing, and at a large one the other.
     pub(super) fn are_more(&self) -> bool {
         let deviation = self.variance.max(self.seen).sqrt();

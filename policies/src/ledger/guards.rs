@@ -337,4 +337,4 @@ impl Drop for Pass {
 }
 
 #[cfg(test)]
-mod interleaved;
+mod tests;

@@ -1,7 +1,7 @@
 //! What a tally shows: whether the shares that are seen contradict those that were declared, and what has most likely come
 //! between. Looks a few times a second and not when requests come, and never changes who answers.
 //!
-//! The alarm is raised once in a window, and stands until nothing speaks for it any more. Two things raise it: units that are not divided as declared (see `ratio.rs`); and one
+//! The alarm is raised once in a window, and stands until nothing speaks for it any more, or for the rest of the window. Two things raise it: units that are not divided as declared (see `ratio.rs`); and one
 //! user who has made most of the requests, which says nothing against the split, but the shares that people then see are
 //! those of that user.
 
@@ -99,11 +99,13 @@ pub(super) struct Look {
     next: u64,
     evidence: f64,
     mismatch: Option<Mismatch>,
+    /// One was found in this window, whether or not it is over.
+    is_told: bool,
 }
 
 impl Default for Look {
     fn default() -> Self {
-        Self { next: 1, evidence: 1.0, mismatch: None }
+        Self { next: 1, evidence: 1.0, mismatch: None, is_told: false }
     }
 }
 
@@ -122,8 +124,9 @@ impl Tally {
             look.evidence = evidence(&seen, &self.shares());
         }
         let majority = self.majority.lock().unwrap_or_else(PoisonError::into_inner).percent();
-        if look.mismatch.is_some() {
-            if look.evidence <= 1.0 && majority.is_none() {
+        if let Some(found) = &look.mismatch {
+            // Whether one user makes most of the requests may change with each of them.
+            if look.evidence <= 1.0 && found.cause != Cause::OneKey.as_str() {
                 look.mismatch = None;
             }
             return None;
@@ -137,7 +140,7 @@ impl Tally {
         };
         let why = self.in_words(cause, &seen, majority);
         look.mismatch = Some(Mismatch { cause: cause.as_str(), why, evidence: finite(look.evidence) });
-        look.mismatch.clone()
+        look.mismatch.clone().filter(|_| !std::mem::replace(&mut look.is_told, true))
     }
 
     /// What explains it.

@@ -264,6 +264,9 @@ fn what_was_found_is_over_once_nothing_speaks_for_it_any_more() {
         assert_eq!(world.tally.look(), None);
     }
     assert_eq!(world.tally.status(world.now).mismatch, None);
+    (0..100_000).for_each(|_| world.draw(0.3));
+    assert_eq!(world.tally.look(), None, "it is told once");
+    assert!(world.mismatch().is_some(), "and shown again");
 }
 
 #[test]

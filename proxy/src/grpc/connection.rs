@@ -58,6 +58,8 @@ struct Writing {
     last: u64,
     /// Until when more should have been taken of each message that is being written.
     until: HashMap<u64, Instant>,
+    /// When anything was taken of any of them: they take turns.
+    moved: Option<Instant>,
 }
 
 impl Connection {
@@ -75,7 +77,9 @@ impl Connection {
     }
 
     fn is_stuck(&self, now: Instant) -> bool {
-        self.lock().until.values().any(|until| *until < now)
+        let writing = self.lock();
+        let is_still = writing.moved.is_none_or(|moved| now.saturating_duration_since(moved) > STALL_MAX);
+        is_still && writing.until.values().any(|until| *until < now)
     }
 
     fn lock(&self) -> MutexGuard<'_, Writing> {
@@ -94,7 +98,9 @@ impl Overdue {
     /// There was place for one more portion of it, which may be the last.
     pub(super) fn go_on(&self, is_last: bool, now: Instant) {
         let time = STALL_MAX + if is_last { TAIL_MAX } else { Duration::ZERO };
-        self.connection.lock().until.insert(self.id, now + time);
+        let mut writing = self.connection.lock();
+        writing.until.insert(self.id, now + time);
+        writing.moved = Some(now);
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use super::*;
+use super::super::*;
 use crate::parse;
 
 const WAIT: Duration = Duration::from_secs(10);

@@ -1,0 +1,3 @@
+//! Guards where callers meet.
+
+mod interleaved;
