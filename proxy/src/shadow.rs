@@ -303,12 +303,7 @@ async fn ask_engine(
         let pending = links.worker().await?.send(infer, payload);
         pending?.answer().await
     };
-    let frame = match tokio::time::timeout(deadline, asked).await {
-        Ok(Ok(frame)) => frame,
-        Ok(Err(_)) => return Err(Outcome::Failed),
-        // The engine tells of it only where nothing else waits, for which a copy makes way.
-        Err(_) => return Err(Outcome::Dropped),
-    };
+    let Ok(Ok(frame)) = tokio::time::timeout(deadline, asked).await else { return Err(Outcome::Failed) };
     let Ok(reply) = <Reply as prost::Message>::decode(frame.metadata) else { return Err(Outcome::Failed) };
     match reply.status() {
         Status::Ok => {
