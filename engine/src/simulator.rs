@@ -416,6 +416,8 @@ mod traces {
         p99: Duration,
         mean: Duration,
         mean_batch: f64,
+        /// Asked for, per second.
+        offered: f64,
         /// Answered in time, per second.
         goodput: f64,
         /// Jobs that were run after their deadline.
@@ -493,6 +495,8 @@ mod traces {
             mean: latencies.iter().fold(Duration::ZERO, |sum, one| sum.saturating_add(*one))
                 / latencies.len() as u32,
             mean_batch: batches.iter().sum::<f64>() / batches.len() as f64,
+            offered: (0..arrivals.len()).filter(|job| counts(*job, &arrivals)).count() as f64
+                / (SECONDS - WARM),
             goodput: in_time as f64 / (SECONDS - WARM),
             ran_expired,
             modest: modest_in_time as f64 / modest as f64,
@@ -544,7 +548,10 @@ mod traces {
                 .min_by_key(|pair| pair.p99);
             let best = best.expect("there are pairs");
             println!("{name}: ours {ours:?}, best pair {best:?}");
-            assert!(ours.mean_batch >= best.mean_batch * 0.97, "{name}: {ours:?} against {best:?}");
+            // Who is refused or given up would make the rest look good.
+            assert!(ours.goodput >= 0.99 * ours.offered, "{name}: {ours:?}");
+            // Both draw their arrivals: the same rate is some hundredths of a part more for the one or the other.
+            assert!(ours.mean_batch >= 0.99 * best.mean_batch, "{name}: {ours:?} against {best:?}");
             assert!(ours.p99 <= best.p99.mul_f64(1.1), "{name}: {ours:?} against {best:?}");
             assert!(ours.mean <= best.mean.mul_f64(1.1), "{name}: {ours:?} against {best:?}");
         }
@@ -560,7 +567,7 @@ mod traces {
                 .fold(0.0, f64::max);
             let ours = ours(service, |_| 1.2 * capacity(service), SLO);
             println!("{name}: ours {ours:?}, best pair {best:.0}/s");
-            assert!(ours.goodput >= 0.97 * best / 1.01, "{name}: {ours:?} against {best:.0}/s");
+            assert!(ours.goodput >= 0.97 * best, "{name}: {ours:?} against {best:.0}/s");
         }
     }
 
@@ -612,6 +619,7 @@ mod traces {
             println!("{name}: bursts {bursts:?}, steps {steps:?}");
             for report in [bursts, steps] {
                 assert!(report.p99 <= SLO && report.ran_expired == 0, "{name}: {report:?}");
+                assert!(report.goodput >= 0.98 * report.offered, "{name}: {report:?}");
             }
         }
     }
