@@ -10,6 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A folder of the checkout.
 pub fn repository(path: &str) -> PathBuf {
@@ -31,10 +32,17 @@ pub fn free_address() -> SocketAddr {
     address
 }
 
-/// Several, no two the same.
+/// Below those that the kernel gives to whoever connects: somebody who does could have one in the moment before it is listened on.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
+
+/// Several, no two the same, and none that this process was given before.
 pub fn free_addresses<const N: usize>() -> [SocketAddr; N] {
-    // Held until all are known: a port that is free again may be the next.
-    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("loopback has free ports"));
+    static GIVEN: AtomicUsize = AtomicUsize::new(0);
+    // Processes that run at the same time begin at different ones.
+    let first = std::process::id() as usize * 397;
+    let port = || PORTS.start + ((first + GIVEN.fetch_add(1, Ordering::Relaxed)) % PORTS.len()) as u16;
+    let free = || (0..PORTS.len()).find_map(|_| TcpListener::bind(("127.0.0.1", port())).ok());
+    let listeners = [(); N].map(|()| free().expect("loopback has free ports"));
     listeners.each_ref().map(|listener| listener.local_addr().expect("it is bound"))
 }
 
