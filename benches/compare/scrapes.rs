@@ -1,5 +1,5 @@
-//! What a scrape of `/metrics` takes whoever asks for it, over a socket, where a policy of 1,000 models has three versions of each, with
-//! labels, breakers, a limit that has refused somebody, and each has been asked. The engine is a stand-in that answers at once.
+//! What a scrape of `/metrics` takes whoever asks for it, over a socket, where 1,000 models have a version each, or three, with breakers,
+//! and a limit that has refused somebody, and each has been asked. The engine is a stand-in that answers at once.
 
 use crate::large_policy::{self, MODELS};
 use crate::server::Server;
@@ -13,18 +13,29 @@ const SCRAPES: usize = 21;
 
 /// Prints it.
 pub(crate) fn scrapes() -> anyhow::Result<()> {
+    let one = |at| {
+        format!(
+            "  model-{at}:\n    split: {{weights: {{1: 1}}}}\n    breaker: {{failures: 5, failing: 50}}\n"
+        )
+    };
+    scrapes_of(1, &(0..MODELS).map(one).collect::<String>())?;
+    scrapes_of(3, &large_policy::models(5))
+}
+
+fn scrapes_of(versions_each: u64, models: &str) -> anyhow::Result<()> {
     let names: Vec<String> = (0..MODELS).map(|at| format!("model-{at}")).collect();
-    let versions =
-        names.iter().flat_map(|name| (1..=3).map(|number| (name.as_str(), number, Behaviour::Answer)));
+    let versions = names
+        .iter()
+        .flat_map(|name| (1..=versions_each).map(|number| (name.as_str(), number, Behaviour::Answer)));
     let engine = ScriptedEngine::start(&versions.collect::<Vec<_>>());
     let limits = "limits:\n  - {name: each, key: {header: x-user-id}, rate: 1/h, burst: 2}\n";
-    let policies = format!("models:\n{}{limits}", large_policy::models(5));
+    let policies = format!("models:\n{models}{limits}");
     let server = Server::penstock_at(engine.socket(), &policies)?;
     let monitor = server.monitor.context("penstock is watched somewhere")?;
     let client = harness::Client::new(server.address);
     let body = infer_body("x", [1, 1], &[0.0]);
     for name in &names {
-        for number in 1..=3 {
+        for number in 1..=versions_each {
             let user = number.to_string() + name;
             let answer = client.post(
                 &format!("/v2/models/{name}/versions/{number}/infer"),
@@ -42,7 +53,7 @@ pub(crate) fn scrapes() -> anyhow::Result<()> {
         took.sort_unstable();
         let text = &scrapes[0].1;
         println!(
-            "a scrape over a socket of {MODELS} models with three versions each, {accept}: {:.1?} at the median, {:.1?} at most; {} lines, {} kB",
+            "a scrape over a socket of {MODELS} models of {versions_each} each, {accept}: {:.1?} at the median, {:.1?} at most; {} lines, {} kB",
             took[SCRAPES / 2],
             took[SCRAPES - 1],
             text.lines().count(),
