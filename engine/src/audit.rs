@@ -1,8 +1,8 @@
 //! Looks again, now and then, at what has run: one request of a batch is run once more by itself, after its answer has left, and a
 //! last time if it is answered otherwise; and a model that has passed for one that only reads what it keeps is asked whether it has
 //! written to that. One lane at a time does so, within what its batch had claimed: what comes meanwhile is told how long that takes.
-//! A trial sees made-up rows, this sees what callers send. Decides when it looks, whether a version's rows depend on each other after all, and how its
-//! requests run from then on; the rest is the queue's.
+//! A trial sees made-up rows, this sees what callers send. Decides when it looks, whether a version's rows depend on each other after
+//! all, and how its requests run from then on; the rest is the queue's.
 
 use crate::batcher::{Grouping, Piece};
 use crate::job::Job;

@@ -1,7 +1,7 @@
 //! What is not run, because nobody wants it, it would be late or there is no room.
 
 use super::*;
-use crate::model::Form;
+use crate::model::{Form, Spec};
 
 /// A model that doubles behind a gate; and how many rows it was asked for.
 fn counted() -> (Candidate, Arc<Gate>, Arc<AtomicUsize>) {
@@ -314,16 +314,21 @@ fn large_answers_wait_in_the_model_until_those_before_them_are_read_and_cut_nobo
     assert!(answers.iter().all(|answer| answer.fp32("y") == vec![answer.id as f32; WIDE]));
 }
 
+/// Of a model of which only a run tells how wide its output is.
+fn of_any_width() -> Spec {
+    let mut spec = rows_spec(&[("x", 1)], &[("y", 1)], 16);
+    let form = Form { datatype: Datatype::Fp32, shape: vec![Dimension::Free, Dimension::Free] };
+    spec.outputs[0].form = Some(form);
+    spec
+}
+
 #[test]
 fn where_one_batch_brings_more_than_may_wait_to_be_read_some_are_told_so_and_nobody_is_cut_off() {
     const WIDE: usize = 10_000;
     let gate = Arc::new(Gate::default());
     let passing = Arc::clone(&gate);
     let load: Load = Box::new(move || {
-        let mut spec = rows_spec(&[("x", 1)], &[("y", 1)], 16);
-        let form = Form { datatype: Datatype::Fp32, shape: vec![Dimension::Free, Dimension::Free] };
-        spec.outputs[0].form = Some(form);
-        let model = Scripted::new(spec, move |inputs| {
+        let model = Scripted::new(of_any_width(), move |inputs| {
             passing.pass();
             let x = fp32(&inputs[0]);
             // As wide as no trial has seen it.
@@ -361,10 +366,7 @@ fn many_who_wait_for_large_outputs_are_all_answered_and_a_small_model_beside_the
     let (gate, most) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
     let (passing, largest) = (Arc::clone(&gate), Arc::clone(&most));
     let load: Load = Box::new(move || {
-        let mut spec = rows_spec(&[("x", 1)], &[("y", 1)], 16);
-        let form = Form { datatype: Datatype::Fp32, shape: vec![Dimension::Free, Dimension::Free] };
-        spec.outputs[0].form = Some(form);
-        let model = Scripted::new(spec, move |inputs| {
+        let model = Scripted::new(of_any_width(), move |inputs| {
             passing.pass();
             let x = fp32(&inputs[0]);
             largest.fetch_max(x.len(), Ordering::SeqCst);

@@ -1,9 +1,9 @@
 //! What a tally shows: whether the shares that are seen contradict those that were declared, and what has most likely come
 //! between. Looks a few times a second and not when requests come, and never changes who answers.
 //!
-//! The alarm is raised once in a window, and stands until nothing speaks for it any more, or for the rest of the window. Two things raise it: units that are not divided as declared (see `ratio.rs`); and one
-//! user who has made most of the requests, which says nothing against the split, but the shares that people then see are
-//! those of that user.
+//! The alarm is raised once in a window, and stands until nothing speaks for it any more, or for the rest of the window. Two
+//! things raise it: units that are not divided as declared (see `ratio.rs`); and one user who has made most of the requests,
+//! which says nothing against the split, but the shares that people then see are those of that user.
 
 use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
