@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Checks the alerts, and runs their tests, with the promtool that is on PATH; else with that of Debian's or Ubuntu's package
-# `prometheus`, which is fetched once, unpacked into the cache and not installed. apt checks its signature. Where there is neither,
-# it says so and lets the rest go on.
+# Checks the alerts, runs their tests, and checks that the dashboard's queries can be read, with the promtool that is on PATH; else with
+# that of Debian's or Ubuntu's package `prometheus`, which is fetched once, unpacked into the cache and not installed. apt checks its
+# signature. Where there is neither, it says so and lets the rest go on.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
@@ -24,3 +24,24 @@ fi
 promtool=${promtool:-$cached}
 "$promtool" check rules alerts.yaml
 "$promtool" test rules alerts.test.yaml
+
+# As rules, because promtool reads no dashboards. It does not know what Grafana puts in for its variables.
+queries=$(mktemp --suffix=.yaml)
+trap 'rm -rf "${work:-}" "$queries"' EXIT
+python3 - ../grafana/penstock.json >"$queries" <<'PYTHON'
+import json, re, sys
+
+def expressions(node):
+    if isinstance(node, dict):
+        if isinstance(node.get("expr"), str):
+            yield re.sub(r"\$__\w+", "5m", node["expr"])
+        node = list(node.values())
+    if isinstance(node, list):
+        for child in node:
+            yield from expressions(child)
+
+rules = [{"record": f"query:{at}", "expr": query} for at, query in enumerate(expressions(json.load(open(sys.argv[1]))))]
+assert len(rules) > 20, rules
+print(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+PYTHON
+"$promtool" check rules "$queries"
