@@ -22,8 +22,8 @@ use std::time::{Duration, Instant};
 
 use crate::canary::SlowPolicy;
 use crate::outcome::Outcome;
-use crate::units::Millionths;
-use crate::window::Window;
+use crate::units::{Millionths, share_of_all};
+use crate::window::{Counts, Window};
 
 /// When a version counts as failing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +87,28 @@ pub enum BreakerState {
     Probing,
 }
 
+/// What a breaker does and how its version fares, to be compared with another one's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Standing {
+    pub(crate) since: Since,
+    /// What became of those whom it let in as it let in everyone.
+    pub(crate) lately: Counts,
+    /// So much of that went wrong that chance may trip it.
+    pub(crate) ails: bool,
+    /// So many have to be served before it lets in everyone again.
+    pub(crate) probes: u32,
+}
+
+impl Standing {
+    /// Of a version that nobody has entered yet.
+    pub(crate) const FRESH: Self = Self {
+        since: Since::Passing(None),
+        lately: Counts { all: 0, failed: 0, slow: 0 },
+        ails: false,
+        probes: 1,
+    };
+}
+
 /// Since when a breaker does what it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Since {
@@ -127,7 +149,15 @@ pub(crate) struct Breaker {
     /// When the loss of an engine was last counted.
     lost: Option<Instant>,
     since: Since,
+    /// How those have ended who were let in as everyone was.
+    lately: Window,
 }
+
+/// How far back a version's requests say whether it ails.
+const LATELY: Duration = Duration::from_secs(2);
+
+/// A version ails where so many of its requests go wrong that chance trips its breaker once in `2^CHANCE` requests, or sooner.
+const CHANCE: f64 = 15.0;
 
 /// One loss of an engine takes many requests, which end one shortly after the other; the next engine takes longer to come up.
 const LOSS: Duration = Duration::from_millis(500);
@@ -162,7 +192,8 @@ struct Lease {
 impl Breaker {
     pub(crate) fn new(policy: BreakerPolicy) -> Self {
         let since = Since::Passing(None);
-        Self { policy, state: passing(&policy), generation: 0, trips: 0, lost: None, since }
+        let lately = Window::new(LATELY);
+        Self { policy, state: passing(&policy), generation: 0, trips: 0, lost: None, since, lately }
     }
 
     /// # Errors
@@ -196,9 +227,13 @@ impl Breaker {
                     Outcome::Failed | Outcome::Lost => *failures += 1,
                     Outcome::Refused | Outcome::Abandoned => {}
                 }
-                let took = now.saturating_duration_since(permit.entered);
                 let in_a_row = *failures >= self.policy.failures.get();
-                if in_a_row || self.policy.is_too_much(window, outcome, took, now) {
+                let took = now.saturating_duration_since(permit.entered);
+                let wrong = self.policy.wrong(outcome, took);
+                if let Some((failed, slow)) = wrong {
+                    self.lately.count(failed, slow, now);
+                }
+                if in_a_row || self.policy.is_too_much(window, wrong, now) {
                     self.trip(permit.entered, now);
                 }
             }
@@ -265,9 +300,11 @@ impl Breaker {
         }
     }
 
-    pub(crate) fn since(&mut self, now: Instant) -> Since {
+    pub(crate) fn standing(&mut self, now: Instant) -> Standing {
         self.catch_up(now);
-        self.since
+        let lately = self.lately.counts(now);
+        let ails = self.policy.may_be_tripped_by_chance(lately);
+        Standing { since: self.since, lately, ails, probes: self.policy.probes.get() }
     }
 
     /// Goes on under other settings, if what it has seen says as much under them; whether it does.
@@ -318,20 +355,25 @@ impl BreakerPolicy {
         Self { probe_timeout: other.probe_timeout, ..*self } == *other
     }
 
-    /// Counts how a request ended; whether too many fail or are slow.
-    fn is_too_much(&self, window: &mut Window, outcome: Outcome, took: Duration, now: Instant) -> bool {
+    /// Whether a request that ended so has failed, and whether it was slow; nothing where that says nothing.
+    fn wrong(&self, outcome: Outcome, took: Duration) -> Option<(bool, bool)> {
         let is_slow = self.slow.is_some_and(|slow| took > slow.over);
-        let (failed, slow) = match outcome {
-            Outcome::Failed | Outcome::Lost => (true, false),
-            Outcome::Served => (false, is_slow),
+        match outcome {
+            Outcome::Failed | Outcome::Lost => Some((true, false)),
+            Outcome::Served => Some((false, is_slow)),
             // What took so long and came to nothing was not answered in time.
-            Outcome::Refused if is_slow => (false, true),
-            Outcome::Refused | Outcome::Abandoned => return false,
-        };
-        if self.failing.is_none() && self.slow.is_none() {
-            return false;
+            Outcome::Refused if is_slow => Some((false, true)),
+            Outcome::Refused | Outcome::Abandoned => None,
         }
-        let counts = window.count(failed, slow, now);
+    }
+
+    /// Counts how a request ended; whether too many fail or are slow.
+    fn is_too_much(&self, window: &mut Window, wrong: Option<(bool, bool)>, now: Instant) -> bool {
+        let Some((failed, slow)) = wrong.filter(|_| self.failing.is_some() || self.slow.is_some()) else {
+            return false;
+        };
+        window.count(failed, slow, now);
+        let counts = window.counts(now);
         let is_above = |count: u32, share: Millionths| {
             u64::from(count) * 1_000_000 >= u64::from(counts.all) * u64::from(share)
         };
@@ -339,6 +381,27 @@ impl BreakerPolicy {
             && (self.failing.is_some_and(|share| is_above(counts.failed, share))
                 || self.slow.is_some_and(|slow| is_above(counts.slow, slow.at_most)))
     }
+
+    /// Whether a version of which this has become ails. One request that goes wrong is none too many.
+    fn may_be_tripped_by_chance(&self, counts: Counts) -> bool {
+        let Counts { all, failed, slow } = counts;
+        let is_above = |count: u32, most: f64| f64::from(count) > 1.0 + most * f64::from(all);
+        let in_a_row = self.failures.get();
+        let of_share = |share| most_by_chance(share_of_all(share), self.of_at_least.get());
+        is_above(failed, most_by_chance(1.0, in_a_row))
+            || self.failing.is_some_and(|share| is_above(failed, of_share(share)))
+            || self.slow.is_some_and(|policy| is_above(slow, of_share(policy.at_most)))
+    }
+}
+
+/// How often each request may go wrong, so that a share of `of` of them that follow each other do so once in `2^CHANCE` times: there are
+/// at most `2^(of · H(share))` ways to choose which, `H` being the entropy in bits, each of which has the chance `p^(of · share)`.
+fn most_by_chance(share: f64, of: u32) -> f64 {
+    let of = f64::from(of);
+    let wrong = (share * of).ceil().clamp(1.0, of);
+    let bits = |part: f64| if part > 0.0 { -part * part.log2() } else { 0.0 };
+    let entropy = bits(wrong / of) + bits(1.0 - wrong / of);
+    (-(CHANCE + of * entropy) / wrong).exp2()
 }
 
 fn passing(policy: &BreakerPolicy) -> State {

@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::breaker::Since;
+use crate::breaker::{Since, Standing};
 use crate::drift::{DriftGate, DriftSight, Finding as Drifted};
 use crate::gate::{ALPHA, Event, Gate, Witness};
 use crate::units::{ALL, Millionths, Version, percent};
@@ -177,7 +177,9 @@ pub(crate) struct Canary {
     taken: Arc<Taken>,
     hanging: Hanging,
     /// What the breakers of the baseline and of the candidate do, as of the last request or look.
-    breakers: [Since; 2],
+    breakers: [Standing; 2],
+    /// The last trip of one of them that may have been by chance.
+    by_chance: Option<Instant>,
     /// Since when every gate has passed at every look.
     passed: Option<Instant>,
     /// What was last found when it was judged, so that it is told once; nothing since a person has stepped in.
@@ -209,7 +211,8 @@ impl Canary {
             usual: Arc::default(),
             taken,
             hanging: Hanging::new(now),
-            breakers: [Since::Passing(None); 2],
+            breakers: [Standing::FRESH; 2],
+            by_chance: None,
             passed: None,
             judged: None,
             waits_for: None,
@@ -311,8 +314,15 @@ impl Canary {
     }
 
     /// What the breakers of the baseline and of the candidate do now. Call it before anything that is told of requests, and before looks.
-    pub(crate) fn see_breakers(&mut self, breakers: [Since; 2]) {
-        self.breakers = breakers;
+    pub(crate) fn see_breakers(&mut self, breakers: [Standing; 2]) {
+        let before = std::mem::replace(&mut self.breakers, breakers);
+        if let Some((failed, at_most)) = breakers::probing(before, breakers)
+            && before[1].since == self.by_chance.map_or(Since::Passing(None), Since::Tripped)
+            && self.is_open()
+        {
+            self.gates.iter_mut().for_each(|gate| gate.hear_probing(failed, at_most));
+        }
+        self.by_chance = breakers::tripped_by_chance(breakers).or(self.by_chance);
     }
 
     /// What became of a request that chance had put on one side. May roll back.
@@ -342,7 +352,7 @@ impl Canary {
         if let (Sight::Answered(_), Some(key), false) = (sight, key, is_candidate) {
             self.usual.hear_key(key);
         }
-        let breakers = Breakers::of(self.breakers);
+        let breakers = Breakers::of(self.breakers, self.by_chance);
         let witness = Witness { is_candidate, share, key, sight, patience, breakers };
         let mut is_evidence = false;
         for gate in &mut self.gates {
@@ -748,7 +758,7 @@ impl Canary {
 
     /// That it is not let in who is to be answered by the candidate.
     fn why_tripped(&self) -> Option<String> {
-        let [_, Since::Tripped(_)] = self.breakers else { return None };
+        let Since::Tripped(_) = self.breakers[1].since else { return None };
         let version = self.candidate();
         Some(format!("the breaker of version {version} has tripped: it has to let everyone in"))
     }

@@ -30,13 +30,18 @@ impl Window {
         Self { width, began: None, newest: 0, buckets: [Counts::default(); BUCKETS] }
     }
 
-    /// Counts one more; what all then add up to.
-    pub(crate) fn count(&mut self, failed: bool, slow: bool, now: Instant) -> Counts {
+    /// Counts one more.
+    pub(crate) fn count(&mut self, failed: bool, slow: bool, now: Instant) {
         self.turn_to(now);
         let newest = &mut self.buckets[self.newest];
         newest.all = newest.all.saturating_add(1);
         newest.failed = newest.failed.saturating_add(failed.into());
         newest.slow = newest.slow.saturating_add(slow.into());
+    }
+
+    /// What all add up to.
+    pub(crate) fn counts(&mut self, now: Instant) -> Counts {
+        self.turn_to(now);
         let add = |sum: Counts, bucket: &Counts| Counts {
             all: sum.all.saturating_add(bucket.all),
             failed: sum.failed.saturating_add(bucket.failed),
@@ -67,14 +72,18 @@ mod tests {
     fn what_is_older_than_the_window_does_not_count() {
         let (mut window, start) = (Window::new(Duration::from_secs(10)), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
+        let mut count = |failed, slow, at| {
+            window.count(failed, slow, at);
+            window.counts(at)
+        };
         for ms in (0..10_000).step_by(100) {
-            window.count(true, false, at(ms));
+            count(true, false, at(ms));
         }
-        assert_eq!(window.count(false, true, at(9_999)), Counts { all: 101, failed: 100, slow: 1 });
-        assert_eq!(window.count(false, false, at(10_000)), Counts { all: 92, failed: 90, slow: 1 });
-        assert_eq!(window.count(false, false, at(18_999)), Counts { all: 13, failed: 10, slow: 1 });
-        assert_eq!(window.count(false, false, at(19_000)), Counts { all: 3, failed: 0, slow: 0 });
-        assert_eq!(window.count(true, false, at(1_000_000)), Counts { all: 1, failed: 1, slow: 0 });
-        assert_eq!(window.count(true, false, at(0)).all, 2, "a clock that goes back harms nobody");
+        assert_eq!(count(false, true, at(9_999)), Counts { all: 101, failed: 100, slow: 1 });
+        assert_eq!(count(false, false, at(10_000)), Counts { all: 92, failed: 90, slow: 1 });
+        assert_eq!(count(false, false, at(18_999)), Counts { all: 13, failed: 10, slow: 1 });
+        assert_eq!(count(false, false, at(19_000)), Counts { all: 3, failed: 0, slow: 0 });
+        assert_eq!(count(true, false, at(1_000_000)), Counts { all: 1, failed: 1, slow: 0 });
+        assert_eq!(count(true, false, at(0)).all, 2, "a clock that goes back harms nobody");
     }
 }

@@ -300,6 +300,48 @@ fn a_slow_probe_has_failed_where_slow_answers_trip() {
     assert_eq!(world.state(), BreakerState::Passing);
 }
 
+#[test]
+fn a_version_ails_where_so_much_goes_wrong_that_chance_may_trip_it_and_only_lately() {
+    let default = BreakerPolicy::default();
+    let row = |failures| BreakerPolicy { failures: NonZeroU32::new(failures).unwrap(), ..default };
+    let failing = BreakerPolicy { failing: Some(500_000), ..row(1_000) };
+    let slow = Some(SlowPolicy { over: Duration::from_millis(100), at_most: 500_000 });
+    let slow = BreakerPolicy { slow, ..row(1_000) };
+    // So many, of which one goes wrong; each for itself, which trips nothing.
+    for (policy, ails, is_well) in
+        [(row(3), 31, 36), (row(5), 7, 9), (row(10), 2, 3), (failing, 11, 13), (slow, 11, 13)]
+    {
+        for (every, expected) in [(ails, true), (is_well, false)] {
+            let mut world = World::new(policy);
+            for request in 1..=3_000 {
+                let is_wrong = request % every == 0;
+                let permit = world.enter().unwrap();
+                let entered = world.now;
+                let outcome =
+                    if is_wrong && policy.slow.is_none() { Outcome::Failed } else { Outcome::Served };
+                if is_wrong && policy.slow.is_some() {
+                    world.now += Duration::from_millis(101);
+                }
+                world.settle(permit, outcome);
+                world.now = entered + Duration::from_micros(600);
+            }
+            let now = world.now;
+            let standing = world.breaker.standing(now);
+            assert_eq!(
+                (standing.since, standing.ails),
+                (Since::Passing(None), expected),
+                "{policy:?} {every}"
+            );
+            assert!(!world.breaker.standing(now + LATELY).ails);
+        }
+    }
+    let mut world = World::new(default);
+    world.request(Outcome::Failed);
+    assert!(!world.breaker.standing(world.now).ails, "one is none too many");
+    world.request(Outcome::Failed);
+    assert!(world.breaker.standing(world.now).ails);
+}
+
 /// Any answer was the verdict on a probe, also to a request that had come before the trip.
 #[test]
 fn no_wedge_by_answers_from_before_the_trip_which_decide_nothing() {

@@ -12,26 +12,34 @@
 //! other what fails. What goes wrong where the other one did not let through all the while, when it tripped or since, is not compared: it
 //! may be the end of what both have had, and who comes back first is chance. A version that goes on failing fails its next probe,
 //! which the other one does not.
+//!
+//! Where both fail now and then, chance trips one of them: all of that one is turned away then, and of the other what fails. So it is
+//! compared only as long as the other one does so well that chance does not trip it; else it is not until that breaker trips again. Of
+//! a candidate that has tripped so only its probes say something: whether more of them fail than of what the baseline is asked
+//! meanwhile.
 
-use crate::breaker::Since;
+use std::time::Instant;
+
+use crate::breaker::{Since, Standing};
 
 /// How they stand to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Breakers {
     /// Both let everyone in.
     Passing,
-    /// One does not, and the other one does since before that.
+    /// One does not, and the other one does since before that and does well.
     OneTripped,
-    /// Neither does, or one of them only since the other one does not.
+    /// Neither does, or one of them only since the other one does not, or it has not done well.
     Unlike,
 }
 
 impl Breakers {
-    pub(crate) fn of(both: [Since; 2]) -> Self {
-        match both {
+    /// `by_chance` is the last trip that may have been so.
+    pub(crate) fn of(both: [Standing; 2], by_chance: Option<Instant>) -> Self {
+        match both.map(|one| one.since) {
             [Since::Passing(_), Since::Passing(_)] => Self::Passing,
             [Since::Passing(since), Since::Tripped(by)] | [Since::Tripped(by), Since::Passing(since)]
-                if since.is_none_or(|since| since <= by) =>
+                if since.is_none_or(|since| since <= by) && by_chance != Some(by) =>
             {
                 Self::OneTripped
             }
@@ -39,4 +47,37 @@ impl Breakers {
             | [Since::Tripped(_), Since::Passing(_)] => Self::Unlike,
         }
     }
+}
+
+/// The trip of one of them, if the other one does not so well that chance does not trip it.
+pub(super) fn tripped_by_chance(both: [Standing; 2]) -> Option<Instant> {
+    match both {
+        [
+            Standing { since: Since::Passing(_), ails: true, .. },
+            Standing { since: Since::Tripped(by), .. },
+        ]
+        | [
+            Standing { since: Since::Tripped(by), .. },
+            Standing { since: Since::Passing(_), ails: true, .. },
+        ] => Some(by),
+        _ => None,
+    }
+}
+
+/// Of a candidate that chance may have tripped: whether probing it has failed since, and how often that may be if it is no worse than the
+/// baseline; nothing where it goes on, or nothing is known of that.
+pub(super) fn probing(
+    [_, before]: [Standing; 2],
+    [baseline, candidate]: [Standing; 2],
+) -> Option<(bool, f64)> {
+    let failed = match (before.since, candidate.since) {
+        (Since::Tripped(before), Since::Tripped(by)) if before != by => true,
+        (Since::Tripped(_), Since::Passing(_)) => false,
+        _ => return None,
+    };
+    let Since::Passing(_) = baseline.since else { return None };
+    let (all, seen) = (f64::from(baseline.lately.all), f64::from(baseline.lately.failed));
+    // Two standard deviations above what was seen. Probing fails with the first probe that does.
+    let at_most = f64::from(candidate.probes) * (seen + 2.0 * seen.sqrt() + 2.0) / all;
+    (at_most < 1.0).then_some((failed, at_most))
 }

@@ -12,7 +12,7 @@ use std::time::Instant;
 use foldhash::fast::RandomState;
 
 use super::Ledger;
-use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Since, Tripped};
+use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Standing, Tripped};
 use crate::outcome::Outcome;
 use crate::remote::Remote;
 use crate::retry::{NotAgain, RetryBudget};
@@ -150,14 +150,19 @@ impl Ledger {
         Some((version, pass))
     }
 
-    /// Since when the breakers of two versions do what they do.
-    pub(super) fn since(&self, model: &str, (one, other): (Version, Version), now: Instant) -> [Since; 2] {
+    /// What the breakers of two versions do.
+    pub(super) fn standings(
+        &self,
+        model: &str,
+        (one, other): (Version, Version),
+        now: Instant,
+    ) -> [Standing; 2] {
         let breakers = self.breakers.load();
         let versions = breakers.guards.get(model);
         [one, other].map(|version| {
             let guard = versions.and_then(|versions| versions.get(&version));
             // Nobody has entered it, or nobody since others answer.
-            guard.map_or(Since::Passing(None), |guard| guard.lock().since(now))
+            guard.map_or(Standing::FRESH, |guard| guard.lock().standing(now))
         })
     }
 

@@ -138,7 +138,7 @@ impl Ledger {
             }
             return;
         }
-        let breakers = self.since(model, rollout.versions, now);
+        let breakers = self.standings(model, rollout.versions, now);
         rollout.change(|canary| {
             canary.see_breakers(breakers);
             canary.witness(assigned, key, sight, now);
@@ -177,7 +177,7 @@ impl Ledger {
     pub fn judge(&self, now: Instant) -> Vec<(Arc<str>, Record)> {
         let mut news = std::mem::take(&mut *self.last_news());
         for (model, rollout) in self.rollouts.load().iter() {
-            let breakers = self.since(model, rollout.versions, now);
+            let breakers = self.standings(model, rollout.versions, now);
             let records = rollout.change(|canary| {
                 canary.see_breakers(breakers);
                 canary.judge(now);

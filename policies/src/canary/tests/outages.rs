@@ -105,6 +105,39 @@ fn an_outage_of_both_versions_alike_rolls_nothing_back() {
     }
 }
 
+/// Chance trips one of them, and the other one goes on.
+#[test]
+fn an_outage_in_which_both_versions_fail_now_and_then_rolls_nothing_back() {
+    let (mut rollouts, mut all) = (0, Vec::new());
+    for failing in [0.2, 0.35, 0.5, 0.8] {
+        for (share, users) in [(1, 0), (10, 300), (50, 0), (50, 300)] {
+            for (a_second, outage, seeds) in [(20, 1.0, 10), (20, 120.0, 10), (200, 1.0, 4), (200, 10.0, 4)] {
+                let asked = Asked { share, a_second, users };
+                let fails = |_, at| if at < outage { failing } else { 0.0 };
+                for seed in 0..seeds {
+                    let after = rolled_back(seed, asked, ERRORS, outage + 12.0, fails);
+                    all.extend(after.map(|after| (failing, asked, outage, seed, after)));
+                }
+                rollouts += seeds;
+            }
+        }
+    }
+    assert!(all.len() as u64 * 50 <= rollouts, "of {rollouts} these: {all:?}");
+}
+
+/// Chance could have tripped it, but not have failed all its probes.
+#[test]
+fn a_candidate_that_is_out_beside_a_baseline_that_fails_now_and_then_is_rolled_back_by_its_probes() {
+    for users in [0, 300] {
+        let asked = Asked { share: 10, a_second: 50, users };
+        let fails = |is_candidate, at| if is_candidate && at >= 5.0 { 1.0 } else { 0.15 };
+        for seed in 0..5 {
+            let after = rolled_back(seed, asked, ERRORS, 600.0, fails);
+            assert!(after.is_some(), "{asked:?}, {seed}");
+        }
+    }
+}
+
 /// Its breaker turns all away, so that of what goes wrong now and then only the candidate's is left.
 #[test]
 fn an_outage_of_the_baseline_alone_rolls_nothing_back_whatever_goes_wrong_now_and_then() {
