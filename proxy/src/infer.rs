@@ -319,8 +319,8 @@ impl InferPath {
                         let infer = self.engine_request(&mut request, asking, record);
                         self.copy(call, (&infer, &request), body, asking)
                     });
-                    let asked = ((head, body.as_it_came.clone()), copy);
-                    let answer = Box::pin(self.elsewhere(call, remote, asked, asking, record)).await;
+                    let asked = self.elsewhere(call, remote, (head, copy), body, asking, record);
+                    let answer = Box::pin(asked).await;
                     answer.map_err(Into::into)
                 }
                 None => match request.map_or_else(|| read(call), Ok) {
@@ -482,6 +482,13 @@ struct Body {
 impl Body {
     fn decode<C: Call>(&self, call: &mut C, entry: Option<&ModelEntry>) -> Result<InferRequest, Refusal> {
         call.decode(self.plain.as_ref().map_err(Refusal::clone)?, entry)
+    }
+
+    /// Whether it does not agree with itself, or has datatypes that are unknown here: whatever its model takes, this says no more
+    /// about a version. What is compressed in an unknown way may be readable there.
+    fn is_malformed<C: Call>(&self, call: &mut C) -> bool {
+        let decoded = |call: &mut C| self.plain.as_ref().ok().map(|plain| call.decode(plain, None));
+        !call.is_read_by_declaration() && matches!(decoded(call), Some(Err(Refusal::Invalid(_))))
     }
 
     /// What a policy asks of it; nothing if that is not there, or cannot be read here.

@@ -2,8 +2,10 @@
 //! protocol, and can be restarted and killed.
 
 use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body};
+use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
+use std::sync::mpsc::{Receiver, channel};
 
 fn body() -> Vec<u8> {
     infer_body("x", [1, 1], &[0.0])
@@ -272,6 +274,67 @@ fn what_is_sent_once_more_to_another_server_is_counted() {
     stack.wait_for_metric(series, 1.0);
 }
 
+/// A server that stands for those that say 500 of what they cannot read, as Triton does, and of what asks for it. It tells what it
+/// was asked.
+fn fails_at_what_it_cannot_read() -> (SocketAddr, Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("it is bound");
+    let (tell, asked) = channel();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let (mut read, mut part) = (Vec::new(), [0; 4096]);
+            let body = loop {
+                let Ok(count @ 1..) = stream.read(&mut part) else { break None };
+                read.extend_from_slice(&part[..count]);
+                let text = String::from_utf8_lossy(&read);
+                let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+                let head = head.to_ascii_lowercase();
+                let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+                if length.and_then(|length| length.parse().ok()) <= Some(body.len()) {
+                    break Some(body.to_owned());
+                }
+            };
+            let Some(body) = body else { continue };
+            let fails = serde_json::from_str::<Value>(&body).map_or(true, |body| body["id"] == "fail");
+            let (status, said) = if fails { ("500 no", r#"{"error":"no"}"#) } else { ("200 OK", "{}") };
+            let length = said.len();
+            let answer =
+                format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{said}");
+            let _ = stream.write_all(answer.as_bytes()); // it may have left
+            let _ = tell.send(String::from_utf8_lossy(&read).into_owned()); // the scenario may be over
+        }
+    });
+    (address, asked)
+}
+
+#[test]
+fn what_nobody_can_read_is_its_callers_mistake_whatever_another_server_calls_it() {
+    let (there, _asked) = fails_at_what_it_cannot_read();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let policy = format!(
+        "models: {{m: {{remote: {{2: {{url: 'http://{there}/infer'}}}}, split: {{weights: {{2: 1}}}}, breaker: {{failures: 2}}}}}}\n"
+    );
+    let stack = Stack::builder().policies(&policy).external_engine(engine.socket()).start();
+    let client = stack.client();
+    let asking = |id: &str, shape: [u64; 2]| {
+        let input = json!({"name": "x", "datatype": "FP32", "shape": shape, "data": [0.5]});
+        json!({"id": id, "inputs": [input]}).to_string()
+    };
+    for _ in 0..3 {
+        for malformed in ["{", "", &asking("fail", [1, 2])] {
+            let answer = client.infer("m", &[], malformed.as_bytes());
+            assert_eq!((answer.status, answer.error()), (500, "no".into()), "as it is: {malformed}");
+        }
+    }
+    assert_eq!(client.infer("m", &[], asking("", [1, 1]).as_bytes()).status, 200);
+    stack.wait_for_metric("penstock_requests_total{model=\"m\",version=\"2\",outcome=\"refused\"}", 9.0);
+    stack.wait_for_metric("penstock_refusals_total{reason=\"invalid\",model=\"m\"}", 9.0);
+    for status in [500, 500, 503] {
+        let answer = client.infer("m", &[], asking("fail", [1, 1]).as_bytes());
+        assert_eq!(answer.status, status, "what can be read and fails is the version's failure");
+    }
+}
+
 /// A server that stands for those that refuse a large body as soon as they know how long it is.
 fn refuses_at_once() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -303,10 +366,10 @@ fn a_server_that_refuses_a_large_body_before_it_has_come_is_heard_and_has_not_fa
 }
 
 /// A server that stands for whatever sends without end, and tells how much of it was taken.
-fn endless() -> (SocketAddr, std::sync::mpsc::Receiver<usize>) {
+fn endless() -> (SocketAddr, Receiver<usize>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("it is bound");
-    let (tell, taken) = std::sync::mpsc::channel();
+    let (tell, taken) = channel();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
             let read = stream.read(&mut [0; 4096]).expect("a request");

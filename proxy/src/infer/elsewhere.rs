@@ -11,7 +11,7 @@ use crate::remote::{ANSWER_BYTES_MAX, Passed, Stale};
 use crate::shadow::{Answer, Copy, Written};
 use crate::translated;
 use bytes::Bytes;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 use policies::{Remote, Snapshot, Version};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -26,12 +26,24 @@ impl InferPath {
         &self,
         call: &mut C,
         remote: &Remote,
-        (asked, copy): (Asked, Option<Copy>),
+        (head, copy): ((Method, HeaderMap), Option<Copy>),
+        body: &Body,
         asking: &Asking<'_>,
         record: &mut Record,
     ) -> Result<(C::Answer, Result<(), Refusal>), Refusal> {
+        let asked = (head, body.as_it_came.clone());
         let passed = self.exchange(call, remote, asked, asking, record).await?;
-        let said = passed.refusal().map_or(Ok(()), Err);
+        let said = match passed.refusal() {
+            None => Ok(()),
+            // Triton and MLServer answer so to a body that does not agree with itself. Nobody could have done better, and whoever
+            // sends a few of them would have the version taken from everybody.
+            Some(Refusal::RemoteFailed(_))
+                if passed.status == StatusCode::INTERNAL_SERVER_ERROR && body.is_malformed(call) =>
+            {
+                Err(Refusal::Invalid("the other server answered 500, and nobody here could read it".into()))
+            }
+            Some(refusal) => Err(refusal),
+        };
         if let (Some(copy), Ok(())) = (copy, &said) {
             self.shadows.send(copy, Answer::Server(Written::of(&passed)));
         }
