@@ -16,7 +16,7 @@ use crate::remote::Passed;
 use crate::slots::Slot;
 use crate::translated::Parameters;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request};
 use pingora::protocols::http::ServerSession;
 use std::fmt;
 use std::time::Duration;
@@ -221,7 +221,7 @@ impl Call for HttpCall<'_> {
 
     fn forward(&self) -> Option<(Method, HeaderMap)> {
         match self.dialect {
-            Dialect::OpenInference => Some((self.head().method.clone(), self.head().headers.clone())),
+            Dialect::OpenInference => Some((self.head().method.clone(), forwarded(&self.head().headers))),
             Dialect::TfServing | Dialect::TorchServe => None,
         }
     }
@@ -249,5 +249,36 @@ impl Call for HttpCall<'_> {
     async fn gone(&mut self) {
         // What can still come is the end of the connection.
         let _ = self.session.read_body_or_idle(true).await;
+    }
+}
+
+/// Headers for another server. curl calls every body a form unless it is told otherwise, and this protocol has no forms: some
+/// servers would refuse what is answered here.
+fn forwarded(headers: &HeaderMap) -> HeaderMap {
+    let mut headers = headers.clone();
+    let form = b"application/x-www-form-urlencoded";
+    if headers.get(header::CONTENT_TYPE).is_some_and(|media| media.as_bytes().starts_with(form)) {
+        let is_json = !headers.contains_key(&JSON_LEN);
+        let media = if is_json { "application/json" } else { "application/octet-stream" };
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_curl_calls_a_form_is_called_what_it_is() {
+        let forwarded = |media: &'static str, more: Option<HeaderName>| {
+            let mut headers = HeaderMap::from_iter([(header::CONTENT_TYPE, HeaderValue::from_static(media))]);
+            headers.extend(more.map(|name| (name, HeaderValue::from_static("7"))));
+            forwarded(&headers)[header::CONTENT_TYPE].to_str().unwrap().to_owned()
+        };
+        let form = "application/x-www-form-urlencoded";
+        assert_eq!(forwarded(form, None), "application/json");
+        assert_eq!(forwarded(form, Some(JSON_LEN)), "application/octet-stream");
+        assert_eq!(forwarded("text/plain", None), "text/plain", "what is meant is left as it is");
     }
 }

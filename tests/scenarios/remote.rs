@@ -335,6 +335,25 @@ fn what_nobody_can_read_is_its_callers_mistake_whatever_another_server_calls_it(
     }
 }
 
+#[test]
+fn another_server_is_told_the_id_of_a_request_and_that_it_is_json() {
+    let (there, asked) = fails_at_what_it_cannot_read();
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let policy = format!(
+        "models: {{m: {{remote: {{2: {{url: 'http://{there}/infer'}}}}, split: {{weights: {{2: 1}}}}}}}}\n"
+    );
+    let stack = Stack::builder().policies(&policy).external_engine(engine.socket()).start();
+    let as_curl_does = ("content-type", "application/x-www-form-urlencoded");
+    for given in [None, Some(("x-request-id", "mine"))] {
+        let headers: Vec<_> = given.into_iter().chain([as_curl_does]).collect();
+        let answer = stack.client().infer("m", &headers, &body());
+        let asked = asked.recv().expect("it was asked").to_ascii_lowercase();
+        let has = |line: &str| asked.lines().any(|asked| asked == line);
+        assert!(has(&format!("x-request-id: {}", answer.header("x-request-id"))), "{asked}");
+        assert!(has("content-type: application/json"), "{asked}");
+    }
+}
+
 /// A server that stands for those that refuse a large body as soon as they know how long it is.
 fn refuses_at_once() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");

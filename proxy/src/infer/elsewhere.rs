@@ -8,6 +8,7 @@ use crate::directory::Models;
 use crate::record::{Elsewhere, Record, Retry};
 use crate::refusal::Refusal;
 use crate::remote::{ANSWER_BYTES_MAX, Passed, Stale};
+use crate::request_id::REQUEST_ID;
 use crate::shadow::{Answer, Copy, Written};
 use crate::translated;
 use bytes::Bytes;
@@ -81,10 +82,14 @@ impl InferPath {
         &self,
         call: &mut C,
         remote: &Remote,
-        ((method, headers), body): Asked,
+        ((method, mut headers), body): Asked,
         asking: &Asking<'_>,
         record: &mut Record,
     ) -> Result<Passed, Refusal> {
+        // Lines there and here are of one request, whoever has made up its id.
+        if let Some(id) = &record.request_id {
+            headers.insert(REQUEST_ID, id.header().clone());
+        }
         let (model, version) = (asking.target.model, Version(asking.version));
         let elsewhere = record.elsewhere.insert(Elsewhere::begin(remote, &method));
         let (retry, resent) = (&mut record.retry, &mut elsewhere.resent);
