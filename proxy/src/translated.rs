@@ -129,14 +129,17 @@ pub(crate) fn settle_classes(
     Ok(())
 }
 
-/// What it says is wrong.
+/// What it says is wrong: the protocol's `error`, else all that it says, as MLServer has a `detail` with the place. A page is for
+/// people.
 fn words(passed: &Passed) -> Option<String> {
     #[derive(Deserialize)]
     struct Wrong {
         error: String,
     }
-    let Wrong { error } = serde_json::from_slice(&passed.body).ok()?;
-    Some(error.chars().take(WORDS_MAX).collect())
+    let wrong = serde_json::from_slice(&passed.body).map(|Wrong { error }| error);
+    let said = wrong.ok().or_else(|| Some(str::from_utf8(&passed.body).ok()?.trim().to_owned()))?;
+    let is_said = !said.is_empty() && !said.starts_with('<');
+    is_said.then(|| said.chars().take(WORDS_MAX).collect())
 }
 
 #[cfg(test)]
@@ -248,7 +251,13 @@ mod tests {
         assert!(said(200, "[]").contains("its answer is none of the Open Inference Protocol"));
         assert!(said(200, "<html>").contains("something else than JSON"));
         assert!(said(400, r#"{"error": "no such input"}"#).contains("no such input"));
-        assert!(said(400, "?").contains("the other server says so"));
+        assert!(
+            said(422, r#"{"detail": [{"loc": ["body", "inputs"], "msg": "Field required"}]}"#)
+                .contains("Field required")
+        );
+        assert!(said(413, "too large").contains("too large"));
+        assert!(said(400, " ").contains("the other server says so"));
+        assert!(said(400, "<html>").contains("the other server says so"), "that is no sentence");
         assert!(said(503, "?").contains("503") && said(404, "?").contains("404"));
         assert!(said(429, r#"{"error": "too much"}"#).contains("too much"));
     }
