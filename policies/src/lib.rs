@@ -73,7 +73,7 @@ pub use overload::{Criticality, Room, Standing};
 pub use parse::parse;
 pub use pick::{Pick, PickReason};
 pub use plan::{Change, Plan};
-pub use remote::{Remote, Tls};
+pub use remote::{Remote, Tensors, Tls};
 pub use retry::NotAgain;
 pub use schema::schema;
 pub use shadow::{ShadowPolicy, Tolerance};

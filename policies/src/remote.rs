@@ -11,7 +11,18 @@ use std::sync::Arc;
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Remote {
     uri: Uri,
+    tensors: Tensors,
     tls: Tls,
+}
+
+/// How a server takes tensors.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Tensors {
+    /// As bytes after the JSON, by Triton's extension of the protocol; or in it.
+    #[default]
+    Binary,
+    /// In the JSON only.
+    Json,
 }
 
 /// PEM files of a connection over TLS.
@@ -43,7 +54,21 @@ impl Remote {
         let port = authority.as_str().strip_prefix(authority.host())?;
         let has_port = port.is_empty() || authority.port_u16().is_some_and(|port| port > 0);
         let is_whole = !authority.as_str().contains('@') && !url.contains('#');
-        (is_known && has_port && is_whole).then_some(Self { uri, tls: Tls::default() })
+        (is_known && has_port && is_whole).then_some(Self {
+            uri,
+            tensors: Tensors::default(),
+            tls: Tls::default(),
+        })
+    }
+
+    /// The same, for a server that takes tensors so.
+    pub(crate) fn with_tensors(self, tensors: Tensors) -> Self {
+        Self { tensors, ..self }
+    }
+
+    /// How it takes tensors.
+    pub fn tensors(&self) -> Tensors {
+        self.tensors
     }
 
     /// The same, with these files for its connections.
@@ -101,6 +126,9 @@ impl Remote {
 impl fmt::Display for Remote {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.uri.fmt(f)?;
+        if self.tensors == Tensors::Json {
+            f.write_str(", which takes tensors as JSON")?;
+        }
         if let Some(ca) = &self.tls.ca {
             write!(f, ", for which {} vouches", ca.display())?;
         }
@@ -141,6 +169,15 @@ mod tests {
         ] {
             assert_eq!(of(url), None, "{url}");
         }
+    }
+
+    #[test]
+    fn a_server_that_takes_json_only_is_another_one() {
+        let remote = Remote::parse("http://a/b").unwrap();
+        let json = remote.clone().with_tensors(Tensors::Json);
+        assert_eq!((remote.tensors(), json.tensors()), (Tensors::Binary, Tensors::Json));
+        assert_eq!(json.to_string(), "http://a/b, which takes tensors as JSON");
+        assert_ne!(remote, json, "a plan tells of it");
     }
 
     #[test]

@@ -133,6 +133,9 @@ pub(crate) struct Remote {
     /// An `http` or `https` URL, to which requests are sent as they came.
     #[schemars(extend("examples" = ["http://triton:8000/v2/models/digits/infer"]))]
     pub(crate) url: String,
+    /// How it is told the tensors of a request that cannot be passed on as it came. Default: binary.
+    #[serde(default)]
+    pub(crate) tensors: Tensors,
     /// A PEM file, by its whole path, of the certificates that vouch for an `https` server. Default: those of the system.
     #[schemars(extend("examples" = ["/etc/penstock/ca.pem"]))]
     #[serde(default, deserialize_with = "given")]
@@ -145,6 +148,16 @@ pub(crate) struct Remote {
     #[schemars(extend("examples" = ["/etc/penstock/client.key"]))]
     #[serde(default, deserialize_with = "given")]
     pub(crate) key: Option<String>,
+}
+
+/// `binary` tensors follow the JSON, as Triton has it; `json` is for servers that know none, such as MLServer: what comes with
+/// binary tensors is not passed on to them as it is either.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Tensors {
+    #[default]
+    Binary,
+    Json,
 }
 
 /// How requests are divided between versions.

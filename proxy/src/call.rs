@@ -18,6 +18,7 @@ use crate::translated::Parameters;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header, request};
 use pingora::protocols::http::ServerSession;
+use policies::Tensors;
 use std::fmt;
 use std::time::Duration;
 use wire::{ModelEntry, Reply};
@@ -75,12 +76,10 @@ pub trait Call: Send {
     fn parameter(&self, body: &Bytes, name: &str) -> Option<String>;
 
     /// What an inflated body says beside its tensors, for another server that is asked in other words.
-    fn parameters(&self, _body: &Bytes) -> Result<Parameters, Refusal> {
-        Ok(Parameters::default())
-    }
+    fn parameters(&self, body: &Bytes) -> Result<Parameters, Refusal>;
 
-    /// What another server is to be asked, beside the body as it came; `None` where it does not speak this protocol.
-    fn forward(&self) -> Option<(Method, HeaderMap)>;
+    /// What another server that takes tensors so is to be asked, beside the body as it came; `None` where it does not understand that.
+    fn forward(&self, tensors: Tensors) -> Option<(Method, HeaderMap)>;
 
     /// The engine's answer to `request`.
     fn encode(&self, request: &InferRequest, inferred: Inferred<'_>) -> Result<Self::Answer, Refusal>;
@@ -219,10 +218,24 @@ impl Call for HttpCall<'_> {
         field::parameter(body.get(..json_len.unwrap_or(body.len()))?, name)
     }
 
-    fn forward(&self) -> Option<(Method, HeaderMap)> {
+    fn parameters(&self, body: &Bytes) -> Result<Parameters, Refusal> {
         match self.dialect {
-            Dialect::OpenInference => Some((self.head().method.clone(), forwarded(&self.head().headers))),
-            Dialect::TfServing | Dialect::TorchServe => None,
+            Dialect::OpenInference => {
+                let json_len = header_number(&self.head().headers, &JSON_LEN)?.unwrap_or(body.len());
+                Ok(Parameters::of_json(body.get(..json_len).unwrap_or_default()))
+            }
+            Dialect::TfServing | Dialect::TorchServe => Ok(Parameters::default()),
+        }
+    }
+
+    fn forward(&self, tensors: Tensors) -> Option<(Method, HeaderMap)> {
+        let headers = &self.head().headers;
+        match (self.dialect, tensors) {
+            (Dialect::OpenInference, Tensors::Json) if headers.contains_key(&JSON_LEN) => None,
+            (Dialect::OpenInference, Tensors::Binary | Tensors::Json) => {
+                Some((self.head().method.clone(), forwarded(headers)))
+            }
+            (Dialect::TfServing | Dialect::TorchServe, Tensors::Binary | Tensors::Json) => None,
         }
     }
 

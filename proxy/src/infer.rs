@@ -312,7 +312,7 @@ impl InferPath {
         let read = |call: &mut C| body.decode(call, entry);
         let answer = match asking.snapshot.remote(model, Version(version)) {
             // Boxed: they are ten times what waiting for the engine takes, and every request would carry it.
-            Some(remote) => match call.forward() {
+            Some(remote) => match call.forward(remote.tensors()) {
                 Some(head) => {
                     let copy = request.and_then(|mut request| {
                         asking.snapshot.model(model)?.shadow()?;
@@ -433,11 +433,12 @@ impl InferPath {
         let server = match server {
             None => None,
             Some(remote) => {
-                let (head, body) = match call.forward() {
+                let (head, body) = match call.forward(remote.tensors()) {
                     Some(head) => (head, body.as_it_came.clone()),
                     None => {
                         let parameters = call.parameters(body.plain.as_ref().ok()?).ok()?;
-                        translated::written((infer, payload), parameters, &call.head().headers)
+                        let headers = &call.head().headers;
+                        translated::written((infer, payload), parameters, headers, remote.tensors()).ok()?
                     }
                 };
                 Some(ToServer::new(remote, head, body))

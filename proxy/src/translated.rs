@@ -1,5 +1,5 @@
 //! A request whose protocol another server does not speak, in the words of the one that it does: the Open Inference Protocol
-//! over HTTP, with Triton's binary tensors. And its answer, as the engine would give it, so that it can be written in any
+//! over HTTP, with Triton's binary tensors, or with JSON alone. And its answer, as the engine would give it, so that it can be written in any
 //! protocol. Decides what such a server is asked; never which server that is.
 
 use crate::call::JSON_LEN;
@@ -7,8 +7,10 @@ use crate::decode::InferRequest;
 use crate::refusal::Refusal;
 use crate::remote::Passed;
 use crate::shadow::{AT_ONCE_BYTES, Written};
+use crate::tensor_json::{quote_non_finite, write_values};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use policies::Tensors;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use wire::{Datatype, Infer, Reply};
@@ -28,52 +30,113 @@ pub struct Parameters {
     pub(crate) of_outputs: Vec<Map<String, Value>>,
 }
 
+impl Parameters {
+    /// Those in the JSON of a request that was read. How its tensors came and are wanted is not the other server's business.
+    pub(crate) fn of_json(json: &[u8]) -> Self {
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Tensor {
+            parameters: Map<String, Value>,
+        }
+        #[derive(Default, Deserialize)]
+        #[serde(default)]
+        struct Request {
+            parameters: Map<String, Value>,
+            inputs: Vec<Tensor>,
+            outputs: Vec<Tensor>,
+        }
+        // What is not JSON for the words that it lacks was read all the same.
+        let read = serde_json::from_slice(json).ok();
+        let read = read.or_else(|| serde_json::from_slice(&quote_non_finite(json)?).ok());
+        let Request { parameters, inputs, outputs } = read.unwrap_or_default();
+        let others = |parameters: Map<String, Value>| -> Map<String, Value> {
+            parameters.into_iter().filter(|(name, _)| !name.starts_with("binary_data")).collect()
+        };
+        let of_each =
+            |tensors: Vec<Tensor>| tensors.into_iter().map(|tensor| others(tensor.parameters)).collect();
+        Self { of_request: others(parameters), of_inputs: of_each(inputs), of_outputs: of_each(outputs) }
+    }
+}
+
 /// What the engine would be asked, for another server, and what the engine is not told. Of `headers` those pass that concern
 /// the caller.
+///
+/// # Errors
+/// A tensor that has no form that the server takes.
 pub(crate) fn written(
     (infer, payload): (&Infer, &Bytes),
     parameters: Parameters,
     headers: &HeaderMap,
-) -> ((Method, HeaderMap), Bytes) {
+    form: Tensors,
+) -> Result<((Method, HeaderMap), Bytes), Refusal> {
     let Parameters { mut of_request, of_inputs, of_outputs } = parameters;
     let (mut of_inputs, mut of_outputs) = (of_inputs.into_iter(), of_outputs.into_iter());
-    let mut tensors = Vec::new();
-    let inputs = infer.inputs.iter().filter_map(|input| {
-        let mut parameters = of_inputs.next().unwrap_or_default();
+    let (mut body, mut binary) = (b"{\"inputs\":[".to_vec(), Vec::new());
+    for (index, input) in infer.inputs.iter().enumerate() {
         // Checked when the request was decoded.
-        let (datatype, at) = input.locate(payload).ok()?;
-        parameters.insert("binary_data_size".into(), at.len().into());
-        tensors.push(at);
-        Some(json!({
-            "name": input.name, "datatype": datatype.name(), "shape": input.shape, "parameters": parameters
-        }))
-    });
-    let inputs: Vec<_> = inputs.collect();
-    of_request.insert("binary_data_output".into(), true.into());
+        let Ok((datatype, at)) = input.locate(payload) else { continue };
+        let bytes = &payload[at];
+        let mut parameters = of_inputs.next().unwrap_or_default();
+        if form == Tensors::Binary {
+            parameters.insert("binary_data_size".into(), bytes.len().into());
+        }
+        let mut head = json!({"name": input.name, "datatype": datatype.name(), "shape": input.shape});
+        if !parameters.is_empty() {
+            head["parameters"] = parameters.into();
+        }
+        if index > 0 {
+            body.push(b',');
+        }
+        body.extend_from_slice(head.to_string().as_bytes());
+        match form {
+            Tensors::Binary => binary.push(bytes),
+            Tensors::Json => {
+                body.truncate(body.len() - 1);
+                body.extend_from_slice(b",\"data\":");
+                write_values(&mut body, datatype, bytes).map_err(|error| {
+                    Refusal::Unsupported(format!(
+                        "input `{}` {error}, and the other server takes no other",
+                        input.name
+                    ))
+                })?;
+                body.push(b'}');
+            }
+        }
+    }
+    body.push(b']');
+    if form == Tensors::Binary {
+        of_request.insert("binary_data_output".into(), true.into());
+    }
     if infer.priority > 0 {
         of_request.insert("priority".into(), infer.priority.into());
     }
-    let mut json = json!({"inputs": inputs, "parameters": of_request});
+    if !of_request.is_empty() {
+        body.extend_from_slice(format!(",\"parameters\":{}", Value::from(of_request)).as_bytes());
+    }
     if !infer.outputs.is_empty() {
         let outputs = infer.outputs.iter().map(|name| match of_outputs.next() {
             Some(parameters) if !parameters.is_empty() => json!({"name": name, "parameters": parameters}),
             Some(_) | None => json!({"name": name}),
         });
-        json["outputs"] = outputs.collect();
+        body.extend_from_slice(format!(",\"outputs\":{}", Value::from_iter(outputs)).as_bytes());
     }
-    let mut body = json.to_string().into_bytes();
+    body.push(b'}');
     let json_len = body.len();
-    for at in tensors {
-        body.extend_from_slice(&payload[at]);
-    }
+    binary.into_iter().for_each(|bytes| body.extend_from_slice(bytes));
     let mut passing = HeaderMap::new();
     let of_grpc = |name: &HeaderName| name.as_str().starts_with("grpc-");
     for (name, value) in headers.iter().filter(|(name, _)| !OF_THE_BODY.contains(name) && !of_grpc(name)) {
         passing.append(name.clone(), value.clone());
     }
-    passing.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    passing.insert(JSON_LEN, json_len.into());
-    ((Method::POST, passing), body.into())
+    let media = match form {
+        Tensors::Binary => {
+            passing.insert(JSON_LEN, json_len.into());
+            "application/octet-stream"
+        }
+        Tensors::Json => "application/json",
+    };
+    passing.insert(header::CONTENT_TYPE, HeaderValue::from_static(media));
+    Ok(((Method::POST, passing), body.into()))
 }
 
 /// What the other server has computed, or why it has not. A long answer is read on another thread: on this one, clients wait.
@@ -172,7 +235,12 @@ mod tests {
             ("grpc-accept-encoding", "gzip"),
             ("content-encoding", "gzip"),
         ]);
-        let ((method, passing), body) = written((&infer, &request.payload), Parameters::default(), &sent);
+        let written =
+            |tensors| written((&infer, &request.payload), Parameters::default(), &sent, tensors).unwrap();
+        let ((_, passing), body) = written(Tensors::Json);
+        assert_eq!((passing.len(), passing[header::CONTENT_TYPE].as_bytes()), (2, &b"application/json"[..]));
+        assert_eq!(InferRequest::decode(&body, None).unwrap(), request);
+        let ((method, passing), body) = written(Tensors::Binary);
         assert_eq!(
             (method, passing.len(), &passing["x-user-id"]),
             (Method::POST, 3, &HeaderValue::from_static("ana"))
@@ -181,6 +249,31 @@ mod tests {
         let read = InferRequest::decode(&body, Some(json_len)).unwrap();
         assert!(read.binary_outputs);
         assert_eq!(read, InferRequest { binary_outputs: true, ..request });
+    }
+
+    #[test]
+    fn what_has_no_form_that_the_other_server_takes_is_not_guessed() {
+        let half = wire::TensorMeta {
+            name: "x".into(),
+            datatype: Datatype::Fp16 as u32,
+            shape: vec![1],
+            ..wire::TensorMeta::default()
+        };
+        let (infer, payload) = (Infer { inputs: vec![half], ..Infer::default() }, Bytes::from_static(b"ab"));
+        let written = |form| written((&infer, &payload), Parameters::default(), &HeaderMap::new(), form);
+        assert!(written(Tensors::Binary).is_ok());
+        let says = "input `x` is FP16, which has no JSON form, and the other server takes no other";
+        assert_eq!(written(Tensors::Json).unwrap_err(), Refusal::Unsupported(says.into()));
+    }
+
+    #[test]
+    fn what_json_says_beside_its_tensors_is_kept_but_for_the_form_that_they_have() {
+        let json = br#"{"id": "a", "parameters": {"binary_data_output": true, "unit": "mm"},
+            "inputs": [{"name": "x", "parameters": {"binary_data_size": 4}}, {"name": "y", "data": [NaN], "parameters": {"k": 1}}],
+            "outputs": [{"name": "z", "parameters": {"binary_data": false, "classification": 3}}]}"#;
+        let Parameters { of_request, of_inputs, of_outputs } = Parameters::of_json(json);
+        let said = json!([of_request, of_inputs, of_outputs]);
+        assert_eq!(said, json!([{"unit": "mm"}, [{}, {"k": 1}], [{"classification": 3}]]));
     }
 
     #[test]
@@ -199,7 +292,8 @@ mod tests {
         };
         let (inputs, outputs) = (vec![input("a"), input("b")], vec!["y".into(), "z".into()]);
         let infer = Infer { inputs, outputs, ..Infer::default() };
-        let (_, body) = written((&infer, &Bytes::from_static(b"x")), parameters, &HeaderMap::new());
+        let tensors = (&infer, &Bytes::from_static(b"x"));
+        let (_, body) = written(tensors, parameters, &HeaderMap::new(), Tensors::Binary).unwrap();
         let json: Value = serde_json::from_slice(&body[..body.len() - 2]).unwrap();
         assert_eq!(json["parameters"], json!({"sequence_id": 7, "binary_data_output": true}));
         assert_eq!(json["inputs"][0]["parameters"], json!({"binary_data_size": 1}));

@@ -192,10 +192,15 @@ fn scripted(body: &'static str) -> (SocketAddr, Receiver<String>) {
 
 /// Only another server has the model, and answers everybody with `body`.
 fn only_there(body: &'static str) -> (Stack, ScriptedEngine, Receiver<String>) {
+    only_there_which(body, "tensors: binary")
+}
+
+/// The same of a server of which more is said.
+fn only_there_which(body: &'static str, more: &str) -> (Stack, ScriptedEngine, Receiver<String>) {
     let (there, asks) = scripted(body);
     let engine = ScriptedEngine::start(&[("other", 1, Behaviour::Answer)]);
     let policies = format!(
-        "models: {{digits: {{remote: {{9: {{url: 'http://{there}/infer'}}}}, split: {{weights: {{9: 1}}}}, \
+        "models: {{digits: {{remote: {{9: {{url: 'http://{there}/infer', {more}}}}}, split: {{weights: {{9: 1}}}}, \
          breaker: {{failures: 2}}}}}}\n"
     );
     let here = Stack::builder().policies(&policies).external_engine(engine.socket()).start();
@@ -232,6 +237,44 @@ fn what_grpc_callers_say_beside_their_tensors_reaches_the_other_server() {
     assert_eq!(answer.raw_output_contents[0], b"\x0b\0\0\x000.9:7:seven\x09\0\0\x000.1:1:one"[..]);
     let asked = asks.recv().expect("it was asked");
     assert!(asked.contains(r#""sequence_id":42"#) && asked.contains(r#""classification":2"#), "{asked}");
+}
+
+/// As MLServer is, which answers 500 to bytes after the JSON.
+#[test]
+fn a_server_that_takes_json_only_is_sent_nothing_else_whoever_asks() {
+    let (here, _engine, asks) = only_there_which(
+        r#"{"outputs":[{"name":"y","datatype":"FP32","shape":[1,1],"data":[7]}]}"#,
+        "tensors: json",
+    );
+    let is_json = |asked: &str| {
+        let (head, body) = asked.split_once("\r\n\r\n").expect("a request");
+        let head = head.to_ascii_lowercase();
+        assert!(
+            head.contains("content-type: application/json") && !head.contains("inference-header"),
+            "{head}"
+        );
+        serde_json::from_str::<Value>(body).expect("JSON")
+    };
+    let said = 7_f32.to_le_bytes();
+    let answer = ask(&here.grpc_client(), request(""));
+    assert_eq!((answer.id.as_str(), &answer.raw_output_contents[0][..]), ("a", &said[..]));
+    let asked = is_json(&asks.recv().expect("it was asked"));
+    assert_eq!((&asked["inputs"][0]["data"], asked.get("parameters")), (&json!(seven()), None));
+    let input =
+        json!({"name": "x", "datatype": "FP32", "shape": [1, 1], "parameters": {"binary_data_size": 4}});
+    let head =
+        json!({"inputs": [input], "parameters": {"binary_data_output": true, "unit": "mm"}}).to_string();
+    let length = ("inference-header-content-length", &*head.len().to_string());
+    let answer =
+        here.client().infer("digits", &[length], &[head.as_bytes(), &0.5_f32.to_le_bytes()].concat());
+    assert_eq!((answer.status, answer.header("x-penstock-version")), (200, "9"), "{}", answer.text());
+    assert!(answer.body.ends_with(&said), "in the form that was asked for");
+    let asked = is_json(&asks.recv().expect("it was asked"));
+    assert_eq!((&asked["inputs"][0]["data"], &asked["parameters"]), (&json!([0.5]), &json!({"unit": "mm"})));
+    let plain = harness::infer_body("x", [1, 1], &[0.0]);
+    assert_eq!(here.client().infer("digits", &[("content-type", "application/json")], &plain).status, 200);
+    let asked = asks.recv().expect("it was asked");
+    assert!(asked.as_bytes().ends_with(&plain), "JSON goes there as it came");
 }
 
 #[test]

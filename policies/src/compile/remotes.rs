@@ -1,4 +1,4 @@
-//! Versions that another server answers, and the files by which it and we know each other.
+//! Versions that another server answers, how it takes tensors, and the files by which it and we know each other.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::fault::{Fault, Faults};
 use super::optional;
 use crate::place::Place;
-use crate::remote::{FileFault, Remote, Tls};
+use crate::remote::{FileFault, Remote, Tensors, Tls};
 use crate::schema;
 use crate::units::Version;
 
@@ -21,7 +21,11 @@ pub(super) fn remotes(
         let url = Remote::parse(&written.url).ok_or_else(|| Fault::Url(written.url.clone()));
         let remote = faults.keep(&path.join("url"), url)?;
         let tls = tls(&remote, written, &path, faults)?;
-        Some((version?, Arc::new(remote.with_tls(tls))))
+        let tensors = match written.tensors {
+            schema::Tensors::Binary => Tensors::Binary,
+            schema::Tensors::Json => Tensors::Json,
+        };
+        Some((version?, Arc::new(remote.with_tensors(tensors).with_tls(tls))))
     };
     written.iter().filter_map(remote).collect()
 }

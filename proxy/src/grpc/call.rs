@@ -19,7 +19,7 @@ use crate::translated::Parameters;
 use bytes::Bytes;
 use http::{HeaderMap, Method, request};
 use hyper::body::Incoming;
-use policies::Room;
+use policies::{Room, Tensors};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -139,7 +139,7 @@ impl Call for GrpcCall {
         parameters(body)
     }
 
-    fn forward(&self) -> Option<(Method, HeaderMap)> {
+    fn forward(&self, _: Tensors) -> Option<(Method, HeaderMap)> {
         None
     }
 

@@ -51,7 +51,7 @@ impl InferPath {
         Ok((call.pass(passed), said))
     }
 
-    /// Has another server answer who asks in a protocol that it does not speak.
+    /// Has another server answer who asks in a way that it does not understand.
     pub(super) async fn in_other_words<C: Call>(
         &self,
         call: &mut C,
@@ -64,7 +64,8 @@ impl InferPath {
         let infer = self.engine_request(&mut request, asking, record);
         let copy = self.copy(call, (&infer, &request), body, asking);
         let parameters = call.parameters(body.plain.as_ref().map_err(Refusal::clone)?)?;
-        let asked = translated::written((&infer, &request.payload), parameters, &call.head().headers);
+        let (tensors, headers) = ((&infer, &request.payload), &call.head().headers);
+        let asked = translated::written(tensors, parameters, headers, remote.tensors())?;
         let passed = self.exchange(call, remote, asked, asking, record).await?;
         let (reply, payload) = translated::answer(passed).await?;
         translated::settle_classes(&mut request, &reply, entry.is_some())?;
