@@ -1,7 +1,7 @@
 //! A rollout in steps: which share of the requests the candidate gets, and what has to be known before it gets more.
 //!
 //! ```text
-//!              every gate passed, and the step has lasted          after the last step
+//!      every gate passed, and the step has lasted, or a person says so     after the last step
 //!   step 1 ──▶ step 2 ──▶ ... ──▶ last step ─────────────────────▶ promoted: all requests
 //!      └──────────┴───────────────┴─ a gate failed, or a person says so ─────▶ rolled back: none
 //! ```
@@ -138,6 +138,12 @@ pub enum Command {
     Pause,
     /// Go on; after a rollback, begin again.
     Resume,
+    /// Give the candidate the next step's share now, and after the last step everything; stay paused where it is.
+    Advance {
+        /// Only from this step, of which the first is 1: who has looked a while ago, or asks once more because no answer came, means no
+        /// other one. Without it, from the step that it is in.
+        from: Option<usize>,
+    },
     /// Give the candidate everything now.
     Promote,
     /// Give it nothing any more.
@@ -578,6 +584,16 @@ impl Canary {
                 // Since then only those were heard that were not slow, perhaps of files that are gone.
                 self.usual.forget();
                 self.note(Verdict::Hold, format!("begun again by a person{because}"), now);
+            }
+            (Command::Advance { from: Some(step) }, Phase::Running | Phase::Paused)
+                if step != self.step + 1 =>
+            {
+                return Err(format!("the rollout is in step {}, and not in step {step}", self.step + 1));
+            }
+            (Command::Advance { .. }, Phase::Running | Phase::Paused) => {
+                // What speaks against the candidate stays, as after a verdict; what was for a person to say, this one has said.
+                self.decide(Verdict::Advance, format!("advanced by a person{because}"), now);
+                self.gates.iter_mut().for_each(|gate| gate.forget_asked(now));
             }
             (Command::Promote, Phase::Running | Phase::Paused) => {
                 self.note(Verdict::Advance, format!("promoted by a person{because}"), now);

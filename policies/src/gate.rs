@@ -528,6 +528,15 @@ impl Gate {
         ))
     }
 
+    /// A person has said what they were asked, so none of those holds the next step: only who leaves it then does. Where there are too
+    /// few to ask anybody, they stay, as after a verdict, and count together with those who leave later.
+    pub(crate) fn forget_asked(&mut self, now: Instant) {
+        self.leavers.look(now);
+        if self.leavers.are_unlike().is_some() {
+            self.leavers = Leavers::new(now);
+        }
+    }
+
     /// What the candidate refuses, if that is more than it may.
     pub(crate) fn why_refusing(&self, version: Version, baseline: Version) -> Option<String> {
         let too_many = self.refusals.are_too_many(share_of_all(self.at_most))?;

@@ -55,13 +55,15 @@ mod tests {
 
     #[test]
     fn a_split_is_shared_by_weight_and_a_rollout_by_how_far_it_is() {
-        let text = "models: {s: {labels: {old: 1}, split: {weights: {old: 3, 2: 1}}}, c: {canary: {baseline: 1, candidate: 2, steps: [10]}}, none: {deadline: 1s}}";
+        let text = "models: {s: {labels: {old: 1}, split: {weights: {old: 3, 2: 1}}}, c: {canary: {baseline: 1, candidate: 2, steps: [10, 30]}}, none: {deadline: 1s}}";
         let (snapshot, ledger, now) = (parse(text, "p").unwrap(), Ledger::new(), Instant::now());
         assert_eq!(percents(&ledger, &snapshot, "s"), [(1, 75.0), (2, 25.0)]);
         assert_eq!(ledger.shares(&snapshot, "s")[0].label.as_deref(), Some("old"));
         assert_eq!(percents(&ledger, &snapshot, "c"), [(1, 100.0), (2, 0.0)], "nobody has begun it");
         ledger.roll_out(&snapshot, now);
         assert_eq!(percents(&ledger, &snapshot, "c"), [(1, 90.0), (2, 10.0)]);
+        ledger.command("c", Command::Advance { from: None }, "", now).unwrap();
+        assert_eq!(percents(&ledger, &snapshot, "c"), [(1, 70.0), (2, 30.0)]);
         ledger.command("c", Command::Promote, "", now).unwrap();
         assert_eq!(percents(&ledger, &snapshot, "c"), [(1, 0.0), (2, 100.0)]);
         assert!(ledger.shares(&snapshot, "none").is_empty() && ledger.shares(&snapshot, "other").is_empty());

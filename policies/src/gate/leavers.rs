@@ -4,7 +4,8 @@
 //! Whoever knows its version can bring that about, so it rolls nothing back. But a timeout of clients that the baseline always
 //! meets, and the candidate never does, looks the same. So a person has to say which it is, and until then the candidate gets no
 //! more; or until nobody leaves it any more: what was heard is forgotten, where nothing comes after it, within twice as long as a
-//! question is asked. So that there is always one that has been asked for a while, there are two.
+//! question is asked. So that there is always one that has been asked for a while, there are two. Who lets the rollout go on by one step has
+//! said it of all who left before.
 //!
 //! What counts are users, see `sides.rs`: at half of the traffic four hold a rollout where none of the baseline's leaves, as with eight
 //! hasty users a candidate does that answers none of them. That they do so again and again says no more: who is always in haste, and

@@ -157,3 +157,23 @@ fn evidence_survives_restarts_even_if_they_come_more_often_than_a_verdict_takes(
     }
     assert_eq!(world.canary.phase, Phase::RolledBack);
 }
+
+#[test]
+fn a_step_that_a_person_has_let_go_stays_so_over_a_restart() {
+    let canary = "steps: [10, 50, 80], dwell: 1m";
+    for commands in
+        [&[Command::Advance { from: None }][..], &[Command::Pause, Command::Advance { from: Some(1) }]]
+    {
+        let mut world = World::new(canary, 1);
+        (0..600).for_each(|_| world.tell(true, FAST));
+        for command in commands {
+            world.canary.command(*command, "they said so", world.now).unwrap();
+        }
+        let before = world.canary.status();
+        assert_eq!((before.percent, before.step, before.gates[0].requests), (50.0, 2, 0));
+        world.restarted(canary);
+        assert_eq!(world.canary.status(), before);
+        assert_eq!(before.verdicts.last().unwrap().why, "advanced by a person: they said so");
+        assert!(world.canary.news().is_empty(), "they were told by the process before");
+    }
+}

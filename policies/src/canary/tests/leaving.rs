@@ -256,6 +256,55 @@ fn a_timeout_of_clients_that_only_the_candidate_exceeds_holds_the_rollout_until_
     }
 }
 
+const TWO_STEPS: &str = "steps: [40, 50], dwell: 10s, sticky: {header: user}, gates: {errors: {at_most: 10}}";
+
+/// A person has said so of twenty, and is asked once more only where they leave it once more.
+#[test]
+fn who_has_left_holds_no_step_after_the_one_that_a_person_has_let_go() {
+    let well = |world: &mut World| ask_by_turns(world, (40, 12), |_, _, _| (answered(5).1, None));
+    let leave = |world: &mut World, users: std::ops::Range<u64>| {
+        for user in users {
+            let assigned = world.assigned(true).within(ms(30), ms(1_000));
+            world.canary.witness(assigned, Some(user), Sight::Late(ms(30)), world.now);
+            world.now += ms(200);
+        }
+    };
+    for (restarts, leave_again) in [(false, false), (true, false), (false, true)] {
+        let mut world = World::new(TWO_STEPS, 1);
+        ask_by_turns(&mut world, (40, 5), |_, _, _| (answered(5).1, None));
+        leave(&mut world, 100..120);
+        well(&mut world);
+        assert!(world.waits_for().contains("a person has to say so"), "{}", world.waits_for());
+        let advance = Command::Advance { from: Some(1) };
+        world.canary.command(advance, "they have to wait longer", world.now).unwrap();
+        assert_eq!(world.waits_for(), "");
+        if restarts {
+            world.restarted(TWO_STEPS);
+        }
+        if leave_again {
+            leave(&mut world, 100..120);
+        }
+        well(&mut world);
+        let phase = if leave_again { Phase::Running } else { Phase::Promoted };
+        assert_eq!(world.canary.phase, phase, "{restarts}: {}", world.waits_for());
+        assert_eq!(world.waits_for().contains("a person has to say so"), leave_again);
+    }
+    // Too few to ask anybody about: with one more they are enough, whoever has let the step go.
+    for by_a_person in [false, true] {
+        let mut world = World::new(TWO_STEPS, 1);
+        leave(&mut world, 100..103);
+        if by_a_person {
+            world.canary.command(Command::Advance { from: None }, "", world.now).unwrap();
+        } else {
+            well(&mut world);
+        }
+        assert_eq!((world.canary.step, world.canary.phase.clone()), (1, Phase::Running), "{by_a_person}");
+        leave(&mut world, 103..104);
+        well(&mut world);
+        assert!(world.waits_for().contains("4 of the last 4 who left sooner"), "{}", world.waits_for());
+    }
+}
+
 /// Who leaves is held against the candidate by what the baseline takes now.
 #[test]
 fn a_rollout_that_is_begun_again_learns_anew_how_long_the_baseline_takes_and_one_that_was_paused_knows() {

@@ -83,3 +83,31 @@ fn a_candidate_that_refuses_what_the_baseline_takes_gets_no_more_and_one_that_re
         }
     }
 }
+
+#[test]
+fn what_was_refused_holds_no_step_after_the_one_that_a_person_has_let_go() {
+    let canary = "steps: [50, 60], dwell: 10s, sticky: {header: user}, gates: {errors: {at_most: 5}}";
+    let ask = |world: &mut World, chance: f64| {
+        ask_by_turns(world, (8, 30), |dice, _, is_candidate| {
+            (if is_candidate && dice.falls(chance) { Sight::Refused } else { FAST }, None)
+        });
+    };
+    // All who ask few times are refused something, or more than chance makes of many.
+    for seed in 0..4 {
+        for (afterwards, phase) in [(0.0, Phase::Promoted), (0.6, Phase::Running)] {
+            let mut world = World::new(canary, seed);
+            ask(&mut world, 0.6);
+            assert!(
+                world.waits_for().contains("a person has to say whose fault that is"),
+                "{}",
+                world.waits_for()
+            );
+            world.canary.command(Command::Advance { from: None }, "it is theirs", world.now).unwrap();
+            assert_eq!((world.canary.step, percent(world.canary.share())), (1, 60.0));
+            ask(&mut world, afterwards);
+            assert_eq!(world.canary.phase, phase, "{:?}", world.canary.history);
+            let asks = world.waits_for().contains("a person has to say whose fault that is");
+            assert_eq!(asks, phase == Phase::Running, "it refuses them in this step as well");
+        }
+    }
+}

@@ -79,3 +79,71 @@ fn a_person_may_pause_resume_promote_abort_and_begin_again() {
     assert_eq!(world.canary.command(Command::Resume, "", now), Ok(()));
     assert_eq!((percent(world.canary.share()), world.canary.gates[0].requests), (10.0, 0));
 }
+
+const ADVANCE: Command = Command::Advance { from: None };
+
+/// What speaks against it stays, and what has passed in one step says nothing of the next one.
+#[test]
+fn a_person_may_let_a_rollout_go_by_one_step_as_a_verdict_does() {
+    let mut world = World::new("steps: [10, 50, 80], dwell: 1m", 1);
+    (0..2).for_each(|_| world.tell(true, Sight::Failed));
+    (0..600).for_each(|_| world.tell(true, FAST));
+    let worse = world.canary.gates[0].worse();
+    world.canary.command(ADVANCE, "that was the network", world.now).unwrap();
+    let record = world.canary.news().pop().unwrap();
+    let why = "advanced by a person: that was the network";
+    assert_eq!((record.verdict, record.step, record.percent, &*record.why), (Verdict::Advance, 1, 10.0, why));
+    let errors = &world.canary.gates[0];
+    assert_eq!((percent(world.canary.share()), errors.requests), (50.0, 0));
+    assert!(worse > 1.0 && (errors.worse() - worse).abs() < 1e-9, "{worse} {}", errors.worse());
+    assert_eq!(world.wait(60), Some(Verdict::InsufficientData), "each step has to be earned");
+    (0..600).for_each(|_| world.tell(true, FAST));
+    assert_eq!(world.work(1), Some(Verdict::Advance));
+    assert_eq!((percent(world.canary.share()), world.canary.phase.clone()), (80.0, Phase::Running));
+    world.canary.command(ADVANCE, "", world.now).unwrap();
+    assert_eq!((world.canary.share(), world.canary.phase.clone()), (ALL, Phase::Promoted));
+    assert_eq!(world.canary.news().pop().unwrap().why, "advanced by a person");
+    for (command, phase) in [(ADVANCE, "promoted"), (Command::Abort, ""), (ADVANCE, "rolled back")] {
+        let refused = world.canary.command(command, "", world.now).err();
+        assert_eq!(
+            refused.unwrap_or_default(),
+            if phase.is_empty() { String::new() } else { format!("the rollout is {phase}") }
+        );
+    }
+}
+
+#[test]
+fn who_lets_a_paused_rollout_go_by_one_step_has_it_stay_there() {
+    let mut world = World::new("steps: [10, 50], dwell: 1m", 1);
+    for command in [Command::Pause, ADVANCE] {
+        world.canary.command(command, "", world.now).unwrap();
+    }
+    world.canary.news();
+    (0..600).for_each(|_| world.tell(true, FAST));
+    assert_eq!(world.work(3600), None);
+    assert_eq!((percent(world.canary.share()), world.canary.phase.clone()), (50.0, Phase::Paused));
+    world.canary.command(Command::Resume, "", world.now).unwrap();
+    world.canary.news();
+    assert_eq!((world.work(59), world.work(1)), (None, Some(Verdict::Advance)));
+    let mut world = World::new("steps: [10], dwell: 1m", 1);
+    for command in [Command::Pause, ADVANCE] {
+        world.canary.command(command, "", world.now).unwrap();
+    }
+    assert_eq!(world.canary.phase, Phase::Promoted, "there is no other step");
+}
+
+#[test]
+fn who_means_one_step_never_lets_go_the_next_one() {
+    let mut world = World::new("steps: [10, 50, 80], dwell: 1m", 1);
+    let now = world.now;
+    let mut from = |step| world.canary.command(Command::Advance { from: Some(step) }, "", now);
+    assert_eq!((from(1), from(1)), (Ok(()), Err("the rollout is in step 2, and not in step 1".into())));
+    assert_eq!(
+        (from(3), from(0)),
+        (
+            Err("the rollout is in step 2, and not in step 3".into()),
+            Err("the rollout is in step 2, and not in step 0".into())
+        )
+    );
+    assert_eq!((from(2), from(3), from(3)), (Ok(()), Ok(()), Err("the rollout is promoted".into())));
+}

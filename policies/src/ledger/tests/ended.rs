@@ -67,6 +67,12 @@ fn a_rollout_goes_on_where_it_was_when_its_policy_comes_back() {
             "stays paused at 50 %: with `penstock canary resume m` it goes on",
         ),
         (None, Phase::Running, 50.0, "goes on at 50 %, where it was, and its step begins anew"),
+        (
+            Some(Command::Advance { from: None }),
+            Phase::Running,
+            80.0,
+            "goes on at 80 %, where it was, and its step begins anew",
+        ),
     ] {
         for restarts in [false, true] {
             let mut ledger = Ledger::new();
