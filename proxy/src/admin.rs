@@ -56,7 +56,7 @@ const POLICY: BodyLimits = BodyLimits { bytes_max: POLICY_BYTES_MAX, time_max: D
 /// thousand models with all that they can have.
 const RINGS: BodyLimits = BodyLimits { bytes_max: 32 << 20, time_max: Duration::from_secs(10) };
 
-const HELP: &str = "here are / for people, GET /status, GET /canaries, GET /splits, GET and PUT /rings, POST /canaries/{model}/{pause|resume|promote|abort}?reason=..., GET and PUT /policy, \
+const HELP: &str = "here are / for people, GET /status, GET /canaries, GET /splits, GET and PUT /rings, POST /canaries/{model}/{pause|resume|advance|promote|abort}?reason=... (advance?from=STEP, only if it is still in that step), GET and PUT /policy, \
      GET /policy/history, POST /policy/plan and POST /policy/rollback?to=GENERATION";
 
 #[async_trait]
@@ -93,8 +93,7 @@ impl ServeHttp for Admin {
             },
             (&Method::POST, ["canaries", model, word]) => {
                 let model = percent_decode_str(model).decode_utf8_lossy();
-                let reason = parameter(query, "reason").unwrap_or_default();
-                self.obey(&model, word, &reason.chars().take(REASON_MAX).collect::<String>()).await
+                self.obey(&model, word, query).await
             }
             (&Method::GET, ["policy"]) => self.ask(Ask::Show).await,
             (&Method::GET, ["policy", "history"]) => self.ask(Ask::History).await,
@@ -115,20 +114,26 @@ impl Admin {
         Arc::new(Slots::new(BODIES_MAX, BODIES_MAX * POLICY.bytes_max + RINGS.bytes_max))
     }
 
-    async fn obey(&self, model: &str, word: &str, reason: &str) -> Response<Vec<u8>> {
+    async fn obey(&self, model: &str, word: &str, query: &str) -> Response<Vec<u8>> {
         let command = match word {
             "pause" => Command::Pause,
             "resume" => Command::Resume,
+            "advance" => match parameter(query, "from").map(|step| step.parse()).transpose() {
+                Ok(from) => Command::Advance { from },
+                Err(_) => return refuse(StatusCode::BAD_REQUEST, "`from` is the number of a step, from 1"),
+            },
             "promote" => Command::Promote,
             "abort" => Command::Abort,
             _ => {
                 return refuse(
                     StatusCode::NOT_FOUND,
-                    "a canary can be paused, resumed, promoted and aborted",
+                    "a canary can be paused, resumed, advanced, promoted and aborted",
                 );
             }
         };
-        match self.ledger.command(model, command, reason, Instant::now()) {
+        let reason = parameter(query, "reason").unwrap_or_default();
+        let reason: String = reason.chars().take(REASON_MAX).collect();
+        match self.ledger.command(model, command, &reason, Instant::now()) {
             Ok(status) => {
                 let done = json_of(&serde_json::to_value(status).expect("names and numbers"));
                 once_saved(done, &self.rollouts).await

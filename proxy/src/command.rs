@@ -31,7 +31,7 @@ impl Remote {
         Ok(format!("{text}\n{}", top::plain(&watched)))
     }
 
-    /// Pauses, resumes, promotes or aborts; how far it then is.
+    /// Pauses, resumes, advances, promotes or aborts; how far it then is.
     pub fn canary(&self, model: &str, word: &str, reason: &str, json: bool) -> anyhow::Result<String> {
         let model_path = percent_encoding::utf8_percent_encode(model, percent_encoding::NON_ALPHANUMERIC);
         let canary = self.call("POST", &format!("/canaries/{model_path}/{word}"), reason)?;

@@ -89,9 +89,9 @@ enum Command {
         #[command(flatten)]
         remote: Running,
     },
-    /// Pause, resume, promote or abort a canary of a running penstock.
+    /// Pause, resume, advance, promote or abort a canary of a running penstock.
     Canary {
-        /// What to do: `resume` begins again what was rolled back.
+        /// What to do: `resume` begins again what was rolled back; `advance` gives the next step's share now, `promote` everything.
         #[arg(value_enum)]
         action: Action,
         /// The model.
@@ -128,6 +128,7 @@ impl Running {
 enum Action {
     Pause,
     Resume,
+    Advance,
     Promote,
     Abort,
 }
@@ -137,6 +138,7 @@ impl Action {
         match self {
             Self::Pause => "pause",
             Self::Resume => "resume",
+            Self::Advance => "advance",
             Self::Promote => "promote",
             Self::Abort => "abort",
         }

@@ -207,7 +207,7 @@ test("buttons work by keyboard alone, only at the admin port, and ask first", as
   await stack.policy(SPLIT); // takes back what was promoted before
   await stack.policy(rollout(1, 2, "1h"));
   const watcher = await open(stack.monitor);
-  await watcher.page.getByText("Buttons to pause, promote or abort are at").waitFor();
+  await watcher.page.getByText("Buttons to pause, advance, promote or abort are at").waitFor();
   assert.equal(await watcher.page.locator("button[data-action]").count(), 0);
   assert.equal(await watcher.page.getByRole("link", { name: stack.admin }).getAttribute("href"), `http://${stack.admin}/`);
   const { page } = await open(stack.admin);
@@ -231,11 +231,35 @@ test("buttons work by keyboard alone, only at the admin port, and ask first", as
   await page.getByText("is paused.").waitFor();
   await page.waitForFunction(() => document.activeElement.dataset.action !== undefined); // though that button is gone
   assert.match((await stack.status()).canaries.digits.verdicts.at(-1).why, /paused by a person: lunch & <b>coffee<\/b>/);
-  for (const [button, title, then] of [["Resume", "Resume", "running"], ["Promote", "Promote", "promoted"], ["Abort", "Abort", "rolled_back"], ["Begin again", "Resume", "running"]]) {
+  for (const [button, title, then] of [["Resume", "Resume", "running"], ["Advance", "Advance", "running"], ["Promote", "Promote", "promoted"], ["Abort", "Abort", "rolled_back"], ["Begin again", "Resume", "running"]]) {
     await page.getByRole("button", { name: button, exact: true }).click();
     await page.getByRole("dialog").getByRole("button", { name: title, exact: true }).click();
     await page.locator(`[data-phase=${then}]`).waitFor();
     assert.equal(await phase(), then);
+    if (button === "Advance") await page.getByText("step 2 of 2").waitFor();
+  }
+});
+
+test("who was shown one step and takes their time lets none go that came meanwhile", async () => {
+  const slow = await open(stack.admin);
+  const other = await open(stack.admin);
+  const { page } = slow;
+  const dialog = page.getByRole("dialog");
+  await page.getByRole("button", { name: "Advance" }).click();
+  await dialog.getByText("The candidate gets the next step's share now").waitFor();
+  await other.page.getByRole("button", { name: "Advance" }).click();
+  await other.page.getByRole("dialog").getByRole("button", { name: "Advance" }).click();
+  await page.getByText("step 2 of 2").waitFor();
+  slow.expectsLoss = true; // the browser itself tells the console of answers that refuse
+  await dialog.getByRole("button", { name: "Advance" }).click();
+  await dialog.getByText("cannot advance: the rollout is in step 2, and not in step 1").waitFor();
+  assert.equal((await stack.status()).canaries.digits.step, 2);
+  await dialog.getByRole("button", { name: "Cancel" }).click();
+  // Whoever looks again may mean that one. The others find it as it was.
+  for (const [button, then] of [["Advance", "promoted"], ["Abort", "rolled_back"], ["Begin again", "running"]]) {
+    await other.page.getByRole("button", { name: button, exact: true }).click();
+    await other.page.getByRole("dialog").locator("#ask-do").click();
+    await other.page.locator(`[data-phase=${then}]`).waitFor();
   }
 });
 

@@ -226,6 +226,43 @@ fn a_person_pauses_promotes_aborts_and_resumes_from_the_command_line() {
 }
 
 #[test]
+fn a_person_lets_a_rollout_go_by_one_step_from_the_command_line() {
+    let engine = versions();
+    let stack = stack(&engine, &policy(2, "1h"));
+    let of_candidate = || (0..200).filter(|user| ask(&stack.client(), *user).1 == "2").collect::<Vec<_>>();
+    let before = of_candidate();
+    let advanced = told(&stack, &["canary", "advance", "m", "--reason", "it is the callers' fault"]);
+    let says = text(&advanced.stdout);
+    assert!(
+        says.starts_with("m: version 2 gets 60.0 %, version 1 the rest; running, step 2 of 2\n"),
+        "{says}"
+    );
+    let why = "  step 1 at 20.0 %: advance: advanced by a person: it is the callers' fault\n";
+    assert!(says.ends_with(why), "{says}");
+    let after = of_candidate();
+    assert!((80..160).contains(&after.len()), "{} of 200", after.len());
+    assert!(before.iter().all(|user| after.contains(user)), "nobody changes back: {before:?} {after:?}");
+    eventually("it to be told", || stack.log().contains("advanced by a person").then_some(()));
+    assert_eq!(stack.metric("penstock_canary_step{model=\"m\",version=\"2\"}"), 2.0);
+
+    // Who has seen the first step, or has not heard that it was done, means no other one.
+    let admin = Client::new(stack.admin);
+    let late = admin.post("/canaries/m/advance?from=1", &[], b"");
+    let why = "cannot advance: the rollout is in step 2, and not in step 1";
+    assert_eq!((late.status, late.json()["error"].as_str()), (409, Some(why)));
+    assert_eq!(admin.post("/canaries/m/advance?from=second", &[], b"").status, 400);
+    assert_eq!(status(&stack)["step"], 2);
+    let promoted = admin.post("/canaries/m/advance?from=2", &[], b"").json();
+    assert_eq!((&promoted["phase"], &promoted["percent"]), (&"promoted".into(), &100.0.into()));
+    assert!((0..50).all(|user| ask(&stack.client(), user).1 == "2"));
+    let again = told(&stack, &["canary", "advance", "m"]);
+    assert_eq!(
+        (again.status.code(), text(&again.stderr)),
+        (Some(1), "penstock: cannot advance: the rollout is promoted\n")
+    );
+}
+
+#[test]
 fn a_page_in_a_browser_can_not_tell_it_what_to_do() {
     let engine = versions();
     let stack = stack(&engine, &policy(2, "1h"));
@@ -262,13 +299,15 @@ fn what_a_person_was_told_is_done_outlives_a_kill() {
     let engine = versions();
     let mut stack = stack(&engine, &policy(2, "1h"));
     until(&stack, "running");
-    for (word, phase) in [("pause", "paused"), ("abort", "rolled_back")] {
+    for (word, phase, step) in [("pause", "paused", 1), ("advance", "paused", 2), ("abort", "rolled_back", 2)]
+    {
         let done = told(&stack, &["canary", word, "m", "--reason", "it smells"]);
         assert!(done.status.success(), "{}", text(&done.stderr));
         stack.signal(Signal::KILL);
         stack.wait();
         stack.restart();
-        assert_eq!(status(&stack)["phase"], phase, "after {word}");
+        let status = status(&stack);
+        assert_eq!((&status["phase"], &status["step"]), (&phase.into(), &step.into()), "after {word}");
     }
 }
 

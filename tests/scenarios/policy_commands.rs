@@ -294,11 +294,15 @@ fn every_command_has_an_answer_for_programs() {
     let saved = draft(&stack, &rings.to_string());
     assert_eq!(json(&["rings", saved.to_str().unwrap()])["m"]["agrees"], true);
     let canary =
-        draft(&stack, "models: {m: {canary: {baseline: 1, candidate: 2, steps: [10], dwell: 1h}}}\n");
+        draft(&stack, "models: {m: {canary: {baseline: 1, candidate: 2, steps: [10, 20], dwell: 1h}}}\n");
     json(&["apply", canary.to_str().unwrap()]);
-    for (word, phase) in
-        [("pause", "paused"), ("resume", "running"), ("promote", "promoted"), ("abort", "rolled_back")]
-    {
+    for (word, phase) in [
+        ("pause", "paused"),
+        ("resume", "running"),
+        ("advance", "running"),
+        ("promote", "promoted"),
+        ("abort", "rolled_back"),
+    ] {
         assert_eq!(json(&["canary", word, "m"])["phase"], phase);
     }
     let faulty = draft(&stack, "models: {m: {splitt: {}}}\n");
