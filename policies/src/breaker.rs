@@ -91,22 +91,13 @@ pub enum BreakerState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Standing {
     pub(crate) since: Since,
-    /// What became of those whom it let in as it let in everyone.
-    pub(crate) lately: Counts,
-    /// So much of that went wrong that chance may trip it.
+    /// So much goes wrong lately that chance may trip it.
     pub(crate) ails: bool,
-    /// So many have to be served before it lets in everyone again.
-    pub(crate) probes: u32,
 }
 
 impl Standing {
     /// Of a version that nobody has entered yet.
-    pub(crate) const FRESH: Self = Self {
-        since: Since::Passing(None),
-        lately: Counts { all: 0, failed: 0, slow: 0 },
-        ails: false,
-        probes: 1,
-    };
+    pub(crate) const FRESH: Self = Self { since: Since::Passing(None), ails: false };
 }
 
 /// Since when a breaker does what it does.
@@ -302,9 +293,7 @@ impl Breaker {
 
     pub(crate) fn standing(&mut self, now: Instant) -> Standing {
         self.catch_up(now);
-        let lately = self.lately.counts(now);
-        let ails = self.policy.may_be_tripped_by_chance(lately);
-        Standing { since: self.since, lately, ails, probes: self.policy.probes.get() }
+        Standing { since: self.since, ails: self.policy.may_be_tripped_by_chance(self.lately.counts(now)) }
     }
 
     /// Goes on under other settings, if what it has seen says as much under them; whether it does.

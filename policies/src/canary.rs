@@ -321,13 +321,7 @@ impl Canary {
 
     /// What the breakers of the baseline and of the candidate do now. Call it before anything that is told of requests, and before looks.
     pub(crate) fn see_breakers(&mut self, breakers: [Standing; 2]) {
-        let before = std::mem::replace(&mut self.breakers, breakers);
-        if let Some((failed, at_most)) = breakers::probing(before, breakers)
-            && before[1].since == self.by_chance.map_or(Since::Passing(None), Since::Tripped)
-            && self.is_open()
-        {
-            self.gates.iter_mut().for_each(|gate| gate.hear_probing(failed, at_most));
-        }
+        self.breakers = breakers;
         self.by_chance = breakers::tripped_by_chance(breakers).or(self.by_chance);
     }
 

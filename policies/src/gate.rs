@@ -342,13 +342,6 @@ impl Gate {
         over.count() > 0
     }
 
-    /// The candidate, whose breaker turns all else away, was probed, which may fail so often if it is no worse than the baseline.
-    pub(crate) fn hear_probing(&mut self, failed: bool, at_most: f64) {
-        if self.event == Event::Error {
-            self.worse.hear_probing(failed, at_most);
-        }
-    }
-
     fn hear_one(&mut self, witness: Witness, now: Instant) -> bool {
         let Witness { is_candidate, share, key, sight, patience, breakers } = witness;
         self.missed += u64::from((self.event, sight) == (Event::Disagreement, Sight::NotCompared));
@@ -765,16 +758,6 @@ impl Worsening {
                 asking.worse.observe_part(part, share);
                 asking.witnesses += 1;
                 asking.heard.hear_part(part, share);
-            }
-        }
-    }
-
-    fn hear_probing(&mut self, failed: bool, at_most: f64) {
-        for asking in &mut self.askings {
-            asking.worse.observe_rate(failed, at_most);
-            if failed {
-                asking.witnesses += 1;
-                asking.heard.hear(true, at_most);
             }
         }
     }

@@ -14,9 +14,8 @@
 //! which the other one does not.
 //!
 //! Where both fail now and then, chance trips one of them: all of that one is turned away then, and of the other what fails. So it is
-//! compared only as long as the other one does so well that chance does not trip it; else it is not until that breaker trips again. Of
-//! a candidate that has tripped so only its probes say something: whether more of them fail than of what the baseline is asked
-//! meanwhile.
+//! compared only as long as the other one does so well that chance does not trip it; else it is not until that breaker trips again,
+//! or lets through.
 
 use std::time::Instant;
 
@@ -62,22 +61,4 @@ pub(super) fn tripped_by_chance(both: [Standing; 2]) -> Option<Instant> {
         ] => Some(by),
         _ => None,
     }
-}
-
-/// Of a candidate that chance may have tripped: whether probing it has failed since, and how often that may be if it is no worse than the
-/// baseline; nothing where it goes on, or nothing is known of that.
-pub(super) fn probing(
-    [_, before]: [Standing; 2],
-    [baseline, candidate]: [Standing; 2],
-) -> Option<(bool, f64)> {
-    let failed = match (before.since, candidate.since) {
-        (Since::Tripped(before), Since::Tripped(by)) if before != by => true,
-        (Since::Tripped(_), Since::Passing(_)) => false,
-        _ => return None,
-    };
-    let Since::Passing(_) = baseline.since else { return None };
-    let (all, seen) = (f64::from(baseline.lately.all), f64::from(baseline.lately.failed));
-    // Two standard deviations above what was seen. Probing fails with the first probe that does.
-    let at_most = f64::from(candidate.probes) * (seen + 2.0 * seen.sqrt() + 2.0) / all;
-    (at_most < 1.0).then_some((failed, at_most))
 }
