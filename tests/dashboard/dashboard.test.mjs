@@ -240,6 +240,31 @@ test("buttons work by keyboard alone, only at the admin port, and ask first", as
   }
 });
 
+test("whoever has no mouse stays at the rollout, though the page has just been asking how it stands", async () => {
+  const { page } = await open(stack.admin);
+  await page.getByRole("button", { name: "Pause" }).waitFor();
+  let release;
+  const held = new Promise(resolve => { release = resolve; });
+  const before = page.waitForRequest("**/status");
+  await page.route("**/status", async route => {
+    const response = await route.fetch();
+    await held;
+    await route.fulfill({ response });
+  });
+  await before;
+  await page.waitForTimeout(300); // that it is still running is on its way to the page
+  await page.getByRole("button", { name: "Pause" }).click();
+  const done = page.waitForResponse("**/pause?**");
+  await page.keyboard.press("Enter");
+  await done;
+  release();
+  await page.waitForFunction(() => document.activeElement.textContent === "Resume");
+  await page.unroute("**/status");
+  await page.keyboard.press("Enter");
+  await page.keyboard.press("Enter");
+  await page.locator("[data-phase=running]").waitFor();
+});
+
 test("who was shown one step and takes their time lets none go that came meanwhile", async () => {
   const slow = await open(stack.admin);
   const other = await open(stack.admin);
