@@ -47,6 +47,8 @@ pub struct InferRequest {
     pub priority: u32,
     /// Whether it is one of a sequence, which another server may know of.
     pub is_of_a_sequence: bool,
+    /// Whether its JSON has the words `NaN` or `Infinity`, which JSON lacks: another server may not read it.
+    pub has_bare_words: bool,
 }
 
 /// One entry of `outputs`.
@@ -78,7 +80,9 @@ impl InferRequest {
         match parse(json, &binary) {
             // Only a body that has failed is searched for the words that JSON lacks.
             Err(error) => match quote_non_finite(json) {
-                Some(quoted) => parse(&quoted, &binary),
+                Some(quoted) => {
+                    parse(&quoted, &binary).map(|request| Self { has_bare_words: true, ..request })
+                }
                 None => Err(error),
             },
             result => result,

@@ -485,11 +485,16 @@ impl Body {
         call.decode(self.plain.as_ref().map_err(Refusal::clone)?, entry)
     }
 
-    /// Whether it does not agree with itself, or has datatypes that are unknown here: whatever its model takes, this says no more
-    /// about a version. What is compressed in an unknown way may be readable there.
+    /// Whether it does not agree with itself, is JSON only to who reads `NaN`, or has datatypes that are unknown here: whatever its
+    /// model takes, this says no more about a version. What is compressed in an unknown way may be readable there.
     fn is_malformed<C: Call>(&self, call: &mut C) -> bool {
         let decoded = |call: &mut C| self.plain.as_ref().ok().map(|plain| call.decode(plain, None));
-        !call.is_read_by_declaration() && matches!(decoded(call), Some(Err(Refusal::Invalid(_))))
+        !call.is_read_by_declaration()
+            && match decoded(call) {
+                Some(Ok(request)) => request.has_bare_words,
+                Some(Err(refusal)) => matches!(refusal, Refusal::Invalid(_)),
+                None => false,
+            }
     }
 
     /// What a policy asks of it; nothing if that is not there, or cannot be read here.

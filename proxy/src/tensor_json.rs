@@ -327,6 +327,15 @@ pub(crate) fn write_values(out: &mut Vec<u8>, datatype: Datatype, bytes: &[u8]) 
     Ok(())
 }
 
+/// Whether [`write_values`] would write no word that JSON lacks: `NaN` and the infinities.
+pub(crate) fn is_finite(datatype: Datatype, bytes: &[u8]) -> bool {
+    match datatype {
+        Datatype::Fp32 => bytes.as_chunks().0.iter().all(|bytes| f32::from_le_bytes(*bytes).is_finite()),
+        Datatype::Fp64 => bytes.as_chunks().0.iter().all(|bytes| f64::from_le_bytes(*bytes).is_finite()),
+        _ => true,
+    }
+}
+
 /// Why a tensor cannot be written as JSON; goes after the tensor's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoJson {

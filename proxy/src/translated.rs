@@ -7,12 +7,13 @@ use crate::decode::InferRequest;
 use crate::refusal::Refusal;
 use crate::remote::Passed;
 use crate::shadow::{AT_ONCE_BYTES, Written};
-use crate::tensor_json::{quote_non_finite, write_values};
+use crate::tensor_json::{is_finite, quote_non_finite, write_values};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use policies::Tensors;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
+use std::fmt::Display;
 use wire::{Datatype, Infer, Reply};
 
 /// They describe a body, or what its sender can read.
@@ -93,12 +94,14 @@ pub(crate) fn written(
             Tensors::Json => {
                 body.truncate(body.len() - 1);
                 body.extend_from_slice(b",\"data\":");
-                write_values(&mut body, datatype, bytes).map_err(|error| {
-                    Refusal::Unsupported(format!(
-                        "input `{}` {error}, and the other server takes no other",
-                        input.name
-                    ))
-                })?;
+                let has_none = |why: &dyn Display| {
+                    let name = &input.name;
+                    Refusal::Unsupported(format!("input `{name}` {why}, and the other server takes no other"))
+                };
+                if !is_finite(datatype, bytes) {
+                    return Err(has_none(&"has NaN or infinite values, which have no JSON form"));
+                }
+                write_values(&mut body, datatype, bytes).map_err(|error| has_none(&error))?;
                 body.push(b'}');
             }
         }
@@ -253,17 +256,30 @@ mod tests {
 
     #[test]
     fn what_has_no_form_that_the_other_server_takes_is_not_guessed() {
-        let half = wire::TensorMeta {
-            name: "x".into(),
-            datatype: Datatype::Fp16 as u32,
-            shape: vec![1],
-            ..wire::TensorMeta::default()
+        let asked = |datatype: Datatype, bytes: &[u8], form| {
+            let input = wire::TensorMeta {
+                name: "x".into(),
+                datatype: datatype as u32,
+                shape: vec![1],
+                bytes: bytes.len() as u64,
+                ..wire::TensorMeta::default()
+            };
+            let infer = Infer { inputs: vec![input], ..Infer::default() };
+            let payload = Bytes::copy_from_slice(bytes);
+            written((&infer, &payload), Parameters::default(), &HeaderMap::new(), form).map(drop)
         };
-        let (infer, payload) = (Infer { inputs: vec![half], ..Infer::default() }, Bytes::from_static(b"ab"));
-        let written = |form| written((&infer, &payload), Parameters::default(), &HeaderMap::new(), form);
-        assert!(written(Tensors::Binary).is_ok());
-        let says = "input `x` is FP16, which has no JSON form, and the other server takes no other";
-        assert_eq!(written(Tensors::Json).unwrap_err(), Refusal::Unsupported(says.into()));
+        let (nan, infinite) = (f32::NAN.to_le_bytes(), f64::NEG_INFINITY.to_le_bytes());
+        for (datatype, bytes, is) in [
+            (Datatype::Fp16, &b"ab"[..], "is FP16, which has no JSON form"),
+            (Datatype::Bytes, b"\x01\0\0\0\xff", "is not UTF-8, and has no JSON form"),
+            (Datatype::Fp32, &nan, "has NaN or infinite values, which have no JSON form"),
+            (Datatype::Fp64, &infinite, "has NaN or infinite values, which have no JSON form"),
+        ] {
+            assert_eq!(asked(datatype, bytes, Tensors::Binary), Ok(()));
+            let says = format!("input `x` {is}, and the other server takes no other");
+            assert_eq!(asked(datatype, bytes, Tensors::Json), Err(Refusal::Unsupported(says)));
+        }
+        assert_eq!(asked(Datatype::Fp32, &f32::MAX.to_le_bytes(), Tensors::Json), Ok(()));
     }
 
     #[test]
