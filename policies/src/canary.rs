@@ -599,6 +599,7 @@ impl Canary {
             }
             (_, phase) => return Err(format!("the rollout is {phase}")),
         }
+        self.history.back_mut().expect("each of them is noted").by_person = true;
         (self.judged, self.passed, self.waits_for) = (None, None, None);
         Ok(())
     }
@@ -810,6 +811,7 @@ impl Canary {
             percent: percent(self.share()),
             verdict,
             why,
+            by_person: false,
             gates: self.numbers(),
         });
         self.untold += 1;

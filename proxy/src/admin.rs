@@ -18,6 +18,7 @@ use pingora::apps::http_app::ServeHttp;
 use pingora::protocols::http::ServerSession;
 use policies::{Command, CommandError, Ledger, Room};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
@@ -115,10 +116,16 @@ impl Admin {
     }
 
     async fn obey(&self, model: &str, word: &str, query: &str) -> Response<Vec<u8>> {
+        let names: &[&str] = if word == "advance" { &["reason", "from"] } else { &["reason"] };
+        // What is not understood may have been meant to hold it back.
+        let parameters = match parameters(query, names) {
+            Ok(parameters) => parameters,
+            Err(why) => return refuse(StatusCode::BAD_REQUEST, &why),
+        };
         let command = match word {
             "pause" => Command::Pause,
             "resume" => Command::Resume,
-            "advance" => match parameter(query, "from").map(|step| step.parse()).transpose() {
+            "advance" => match parameters.get("from").map(|step| step.parse()).transpose() {
                 Ok(from) => Command::Advance { from },
                 Err(_) => return refuse(StatusCode::BAD_REQUEST, "`from` is the number of a step, from 1"),
             },
@@ -131,8 +138,8 @@ impl Admin {
                 );
             }
         };
-        let reason = parameter(query, "reason").unwrap_or_default();
-        let reason: String = reason.chars().take(REASON_MAX).collect();
+        let reason = parameters.get("reason").map(|reason| reason.chars().take(REASON_MAX).collect());
+        let reason: String = reason.unwrap_or_default();
         match self.ledger.command(model, command, &reason, Instant::now()) {
             Ok(status) => {
                 let done = json_of(&serde_json::to_value(status).expect("names and numbers"));
@@ -155,7 +162,11 @@ impl Admin {
 
     async fn roll_back(&self, session: &mut ServerSession, query: &str) -> Response<Vec<u8>> {
         let Some(tag) = tag_of(session) else { return untagged() };
-        match parameter(query, "to").map(|to| to.parse()).transpose() {
+        let parameters = match parameters(query, &["to"]) {
+            Ok(parameters) => parameters,
+            Err(why) => return refuse(StatusCode::BAD_REQUEST, &why),
+        };
+        match parameters.get("to").map(|to| to.parse()).transpose() {
             Ok(to) => self.ask(Ask::RollBack { to, tag }).await,
             Err(_) => refuse(StatusCode::BAD_REQUEST, "`to` is the number of a generation"),
         }
@@ -284,11 +295,25 @@ fn show(edit: Edit) -> Response<Vec<u8>> {
 }
 
 /// The decoded value of a parameter, without control characters.
-fn parameter(query: &str, name: &str) -> Option<String> {
-    let value = query.split('&').filter_map(|pair| pair.split_once('=')).find(|(key, _)| *key == name)?.1;
-    let value = value.replace('+', " ");
-    let value = percent_decode_str(&value).decode_utf8_lossy();
-    Some(value.chars().filter(|letter| !letter.is_control()).collect())
+/// The parameters of a query by name, or what is wrong with it: each has one of these names and a value, and stands there once.
+fn parameters<'q>(query: &'q str, names: &[&str]) -> Result<BTreeMap<&'q str, String>, String> {
+    let mut all = BTreeMap::new();
+    for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if !names.contains(&name) {
+            let known = names.join("` and `");
+            return Err(format!("`{name}` is no parameter here; `{known}` can be given"));
+        }
+        if !pair.contains('=') {
+            return Err(format!("`{name}` has no value"));
+        }
+        let value = value.replace('+', " ");
+        let value = percent_decode_str(&value).decode_utf8_lossy();
+        if all.insert(name, value.chars().filter(|letter| !letter.is_control()).collect()).is_some() {
+            return Err(format!("`{name}` is given twice"));
+        }
+    }
+    Ok(all)
 }
 
 fn json_of(value: &serde_json::Value) -> Response<Vec<u8>> {

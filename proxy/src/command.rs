@@ -20,7 +20,7 @@ impl Remote {
     /// How far every canary is, how every split is seen, and how the process is, in words; or all that it says of itself, as
     /// JSON.
     pub fn status(&self, json: bool) -> anyhow::Result<String> {
-        let all = self.call("GET", "/status", "")?;
+        let all = self.call("GET", "/status")?;
         if json {
             return Ok(format!("{all:#}\n"));
         }
@@ -31,10 +31,19 @@ impl Remote {
         Ok(format!("{text}\n{}", top::plain(&watched)))
     }
 
-    /// Pauses, resumes, advances, promotes or aborts; how far it then is.
-    pub fn canary(&self, model: &str, word: &str, reason: &str, json: bool) -> anyhow::Result<String> {
-        let model_path = percent_encoding::utf8_percent_encode(model, percent_encoding::NON_ALPHANUMERIC);
-        let canary = self.call("POST", &format!("/canaries/{model_path}/{word}"), reason)?;
+    /// Pauses, resumes, advances (if it is still in step `from`), promotes or aborts; how far it then is.
+    pub fn canary(
+        &self,
+        model: &str,
+        word: &str,
+        reason: &str,
+        from: Option<usize>,
+        json: bool,
+    ) -> anyhow::Result<String> {
+        let encoded = |text| percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC);
+        let (model_path, reason) = (encoded(model), encoded(reason));
+        let from = from.map(|step| format!("&from={step}")).unwrap_or_default();
+        let canary = self.call("POST", &format!("/canaries/{model_path}/{word}?reason={reason}{from}"))?;
         Ok(if json { format!("{canary:#}\n") } else { one_in_words(model, &canary) })
     }
 
@@ -94,7 +103,7 @@ impl Remote {
 
     /// Who answers at which point, of every model that is divided: for another process.
     pub fn rings(&self) -> anyhow::Result<String> {
-        Ok(format!("{}\n", self.call("GET", "/rings", "")?))
+        Ok(format!("{}\n", self.call("GET", "/rings")?))
     }
 
     /// Divides requests as the process does from which these rings are.
@@ -114,10 +123,8 @@ impl Remote {
         Ok(if text.is_empty() { "no model is divided both here and there\n".into() } else { text })
     }
 
-    fn call(&self, method: &str, path: &str, reason: &str) -> anyhow::Result<Value> {
-        let reason = percent_encoding::utf8_percent_encode(reason, percent_encoding::NON_ALPHANUMERIC);
-        let query = if method == "GET" { String::new() } else { format!("?reason={reason}") };
-        let request = http::Request::builder().method(method).uri(self.url(&format!("{path}{query}")));
+    fn call(&self, method: &str, path: &str) -> anyhow::Result<Value> {
+        let request = http::Request::builder().method(method).uri(self.url(path));
         body_of(self.ask(request.body(String::new())?)?)
     }
 

@@ -1,7 +1,7 @@
 //! The command line of `penstock`. Decides which command runs; no logic of its own.
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use proxy::command::Remote;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -99,6 +99,9 @@ enum Command {
         /// Why, for the record.
         #[arg(long, default_value = "")]
         reason: String,
+        /// Advance only if it is still in this step, as `status` shows it: whoever says so twice goes one step.
+        #[arg(long, value_name = "STEP")]
+        from: Option<usize>,
         #[command(flatten)]
         remote: Running,
     },
@@ -163,8 +166,12 @@ fn main() -> ExitCode {
         }
         Command::Top { address } => proxy::top::run(&address),
         Command::Status { remote } => remote.ask(|remote, json| remote.status(json)),
-        Command::Canary { action, model, reason, remote } => {
-            remote.ask(|remote, json| remote.canary(&model, action.as_str(), &reason, json))
+        Command::Canary { action, from: Some(_), .. } if !matches!(action, Action::Advance) => {
+            let says = "`--from` can be used with `advance` alone";
+            Cli::command().error(clap::error::ErrorKind::ArgumentConflict, says).exit()
+        }
+        Command::Canary { action, model, reason, from, remote } => {
+            remote.ask(|remote, json| remote.canary(&model, action.as_str(), &reason, from, json))
         }
         Command::Schema => {
             say(&policies::schema());

@@ -316,9 +316,9 @@ fn gate(gate: GateStatus) -> Gate {
 }
 
 fn verdict(record: Record) -> Verdict {
-    let Record { after, step, percent, verdict, why, gates } = record;
+    let Record { after, step, percent, verdict, why, by_person, gates } = record;
     let (verdict, gates) = (verdict.as_str().into(), gates.into_iter().map(gate).collect());
-    Verdict { after, step, percent, verdict, why, gates }
+    Verdict { after, step, percent, verdict, why, by_person, gates }
 }
 
 fn milliseconds(time: Duration) -> u64 {

@@ -236,7 +236,9 @@ test("buttons work by keyboard alone, only at the admin port, and ask first", as
     await page.getByRole("dialog").getByRole("button", { name: title, exact: true }).click();
     await page.locator(`[data-phase=${then}]`).waitFor();
     assert.equal(await phase(), then);
-    if (button === "Advance") await page.getByText("step 2 of 2").waitFor();
+    if (button !== "Advance") continue;
+    await page.getByText("step 2 of 2").waitFor();
+    assert.match(await text(page.locator(".steps")), /20\s% let go[\s\S]*50\s% ● now/, "it has not passed");
   }
 });
 

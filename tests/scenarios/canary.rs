@@ -250,8 +250,21 @@ fn a_person_lets_a_rollout_go_by_one_step_from_the_command_line() {
     let late = admin.post("/canaries/m/advance?from=1", &[], b"");
     let why = "cannot advance: the rollout is in step 2, and not in step 1";
     assert_eq!((late.status, late.json()["error"].as_str()), (409, Some(why)));
-    assert_eq!(admin.post("/canaries/m/advance?from=second", &[], b"").status, 400);
-    assert_eq!(status(&stack)["step"], 2);
+    let late = told(&stack, &["canary", "advance", "m", "--from", "1"]);
+    assert_eq!((late.status.code(), text(&late.stderr)), (Some(1), &*format!("penstock: {why}\n")));
+    for (query, why) in [
+        ("from=second", "`from` is the number of a step, from 1"),
+        ("from=", "`from` is the number of a step, from 1"),
+        ("from", "`from` has no value"),
+        ("form=2", "`form` is no parameter here; `reason` and `from` can be given"),
+        ("from=2&reason=a&from=2", "`from` is given twice"),
+    ] {
+        let refused = admin.post(&format!("/canaries/m/advance?{query}"), &[], b"");
+        assert_eq!((refused.status, refused.json()["error"].as_str()), (400, Some(why)), "{query}");
+    }
+    assert_eq!(admin.post("/canaries/m/promote?from=1", &[], b"").status, 400);
+    assert_eq!(told(&stack, &["canary", "promote", "m", "--from", "1"]).status.code(), Some(2));
+    assert_eq!((&status(&stack)["step"], &status(&stack)["phase"]), (&2.into(), &"running".into()));
     let promoted = admin.post("/canaries/m/advance?from=2", &[], b"").json();
     assert_eq!((&promoted["phase"], &promoted["percent"]), (&"promoted".into(), &100.0.into()));
     assert!((0..50).all(|user| ask(&stack.client(), user).1 == "2"));

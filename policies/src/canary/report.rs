@@ -56,6 +56,9 @@ pub struct Record {
     pub verdict: Verdict,
     /// Why, in words.
     pub why: String,
+    /// Whether somebody has said so, whatever the gates say.
+    #[serde(default)]
+    pub by_person: bool,
     /// The numbers.
     pub gates: Vec<GateStatus>,
 }

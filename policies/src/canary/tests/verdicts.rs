@@ -99,6 +99,9 @@ fn a_person_may_let_a_rollout_go_by_one_step_as_a_verdict_does() {
     assert_eq!(world.wait(60), Some(Verdict::InsufficientData), "each step has to be earned");
     (0..600).for_each(|_| world.tell(true, FAST));
     assert_eq!(world.work(1), Some(Verdict::Advance));
+    let by_whom: Vec<_> =
+        world.canary.status().verdicts.iter().map(|record| (record.step, record.by_person)).collect();
+    assert_eq!(by_whom, [(1, true), (2, false), (2, false)]);
     assert_eq!((percent(world.canary.share()), world.canary.phase.clone()), (80.0, Phase::Running));
     world.canary.command(ADVANCE, "", world.now).unwrap();
     assert_eq!((world.canary.share(), world.canary.phase.clone()), (ALL, Phase::Promoted));
