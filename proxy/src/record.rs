@@ -420,7 +420,8 @@ pub(crate) enum Retry {
 }
 
 impl Retry {
-    pub(crate) const REASONS: [&str; 3] = [Self::UNLOADED, Self::ENGINE_REPLACED, Self::CONNECTION_CLOSED];
+    pub(crate) const REASONS: [&str; 4] =
+        [Self::UNLOADED, Self::ENGINE_REPLACED, Self::CONNECTION_CLOSED, Self::UNREACHABLE];
     pub(crate) const OUTCOMES: [&str; 3] = ["answered", "unanswered", "over_budget"];
     /// The version is gone.
     pub(crate) const UNLOADED: &str = "unloaded";
@@ -428,6 +429,8 @@ impl Retry {
     pub(crate) const ENGINE_REPLACED: &str = "engine_replaced";
     /// Another server had closed the connection that was kept for it.
     pub(crate) const CONNECTION_CLOSED: &str = "connection_closed";
+    /// Another server is not there: the fallback of its version is asked.
+    pub(crate) const UNREACHABLE: &str = "unreachable";
 
     fn reason(self) -> &'static str {
         match self {

@@ -107,9 +107,12 @@ pub enum Refusal {
     /// The model failed on this input.
     #[error("the model failed: {0}")]
     ModelFailed(String),
-    /// The server that answers this version is not there, or fails.
+    /// The server that answers this version fails.
     #[error("the server of this version: {0}")]
     RemoteFailed(String),
+    /// The server that answers this version is not there: nothing was sent.
+    #[error("the server of this version cannot be reached: {0}")]
+    RemoteUnreachable(String),
     /// The server that answers this version has not, in all the time that the policy gives it.
     #[error("the server of this version has not answered within {}", time(*waited))]
     RemoteTimeout {
@@ -188,7 +191,7 @@ impl Refusal {
             | Self::EngineDown(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::DeadlineExceeded { .. } | Self::RemoteTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::ModelFailed(_) | Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::RemoteFailed(_) => StatusCode::BAD_GATEWAY,
+            Self::RemoteFailed(_) | Self::RemoteUnreachable(_) => StatusCode::BAD_GATEWAY,
             Self::Looping { .. } => StatusCode::LOOP_DETECTED,
             // Nobody reads it; nginx's number keeps metrics telling.
             Self::ClientGone => StatusCode::from_u16(499).expect("499 is a three-digit status"),
@@ -216,7 +219,7 @@ impl Refusal {
             Self::EngineDown(_) => "engine_down",
             Self::DeadlineExceeded { .. } => "deadline",
             Self::ModelFailed(_) => "model_failed",
-            Self::RemoteFailed(_) | Self::RemoteTimeout { .. } => "remote",
+            Self::RemoteFailed(_) | Self::RemoteUnreachable(_) | Self::RemoteTimeout { .. } => "remote",
             Self::Looping { .. } => "loop",
             Self::Internal(_) => "internal",
             Self::ClientGone => "client_gone",
@@ -270,6 +273,7 @@ impl Refusal {
             | Self::DeadlineExceeded { .. }
             | Self::ModelFailed(_)
             | Self::RemoteFailed(_)
+            | Self::RemoteUnreachable(_)
             | Self::RemoteTimeout { .. }
             | Self::Looping { .. }
             | Self::Internal(_)
@@ -300,6 +304,7 @@ impl Refusal {
             | Self::DeadlineExceeded { .. }
             | Self::ModelFailed(_)
             | Self::RemoteFailed(_)
+            | Self::RemoteUnreachable(_)
             | Self::RemoteTimeout { .. }
             | Self::Looping { .. }
             | Self::Internal(_)

@@ -153,6 +153,8 @@ pub(crate) enum Stale {
 
 /// Why there is no answer.
 enum Failed {
+    /// There is no connection.
+    Unreachable(Box<pingora::Error>),
     Exchange(Box<pingora::Error>),
     Stale(Stale, Box<pingora::Error>),
     Refused(Refusal),
@@ -178,7 +180,7 @@ impl Remotes {
     ) -> Result<Passed, Refusal> {
         let hops = hops(headers)?;
         let exchange = async {
-            let connector = self.connectors.of(remote.tls()).await.map_err(Refusal::RemoteFailed)?;
+            let connector = self.connectors.of(remote.tls()).await.map_err(Refusal::RemoteUnreachable)?;
             let peer = self.peer(remote).await?;
             let exchanged = async {
                 let mut head =
@@ -210,7 +212,8 @@ impl Remotes {
                 }
             };
             let passed = exchanged.await.map_err(|failure| match failure {
-                Failed::Exchange(error) | Failed::Stale(_, error) => failed(&error),
+                Failed::Unreachable(error) => Refusal::RemoteUnreachable(cause(&error)),
+                Failed::Exchange(error) | Failed::Stale(_, error) => Refusal::RemoteFailed(cause(&error)),
                 Failed::Refused(Refusal::TooLarge { limit, .. }) => {
                     Refusal::RemoteFailed(format!("its answer is longer than {limit} bytes"))
                 }
@@ -227,7 +230,7 @@ impl Remotes {
         let address = match known.filter(|(_, at)| at.elapsed() < RESOLVED_FOR) {
             Some((address, _)) => address,
             None => {
-                let unknown = |why: String| Refusal::RemoteFailed(format!("`{}`: {why}", name.0));
+                let unknown = |why: String| Refusal::RemoteUnreachable(format!("`{}`: {why}", name.0));
                 let mut found =
                     tokio::net::lookup_host(&name).await.map_err(|error| unknown(error.to_string()))?;
                 let address = found.next().ok_or_else(|| unknown("it has no address".into()))?;
@@ -261,7 +264,8 @@ async fn exchange(
     (bytes_max, mut room): (usize, Slot),
 ) -> Result<Passed, Failed> {
     let mut is_whole = true;
-    let (mut session, is_reused) = connector.get_http_session(peer).await?;
+    let session = connector.get_http_session(peer).await;
+    let (mut session, is_reused) = session.map_err(Failed::Unreachable)?;
     let sent = async {
         session.write_request_header(Box::new(head)).await?;
         session.write_request_body(body, true).await?;
@@ -351,14 +355,14 @@ fn names(headers: &HeaderMap, option: &str) -> bool {
     named.flat_map(|value| value.split(',')).any(|named| named.trim().eq_ignore_ascii_case(option))
 }
 
-fn failed(error: &pingora::Error) -> Refusal {
+fn cause(error: &pingora::Error) -> String {
     // What it says of itself begins with the chain of its causes; people want the last one. Where the server is callers need
     // not know.
     tracing::debug!("the server of a version: {error}");
     let cause = error.root_etype().as_str();
     let context = error.context.as_ref().map(|context| context.as_str());
     let why = context.filter(|context| !context.contains("addr: "));
-    Refusal::RemoteFailed(why.map_or_else(|| cause.to_owned(), |why| format!("{cause}: {why}")))
+    why.map_or_else(|| cause.to_owned(), |why| format!("{cause}: {why}"))
 }
 
 #[cfg(test)]

@@ -426,6 +426,7 @@ impl Answer {
             | Refusal::DeadlineExceeded { .. }
             | Refusal::ModelFailed(_)
             | Refusal::RemoteFailed(_)
+            | Refusal::RemoteUnreachable(_)
             | Refusal::RemoteTimeout { .. }
             | Refusal::Looping { .. }
             | Refusal::Internal(_)

@@ -66,9 +66,10 @@ impl Failure {
     /// What a refusal counts as.
     pub fn of(refusal: &Refusal) -> Self {
         match refusal {
-            Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::RemoteTimeout { .. } => {
-                Self::Backend
-            }
+            Refusal::ModelFailed(_)
+            | Refusal::RemoteFailed(_)
+            | Refusal::RemoteUnreachable(_)
+            | Refusal::RemoteTimeout { .. } => Self::Backend,
             Refusal::ClientGone => Self::Canceled,
             Refusal::Overloaded(_)
             | Refusal::Busy { .. }

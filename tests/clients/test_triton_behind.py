@@ -292,7 +292,8 @@ def test_killed_it_is_stood_in_for_and_let_in_again(served):
     seen.clear()
     for _ in range(100):
         ask()
-    assert set(seen) == {(200, "1"), (502, "2")} and seen[502, "2"] <= 6, seen
+    # One that was under way may be lost with it; to those who follow, nothing was sent there.
+    assert seen[200, "1"] >= 99 and set(seen) <= {(200, "1"), (502, "2")}, seen
     assert served.metric('penstock_breaker_state{model="digits",version="2"}') == 2
     assert served.session.get(f"http://{served.http}/v2/models/digits/ready", timeout=60).ok, "somebody answers"
     served.behind.start()

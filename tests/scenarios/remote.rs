@@ -68,13 +68,21 @@ fn a_server_that_is_gone_trips_its_breaker_and_another_version_answers() {
     assert_eq!(answered_by(&client), (200, "2".into()), "a connection that was kept too long is replaced");
     there.signal(rustix::process::Signal::KILL);
     there.wait();
-    for _ in 0..2 {
-        let answer = client.infer("m", &[], &body());
-        assert_eq!(answer.status, 502, "{}", answer.text());
-        assert!(answer.error().starts_with("the server of this version: "), "{}", answer.error());
-        assert!(!answer.error().contains("127.0.0.1"), "{}", answer.error());
-    }
+    assert_eq!(answered_by(&client), (200, "1".into()), "nothing was sent, so another one may be asked");
+    let answer = client.post("/v2/models/m/versions/2/infer", &[], &body());
+    assert_eq!(answer.status, 502, "whoever asks for it by number gets no other: {}", answer.text());
+    let says = "the server of this version cannot be reached: ";
+    assert!(answer.error().starts_with(says) && !answer.error().contains("127.0.0.1"), "{}", answer.error());
+    stack.wait_for_metric("penstock_requests_total{model=\"m\",version=\"1\",outcome=\"served\"}", 1.0);
+    let asked_again = "penstock_retries_total{model=\"m\",reason=\"unreachable\",outcome=\"answered\"}";
+    assert_eq!(stack.metric(asked_again), 1.0);
+    assert_eq!(
+        stack.metric("penstock_breaker_state{model=\"m\",version=\"2\"}"),
+        2.0,
+        "both are its failures"
+    );
     assert_eq!(answered_by(&client), (200, "1".into()));
+    assert_eq!(stack.metric(asked_again), 1.0, "it is not even tried");
     let compressed = client.infer("m", &[("content-encoding", "zstd")], &body());
     assert_eq!(
         (compressed.status, compressed.error().contains("zstd")),

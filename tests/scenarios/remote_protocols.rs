@@ -103,7 +103,11 @@ fn a_server_that_is_gone_is_told_in_the_words_of_each_protocol() {
     there.wait();
     let lost = here.grpc_client().infer(request(""), &[]).unwrap_err();
     assert_eq!(lost.code(), Code::Unavailable, "{}", lost.message());
-    assert!(lost.message().starts_with("the server of this version: "), "{}", lost.message());
+    assert!(
+        lost.message().starts_with("the server of this version cannot be reached: "),
+        "{}",
+        lost.message()
+    );
     let lost =
         here.client().post("/predictions/digits", &[], json!({"pixels": seven()}).to_string().as_bytes());
     assert_eq!((lost.status, &lost.json()["type"]), (502, &json!("InternalServerException")));
@@ -150,7 +154,7 @@ fn who_sends_no_datatypes_is_understood_as_the_version_that_answers_takes_it() {
     let client = here.client();
     let post = |path: &str, body: &Value| client.post(path, &[], body.to_string().as_bytes());
     let rows = json!({"instances": [[1, 2]]});
-    assert_eq!(post("/v1/models/bare:predict", &rows).status, 502);
+    assert_eq!(post("/v1/models/bare/versions/9:predict", &rows).status, 502);
     let whole = post("/v1/models/bare:predict", &rows);
     assert_eq!((whole.status, whole.header("x-penstock-version")), (200, "1"), "{}", whole.text());
     assert_eq!(whole.text(), r#"{"predictions":[[2,4]]}"#);

@@ -142,6 +142,7 @@ pub(crate) fn exception(refusal: &Refusal) -> &'static str {
         | Refusal::EngineDown(_) => "ServiceUnavailableException",
         Refusal::ModelFailed(_)
         | Refusal::RemoteFailed(_)
+        | Refusal::RemoteUnreachable(_)
         | Refusal::Looping { .. }
         | Refusal::Internal(_)
         | Refusal::ClientGone => "InternalServerException",

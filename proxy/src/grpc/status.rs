@@ -24,7 +24,8 @@ pub(crate) fn code(refusal: &Refusal) -> Code {
         | Refusal::Tripped { .. }
         | Refusal::NotReady(_)
         | Refusal::EngineDown(_)
-        | Refusal::RemoteFailed(_) => Code::Unavailable,
+        | Refusal::RemoteFailed(_)
+        | Refusal::RemoteUnreachable(_) => Code::Unavailable,
         Refusal::BodyTimeout { .. } | Refusal::DeadlineExceeded { .. } | Refusal::RemoteTimeout { .. } => {
             Code::DeadlineExceeded
         }

@@ -1,5 +1,5 @@
-//! Which requests are asked once more, and whom: only where the engine says that nothing ran, once, and within the budget that
-//! the core keeps. Never feeds an overload, never repeats a run that has failed or may have begun.
+//! Which requests are asked once more, and whom: only where the engine says that nothing ran, or nothing was sent, once, and
+//! within a budget that the core keeps. Never feeds an overload, never repeats a run that has failed or may have begun.
 
 use super::{Asking, By, InferPath, is_ready};
 use crate::call::Call;
@@ -29,11 +29,15 @@ pub(super) enum Again {
     Choose,
     /// The engine has not taken it, or not over this link: another one may have taken over.
     Ask(Option<Link>),
+    /// The server of the version is not there: the one that answers while its breaker is open may as well answer before it is.
+    FallBack,
 }
 
 impl From<Refusal> for Unanswered {
     fn from(refusal: Refusal) -> Self {
-        Self { refusal, again: Again::Never, is_lost: false }
+        let is_unreachable = matches!(refusal, Refusal::RemoteUnreachable(_));
+        let again = if is_unreachable { Again::FallBack } else { Again::Never };
+        Self { refusal, again, is_lost: false }
     }
 }
 
@@ -50,6 +54,7 @@ impl InferPath {
         let Asking { snapshot, target, .. } = *asking;
         let (reason, models, version) = match again {
             Again::Never => return None,
+            Again::FallBack => return self.ask_fallback(asking, record),
             Again::Ask(asked) => {
                 let link = self.links.worker().await.ok()?;
                 // The same engine would say the same.
@@ -92,6 +97,22 @@ impl InferPath {
             record.divert(version, Instead::Retry);
         }
         let by = By { assigned: asking.by.assigned.filter(|_| is_same), ..asking.by };
+        Some((Asking { models, version, by, now, ..*asking }, pass))
+    }
+
+    /// Whom to ask in place of a version whose server is not there. How many that may be at once has its own bound, and they cost
+    /// the server nothing: no budget is asked.
+    fn ask_fallback<'a>(&self, asking: &Asking<'a>, record: &mut Record) -> Option<(Asking<'a>, Pass)> {
+        let Asking { snapshot, target, version, .. } = *asking;
+        let now = Instant::now();
+        if asking.deadline.left(now).is_zero() {
+            return None;
+        }
+        let models = self.directory.load();
+        let (version, pass) = self.fall_back(snapshot, &models, target, version, now)?;
+        record.ask_again(Retry::UNREACHABLE);
+        record.divert(version, Instead::Fallback);
+        let by = By { assigned: None, ..asking.by };
         Some((Asking { models, version, by, now, ..*asking }, pass))
     }
 }

@@ -14,7 +14,12 @@ pub(super) fn sight<T>(
 ) -> Option<Sight> {
     match answer {
         Ok(_) => Some(Sight::Answered(took)),
-        Err(Refusal::ModelFailed(_) | Refusal::RemoteFailed(_) | Refusal::Internal(_)) => Some(Sight::Failed),
+        Err(
+            Refusal::ModelFailed(_)
+            | Refusal::RemoteFailed(_)
+            | Refusal::RemoteUnreachable(_)
+            | Refusal::Internal(_),
+        ) => Some(Sight::Failed),
         Err(Refusal::DeadlineExceeded { .. } | Refusal::RemoteTimeout { .. }) => Some(Sight::Late(took)),
         Err(Refusal::ClientGone) => Some(Sight::Gone(took)),
         Err(Refusal::Busy { .. }) => Some(turned_away(given, most)),
@@ -52,6 +57,7 @@ pub(super) fn outcome<T>(answer: &Result<T, Refusal>) -> Outcome {
         Err(
             Refusal::ModelFailed(_)
             | Refusal::RemoteFailed(_)
+            | Refusal::RemoteUnreachable(_)
             | Refusal::RemoteTimeout { .. }
             | Refusal::Internal(_),
         ) => Outcome::Failed,
@@ -97,6 +103,7 @@ pub(super) fn is_paid_for<T>(answer: &Result<T, Refusal>) -> bool {
         ) => true,
         Err(
             Refusal::RemoteFailed(_)
+            | Refusal::RemoteUnreachable(_)
             | Refusal::EngineDown(_)
             | Refusal::NotReady(_)
             | Refusal::Overloaded(_)
