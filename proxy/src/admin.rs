@@ -76,6 +76,11 @@ impl ServeHttp for Admin {
         let (path, query): (Vec<&str>, _) =
             (uri.path().split('/').skip(1).collect(), uri.query().unwrap_or(""));
         match (&method, &path[..]) {
+            // What is in it may have been meant to hold it back.
+            (&Method::POST, ["canaries", ..] | ["policy", "rollback"]) if !session.is_body_empty() => refuse(
+                StatusCode::BAD_REQUEST,
+                "parameters go into the query, as in `?reason=...`; a body is not read here",
+            ),
             (&Method::GET, [""]) => dashboard::page(),
             (&Method::GET, ["status"]) => show_status(&self.overview, Asker::Admin),
             (&Method::GET, ["canaries"]) => {
@@ -294,8 +299,8 @@ fn show(edit: Edit) -> Response<Vec<u8>> {
     }
 }
 
-/// The decoded value of a parameter, without control characters.
-/// The parameters of a query by name, or what is wrong with it: each has one of these names and a value, and stands there once.
+/// The parameters of a query by name, decoded and without control characters; or what is wrong with it: each has one of these names
+/// and a value, and stands there once.
 fn parameters<'q>(query: &'q str, names: &[&str]) -> Result<BTreeMap<&'q str, String>, String> {
     let mut all = BTreeMap::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {

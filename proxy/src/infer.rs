@@ -183,6 +183,8 @@ impl InferPath {
             if again.version != asking.version {
                 self.witness((target, &asking.models), asking.by, attempt.sight, attempt.ended);
             }
+            // It has been told, and how long another version takes says nothing of this one.
+            drop(attempt.under_way);
             asking = again;
             attempt = self.attempt(call, &body, None, (&asking, pass), record).await;
         }
@@ -190,6 +192,7 @@ impl InferPath {
             reserved.give_back();
         }
         self.witness((target, &asking.models), asking.by, attempt.sight, attempt.ended);
+        drop(attempt.under_way);
         let answer = attempt.answer.map_err(|unanswered| unanswered.refusal)?;
         // The version has done its part, and the request is paid for, whether or not there is room to write what came of it.
         drop(body);
@@ -362,7 +365,7 @@ impl InferPath {
         if let Some(under_way) = &under_way {
             under_way.ended(ended - asking.now, sight);
         }
-        Attempt { answer, sight, is_paid_for: is_paid_for(&said), ended, _under_way: under_way }
+        Attempt { answer, sight, is_paid_for: is_paid_for(&said), ended, under_way }
     }
 
     /// Has the engine answer.
@@ -520,7 +523,7 @@ struct Attempt<A> {
     is_paid_for: bool,
     ended: Instant,
     /// For as long as the rollout has not been told.
-    _under_way: Option<UnderWay>,
+    under_way: Option<UnderWay>,
 }
 
 /// What has been decided about a request that is answered.

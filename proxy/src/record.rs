@@ -292,7 +292,9 @@ impl Record {
         else {
             return;
         };
-        let in_vain = before.map(|(sent, answered)| answered - sent).unwrap_or_default();
+        // Where the engine has answered, another server has not.
+        let elsewhere = self.elsewhere.as_ref().and_then(|asked| Some((asked.sent, asked.ended?.0)));
+        let in_vain = before.into_iter().chain(elsewhere).map(|(sent, ended)| ended - sent).sum();
         let engine = self
             .timing
             .as_ref()
@@ -389,11 +391,13 @@ pub(crate) struct Elsewhere {
     /// When its answer was here, or it was clear that none comes; its status, or why there is none. `None` if the request was
     /// dropped before that.
     pub(crate) ended: Option<(Instant, Result<http::StatusCode, &'static str>)>,
+    /// Another server that was asked before it, and was not there.
+    pub(crate) before: Option<Box<Self>>,
 }
 
 impl Elsewhere {
-    pub(crate) fn begin(remote: &Remote, method: &http::Method) -> Box<Self> {
-        Box::new(Self {
+    pub(crate) fn begin(remote: &Remote, method: &http::Method) -> Self {
+        Self {
             span: SpanId::from_bytes(rand::rng().random()),
             method: method.clone(),
             url: remote.address(),
@@ -402,7 +406,8 @@ impl Elsewhere {
             sent: Instant::now(),
             resent: None,
             ended: None,
-        })
+            before: None,
+        }
     }
 
     pub(crate) fn end(&mut self, how: Result<http::StatusCode, &'static str>) {

@@ -181,7 +181,7 @@ impl Remotes {
         let hops = hops(headers)?;
         let exchange = async {
             let connector = self.connectors.of(remote.tls()).await.map_err(Refusal::RemoteUnreachable)?;
-            let peer = self.peer(remote).await?;
+            let peer = self.peer(remote, CONNECT_MAX.min(deadline.left(Instant::now()) / 3)).await?;
             let exchanged = async {
                 let mut head =
                     RequestHeader::build(method.clone(), remote.path().as_bytes(), Some(headers.len()))?;
@@ -205,8 +205,13 @@ impl Remotes {
                 match exchange(&connector, of_any, head.clone(), body.clone(), (bytes_max, room()?)).await {
                     Err(Failed::Stale(stale, _)) if may_repeat(stale) => {
                         // Others that were kept may be as stale.
-                        exchange(&connector, (&never_kept(&peer), &peer), head, body, (bytes_max, room()?))
-                            .await
+                        let of_new = (&never_kept(&peer), &peer);
+                        let again = exchange(&connector, of_new, head, body, (bytes_max, room()?)).await;
+                        match (stale, again) {
+                            // It may run there all the same.
+                            (Stale::Unanswered, Err(Failed::Unreachable(error))) => Err(error.into()),
+                            (Stale::Unsent | Stale::Unanswered, again) => again,
+                        }
                     }
                     answer => answer,
                 }
@@ -224,15 +229,17 @@ impl Remotes {
         tokio::time::timeout_at(deadline.at.into(), exchange).await.map_err(|_| deadline.exceeded())?
     }
 
-    async fn peer(&self, remote: &Remote) -> Result<HttpPeer, Refusal> {
+    /// `patience` is for its address, for the connection, and for what TLS takes, each.
+    async fn peer(&self, remote: &Remote, patience: Duration) -> Result<HttpPeer, Refusal> {
         let name = (remote.host().to_owned(), remote.port());
         let known = self.resolved.lock().expect("no panic under this lock").get(&name).copied();
         let address = match known.filter(|(_, at)| at.elapsed() < RESOLVED_FOR) {
             Some((address, _)) => address,
             None => {
                 let unknown = |why: String| Refusal::RemoteUnreachable(format!("`{}`: {why}", name.0));
-                let mut found =
-                    tokio::net::lookup_host(&name).await.map_err(|error| unknown(error.to_string()))?;
+                let found = tokio::time::timeout(patience, tokio::net::lookup_host(&name)).await;
+                let found = found.unwrap_or_else(|late| Err(late.into()));
+                let mut found = found.map_err(|error| unknown(error.to_string()))?;
                 let address = found.next().ok_or_else(|| unknown("it has no address".into()))?;
                 let mut resolved = self.resolved.lock().expect("no panic under this lock");
                 if resolved.len() >= NAMES_MAX {
@@ -243,8 +250,8 @@ impl Remotes {
             }
         };
         let mut peer = HttpPeer::new(address, remote.is_tls(), name.0);
-        peer.options.connection_timeout = Some(CONNECT_MAX);
-        peer.options.total_connection_timeout = Some(2 * CONNECT_MAX);
+        peer.options.connection_timeout = Some(patience);
+        peer.options.total_connection_timeout = Some(2 * patience);
         peer.options.idle_timeout = Some(IDLE_MAX);
         Ok(peer)
     }
@@ -401,9 +408,13 @@ mod tests {
                 });
             }
         });
+        (remote_at(address), seen)
+    }
+
+    fn remote_at(address: std::net::SocketAddr) -> Arc<Remote> {
         let policy = format!("models: {{m: {{remote: {{2: {{url: 'http://{address}/infer'}}}}}}}}");
         let snapshot = policies::parse(&policy, "p").unwrap();
-        (snapshot.remote("m", policies::Version(2)).unwrap().clone(), seen)
+        snapshot.remote("m", policies::Version(2)).unwrap().clone()
     }
 
     /// What came of it, and for which repeats leave was asked.
@@ -433,7 +444,7 @@ mod tests {
         assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![Stale::Unanswered]));
         assert_eq!(seen.load(Ordering::SeqCst), 3);
         let connector = remotes.connectors.of(remote.tls()).await.unwrap();
-        let peer = remotes.peer(&remote).await.ok().unwrap();
+        let peer = remotes.peer(&remote, CONNECT_MAX).await.ok().unwrap();
         for (peer, is_kept) in [(never_kept(&peer), false), (peer, true)] {
             let (_, is_reused) = connector.get_http_session(&peer).await.unwrap();
             assert_eq!(is_reused, is_kept, "the one over which it was sent again");
@@ -447,6 +458,35 @@ mod tests {
         assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![]));
         assert_eq!(ask_with(large, &remotes, &remote).await, (Ok(200), vec![Stale::Unsent]));
         assert_eq!(seen.load(Ordering::SeqCst), 2);
+    }
+
+    #[tokio::test]
+    async fn a_server_that_has_gone_with_a_request_was_reached() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let remote = remote_at(listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            for is_last in [false, true] {
+                let mut request = Vec::new();
+                while !request.ends_with(b"body") {
+                    let mut part = [0; 4096];
+                    let read = stream.read(&mut part).unwrap();
+                    request.extend(&part[..read]);
+                }
+                if !is_last {
+                    stream.write_all(ANSWER).unwrap();
+                }
+            }
+            drop(listener); // before its connection: whoever is told by that finds nobody
+        });
+        let remotes = Remotes::default();
+        assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![]));
+        let (answer, repeats) = ask(&remotes, &remote).await;
+        assert_eq!(repeats, [Stale::Unanswered]);
+        assert!(answer.clone().unwrap_err().starts_with("the server of this version: "), "{answer:?}");
+        let (answer, _) = ask(&remotes, &remote).await;
+        let says = "the server of this version cannot be reached: ";
+        assert!(answer.clone().unwrap_err().starts_with(says), "{answer:?}");
     }
 
     #[tokio::test]

@@ -106,9 +106,10 @@ pub(crate) fn of_request(trace: &Trace, facts: &Facts<'_>, now: Instant) -> Vec<
     let mut spans = vec![server(trace, facts, moment(now))];
     let Stages { admitted, read, sent, answered, before } = facts.stages;
     // Whoever was asked first, and whoever has answered last.
-    let elsewhere = facts.elsewhere.map(|elsewhere| (elsewhere.sent, elsewhere.ended.map(|(at, _)| at)));
-    let asked = sent.into_iter().chain(elsewhere.map(|(sent, _)| sent)).min();
-    let told = answered.into_iter().chain(elsewhere.and_then(|(_, ended)| ended)).max();
+    let elsewhere = facts.elsewhere.and_then(|elsewhere| Some(elsewhere.ended?.0));
+    let first = facts.elsewhere.map(|elsewhere| elsewhere.before.as_deref().unwrap_or(elsewhere).sent);
+    let asked = sent.into_iter().chain(first).min();
+    let told = answered.into_iter().chain(elsewhere).max();
     let before = before.map(|(sent, answered)| (Some(sent), Some(answered)));
     let (first_asked, last_told) = before.unwrap_or((asked, told));
     if let Some(sent) = sent {
@@ -120,7 +121,7 @@ pub(crate) fn of_request(trace: &Trace, facts: &Facts<'_>, now: Instant) -> Vec<
         }
     }
     if let Some(elsewhere) = facts.elsewhere {
-        spans.extend(clients(trace, facts, elsewhere, moment, now));
+        spans.extend(clients(trace, facts, elsewhere, &moment, now));
     }
     let stages = [
         ("admit", Some(facts.started), admitted),
@@ -140,7 +141,8 @@ pub(crate) fn of_request(trace: &Trace, facts: &Facts<'_>, now: Instant) -> Vec<
 
 /// The way to the engine, or back, of an attempt.
 fn link(trace: &Trace, facts: &Facts<'_>, from: SystemTime, to: SystemTime) -> SpanParts {
-    let attributes = resends(facts.stages.before.is_some().into()).into_iter().collect();
+    let before = facts.stages.before.is_some() || facts.elsewhere.is_some();
+    let attributes = resends(before.into()).into_iter().collect();
     SpanParts { attributes, ..child(trace, "link", from, to) }
 }
 
@@ -149,17 +151,20 @@ fn resends(before: i64) -> Option<KeyValue> {
     (before > 0).then(|| KeyValue::new(semconv::HTTP_REQUEST_RESEND_COUNT, before))
 }
 
-/// How another server was asked: over a connection that was kept, and once more if that was closed.
+/// How another server was asked: over a connection that was kept, and once more if that was closed; and one before it that was not
+/// there.
 fn clients(
     trace: &Trace,
     facts: &Facts<'_>,
     elsewhere: &Elsewhere,
-    moment: impl Fn(Instant) -> SystemTime,
+    moment: &dyn Fn(Instant) -> SystemTime,
     now: Instant,
 ) -> Vec<SpanParts> {
-    let Elsewhere { span, sent, resent, ended, .. } = elsewhere;
+    let Elsewhere { span, sent, resent, ended, before, .. } = elsewhere;
     let (ended, how) = ended.unwrap_or((now, Err("abandoned")));
-    let before = i64::from(facts.stages.before.is_some());
+    let mut spans =
+        before.as_deref().map(|before| clients(trace, facts, before, moment, now)).unwrap_or_default();
+    let before = i64::from(facts.stages.before.is_some()) + spans.len() as i64;
     let closed = |resent: Instant| {
         let span = SpanId::from_bytes(rand::rng().random());
         let how = Err(Retry::CONNECTION_CLOSED);
@@ -167,7 +172,7 @@ fn clients(
     };
     let last = (*span, before + i64::from(resent.is_some()));
     let times = (moment(resent.unwrap_or(*sent)), moment(ended));
-    let mut spans: Vec<_> = resent.map(closed).into_iter().collect();
+    spans.extend(resent.map(closed));
     spans.push(client(trace, elsewhere, last, times, how));
     spans
 }
@@ -572,6 +577,7 @@ mod tests {
             sent,
             resent,
             ended: Some((ended, Ok(http::StatusCode::OK))),
+            before: None,
         }
     }
 
@@ -604,6 +610,26 @@ mod tests {
         assert_eq!(links, [(None, None), (count("1"), None)]);
         let closed = (count("1"), count("connection_closed"));
         assert_eq!(resends(&asked, "POST"), [closed, (count("2"), None)]);
+        // A server that is not there, and another one or the engine that is asked in its place.
+        let gone = Elsewhere { ended: Some((at(4), Err("remote"))), ..elsewhere(at(3), None, at(4)) };
+        let stages = Stages { before: None, ..stages };
+        let instead = Elsewhere { before: Some(Box::new(gone)), ..elsewhere(at(6), None, at(9)) };
+        let asked_instead = Facts { elsewhere: Some(&instead), ..facts(started, stages) };
+        let tried = [&first[..3], &[name("POST", 3, 4)]].concat();
+        let second = [name("POST", 6, 9), name("reply", 9, 10)];
+        assert_eq!(children_of(&asked_instead), [&tried[..], &second].concat());
+        let not_there = (None, Some("remote".to_owned()));
+        assert_eq!(resends(&asked_instead, "POST"), [not_there.clone(), (count("1"), None)]);
+        let asked_here =
+            Facts { elsewhere: instead.before.as_deref(), ..facts(started, Stages { before: None, ..here }) };
+        assert_eq!(
+            children_of(&asked_here),
+            [&tried[..], &[name("link", 6, 9), name("reply", 9, 10)]].concat()
+        );
+        assert_eq!(
+            (resends(&asked_here, "POST"), resends(&asked_here, "link")),
+            (vec![not_there], vec![(count("1"), None)])
+        );
         let spans = of_request(&trace(), &asked, at(10));
         let answered = spans.iter().rfind(|span| span.name == "POST").expect("a span");
         assert_eq!(answered.context.span_id(), there.span, "the other server's own span is under it");

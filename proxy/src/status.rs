@@ -364,7 +364,8 @@ pub struct Verdict {
     pub verdict: String,
     /// Why.
     pub why: String,
-    /// Whether somebody has said so, whatever the gates say.
+    /// Whether somebody has said so, whatever the gates say. An older one does not say.
+    #[serde(default)]
     pub by_person: bool,
     /// The numbers.
     pub gates: Vec<Gate>,

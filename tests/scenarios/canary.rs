@@ -263,6 +263,11 @@ fn a_person_lets_a_rollout_go_by_one_step_from_the_command_line() {
         assert_eq!((refused.status, refused.json()["error"].as_str()), (400, Some(why)), "{query}");
     }
     assert_eq!(admin.post("/canaries/m/promote?from=1", &[], b"").status, 400);
+    assert_eq!(
+        admin.post("/canaries/m/advance", &[], b"from=1").status,
+        400,
+        "nor is what curl calls a form"
+    );
     assert_eq!(told(&stack, &["canary", "promote", "m", "--from", "1"]).status.code(), Some(2));
     assert_eq!((&status(&stack)["step"], &status(&stack)["phase"]), (&2.into(), &"running".into()));
     let promoted = admin.post("/canaries/m/advance?from=2", &[], b"").json();

@@ -92,7 +92,9 @@ impl InferPath {
             headers.insert(REQUEST_ID, id.header().clone());
         }
         let (model, version) = (asking.target.model, Version(asking.version));
-        let elsewhere = record.elsewhere.insert(Elsewhere::begin(remote, &method));
+        let before = record.elsewhere.take();
+        let asked = Elsewhere { before, ..Elsewhere::begin(remote, &method) };
+        let elsewhere = record.elsewhere.insert(Box::new(asked));
         let (retry, resent) = (&mut record.retry, &mut elsewhere.resent);
         let may_repeat = |stale| {
             let may = match stale {
