@@ -1546,3 +1546,158 @@ fn who_makes_way_leaves_a_run_without_its_rows() {
     assert!(world.push(ticket), "in a run with three of them");
     assert_eq!(world.shed, [3]);
 }
+
+/// So many batches end in which half of four requests fail, in 10 ms each, whatever their size.
+fn world_with_poison(batches: u64) -> World {
+    let mut world = World::new(100, 10_000);
+    world.learn(0, 0, &[(1, 10), (2, 10), (4, 10)]);
+    for batch in 0..batches {
+        let first = 1000 + 4 * batch;
+        world.push_plain(&[first, first + 1, first + 2, first + 3], 0, 0);
+        while let Step::Run(jobs) = world.step() {
+            let half = jobs.len().div_ceil(2) as u32;
+            world.now += ms(10);
+            world.finish_all(Ended::Divided {
+                failed: half,
+                some_ran: half < jobs.len() as u32,
+                acquitted: false,
+            });
+        }
+    }
+    world
+}
+
+#[test]
+fn requests_that_often_make_batches_fail_run_alone_and_so_do_all_that_may_be_such() {
+    let run = |batches| {
+        let mut world = world_with_poison(batches);
+        world.push_plain(&[1, 2, 3, 4], 0, 0);
+        world.step()
+    };
+    assert_eq!(run(0), Step::Run(vec![1, 2, 3, 4]));
+    assert_eq!(run(100), Step::Run(vec![1]));
+}
+
+#[test]
+fn a_batch_that_fails_as_a_whole_makes_no_request_suspected() {
+    let mut world = world_with_poison(0);
+    for batch in 0..100 {
+        world.push_plain(&[4 * batch, 4 * batch + 1, 4 * batch + 2, 4 * batch + 3], 0, 0);
+        assert!(matches!(world.step(), Step::Run(jobs) if jobs.len() == 4));
+        world.now += ms(10);
+        world.finish_all(Ended::Failed);
+    }
+}
+
+#[test]
+fn a_request_of_many_rows_runs_in_one_piece_though_batches_are_small_because_requests_fail() {
+    let mut world = world_with_poison(100);
+    let ticket = Ticket { rows: 4, ..world.ticket(1, 0, 0) };
+    assert!(world.push(ticket));
+    world.push_plain(&[2], 0, 0);
+    assert_eq!(world.step(), Step::Run(vec![1]));
+    assert_eq!(world.step(), Step::Run(vec![2]));
+    // A run of it takes as long as any, and not that of four that run one by one.
+    world.now += ms(10);
+    world.finish_all(Ended::Ran);
+    world.push_plain(&[3], 0, 0);
+    assert!(matches!(world.step(), Step::Run(_)));
+    let ticket = Ticket { rows: 4, deadline: Some(world.now + ms(25)), ..world.ticket(4, 0, 0) };
+    assert!(world.push(ticket));
+}
+
+#[test]
+fn a_model_that_fails_alone_again_and_again_makes_no_request_suspected() {
+    let alone = Ended::Divided { failed: 1, some_ran: false, acquitted: false };
+    let run_after = |ends: &[Ended]| {
+        let mut world = world_with_poison(0);
+        for (id, ended) in (1000..).zip(ends.iter().cycle().take(200)) {
+            world.push_plain(&[id], 0, 0);
+            assert!(matches!(world.step(), Step::Run(_)));
+            world.now += ms(10);
+            world.finish_all(*ended);
+            world.now += ms(1000);
+        }
+        world.push_plain(&[1, 2, 3, 4], 0, 0);
+        world.step()
+    };
+    assert_eq!(run_after(&[alone]), Step::Run(vec![1, 2, 3, 4]));
+    assert_eq!(
+        run_after(&[alone, Ended::Ran]),
+        Step::Run(vec![1]),
+        "beside others that have answers it is the request"
+    );
+}
+
+#[test]
+fn runs_that_fail_by_chance_make_no_smaller_batches() {
+    let run_after = |acquitted| {
+        let mut world = world_with_poison(0);
+        for batch in 0..100 {
+            let first = 1000 + 4 * batch;
+            world.push_plain(&[first, first + 1, first + 2, first + 3], 0, 0);
+            while let Step::Run(_) = world.step() {
+                world.now += ms(10);
+                // Of four that failed one failed alone as well, and the other half did not.
+                world.finish_all(Ended::Divided { failed: 1, some_ran: true, acquitted });
+            }
+        }
+        world.push_plain(&[1, 2, 3, 4], 0, 0);
+        world.step()
+    };
+    assert_eq!([run_after(false), run_after(true)], [Step::Run(vec![1]), Step::Run(vec![1, 2, 3, 4])]);
+}
+
+#[test]
+fn who_would_wait_for_a_batch_that_may_be_divided_is_refused_if_there_is_no_time_for_that() {
+    // How many of twelve are let in that have so much time each and come while a batch runs.
+    let let_in = |ended, due| {
+        let mut world = World::new(100, 10_000);
+        world.learn(0, 0, &[(1, 10), (2, 10), (4, 10)]);
+        for batch in 0..30 {
+            let first = 200 + 4 * batch;
+            world.push_plain(&[first, first + 1, first + 2, first + 3], 0, 0);
+            assert!(matches!(world.step(), Step::Run(_)));
+            world.now += ms(10);
+            world.finish_all(if batch % 3 == 0 { ended } else { Ended::Ran });
+        }
+        world.push_plain(&[104, 105, 106, 107], 0, 0);
+        assert!(matches!(world.step(), Step::Run(_)));
+        let tickets =
+            (0..12).map(|id| Ticket { deadline: Some(world.now + ms(due)), ..world.ticket(id, 0, 0) });
+        let tickets: Vec<_> = tickets.collect();
+        tickets.into_iter().filter_map(|ticket| world.push(ticket).then_some(())).count()
+    };
+    // A batch takes 10 ms, and about 45 if it is divided.
+    let divided = Ended::Divided { failed: 1, some_ran: true, acquitted: false };
+    assert_eq!(let_in(Ended::Ran, 100), 12);
+    assert_eq!([let_in(divided, 100), let_in(divided, 160)], [4, 12]);
+    assert_eq!(
+        let_in(divided, 60),
+        12,
+        "who has less than twice the time takes the chance that none is divided"
+    );
+}
+
+#[test]
+fn the_parts_of_a_batch_that_is_divided_stand_before_those_who_come_until_nobody_waits_for_them() {
+    let let_in = |until: Option<u64>, due| {
+        let mut world = World::new(100, 10_000);
+        world.learn(0, 0, &[(1, 10), (2, 10), (4, 10)]);
+        for first in [100, 104] {
+            world.push_plain(&[first, first + 1, first + 2, first + 3], 0, 0);
+            assert!(matches!(world.step(), Step::Run(_)));
+            world.now += ms(10);
+            if first == 100 {
+                world.finish_all(Ended::Divided { failed: 1, some_ran: true, acquitted: false });
+            }
+        }
+        let until = until.map(|until| world.now + ms(until));
+        world.batcher.divides(world.claims[0].number(), until, world.now);
+        let ticket = Ticket { deadline: Some(world.now + ms(due)), ..world.ticket(0, 0, 0) };
+        world.push(ticket)
+    };
+    // Its parts take about 35 ms, and its own run 10.
+    assert_eq!([let_in(None, 40), let_in(None, 60)], [false, true]);
+    assert_eq!([let_in(Some(15), 20), let_in(Some(15), 40)], [false, true]);
+}
