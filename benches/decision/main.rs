@@ -2,7 +2,7 @@
 //! snapshot is loaded, a version picked, the limits asked, the breaker entered and settled, the answer counted. Then what it takes to swap that
 //! policy, and what a caller's bucket takes of memory.
 //!
-//! What came of it: 3,550 instructions; 0.69 to 0.87 µs at the median and 1.1 to 1.3 at p99, and 0.79 to 0.98 and 1.8 to 2.3 where each model
+//! What came of it: 3,706 instructions; 0.69 to 0.87 µs at the median and 1.1 to 1.3 at p99, and 0.79 to 0.98 and 1.8 to 2.3 where each model
 //! is rolled out. A remembered caller takes 30 to 57 bytes. Swapping that policy, 200 kB of YAML, takes 22 to 41 ms, all but 2 to 5 of
 //! them for reading it.
 //!
