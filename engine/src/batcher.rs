@@ -26,7 +26,6 @@
 
 mod before;
 mod budget;
-mod division;
 mod forecast;
 mod plan;
 mod profile;
@@ -254,7 +253,6 @@ pub struct Piece<T> {
 pub struct Claim {
     bucket: Bucket,
     number: u64,
-    jobs: u32,
     rows: u32,
     hold: Hold,
     began: Instant,
@@ -269,15 +267,6 @@ pub struct Claim {
 pub enum Ended {
     /// As it should.
     Ran,
-    /// In parts, because it had failed.
-    Divided {
-        /// So many of its jobs failed alone as well, or may have if some were late before they could.
-        failed: u32,
-        /// Whether any part had answers.
-        some_ran: bool,
-        /// All of what failed together had answers in smaller parts, so that none of those requests was to blame.
-        acquitted: bool,
-    },
     /// Otherwise; how long it took says nothing.
     Failed,
     /// For want of memory: fewer rows may fit.
@@ -482,17 +471,6 @@ impl<T: Clone> Batcher<T> {
         running.expect("its claim is out").back = back;
     }
 
-    /// The batch of this claim has failed, and its parts are to run; nobody waits for their answers any longer than `until`.
-    /// Whether it is known that requests fail of late, so that one of these is to blame and not the run.
-    pub fn divides(&mut self, claim: u64, until: Option<Instant>, now: Instant) -> bool {
-        let Some(at) = self.running.iter().position(|running| running.number == claim) else { return false };
-        let Running { bucket, rows, .. } = &self.running[at];
-        let again = self.known(bucket).and_then(|profile| profile.again(*rows));
-        let Some(back) = again.map(|again| now + again) else { return false };
-        self.running[at].back = until.map_or(back, |until| back.min(until.max(now)));
-        true
-    }
-
     /// Takes back the claim of a batch, and learns from it.
     pub fn finish(&mut self, claim: Claim, ended: Ended, now: Instant) {
         let now = claim.ran.unwrap_or(now);
@@ -685,7 +663,6 @@ impl<T: Clone> Batcher<T> {
             })
             .collect();
         pieces.sort_by_key(|(connection, _)| *connection);
-        let jobs = pieces.len() as u32;
         let pieces = pieces.into_iter().map(|(_, piece)| piece).collect();
         self.queues.get_mut(&bucket).expect("nobody removed it").held_since = None;
         self.reopen(bucket.clone());
@@ -706,7 +683,7 @@ impl<T: Clone> Batcher<T> {
             late,
             closed,
             expected,
-            claim: Claim { bucket, number, jobs, rows, hold, began: now, explores, ran: None },
+            claim: Claim { bucket, number, rows, hold, began: now, explores, ran: None },
         }
     }
 
@@ -774,13 +751,6 @@ impl<T: Clone> Batcher<T> {
 
     fn slot(&self, urgency: Instant) -> u64 {
         (urgency.saturating_duration_since(self.origin).as_millis() / SLOT.as_millis()) as u64
-    }
-}
-
-impl Claim {
-    /// Which one it is.
-    pub fn number(&self) -> u64 {
-        self.number
     }
 }
 

@@ -88,12 +88,6 @@ struct Bisection {
     ran: (Instant, Closed),
     failed: Vec<Arc<Job>>,
     some_ran: bool,
-    /// Were late before they could run again, or nobody waited for them any more.
-    left: usize,
-    /// All of what failed together had answers in parts.
-    acquitted: bool,
-    /// Requests fail of late, so that whatever failed has one that does. Otherwise it may have been the run, or there were too many.
-    blames_requests: bool,
 }
 
 impl Lane {
@@ -188,34 +182,16 @@ impl Lane {
             pieces.iter().for_each(|piece| self.give_up(&piece.job, Status::DeviceLost, &failure, ran));
             return Ended::Failed;
         }
-        let blames_requests = pieces.len() > 1 && self.queue.divides(self.number);
         let closed = if pieces.len() > 1 { Closed::Divided } else { formed.0 };
-        let mut bisection = Bisection {
-            ran: (started, closed),
-            failed: Vec::new(),
-            some_ran: false,
-            left: 0,
-            acquitted: false,
-            blames_requests,
-        };
+        let mut bisection = Bisection { ran: (started, closed), failed: Vec::new(), some_ran: false };
         self.bisect(pieces, &failure, &mut bisection);
         // Where all fail, the model is to blame.
         if bisection.some_ran {
             bisection.failed.iter().for_each(|job| self.queue.convict(job));
         }
         // A row that wants more than there is, while others run, says nothing about how many of those fit.
-        let failed = bisection.failed.len();
-        let is_one_row = bisection.some_ran && failed > 0;
-        if failure.error.out_of_memory && !is_one_row {
-            Ended::OutOfMemory
-        } else if failed == pieces.len() && failed > 1 {
-            // That says nothing about requests.
-            Ended::Failed
-        } else {
-            // Of those that left one may have been to blame.
-            let Bisection { some_ran, acquitted, left, .. } = bisection;
-            Ended::Divided { failed: failed.max(left.min(1)) as u32, some_ran, acquitted }
-        }
+        let is_one_row = bisection.some_ran && !bisection.failed.is_empty();
+        if failure.error.out_of_memory && !is_one_row { Ended::OutOfMemory } else { Ended::Failed }
     }
 
     /// Runs the parts of what failed, gathered again from the original bytes, until those that the model cannot take
@@ -227,33 +203,16 @@ impl Lane {
             into.failed.push(Arc::clone(job));
             return;
         };
-        // What has failed for want of memory may run by halves.
-        let is_in_one = into.blames_requests && parts.len() == 2 && !failure.error.out_of_memory;
-        let mut is_in_next = false;
-        let lost_before = into.failed.len() + into.left;
         for part in parts {
-            let all = part.len();
             let part = still_wanted(part);
-            into.left += all - part.len();
             if part.is_empty() {
                 continue;
             }
-            // The other half has run, so this one would fail as well.
-            if is_in_next && part.len() > 1 {
-                self.bisect(&part, failure, into);
-                continue;
-            }
             match self.attempt(&part, (Closed::Divided, None)) {
-                Ok(()) => {
-                    into.some_ran = true;
-                    is_in_next = is_in_one && part.len() == all;
-                }
+                Ok(()) => into.some_ran = true,
                 Err(failure) => self.bisect(&part, &failure, into),
             }
         }
-        let is_about_memory = failure.error.out_of_memory;
-        into.acquitted |=
-            pieces.len() > 1 && !is_about_memory && into.failed.len() + into.left == lost_before;
     }
 
     fn give_up(&self, job: &Arc<Job>, status: Status, failure: &Failure, ran: (Instant, Closed)) {
@@ -404,11 +363,9 @@ fn gather(pieces: &[Piece<Arc<Job>>]) -> Vec<Gathered<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batcher::{Bucket, Limits};
-    use crate::curve::Curve;
+    use crate::batcher::Limits;
     use crate::job::Terms;
     use crate::mailbox::Mailbox;
-    use crate::queue::Order;
     use crate::scripted::{Scripted, catalog_of, fp32, one_row, output_fp32, rows_spec, terms};
     use prost::Message;
     use socket::Socket;
@@ -488,120 +445,17 @@ mod tests {
         });
         let deadlines = [Some(expires), None, Some(expires), Some(expires)];
         let pieces: Vec<_> = (1..).zip(deadlines).map(|(id, deadline)| world.piece(id, deadline)).collect();
-        assert_eq!(world.answer(&pieces), Ended::Divided { failed: 1, some_ran: false, acquitted: false });
+        assert_eq!(world.answer(&pieces), Ended::Failed);
         assert_eq!(*runs.lock().unwrap(), [vec![1.0, 2.0, 3.0, 4.0], vec![2.0]]);
         let late = |id| (id, Status::DeadlineExceeded, Refusal::Expired.to_string());
         let failed = (2, Status::ModelFailed, "poison".to_owned());
         assert_eq!(replies(world.theirs, 4), [late(1), failed, late(3), late(4)]);
     }
 
-    type Fails = fn(&[f32]) -> Option<ModelError>;
-
-    const POISON_IN_FIRST: Fails = |x| x.contains(&1.0).then(|| ModelError::new("poison"));
-    const POISON_IN_LAST: Fails = |x| x.contains(&4.0).then(|| ModelError::new("poison"));
-
-    impl World {
-        /// Of what it runs, it notes the values.
-        fn failing(fails: Fails) -> (Self, Arc<Mutex<Vec<Vec<f32>>>>) {
-            let runs = Arc::new(Mutex::new(Vec::new()));
-            let noted = Arc::clone(&runs);
-            let world = Self::of(move |inputs| {
-                let x = fp32(&inputs[0]);
-                noted.lock().unwrap().push(x.clone());
-                fails(&x).map_or_else(|| Ok(vec![output_fp32("y", &inputs[0].shape, &x)]), Err)
-            });
-            (world, runs)
-        }
-
-        /// Four requests that have waited.
-        fn next(&self) -> Batch<Arc<Job>> {
-            let mut orders: Vec<_> = (1..=4).map(|id| Order::Run(self.piece(id, None).job)).collect();
-            self.lane.queue.submit(&mut orders, &mut Vec::new(), Instant::now());
-            self.lane.queue.next(0).unwrap()
-        }
-    }
-
-    /// Runs of four requests, and how they ended.
-    fn divided(fails: Fails) -> (Vec<Vec<f32>>, Ended) {
-        let (mut world, runs) = World::failing(fails);
-        let pieces = [1, 2, 3, 4].map(|id| world.piece(id, None));
-        let ended = world.answer(&pieces);
-        let runs = runs.lock().unwrap().clone();
-        (runs, ended)
-    }
-
-    /// The same where it is known that requests fail.
-    fn divided_again(fails: Fails) -> (Vec<Vec<f32>>, Ended) {
-        let (mut world, runs) = World::failing(fails);
-        let mut curve = Curve::default();
-        (0..5).for_each(|_| [1, 2, 4].iter().for_each(|rows| curve.observe(*rows, Duration::from_secs(1))));
-        let bucket = Bucket { version: world.version.key, free: Vec::new(), suspect: false };
-        world.lane.queue.seed(&bucket, curve);
-        let first = world.next();
-        world.lane.queue.finish(0, first.claim, ONE_FAILED);
-        let second = world.next();
-        let ended = world.answer(&second.pieces);
-        let runs = runs.lock().unwrap().clone();
-        (runs, ended)
-    }
-
-    const ONE_FAILED: Ended = Ended::Divided { failed: 1, some_ran: true, acquitted: false };
-
-    #[test]
-    fn where_requests_fail_the_half_that_must_have_one_is_divided_without_a_run() {
-        let all = vec![1.0, 2.0, 3.0, 4.0];
-        let (runs, ended) = divided(POISON_IN_LAST);
-        assert_eq!(
-            runs,
-            [all.clone(), vec![1.0, 2.0], vec![3.0, 4.0], vec![3.0], vec![4.0]],
-            "it may have been the run"
-        );
-        assert_eq!(ended, ONE_FAILED);
-        let (runs, ended) = divided_again(POISON_IN_LAST);
-        assert_eq!(runs, [all.clone(), vec![1.0, 2.0], vec![3.0], vec![4.0]]);
-        assert_eq!(ended, ONE_FAILED);
-        let (runs, ended) = divided_again(POISON_IN_FIRST);
-        assert_eq!(
-            runs,
-            [all.clone(), vec![1.0, 2.0], vec![1.0], vec![2.0], vec![3.0, 4.0]],
-            "the rest may run"
-        );
-        assert_eq!(ended, ONE_FAILED);
-        let (runs, _) =
-            divided_again(|x| POISON_IN_LAST(x).map(|error| ModelError { out_of_memory: true, ..error }));
-        assert_eq!(
-            runs,
-            [all, vec![1.0, 2.0], vec![3.0, 4.0], vec![3.0], vec![4.0]],
-            "memory may suffice for it"
-        );
-    }
-
-    #[test]
-    fn where_all_fail_together_the_model_is_to_blame_and_one_alone_is_counted() {
-        assert_eq!(divided(|_| Some(ModelError::new("poison"))).1, Ended::Failed);
-        assert_eq!(divided(|_| None).1, Ended::Ran);
-        let mut world = World::of(|_| Err(ModelError::new("poison")));
-        let piece = world.piece(1, None);
-        assert_eq!(world.answer(&[piece]), Ended::Divided { failed: 1, some_ran: false, acquitted: false });
-    }
-
-    #[test]
-    fn what_fails_together_and_not_in_parts_says_that_no_request_is_to_blame() {
-        let (runs, ended) = divided(|x| (x.len() > 2).then(|| ModelError::new("too many")));
-        assert_eq!(runs, [vec![1.0, 2.0, 3.0, 4.0], vec![1.0, 2.0], vec![3.0, 4.0]]);
-        assert_eq!(ended, Ended::Divided { failed: 0, some_ran: true, acquitted: true });
-        let (_, ended) = divided(|x| POISON_IN_FIRST(x).or_else(|| POISON_IN_LAST(x)));
-        assert_eq!(ended, Ended::Divided { failed: 2, some_ran: true, acquitted: false });
-        // One of the halves fails for a reason, and the other only as one.
-        let (_, ended) =
-            divided(|x| POISON_IN_FIRST(x).or_else(|| (x == [3.0, 4.0]).then(|| ModelError::new("both"))));
-        assert_eq!(ended, Ended::Divided { failed: 1, some_ran: true, acquitted: true });
-    }
-
     /// Four requests run together, and then each again by itself.
     fn each_runs_again(mut world: World, runs: &Mutex<Vec<Vec<f32>>>) {
         let pieces = [1, 2, 3, 4].map(|id| world.piece(id, None));
-        assert_eq!(world.answer(&pieces), Ended::Divided { failed: 0, some_ran: true, acquitted: true });
+        assert_eq!(world.answer(&pieces), Ended::Failed);
         assert_eq!(*runs.lock().unwrap(), [&[1.0, 2.0, 3.0, 4.0][..], &[1.0], &[2.0], &[3.0], &[4.0]]);
         let answered = |id| (id, Status::Ok, String::new());
         assert_eq!(replies(world.theirs, 4), [1, 2, 3, 4].map(answered));

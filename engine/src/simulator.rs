@@ -236,13 +236,8 @@ mod schedules {
         fn finish_due(&mut self) {
             let now = self.now;
             for (_, claim, _) in self.running.extract_if(.., |(due, ..)| *due <= now) {
-                let divided = Ended::Divided {
-                    failed: 1,
-                    some_ran: self.rng.random_bool(0.5),
-                    acquitted: self.rng.random_bool(0.1),
-                };
-                let ended = [Ended::Ran, Ended::Ran, Ended::Ran, divided, Ended::Failed, Ended::OutOfMemory];
-                self.batcher.finish(claim, ended[self.rng.random_range(0..6)], now);
+                let ended = [Ended::Ran, Ended::Ran, Ended::Ran, Ended::Failed, Ended::OutOfMemory];
+                self.batcher.finish(claim, ended[self.rng.random_range(0..5)], now);
             }
         }
 

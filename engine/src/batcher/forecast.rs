@@ -105,11 +105,9 @@ impl<T: Clone> Batcher<T> {
             }
         }
         let own_bound = ticket.bound();
-        let is_together = matches!(ticket.grouping, Grouping::Together { .. });
-        let left = ticket.deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(now));
         let mut last = 0;
         if is_tried {
-            let (runs, takes, size) = self.batches(ticket, own, with, left)?;
+            let (runs, takes, size) = self.batches(ticket, own, with)?;
             last = size;
             if runs > 0 {
                 before.add(own_bound, runs, takes * ticket.lanes as u32);
@@ -126,30 +124,21 @@ impl<T: Clone> Batcher<T> {
             // Who finds nothing before it gets the benefit of the doubt.
             own.curve.typical(last)?
         } else {
-            let slow = own.curve.slow(last)?;
-            let longer = own.divided_of(1, last, left).filter(|_| is_together);
-            longer.map_or(slow, |longer| slow.max(own.curve.typical(last).unwrap_or_default() + longer))
+            own.curve.slow(last)?
         };
         Some(Forecast { waits, answered: waits + run, alone, alone_slow })
     }
 
     /// The runs of its bucket before the one with the last rows of a job, if so many rows stand before it, and how long they take
     /// one after the other; and the size of that.
-    fn batches(
-        &self,
-        ticket: &Ticket<T>,
-        own: &Profile,
-        with: u64,
-        left: Duration,
-    ) -> Option<(u64, Duration, u32)> {
+    fn batches(&self, ticket: &Ticket<T>, own: &Profile, with: u64) -> Option<(u64, Duration, u32)> {
         match ticket.grouping {
             Grouping::Together { max_rows } => {
-                let full = self.full(own, &ticket.bucket, max_rows, ticket.rows)?;
+                let full = self.full(own, &ticket.bucket, max_rows)?;
                 let all = with + u64::from(ticket.rows);
                 let runs = (all - 1) / u64::from(full);
                 let last = (all - 1) % u64::from(full) + 1;
-                let together = own.curve.typical(full)?.mul_f64(runs as f64);
-                let before = together + own.divided_of(runs, full, left).unwrap_or_default();
+                let before = own.curve.typical(full)?.mul_f64(runs as f64);
                 // Where so many wait, its own batch will not be a small one either.
                 Some((runs, before, if runs == 0 { last as u32 } else { full }))
             }
@@ -161,11 +150,9 @@ impl<T: Clone> Batcher<T> {
         }
     }
 
-    /// Rows of the runs of a bucket when many wait that have so many each, as far as they are known: as many as is of use, and as
-    /// there is memory for.
-    fn full(&self, profile: &Profile, bucket: &Bucket, max_rows: u32, each: u32) -> Option<u32> {
-        let most = self.together(bucket, max_rows).max(each.min(self.capped(bucket, max_rows)));
-        let full = profile.efficient?.min(most);
+    /// Rows of the runs of a bucket when many wait, as far as they are known: as many as is of use, and as there is memory for.
+    fn full(&self, profile: &Profile, bucket: &Bucket, max_rows: u32) -> Option<u32> {
+        let full = profile.efficient?.min(self.capped(bucket, max_rows));
         let one = self.queues.get(bucket).and_then(|queue| queue.waiting.first_key_value());
         let most = one.map(|(_, one)| self.budget.rows(one.ticket.rows, one.ticket.held()));
         Some(most.map_or(full, |most| full.min(most)).max(1))
@@ -221,12 +208,11 @@ impl<T: Clone> Batcher<T> {
             return unknown;
         }
         let Some(profile) = self.known(bucket) else { return unknown };
-        let each = u32::try_from(queue.rows.div_ceil(queue.waiting.len().max(1) as u64)).ok();
         let batch = match queue.grouping {
-            Grouping::Together { max_rows } => {
-                each.and_then(|each| self.full(profile, bucket, max_rows, each))
+            Grouping::Together { max_rows } => self.full(profile, bucket, max_rows),
+            Grouping::Alone | Grouping::Serial => {
+                u32::try_from(queue.rows.div_ceil(queue.waiting.len().max(1) as u64)).ok()
             }
-            Grouping::Alone | Grouping::Serial => each,
         };
         let Some(batch) = batch.map(|batch| batch.max(1)) else { return unknown };
         let typical = |rows: u32| profile.curve.typical(rows).unwrap_or_default() * queue.lanes as u32;

@@ -31,11 +31,9 @@ impl<T: Clone> Batcher<T> {
     /// Which jobs run now, with how many rows each, and which are late.
     pub(super) fn plan(&self, bucket: &Bucket, room: Room, now: Instant) -> Plan {
         let queue = &self.queues[bucket];
-        let (most, together) = match queue.grouping {
-            Grouping::Together { max_rows } => {
-                (self.capped(bucket, max_rows), self.together(bucket, max_rows))
-            }
-            Grouping::Alone | Grouping::Serial => (u32::MAX, u32::MAX),
+        let most = match queue.grouping {
+            Grouping::Together { max_rows } => self.capped(bucket, max_rows),
+            Grouping::Alone | Grouping::Serial => u32::MAX,
         };
         let profile = self.known(bucket);
         let typical = |rows: u32| profile.and_then(|profile| profile.curve.typical(rows)).unwrap_or_default();
@@ -43,9 +41,7 @@ impl<T: Clone> Batcher<T> {
         // More waits than one efficient batch: who has no time for that runs in a smaller one, unless it makes others late.
         // What runs alone has the size of its job, whichever is the fastest.
         let efficient = profile.and_then(|profile| profile.efficient).and_then(|rows| match queue.grouping {
-            Grouping::Together { .. } => {
-                Some(rows.min(together)).filter(|rows| queue.rows > u64::from(*rows))
-            }
+            Grouping::Together { .. } => Some(rows.min(most)).filter(|rows| queue.rows > u64::from(*rows)),
             Grouping::Alone | Grouping::Serial => (queue.waiting.len() > 1).then_some(1),
         });
         let is_pressed = LazyCell::new(|| {
@@ -74,7 +70,7 @@ impl<T: Clone> Batcher<T> {
                 continue;
             }
             let has_room = match queue.grouping {
-                Grouping::Together { .. } => sums.is_empty() || rows.saturating_add(piece) <= together,
+                Grouping::Together { .. } => rows.saturating_add(piece) <= most,
                 Grouping::Alone | Grouping::Serial => sums.is_empty(),
             };
             if !has_room {
@@ -132,16 +128,9 @@ impl<T: Clone> Batcher<T> {
             || self.running.iter().any(is_trying)
     }
 
-    /// Rows that there is memory for.
     pub(super) fn capped(&self, bucket: &Bucket, max_rows: u32) -> u32 {
         let cap = self.known(bucket).and_then(|profile| profile.cap);
         cap.map_or(max_rows, |cap| cap.min(max_rows))
-    }
-
-    /// Rows of several requests that run together, at most. One that has more runs alone, and in one piece if memory has room.
-    pub(super) fn together(&self, bucket: &Bucket, max_rows: u32) -> u32 {
-        let most = self.known(bucket).and_then(|profile| profile.division.most);
-        self.capped(bucket, most.map_or(max_rows, |most| most.min(max_rows)))
     }
 
     /// Until when to wait for more to join what is there, if that is better for all of them together.
@@ -164,7 +153,7 @@ impl<T: Clone> Batcher<T> {
         if !profile.curve.reaches_down_to(one) {
             return None;
         }
-        let joint = here.checked_add(one).filter(|rows| *rows <= self.together(bucket, max_rows))?;
+        let joint = here.checked_add(one).filter(|rows| *rows <= self.capped(bucket, max_rows))?;
         let seconds = |rows| profile.curve.typical(rows).map(|typical| typical.as_secs_f64());
         let pays = ((jobs + 1.0) * (seconds(here)? - seconds(joint)?) + seconds(one)?) / jobs;
         let held = queue.held_since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));

@@ -1,7 +1,6 @@
 //! What is known of a bucket, whether or not something waits in it: how long runs take, how often rows come, how many fit into
 //! memory. Decides what is learned from, and when another size is tried; never what runs.
 
-use super::division::Division;
 use super::{Batcher, Bucket, Claim, Ended};
 use crate::curve::{Curve, size_of};
 use std::borrow::Cow;
@@ -27,9 +26,6 @@ const EXPLORE_AGAIN: u64 = 4;
 /// A run that takes so many times as long as expected says that the machine was busy when that was learned.
 const MUCH_FASTER: f32 = 0.75;
 
-/// Where so many runs have failed with all their parts, and nothing has run between them, the model may be to blame.
-const FAILED_IN_A_ROW: u32 = 4;
-
 #[derive(Debug)]
 pub(super) struct Profile {
     pub(super) curve: Curve,
@@ -40,9 +36,6 @@ pub(super) struct Profile {
     pub(super) arrivals: Arrivals,
     /// Rows that memory has room for, if a run has failed for want of it.
     pub(super) cap: Option<u32>,
-    pub(super) division: Division,
-    /// So many times has a run failed with all its parts since anything of it had an answer.
-    failed_in_a_row: u32,
     used: u64,
     /// Runs that have ended, and those that were learned from.
     ended: u64,
@@ -69,8 +62,6 @@ impl Profile {
             efficient: None,
             arrivals: Arrivals::default(),
             cap: None,
-            division: Division::default(),
-            failed_in_a_row: 0,
             used: 0,
             ended: 0,
             runs: 0,
@@ -113,16 +104,12 @@ impl Profile {
             }
             // What has fitted once may grow; it is halved again if that was too much.
             (Ended::Ran, Some(cap)) if claim.rows >= *cap => *cap = cap.saturating_add(1),
-            (Ended::Ran | Ended::Divided { .. } | Ended::Failed | Ended::OutOfMemory, _) => {}
+            (Ended::Ran | Ended::Failed | Ended::OutOfMemory, _) => {}
         }
         if claim.rows == 0 {
             return;
         }
         self.ended += 1;
-        // Suspects run alone, and so does whatever has no limit: they make nobody's batch fail.
-        if !claim.bucket.suspect && self.max_rows < u32::MAX {
-            self.blame(claim, ended);
-        }
         if ended != Ended::Ran {
             return;
         }
@@ -139,46 +126,6 @@ impl Profile {
         if claim.explores && is_news {
             self.explore_at = self.ended + EXPLORE_AGAIN;
         }
-    }
-
-    /// Learns from how a run has ended whether requests fail.
-    fn blame(&mut self, claim: &Claim, ended: Ended) {
-        let before = self.failed_in_a_row;
-        self.failed_in_a_row = match ended {
-            Ended::Ran | Ended::Divided { some_ran: true, .. } => 0,
-            Ended::Divided { some_ran: false, .. } | Ended::Failed => before.saturating_add(1),
-            Ended::OutOfMemory => before,
-        };
-        let failed = match ended {
-            Ended::Ran => 0,
-            Ended::Divided { some_ran: false, .. } if before >= FAILED_IN_A_ROW => return,
-            Ended::Divided { failed, acquitted, .. } => {
-                if acquitted {
-                    self.division.acquit();
-                }
-                failed
-            }
-            Ended::Failed | Ended::OutOfMemory => return,
-        };
-        self.division.note(claim.jobs, claim.rows, failed);
-        self.division.choose(&self.curve, self.max_rows);
-    }
-
-    /// What the parts of a batch of so many rows take that has failed; nothing where that is not known.
-    pub(super) fn again(&self, rows: u32) -> Option<Duration> {
-        Some(self.division.takes(&self.curve, rows)?.saturating_sub(self.curve.typical(rows)?))
-    }
-
-    /// What a batch of so many rows takes that has to be divided, if somebody who has so much time is to wait for that: twice as
-    /// much. Whoever has less would be let in nowhere, and takes the chance that it runs as a whole.
-    pub(super) fn divided(&self, rows: u32, left: Duration) -> Option<Duration> {
-        self.division.takes(&self.curve, rows).filter(|takes| *takes <= left / 2)
-    }
-
-    /// How much longer so many batches take because some are divided, if somebody who has so much time is to wait for one.
-    pub(super) fn divided_of(&self, batches: u64, rows: u32, left: Duration) -> Option<Duration> {
-        self.divided(rows, left)?;
-        self.division.takes_longer(&self.curve, rows, batches)
     }
 
     /// Whether the next batch that there is a choice for is to have a size that may be as good as the one that looks best.
