@@ -182,9 +182,9 @@ impl InferPath {
         {
             if again.version != asking.version {
                 self.witness((target, &asking.models), asking.by, attempt.sight, attempt.ended);
+                // It has been told, and how long another version takes says nothing of this one.
+                drop(attempt.under_way.take());
             }
-            // It has been told, and how long another version takes says nothing of this one.
-            drop(attempt.under_way);
             asking = again;
             attempt = self.attempt(call, &body, None, (&asking, pass), record).await;
         }

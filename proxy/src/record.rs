@@ -292,9 +292,9 @@ impl Record {
         else {
             return;
         };
-        // Where the engine has answered, another server has not.
-        let elsewhere = self.elsewhere.as_ref().and_then(|asked| Some((asked.sent, asked.ended?.0)));
-        let in_vain = before.into_iter().chain(elsewhere).map(|(sent, ended)| ended - sent).sum();
+        let in_vain = before.map(|(sent, answered)| answered - sent).unwrap_or_default();
+        // Where the engine has answered, another server was not there: that is none of these stages.
+        let elsewhere = self.elsewhere.as_ref().and_then(|asked| Some(asked.ended?.0 - asked.sent));
         let engine = self
             .timing
             .as_ref()
@@ -302,7 +302,8 @@ impl Record {
         let stages = &metrics.stages;
         stages.admit.observe((admitted - self.started).as_secs_f64());
         stages.read.observe((read - admitted).as_secs_f64());
-        stages.decode.observe((sent - read).saturating_sub(in_vain).as_secs_f64());
+        let decode = (sent - read).saturating_sub(in_vain + elsewhere.unwrap_or_default());
+        stages.decode.observe(decode.as_secs_f64());
         let link = (answered - sent).saturating_sub(engine.unwrap_or_default());
         stages.link.observe((in_vain + link).as_secs_f64());
         stages.reply.observe((now - answered).as_secs_f64());

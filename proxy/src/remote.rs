@@ -168,20 +168,21 @@ impl From<Box<pingora::Error>> for Failed {
 
 impl Remotes {
     /// Sends a request as it came, but for what is said anew of its trace, and waits for all of the answer, which is of so many
-    /// bytes at most.
+    /// bytes at most. How long is tried to reach the server is the policy's to say, by its deadline: whoever brings less time is late
+    /// when that is over, which says nothing about the server.
     pub(crate) async fn ask(
         &self,
         remote: &Remote,
         (method, headers): (&Method, &HeaderMap),
         body: Bytes,
-        (deadline, trace): (&Deadline, Option<[(HeaderName, String); 2]>),
+        (deadline, of_policy, trace): (&Deadline, Duration, Option<[(HeaderName, String); 2]>),
         bytes_max: usize,
         may_repeat: impl FnOnce(Stale) -> bool,
     ) -> Result<Passed, Refusal> {
         let hops = hops(headers)?;
         let exchange = async {
             let connector = self.connectors.of(remote.tls()).await.map_err(Refusal::RemoteUnreachable)?;
-            let peer = self.peer(remote, CONNECT_MAX.min(deadline.left(Instant::now()) / 3)).await?;
+            let peer = self.peer(remote, CONNECT_MAX.min(of_policy / 4)).await?;
             let exchanged = async {
                 let mut head =
                     RequestHeader::build(method.clone(), remote.path().as_bytes(), Some(headers.len()))?;
@@ -229,7 +230,8 @@ impl Remotes {
         tokio::time::timeout_at(deadline.at.into(), exchange).await.map_err(|_| deadline.exceeded())?
     }
 
-    /// `patience` is for its address, for the connection, and for what TLS takes, each.
+    /// `patience` is for its address, for the connection, and for what TLS takes, each: so a quarter of the time is left for another
+    /// server.
     async fn peer(&self, remote: &Remote, patience: Duration) -> Result<HttpPeer, Refusal> {
         let name = (remote.host().to_owned(), remote.port());
         let known = self.resolved.lock().expect("no panic under this lock").get(&name).copied();
@@ -423,16 +425,32 @@ mod tests {
     }
 
     async fn ask_with(body: Bytes, remotes: &Remotes, remote: &Remote) -> (Result<u16, String>, Vec<Stale>) {
-        let mut repeats = Vec::new();
         let given = Duration::from_secs(60);
+        ask_within((given, given), body, remotes, remote).await
+    }
+
+    /// By a caller who brings so much time, of what the policy gives.
+    async fn ask_within(
+        (given, of_policy): (Duration, Duration),
+        body: Bytes,
+        remotes: &Remotes,
+        remote: &Remote,
+    ) -> (Result<u16, String>, Vec<Stale>) {
+        let mut repeats = Vec::new();
         let deadline = Deadline { at: Instant::now() + given, given };
         let (method, headers) = (Method::POST, HeaderMap::new());
         let may_repeat = |stale| {
             repeats.push(stale);
             true
         };
-        let asked =
-            remotes.ask(remote, (&method, &headers), body, (&deadline, None), ANSWER_BYTES_MAX, may_repeat);
+        let asked = remotes.ask(
+            remote,
+            (&method, &headers),
+            body,
+            (&deadline, of_policy, None),
+            ANSWER_BYTES_MAX,
+            may_repeat,
+        );
         let answer = asked.await.map(|passed| passed.status.as_u16()).map_err(|refusal| refusal.to_string());
         (answer, repeats)
     }
@@ -487,6 +505,24 @@ mod tests {
         let (answer, _) = ask(&remotes, &remote).await;
         let says = "the server of this version cannot be reached: ";
         assert!(answer.clone().unwrap_err().starts_with(says), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_accepts_nobody_is_not_there_and_whoever_had_less_time_was_late() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let accepted =
+            |_: &usize| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(50)).ok();
+        let _full: Vec<_> = (0..10_000).map_while(|at| accepted(&at)).collect();
+        let (remotes, remote) = (Remotes::default(), remote_at(address));
+        let ask = async |given, of_policy| {
+            let times = (Duration::from_millis(given), Duration::from_millis(of_policy));
+            ask_within(times, Bytes::new(), &remotes, &remote).await.0.unwrap_err()
+        };
+        let gone = ask(400, 400).await;
+        assert!(gone.starts_with("the server of this version cannot be reached: "), "{gone}");
+        let late = ask(40, 400).await;
+        assert!(late.contains("deadline"), "{late}");
     }
 
     #[tokio::test]

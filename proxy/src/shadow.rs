@@ -321,11 +321,10 @@ async fn ask_server(
     deadline: Duration,
     clients_bytes: usize,
 ) -> Result<Written, Outcome> {
-    let deadline = Deadline::of(deadline, None, Instant::now());
+    let terms = (&Deadline::of(deadline, None, Instant::now()), deadline, None);
     // What is as JSON here may be binary there; what is much longer is no answer to the same.
     let bytes_max = AT_ONCE_BYTES + 16 * clients_bytes;
-    let asked =
-        remotes.ask(&remote, (&method, &headers), body, (&deadline, None), bytes_max, |_| false).await;
+    let asked = remotes.ask(&remote, (&method, &headers), body, terms, bytes_max, |_| false).await;
     let Ok(passed) = asked else { return Err(Outcome::Failed) };
     match passed.refusal() {
         None => Ok(Written::of(&passed)),

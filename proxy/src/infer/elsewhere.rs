@@ -107,7 +107,8 @@ impl InferPath {
             may
         };
         let trace = record.sampling.kept().map(|trace| trace.to_headers(elsewhere.span));
-        let terms = (&asking.deadline, trace);
+        let of_policy = asking.snapshot.deadline(model);
+        let terms = (&asking.deadline, of_policy, trace);
         let asked = self.remotes.ask(remote, (&method, &headers), body, terms, ANSWER_BYTES_MAX, may_repeat);
         let answer = tokio::select! {
             biased;
@@ -115,7 +116,7 @@ impl InferPath {
             () = call.gone() => Err(Refusal::ClientGone),
         };
         let given = asking.deadline.given;
-        let haste = (given < asking.snapshot.deadline(model)).then_some(given);
+        let haste = (given < of_policy).then_some(given);
         let answer = answer.map(|passed| Passed { haste, ..passed }).map_err(|refusal| match refusal {
             // Nothing else waits there for what this request waits for, as on lanes here; and nobody was in more haste.
             Refusal::DeadlineExceeded { deadline, .. } if haste.is_none() => {

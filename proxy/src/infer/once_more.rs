@@ -1,5 +1,5 @@
 //! Which requests are asked once more, and whom: only where the engine says that nothing ran, or nothing was sent, once, and
-//! within a budget that the core keeps. Never feeds an overload, never repeats a run that has failed or may have begun.
+//! within bounds that the core keeps. Never feeds an overload, never repeats a run that has failed or may have begun.
 
 use super::{Asking, By, InferPath, is_ready};
 use crate::call::Call;
