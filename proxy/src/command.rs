@@ -274,6 +274,16 @@ mod tests {
     }
 
     #[test]
+    fn a_verdict_of_a_process_that_does_not_know_who_gave_it_is_read() {
+        let whole = serde_json::to_value(crate::status::Verdict::default()).unwrap();
+        let mut older = whole.clone();
+        older.as_object_mut().unwrap().remove("by_person").unwrap();
+        let read =
+            |value| serde_json::from_value::<crate::status::Verdict>(value).map(|verdict| verdict.by_person);
+        assert_eq!((read(older).ok(), read(whole).ok()), (Some(false), Some(false)));
+    }
+
+    #[test]
     fn what_was_asked_and_not_answered_may_have_been_done() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let remote = Remote { admin: listener.local_addr().unwrap().to_string() };
