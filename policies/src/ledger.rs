@@ -162,10 +162,8 @@ impl Ledger {
         }
     }
 
-    fn limiter(&self, limit: &Arc<LimitPolicy>) -> Arc<Limiter> {
-        if let Some(limiter) = self.limiters.load().get(&limit.name) {
-            return Arc::clone(limiter);
-        }
+    /// That of a limit of which nobody has asked anything yet.
+    fn new_limiter(&self, limit: &Arc<LimitPolicy>) -> Arc<Limiter> {
         let new = Arc::new(Limiter::new(Arc::clone(limit)));
         self.limiters.rcu(|limiters| {
             let mut limiters = Limiters::clone(limiters);

@@ -52,15 +52,17 @@ impl Window {
 
     fn turn_to(&mut self, now: Instant) {
         let began = *self.began.get_or_insert(now);
-        let turns = now.saturating_duration_since(began).as_nanos() / self.width.as_nanos();
+        let passed = now.saturating_duration_since(began);
+        if passed < self.width {
+            return; // nearly always, and without a division
+        }
+        let turns = passed.as_nanos() / self.width.as_nanos();
         for _ in 0..turns.min(BUCKETS as u128) {
             self.newest = (self.newest + 1) % BUCKETS;
             self.buckets[self.newest] = Counts::default();
         }
-        if turns > 0 {
-            let rest = (now - began).as_nanos() % self.width.as_nanos();
-            self.began = now.checked_sub(Duration::from_nanos(u64::try_from(rest).unwrap_or(0)));
-        }
+        let rest = passed.as_nanos() % self.width.as_nanos();
+        self.began = now.checked_sub(Duration::from_nanos(u64::try_from(rest).unwrap_or(0)));
     }
 }
 

@@ -14,6 +14,7 @@ use crate::drift::Drifts;
 use crate::export::SpanCounts;
 use crate::exposition::{Exposition, Plain};
 use crate::histogram::Histogram;
+use crate::record::Retry;
 use crate::refusal::Refusal;
 use crate::refused::Refused;
 use crate::shadow;
@@ -52,6 +53,7 @@ struct RefusalLabels {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RetryLabels {
     model: String,
+    version: u64,
     reason: &'static str,
     outcome: &'static str,
 }
@@ -277,7 +279,7 @@ impl Metrics {
             retries: added(
                 registry,
                 "retries",
-                "Requests that the engine did not run, or that another server did not begin to answer, and that were to be asked once more, by what came of it",
+                "Requests that the engine did not run, or that another server did not begin to answer, and that were to be asked once more, by the version that did not and by what came of it",
             ),
             shadows: added(
                 registry,
@@ -408,8 +410,12 @@ impl Metrics {
     }
 
     /// Counts a request that was to be asked once more.
-    pub(crate) fn count_retry(&self, model: &str, reason: &'static str, outcome: &'static str) {
-        let labels = RetryLabels { model: model.to_owned(), reason, outcome };
+    pub(crate) fn count_retry(&self, model: &str, retry: Retry, is_answered: bool) {
+        let Retry { version, reason, .. } = retry;
+        // It has no other series if others answer all that it gets; they go together.
+        self.version(model, version);
+        let labels =
+            RetryLabels { model: model.to_owned(), version, reason, outcome: retry.outcome(is_answered) };
         self.retries.get_or_create_owned(&labels).inc();
     }
 

@@ -186,8 +186,8 @@ impl Record {
     }
 
     /// Notes that it is asked once more, and why. What the engine has said until now is not about that.
-    pub(crate) fn ask_again(&mut self, reason: &'static str) {
-        self.retry = Some(Retry::Asked(reason));
+    pub(crate) fn ask_again(&mut self, retry: Retry) {
+        self.retry = Some(retry);
         self.stages.again();
         self.timing = None;
     }
@@ -213,7 +213,7 @@ impl Record {
             metrics.refuse(reason, self.model().unwrap_or_default());
         }
         if let (Some((model, _)), Some(retry)) = (&self.version, self.retry) {
-            metrics.count_retry(model, retry.reason(), retry.outcome(self.refusal.is_none()));
+            metrics.count_retry(model, retry, self.refusal.is_none());
         }
         if let Some(refusal) = &self.refused {
             metrics.refused.note(refusal, (self.model(), self.number()), SystemTime::now());
@@ -364,10 +364,7 @@ impl Record {
             label: self.label.as_deref(),
             generation: self.generation,
             outcome: self.outcome,
-            retry: self.retry.and_then(|retry| match retry {
-                Retry::Asked(reason) => Some(reason),
-                Retry::OverBudget(_) => None,
-            }),
+            retry: self.retry.filter(|retry| retry.is_asked).map(|retry| retry.reason),
             refusal: self.refusal,
             refused: self.refused.as_ref(),
             timing: self.timing.as_ref(),
@@ -418,11 +415,13 @@ impl Elsewhere {
 
 /// A request that the engine did not run, or that another server has not begun to answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Retry {
-    /// It was asked once more, for this reason.
-    Asked(&'static str),
-    /// Too many were already.
-    OverBudget(&'static str),
+pub(crate) struct Retry {
+    /// Who has not run it, or not begun to answer.
+    pub(crate) version: u64,
+    /// Why.
+    pub(crate) reason: &'static str,
+    /// Whether it was asked once more, or too many were already.
+    pub(crate) is_asked: bool,
 }
 
 impl Retry {
@@ -438,18 +437,12 @@ impl Retry {
     /// Another server is not there: the fallback of its version is asked.
     pub(crate) const UNREACHABLE: &str = "unreachable";
 
-    fn reason(self) -> &'static str {
-        match self {
-            Self::Asked(reason) | Self::OverBudget(reason) => reason,
-        }
-    }
-
-    fn outcome(self, is_answered: bool) -> &'static str {
+    pub(crate) fn outcome(self, is_answered: bool) -> &'static str {
         let [answered, unanswered, over_budget] = Self::OUTCOMES;
-        match self {
-            Self::Asked(_) if is_answered => answered,
-            Self::Asked(_) => unanswered,
-            Self::OverBudget(_) => over_budget,
+        match self.is_asked {
+            true if is_answered => answered,
+            true => unanswered,
+            false => over_budget,
         }
     }
 }
@@ -509,7 +502,7 @@ mod tests {
         record.version = Some(("m".to_owned(), 1));
         record.outcome = Some(policies::Outcome::Served);
         record.stages = Stages { admitted: at(0), read: at(1), sent: at(2), answered: at(102), before: None };
-        record.ask_again(Retry::ENGINE_REPLACED);
+        record.ask_again(Retry { version: 1, reason: Retry::ENGINE_REPLACED, is_asked: true });
         (record.stages.sent, record.stages.answered) = (at(103), at(203));
         record.timing = Some(Timing { run_us: 90_000, ..Timing::default() });
         record.close("/", &watchers);

@@ -74,7 +74,8 @@ fn a_server_that_is_gone_trips_its_breaker_and_another_version_answers() {
     let says = "the server of this version cannot be reached: ";
     assert!(answer.error().starts_with(says) && !answer.error().contains("127.0.0.1"), "{}", answer.error());
     stack.wait_for_metric("penstock_requests_total{model=\"m\",version=\"1\",outcome=\"served\"}", 1.0);
-    let asked_again = "penstock_retries_total{model=\"m\",reason=\"unreachable\",outcome=\"answered\"}";
+    let asked_again =
+        "penstock_retries_total{model=\"m\",version=\"2\",reason=\"unreachable\",outcome=\"answered\"}";
     assert_eq!(stack.metric(asked_again), 1.0);
     assert_eq!(
         stack.metric("penstock_breaker_state{model=\"m\",version=\"2\"}"),
@@ -278,7 +279,8 @@ fn what_is_sent_once_more_to_another_server_is_counted() {
     for _ in 0..2 {
         assert_eq!(client.infer("m", &[], &body()).status, 200);
     }
-    let series = "penstock_retries_total{model=\"m\",reason=\"connection_closed\",outcome=\"answered\"}";
+    let series =
+        "penstock_retries_total{model=\"m\",version=\"2\",reason=\"connection_closed\",outcome=\"answered\"}";
     stack.wait_for_metric(series, 1.0);
 }
 

@@ -21,7 +21,7 @@ fn a_version_that_goes_while_a_request_comes_is_replaced_by_whichever_the_policy
         let answer = stack.client().infer("m", &[], &body());
         assert_eq!((answer.status, answer.header("x-penstock-version")), (200, "1"), "{}", answer.text());
         stack.wait_for_metric(
-            "penstock_retries_total{model=\"m\",reason=\"unloaded\",outcome=\"answered\"}",
+            "penstock_retries_total{model=\"m\",version=\"2\",reason=\"unloaded\",outcome=\"answered\"}",
             1.0,
         );
     }
@@ -78,7 +78,9 @@ fn what_an_engine_that_was_replaced_has_not_run_is_asked_of_the_next_one_within_
     // Ten are saved up, and a tenth of the requests.
     assert!((10..=10 + WAITING / 10).contains(&answered), "{answered} of {WAITING} were answered");
     let retries = |outcome: &str| {
-        format!("penstock_retries_total{{model=\"m\",reason=\"engine_replaced\",outcome=\"{outcome}\"}}")
+        format!(
+            "penstock_retries_total{{model=\"m\",version=\"1\",reason=\"engine_replaced\",outcome=\"{outcome}\"}}"
+        )
     };
     stack.wait_for_metric(&retries("answered"), answered as f64);
     stack.wait_for_metric(&retries("over_budget"), (WAITING - answered) as f64);

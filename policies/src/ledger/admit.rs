@@ -9,11 +9,12 @@
 //! All limits are locked one after the other, in the order of their names, and the spending happens on the way back: no
 //! other request sees a state in between.
 
+use std::cell::OnceCell;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::Ledger;
+use super::{Ledger, Limiters};
 use crate::attribute::Attributes;
 use crate::gcra::{Moment, Refusal};
 use crate::limiter::{Cost, LimitPolicy, Limited, Limiter, Quota, Reservation};
@@ -157,10 +158,10 @@ impl Ledger {
         let quota = if counts_bodies(snapshot, model) {
             let step = AtLeast(Usage { rows: 1, bytes: length().unwrap_or(1) });
             let head = Arrival { model, caller, step, now };
-            self.settle(snapshot.limits(), &head, &mut reserved, None)?
+            self.ask_all(snapshot, &head, &mut reserved)?
         } else {
             let head = Arrival { model, caller, step: Head, now };
-            self.settle(snapshot.limits(), &head, &mut reserved, None)?
+            self.ask_all(snapshot, &head, &mut reserved)?
         };
         Ok(Admitted { quota, reserved: Reserved(reserved) })
     }
@@ -185,7 +186,7 @@ impl Ledger {
         let step = Body(usage, &reserved);
         let body = Arrival { model, caller, step, now: self.moment(now) };
         let mut more = Vec::new();
-        match self.settle(snapshot.limits(), &body, &mut more, None) {
+        match self.ask_all(snapshot, &body, &mut more) {
             Ok(charged) => {
                 reserved.0.retain_mut(|reservation| {
                     let units = usage.units(reservation.limiter().policy.cost);
@@ -209,10 +210,21 @@ impl Ledger {
         now.saturating_duration_since(*self.epoch.get_or_init(|| now)).into()
     }
 
+    /// Asks all limits of `snapshot`, and spends what they let through.
+    fn ask_all(
+        &self,
+        snapshot: &Snapshot,
+        arrival: &Arrival<'_, impl Attributes, impl Step>,
+        spent: &mut Vec<Reservation>,
+    ) -> Result<Option<Quota>, Limited> {
+        self.settle(snapshot.limits(), &self.limiters.load(), arrival, spent, None)
+    }
+
     /// Locks and asks the first limit, then the others, then spends on the way back.
     fn settle(
         &self,
         limits: &[Arc<LimitPolicy>],
+        known: &Limiters,
         arrival: &Arrival<'_, impl Attributes, impl Step>,
         spent: &mut Vec<Reservation>,
         refusal: Option<Limited>,
@@ -221,9 +233,10 @@ impl Ledger {
             return refusal.map_or(Ok(None), Err);
         };
         let units = if limit.covers(arrival.model) { arrival.step.units(limit.cost) } else { None };
-        let Some(units) = units else { return self.settle(others, arrival, spent, refusal) };
-        let (limiter, now) = (self.limiter(limit), arrival.now);
-        let reserved = arrival.step.reserved(&limiter);
+        let Some(units) = units else { return self.settle(others, known, arrival, spent, refusal) };
+        let (new, now) = (OnceCell::new(), arrival.now);
+        let limiter = known.get(&limit.name).unwrap_or_else(|| new.get_or_init(|| self.new_limiter(limit)));
+        let reserved = arrival.step.reserved(limiter);
         let bucket = match reserved {
             None => limiter.open(arrival.caller, now),
             Some(reserved) => limiter.open_again(reserved, arrival.caller, now),
@@ -234,14 +247,14 @@ impl Ledger {
         };
         match arrived {
             Ok(grown) => {
-                let others = self.settle(others, arrival, spent, refusal)?;
+                let others = self.settle(others, known, arrival, spent, refusal)?;
                 let level = grown.map_or(bucket.level(), |(level, _)| Some(level));
-                let quota = quota_at(&limiter, level, now);
+                let quota = quota_at(limiter, level, now);
                 match grown {
                     None => {}
                     Some((level, _)) if !is_reserved(&arrival.step) => bucket.spend(level),
                     Some((level, units)) => {
-                        let mut reservation = bucket.reserve(&limiter, level, units);
+                        let mut reservation = bucket.reserve(limiter, level, units);
                         if limit.cost == Cost::Requests {
                             reservation.settle(); // unless another limit refuses it
                         }
@@ -256,14 +269,14 @@ impl Ledger {
                     Refusal::TooMuch => (Duration::MAX, Some(units)),
                 };
                 let level = reserved.map_or(bucket.level(), |reserved| bucket.level_without(reserved));
-                let quota = quota_at(&limiter, level, now);
+                let quota = quota_at(limiter, level, now);
                 let refusal = match refusal {
                     Some(longer) if longer.retry_after >= retry_after => longer,
                     Some(_) | None => {
                         Limited { limit: Arc::clone(&limiter.policy.name), retry_after, never, quota }
                     }
                 };
-                self.settle(others, arrival, spent, Some(refusal))
+                self.settle(others, known, arrival, spent, Some(refusal))
             }
         }
     }

@@ -102,7 +102,7 @@ impl InferPath {
                 Stale::Unanswered => self.ledger.may_repeat(asking.snapshot, model, version),
             };
             let reason = Retry::CONNECTION_CLOSED;
-            *retry = Some(if may { Retry::Asked(reason) } else { Retry::OverBudget(reason) });
+            *retry = Some(Retry { version: asking.version, reason, is_asked: may });
             *resent = may.then(Instant::now);
             may
         };

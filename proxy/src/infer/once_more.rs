@@ -87,11 +87,11 @@ impl InferPath {
             Ok(pass) => pass,
             Err(NotAgain::Tripped) => return None,
             Err(NotAgain::OverBudget) => {
-                record.retry = Some(Retry::OverBudget(reason));
+                record.retry = Some(Retry { version: asking.version, reason, is_asked: false });
                 return None;
             }
         };
-        record.ask_again(reason);
+        record.ask_again(Retry { version: asking.version, reason, is_asked: true });
         let is_same = version == asking.version;
         if !is_same {
             record.divert(version, Instead::Retry);
@@ -103,14 +103,14 @@ impl InferPath {
     /// Whom to ask in place of a version whose server is not there. How many that may be at once has its own bound, and they cost
     /// the server nothing: no budget is asked.
     fn ask_fallback<'a>(&self, asking: &Asking<'a>, record: &mut Record) -> Option<(Asking<'a>, Pass)> {
-        let Asking { snapshot, target, version, .. } = *asking;
+        let Asking { snapshot, target, .. } = *asking;
         let now = Instant::now();
         if asking.deadline.left(now).is_zero() {
             return None;
         }
         let models = self.directory.load();
-        let (version, pass) = self.fall_back(snapshot, &models, target, version, now)?;
-        record.ask_again(Retry::UNREACHABLE);
+        let (version, pass) = self.fall_back(snapshot, &models, target, asking.version, now)?;
+        record.ask_again(Retry { version: asking.version, reason: Retry::UNREACHABLE, is_asked: true });
         record.divert(version, Instead::Fallback);
         let by = By { assigned: None, ..asking.by };
         Some((Asking { models, version, by, now, ..*asking }, pass))

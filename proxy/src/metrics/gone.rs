@@ -126,6 +126,11 @@ impl Metrics {
         for outcome in shadow::Outcome::ALL {
             self.shadows.remove(&of(outcome.as_str()));
         }
+        for reason in Retry::REASONS {
+            for outcome in Retry::OUTCOMES {
+                self.retries.remove(&RetryLabels { model: model.to_owned(), version, reason, outcome });
+            }
+        }
     }
 
     /// A model has gone, and its series go with it.
@@ -138,11 +143,6 @@ impl Metrics {
         }
         for verdict in Verdict::ALL {
             self.canary_verdicts.remove(&VerdictLabels { model: model(), verdict: verdict.as_str() });
-        }
-        for reason in Retry::REASONS {
-            for outcome in Retry::OUTCOMES {
-                self.retries.remove(&RetryLabels { model: model(), reason, outcome });
-            }
         }
     }
 }

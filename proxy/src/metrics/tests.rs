@@ -147,8 +147,8 @@ fn what_was_counted_of_a_version_goes_some_time_after_it_and_begins_anew_should_
         handles.queue.observe(0.01);
         handles.statistics.served(Duration::ZERO, None, std::time::SystemTime::now());
         metrics.count_shadow("m", version, shadow::Outcome::Agreed);
+        metrics.count_retry("m", Retry { version, reason: Retry::UNLOADED, is_asked: true }, true);
     }
-    metrics.count_retry("m", Retry::UNLOADED, "answered");
     metrics.count_verdict("m", Verdict::Advance);
     metrics.refuse("overloaded", "m");
     metrics.forget_gone(&all, start);
