@@ -18,49 +18,47 @@
 //! between calls.
 
 mod breakers;
+mod by_person;
 mod hanging;
+mod judging;
 mod patience;
 mod policy;
 mod report;
+mod restart;
 mod taken;
 #[cfg(test)]
 mod tests;
 mod times;
 
 use std::collections::VecDeque;
-use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::breaker::{Since, Standing};
+use crate::breaker::Standing;
 use crate::drift::{DriftGate, DriftSight, Finding as Drifted};
 use crate::gate::{ALPHA, Event, Gate, Witness};
 use crate::units::{ALL, Millionths, Version, percent};
 
 pub(crate) use breakers::Breakers;
+pub use by_person::Command;
 pub(crate) use hanging::Asked;
 use hanging::Hanging;
 pub use hanging::UnderWay;
+use judging::Finding;
 pub(crate) use patience::{AnswerTimes, Patience};
 pub use policy::Assignment;
 pub(crate) use policy::{CanaryPolicy, Comparison, Servers, SlowPolicy, Stage};
 pub use report::{CanaryStatus, GateStatus, Grounds, Phase, Progress, Record, Verdict};
 pub(crate) use taken::Taken;
 
-/// Verdicts that are remembered, and those of them that are kept over a restart.
+/// Verdicts that are remembered.
 const HISTORY: usize = 64;
-const KEPT: usize = 32;
 
 /// On which of other steps a candidate goes on that has this share: never on one of a larger share, unless all are.
 pub(crate) fn step_of(share: Millionths, steps: &[Millionths]) -> usize {
     steps.iter().rposition(|step| *step <= share).unwrap_or(0)
 }
-
-/// Before it gets more, the candidate has to have answered somebody within this part of the step's least length, or within a second;
-/// or within so many times as long as it takes to know that a request hangs, because where answers take long they come rarely.
-const LATELY: u32 = 10;
-const LATELY_BY_ANSWERS: u32 = 2;
 
 /// Numbers by which what was assigned under other circumstances is known to say nothing. They are never the same for two rollouts.
 #[derive(Clone, Debug, Default)]
@@ -129,35 +127,6 @@ impl Sight {
             | Self::NotCompared => false,
         }
     }
-}
-
-/// What a person may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Command {
-    /// Stop where it is.
-    Pause,
-    /// Go on; after a rollback, begin again.
-    Resume,
-    /// Give the candidate the next step's share now, and after the last step everything; stay paused where it is.
-    Advance {
-        /// Only from this step, of which the first is 1: who has looked a while ago, or asks once more because no answer came, means no
-        /// other one. Without it, from the step that it is in.
-        from: Option<usize>,
-    },
-    /// Give the candidate everything now.
-    Promote,
-    /// Give it nothing any more.
-    Abort,
-}
-
-/// What came out when a rollout was judged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Finding {
-    /// The candidate's, which is the step's.
-    share: Millionths,
-    verdict: Verdict,
-    /// Which gate was the reason.
-    gate: Option<&'static str>,
 }
 
 /// The progress of one rollout.
@@ -479,131 +448,6 @@ impl Canary {
         self.hanging.forget();
     }
 
-    /// Looks whether the step is over. Call it a few times a second.
-    pub(crate) fn judge(&mut self, now: Instant) {
-        self.hanging.look(now);
-        self.waits_for = None;
-        self.gates.iter_mut().for_each(|gate| _ = gate.settle(now));
-        if self.roll_back_if_worse(now) || self.phase != Phase::Running {
-            return;
-        }
-        let (lasted, hangs_after) = (now.saturating_duration_since(self.entered), self.hanging.hangs_after());
-        let left = self.policy.dwell.max(self.hanging.known_after()).saturating_sub(lasted);
-        let has_dwelt = lasted >= self.policy.dwell;
-        if !has_dwelt && left > hangs_after {
-            self.passed = None;
-            return;
-        }
-        self.gates.iter_mut().for_each(|gate| gate.look(now));
-        let (verdict, gate, why) = self.verdict(self.hanging.count(now), now);
-        self.passed = (verdict == Verdict::Advance).then(|| self.passed.unwrap_or(now));
-        if !has_dwelt {
-            return;
-        }
-        // What came with the last answers that were missing, as after an idle night, may hang.
-        let known_in =
-            self.passed.map(|since| hangs_after.saturating_sub(now.saturating_duration_since(since)));
-        let waits = known_in.filter(|known_in| !known_in.is_zero() && self.hanging.under_way() > 0);
-        let lasts = (!left.is_zero() && verdict != Verdict::RollBack).then(|| self.why_it_lasts(left));
-        self.waits_for = match (verdict, waits, &lasts) {
-            (Verdict::Hold | Verdict::InsufficientData, ..) => Some(why.clone()),
-            (Verdict::Advance, Some(known_in), None) => Some(self.why_it_waits(known_in)),
-            (Verdict::Advance, ..) => lasts.clone(),
-            (Verdict::RollBack, ..) => None,
-        };
-        let (verdict, gate, why) = match lasts {
-            Some(lasts) => (Verdict::Hold, None, lasts),
-            // It is soon over, and not told to those who read of it later.
-            None if waits.is_some() => return,
-            None if verdict == Verdict::Advance && self.failed_since > 0 => {
-                self.waits_for = Some(self.why_it_waits_for_an_answer());
-                return;
-            }
-            None => (verdict, gate, why),
-        };
-        let found = Some(Finding { share: self.share(), verdict, gate });
-        if verdict == Verdict::Advance || self.judged != found {
-            self.judged = found;
-            self.decide(verdict, why, now);
-        }
-    }
-
-    fn why_it_lasts(&self, left: Duration) -> String {
-        let (version, known_after) = (self.candidate(), self.hanging.known_after());
-        format!(
-            "a step lasts for {known_after:?}, until it is known of what version {version} is asked whether it hangs: {} to go",
-            rounded_up(left)
-        )
-    }
-
-    fn why_it_waits(&self, known_in: Duration) -> String {
-        format!(
-            "every gate has passed, and {} requests are under way of which it is known in {} at the earliest whether they hang",
-            self.hanging.under_way(),
-            rounded_up(known_in)
-        )
-    }
-
-    fn why_it_waits_for_an_answer(&self) -> String {
-        let (version, failed) = (self.candidate(), self.failed_since);
-        format!(
-            "every gate has passed, and version {version} has failed {failed} since it last answered: it has to answer"
-        )
-    }
-
-    /// What a person says.
-    ///
-    /// # Errors
-    /// Why that cannot be done now.
-    pub(crate) fn command(&mut self, command: Command, reason: &str, now: Instant) -> Result<(), String> {
-        let because = if reason.is_empty() { String::new() } else { format!(": {reason}") };
-        match (command, &self.phase) {
-            (Command::Pause, Phase::Running) => {
-                self.note(Verdict::Hold, format!("paused by a person{because}"), now);
-                self.phase = Phase::Paused;
-            }
-            (Command::Resume, Phase::Paused) => {
-                // How long the baseline's answers take was heard all the while.
-                self.note(Verdict::Hold, format!("resumed by a person{because}"), now);
-                (self.phase, self.entered) = (Phase::Running, now);
-            }
-            (Command::Resume, Phase::RolledBack) => {
-                // What is still under way was asked of what has failed.
-                self.begin_anew();
-                (self.phase, self.step, self.entered) = (Phase::Running, 0, now);
-                (self.answered, self.failed_since) = (None, 0);
-                self.hanging.forget();
-                self.gates = gates(&self.policy, &self.taken, now);
-                self.drift.iter_mut().for_each(|gate| gate.begin_step(now));
-                // Since then only those were heard that were not slow, perhaps of files that are gone.
-                self.usual.forget();
-                self.note(Verdict::Hold, format!("begun again by a person{because}"), now);
-            }
-            (Command::Advance { from: Some(step) }, Phase::Running | Phase::Paused)
-                if step != self.step + 1 =>
-            {
-                return Err(format!("the rollout is in step {}, and not in step {step}", self.step + 1));
-            }
-            (Command::Advance { .. }, Phase::Running | Phase::Paused) => {
-                // What speaks against the candidate stays, as after a verdict; what was for a person to say, this one has said.
-                self.decide(Verdict::Advance, format!("advanced by a person{because}"), now);
-                self.gates.iter_mut().for_each(|gate| gate.forget_asked(now));
-            }
-            (Command::Promote, Phase::Running | Phase::Paused) => {
-                self.note(Verdict::Advance, format!("promoted by a person{because}"), now);
-                self.phase = Phase::Promoted;
-            }
-            (Command::Abort, Phase::Running | Phase::Paused | Phase::Promoted) => {
-                self.note(Verdict::RollBack, format!("aborted by a person{because}"), now);
-                self.phase = Phase::RolledBack;
-            }
-            (_, phase) => return Err(format!("the rollout is {phase}")),
-        }
-        self.history.back_mut().expect("each of them is noted").by_person = true;
-        (self.judged, self.passed, self.waits_for) = (None, None, None);
-        Ok(())
-    }
-
     /// The verdicts that were not told yet.
     pub(crate) fn news(&mut self) -> Vec<Record> {
         let first = self.history.len() - std::mem::take(&mut self.untold).min(self.history.len());
@@ -626,166 +470,12 @@ impl Canary {
         }
     }
 
-    pub(crate) fn progress(&self, now: Instant) -> Progress {
-        Progress {
-            baseline: self.policy.baseline.version.0,
-            candidate: self.candidate().0,
-            millionths: self.policy.steps[self.step],
-            phase: self.phase.clone(),
-            // What is decided lasts, however long.
-            dwelt: match self.phase {
-                Phase::Running => now.saturating_duration_since(self.entered),
-                Phase::Paused | Phase::RolledBack | Phase::Promoted => Duration::ZERO,
-            },
-            files: self.files,
-            hanging: self.hanging.count(now),
-            servers: Some(self.policy.servers.names()),
-            comparison: self.policy.comparison.clone(),
-            gates: self
-                .gates
-                .iter()
-                .map(|gate| (gate.event.gate().to_owned(), gate.kept(self.usual.keys())))
-                .collect(),
-            verdicts: self.history.iter().skip(self.history.len().saturating_sub(KEPT)).cloned().collect(),
-        }
-    }
-
-    /// Goes on where an earlier process has stopped, if it is the same rollout.
-    pub(crate) fn restore(&mut self, progress: &Progress, now: Instant) {
-        let versions = (self.policy.baseline.version.0, self.candidate().0);
-        if versions != (progress.baseline, progress.candidate) {
-            return;
-        }
-        self.phase = progress.phase.clone();
-        self.files = progress.files;
-        self.untold = 0;
-        self.history = progress.verdicts.iter().rev().take(KEPT).rev().cloned().collect();
-        // What hung has gone with the process, and is not shown to be rare by that.
-        let same_step = self.go_to(progress.millionths) && progress.hanging == 0;
-        let asked = self.policy.servers.names();
-        if let Some(before) = progress.servers.as_ref().filter(|before| **before != asked) {
-            return self.ask_others(before[1] != asked[1], now);
-        }
-        if same_step {
-            self.entered = now.checked_sub(progress.dwelt).unwrap_or(now);
-        }
-        let is_other = is_another(progress.comparison.as_ref(), self.policy.comparison.as_ref());
-        for gate in &mut self.gates {
-            let kept = progress.gates.get(gate.event.gate());
-            if let Some(kept) = kept.filter(|_| !(is_other && gate.event == Event::Disagreement)) {
-                gate.restore(kept, same_step);
-            }
-        }
-    }
-
-    /// So far it was when its policy went, and the policy comes back.
-    pub(crate) fn come_back(&mut self, progress: &Progress, now: Instant) {
-        self.restore(progress, now);
-        let why = match self.phase {
-            Phase::RolledBack => "it was rolled back before and stays so until a person resumes it",
-            Phase::Promoted => "it was promoted before and stays so until a person aborts it",
-            Phase::Paused => "it was paused before and stays so until a person resumes it",
-            Phase::Running => "it goes on where it was when its policy went: the step begins anew",
-        };
-        self.note(Verdict::Hold, why.into(), now);
-    }
-
     fn candidate(&self) -> Version {
         self.policy.candidate.version
     }
 
     fn roll_back_at(&self) -> f64 {
         self.gates.len() as f64 / ALPHA
-    }
-
-    /// What is to be done, the gate that keeps it from more if one does, and why. Whether it has answered lately is asked
-    /// last: it changes with each answer where those are few, and is a reason only when nothing else is missing.
-    fn verdict(&self, hanging: u32, now: Instant) -> (Verdict, Option<&'static str>, String) {
-        let (version, baseline) = (self.candidate(), self.policy.baseline.version);
-        let asked = |gate: &Gate| Some((gate.event.gate(), gate.why_asked(version, baseline)?));
-        if let Some((name, why)) = self.gates.iter().find_map(asked) {
-            return (Verdict::Hold, Some(name), why);
-        }
-        for gate in &self.gates {
-            let (witnesses, needs) = (gate.rare.witnesses(), gate.rare.needs(ALPHA));
-            if witnesses < needs {
-                let name = gate.event.gate();
-                let mut why = if self.policy.stickiness.is_some() {
-                    let every = gate.window_length;
-                    format!(
-                        "{name}: users were heard {witnesses} times, each once in {every:?}; {needs} times are needed"
-                    )
-                } else {
-                    format!("{name}: {witnesses} requests, at least {needs} are needed")
-                };
-                if let Some(silent) = self.why_silent(now) {
-                    write!(why, "; {silent}").expect("a String takes all");
-                }
-                return (Verdict::InsufficientData, Some(name), why);
-            }
-        }
-        if let Some(gate) = self.gates.iter().find(|gate| gate.has_missed_most()) {
-            let (name, compared, all) = (gate.event.gate(), gate.requests, gate.requests + gate.missed);
-            let why =
-                format!("{name}: {compared} of {all} copies were compared; at least half of them have to be");
-            return (Verdict::InsufficientData, Some(name), why);
-        }
-        if let Some(gate) = self.gates.iter().find(|gate| !gate.has_passed(hanging)) {
-            let (events, requests) = (gate.events, gate.requests);
-            let (name, most) = (gate.event.gate(), gate.percent_at_most());
-            let mut why = format!("{name}: {events} of {requests} is not shown to be below {most} %");
-            if gate.has_passed(0) {
-                write!(why, " while {hanging} more take longer than its answers do")
-                    .expect("a String takes all");
-            }
-            return (Verdict::Hold, Some(name), why);
-        }
-        let refusing = |gate: &Gate| {
-            let few = || gate.why_refusing_all(version, (baseline, self.usual.keys()));
-            let misses = || gate.why_missing(version, baseline);
-            let why = gate.why_refusing(version, baseline).or_else(few).or_else(misses)?;
-            Some((gate.event.gate(), why))
-        };
-        if let Some((name, why)) = self.gates.iter().find_map(refusing) {
-            return (Verdict::Hold, Some(name), why);
-        }
-        if let Some(drift) = &self.drift {
-            let (baseline, candidate) = self.policy.versions_of_arms();
-            let (verdict, why) = match drift.finding(baseline, candidate) {
-                Drifted::Passed => (Verdict::Advance, String::new()),
-                Drifted::RollBack(why) => (Verdict::RollBack, why),
-                Drifted::Hold(why) => (Verdict::Hold, why),
-                Drifted::Unknown(why) => (Verdict::InsufficientData, why),
-            };
-            if verdict != Verdict::Advance {
-                return (verdict, Some(DriftGate::NAME), why);
-            }
-        }
-        match self.why_tripped().or_else(|| self.why_silent(now)) {
-            Some(why) => (Verdict::InsufficientData, None, why),
-            None => (Verdict::Advance, None, "every gate has passed".into()),
-        }
-    }
-
-    /// That it is not let in who is to be answered by the candidate.
-    fn why_tripped(&self) -> Option<String> {
-        let Since::Tripped(_) = self.breakers[1].since else { return None };
-        let version = self.candidate();
-        Some(format!("the breaker of version {version} has tripped: it has to let everyone in"))
-    }
-
-    /// That the candidate has answered nobody lately.
-    fn why_silent(&self, now: Instant) -> Option<String> {
-        let version = self.candidate();
-        let by_answers = self.hanging.hangs_after() * LATELY_BY_ANSWERS;
-        let lately = (self.policy.dwell / LATELY).max(Duration::from_secs(1)).max(by_answers);
-        match self.answered {
-            None => Some(format!("version {version} has answered nobody yet")),
-            Some(answered) if now.saturating_duration_since(answered) > lately => {
-                Some(format!("version {version} has answered nobody for {lately:?}"))
-            }
-            Some(_) => None,
-        }
     }
 
     fn decide(&mut self, verdict: Verdict, why: String, now: Instant) {
@@ -832,11 +522,6 @@ impl Canary {
         };
         self.gates.iter().map(numbers).chain(self.drift.as_ref().map(DriftGate::numbers)).collect()
     }
-}
-
-/// To be read.
-fn rounded_up(time: Duration) -> String {
-    format!("{:?}", Duration::from_millis(time.as_millis().div_ceil(100) as u64 * 100))
 }
 
 /// Whether answers are compared in another way than before.

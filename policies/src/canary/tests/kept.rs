@@ -1,6 +1,7 @@
 //! What outlives reloads and restarts, and what does not.
 
 use super::*;
+use crate::canary::restart::KEPT;
 use crate::pick::Target;
 
 #[test]
