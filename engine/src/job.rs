@@ -2,17 +2,22 @@
 //! byte lengths that fit its model, so that nothing below ever has to doubt them: libtorch reads memory by the
 //! shape it is given. Every refusal is one line that names the input, what was expected and what came.
 
+mod refusal;
+mod sizes;
+
 use crate::batcher::{Criticality, Grouping, Priority};
 use crate::mailbox::Mailbox;
 use crate::model::{Dimension, Output, RANK_MAX, Rows, Slot, Spec, Version};
-use crate::padding;
-use crate::values::{Allowed, element, out_of_range, width};
+use crate::values::{Allowed, out_of_range, width};
 use bytes::Bytes;
+pub(crate) use refusal::{Refusal, shortened, shortened_to};
+use sizes::sizes;
+pub(crate) use sizes::{pad, with_masks};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use wire::{Datatype, Layout, Limits, Run, Status, TensorError, TensorMeta, TraceContext};
+use wire::{Datatype, Run, TensorMeta, TraceContext};
 
 /// A request on its way through the engine.
 pub(crate) struct Job {
@@ -120,133 +125,6 @@ pub(crate) struct Given {
     pub(crate) datatype: Datatype,
     pub(crate) shape: Vec<u64>,
     pub(crate) bytes: Range<usize>,
-}
-
-/// Why a request is not run.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Refusal {
-    #[error("no model `{model}`; there are {known}")]
-    UnknownModel { model: String, known: String },
-    #[error("model `{model}` has no version {version}; there are {known}")]
-    UnknownVersion { model: String, version: u64, known: String },
-    #[error("model `{model}` version {version} is still loading; known versions are {known}")]
-    Loading { model: String, version: u64, known: String },
-    #[error("model `{model}` version {version} is unavailable ({why}); known versions are {known}")]
-    Unavailable { model: String, version: u64, why: String, known: String },
-    #[error("unknown input `{name}`; the model takes {known}")]
-    UnknownInput { name: String, known: String },
-    #[error("input `{name}` is given twice")]
-    InputTwice { name: String },
-    #[error("input `{name}` is missing")]
-    InputMissing { name: String },
-    #[error("input `{name}`: {got} given, {want} expected")]
-    Datatype { name: String, want: &'static str, got: &'static str },
-    #[error("input `{name}`: BYTES given, and no `preprocess` of its model.yaml makes numbers of them")]
-    NoNumbers { name: String },
-    #[error("input `{name}`: shape {got:?} does not match {want}")]
-    Shape { name: String, want: String, got: Vec<u64> },
-    #[error("input `{name}` has {rank} dimensions, {want} expected")]
-    Rank { name: String, rank: usize, want: String },
-    #[error("input `{name}`: dimension {position} of {got:?} is 0; empty tensors are not run")]
-    Empty { name: String, position: usize, got: Vec<u64> },
-    #[error("input `{name}` has {got} rows, input `{other}` has {rows}")]
-    RowsDiffer { name: String, got: u64, other: String, rows: u64 },
-    #[error("input `{name}`: dimension `{dimension}` is {got}, in `{other}` it is {size}")]
-    SizesDiffer { dimension: String, name: String, got: u64, other: String, size: u64 },
-    #[error("input `{name}`: dimension `{dimension}` is {got}, at most {max} is allowed")]
-    TooLong { dimension: String, name: String, got: u64, max: u64 },
-    #[error("{rows} rows in one request, at most {most} run together")]
-    TooManyRows { rows: u64, most: u32 },
-    #[error("input `{name}`: a BOOL byte is {got}, only 0 and 1 are")]
-    Bool { name: String, got: u8 },
-    #[error("input `{name}`: {got} is not within {min} to {max}")]
-    Bounds { name: String, got: i128, min: i128, max: i128 },
-    #[error("input `{name}`, row {row} {why}")]
-    Unfit { name: String, row: usize, why: String },
-    #[error("one of its inputs cannot be decoded")]
-    Undecodable,
-    #[error("unknown output `{name}`; the model gives {known}")]
-    UnknownOutput { name: String, known: String },
-    #[error("output `{name}` is requested twice")]
-    OutputTwice { name: String },
-    #[error("input {0}")]
-    Tensor(#[from] TensorError),
-    #[error("request id {id} is already waiting on this connection")]
-    Duplicate { id: u64 },
-    #[error("the queue is full; what waits takes about {} ms", wait.as_millis())]
-    Overloaded { wait: Duration },
-    #[error("{got} {what} in one request, at most {most} are held at once")]
-    TooLarge { what: &'static str, got: u64, most: u64 },
-    #[error("it would be late: about {} ms of work stand before it", wait.as_millis())]
-    TooLate { wait: Duration },
-    #[error("it made way for somebody who matters more or asks less; what waits takes about {} ms", wait.as_millis())]
-    Shed { wait: Duration },
-    #[error("the deadline passed while the request was queued")]
-    Expired,
-    #[error("too little is left of the deadline for a run, which takes longer")]
-    Hopeless,
-    #[error("the engine is stopping")]
-    Stopping,
-}
-
-impl Refusal {
-    pub(crate) fn too_many_bytes(got: usize, most: usize) -> Self {
-        Self::TooLarge { what: "bytes", got: got as u64, most: most as u64 }
-    }
-
-    pub(crate) fn status(&self) -> Status {
-        match self {
-            Self::UnknownModel { .. }
-            | Self::UnknownVersion { .. }
-            | Self::Loading { .. }
-            | Self::Unavailable { .. } => Status::NotFound,
-            Self::UnknownInput { .. }
-            | Self::InputTwice { .. }
-            | Self::InputMissing { .. }
-            | Self::Datatype { .. }
-            | Self::NoNumbers { .. }
-            | Self::Unfit { .. }
-            | Self::Undecodable
-            | Self::Shape { .. }
-            | Self::Rank { .. }
-            | Self::Empty { .. }
-            | Self::RowsDiffer { .. }
-            | Self::SizesDiffer { .. }
-            | Self::TooLong { .. }
-            | Self::TooManyRows { .. }
-            | Self::Bool { .. }
-            | Self::Bounds { .. }
-            | Self::TooLarge { .. }
-            | Self::UnknownOutput { .. }
-            | Self::OutputTwice { .. }
-            | Self::Tensor(_)
-            | Self::Duplicate { .. } => Status::InvalidArgument,
-            Self::Overloaded { .. } | Self::TooLate { .. } | Self::Shed { .. } => Status::Overloaded,
-            Self::Expired | Self::Hopeless => Status::DeadlineExceeded,
-            Self::Stopping => Status::Unavailable,
-        }
-    }
-}
-
-impl Refusal {
-    /// Names what a version takes in place of its tensors as well.
-    fn with_raw(self, version: &Version) -> Self {
-        match (self, &version.preprocess) {
-            (Self::UnknownInput { name, known }, Some(preprocess)) => {
-                let known = format!("{known}, or {}", preprocess.names());
-                Self::UnknownInput { name, known }
-            }
-            (refusal, _) => refusal,
-        }
-    }
-
-    /// When it makes sense to ask again, where that is known.
-    pub(crate) fn retry_after(&self) -> Duration {
-        match self {
-            Self::Overloaded { wait } | Self::TooLate { wait } | Self::Shed { wait } => *wait,
-            _ => Duration::ZERO,
-        }
-    }
 }
 
 impl Request {
@@ -471,137 +349,6 @@ pub(crate) fn check_inputs(
     Ok(inputs)
 }
 
-/// The same, with the masks that were not sent.
-pub(crate) fn with_masks(
-    spec: &Spec,
-    inputs: Vec<Given>,
-    payload: &Bytes,
-) -> Result<(Vec<Given>, Bytes), Refusal> {
-    if spec.dimensions.is_empty() {
-        return Ok((inputs, payload.clone()));
-    }
-    let sizes = sizes(spec, &inputs)?;
-    pad(spec, inputs, payload, &sizes, &sizes)
-}
-
-/// How large the dimensions are that have a name.
-fn sizes(spec: &Spec, inputs: &[Given]) -> Result<Box<[u64]>, Refusal> {
-    let mut sizes: Vec<Option<(u64, &str)>> = vec![None; spec.dimensions.len()];
-    for given in inputs {
-        let slot = &spec.inputs[given.slot];
-        for (dimension, got) in slot.form.iter().flat_map(|form| &form.shape).zip(&given.shape) {
-            let Dimension::Named(at) = dimension else { continue };
-            let named = &spec.dimensions[*at];
-            if let Some(max) = named.max.filter(|max| got > max) {
-                let (dimension, name) = (named.name.clone(), slot.name.clone());
-                return Err(Refusal::TooLong { dimension, name, got: *got, max });
-            }
-            let (size, other) = *sizes[*at].get_or_insert((*got, &slot.name));
-            if size != *got {
-                return Err(Refusal::SizesDiffer {
-                    dimension: named.name.clone(),
-                    name: slot.name.clone(),
-                    got: *got,
-                    other: other.to_owned(),
-                    size,
-                });
-            }
-        }
-    }
-    // Only a mask that was not sent may have one that no other input has.
-    Ok(sizes.into_iter().map(|size| size.map_or(1, |(size, _)| size)).collect())
-}
-
-/// The inputs with their named dimensions made as large as `to`, and with the masks that were not sent; refused before
-/// anything is made where that would be too much.
-pub(crate) fn pad(
-    spec: &Spec,
-    inputs: Vec<Given>,
-    payload: &Bytes,
-    sizes: &[u64],
-    to: &[u64],
-) -> Result<(Vec<Given>, Bytes), Refusal> {
-    let rows = inputs.first().and_then(|given| given.shape.first()).copied().unwrap_or(1);
-    let tensors: Vec<Padded<'_>> = (0..)
-        .zip(&spec.inputs)
-        .filter_map(|(at, slot)| {
-            let given = inputs.iter().find(|given| given.slot == at);
-            Padded::of(at, slot, given, rows, sizes, to)
-        })
-        .collect();
-    let bytes = tensors.iter().try_fold(0usize, |sum, tensor| sum.checked_add(tensor.bytes()?));
-    let most = Limits::default().payload_bytes;
-    if bytes.is_none_or(|bytes| bytes > most) {
-        return Err(Refusal::too_many_bytes(bytes.unwrap_or(usize::MAX), most));
-    }
-    let (mut padded, mut layout) = (Vec::new(), Layout::default());
-    let one = |Padded { at, datatype, shape, to, given }: Padded<'_>| {
-        let slot = &spec.inputs[at];
-        let start = layout.place(to.iter().product::<u64>() as usize * width(datatype));
-        padded.resize(start, 0);
-        let filling = element(datatype, if slot.mask { 0.0 } else { slot.pad });
-        match given {
-            Some(given) => padding::pad(&payload[given.bytes.clone()], &shape, &to, &filling, &mut padded),
-            None => {
-                let ones = element(datatype, 1.0).repeat(shape.iter().product::<u64>() as usize);
-                padding::pad(&ones, &shape, &to, &filling, &mut padded);
-            }
-        }
-        Given { slot: at, datatype, shape: to, bytes: start..padded.len() }
-    };
-    let inputs = tensors.into_iter().map(one).collect();
-    Ok((inputs, padded.into()))
-}
-
-/// An input, and what is to become of it.
-struct Padded<'a> {
-    at: usize,
-    datatype: Datatype,
-    shape: Vec<u64>,
-    to: Vec<u64>,
-    /// Nothing for a mask that was not sent.
-    given: Option<&'a Given>,
-}
-
-impl<'a> Padded<'a> {
-    /// `None` for what was left out and is no mask.
-    fn of(
-        at: usize,
-        slot: &Slot,
-        given: Option<&'a Given>,
-        rows: u64,
-        sizes: &[u64],
-        to: &[u64],
-    ) -> Option<Self> {
-        let (datatype, shape) = match (given, &slot.form) {
-            (Some(given), _) => (given.datatype, given.shape.clone()),
-            (None, Some(form)) if slot.mask => {
-                let size = |dimension: &Dimension| match dimension {
-                    Dimension::Fixed(size) => *size,
-                    // Only the first is: manifest.rs has seen to it.
-                    Dimension::Free => rows,
-                    Dimension::Named(at) => sizes[*at],
-                };
-                (form.datatype, form.shape.iter().map(size).collect())
-            }
-            (None, _) => return None,
-        };
-        let size = |(dimension, size): (&Dimension, &u64)| match dimension {
-            Dimension::Named(at) => to[*at],
-            Dimension::Free | Dimension::Fixed(_) => *size,
-        };
-        let to = match &slot.form {
-            Some(form) => form.shape.iter().zip(&shape).map(size).collect(),
-            None => shape.clone(),
-        };
-        Some(Self { at, datatype, shape, to, given })
-    }
-
-    fn bytes(&self) -> Option<usize> {
-        wire::element_count(&self.to)?.checked_mul(width(self.datatype))
-    }
-}
-
 fn check_rows(slots: &[Slot], inputs: &[Given]) -> Result<(), Refusal> {
     let first = inputs.first().expect("a model with rows has inputs, and none of them is optional");
     let rows = first.shape[0];
@@ -639,18 +386,6 @@ const OUTPUTS_MAX: usize = 256;
 
 fn names(slots: &[Slot]) -> String {
     slots.iter().map(|slot| format!("`{}`", slot.name)).collect::<Vec<_>>().join(", ")
-}
-
-/// A name that the caller made up, cut to what fits a line.
-pub(crate) fn shortened(name: &str) -> String {
-    shortened_to(name, 80)
-}
-
-pub(crate) fn shortened_to(text: &str, characters: usize) -> String {
-    match text.char_indices().nth(characters) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
-    }
 }
 
 #[cfg(test)]
