@@ -21,6 +21,7 @@ mod large_policy;
 use hdrhistogram::Histogram;
 use large_policy::MODELS;
 use policies::{Attributes, Ledger, Live, Outcome, Sight, Snapshot};
+use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 // The proxy's.
@@ -155,20 +156,20 @@ struct Request {
 struct Caller<'a>(&'a str);
 
 impl Attributes for Caller<'_> {
-    fn header(&self, name: &str) -> Option<&str> {
-        (name == "x-user-id").then_some(self.0)
+    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
+        (name == "x-user-id").then_some(Cow::Borrowed(self.0))
     }
 
-    fn cookie(&self, _name: &str) -> Option<&str> {
+    fn cookie(&self, _name: &str) -> Option<Cow<'_, str>> {
         None
     }
 
-    fn query(&self, _name: &str) -> Option<&str> {
+    fn query(&self, _name: &str) -> Option<Cow<'_, str>> {
         None
     }
 
-    fn path(&self) -> &str {
-        "/v2/models/digits/infer"
+    fn path(&self) -> Cow<'_, str> {
+        "/v2/models/digits/infer".into()
     }
 }
 

@@ -5,22 +5,23 @@
 //! An empty value is no value. A caller whose user id is "" has no identity, and treating the empty text as one would
 //! put all such callers into the same arm.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
 /// Where a request's headers, cookies and path can be read.
 pub trait Attributes {
-    /// The first value of the header called `name`, which is in lower case; `None` if absent or not visible ASCII.
-    fn header(&self, name: &str) -> Option<&str>;
+    /// The first value of the header called `name`, which is in lower case.
+    fn header(&self, name: &str) -> Option<Cow<'_, str>>;
 
     /// The first value of the cookie called `name`, matched exactly.
-    fn cookie(&self, name: &str) -> Option<&str>;
+    fn cookie(&self, name: &str) -> Option<Cow<'_, str>>;
 
-    /// The first value of the query parameter called `name`, as it is written: matched exactly, not decoded.
-    fn query(&self, name: &str) -> Option<&str>;
+    /// The first value of the query parameter called `name`, decoded: there are several ways to write the same.
+    fn query(&self, name: &str) -> Option<Cow<'_, str>>;
 
-    /// What was asked for, without the query, as it is written: not decoded. Of a gRPC call it is `/SERVICE/METHOD`.
-    fn path(&self) -> &str;
+    /// What was asked for, without the query, decoded. Of a gRPC call it is `/SERVICE/METHOD`.
+    fn path(&self) -> Cow<'_, str>;
 
     /// The value of the one field of the body that the model's sticky key names, see
     /// [`ModelPolicy::asks_of_body`](crate::ModelPolicy::asks_of_body); `None` before the body has been read.
@@ -55,13 +56,13 @@ pub enum Field {
 
 impl Attribute {
     /// This attribute's value in `caller`; empty values count as absent.
-    pub fn of<'a>(&self, caller: &'a impl Attributes) -> Option<&'a str> {
+    pub fn of<'a>(&self, caller: &'a impl Attributes) -> Option<Cow<'a, str>> {
         let value = match self {
             Self::Header(name) => caller.header(name),
             Self::Cookie(name) => caller.cookie(name),
             Self::Query(name) => caller.query(name),
             Self::Path => Some(caller.path()),
-            Self::Body(_) => caller.of_body(),
+            Self::Body(_) => caller.of_body().map(Cow::Borrowed),
         };
         value.filter(|value| !value.is_empty())
     }
@@ -100,7 +101,7 @@ impl Condition {
     pub(crate) fn holds(&self, caller: &impl Attributes) -> bool {
         let value = self.attribute.of(caller);
         match &self.test {
-            Test::Equals(wanted) => value == Some(wanted),
+            Test::Equals(wanted) => value.is_some_and(|value| value == **wanted),
             Test::StartsWith(wanted) => value.is_some_and(|value| value.starts_with(&**wanted)),
             Test::Present => value.is_some(),
             Test::Absent => value.is_none(),
@@ -124,22 +125,22 @@ impl fmt::Display for Condition {
 /// `("query:uid", "ana")` a parameter, `("path", "/v2")` the path, and `("body", "ana")` what was read of the body.
 #[cfg(test)]
 impl<const N: usize> Attributes for [(&str, &str); N] {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.iter().find(|(written, _)| *written == name).map(|(_, value)| *value)
+    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
+        self.iter().find(|(written, _)| *written == name).map(|(_, value)| Cow::Borrowed(*value))
     }
 
-    fn cookie(&self, name: &str) -> Option<&str> {
-        self.iter()
-            .find(|(written, _)| written.strip_prefix("cookie:") == Some(name))
-            .map(|(_, value)| *value)
+    fn cookie(&self, name: &str) -> Option<Cow<'_, str>> {
+        let is_its = |written: &str| written.strip_prefix("cookie:") == Some(name);
+        self.iter().find(|(written, _)| is_its(written)).map(|(_, value)| Cow::Borrowed(*value))
     }
 
-    fn query(&self, name: &str) -> Option<&str> {
-        self.iter().find(|(written, _)| written.strip_prefix("query:") == Some(name)).map(|(_, value)| *value)
+    fn query(&self, name: &str) -> Option<Cow<'_, str>> {
+        let is_its = |written: &str| written.strip_prefix("query:") == Some(name);
+        self.iter().find(|(written, _)| is_its(written)).map(|(_, value)| Cow::Borrowed(*value))
     }
 
-    fn path(&self) -> &str {
-        self.iter().find(|(written, _)| *written == "path").map_or("/", |(_, value)| *value)
+    fn path(&self) -> Cow<'_, str> {
+        Cow::Borrowed(self.iter().find(|(written, _)| *written == "path").map_or("/", |(_, value)| *value))
     }
 
     fn of_body(&self) -> Option<&str> {
@@ -154,11 +155,11 @@ mod tests {
     #[test]
     fn an_empty_value_is_no_identity() {
         let user = Attribute::Header("x-user-id".into());
-        assert_eq!(user.of(&[("x-user-id", "ana")]), Some("ana"));
+        assert_eq!(user.of(&[("x-user-id", "ana")]).as_deref(), Some("ana"));
         assert_eq!(user.of(&[("x-user-id", "")]), None);
         assert_eq!(user.of(&[("cookie:x-user-id", "ana")]), None);
-        assert_eq!(Attribute::Cookie("uid".into()).of(&[("cookie:uid", "ana")]), Some("ana"));
-        assert_eq!(Attribute::Query("uid".into()).of(&[("query:uid", "ana")]), Some("ana"));
+        assert_eq!(Attribute::Cookie("uid".into()).of(&[("cookie:uid", "ana")]).as_deref(), Some("ana"));
+        assert_eq!(Attribute::Query("uid".into()).of(&[("query:uid", "ana")]).as_deref(), Some("ana"));
         assert_eq!(Attribute::Query("uid".into()).of(&[("cookie:uid", "ana")]), None);
     }
 

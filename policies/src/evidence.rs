@@ -177,11 +177,19 @@ pub(crate) mod tests {
 
     impl Dice {
         pub(crate) fn falls(&mut self, chance: f64) -> bool {
+            self.draw() <= chance
+        }
+
+        pub(crate) fn below(&mut self, most: u64) -> u64 {
+            (self.draw() * most as f64) as u64
+        }
+
+        fn draw(&mut self) -> f64 {
             self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
             let mut mixed = self.0;
             mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
             mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1u64 << 53) as f64 <= chance
+            ((mixed ^ (mixed >> 31)) >> 11) as f64 / (1u64 << 53) as f64
         }
     }
 

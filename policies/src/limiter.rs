@@ -175,12 +175,12 @@ impl Limiter {
     }
 
     /// Under which name a caller is remembered. Nobody can choose two keys of one name without knowing the process.
-    fn name<'k>(&self, key: &'k str) -> Cow<'k, str> {
+    fn name<'k>(&self, key: Cow<'k, str>) -> Cow<'k, str> {
         if key.len() <= Self::LONGEST_KEY {
-            return Cow::Borrowed(key);
+            return key;
         }
         let [one, other] = &self.long;
-        Cow::Owned(format!("{:016x}{:016x}", one.hash_one(key), other.hash_one(key)))
+        Cow::Owned(format!("{:016x}{:016x}", one.hash_one(&key), other.hash_one(&key)))
     }
 
     /// Locks the limit and finds the caller's bucket. Callers lock limits in the order of their names.
@@ -191,7 +191,7 @@ impl Limiter {
 
     /// By which a caller is known here. Made before the lock is taken: a key is as long as its caller likes.
     fn key<'a>(&self, caller: &'a impl Attributes) -> Option<Cow<'a, str>> {
-        self.policy.key.as_ref().map(|key| self.name(key.of(caller).unwrap_or("")))
+        self.policy.key.as_ref().map(|key| self.name(key.of(caller).unwrap_or_default()))
     }
 
     /// The same for a caller who has a reservation here: the bucket of that, for as long as it owes anything.

@@ -245,7 +245,7 @@ impl Split {
         let Some(sticky) = &self.stickiness else { return drawn(draw, PickReason::Random, None) };
         match (sticky.key.of(caller), &sticky.without_key) {
             (Some(key), _) => {
-                let point = sticky.point(key);
+                let point = sticky.point(&key);
                 drawn(point, PickReason::Sticky, Some(point))
             }
             (None, WithoutKey::Random) => drawn(draw, PickReason::Random, None),

@@ -342,7 +342,7 @@ pub(crate) enum Attribute {
     Header(String),
     /// The value of this cookie.
     Cookie(String),
-    /// The value of this parameter in the URL's query, as it is written there.
+    /// The value of this parameter in the URL's query, decoded.
     Query(String),
 }
 
@@ -354,7 +354,7 @@ pub(crate) enum StickyKey {
     Header(String),
     /// The value of this cookie.
     Cookie(String),
-    /// The value of this parameter in the URL's query, as it is written there.
+    /// The value of this parameter in the URL's query, decoded.
     Query(String),
     /// The value of this parameter of the request, `parameters` in its body: a text, a whole number, or `true` or `false`.
     Parameter(String),
@@ -393,7 +393,7 @@ pub(crate) struct Condition {
     /// Looks at this cookie.
     #[serde(default, deserialize_with = "given")]
     pub(crate) cookie: Option<String>,
-    /// Looks at this parameter in the URL's query, as it is written there.
+    /// Looks at this parameter in the URL's query, decoded.
     #[serde(default, deserialize_with = "given")]
     pub(crate) query: Option<String>,
     /// Looks at the path.
@@ -411,7 +411,7 @@ pub(crate) struct Condition {
     pub(crate) present: Option<bool>,
 }
 
-/// One of `equals` and `starts_with`. The path is that of the URL as it is written, without the query, and of a gRPC call
+/// One of `equals` and `starts_with`. The path is that of the URL, decoded and without the query, and of a gRPC call
 /// `/SERVICE/METHOD`: it tells by which protocol a request comes.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -1,5 +1,6 @@
 //! The files that ship with the project are what they say: the examples compile, the schema is current.
 
+use std::borrow::Cow;
 use std::fs;
 use std::path::Path;
 
@@ -9,20 +10,20 @@ use policies::{Attributes, Ledger, Snapshot, Version};
 struct Caller(&'static [(&'static str, &'static str)]);
 
 impl Attributes for Caller {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| *value)
+    fn header(&self, name: &str) -> Option<Cow<'_, str>> {
+        self.0.iter().find(|(known, _)| *known == name).map(|(_, value)| Cow::Borrowed(*value))
     }
 
-    fn cookie(&self, name: &str) -> Option<&str> {
+    fn cookie(&self, name: &str) -> Option<Cow<'_, str>> {
         self.header(name)
     }
 
-    fn query(&self, _name: &str) -> Option<&str> {
+    fn query(&self, _name: &str) -> Option<Cow<'_, str>> {
         None
     }
 
-    fn path(&self) -> &str {
-        self.header("path").unwrap_or("/v2/models/digits/infer")
+    fn path(&self) -> Cow<'_, str> {
+        self.header("path").unwrap_or("/v2/models/digits/infer".into())
     }
 }
 

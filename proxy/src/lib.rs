@@ -72,6 +72,7 @@ pub mod log;
 mod gate;
 mod connectors;
 pub mod remote;
+mod unreachable;
 mod translated;
 pub mod directory;
 pub mod supervisor;

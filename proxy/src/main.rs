@@ -13,7 +13,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// An inference sidecar: splits traffic between model versions and answers from the same machine.
 #[derive(Parser)]
-#[command(version)]
+#[command(name = "penstock", version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

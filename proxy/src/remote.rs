@@ -10,6 +10,7 @@ use crate::deadline::{Deadline, TIMEOUT, header_number};
 use crate::growing::Growing;
 use crate::refusal::Refusal;
 use crate::slots::{Slot, Slots};
+use crate::unreachable::Unreachable;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, StatusCode, header};
 use pingora::connectors::http::Connector;
@@ -76,12 +77,18 @@ pub struct Remotes {
     connectors: Connectors,
     resolved: Mutex<HashMap<(String, u16), (SocketAddr, Instant)>>,
     answers: Arc<Slots>,
+    unreachable: Unreachable,
 }
 
 impl Default for Remotes {
     fn default() -> Self {
         let answers = Arc::new(Slots::new(usize::MAX, ANSWERS_BYTES_MAX));
-        Self { connectors: Connectors::default(), resolved: Mutex::default(), answers }
+        Self {
+            connectors: Connectors::default(),
+            resolved: Mutex::default(),
+            answers,
+            unreachable: Unreachable::default(),
+        }
     }
 }
 
@@ -227,7 +234,11 @@ impl Remotes {
             })?;
             Ok(Passed { hops, ..passed })
         };
-        tokio::time::timeout_at(deadline.at.into(), exchange).await.map_err(|_| deadline.exceeded())?
+        let answer = tokio::time::timeout_at(deadline.at.into(), exchange).await;
+        if let Ok(Err(Refusal::RemoteUnreachable(why))) = &answer {
+            self.unreachable.tell(remote, why, Instant::now());
+        }
+        answer.map_err(|_| deadline.exceeded())?
     }
 
     /// `patience` is for its address, for the connection, and for what TLS takes, each: so a quarter of the time is left for another

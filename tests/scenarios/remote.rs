@@ -77,6 +77,8 @@ fn a_server_that_is_gone_trips_its_breaker_and_another_version_answers() {
     let asked_again =
         "penstock_retries_total{model=\"m\",version=\"2\",reason=\"unreachable\",outcome=\"answered\"}";
     assert_eq!(stack.metric(asked_again), 1.0);
+    let told = stack.log().matches("cannot be reached: ").count();
+    assert_eq!(told, 1, "whoever only reads the log knows, and is told once: {}", stack.log());
     assert_eq!(
         stack.metric("penstock_breaker_state{model=\"m\",version=\"2\"}"),
         2.0,

@@ -116,7 +116,7 @@ impl CanaryPolicy {
         let Some(sticky) = &self.stickiness else { return at(draw, PickReason::Random, None) };
         match (sticky.key.of(caller), &sticky.without_key) {
             (Some(key), _) => {
-                let point = sticky.point(key);
+                let point = sticky.point(&key);
                 at(point, PickReason::Sticky, Some(point))
             }
             (None, WithoutKey::Random) => at(draw, PickReason::Random, None),

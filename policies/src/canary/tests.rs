@@ -209,20 +209,47 @@ fn without_data_nothing_ever_advances() {
     assert_eq!((world.canary.step, world.canary.phase.clone()), (0, Phase::Running));
 }
 
-/// 10,000 rollouts that hear too little of their candidate, each of another length.
+/// 10,000 rollouts that hear too little of their candidate: by requests or by users of whom some come again, with one or two gates, at
+/// any time of any number of steps, beside a baseline that is asked much or little.
 #[test]
 fn too_little_data_advances_nobody() {
+    let policies = [
+        "steps: [10], dwell: 1m, gates: {errors: {at_most: 5}}",
+        "steps: [1, 50], dwell: 10m, gates: {errors: {at_most: 5}, latency: {over: 1s, at_most: 4}}",
+        "steps: [30], dwell: 1m, sticky: {header: user}, gates: {errors: {at_most: 5}}",
+        "steps: [5, 20, 50], dwell: 30s, sticky: {header: user}, gates: {errors: {at_most: 3}, latency: {over: 2s, at_most: 5}}",
+    ];
+    let mut lengths = std::collections::BTreeSet::new();
     for seed in 0..10_000 {
-        let mut world = World::new("steps: [10], dwell: 1m, gates: {errors: {at_most: 5}}", seed);
-        let heard = seed % 50; // 59 without a failure would do
-        for _ in 0..heard {
-            world.tell(true, FAST);
-            world.tell(false, FAST);
+        let mut world = World::new(policies[seed as usize % policies.len()], seed);
+        let is_sticky = world.canary.policy.stickiness.is_some();
+        let heard = world.dice.below(59) as usize; // 59 of whom none fails would do
+        let of_baseline = world.dice.below(300) as usize;
+        for at in 0..heard.max(of_baseline) {
+            world.now += Duration::from_millis(world.dice.below(2_000));
+            for is_candidate in [true, false] {
+                if at >= if is_candidate { heard } else { of_baseline } {
+                    continue;
+                }
+                let key = is_sticky.then(|| world.dice.below(200) * 2 + u64::from(is_candidate));
+                let took = Duration::from_millis(world.dice.below(900));
+                let (assigned, now) = (world.assigned(is_candidate), world.now);
+                world.canary.witness(assigned, key, Sight::Answered(took), now);
+            }
+            if world.dice.falls(0.1) {
+                world.canary.judge(world.now);
+            }
         }
-        assert_eq!(world.wait(60), Some(Verdict::InsufficientData), "seed {seed}");
-        assert_eq!(world.wait(86_400), None, "seed {seed}");
-        assert_eq!((world.canary.step, world.canary.phase.clone()), (0, Phase::Running), "seed {seed}");
+        for seconds in [60, 600, 86_400] {
+            world.wait(seconds);
+        }
+        let (step, phase) = (world.canary.step, world.canary.phase.clone());
+        assert_eq!((step, phase), (0, Phase::Running), "seed {seed}: {heard} and {of_baseline} were heard");
+        let last = world.canary.status().verdicts.pop().map(|record| record.verdict);
+        assert_eq!(last, Some(Verdict::InsufficientData), "seed {seed}");
+        lengths.insert((heard, of_baseline));
     }
+    assert!(lengths.len() > 5_000, "{} that differ", lengths.len());
 }
 
 /// One request in a thousand fails at the baseline and one in a hundred at the candidate, which a threshold of 5 % lets pass.

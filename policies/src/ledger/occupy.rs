@@ -74,9 +74,9 @@ impl Crowd {
     }
 
     fn enter(self: &Arc<Self>, caller: &impl Attributes) -> Option<Place> {
-        let key = self.policy.key.as_ref().and_then(|key| key.of(caller)).unwrap_or("");
+        let key = self.policy.key.as_ref().and_then(|key| key.of(caller)).unwrap_or_default();
         let mut by_key = self.lock();
-        let key = match by_key.get_key_value(key) {
+        let key = match by_key.get_key_value(&*key) {
             Some((key, count)) if *count < self.policy.in_flight_max.get() => Arc::clone(key),
             Some(_) => return None,
             None => Arc::from(key),
