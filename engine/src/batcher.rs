@@ -26,6 +26,7 @@
 
 mod before;
 mod budget;
+mod division;
 mod forecast;
 mod plan;
 mod profile;
@@ -253,6 +254,7 @@ pub struct Piece<T> {
 pub struct Claim {
     bucket: Bucket,
     number: u64,
+    jobs: u32,
     rows: u32,
     hold: Hold,
     began: Instant,
@@ -267,6 +269,13 @@ pub struct Claim {
 pub enum Ended {
     /// As it should.
     Ran,
+    /// In parts, because it had failed, and some of its jobs had answers.
+    Divided {
+        /// So many of its jobs failed alone as well.
+        failed: u32,
+        /// So many left before they could run again.
+        left: u32,
+    },
     /// Otherwise; how long it took says nothing.
     Failed,
     /// For want of memory: fewer rows may fit.
@@ -391,6 +400,7 @@ impl<T: Clone> Batcher<T> {
         };
         let profile = self.profile(&ticket.bucket);
         profile.arrivals.observe(now);
+        profile.division.forget(now);
         if let Grouping::Together { max_rows } = ticket.grouping {
             profile.limit(max_rows);
         }
@@ -412,7 +422,14 @@ impl<T: Clone> Batcher<T> {
             if let Some(forecast) = forecast
                 && forecast.answered > left
             {
-                match self.make_time(&ticket, last, forecast, &victims, now) {
+                // Nobody has to go because those whom it runs with fail.
+                let is_late_anyway = forecast.answered - forecast.longer > left;
+                let all = if is_late_anyway {
+                    self.make_time(&ticket, last, forecast, &victims, now)
+                } else {
+                    None
+                };
+                match all {
                     Some(all) => victims = all,
                     None if forecast.alone > left => return Err(Refused::Hopeless(ticket.payload)),
                     None => {
@@ -469,6 +486,15 @@ impl<T: Clone> Batcher<T> {
         let back = now + curve.and_then(|curve| curve.typical(rows)).unwrap_or_default();
         let running = self.running.iter_mut().find(|running| running.number == claim.number);
         running.expect("its claim is out").back = back;
+    }
+
+    /// The batch of this claim has failed, and its parts are to run; nobody waits for their answers any longer than `until`.
+    pub fn divides(&mut self, claim: u64, until: Option<Instant>, now: Instant) {
+        let Some(at) = self.running.iter().position(|running| running.number == claim) else { return };
+        let Running { bucket, rows, .. } = &self.running[at];
+        let again = self.known(bucket).and_then(|profile| profile.division.again(&profile.curve, *rows));
+        let Some(back) = again.map(|again| now + again) else { return };
+        self.running[at].back = until.map_or(back, |until| back.min(until.max(now)));
     }
 
     /// Takes back the claim of a batch, and learns from it.
@@ -663,6 +689,7 @@ impl<T: Clone> Batcher<T> {
             })
             .collect();
         pieces.sort_by_key(|(connection, _)| *connection);
+        let jobs = pieces.len() as u32;
         let pieces = pieces.into_iter().map(|(_, piece)| piece).collect();
         self.queues.get_mut(&bucket).expect("nobody removed it").held_since = None;
         self.reopen(bucket.clone());
@@ -683,7 +710,7 @@ impl<T: Clone> Batcher<T> {
             late,
             closed,
             expected,
-            claim: Claim { bucket, number, rows, hold, began: now, explores, ran: None },
+            claim: Claim { bucket, number, jobs, rows, hold, began: now, explores, ran: None },
         }
     }
 
@@ -754,6 +781,13 @@ impl<T: Clone> Batcher<T> {
     }
 }
 
+impl Claim {
+    /// Which one it is.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+}
+
 impl Grouping {
     /// Runs of a version at the same time, at most, if so many are of use.
     pub(crate) fn at_once(self, measured: usize) -> usize {
@@ -807,6 +841,12 @@ impl<T> Queue<T> {
     /// What its version may have.
     fn bound(&self, version: u32) -> Bound {
         Bound { version, lanes: self.lanes, at_once: self.at_once }
+    }
+
+    /// Rows that a job has, on the average.
+    fn each(&self) -> u32 {
+        let jobs = self.waiting.len().max(1) as u64;
+        u32::try_from((self.rows + jobs / 2) / jobs).unwrap_or(u32::MAX).max(1)
     }
 
     /// Rows that are at least as urgent.

@@ -87,6 +87,8 @@ struct Bisection {
     /// When the batch was begun, and why it had no more rows, if it is not divided.
     ran: (Instant, Closed),
     failed: Vec<Arc<Job>>,
+    /// So many were late before they could run again, or nobody waited for them any more.
+    left: usize,
     some_ran: bool,
 }
 
@@ -146,6 +148,9 @@ impl Lane {
         match self.answer_fit(&fit, formed) {
             // That says nothing about a run of all.
             Ended::Ran if fit.len() < pieces.len() => Ended::Failed,
+            Ended::Divided { failed, left } => {
+                Ended::Divided { failed, left: left + (pieces.len() - fit.len()) as u32 }
+            }
             ended => ended,
         }
     }
@@ -182,16 +187,27 @@ impl Lane {
             pieces.iter().for_each(|piece| self.give_up(&piece.job, Status::DeviceLost, &failure, ran));
             return Ended::Failed;
         }
+        if pieces.len() > 1 {
+            self.queue.divides(self.number);
+        }
         let closed = if pieces.len() > 1 { Closed::Divided } else { formed.0 };
-        let mut bisection = Bisection { ran: (started, closed), failed: Vec::new(), some_ran: false };
+        let mut bisection =
+            Bisection { ran: (started, closed), failed: Vec::new(), left: 0, some_ran: false };
         self.bisect(pieces, &failure, &mut bisection);
+        let Bisection { failed, left, some_ran, .. } = bisection;
         // Where all fail, the model is to blame.
-        if bisection.some_ran {
-            bisection.failed.iter().for_each(|job| self.queue.convict(job));
+        if some_ran {
+            failed.iter().for_each(|job| self.queue.convict(job));
         }
         // A row that wants more than there is, while others run, says nothing about how many of those fit.
-        let is_one_row = bisection.some_ran && !bisection.failed.is_empty();
-        if failure.error.out_of_memory && !is_one_row { Ended::OutOfMemory } else { Ended::Failed }
+        let is_one_row = some_ran && !failed.is_empty();
+        if failure.error.out_of_memory && !is_one_row {
+            Ended::OutOfMemory
+        } else if some_ran {
+            Ended::Divided { failed: failed.len() as u32, left: left as u32 }
+        } else {
+            Ended::Failed
+        }
     }
 
     /// Runs the parts of what failed, gathered again from the original bytes, until those that the model cannot take
@@ -204,7 +220,9 @@ impl Lane {
             return;
         };
         for part in parts {
+            let all = part.len();
             let part = still_wanted(part);
+            into.left += all - part.len();
             if part.is_empty() {
                 continue;
             }
@@ -452,10 +470,62 @@ mod tests {
         assert_eq!(replies(world.theirs, 4), [late(1), failed, late(3), late(4)]);
     }
 
+    /// How a run of four requests ends, if one that has these values fails so.
+    fn ended(fails: impl Fn(&[f32]) -> Option<ModelError> + Send + Sync + 'static) -> Ended {
+        let mut world = World::of(move |inputs| {
+            let x = fp32(&inputs[0]);
+            fails(&x).map_or_else(|| Ok(vec![output_fp32("y", &inputs[0].shape, &x)]), Err)
+        });
+        let pieces = [1, 2, 3, 4].map(|id| world.piece(id, None));
+        world.answer(&pieces)
+    }
+
+    #[test]
+    fn of_a_batch_that_is_divided_is_told_how_many_requests_failed_alone() {
+        let poison = |is_poison: bool| is_poison.then(|| ModelError::new("poison"));
+        assert_eq!(ended(move |_| poison(false)), Ended::Ran);
+        assert_eq!(ended(move |x| poison(x.contains(&3.0))), Ended::Divided { failed: 1, left: 0 });
+        assert_eq!(
+            ended(move |x| poison(x.len() > 2 || x.contains(&3.0) || x.contains(&2.0))),
+            Ended::Divided { failed: 2, left: 0 }
+        );
+        assert_eq!(
+            ended(move |x| poison(x.len() > 2)),
+            Ended::Divided { failed: 0, left: 0 },
+            "none of them was to blame"
+        );
+        assert_eq!(ended(move |_| poison(true)), Ended::Failed, "and here the model is");
+        let too_large = |x: &[f32]| {
+            (x.len() > 2).then(|| ModelError { out_of_memory: true, ..ModelError::new("no memory") })
+        };
+        assert_eq!(ended(too_large), Ended::OutOfMemory);
+    }
+
+    #[test]
+    fn who_leaves_while_a_batch_is_divided_is_neither_found_nor_acquitted() {
+        let expires = Instant::now() + Duration::from_millis(50);
+        let mut world = World::of(move |inputs| {
+            let x = fp32(&inputs[0]);
+            if x == [1.0, 2.0] {
+                while Instant::now() <= expires {
+                    std::thread::yield_now();
+                }
+            }
+            let is_poison = x.contains(&4.0);
+            if is_poison {
+                Err(ModelError::new("poison"))
+            } else {
+                Ok(vec![output_fp32("y", &inputs[0].shape, &x)])
+            }
+        });
+        let pieces = [1, 2, 3, 4].map(|id| world.piece(id, (id == 4).then_some(expires)));
+        assert_eq!(world.answer(&pieces), Ended::Divided { failed: 0, left: 1 });
+    }
+
     /// Four requests run together, and then each again by itself.
     fn each_runs_again(mut world: World, runs: &Mutex<Vec<Vec<f32>>>) {
         let pieces = [1, 2, 3, 4].map(|id| world.piece(id, None));
-        assert_eq!(world.answer(&pieces), Ended::Failed);
+        assert_eq!(world.answer(&pieces), Ended::Divided { failed: 0, left: 0 });
         assert_eq!(*runs.lock().unwrap(), [&[1.0, 2.0, 3.0, 4.0][..], &[1.0], &[2.0], &[3.0], &[4.0]]);
         let answered = |id| (id, Status::Ok, String::new());
         assert_eq!(replies(world.theirs, 4), [1, 2, 3, 4].map(answered));

@@ -53,6 +53,8 @@ struct State {
     called: Option<usize>,
     /// What each lane runs.
     running: Vec<Option<Pieces>>,
+    /// The number of its claim, or of its last one.
+    claims: Vec<u64>,
     /// The lane that runs a request once more which it has answered.
     looking: Option<usize>,
     stopping: bool,
@@ -66,6 +68,7 @@ impl Queue {
             idle: Vec::new(),
             called: None,
             running: vec![None; lanes],
+            claims: vec![0; lanes],
             looking: None,
             stopping: false,
         };
@@ -161,6 +164,7 @@ impl Queue {
             let until = match state.batcher.next(now) {
                 Next::Run(batch) => {
                     state.running[lane] = Some(Arc::clone(&batch.pieces));
+                    state.claims[lane] = batch.claim.number();
                     // One wake-up leads to the next while there is work, so that none is made for nothing.
                     self.wake_one(state);
                     self.begun.fetch_add(1, Ordering::Relaxed);
@@ -222,6 +226,16 @@ impl Queue {
             state.batcher.extend(claim, rows, Instant::now());
         }
         may
+    }
+
+    /// The batch that a lane runs has failed, and its parts are to run.
+    pub(crate) fn divides(&self, lane: usize) {
+        let mut state = self.lock();
+        let State { batcher, running, claims, .. } = &mut *state;
+        let Some(pieces) = &running[lane] else { return };
+        let deadlines: Option<Vec<_>> = pieces.iter().map(|piece| piece.job.terms.deadline).collect();
+        let until = deadlines.and_then(|all| all.into_iter().max());
+        batcher.divides(claims[lane], until, Instant::now());
     }
 
     /// Takes back the claim of the batch that a lane has run.
@@ -625,6 +639,36 @@ mod tests {
         world.queue.finish(0, run.claim, Ended::Ran);
         runs_of(3);
         assert_eq!(world.queue.abandoned(0, deadline), None, "it is back");
+    }
+
+    #[test]
+    fn who_comes_while_a_batch_is_divided_is_refused_if_its_parts_take_too_long() {
+        let (world, now) = (World::new(), Instant::now());
+        let mut curve = Curve::default();
+        (0..5).for_each(|_| [1, 2, 4].iter().for_each(|rows| curve.observe(*rows, Duration::from_secs(1))));
+        world.queue.seed(&bucket_of(&world.job(0, 0).request, false), curve);
+        let run = |first: u64| {
+            let jobs: Vec<_> = (first..first + 2).map(|id| world.job(id, 0)).collect();
+            world.submit(&jobs.iter().collect::<Vec<_>>(), now);
+            world.queue.next(0).unwrap().claim
+        };
+        for first in 0..20 {
+            let claim = run(100 + 2 * first);
+            world.queue.finish(0, claim, Ended::Divided { failed: 1, left: 0 });
+        }
+        let claim = run(5);
+        let ask = |id| {
+            let terms = Terms { deadline: Some(Instant::now() + Duration::from_millis(2500)), ..terms(id) };
+            let job = Job::new(one_row(&world.version, &[0.0]), terms, Arc::clone(&world.mailbox));
+            let mut refused = Vec::new();
+            world.queue.submit(&mut vec![Order::Run(Arc::new(job))], &mut refused, Instant::now());
+            refused
+        };
+        assert!(ask(9).is_empty(), "a run is back in a second");
+        world.queue.divides(0);
+        assert!(matches!(ask(10)[..], [(10, Refusal::TooLate { .. })]), "and its parts in two more");
+        world.queue.finish(0, claim, Ended::Divided { failed: 1, left: 0 });
+        assert!(ask(11).is_empty());
     }
 
     #[test]

@@ -21,6 +21,8 @@ const MARGIN: f64 = 1.3;
 pub(super) struct Forecast {
     pub(super) waits: Duration,
     pub(super) answered: Duration,
+    /// So much of that because batches may be divided.
+    pub(super) longer: Duration,
     /// What a run of no more than its own rows takes, and may well take; nothing if that was not tried lately.
     pub(super) alone: Duration,
     pub(super) alone_slow: Duration,
@@ -59,6 +61,7 @@ impl<T: Clone> Batcher<T> {
         match grouping {
             Grouping::Together { max_rows } => {
                 let (most, best) = (rows.min(max_rows).max(1), profile.efficient?.min(max_rows));
+                let best = best.min(profile.most_rows(|| most));
                 let alone = profile.curve.typical(most)?.saturating_mul(rows.div_ceil(most));
                 let with_others = profile.curve.typical(best)?.mul_f64(f64::from(rows) / f64::from(best));
                 Some((alone, with_others.min(alone)))
@@ -105,28 +108,41 @@ impl<T: Clone> Batcher<T> {
             }
         }
         let own_bound = ticket.bound();
-        let mut last = 0;
+        let left = ticket.deadline.map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(now));
+        // How much longer so many batches take because requests fail, if that is reckoned with.
+        let longer = |rows, batches| match ticket.grouping {
+            Grouping::Together { .. } if own.division.is_known() => {
+                own.division.longer(&own.curve, (rows, self.each(ticket)), batches, left)
+            }
+            Grouping::Together { .. } | Grouping::Alone | Grouping::Serial => None,
+        };
+        let (mut last, mut ahead) = (0, Duration::ZERO);
         if is_tried {
             let (runs, takes, size) = self.batches(ticket, own, with)?;
             last = size;
             if runs > 0 {
-                before.add(own_bound, runs, takes * ticket.lanes as u32);
+                ahead = longer(size, runs).unwrap_or_default();
+                before.add(own_bound, runs, (takes + ahead) * ticket.lanes as u32);
             }
         }
         let waits = before.wait_behind(own_bound, self.lanes, &self.running, now);
         if !is_tried {
-            let alone = Duration::ZERO;
-            let forecast = Forecast { waits, answered: waits, alone, alone_slow: alone };
+            let (alone, longer) = (Duration::ZERO, Duration::ZERO);
+            let forecast = Forecast { waits, answered: waits, longer, alone, alone_slow: alone };
             return (!waits.is_zero()).then_some(forecast);
         }
         let (alone, alone_slow) = (own.curve.typical(piece)?, own.curve.slow(piece)?);
-        let run = if waits.is_zero() {
+        let whole = if waits.is_zero() {
             // Who finds nothing before it gets the benefit of the doubt.
             own.curve.typical(last)?
         } else {
             own.curve.slow(last)?
         };
-        Some(Forecast { waits, answered: waits + run, alone, alone_slow })
+        let in_parts = if waits.is_zero() { None } else { longer(last, 1) };
+        let in_parts = in_parts.and_then(|longer| Some(own.curve.typical(last)? + longer));
+        let run = in_parts.map_or(whole, |in_parts| in_parts.max(whole));
+        let longer = ahead / self.lanes as u32 + (run - whole);
+        Some(Forecast { waits, answered: waits + run, longer, alone, alone_slow })
     }
 
     /// The runs of its bucket before the one with the last rows of a job, if so many rows stand before it, and how long they take
@@ -134,7 +150,7 @@ impl<T: Clone> Batcher<T> {
     fn batches(&self, ticket: &Ticket<T>, own: &Profile, with: u64) -> Option<(u64, Duration, u32)> {
         match ticket.grouping {
             Grouping::Together { max_rows } => {
-                let full = self.full(own, &ticket.bucket, max_rows)?;
+                let full = self.full(own, &ticket.bucket, max_rows, || self.each(ticket))?;
                 let all = with + u64::from(ticket.rows);
                 let runs = (all - 1) / u64::from(full);
                 let last = (all - 1) % u64::from(full) + 1;
@@ -150,9 +166,22 @@ impl<T: Clone> Batcher<T> {
         }
     }
 
-    /// Rows of the runs of a bucket when many wait, as far as they are known: as many as is of use, and as there is memory for.
-    fn full(&self, profile: &Profile, bucket: &Bucket, max_rows: u32) -> Option<u32> {
-        let full = profile.efficient?.min(self.capped(bucket, max_rows));
+    /// Rows of those that wait in the bucket of a job, on the average; its own if there are none.
+    fn each(&self, ticket: &Ticket<T>) -> u32 {
+        let queue = self.queues.get(&ticket.bucket).filter(|queue| queue.rows > 0);
+        queue.map_or(ticket.rows, Queue::each)
+    }
+
+    /// Rows of the runs of a bucket when many jobs of so many rows wait, as far as they are known: as many as is of use, and as
+    /// there is memory for.
+    fn full(
+        &self,
+        profile: &Profile,
+        bucket: &Bucket,
+        max_rows: u32,
+        each: impl FnOnce() -> u32,
+    ) -> Option<u32> {
+        let full = profile.efficient?.min(self.capped(bucket, max_rows)).min(profile.most_rows(each));
         let one = self.queues.get(bucket).and_then(|queue| queue.waiting.first_key_value());
         let most = one.map(|(_, one)| self.budget.rows(one.ticket.rows, one.ticket.held()));
         Some(most.map_or(full, |most| full.min(most)).max(1))
@@ -209,7 +238,7 @@ impl<T: Clone> Batcher<T> {
         }
         let Some(profile) = self.known(bucket) else { return unknown };
         let batch = match queue.grouping {
-            Grouping::Together { max_rows } => self.full(profile, bucket, max_rows),
+            Grouping::Together { max_rows } => self.full(profile, bucket, max_rows, || queue.each()),
             Grouping::Alone | Grouping::Serial => {
                 u32::try_from(queue.rows.div_ceil(queue.waiting.len().max(1) as u64)).ok()
             }

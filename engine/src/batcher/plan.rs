@@ -36,12 +36,18 @@ impl<T: Clone> Batcher<T> {
             Grouping::Alone | Grouping::Serial => u32::MAX,
         };
         let profile = self.known(bucket);
+        let most_jobs = profile.map_or(u32::MAX, Profile::most_jobs);
         let typical = |rows: u32| profile.and_then(|profile| profile.curve.typical(rows)).unwrap_or_default();
         let slow = |rows: u32| profile.and_then(|profile| profile.curve.slow(rows)).unwrap_or_default();
         // More waits than one efficient batch: who has no time for that runs in a smaller one, unless it makes others late.
         // What runs alone has the size of its job, whichever is the fastest.
         let efficient = profile.and_then(|profile| profile.efficient).and_then(|rows| match queue.grouping {
-            Grouping::Together { .. } => Some(rows.min(most)).filter(|rows| queue.rows > u64::from(*rows)),
+            Grouping::Together { .. } => {
+                let rows = rows
+                    .min(most)
+                    .min(profile.map_or(u32::MAX, |profile| profile.most_rows(|| queue.each())));
+                Some(rows).filter(|rows| queue.rows > u64::from(*rows))
+            }
             Grouping::Alone | Grouping::Serial => (queue.waiting.len() > 1).then_some(1),
         });
         let is_pressed = LazyCell::new(|| {
@@ -70,7 +76,9 @@ impl<T: Clone> Batcher<T> {
                 continue;
             }
             let has_room = match queue.grouping {
-                Grouping::Together { .. } => rows.saturating_add(piece) <= most,
+                Grouping::Together { .. } => {
+                    rows.saturating_add(piece) <= most && sums.len() < most_jobs as usize
+                }
                 Grouping::Alone | Grouping::Serial => sums.is_empty(),
             };
             if !has_room {
@@ -151,6 +159,9 @@ impl<T: Clone> Batcher<T> {
         let here = u32::try_from(queue.rows).ok()?;
         let one = here.div_ceil(queue.waiting.len() as u32);
         if !profile.curve.reaches_down_to(one) {
+            return None;
+        }
+        if queue.waiting.len() >= profile.most_jobs() as usize {
             return None;
         }
         let joint = here.checked_add(one).filter(|rows| *rows <= self.capped(bucket, max_rows))?;

@@ -1,6 +1,7 @@
 //! What is known of a bucket, whether or not something waits in it: how long runs take, how often rows come, how many fit into
 //! memory. Decides what is learned from, and when another size is tried; never what runs.
 
+use super::division::Division;
 use super::{Batcher, Bucket, Claim, Ended};
 use crate::curve::{Curve, size_of};
 use std::borrow::Cow;
@@ -36,6 +37,7 @@ pub(super) struct Profile {
     pub(super) arrivals: Arrivals,
     /// Rows that memory has room for, if a run has failed for want of it.
     pub(super) cap: Option<u32>,
+    pub(super) division: Division,
     used: u64,
     /// Runs that have ended, and those that were learned from.
     ended: u64,
@@ -62,6 +64,7 @@ impl Profile {
             efficient: None,
             arrivals: Arrivals::default(),
             cap: None,
+            division: Division::default(),
             used: 0,
             ended: 0,
             runs: 0,
@@ -104,12 +107,13 @@ impl Profile {
             }
             // What has fitted once may grow; it is halved again if that was too much.
             (Ended::Ran, Some(cap)) if claim.rows >= *cap => *cap = cap.saturating_add(1),
-            (Ended::Ran | Ended::Failed | Ended::OutOfMemory, _) => {}
+            (Ended::Ran | Ended::Divided { .. } | Ended::Failed | Ended::OutOfMemory, _) => {}
         }
         if claim.rows == 0 {
             return;
         }
         self.ended += 1;
+        self.note(claim, ended, now);
         if ended != Ended::Ran {
             return;
         }
@@ -126,6 +130,33 @@ impl Profile {
         if claim.explores && is_news {
             self.explore_at = self.ended + EXPLORE_AGAIN;
         }
+    }
+
+    /// Learns from how a batch of several has ended how many requests fail.
+    fn note(&mut self, claim: &Claim, ended: Ended, now: Instant) {
+        if claim.jobs < 2 {
+            return;
+        }
+        match ended {
+            Ended::Ran if !self.division.is_known() => return,
+            Ended::Ran => self.division.ran(claim.jobs, claim.rows, now),
+            Ended::Divided { failed, left } => {
+                self.division.divided(claim.jobs, claim.rows, (failed, left), now);
+            }
+            // The model may be to blame, or their number.
+            Ended::Failed | Ended::OutOfMemory => return,
+        }
+        self.division.choose(&self.curve, self.max_rows);
+    }
+
+    /// Jobs that share a run, at most.
+    pub(super) fn most_jobs(&self) -> u32 {
+        self.division.most.unwrap_or(u32::MAX)
+    }
+
+    /// Their rows, if each has so many.
+    pub(super) fn most_rows(&self, each: impl FnOnce() -> u32) -> u32 {
+        self.division.most.map_or(u32::MAX, |jobs| jobs.saturating_mul(each()))
     }
 
     /// Whether the next batch that there is a choice for is to have a size that may be as good as the one that looks best.
