@@ -236,8 +236,9 @@ mod schedules {
         fn finish_due(&mut self) {
             let now = self.now;
             for (_, claim, _) in self.running.extract_if(.., |(due, ..)| *due <= now) {
-                let ended = [Ended::Ran, Ended::Ran, Ended::Ran, Ended::Failed, Ended::OutOfMemory];
-                self.batcher.finish(claim, ended[self.rng.random_range(0..5)], now);
+                let divided = Ended::Divided { failed: 1, left: self.rng.random_range(0..2) };
+                let ended = [Ended::Ran, Ended::Ran, Ended::Ran, divided, Ended::Failed, Ended::OutOfMemory];
+                self.batcher.finish(claim, ended[self.rng.random_range(0..6)], now);
             }
         }
 

@@ -1,8 +1,12 @@
 //! Classes of requests beside each other on two lanes, each of a model of its own: what each of them gets in time while runs are
-//! now and then several times as slow, while there is too much to do for all, and when many come at once.
+//! now and then several times as slow, while there is too much to do for all, when many come at once, and beside requests that
+//! make batches fail.
 
 use super::*;
 use crate::curve::Curve;
+use poison::Run;
+
+mod poison;
 
 const LANES: usize = 2;
 const MAX_ROWS: u32 = 32;
@@ -54,14 +58,31 @@ struct Noise {
     times: f64,
     /// Seconds in which something else has the cores: all runs take three times as long.
     busy: (f64, f64),
+    /// Of the first class, so many requests of a hundred make every run fail that they are in, until so many seconds are over.
+    poison: f64,
+    until: f64,
+    /// For so many seconds so many times fewer requests come.
+    quiet: (f64, f64),
+    /// So many runs of a hundred fail whoever is in them, and in these seconds all do.
+    failures: f64,
+    outage: (f64, f64),
 }
 
-const QUIET: Noise = Noise { outliers: 0.0, times: 1.0, busy: (0.0, 0.0) };
+const QUIET: Noise = Noise {
+    outliers: 0.0,
+    times: 1.0,
+    busy: (0.0, 0.0),
+    poison: 0.0,
+    until: f64::INFINITY,
+    quiet: (0.0, 1.0),
+    failures: 0.0,
+    outage: (0.0, 0.0),
+};
 
 #[derive(Clone, Copy, Default)]
 struct Seconds([(usize, usize); SECONDS]);
 
-/// What has become of the requests of a class.
+/// What has become of the requests of a class, but for those that are poison.
 #[derive(Clone, Debug, Default)]
 struct Tally {
     offered: usize,
@@ -73,6 +94,8 @@ struct Tally {
     shed: usize,
     /// Let in, and given up when their turn came.
     given_up: usize,
+    /// Let in, and late when it was to run again after its batch had failed.
+    expired: usize,
     /// Answered when it was too late.
     late: usize,
     runs: usize,
@@ -104,6 +127,13 @@ impl std::fmt::Debug for Seconds {
     }
 }
 
+#[derive(Clone, Copy)]
+struct Job {
+    class: usize,
+    came: Instant,
+    is_poison: bool,
+}
+
 struct World<'a> {
     classes: &'a [Class],
     noise: Noise,
@@ -111,9 +141,10 @@ struct World<'a> {
     rng: StdRng,
     start: Instant,
     now: Instant,
-    /// Class and arrival.
-    jobs: Vec<(usize, Instant)>,
-    running: Vec<(Instant, crate::batcher::Claim, Vec<usize>)>,
+    /// Those who came before are not counted: it learns from them.
+    counted_from: Instant,
+    jobs: Vec<Job>,
+    running: Vec<Run>,
     wake: Option<Instant>,
     tallies: Vec<Tally>,
 }
@@ -136,6 +167,7 @@ impl<'a> World<'a> {
             rng: StdRng::seed_from_u64(5),
             start: now,
             now,
+            counted_from: now,
             jobs: Vec::new(),
             running: Vec::new(),
             wake: None,
@@ -145,7 +177,10 @@ impl<'a> World<'a> {
 
     fn push(&mut self, class: usize) {
         let job = self.jobs.len();
-        self.jobs.push((class, self.now));
+        let Noise { poison, until, .. } = self.noise;
+        let at = (self.now - self.start).as_secs_f64();
+        let is_poison = poison > 0.0 && class == 0 && at < until && self.rng.random_bool(poison / 100.0);
+        self.jobs.push(Job { class, came: self.now, is_poison });
         let Class { budget, criticality, model, .. } = self.classes[class];
         let ticket = Ticket {
             connection: 0,
@@ -166,16 +201,24 @@ impl<'a> World<'a> {
         let mut shed = Vec::new();
         let refused = self.batcher.push(ticket, &mut shed, self.now).err();
         let second = (self.now - self.start).as_secs() as usize;
-        let tally = &mut self.tallies[class];
-        tally.offered += 1;
-        tally.seconds.0[second].1 += 1;
-        match refused {
-            None => {}
-            Some(Refused::Hopeless(_)) => tally.hopeless += 1,
-            Some(_) => tally.too_late += 1,
-        }
+        self.note(job, |tally| {
+            tally.offered += 1;
+            tally.seconds.0[second].1 += 1;
+            match refused {
+                None => {}
+                Some(Refused::Hopeless(_)) => tally.hopeless += 1,
+                Some(_) => tally.too_late += 1,
+            }
+        });
         for job in shed {
-            self.tallies[self.jobs[job].0].shed += 1;
+            self.note(job, |tally| tally.shed += 1);
+        }
+    }
+
+    fn note(&mut self, job: usize, what: impl FnOnce(&mut Tally)) {
+        let Job { class, came, is_poison } = self.jobs[job];
+        if !is_poison && came >= self.counted_from {
+            what(&mut self.tallies[class]);
         }
     }
 
@@ -189,23 +232,28 @@ impl<'a> World<'a> {
                 Next::Idle => return,
             };
             for job in batch.late {
-                self.tallies[self.jobs[job].0].given_up += 1;
+                self.note(job, |tally| tally.given_up += 1);
             }
             let jobs: Vec<usize> = batch.pieces.iter().map(|piece| piece.job).collect();
-            let takes = jobs.first().map_or(Duration::ZERO, |first| {
-                let class = self.jobs[*first].0;
-                let tally = &mut self.tallies[class];
+            if let Some(first) = jobs.first() {
+                let tally = &mut self.tallies[self.jobs[*first].class];
                 tally.runs += 1;
                 tally.rows += jobs.len();
-                us(1e3 * (self.classes[class].service)(jobs.len() as u32) * self.slowness())
-            });
-            self.running.push((self.now + takes, batch.claim, jobs));
+            }
+            let back = self.now + self.takes(&jobs);
+            self.running.push(Run::new(batch.claim, jobs, back));
         }
+    }
+
+    fn takes(&mut self, jobs: &[usize]) -> Duration {
+        let Some(first) = jobs.first() else { return Duration::ZERO };
+        let Class { service, .. } = self.classes[self.jobs[*first].class];
+        us(1e3 * service(jobs.len() as u32) * self.slowness())
     }
 
     /// So many times as long as it should does a run take that begins now.
     fn slowness(&mut self) -> f64 {
-        let Noise { outliers, times, busy } = self.noise;
+        let Noise { outliers, times, busy, .. } = self.noise;
         let at = (self.now - self.start).as_secs_f64();
         let busy = if (busy.0..busy.1).contains(&at) { 3.0 } else { 1.0 };
         let is_outlier = self.rng.random_bool(outliers / 100.0);
@@ -213,19 +261,55 @@ impl<'a> World<'a> {
     }
 
     fn finish(&mut self) {
-        for (_, claim, jobs) in self.running.extract_if(.., |(due, ..)| *due <= self.now) {
-            self.batcher.finish(claim, Ended::Ran, self.now);
-            for job in jobs {
-                let (class, came) = self.jobs[job];
-                let tally = &mut self.tallies[class];
-                if self.now <= came + Duration::from_millis(self.classes[class].budget) {
-                    tally.in_time += 1;
-                    tally.seconds.0[(came - self.start).as_secs() as usize].0 += 1;
-                } else {
-                    tally.late += 1;
+        let back: Vec<Run> = self.running.extract_if(.., |run| run.back <= self.now).collect();
+        for mut run in back {
+            if self.fails(run.jobs()) {
+                let until = run.jobs().iter().map(|job| self.due(*job)).max();
+                let is_to_divide = run.is_whole() && run.jobs().len() > 1;
+                let claim = run.claim.number();
+                if is_to_divide {
+                    self.batcher.divides(claim, until, self.now);
                 }
+                run.fail();
+            } else {
+                run.succeed().into_iter().for_each(|job| self.answer(job));
+            }
+            let late = run.go_on(|job| self.now > self.due(job));
+            late.into_iter().for_each(|job| self.note(job, |tally| tally.expired += 1));
+            if run.jobs().is_empty() {
+                let (claim, ended) = run.ended();
+                self.batcher.finish(claim, ended, self.now);
+            } else {
+                run.back = self.now + self.takes(run.jobs());
+                self.running.push(run);
             }
         }
+    }
+
+    fn fails(&mut self, jobs: &[usize]) -> bool {
+        let Noise { failures, outage, .. } = self.noise;
+        let at = (self.now - self.start).as_secs_f64();
+        jobs.iter().any(|job| self.jobs[*job].is_poison)
+            || (outage.0..outage.1).contains(&at)
+            || failures > 0.0 && self.rng.random_bool(failures / 100.0)
+    }
+
+    fn answer(&mut self, job: usize) {
+        let second = (self.jobs[job].came - self.start).as_secs() as usize;
+        let is_in_time = self.now <= self.due(job);
+        self.note(job, |tally| {
+            if is_in_time {
+                tally.in_time += 1;
+                tally.seconds.0[second].0 += 1;
+            } else {
+                tally.late += 1;
+            }
+        });
+    }
+
+    fn due(&self, job: usize) -> Instant {
+        let Job { class, came, .. } = self.jobs[job];
+        came + Duration::from_millis(self.classes[class].budget)
     }
 
     fn run(mut self) -> Vec<Tally> {
@@ -239,13 +323,15 @@ impl<'a> World<'a> {
             for (class, next) in next.iter_mut().enumerate() {
                 if *next <= self.now && *next < end {
                     self.push(class);
-                    *next = self.now + exponential(&mut self.rng, mean(&self.classes[class]));
+                    let is_quiet = (self.now - self.start).as_secs_f64() < self.noise.quiet.0;
+                    let rests = if is_quiet { self.noise.quiet.1 } else { 1.0 };
+                    *next = self.now + exponential(&mut self.rng, mean(&self.classes[class]).mul_f64(rests));
                 }
             }
             self.finish();
             self.start();
             // Nobody comes after the end, and all get an answer.
-            let ends = self.running.iter().map(|(due, ..)| *due);
+            let ends = self.running.iter().map(|run| run.back);
             let comes = next.iter().copied().filter(|next| *next < end);
             let Some(soonest) = ends.chain(comes).chain(self.wake).min() else { return self.tallies };
             self.now = soonest.max(self.now);
@@ -293,7 +379,7 @@ fn runs_that_are_slow_once_in_a_while_make_nobody_refuse_those_who_would_be_in_t
 #[test]
 fn some_seconds_after_a_busy_time_all_is_as_before() {
     for budget in [80, 160] {
-        let noise = Noise { outliers: 1.0, times: 3.0, busy: (5.0, 7.0) };
+        let noise = Noise { outliers: 1.0, times: 3.0, busy: (5.0, 7.0), ..QUIET };
         let tally = &simulate(&[Class { budget, ..NORMAL }], noise)[0];
         let seconds: Vec<f64> = (0..SECONDS).map(|second| tally.share_in(second..second + 1)).collect();
         println!("{budget} ms: {seconds:.2?}");
@@ -381,7 +467,7 @@ fn of_those_who_come_at_once_after_a_rest_no_more_are_let_in_than_can_be_in_time
             world.tallies[0] = Tally::default();
             (0..many).for_each(|_| world.push(0));
             world.start();
-            while let Some(due) = world.running.iter().map(|(due, ..)| *due).min() {
+            while let Some(due) = world.running.iter().map(|run| run.back).min() {
                 world.now = due;
                 world.finish();
                 world.start();
