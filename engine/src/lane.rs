@@ -199,12 +199,14 @@ impl Lane {
         if some_ran {
             failed.iter().for_each(|job| self.queue.convict(job));
         }
+        // Who brings a key soon runs alone, and is nothing to reckon with.
+        let unknown = failed.iter().filter(|job| job.terms.caller == 0).count();
         // A row that wants more than there is, while others run, says nothing about how many of those fit.
         let is_one_row = some_ran && !failed.is_empty();
         if failure.error.out_of_memory && !is_one_row {
             Ended::OutOfMemory
-        } else if some_ran {
-            Ended::Divided { failed: failed.len() as u32, left: left as u32 }
+        } else if some_ran && (failed.is_empty() || unknown > 0) {
+            Ended::Divided { failed: unknown as u32, left: left as u32 }
         } else {
             Ended::Failed
         }
