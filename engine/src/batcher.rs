@@ -423,7 +423,7 @@ impl<T: Clone> Batcher<T> {
                 && forecast.answered > left
             {
                 // Nobody has to go because those whom it runs with fail.
-                let is_late_anyway = forecast.answered - forecast.longer > left;
+                let is_late_anyway = forecast.answered.saturating_sub(forecast.longer) > left;
                 let all = if is_late_anyway {
                     self.make_time(&ticket, last, forecast, &victims, now)
                 } else {
