@@ -82,13 +82,15 @@ impl Failure {
 /// Why a batch has no more rows, and what it is expected to take, if that is known.
 type Formed = (Closed, Option<Duration>);
 
+type Pieces = Vec<Piece<Arc<Job>>>;
+
 /// What became of the members of a batch that failed.
 struct Bisection {
     /// When the batch was begun, and why it had no more rows, if it is not divided.
     ran: (Instant, Closed),
     failed: Vec<Arc<Job>>,
-    /// So many were late before they could run again, or nobody waited for them any more.
-    left: usize,
+    /// Those that were late before they could run again, or for which nobody waited any more.
+    left: Vec<Arc<Job>>,
     some_ran: bool,
 }
 
@@ -147,10 +149,7 @@ impl Lane {
         let formed = if fit.len() < pieces.len() { (formed.0, None) } else { formed };
         match self.answer_fit(&fit, formed) {
             // That says nothing about a run of all.
-            Ended::Ran if fit.len() < pieces.len() => Ended::Failed,
-            Ended::Divided { failed, left } => {
-                Ended::Divided { failed, left: left + (pieces.len() - fit.len()) as u32 }
-            }
+            Ended::Ran | Ended::Divided { .. } if fit.len() < pieces.len() => Ended::Failed,
             ended => ended,
         }
     }
@@ -192,7 +191,7 @@ impl Lane {
         }
         let closed = if pieces.len() > 1 { Closed::Divided } else { formed.0 };
         let mut bisection =
-            Bisection { ran: (started, closed), failed: Vec::new(), left: 0, some_ran: false };
+            Bisection { ran: (started, closed), failed: Vec::new(), left: Vec::new(), some_ran: false };
         self.bisect(pieces, &failure, &mut bisection);
         let Bisection { failed, left, some_ran, .. } = bisection;
         // Where all fail, the model is to blame.
@@ -206,7 +205,7 @@ impl Lane {
         if failure.error.out_of_memory && !is_one_row {
             Ended::OutOfMemory
         } else if some_ran && (failed.is_empty() || unknown > 0) {
-            Ended::Divided { failed: unknown as u32, left: left as u32 }
+            Ended::Divided { failed: unknown as u32, left: left.len() as u32 }
         } else {
             Ended::Failed
         }
@@ -222,9 +221,8 @@ impl Lane {
             return;
         };
         for part in parts {
-            let all = part.len();
-            let part = still_wanted(part);
-            into.left += all - part.len();
+            let (part, left) = still_wanted(part);
+            into.leave(left);
             if part.is_empty() {
                 continue;
             }
@@ -321,12 +319,25 @@ fn parts(pieces: &[Piece<Arc<Job>>], failure: &Failure) -> Option<Vec<Vec<Piece<
     Some(pieces.chunks(at_most).map(<[_]>::to_vec).collect())
 }
 
-/// Without those for which an answer would come too late, who are told so, and those for which nobody waits.
-fn still_wanted(pieces: Vec<Piece<Arc<Job>>>) -> Vec<Piece<Arc<Job>>> {
+impl Bisection {
+    /// These do not run again. Of a request in pieces one is enough, and one that has failed has not left.
+    fn leave(&mut self, pieces: Pieces) {
+        for Piece { job, .. } in pieces {
+            if !self.failed.iter().chain(&self.left).any(|known| Arc::ptr_eq(known, &job)) {
+                self.left.push(job);
+            }
+        }
+    }
+}
+
+/// Those that may run, and the others: those for which an answer would come too late, who are told so, and those for which nobody
+/// waits.
+fn still_wanted(pieces: Pieces) -> (Pieces, Pieces) {
     let now = Instant::now();
-    let (expired, rest): (Vec<_>, Vec<_>) = pieces.into_iter().partition(|piece| piece.job.has_expired(now));
-    expired.iter().for_each(|piece| split::turn_away(&piece.job, &Refusal::Expired));
-    rest.into_iter().filter(|piece| piece.job.is_wanted()).collect()
+    pieces.iter().filter(|piece| piece.job.has_expired(now)).for_each(|piece| {
+        split::turn_away(&piece.job, &Refusal::Expired);
+    });
+    pieces.into_iter().partition(|piece| piece.job.is_wanted())
 }
 
 fn rows_of(pieces: &[Piece<Arc<Job>>]) -> u32 {

@@ -8,7 +8,8 @@ use serde_json::Value;
 fn rollout(dwell: &str) -> String {
     format!(
         "models: {{digits: {{canary: {{baseline: 1, candidate: 2, steps: [50], dwell: {dwell},
-           gates: {{errors: {{at_most: 10}}, drift: {{at_most: 0.05}}}}}}, shadow: {{version: 2, percent: 5}}}}}}\n\
+           gates: {{errors: {{at_most: 10}}, drift: {{at_most: 0.05}}}}}}, shadow: {{version: 2, percent: 5}},
+           remote: {{3: {{url: 'http://127.0.0.1:1/nobody'}}}}, rules: [{{when: {{header: x-away, present: true}}, use: 3}}], breaker: {{fallback: {{version: 1}}}}}}}}\n\
          limits: [{{name: all, rate: 1000000/s, burst: 1000000}}, {{name: at-once, in_flight_max: 1000}}]\n"
     )
 }
@@ -149,6 +150,10 @@ fn inverted_pictures_are_seen_and_a_candidate_that_alone_gets_them_is_rolled_bac
     );
     assert!(stack.metric(r#"penstock_canary_evidence{model="digits",gate="drift"}"#) > 1.0);
     assert_eq!(client.post("/v2/models/nobody/infer", &[], b"{}").status, 404);
+    assert_eq!(client.infer("digits", &[("x-away", "1")], &asked).header("x-penstock-version"), "1");
+    let away =
+        r#"penstock_retries_total{model="digits",version="3",reason="unreachable",outcome="answered"}"#;
+    stack.wait_for_metric(away, 1.0);
     eventually("copies to be counted", || stack.metrics().contains("penstock_shadows_total").then_some(()));
     crate::queries::check(&stack.metrics());
 }

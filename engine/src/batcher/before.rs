@@ -47,11 +47,11 @@ impl Bound {
 }
 
 /// What waits before a job.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Before(Vec<Ahead>);
 
 /// Of one version.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Ahead {
     bound: Bound,
     runs: u64,

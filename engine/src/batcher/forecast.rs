@@ -116,16 +116,22 @@ impl<T: Clone> Batcher<T> {
             }
             Grouping::Together { .. } | Grouping::Alone | Grouping::Serial => None,
         };
-        let (mut last, mut ahead) = (0, Duration::ZERO);
+        let (mut last, mut undivided) = (0, None);
         if is_tried {
             let (runs, takes, size) = self.batches(ticket, own, with)?;
             last = size;
             if runs > 0 {
-                ahead = longer(size, runs).unwrap_or_default();
-                before.add(own_bound, runs, (takes + ahead) * ticket.lanes as u32);
+                let ahead = longer(size, runs);
+                undivided = ahead.map(|_| {
+                    let mut before = before.clone();
+                    before.add(own_bound, runs, takes * ticket.lanes as u32);
+                    before
+                });
+                before.add(own_bound, runs, (takes + ahead.unwrap_or_default()) * ticket.lanes as u32);
             }
         }
-        let waits = before.wait_behind(own_bound, self.lanes, &self.running, now);
+        let wait_behind = |before: Before| before.wait_behind(own_bound, self.lanes, &self.running, now);
+        let waits = wait_behind(before);
         if !is_tried {
             let (alone, longer) = (Duration::ZERO, Duration::ZERO);
             let forecast = Forecast { waits, answered: waits, longer, alone, alone_slow: alone };
@@ -141,7 +147,9 @@ impl<T: Clone> Batcher<T> {
         let in_parts = if waits.is_zero() { None } else { longer(last, 1) };
         let in_parts = in_parts.and_then(|longer| Some(own.curve.typical(last)? + longer));
         let run = in_parts.map_or(whole, |in_parts| in_parts.max(whole));
-        let longer = ahead / self.lanes as u32 + (run - whole);
+        let waits_longer =
+            undivided.map_or(Duration::ZERO, |before| waits.saturating_sub(wait_behind(before)));
+        let longer = waits_longer + (run - whole);
         Some(Forecast { waits, answered: waits + run, longer, alone, alone_slow })
     }
 

@@ -1669,6 +1669,38 @@ fn nobody_has_to_go_because_those_whom_another_runs_with_fail() {
 }
 
 #[test]
+fn what_dividing_adds_to_a_forecast_is_no_more_than_the_forecast() {
+    let mut added = 0;
+    for (at_once, waiting) in (1..5).flat_map(|lanes| [1, 4, 9, 17, 23].map(|waiting| (lanes, waiting))) {
+        for (others, due) in
+            [15, 63, 250].into_iter().flat_map(|others| [60, 130, 400].map(|due| (others, due)))
+        {
+            let mut world = world_with_poison(100);
+            world.batcher.lanes = at_once;
+            world.learn(3, 0, &[(1, others), (2, others), (4, others)]);
+            (0..at_once as u64).for_each(|id| {
+                world.push_plain(&[500 + id], 3, 0);
+                assert!(matches!(world.step(), Step::Run(_)));
+            });
+            let ids: Vec<_> = (0..waiting).collect();
+            world.push_plain(&ids, 0, 0);
+            let deadline = Some(world.now + ms(due));
+            let ticket = Ticket { deadline, at_once, priority: Priority::Low, ..world.ticket(900, 0, 0) };
+            let place = world.batcher.place(&ticket, ms(due), world.now);
+            let forecast =
+                world.batcher.forecast(&ticket, place, &[], world.now).expect("all of it is known");
+            let Forecast { answered, longer, .. } = forecast;
+            assert!(
+                longer <= answered,
+                "{forecast:?}, {at_once} lanes, {waiting} wait, {others} and {due} ms"
+            );
+            added += u32::from(!longer.is_zero());
+        }
+    }
+    assert!(added > 50, "{added}");
+}
+
+#[test]
 fn the_parts_of_a_batch_that_is_divided_stand_before_those_who_come_until_nobody_waits_for_them() {
     let let_in = |until: Option<u64>, due| {
         let mut world = world_with_poison(100);
