@@ -1,7 +1,7 @@
 //! What it costs that some requests make every run fail that they are in, where nobody can tell them by a key. Such a batch is
 //! divided on its lane: its halves run again, and their halves, until those requests are alone, which takes several times what was
 //! expected of it. So fewer requests share a run then, and where they often fail those who would wait for divided batches are
-//! told so. As long as none does, nothing here has any say.
+//! told so: of those batches of its own bucket that wait, and of all that run. As long as none does, nothing here has any say.
 //!
 //! Learned is which share `q` of the requests fails alone after a batch has failed with them in it. A part of `k` requests fails
 //! with probability `1 - (1 - q)^k`, and then both its halves run. A batch that takes `L(n)` as a rule takes, on the average,
@@ -141,7 +141,7 @@ impl Division {
 
     /// How much longer so many batches of so many rows take because some of them are divided, where requests have so many each, for
     /// somebody who has so much time: no more are, but by chance once in some dozens. Whom a divided one would take most of the
-    /// time would be let in nowhere, and takes the chance that none is.
+    /// time would be let in nowhere, and takes the chance that none is; who has a little more is told, and may be worse off for it.
     pub(super) fn longer(
         &self,
         curve: &Curve,
