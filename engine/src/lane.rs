@@ -535,6 +535,18 @@ mod tests {
         assert_eq!(world.answer(&pieces), Ended::Divided { failed: 0, left: 1 });
     }
 
+    #[test]
+    fn a_request_in_pieces_leaves_once_and_one_that_has_failed_does_not() {
+        let world = World::of(|_| Err(ModelError::new("poison")));
+        let [failed, gone] = [1, 2].map(|id| world.piece(id, None));
+        let ran = (Instant::now(), Closed::Divided);
+        let mut bisection =
+            Bisection { ran, failed: vec![Arc::clone(&failed.job)], left: Vec::new(), some_ran: false };
+        bisection.leave(vec![failed, gone.clone()]);
+        bisection.leave(vec![gone]);
+        assert_eq!(bisection.left.iter().map(|job| job.terms.id).collect::<Vec<_>>(), [2]);
+    }
+
     /// Four requests run together, and then each again by itself.
     fn each_runs_again(mut world: World, runs: &Mutex<Vec<Vec<f32>>>) {
         let pieces = [1, 2, 3, 4].map(|id| world.piece(id, None));
