@@ -7,7 +7,8 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::sync::Arc;
+
+use compact_str::CompactString;
 
 /// Where a request's headers, cookies and path can be read.
 pub trait Attributes {
@@ -34,11 +35,11 @@ pub trait Attributes {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Attribute {
     /// A header, in lower case.
-    Header(Arc<str>),
+    Header(CompactString),
     /// A cookie.
-    Cookie(Arc<str>),
+    Cookie(CompactString),
     /// A parameter of the query.
-    Query(Arc<str>),
+    Query(CompactString),
     /// The path, of which there is one.
     Path,
     /// A field of the body.
@@ -49,9 +50,9 @@ pub enum Attribute {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Field {
     /// A parameter of the request: a text, a whole number, or `true` and `false`.
-    Parameter(Arc<str>),
+    Parameter(CompactString),
     /// The first element of an input of whole numbers or BYTES.
-    Input(Arc<str>),
+    Input(CompactString),
 }
 
 impl Attribute {

@@ -27,9 +27,8 @@ use crate::window::{Counts, Window};
 
 /// When a version counts as failing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)] // what each end of a request is held against lies together, at the end
 pub struct BreakerPolicy {
-    /// Failures in a row that trip it. Answers to refused and abandoned requests neither count nor interrupt.
-    pub failures: NonZeroU32,
     /// How long it refuses after the first trip; doubles with every probing that fails, without jitter.
     pub open_for: Duration,
     /// The longest it refuses.
@@ -40,6 +39,8 @@ pub struct BreakerPolicy {
     pub probe_timeout: Duration,
     /// How far back shares are counted.
     pub(crate) window: Duration,
+    /// Failures in a row that trip it. Answers to refused and abandoned requests neither count nor interrupt.
+    pub failures: NonZeroU32,
     /// A share of fewer requests says nothing.
     pub(crate) of_at_least: NonZeroU32,
     /// The share of failures that trips it as well.
@@ -131,17 +132,18 @@ impl Permit {
 
 /// The state of one version of one model.
 #[derive(Clone, Debug)]
+#[repr(C)] // what each request needs lies together
 pub(crate) struct Breaker {
     policy: BreakerPolicy,
-    state: State,
     generation: u64,
+    state: State,
+    /// How those have ended who were let in as everyone was.
+    lately: Window,
     /// Trips since it last passed; the wait doubles with each.
     trips: u32,
     /// When the loss of an engine was last counted.
     lost: Option<Instant>,
     since: Since,
-    /// How those have ended who were let in as everyone was.
-    lately: Window,
 }
 
 /// How far back a version's requests say whether it ails.
@@ -361,8 +363,7 @@ impl BreakerPolicy {
         let Some((failed, slow)) = wrong.filter(|_| self.failing.is_some() || self.slow.is_some()) else {
             return false;
         };
-        window.count(failed, slow, now);
-        let counts = window.counts(now);
+        let counts = window.count(failed, slow, now);
         let is_above = |count: u32, share: Millionths| {
             u64::from(count) * 1_000_000 >= u64::from(counts.all) * u64::from(share)
         };

@@ -103,7 +103,7 @@ fn model_policy(
         labels,
         rules,
         split: split?,
-        canary: canary?,
+        canary: canary?.map(Box::new),
         deadline,
         breaker: breaker?,
         fallback: fallback?,

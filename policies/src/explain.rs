@@ -84,7 +84,7 @@ fn write_model(name: &str, model: &ModelPolicy, out: &mut String) -> fmt::Result
         writeln!(out, "  version {version} is at {remote}")?;
     }
     for rule in &model.rules {
-        write_rule(rule, model.canary.as_ref(), out)?;
+        write_rule(rule, model.canary.as_deref(), out)?;
     }
     match (&model.split, &model.canary) {
         (_, Some(canary)) => write_canary(canary, out)?,

@@ -103,7 +103,7 @@ impl Ledger {
         let arms = match (assigned, reason) {
             (Some(assigned), _) => Some(assigned.versions()).filter(|_| assigned.is_candidate),
             (None, Some(PickReason::Rule)) => {
-                let canary = snapshot.model(model).and_then(|policy| policy.canary.as_ref());
+                let canary = snapshot.model(model).and_then(|policy| policy.canary.as_deref());
                 canary.map(CanaryPolicy::versions_of_arms).filter(|(_, candidate)| *candidate == version)
             }
             // Who has no key never gets the candidate by that, see `compile.rs`.
@@ -126,14 +126,14 @@ impl Ledger {
         is_ready: impl FnOnce(Version) -> bool,
     ) -> Vec<Version> {
         let Some(policy) = snapshot.model(model) else { return Vec::new() };
-        let arm = policy.canary.as_ref().map(|canary| {
+        let arm = policy.canary.as_deref().map(|canary| {
             let (baseline, candidate) = canary.versions_of_arms();
             let has_all = self.share_now(model, canary) == Some(ALL);
             if has_all && is_ready(candidate) { candidate } else { baseline }
         });
         // Whom a rule sends to a candidate that was rolled back, the baseline answers.
         let is_over = |canary: &&CanaryPolicy| self.share_now(model, canary) == Some(0);
-        let over = policy.canary.as_ref().filter(is_over).map(|canary| canary.versions_of_arms().1);
+        let over = policy.canary.as_deref().filter(is_over).map(|canary| canary.versions_of_arms().1);
         policy.fixed_versions().filter(|fixed| Some(*fixed) != over).chain(arm).collect()
     }
 

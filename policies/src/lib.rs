@@ -80,4 +80,4 @@ pub use shadow::{ShadowPolicy, Tolerance};
 pub use share::Share;
 pub use snapshot::{ModelPolicy, Rings, Snapshot};
 pub use tally::{Drawn, Instead, Mismatch, SplitStatus, VersionShare};
-pub use units::{Rate, UnitError, Version, duration as parse_duration};
+pub use units::{Label, Rate, UnitError, Version, duration as parse_duration};

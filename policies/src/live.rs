@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use compact_str::CompactString;
 use serde::Serialize;
 
 use crate::ledger::{Ledger, TalliesAhead};
@@ -44,7 +45,7 @@ pub struct Prepared {
     /// The same, if the policy decides exactly like that.
     next: Arc<Generation>,
     /// How far rollouts were then.
-    shares: Vec<(Arc<str>, Millionths)>,
+    shares: Vec<(CompactString, Millionths)>,
     tallies: TalliesAhead,
 }
 

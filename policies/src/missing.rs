@@ -31,8 +31,8 @@ impl Ledger {
     pub fn missing(&self, old: &Snapshot, new: &Snapshot, known: &impl Known) -> Vec<(String, String)> {
         let is_new = |name: &str, policy: &ModelPolicy| old.model(name) != Some(policy);
         let models = new.models().filter(|(name, policy)| is_new(name, policy)).flat_map(|(name, policy)| {
-            let before = old.model(name).and_then(|policy| policy.canary.as_ref());
-            let share = policy.canary.as_ref().map_or(0, |canary| self.share(name, canary, before));
+            let before = old.model(name).and_then(|policy| policy.canary.as_deref());
+            let share = policy.canary.as_deref().map_or(0, |canary| self.share(name, canary, before));
             let lines = missing_lines(name, policy, share, known);
             lines.into_iter().map(move |line| (format!("model {name}"), line))
         });
@@ -71,7 +71,7 @@ impl Ledger {
         is_ready: impl Fn(Version) -> bool,
     ) -> Vec<Missing> {
         let Some(policy) = snapshot.model(model) else { return Vec::new() };
-        let share = policy.canary.as_ref().map_or(0, |canary| self.share(model, canary, None));
+        let share = policy.canary.as_deref().map_or(0, |canary| self.share(model, canary, None));
         missing_versions(policy, share, is_ready)
     }
 }
@@ -89,7 +89,7 @@ fn missing_versions(
             all.push(Missing { version, named, so: so.to_owned() });
         }
     };
-    let arms = policy.canary.as_ref().map(|canary| canary.versions_of_arms());
+    let arms = policy.canary.as_deref().map(|canary| canary.versions_of_arms());
     let nobody_gets_it = share == 0;
     if let Some((baseline, candidate)) = arms {
         let all_get_it = share == ALL && !is_missing(&candidate);
@@ -105,7 +105,7 @@ fn missing_versions(
     for version in split {
         note(version, format!("version {version} of the split"), "its requests are refused");
     }
-    if let Some(version) = policy.canary.as_ref().and_then(|canary| canary.without_key()) {
+    if let Some(version) = policy.canary.as_deref().and_then(|canary| canary.without_key()) {
         note(version, format!("version {version}"), "who has no sticky key is refused");
     }
     // Where a candidate was rolled back, a rule gives its requests to the baseline; before, it takes the candidate at its word.
@@ -144,7 +144,7 @@ pub(crate) fn missing_lines(
 
 /// Names of inputs and outputs that no version has: what is read there is never found.
 fn missing_tensors(name: &str, policy: &ModelPolicy, known: &impl Known) -> Vec<String> {
-    let canary = policy.canary.as_ref().and_then(|canary| canary.stickiness.as_ref());
+    let canary = policy.canary.as_deref().and_then(|canary| canary.stickiness.as_ref());
     let sticky = canary.or_else(|| policy.split.as_ref().and_then(|split| split.stickiness()));
     let key = match sticky.map(|sticky| &sticky.key) {
         Some(Attribute::Body(Field::Input(input))) => Some(input),

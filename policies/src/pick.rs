@@ -17,7 +17,6 @@
 //! model, so that the same users are not the canaries of everything.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
@@ -25,7 +24,7 @@ use crate::attribute::{Attribute, Attributes, Condition};
 use crate::canary::Assignment;
 use crate::ring::{self, Parts};
 use crate::tally::{Declared, Drawn, Instead};
-use crate::units::{Version, Weight};
+use crate::units::{Label, Version, Weight};
 
 /// The version that answers a request, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +32,7 @@ pub struct Pick {
     /// The version.
     pub version: Version,
     /// The label under which it was chosen; `None` if the policy named it by number.
-    pub label: Option<Arc<str>>,
+    pub label: Option<Label>,
     /// What decided.
     pub reason: PickReason,
     /// Where the sticky key, if there is one, lies on the ring: the same caller has the same number.
@@ -75,7 +74,7 @@ impl PickReason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     pub(crate) version: Version,
-    pub(crate) label: Option<Arc<str>>,
+    pub(crate) label: Option<Label>,
 }
 
 impl Target {
@@ -130,6 +129,8 @@ impl Eq for Split {}
 struct Arm {
     start: u64,
     target: Target,
+    /// See [`Drawn`].
+    place: u32,
 }
 
 /// How a user finds its point on the ring.
@@ -182,11 +183,15 @@ impl Split {
             .map(|(target, weight)| {
                 let start = (before << 64) / sum;
                 before += u128::from(weight.millionths());
-                Arm { start: u64::try_from(start).expect("every arm starts on the ring"), target }
+                Arm { start: u64::try_from(start).expect("every arm starts on the ring"), target, place: 0 }
             })
             .collect();
         let mut split = Self { arms, stickiness, mark: 0, ring: Box::default() };
-        split.mark = split.declared().mark;
+        let declared = split.declared();
+        split.mark = declared.mark;
+        for arm in &mut split.arms {
+            arm.place = declared.drawn(arm.target.version).place;
+        }
         split.ring = split.ring_of(&ring::in_order(&split.lengths()));
         Some(split)
     }
@@ -238,8 +243,8 @@ impl Split {
 
     pub(crate) fn pick(&self, caller: &impl Attributes, draw: u64) -> Pick {
         let drawn = |point: u64, reason, key| {
-            let target = self.at(point);
-            let drawn = Some(Drawn { version: target.version, mark: self.mark });
+            let Arm { target, place, .. } = self.at(point);
+            let drawn = Some(Drawn { version: target.version, place: *place, mark: self.mark });
             Pick { key, drawn, ..target.pick(reason) }
         };
         let Some(sticky) = &self.stickiness else { return drawn(draw, PickReason::Random, None) };
@@ -253,9 +258,9 @@ impl Split {
         }
     }
 
-    fn at(&self, point: u64) -> &Target {
+    fn at(&self, point: u64) -> &Arm {
         let next = self.ring.partition_point(|(start, _)| *start <= point);
-        &self.arms[self.ring[next - 1].1].target // The first part starts at 0, so `next` is at least 1.
+        &self.arms[self.ring[next - 1].1] // The first part starts at 0, so `next` is at least 1.
     }
 
     /// Each arm that owns a part of the ring, with its share of 1.
@@ -305,7 +310,7 @@ mod tests {
     }
 
     fn version_at(split: &Split, point: u64) -> u64 {
-        split.at(point).version.0
+        split.at(point).target.version.0
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl Ledger {
             state.extend(other_servers(before, after));
             state.extend(self.fate_of_rollout(name, before, after));
             let [old_canary, new_canary] =
-                [before, after].map(|policy| policy.and_then(|policy| policy.canary.as_ref()));
+                [before, after].map(|policy| policy.and_then(|policy| policy.canary.as_deref()));
             let share = new_canary.map_or(0, |new| self.share(name, new, old_canary));
             state.extend(after.into_iter().flat_map(|policy| missing_lines(name, policy, share, known)));
             Some(Change { of: format!("model {name}"), removed, added, moved_percent, besides, state })
@@ -115,8 +115,8 @@ impl Ledger {
         after: Option<&ModelPolicy>,
     ) -> Option<String> {
         let (before, after) = (
-            before.and_then(|policy| policy.canary.as_ref()),
-            after.and_then(|policy| policy.canary.as_ref()),
+            before.and_then(|policy| policy.canary.as_deref()),
+            after.and_then(|policy| policy.canary.as_deref()),
         );
         match (before, after) {
             (None, None) => None,
@@ -173,7 +173,7 @@ impl Ledger {
         let policy = policy?;
         if let Some(canary) = &policy.canary {
             let share = if is_ready(canary.candidate.version) {
-                self.share(model, canary, before.and_then(|policy| policy.canary.as_ref()))
+                self.share(model, canary, before.and_then(|policy| policy.canary.as_deref()))
             } else {
                 0
             };
@@ -193,7 +193,7 @@ fn besides(before: Option<&ModelPolicy>, after: Option<&ModelPolicy>) -> Vec<&'s
         rules.map(|rule| (&rule.when, rule.target.version))
     }
     let without_key = |policy: Option<&ModelPolicy>| {
-        let canary = policy?.canary.as_ref().and_then(|canary| canary.stickiness.as_ref());
+        let canary = policy?.canary.as_deref().and_then(|canary| canary.stickiness.as_ref());
         let split = || policy?.split.as_ref()?.stickiness();
         canary.or_else(split).and_then(Stickiness::fallback)
     };

@@ -1,11 +1,9 @@
 //! What part of the requests each version is meant to get: for those who compare it with what it has got. Decides
 //! nothing.
 
-use std::sync::Arc;
-
 use crate::ledger::Ledger;
 use crate::snapshot::Snapshot;
-use crate::units::{ALL, Version, percent};
+use crate::units::{ALL, Label, Version, percent};
 
 /// A version's part of the requests that a split or a rollout divides.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,7 +11,7 @@ pub struct Share {
     /// Who gets it.
     pub version: Version,
     /// Under which label, if the policy uses one. A version may have several.
-    pub label: Option<Arc<str>>,
+    pub label: Option<Label>,
     /// Of the requests about which no rule decides.
     pub percent: f64,
 }

@@ -8,6 +8,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use compact_str::CompactString;
 use foldhash::fast::RandomState;
 use serde::{Deserialize, Serialize};
 
@@ -21,7 +22,7 @@ use crate::pick::{Pick, Rule, Split, Target};
 use crate::remote::Remote;
 use crate::ring::{self, Parts};
 use crate::shadow::ShadowPolicy;
-use crate::units::Version;
+use crate::units::{Label, Version};
 
 /// Time for a request that brings no deadline, to a model whose policy names none.
 pub(crate) const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
@@ -41,12 +42,16 @@ impl Rings {
 /// Policies by the names of their models.
 pub(crate) type Models = BTreeMap<Arc<str>, Arc<ModelPolicy>>;
 
+/// What every request looks up by its model. The usual names, of up to 24 bytes, lie in the table: of many models it is memory that
+/// a decision waits for. They are names in the policy or the repository: nobody outside chooses them so that they collide.
+pub(crate) type ByModel<T> = HashMap<CompactString, T, RandomState>;
+
 /// All policies at one moment. The default is no policy at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     pub(crate) models: Arc<Models>,
     /// The same, to be found by every request.
-    by_name: HashMap<Arc<str>, Arc<ModelPolicy>, RandomState>,
+    by_name: ByModel<Arc<ModelPolicy>>,
     /// Those of which a version is rolled out.
     canaries: Vec<(Arc<str>, Arc<ModelPolicy>)>,
     /// In the order of their names: the order in which the ledger locks them.
@@ -74,9 +79,10 @@ impl Snapshot {
         crowds: Vec<Arc<CrowdPolicy>>,
         overload: OverloadPolicy,
     ) -> Self {
-        let shared = || models.iter().map(|(name, policy)| (Arc::clone(name), Arc::clone(policy)));
-        let by_name = shared().collect();
-        let canaries = shared().filter(|(_, policy)| policy.has_canary()).collect();
+        let by_name = models.iter().map(|(name, policy)| (CompactString::from(&**name), Arc::clone(policy)));
+        let by_name = by_name.collect();
+        let canaries = models.iter().filter(|(_, policy)| policy.has_canary());
+        let canaries = canaries.map(|(name, policy)| (Arc::clone(name), Arc::clone(policy))).collect();
         Self { models: Arc::new(models), by_name, canaries, limits, crowds, overload }
     }
 
@@ -121,12 +127,6 @@ impl Snapshot {
         self.by_name.get(name).map(|policy| &**policy)
     }
 
-    /// A model's name, as one that is kept beside the policy for as long as that is in force: in the same memory, which a
-    /// request has just read.
-    pub(crate) fn name_of(&self, model: &str) -> Arc<str> {
-        self.by_name.get_key_value(model).map_or_else(|| Arc::from(model), |(name, _)| Arc::clone(name))
-    }
-
     /// Every model that has a policy, in the order of their names.
     pub fn models(&self) -> impl Iterator<Item = (&str, &ModelPolicy)> {
         self.models.iter().map(|(name, policy)| (name.as_ref(), &**policy))
@@ -134,7 +134,7 @@ impl Snapshot {
 
     /// What is rolled out, in the order of the models' names.
     pub(crate) fn canaries(&self) -> impl Iterator<Item = (&Arc<str>, &CanaryPolicy)> {
-        self.canaries.iter().filter_map(|(name, policy)| Some((name, policy.canary.as_ref()?)))
+        self.canaries.iter().filter_map(|(name, policy)| Some((name, policy.canary.as_deref()?)))
     }
 
     /// The limits of rates, in the order of their names.
@@ -175,18 +175,19 @@ impl Snapshot {
 
 /// The policy of one model.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[repr(C)] // what each request needs lies together
 pub struct ModelPolicy {
-    pub(crate) labels: BTreeMap<Arc<str>, Version>,
-    pub(crate) rules: Vec<Rule>,
-    pub(crate) split: Option<Split>,
-    /// In place of a split.
-    pub(crate) canary: Option<CanaryPolicy>,
-    pub(crate) deadline: Duration,
-    pub(crate) breaker: BreakerPolicy,
-    pub(crate) fallback: Option<Fallback>,
-    pub(crate) shadow: Option<Arc<ShadowPolicy>>,
     /// Versions that other servers answer.
     pub(crate) remotes: BTreeMap<Version, Arc<Remote>>,
+    pub(crate) rules: Vec<Rule>,
+    /// In place of a split.
+    pub(crate) canary: Option<Box<CanaryPolicy>>,
+    pub(crate) split: Option<Split>,
+    pub(crate) deadline: Duration,
+    pub(crate) shadow: Option<Arc<ShadowPolicy>>,
+    pub(crate) fallback: Option<Fallback>,
+    pub(crate) breaker: BreakerPolicy,
+    pub(crate) labels: BTreeMap<Label, Version>,
 }
 
 /// Who answers in place of a version that has tripped.
@@ -252,7 +253,7 @@ impl ModelPolicy {
     ) -> Option<Pick> {
         for rule in &self.rules {
             if let Some(pick) = rule.pick(caller) {
-                let canary = self.canary.as_ref();
+                let canary = self.canary.as_deref();
                 let instead = canary.and_then(|canary| canary.in_place_of(pick.version, stage));
                 return Some(instead.unwrap_or(pick));
             }
@@ -265,7 +266,7 @@ impl ModelPolicy {
 
     /// The field of a request's body that decides which version answers; the choice has to wait for it.
     pub fn asks_of_body(&self) -> Option<&Field> {
-        let canary = || self.canary.as_ref()?.stickiness.as_ref();
+        let canary = || self.canary.as_deref()?.stickiness.as_ref();
         let sticky = self.split.as_ref().and_then(Split::stickiness).or_else(canary)?;
         match &sticky.key {
             Attribute::Body(field) => Some(field),
@@ -277,7 +278,7 @@ impl ModelPolicy {
     pub(crate) fn fixed_versions(&self) -> impl Iterator<Item = Version> {
         let rules = self.rules.iter().map(|rule| rule.target.version);
         let split = self.split.iter().flat_map(Split::versions);
-        rules.chain(split).chain(self.canary.as_ref().and_then(CanaryPolicy::without_key))
+        rules.chain(split).chain(self.canary.as_deref().and_then(CanaryPolicy::without_key))
     }
 
     /// Every version that it mentions, for whatever purpose.
@@ -305,7 +306,7 @@ impl ModelPolicy {
             let (baseline, candidate) = canary.versions_of_arms();
             version == baseline || version == candidate
         };
-        self.fixed_versions().any(|fixed| fixed == version) || self.canary.as_ref().is_some_and(is_arm)
+        self.fixed_versions().any(|fixed| fixed == version) || self.canary.as_deref().is_some_and(is_arm)
     }
 
     /// The deadline of requests that bring none.
@@ -326,9 +327,9 @@ impl ModelPolicy {
 
 /// What `name` stands for: a label, or a version number, which need not be mentioned in the policy; whether it exists is
 /// the engine's to say. A label never looks like a number (`compile.rs` refuses it), so the two cannot be confused.
-pub(crate) fn target(labels: &BTreeMap<Arc<str>, Version>, name: &str) -> Option<Target> {
+pub(crate) fn target(labels: &BTreeMap<Label, Version>, name: &str) -> Option<Target> {
     match labels.get_key_value(name) {
-        Some((label, version)) => Some(Target { version: *version, label: Some(Arc::clone(label)) }),
+        Some((label, version)) => Some(Target { version: *version, label: Some(label.clone()) }),
         None => name.parse().ok().map(|version| Target { version, label: None }),
     }
 }

@@ -45,6 +45,8 @@ const LOOKS_MIN: u64 = 64;
 pub struct Drawn {
     /// The version that is to answer.
     pub(crate) version: Version,
+    /// Which of those that have a share this is, in the order of [`Declared`]; of one whose share is too small, none.
+    pub(crate) place: u32,
     /// Which shares those were, see [`Declared`].
     pub(crate) mark: u64,
 }
@@ -95,6 +97,12 @@ pub(crate) struct Declared {
 }
 
 impl Declared {
+    /// What is drawn where a version gets the request.
+    pub(crate) fn drawn(&self, version: Version) -> Drawn {
+        let place = self.shares.iter().position(|(known, _)| *known == version);
+        Drawn { version, place: place.map_or(u32::MAX, |place| place as u32), mark: self.mark }
+    }
+
     /// `parts` are of the same whole.
     pub(crate) fn new(parts: &[(Version, u64)]) -> Self {
         let whole: f64 = parts.iter().map(|(_, part)| *part as f64).sum();
@@ -112,17 +120,18 @@ pub(crate) fn mark(parts: &[(Version, u64)]) -> u64 {
 
 /// The counts of one window.
 #[derive(Debug)]
+#[repr(C)] // what each request needs lies together
 pub(crate) struct Tally {
     pub(crate) mark: u64,
-    pub(crate) key: Option<Attribute>,
-    began: Instant,
     versions: Box<[(Version, f64)]>,
     units: Matrix,
+    users: OnceLock<Box<[AtomicU64]>>,
     /// Requests of users who are counted among the units already, and those of users that nobody has answered.
     others: Matrix,
-    users: OnceLock<Box<[AtomicU64]>>,
-    instead: [AtomicU64; Instead::ALL.len()],
     majority: Mutex<Majority>,
+    instead: [AtomicU64; Instead::ALL.len()],
+    pub(crate) key: Option<Attribute>,
+    began: Instant,
     look: Mutex<Look>,
 }
 
@@ -131,14 +140,14 @@ impl Tally {
         let versions = declared.shares.len();
         Self {
             mark: declared.mark,
-            key,
-            began: now,
             versions: declared.shares.clone().into(),
             units: Matrix::new(versions),
-            others: Matrix::new(versions),
             users: OnceLock::new(),
-            instead: Default::default(),
+            others: Matrix::new(versions),
             majority: Mutex::default(),
+            instead: Default::default(),
+            key,
+            began: now,
             look: Mutex::default(),
         }
     }
@@ -173,8 +182,12 @@ impl Tally {
         if drawn.mark != self.mark || !self.is_divided() {
             return; // under other shares
         }
-        let Some(row) = place(drawn.version) else { return };
+        let row = drawn.place as usize;
+        if row >= self.versions.len() {
+            return;
+        }
         let column = match answered {
+            Some(version) if version == drawn.version => Column::Version(row),
             Some(version) => place(version).map_or(Column::Another, Column::Version),
             None => Column::Nobody,
         };

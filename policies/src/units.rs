@@ -8,6 +8,7 @@ use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
 
+use compact_str::CompactString;
 use serde::{Deserialize, Serialize};
 
 /// A version of a model: an integer from 1, as on the wire and in the repository's folder names.
@@ -32,6 +33,10 @@ impl FromStr for Version {
         text.parse().map(Version).map_err(|_| refused())
     }
 }
+
+/// A name that a policy gives to a version. The usual ones, of up to 24 bytes, lie where they are used: a request that passes one
+/// on counts nobody's references.
+pub type Label = CompactString;
 
 /// A share of the requests, in millionths.
 pub(crate) type Millionths = u32;

@@ -1,5 +1,6 @@
 //! How requests ended in the last while, counted exactly in ten buckets of time. An average that fades would let a
-//! burst of failures weigh less than it does.
+//! burst of failures weigh less than it does. Requests count in what lies together at its beginning; the buckets are looked at
+//! once for each of them.
 
 use std::time::{Duration, Instant};
 
@@ -13,41 +14,50 @@ pub(crate) struct Counts {
     pub(crate) slow: u32,
 }
 
+impl Counts {
+    fn plus(self, other: Self) -> Self {
+        Self {
+            all: self.all.saturating_add(other.all),
+            failed: self.failed.saturating_add(other.failed),
+            slow: self.slow.saturating_add(other.slow),
+        }
+    }
+}
+
 /// Counts of the last nine to ten tenths of a time.
 #[derive(Clone, Debug)]
+#[repr(C)] // what each request needs is one line of the cache
 pub(crate) struct Window {
-    /// Of one bucket.
-    width: Duration,
     /// When the newest bucket began.
     began: Option<Instant>,
-    newest: usize,
+    /// Of one bucket.
+    width: Duration,
+    newest: Counts,
+    /// What the others add up to.
+    older: Counts,
+    /// Which bucket is the newest; what is in it is out of date.
+    at: usize,
     buckets: [Counts; BUCKETS],
 }
 
 impl Window {
     pub(crate) fn new(length: Duration) -> Self {
         let width = (length / BUCKETS as u32).max(Duration::from_nanos(1));
-        Self { width, began: None, newest: 0, buckets: [Counts::default(); BUCKETS] }
+        let (newest, older, buckets) = Default::default();
+        Self { began: None, width, newest, older, at: 0, buckets }
     }
 
-    /// Counts one more.
-    pub(crate) fn count(&mut self, failed: bool, slow: bool, now: Instant) {
+    /// Counts one more; what all add up to.
+    pub(crate) fn count(&mut self, failed: bool, slow: bool, now: Instant) -> Counts {
         self.turn_to(now);
-        let newest = &mut self.buckets[self.newest];
-        newest.all = newest.all.saturating_add(1);
-        newest.failed = newest.failed.saturating_add(failed.into());
-        newest.slow = newest.slow.saturating_add(slow.into());
+        self.newest = self.newest.plus(Counts { all: 1, failed: failed.into(), slow: slow.into() });
+        self.older.plus(self.newest)
     }
 
     /// What all add up to.
     pub(crate) fn counts(&mut self, now: Instant) -> Counts {
         self.turn_to(now);
-        let add = |sum: Counts, bucket: &Counts| Counts {
-            all: sum.all.saturating_add(bucket.all),
-            failed: sum.failed.saturating_add(bucket.failed),
-            slow: sum.slow.saturating_add(bucket.slow),
-        };
-        self.buckets.iter().fold(Counts::default(), add)
+        self.older.plus(self.newest)
     }
 
     fn turn_to(&mut self, now: Instant) {
@@ -57,10 +67,13 @@ impl Window {
             return; // nearly always, and without a division
         }
         let turns = passed.as_nanos() / self.width.as_nanos();
+        self.buckets[self.at] = self.newest;
         for _ in 0..turns.min(BUCKETS as u128) {
-            self.newest = (self.newest + 1) % BUCKETS;
-            self.buckets[self.newest] = Counts::default();
+            self.at = (self.at + 1) % BUCKETS;
+            self.buckets[self.at] = Counts::default();
         }
+        self.newest = Counts::default();
+        self.older = self.buckets.iter().copied().fold(Counts::default(), Counts::plus);
         let rest = passed.as_nanos() % self.width.as_nanos();
         self.began = now.checked_sub(Duration::from_nanos(u64::try_from(rest).unwrap_or(0)));
     }
@@ -75,8 +88,9 @@ mod tests {
         let (mut window, start) = (Window::new(Duration::from_secs(10)), Instant::now());
         let at = |ms| start + Duration::from_millis(ms);
         let mut count = |failed, slow, at| {
-            window.count(failed, slow, at);
-            window.counts(at)
+            let counts = window.count(failed, slow, at);
+            assert_eq!(window.counts(at), counts);
+            counts
         };
         for ms in (0..10_000).step_by(100) {
             count(true, false, at(ms));

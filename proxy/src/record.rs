@@ -12,7 +12,7 @@ use crate::statistics::Failure;
 use crate::trace::{Fault, Sampling, Tracer};
 use http::HeaderMap;
 use opentelemetry::trace::SpanId;
-use policies::{Drawn, Instead, Ledger, Remote};
+use policies::{Drawn, Instead, Label, Ledger, Remote};
 use prometheus_client::metrics::gauge::Gauge;
 use rand::Rng;
 use std::sync::Arc;
@@ -80,7 +80,7 @@ pub struct Record {
     /// Why that version.
     pub pick: Option<&'static str>,
     /// Under which label the policy knows it.
-    pub label: Option<Arc<str>>,
+    pub label: Option<Label>,
     /// What chance or its sticky key has decided, and where that key lies.
     pub drawn: Option<(Drawn, Option<u64>)>,
     /// Why another version is asked than that.

@@ -108,6 +108,8 @@ impl CanaryPolicy {
             });
             let drawn = Some(Drawn {
                 version: if is_drawn { candidate } else { baseline },
+                // One that has everything is the only one.
+                place: u32::from(is_drawn && stage.share < ALL),
                 mark: tally::mark(&parts_of(baseline, candidate, stage.share)),
             });
             let instead = (is_drawn && !is_candidate).then_some(Instead::NotReady);

@@ -37,7 +37,7 @@ fn snapshot(canary: &str) -> Snapshot {
 }
 
 fn policy(canary: &str) -> CanaryPolicy {
-    snapshot(canary).model("digits").unwrap().canary.clone().unwrap()
+    *snapshot(canary).model("digits").unwrap().canary.clone().unwrap()
 }
 
 /// A rollout, a clock and dice.
@@ -382,7 +382,7 @@ fn compared(at_most: f64, seed: u64) -> World {
     );
     let policy = parse(&text, "p").unwrap().model("digits").unwrap().canary.clone().unwrap();
     let now = Instant::now();
-    World { canary: Canary::new(policy, Beginnings::default(), now), now, dice: Dice(seed) }
+    World { canary: Canary::new(*policy, Beginnings::default(), now), now, dice: Dice(seed) }
 }
 
 #[test]

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::fault::{Fault, Faults};
@@ -14,7 +13,7 @@ use crate::number::Number;
 use crate::place::Place;
 use crate::schema;
 use crate::snapshot::Fallback;
-use crate::units::{self, Version};
+use crate::units::{self, Label, Version};
 
 const MOST_PROBES: u32 = 100;
 const DEFAULT_DIVERTED: NonZeroU32 = NonZeroU32::new(32).expect("32 is not 0");
@@ -79,7 +78,7 @@ pub(super) fn slow_policy(
 
 pub(super) fn fallback(
     written: &schema::Fallback,
-    labels: &BTreeMap<Arc<str>, Version>,
+    labels: &BTreeMap<Label, Version>,
     path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<Fallback> {

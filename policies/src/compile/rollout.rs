@@ -15,7 +15,7 @@ use crate::place::Place;
 use crate::ring::Order;
 use crate::schema;
 use crate::shadow::{ShadowPolicy, Tolerance};
-use crate::units::{self, ALL, Millionths, Version};
+use crate::units::{self, ALL, Label, Millionths, Version};
 
 const MOST_STEPS: u64 = 20;
 const DEFAULT_COPIES: NonZeroU32 = NonZeroU32::new(8).expect("8 is not 0");
@@ -29,7 +29,7 @@ const DEFAULT_FAILING: Millionths = 10_000;
 pub(super) fn canary(
     model: &str,
     written: &schema::Canary,
-    labels: &BTreeMap<Arc<str>, Version>,
+    labels: &BTreeMap<Label, Version>,
     path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<CanaryPolicy> {
@@ -112,7 +112,7 @@ fn of_a_bit(written: &Number) -> Result<Millionths, Fault> {
 
 pub(super) fn shadow(
     written: &schema::Shadow,
-    labels: &BTreeMap<Arc<str>, Version>,
+    labels: &BTreeMap<Label, Version>,
     path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<Arc<ShadowPolicy>> {

@@ -1,7 +1,8 @@
 //! Who is meant, and who answers them: labels, rules, splits and their keys, and who goes first where there is not enough for all.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+
+use compact_str::CompactString;
 
 use super::fault::{Fault, Faults};
 use crate::attribute::{Attribute, Condition, Field, Test};
@@ -12,7 +13,7 @@ use crate::pick::{Rule, Split, Stickiness, Target, WithoutKey};
 use crate::place::Place;
 use crate::schema;
 use crate::snapshot;
-use crate::units::{UnitError, Version, Weight};
+use crate::units::{Label, UnitError, Version, Weight};
 
 /// What tells tenants apart; `Some(None)` if nobody said, `None` if that could not be understood.
 pub(super) type Tenant = Option<Option<Attribute>>;
@@ -24,7 +25,7 @@ pub(super) fn labels(
     written: &BTreeMap<String, Number>,
     path: &Place<'_>,
     faults: &mut Faults,
-) -> BTreeMap<Arc<str>, Version> {
+) -> BTreeMap<Label, Version> {
     let mut labels = BTreeMap::new();
     for (label, version) in written {
         let path = path.join(label.as_str());
@@ -39,7 +40,7 @@ pub(super) fn labels(
             .ok_or_else(|| Fault::VersionNumber(version.clone()));
         // Whoever names the label has made no second mistake.
         let version = faults.keep(&path, version).unwrap_or_default();
-        labels.insert(Arc::from(label.as_str()), Version(version));
+        labels.insert(Label::from(label.as_str()), Version(version));
     }
     labels
 }
@@ -52,7 +53,7 @@ fn is_label(text: &str) -> bool {
 
 pub(super) fn target(
     name: &str,
-    labels: &BTreeMap<Arc<str>, Version>,
+    labels: &BTreeMap<Label, Version>,
     path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<Target> {
@@ -67,7 +68,7 @@ pub(super) fn target(
 pub(super) fn split(
     model: &str,
     written: &schema::Split,
-    labels: &BTreeMap<Arc<str>, Version>,
+    labels: &BTreeMap<Label, Version>,
     path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<Split> {
@@ -94,7 +95,7 @@ pub(super) fn split(
 pub(super) fn stickiness(
     model: &str,
     (sticky, without_key): (Option<&schema::StickyKey>, Option<&str>),
-    labels: &BTreeMap<Arc<str>, Version>,
+    labels: &BTreeMap<Label, Version>,
     path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<Option<Stickiness>> {
@@ -115,7 +116,7 @@ pub(super) fn stickiness(
 
 pub(super) fn rule(
     written: &schema::Rule,
-    labels: &BTreeMap<Arc<str>, Version>,
+    labels: &BTreeMap<Label, Version>,
     tenant: &Tenant,
     path: &Place<'_>,
     faults: &mut Faults,
@@ -223,7 +224,7 @@ pub(super) fn attribute(
 }
 
 fn sticky_key(written: &schema::StickyKey, path: &Place<'_>, faults: &mut Faults) -> Option<Attribute> {
-    let field = |name: &str, field: fn(Arc<str>) -> Field| {
+    let field = |name: &str, field: fn(CompactString) -> Field| {
         if name.is_empty() { Err(Fault::Empty) } else { Ok(Attribute::Body(field(name.into()))) }
     };
     match written {

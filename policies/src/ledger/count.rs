@@ -1,20 +1,18 @@
 //! Splits and rollouts as they are seen: one tally for each model whose requests are divided, begun anew when the declared
 //! shares change. Requests only count; whoever looks does so a few times a second.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
-
-use foldhash::fast::RandomState;
 
 use super::Ledger;
 use crate::canary::CanaryPolicy;
 use crate::pick::Stickiness;
-use crate::snapshot::{ModelPolicy, Snapshot};
+use crate::snapshot::{ByModel, ModelPolicy, Snapshot};
 use crate::tally::{Declared, Drawn, Instead, Mismatch, SplitStatus, Tally};
 use crate::units::Version;
 
-pub(super) type Tallies = HashMap<Arc<str>, Arc<Tally>, RandomState>;
+pub(super) type Tallies = ByModel<Arc<Tally>>;
 
 impl Ledger {
     /// Counts a request that is over, of those that [`Pick::drawn`](crate::Pick) concerns: which version has answered it,
@@ -37,8 +35,10 @@ impl Ledger {
     pub fn mismatches(&self, now: Instant) -> Vec<(Arc<str>, Mismatch)> {
         self.begin_windows(now);
         let tallies = self.tallies.load();
-        let mut found: Vec<_> =
-            tallies.iter().filter_map(|(model, tally)| Some((Arc::clone(model), tally.look()?))).collect();
+        let mut found: Vec<(Arc<str>, _)> = tallies
+            .iter()
+            .filter_map(|(model, tally)| Some((Arc::from(model.as_str()), tally.look()?)))
+            .collect();
         found.sort_by(|(one, _), (other, _)| one.cmp(other));
         found
     }
@@ -64,7 +64,7 @@ impl Ledger {
             // Of a rollout nobody knew how far it would be.
             for (model, canary) in snapshot.canaries() {
                 let tally = self.tally_of_canary(before, model, canary, now);
-                next.insert(Arc::clone(model), tally);
+                next.insert((**model).into(), tally);
             }
             if Arc::ptr_eq(&self.tallies.compare_and_swap(&*before, Arc::new(next)), before) {
                 return;
@@ -82,7 +82,7 @@ impl Ledger {
                     followed(tallies, model, &split.declared(), split.stickiness(), now)
                 }
             };
-            Some((Arc::clone(model), tally))
+            Some(((**model).into(), tally))
         };
         snapshot.models.iter().filter_map(followed).collect()
     }

@@ -4,39 +4,41 @@
 //! A breaker goes on over swaps of policies for as long as it guards the same version under settings that come to the same. A
 //! request that still holds an older generation meets the one that is in force, and must not bring back what has changed since.
 
-use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use foldhash::fast::RandomState;
+use compact_str::CompactString;
 
 use super::Ledger;
 use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Standing, Tripped};
 use crate::outcome::Outcome;
 use crate::remote::Remote;
 use crate::retry::{NotAgain, RetryBudget};
-use crate::snapshot::{Fallback, Models, Snapshot};
+use crate::snapshot::{ByModel, Fallback, Models, Snapshot};
 use crate::units::Version;
 
-// Their keys are names in the repository: nobody outside chooses them so that they collide.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Breakers {
-    pub(super) guards: HashMap<Arc<str>, BTreeMap<Version, Arc<Guard>>, RandomState>,
+    pub(super) guards: ByModel<Guards>,
     /// As of the last swap of policies, by model; `None` before the first. A request that still holds an older generation
     /// may be the first to enter a version, and must not bring back what has changed since.
     policies: Option<Arc<Models>>,
 }
 
+/// Those of one model, in the order of its versions, of which there are few.
+type Guards = Arc<[(Version, Arc<Guard>)]>;
+
 /// A breaker that requests share.
 #[derive(Debug)]
+#[repr(C)] // what each request needs lies together
 pub(super) struct Guard {
-    breaker: Mutex<Breaker>,
     /// Where the version is, if another server answers it: elsewhere it is another one.
     remote: Option<Arc<Remote>>,
     /// Requests in it that a failing version has refused.
     diverted: AtomicU32,
     retries: RetryBudget,
+    breaker: Mutex<Breaker>,
 }
 
 impl Guard {
@@ -160,7 +162,7 @@ impl Ledger {
         let breakers = self.breakers.load();
         let versions = breakers.guards.get(model);
         [one, other].map(|version| {
-            let guard = versions.and_then(|versions| versions.get(&version));
+            let guard = versions.and_then(|versions| of(versions, version));
             // Nobody has entered it, or nobody since others answer.
             guard.map_or(Standing::FRESH, |guard| guard.lock().standing(now))
         })
@@ -183,15 +185,16 @@ impl Ledger {
                 return breakers;
             }
             if breakers.remembered() >= Self::MOST_BREAKERS {
-                breakers.guards.retain(|_, versions| {
-                    versions.retain(|_, guard| !guard.lock().is_fresh());
-                    !versions.is_empty()
-                });
+                breakers.keep(|guard| !guard.lock().is_fresh());
             }
             if breakers.remembered() < Self::MOST_BREAKERS {
                 let policy = breakers.policy(snapshot, model);
-                let versions = breakers.guards.entry(snapshot.name_of(model)).or_default();
-                versions.entry(version).or_insert_with(|| Arc::new(Guard::new(policy, remote)));
+                let versions = breakers.guards.entry(model.into()).or_default();
+                if let Err(place) = versions.binary_search_by_key(&version, |(known, _)| *known) {
+                    let (before, after) = versions.split_at(place);
+                    let new = (version, Arc::new(Guard::new(policy, remote)));
+                    *versions = before.iter().cloned().chain([new]).chain(after.iter().cloned()).collect();
+                }
             }
             breakers
         });
@@ -208,11 +211,11 @@ impl Ledger {
         serves: impl Fn(&str, Version) -> bool,
     ) -> Arc<Breakers> {
         self.breakers.rcu(|breakers| {
-            let kept = |(model, versions): (&Arc<str>, &BTreeMap<Version, Arc<Guard>>)| {
+            let kept = |(model, versions): (&CompactString, &Guards)| {
                 let policy = snapshot.breaker(model);
                 let serving = versions.iter().filter(|(version, guard)| match &guard.remote {
-                    Some(remote) => snapshot.remote(model, **version) == Some(remote),
-                    None => snapshot.remote(model, **version).is_none() && serves(model, **version),
+                    Some(remote) => snapshot.remote(model, *version) == Some(remote),
+                    None => snapshot.remote(model, *version).is_none() && serves(model, *version),
                 });
                 let followed = serving.map(|(version, guard)| {
                     let goes_on = guard.lock().follow(policy);
@@ -220,8 +223,8 @@ impl Ledger {
                     let anew = || Arc::new(Guard::new(policy, guard.remote.as_ref()));
                     (*version, if goes_on { Arc::clone(guard) } else { anew() })
                 });
-                let versions: BTreeMap<_, _> = followed.collect();
-                (!versions.is_empty()).then(|| (snapshot.name_of(model), versions))
+                let versions: Guards = followed.collect();
+                (!versions.is_empty()).then(|| (model.clone(), versions))
             };
             let guards = breakers.guards.iter().filter_map(kept).collect();
             Breakers { guards, policies: Some(Arc::clone(&snapshot.models)) }
@@ -233,7 +236,7 @@ impl Ledger {
         self.breakers.rcu(|breakers| {
             let mut breakers = Breakers::clone(breakers);
             if let Some(versions) = breakers.guards.get_mut(model) {
-                versions.remove(&version);
+                *versions = versions.iter().filter(|(known, _)| *known != version).cloned().collect();
             }
             breakers
         });
@@ -244,9 +247,9 @@ impl Ledger {
         let breakers = self.breakers.load_full();
         let mut all = Vec::new();
         for (model, versions) in &breakers.guards {
-            for (version, guard) in versions {
+            for (version, guard) in &**versions {
                 all.push(BreakerStatus {
-                    model: Arc::clone(model),
+                    model: Arc::from(model.as_str()),
                     version: *version,
                     state: guard.lock().state(now),
                 });
@@ -259,7 +262,14 @@ impl Ledger {
 
 impl Breakers {
     fn guard(&self, model: &str, version: Version) -> Option<Arc<Guard>> {
-        self.guards.get(model)?.get(&version).map(Arc::clone)
+        of(self.guards.get(model)?, version).map(Arc::clone)
+    }
+
+    fn keep(&mut self, is_kept: impl Fn(&Guard) -> bool) {
+        self.guards.retain(|_, versions| {
+            *versions = versions.iter().filter(|(_, guard)| is_kept(guard)).cloned().collect();
+            !versions.is_empty()
+        });
     }
 
     /// Of a version that nobody has entered yet, for a request that holds `snapshot`.
@@ -284,8 +294,12 @@ impl Breakers {
     }
 
     fn remembered(&self) -> usize {
-        self.guards.values().map(BTreeMap::len).sum()
+        self.guards.values().map(|versions| versions.len()).sum()
     }
+}
+
+fn of(versions: &[(Version, Arc<Guard>)], version: Version) -> Option<&Arc<Guard>> {
+    versions.iter().find(|(known, _)| *known == version).map(|(_, guard)| guard)
 }
 
 /// The right to enter a version once. Settle it with the outcome; dropping it means [`Outcome::Abandoned`].

@@ -3,12 +3,12 @@
 //!
 //! A pick takes no lock: what it has to know of a rollout is one word, which changes together with what it is made of.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use foldhash::fast::RandomState;
+use compact_str::CompactString;
 
 use super::{Ledger, TalliesAhead};
 use crate::canary::{
@@ -18,11 +18,10 @@ use crate::canary::{
 use crate::drift::DriftSight;
 use crate::ended::EndedRollouts;
 use crate::plan::share_after;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{ByModel, Snapshot};
 use crate::units::{Millionths, Version};
 
-// Their keys are names in the repository: nobody outside chooses them so that they collide.
-pub(super) type Rollouts = HashMap<Arc<str>, Arc<Rollout>, RandomState>;
+pub(super) type Rollouts = ByModel<Arc<Rollout>>;
 
 /// A rollout that requests share.
 #[derive(Debug)]
@@ -183,7 +182,7 @@ impl Ledger {
                 canary.judge(now);
                 canary.news()
             });
-            news.extend(records.into_iter().map(|record| (Arc::clone(model), record)));
+            news.extend(records.into_iter().map(|record| (Arc::from(model.as_str()), record)));
         }
         news.sort_by(|(one, _), (other, _)| one.cmp(other)); // those of one model stay in their order
         news
@@ -267,7 +266,7 @@ impl Ledger {
     ) {
         *self.remembered() = ended;
         let goes_on = |model: &str, progress: &Progress| {
-            let canary = snapshot.model(model).and_then(|policy| policy.canary.as_ref());
+            let canary = snapshot.model(model).and_then(|policy| policy.canary.as_deref());
             canary.is_some_and(|canary| canary.versions_of_arms() == progress.versions())
         };
         let (go_on, end): (Vec<_>, Vec<_>) =
@@ -298,9 +297,9 @@ impl Ledger {
     }
 
     /// What the candidate of every rollout gets, by model.
-    pub(crate) fn shares_of_candidates(&self) -> Vec<(Arc<str>, Millionths)> {
+    pub(crate) fn shares_of_candidates(&self) -> Vec<(CompactString, Millionths)> {
         let rollouts = self.rollouts.load();
-        let shares = rollouts.iter().map(|(model, rollout)| (Arc::clone(model), rollout.share()));
+        let shares = rollouts.iter().map(|(model, rollout)| (model.clone(), rollout.share()));
         let mut shares: Vec<_> = shares.collect();
         shares.sort_unstable();
         shares
@@ -344,7 +343,7 @@ impl Ledger {
             let mut rollouts = Rollouts::clone(rollouts);
             for (model, policy) in snapshot.canaries() {
                 let begun = || Arc::new(self.begun(model, policy, now));
-                rollouts.entry(Arc::clone(model)).or_insert_with(begun);
+                rollouts.entry((**model).into()).or_insert_with(begun);
             }
             rollouts
         });
@@ -381,13 +380,13 @@ impl Ledger {
     }
 
     fn begin_and_end(&self, snapshot: &Snapshot, now: Instant) {
-        let goes_on = |(model, rollout): &(&Arc<str>, &Arc<Rollout>)| {
-            let canary = snapshot.model(model).and_then(|policy| policy.canary.as_ref());
+        let goes_on = |(model, rollout): &(&CompactString, &Arc<Rollout>)| {
+            let canary = snapshot.model(model).and_then(|policy| policy.canary.as_deref());
             canary.is_some_and(|canary| rollout.is_of(canary))
         };
         let ended = |rollouts: &Rollouts| -> Rollouts {
             let ended = rollouts.iter().filter(|one| !goes_on(one));
-            ended.map(|(model, rollout)| (Arc::clone(model), Arc::clone(rollout))).collect()
+            ended.map(|(model, rollout)| (model.clone(), Arc::clone(rollout))).collect()
         };
         let ended = Arc::new(ended(&self.rollouts.load()));
         self.ended.store(Arc::clone(&ended));
@@ -396,20 +395,21 @@ impl Ledger {
             self.remembered().learn_from(model, &progress);
         }
         self.rollouts.rcu(|rollouts| {
-            let followed = |(model, policy): (&Arc<str>, &CanaryPolicy)| match rollouts.get_key_value(model) {
-                Some((model, rollout)) if rollout.is_of(policy) => {
-                    rollout.change(|canary| canary.follow(policy, now));
-                    (Arc::clone(model), Arc::clone(rollout))
-                }
-                _ => (Arc::clone(model), Arc::new(self.begun(model, policy, now))),
-            };
+            let followed =
+                |(model, policy): (&Arc<str>, &CanaryPolicy)| match rollouts.get_key_value(&**model) {
+                    Some((model, rollout)) if rollout.is_of(policy) => {
+                        rollout.change(|canary| canary.follow(policy, now));
+                        (model.clone(), Arc::clone(rollout))
+                    }
+                    _ => ((**model).into(), Arc::new(self.begun(model, policy, now))),
+                };
             snapshot.canaries().map(followed).collect::<Rollouts>()
         });
         // Now that nothing is decided about them any more.
         for (model, rollout) in &*ended {
             let (progress, news) = rollout.change(|canary| (canary.progress(now), canary.news()));
             self.remembered().note(model, progress);
-            self.last_news().extend(news.into_iter().map(|record| (Arc::clone(model), record)));
+            self.last_news().extend(news.into_iter().map(|record| (Arc::from(model.as_str()), record)));
         }
         self.remembered().follow(snapshot);
     }

@@ -44,7 +44,7 @@ impl World {
     }
 
     fn drawn(&self, version: Version) -> Drawn {
-        Drawn { version, mark: self.declared.mark }
+        self.declared.drawn(version)
     }
 
     /// A request of a user, which is answered by the version that it is given to.
@@ -272,8 +272,7 @@ fn what_was_found_is_over_once_nothing_speaks_for_it_any_more() {
 #[test]
 fn what_was_drawn_under_other_shares_does_not_count() {
     let world = World::new(&[50, 50], None, 1);
-    let other = declared(&[60, 40]).mark;
-    world.tally.count(Drawn { version: ONE, mark: other }, None, Some(ONE), None);
+    world.tally.count(declared(&[60, 40]).drawn(ONE), None, Some(ONE), None);
     world.tally.count(world.drawn(Version(9)), None, Some(ONE), None);
     assert_eq!(world.tally.status(world.now).units, 0);
     assert_eq!(declared(&[50, 50]), world.declared);

@@ -7,9 +7,8 @@ use crate::directory::Models;
 use crate::record::Record;
 use crate::refusal::Refusal;
 use crate::route::Target;
-use policies::{Assignment, Drawn, Field, Instead, ModelPolicy, PickReason, Snapshot, Version};
+use policies::{Assignment, Drawn, Field, Instead, Label, ModelPolicy, PickReason, Snapshot, Version};
 use rand::Rng;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Why a version answers that the path names.
@@ -35,7 +34,7 @@ impl By {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Chosen {
     pub(crate) number: u64,
-    pub(crate) label: Option<Arc<str>>,
+    pub(crate) label: Option<Label>,
     pub(crate) reason: &'static str,
     /// What of the policy has decided; nothing where the path has, or the policy leaves it open.
     pub(crate) picked: Option<PickReason>,

@@ -12,7 +12,7 @@ const DWELL: Duration = Duration::from_secs(60);
 fn begun(now: Instant) -> Canary {
     let text = "models: {m: {canary: {baseline: 1, candidate: 2, steps: [10, 50], dwell: 1m, gates: {errors: {at_most: 5}, latency: {over: 200ms, at_most: 5}}}}}";
     let snapshot = parse(text, "p.yaml").unwrap_or_else(|errors| panic!("{errors}"));
-    Canary::new(snapshot.model("m").unwrap().canary.clone().unwrap(), Beginnings::default(), now)
+    Canary::new(*snapshot.model("m").unwrap().canary.clone().unwrap(), Beginnings::default(), now)
 }
 
 fn tell(canary: &mut Canary, is_candidate: bool, sight: Sight, now: Instant) {

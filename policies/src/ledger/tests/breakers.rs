@@ -242,9 +242,9 @@ fn the_number_of_breakers_is_bounded() {
     trip(&ledger, &snapshot, Version(1), now);
     let mut full = Breakers::clone(&ledger.breakers.load());
     let versions = full.guards.get_mut("digits").unwrap();
-    versions.extend(
-        (2..=10_000).map(|version| (Version(version), Arc::new(Guard::new(BreakerPolicy::default(), None)))),
-    );
+    let others =
+        (2..=10_000).map(|version| (Version(version), Arc::new(Guard::new(BreakerPolicy::default(), None))));
+    *versions = versions.iter().cloned().chain(others).collect();
     ledger.breakers.store(Arc::new(full));
     assert!(ledger.enter(&snapshot, "digits", Version(10_001), now).is_ok());
     let remembered: Vec<_> = ledger.breakers(now).into_iter().map(|status| status.version.0).collect();
