@@ -80,16 +80,41 @@ impl Connectors {
 
 /// The same as before, if that is what the files still hold.
 fn make(tls: &Tls, before: Option<Kept>, now: Instant) -> Result<Kept, String> {
-    let Tls { ca, own } = tls;
+    let modified = modified(tls)?;
+    if let Some(before) = before.filter(|before| before.modified == modified) {
+        return Ok(Kept { looked: now, ..before });
+    }
+    let (ca, own) = read(tls)?;
+    let options = (ca.is_some() || own.is_some()).then(|| ConnectorOptions {
+        ca_file: ca,
+        cert_key_file: own,
+        ..ConnectorOptions::new(IDLE_CONNECTIONS_MAX)
+    });
+    Ok(Kept { connector: Arc::new(Connector::new(options)), modified, looked: now })
+}
+
+/// Whether these files are there and hold what they are for.
+///
+/// # Errors
+/// Which does not, and why.
+pub(crate) fn check(tls: &Tls) -> Result<(), String> {
+    modified(tls)?;
+    read(tls).map(drop)
+}
+
+fn modified(Tls { ca, own }: &Tls) -> Result<Vec<SystemTime>, String> {
     let files = ca.iter().chain(own.iter().flat_map(|(cert, key)| [cert, key]));
     let modified = |file: &Arc<Path>| {
         let modified = std::fs::metadata(file).and_then(|file| file.modified());
         modified.map_err(|error| unreadable(file, &error))
     };
-    let modified = files.map(modified).collect::<Result<Vec<_>, _>>()?;
-    if let Some(before) = before.filter(|before| before.modified == modified) {
-        return Ok(Kept { looked: now, ..before });
-    }
+    files.map(modified).collect()
+}
+
+type Names = (Option<String>, Option<(String, String)>);
+
+/// The names of files that pingora can read, without a panic.
+fn read(Tls { ca, own }: &Tls) -> Result<Names, String> {
     if let Some(ca) = ca {
         let mut trusted = RootCertStore::empty();
         load_ca_file_into_store(ca, &mut trusted).map_err(|error| unreadable(ca, &error))?;
@@ -98,13 +123,7 @@ fn make(tls: &Tls, before: Option<Kept>, now: Instant) -> Result<Kept, String> {
         }
     }
     let own = own.as_ref().map(|(cert, key)| pair(cert, key)).transpose()?;
-    let ca = ca.as_deref().map(name).transpose()?;
-    let options = (ca.is_some() || own.is_some()).then(|| ConnectorOptions {
-        ca_file: ca,
-        cert_key_file: own,
-        ..ConnectorOptions::new(IDLE_CONNECTIONS_MAX)
-    });
-    Ok(Kept { connector: Arc::new(Connector::new(options)), modified, looked: now })
+    Ok((ca.as_deref().map(name).transpose()?, own))
 }
 
 /// Pingora panics where these do not make a pair.
@@ -139,6 +158,7 @@ mod tests {
         let tls = Tls { ca: Some(file.clone()), own: None };
         let why = connectors.of(&tls).await.err().unwrap();
         assert!(why.ends_with("No such file or directory (os error 2)"), "{why}");
+        assert_eq!(check(&tls), Err(why));
         std::fs::write(&file, "").unwrap();
         let why = connectors.of(&tls).await.err().unwrap();
         assert!(why.ends_with("ca.pem: it holds no certificate"), "{why}");
@@ -164,5 +184,7 @@ mod tests {
         let why = connectors.of(&of(&cert)).await.err().unwrap();
         assert!(why.contains("cert.pem: "), "{why}");
         assert!(connectors.of(&of(&key)).await.is_ok());
+        assert_eq!(check(&of(&key)), Ok(()));
+        assert!(check(&of(&other)).is_err());
     }
 }

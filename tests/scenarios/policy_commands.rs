@@ -235,6 +235,21 @@ fn a_process_starts_from_the_last_good_policy_when_the_file_is_broken() {
 }
 
 #[test]
+fn a_file_of_certificates_that_is_not_there_is_told_to_who_plans_and_in_the_log() {
+    let engine = engine();
+    let stack = stack(&engine);
+    let remote = "remote: {2: {url: 'https://localhost:1/', ca: /nowhere/ca.pem}}";
+    let file = draft(&stack, &format!("models: {{m: {{split: {{weights: {{1: 90, 2: 10}}}}, {remote}}}}}\n"));
+    let file = file.to_str().unwrap();
+    let told = "version 2 cannot be asked: /nowhere/ca.pem: No such file or directory (os error 2)";
+    let planned = says(&penstock(&stack, &["plan", file]));
+    assert!(planned.contains(told), "{planned}");
+    assert!(!stack.log().contains(told), "nothing has happened yet");
+    assert!(says(&penstock(&stack, &["apply", file])).contains(told));
+    eventually("the log to tell it", || stack.log().contains(told).then_some(()));
+}
+
+#[test]
 fn what_only_a_restart_changes_is_told_to_who_plans_and_to_who_looks() {
     let engine = engine();
     let stack = stack(&engine);

@@ -136,6 +136,8 @@ fn a_certificate_that_is_not_theirs_is_a_502_with_a_reason_and_counts_against_th
         let refused = client.infer("m", &[], &body());
         assert_eq!(refused.status, 503, "{}", refused.text());
         assert!(refused.error().contains("keeps failing"), "{}", refused.error());
+        let at_start = "model m: version 2 cannot be asked: /nowhere/ca.pem: ";
+        assert_eq!(stack.log().contains(at_start), ca.contains("nowhere"), "{}", stack.log());
     }
 }
 
