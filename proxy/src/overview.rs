@@ -8,6 +8,7 @@ use crate::metrics::{Metrics, VersionMetrics};
 use crate::policy_state::PolicyState;
 use crate::readiness::Readiness;
 use crate::refused::unix_ms;
+use crate::remote::Remotes;
 use crate::rollout_history::RolloutHistory;
 use crate::slots::Slots;
 use crate::status::{
@@ -40,6 +41,8 @@ pub struct Overview {
     pub directory: Arc<Directory>,
     /// The way to it.
     pub links: Arc<Links>,
+    /// The ways to other servers.
+    pub remotes: Arc<Remotes>,
     /// Room for requests.
     pub slots: Arc<Slots>,
     /// Whether traffic may come.
@@ -168,6 +171,15 @@ impl Overview {
         let mut all = versions(&models, snapshot, &self.ledger);
         if !models.connected {
             all.values_mut().filter(|version| version.state == READY).for_each(wait_for_engine);
+        }
+        for (model, policy) in snapshot.models() {
+            for (number, remote) in policy.remotes() {
+                let version = all.get_mut(&(model.to_owned(), number.0));
+                if let (Some(version), Some((ago, why))) = (version, self.remotes.unreachable(remote, now)) {
+                    let ago = ago.as_secs();
+                    version.reason = format!("{remote}, which could not be reached {ago} s ago: {why}");
+                }
+            }
         }
         for breaker in self.ledger.breakers(now) {
             if let Some(version) = all.get_mut(&(breaker.model.to_string(), breaker.version.0)) {

@@ -92,6 +92,13 @@ impl Default for Remotes {
     }
 }
 
+impl Remotes {
+    /// How long ago a request has not reached this server, and why, unless that was long ago.
+    pub(crate) fn unreachable(&self, remote: &Remote, now: Instant) -> Option<(Duration, String)> {
+        self.unreachable.lately(remote, now)
+    }
+}
+
 /// What another server has answered.
 #[derive(Debug)]
 pub struct Passed {

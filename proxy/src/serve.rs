@@ -86,6 +86,7 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
         fixed: fixed.clone(),
         directory: path.directory.clone(),
         links: path.links.clone(),
+        remotes: path.remotes.clone(),
         slots: path.slots.clone(),
         readiness: readiness.clone(),
         history: history.clone(),

@@ -159,7 +159,8 @@ pub struct Version {
     pub unloaded: bool,
     /// Whether the policy sends it requests, be it in place of a version that fails, or copies of them.
     pub named: bool,
-    /// Why it is unavailable or not batched, where another server is, or what follows from its being missing; else empty.
+    /// Why it is unavailable or not batched, where another server is and why that was not reached in the last minute, or what follows
+    /// from its being missing; else empty.
     pub reason: String,
     /// Rows that run together at most; 1: never batched; 0: the first dimension is not a batch.
     pub max_batch: u32,

@@ -1,7 +1,7 @@
 //! Versions that another server answers. That is a second penstock here, in the place of a Triton: it speaks the same
 //! protocol, and can be restarted and killed.
 
-use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body};
+use harness::{Behaviour, Client, ScriptedEngine, Stack, eventually, infer_body};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -59,7 +59,7 @@ fn a_server_that_is_gone_trips_its_breaker_and_another_version_answers() {
     let all = policy(&there, &format!("split: {{weights: {{2: 1}}}}, {breaker}"));
     let stack = Stack::builder().policies(&all).external_engine(engine.socket()).start();
     let client = stack.client();
-    let answered_by = |client: &harness::Client| {
+    let answered_by = |client: &Client| {
         let answer = client.infer("m", &[], &body());
         (answer.status, answer.header("x-penstock-version").to_owned())
     };
@@ -79,6 +79,11 @@ fn a_server_that_is_gone_trips_its_breaker_and_another_version_answers() {
     assert_eq!(stack.metric(asked_again), 1.0);
     let told = stack.log().matches("cannot be reached: ").count();
     assert_eq!(told, 1, "whoever only reads the log knows, and is told once: {}", stack.log());
+    let status = Client::new(stack.monitor).get("/status").json();
+    let versions = status["versions"].as_array().expect("a list");
+    let remote = versions.iter().find(|one| one["model"] == "m" && one["version"] == 2).expect("the version");
+    let reason = remote["reason"].as_str().expect("a text");
+    assert!(reason.contains("which could not be reached ") && reason.contains(" s ago: "), "{reason}");
     assert_eq!(
         stack.metric("penstock_breaker_state{model=\"m\",version=\"2\"}"),
         2.0,
@@ -95,6 +100,33 @@ fn a_server_that_is_gone_trips_its_breaker_and_another_version_answers() {
     assert_eq!(stack.metric("penstock_breaker_state{model=\"m\",version=\"2\"}"), 2.0);
     there.restart();
     eventually("a probe to succeed", || (answered_by(&client).1 == "2").then_some(()));
+}
+
+/// Whoever has not reached another server is no more welcome than who was refused by a breaker.
+#[test]
+fn of_those_who_do_not_reach_a_server_as_many_fall_back_at_a_time_as_the_policy_says() {
+    let nobody = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Hold)]);
+    let policy = format!(
+        "models: {{m: {{remote: {{2: {{url: 'http://{nobody}/'}}}}, split: {{weights: {{2: 1}}}}, \
+         breaker: {{failures: 100, fallback: {{version: 1, in_flight_max: 1}}}}}}}}\n"
+    );
+    let stack = Stack::builder().policies(&policy).external_engine(engine.socket()).start();
+    let client = stack.client();
+    let first = std::thread::spawn(move || client.infer("m", &[], &body()));
+    engine.wait_until_asked(1);
+    let second = stack.client().infer("m", &[], &body());
+    assert_eq!(second.status, 502, "{}", second.text());
+    assert!(
+        second.error().starts_with("the server of this version cannot be reached: "),
+        "{}",
+        second.error()
+    );
+    engine.set("m", 1, Behaviour::Answer);
+    let first = first.join().expect("it is answered");
+    assert_eq!((first.status, first.header("x-penstock-version")), (200, "1"), "{}", first.text());
+    let third = stack.client().infer("m", &[], &body());
+    assert_eq!((third.status, third.header("x-penstock-version")), (200, "1"), "the place is free again");
 }
 
 #[test]
