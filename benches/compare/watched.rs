@@ -76,6 +76,8 @@ pub(crate) fn line() {
             model: Some("digits"),
             version: Some(1),
             pick: Some("split"),
+            instead_of: None,
+            retry: None,
             generation: 1,
             duration: Us(u64::from(number % 1000)),
             queue: Some(Us(83)),

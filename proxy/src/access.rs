@@ -57,6 +57,10 @@ pub struct Line<'a> {
     pub version: Option<u64>,
     /// Why that version.
     pub pick: Option<&'a str>,
+    /// Which version was chosen before that.
+    pub instead_of: Option<u64>,
+    /// Why it was asked once more.
+    pub retry: Option<&'a str>,
     /// The policy in force.
     pub generation: u64,
     /// From the end of the head to the end of the answer.
@@ -182,6 +186,8 @@ impl Line<'_> {
         fields.text(",\"model\":", self.model);
         fields.number(",\"version\":", self.version);
         fields.text(",\"pick\":", self.pick);
+        fields.number(",\"instead_of\":", self.instead_of);
+        fields.text(",\"retry\":", self.retry);
         fields.number(",\"generation\":", Some(self.generation));
         fields.ms(",\"duration_ms\":", Some(self.duration));
         fields.ms(",\"queue_ms\":", self.queue);
@@ -197,7 +203,14 @@ impl Line<'_> {
         write!(text, "{time} {status} {method} {} {duration} ms", asked.escape_debug())?;
         if let (Some(model), Some(version)) = (self.model, self.version) {
             // Whose name may hold anything: as one line, whatever it is.
-            write!(text, " {model:?} version {version} ({})", self.pick.unwrap_or("?"))?;
+            write!(text, " {model:?} version {version} ({}", self.pick.unwrap_or("?"))?;
+            if let Some(other) = self.instead_of {
+                write!(text, " for {other}")?;
+            }
+            write!(text, ")")?;
+        }
+        if let Some(why) = self.retry {
+            write!(text, ", asked again: {why}")?;
         }
         if let (Some(queue), Some(run), Some(rows)) = (self.queue, self.run, self.batch_rows) {
             write!(text, ", queued {queue} ms, ran {run} ms in a batch of {rows}")?;
@@ -283,6 +296,8 @@ mod tests {
             model: Some("a \"b\"\nc"),
             version: Some(2),
             pick: Some("split"),
+            instead_of: None,
+            retry: None,
             generation: 1,
             duration: Us(1250),
             queue: None,
@@ -322,6 +337,22 @@ mod tests {
         assert_eq!((&value["queue_ms"], &value["run_ms"]), (&0.083.into(), &1000.041.into()));
         assert_eq!((&value["batch_rows"], &value["status"]), (&4.into(), &503.into()));
         assert_eq!(value.as_object().unwrap().len(), 16, "{value}");
+    }
+
+    #[test]
+    fn who_was_answered_by_another_version_than_the_chosen_one_is_told_in_whose_place() {
+        let line = || Line {
+            pick: Some("fallback"),
+            instead_of: Some(7),
+            retry: Some("unreachable"),
+            reason: None,
+            ..line()
+        };
+        let value: serde_json::Value = serde_json::from_str(&written(Format::Json, line())).unwrap();
+        assert_eq!((&value["version"], &value["instead_of"]), (&2.into(), &7.into()));
+        assert_eq!(value["retry"], "unreachable");
+        let pretty = written(Format::Pretty, line());
+        assert!(pretty.contains(" version 2 (fallback for 7), asked again: unreachable ["), "{pretty}");
     }
 
     #[test]

@@ -85,6 +85,8 @@ pub struct Record {
     pub drawn: Option<(Drawn, Option<u64>)>,
     /// Why another version is asked than that.
     pub instead: Option<Instead>,
+    /// The version in whose place the one above is asked, since that was chosen.
+    pub instead_of: Option<u64>,
     /// Its room among the requests in flight, until its answer is written.
     pub slot: Option<Slot>,
     /// Its places among its caller's requests, likewise.
@@ -135,6 +137,7 @@ impl Record {
             label: None,
             drawn: None,
             instead: None,
+            instead_of: None,
             slot: None,
             places: None,
             sampling: Sampling::default(),
@@ -174,6 +177,7 @@ impl Record {
     /// Notes that another version answers than the chosen one, and why.
     pub(crate) fn divert(&mut self, version: u64, why: Instead) {
         if let Some((_, asked)) = &mut self.version {
+            self.instead_of.get_or_insert(*asked);
             *asked = version;
         }
         (self.pick, self.label, self.instead) = (Some(why.as_str()), None, Some(why));
@@ -323,6 +327,8 @@ impl Record {
             model: self.model(),
             version: self.number(),
             pick: self.pick,
+            instead_of: self.instead_of,
+            retry: self.asked_again(),
             generation: self.generation,
             duration: Us((now - self.started).as_micros() as u64),
             queue: timing.map(|timing| Us(timing.queue_us)),
@@ -333,6 +339,11 @@ impl Record {
                 Some(Us((ended - elsewhere.sent).as_micros() as u64))
             }),
         }
+    }
+
+    /// Why it was asked once more, if it was.
+    fn asked_again(&self) -> Option<&'static str> {
+        self.retry.filter(|retry| retry.is_asked).map(|retry| retry.reason)
     }
 
     /// Whose request it was, if it was one of a model that exists.
@@ -364,7 +375,7 @@ impl Record {
             label: self.label.as_deref(),
             generation: self.generation,
             outcome: self.outcome,
-            retry: self.retry.filter(|retry| retry.is_asked).map(|retry| retry.reason),
+            retry: self.asked_again(),
             refusal: self.refusal,
             refused: self.refused.as_ref(),
             timing: self.timing.as_ref(),

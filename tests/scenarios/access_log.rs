@@ -61,6 +61,31 @@ fn a_line_says_how_long_another_server_took() {
 }
 
 #[test]
+fn a_line_says_in_whose_place_a_version_has_answered_and_why() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let policies = format!(
+        "models: {{m: {{remote: {{2: {{url: 'http://{}/'}}}}, split: {{weights: {{2: 1}}}}, \
+         breaker: {{failures: 2, open_for: 1h, max_open_for: 1h, fallback: {{version: 1}}}}}}}}\n",
+        nobody.expect("a port")
+    );
+    let stack = Stack::builder()
+        .config("log: {format: json, access: 1}")
+        .policies(&policies)
+        .external_engine(engine.socket())
+        .start();
+    let client = stack.client();
+    (0..3).for_each(|_| assert_eq!(client.infer("m", &[], &infer_body("x", [1, 1], &[0.0])).status, 200));
+    let lines = lines(&stack, 3);
+    for line in &lines {
+        assert_eq!((&line["version"], &line["pick"]), (&1.into(), &"fallback".into()), "{line}");
+        assert_eq!(line["instead_of"], 2, "{line}");
+    }
+    let retries: Vec<_> = lines.iter().map(|line| line["retry"].as_str()).collect();
+    assert_eq!(retries, [Some("unreachable"), Some("unreachable"), None], "the last one is not even tried");
+}
+
+#[test]
 fn answers_are_sampled_and_refusals_are_not() {
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
     let stack =
