@@ -395,15 +395,16 @@ fn gather(pieces: &[Piece<Arc<Job>>]) -> Vec<Gathered<'_>> {
 mod tests {
     use super::*;
     use crate::batcher::Limits;
-    use crate::job::Terms;
+    use crate::job::{Request, Terms};
     use crate::mailbox::Mailbox;
+    use crate::model::Spec;
     use crate::scripted::{Scripted, catalog_of, fp32, one_row, output_fp32, rows_spec, terms};
     use prost::Message;
     use socket::Socket;
     use std::io::Read;
     use std::os::unix::net::UnixStream;
     use std::sync::{Mutex, OnceLock, Weak};
-    use wire::{Decoder, Reply};
+    use wire::{Datatype, Decoder, Reply, TensorMeta};
 
     /// A lane, a version whose requests it runs, and the socket on which their answers come.
     struct World {
@@ -418,7 +419,14 @@ mod tests {
         fn of(
             script: impl Fn(&[Gathered<'_>]) -> Result<Vec<Output>, ModelError> + Send + Sync + 'static,
         ) -> Self {
-            let model = Scripted::new(rows_spec(&[("x", 1)], &[("y", 1)], 4), script);
+            Self::with(rows_spec(&[("x", 1)], &[("y", 1)], 4), script)
+        }
+
+        fn with(
+            spec: Spec,
+            script: impl Fn(&[Gathered<'_>]) -> Result<Vec<Output>, ModelError> + Send + Sync + 'static,
+        ) -> Self {
+            let model = Scripted::new(spec, script);
             let version = Arc::clone(catalog_of("m", 1, model).find("m", 1).ok().unwrap());
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
             let (ours, theirs) = UnixStream::pair().unwrap();
@@ -435,8 +443,11 @@ mod tests {
 
         /// A request of one row, which is its id.
         fn piece(&self, id: u64, deadline: Option<Instant>) -> Piece<Arc<Job>> {
-            let terms = Terms { deadline, ..terms(id) };
-            let job = Job::new(one_row(&self.version, &[id as f32]), terms, Arc::clone(&self.mailbox));
+            self.piece_of(one_row(&self.version, &[id as f32]), Terms { deadline, ..terms(id) })
+        }
+
+        fn piece_of(&self, request: Request, terms: Terms) -> Piece<Arc<Job>> {
+            let job = Job::new(request, terms, Arc::clone(&self.mailbox));
             Piece { job: Arc::new(job), first: 0, rows: 1 }
         }
 
@@ -512,6 +523,34 @@ mod tests {
             (x.len() > 2).then(|| ModelError { out_of_memory: true, ..ModelError::new("no memory") })
         };
         assert_eq!(ended(too_large), Ended::OutOfMemory);
+    }
+
+    #[test]
+    fn a_batch_of_which_some_do_not_fit_says_nothing_about_one_of_all() {
+        let ended = |largest: i32, fails: bool| {
+            let mut spec = rows_spec(&[("x", 1)], &[("y", 1)], 4);
+            spec.inputs[0].form.as_mut().unwrap().datatype = Datatype::Int32;
+            spec.inputs[0].bounds = Some((1, largest.into()));
+            let mut world = World::with(spec, move |inputs| {
+                let rows = inputs[0].shape[0];
+                if fails && rows > 1 {
+                    return Err(ModelError::new("by chance"));
+                }
+                Ok(vec![output_fp32("y", &[rows, 1], &vec![0.0; rows as usize])])
+            });
+            let piece = |id: i32| {
+                let datatype = Datatype::Int32 as u32;
+                let meta = TensorMeta { name: "x".into(), datatype, shape: vec![1, 1], offset: 0, bytes: 0 };
+                let bytes = id.to_le_bytes().to_vec();
+                let request = Request::check_for(&world.version, vec![meta], Vec::new(), bytes.into());
+                world.piece_of(request.expect("only its value is wrong"), terms(id as u64))
+            };
+            let pieces = [1, 2, 3, 4].map(piece);
+            world.answer(&pieces)
+        };
+        assert_eq!(ended(4, false), Ended::Ran);
+        assert_eq!(ended(4, true), Ended::Divided { failed: 0, left: 0 });
+        assert_eq!([ended(3, false), ended(3, true)], [Ended::Failed; 2], "the fourth is not in it");
     }
 
     #[test]

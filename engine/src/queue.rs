@@ -43,6 +43,13 @@ pub(crate) struct Queue {
 
 type Pieces = Arc<[Piece<Arc<Job>>]>;
 
+#[derive(Clone)]
+struct Running {
+    /// The number of its claim.
+    claim: u64,
+    pieces: Pieces,
+}
+
 struct State {
     batcher: Batcher<Arc<Job>>,
     suspects: Suspects,
@@ -52,9 +59,7 @@ struct State {
     /// A lane that was woken for what is announced, and is on its way.
     called: Option<usize>,
     /// What each lane runs.
-    running: Vec<Option<Pieces>>,
-    /// The number of its claim, or of its last one.
-    claims: Vec<u64>,
+    running: Vec<Option<Running>>,
     /// The lane that runs a request once more which it has answered.
     looking: Option<usize>,
     stopping: bool,
@@ -68,7 +73,6 @@ impl Queue {
             idle: Vec::new(),
             called: None,
             running: vec![None; lanes],
-            claims: vec![0; lanes],
             looking: None,
             stopping: false,
         };
@@ -163,8 +167,8 @@ impl Queue {
             state.batcher.unread(self.unread.load(Ordering::Relaxed));
             let until = match state.batcher.next(now) {
                 Next::Run(batch) => {
-                    state.running[lane] = Some(Arc::clone(&batch.pieces));
-                    state.claims[lane] = batch.claim.number();
+                    let (claim, pieces) = (batch.claim.number(), Arc::clone(&batch.pieces));
+                    state.running[lane] = Some(Running { claim, pieces });
                     // One wake-up leads to the next while there is work, so that none is made for nothing.
                     self.wake_one(state);
                     self.begun.fetch_add(1, Ordering::Relaxed);
@@ -231,11 +235,11 @@ impl Queue {
     /// The batch that a lane runs has failed, and its parts are to run.
     pub(crate) fn divides(&self, lane: usize) {
         let mut state = self.lock();
-        let State { batcher, running, claims, .. } = &mut *state;
-        let Some(pieces) = &running[lane] else { return };
+        let State { batcher, running, .. } = &mut *state;
+        let Some(Running { claim, pieces }) = &running[lane] else { return };
         let deadlines: Option<Vec<_>> = pieces.iter().map(|piece| piece.job.terms.deadline).collect();
         let until = deadlines.and_then(|all| all.into_iter().max());
-        batcher.divides(claims[lane], until, Instant::now());
+        batcher.divides(*claim, until, Instant::now());
     }
 
     /// Takes back the claim of the batch that a lane has run.
@@ -294,9 +298,10 @@ impl Queue {
             state.running.clone()
         };
         let is_awaited = |Piece { job, .. }: &Piece<Arc<Job>>| job.is_wanted() && !job.has_expired(now);
-        let is_held =
-            |pieces: &Option<Pieces>| pieces.as_ref().is_some_and(|pieces| !pieces.iter().any(is_awaited));
-        let pieces = running[lane].as_ref().filter(|_| running.iter().all(is_held))?;
+        let is_held = |running: &Option<Running>| {
+            running.as_ref().is_some_and(|running| !running.pieces.iter().any(is_awaited))
+        };
+        let Running { pieces, .. } = running[lane].as_ref().filter(|_| running.iter().all(is_held))?;
         let bucket = bucket_of(&pieces.first()?.job.request, false);
         let rows = pieces.iter().map(|piece| piece.rows).sum();
         self.lock().batcher.slow(&bucket, rows)
@@ -414,7 +419,8 @@ impl Drop for Announcement {
 impl State {
     /// A job that a lane runs, or a piece of it.
     fn running(&self, connection: u64, id: u64) -> Option<&Arc<Job>> {
-        let mut jobs = self.running.iter().flatten().flat_map(|pieces| pieces.iter()).map(|piece| &piece.job);
+        let mut jobs =
+            self.running.iter().flatten().flat_map(|running| running.pieces.iter()).map(|piece| &piece.job);
         jobs.find(|job| (job.mailbox.connection, job.terms.id) == (connection, id))
     }
 
