@@ -1,4 +1,4 @@
-//! What a policy names and nobody has: versions that are not ready, models that are not known, files of certificates. Only told, to whoever
+//! What a policy names and nobody has: versions that are not ready, and models that are not known. Only told, to whoever
 //! plans or changes a policy, or looks at a process: a slip of the pen reads like the name of what will come, so nothing is refused
 //! for it.
 
@@ -8,7 +8,6 @@ use std::sync::Arc;
 
 use crate::attribute::{Attribute, Field};
 use crate::ledger::Ledger;
-use crate::remote::{Remote, Tls};
 use crate::snapshot::{ModelPolicy, Snapshot};
 use crate::units::{ALL, Millionths, Version};
 
@@ -25,9 +24,6 @@ pub trait Known {
 
     /// Names of what they give.
     fn outputs(&self, model: &str) -> Option<BTreeSet<String>>;
-
-    /// Why the files of a connection are not what they are for; nothing where they are.
-    fn unreadable(&self, tls: &Tls) -> Option<String>;
 }
 
 impl Ledger {
@@ -143,12 +139,7 @@ pub(crate) fn missing_lines(
         return vec!["no model is called so: until there is one, this process is not ready".into()];
     }
     let tensors = missing_tensors(name, policy, known);
-    let of_server = |(version, remote): (&Version, &Arc<Remote>)| {
-        let why = known.unreadable(remote.tls())?;
-        Some(format!("version {version} cannot be asked: {why}"))
-    };
-    let servers = policy.remotes.iter().filter_map(of_server);
-    missing.iter().map(Missing::to_string).chain(servers).chain(tensors).collect()
+    missing.iter().map(Missing::to_string).chain(tensors).collect()
 }
 
 /// Names of inputs and outputs that no version has: what is read there is never found.
@@ -213,11 +204,6 @@ mod tests {
 
         fn outputs(&self, model: &str) -> Option<BTreeSet<String>> {
             (model == "m").then(|| ["y".to_owned()].into())
-        }
-
-        fn unreadable(&self, tls: &Tls) -> Option<String> {
-            let ca = tls.ca.as_ref().filter(|ca| !ca.ends_with("here.pem"))?;
-            Some(format!("{}: it is not there", ca.display()))
         }
     }
 
@@ -334,18 +320,6 @@ mod tests {
             format!("models: {{m: {{{remote}, canary: {{baseline: 1, candidate: 8, steps: [10]}}}}}}");
         assert_eq!(told(&policy), [""; 0]);
         assert_eq!(told("models: {m: {split: {weights: {1: 1, 2: 1}}, shadow: {version: 2}}}"), [""; 0]);
-    }
-
-    #[test]
-    fn files_that_a_server_is_trusted_by_and_are_not_there_are_told() {
-        let policy = |ca: &str| {
-            format!(
-                "models: {{m: {{remote: {{8: {{url: 'https://there/infer', ca: {ca}}}}}, split: {{weights: {{8: 1}}}}}}}}"
-            )
-        };
-        assert_eq!(told(&policy("/etc/here.pem")), [""; 0]);
-        let gone = "model m: version 8 cannot be asked: /etc/gone.pem: it is not there";
-        assert_eq!(told(&policy("/etc/gone.pem")), [gone]);
     }
 
     #[test]

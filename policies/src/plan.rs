@@ -324,7 +324,6 @@ pub(crate) mod tests {
     use super::*;
     use crate::canary::Command;
     use crate::parse;
-    use crate::remote::Tls;
     use std::time::Instant;
 
     /// Whatever a policy names.
@@ -346,10 +345,6 @@ pub(crate) mod tests {
         fn outputs(&self, _: &str) -> Option<BTreeSet<String>> {
             None
         }
-
-        fn unreadable(&self, _: &Tls) -> Option<String> {
-            None
-        }
     }
 
     /// The first version of each model.
@@ -369,10 +364,6 @@ pub(crate) mod tests {
         }
 
         fn outputs(&self, _: &str) -> Option<BTreeSet<String>> {
-            None
-        }
-
-        fn unreadable(&self, _: &Tls) -> Option<String> {
             None
         }
     }

@@ -51,6 +51,13 @@ pub struct Drawn {
     pub(crate) mark: u64,
 }
 
+impl Drawn {
+    /// The version that is to answer.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+}
+
 /// Why another version has answered than the one that was drawn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]

@@ -57,7 +57,7 @@ pub struct Line<'a> {
     pub version: Option<u64>,
     /// Why that version.
     pub pick: Option<&'a str>,
-    /// Which version was chosen before that.
+    /// In whose place.
     pub instead_of: Option<u64>,
     /// Why it was asked once more.
     pub retry: Option<&'a str>,

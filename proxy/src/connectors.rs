@@ -4,6 +4,7 @@
 //! A file that is replaced is noticed within a few seconds. One that has become unreadable is told, and the certificates
 //! that were read before stay in force: they were right until just now.
 
+use crate::files;
 use pingora::connectors::ConnectorOptions;
 use pingora::connectors::http::Connector;
 use pingora::tls::{ClientConfig, RootCertStore, load_ca_file_into_store, load_certs_and_key_files};
@@ -16,6 +17,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// A file is looked at again after this.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+
+/// The system's own certificates are a twentieth of this.
+const FILE_BYTES_MAX: usize = 4 << 20;
 
 /// More files than this are not remembered: policies that change come and go.
 const FILES_MAX: usize = 64;
@@ -98,23 +102,34 @@ fn make(tls: &Tls, before: Option<Kept>, now: Instant) -> Result<Kept, String> {
 /// # Errors
 /// Which does not, and why.
 pub(crate) fn check(tls: &Tls) -> Result<(), String> {
-    modified(tls)?;
     read(tls).map(drop)
 }
 
-fn modified(Tls { ca, own }: &Tls) -> Result<Vec<SystemTime>, String> {
-    let files = ca.iter().chain(own.iter().flat_map(|(cert, key)| [cert, key]));
+fn files_of(Tls { ca, own }: &Tls) -> impl Iterator<Item = &Arc<Path>> {
+    ca.iter().chain(own.iter().flat_map(|(cert, key)| [cert, key]))
+}
+
+fn modified(tls: &Tls) -> Result<Vec<SystemTime>, String> {
     let modified = |file: &Arc<Path>| {
         let modified = std::fs::metadata(file).and_then(|file| file.modified());
         modified.map_err(|error| unreadable(file, &error))
     };
-    files.map(modified).collect()
+    files_of(tls).map(modified).collect()
+}
+
+/// Who reads it afterwards would wait for a pipe, and take a file of any length.
+fn is_file(file: &Arc<Path>) -> Result<(), String> {
+    let bytes = files::read_file_at_most(file, FILE_BYTES_MAX).map_err(|error| unreadable(file, &error))?;
+    let is_short = bytes.len() <= FILE_BYTES_MAX;
+    if is_short { Ok(()) } else { Err(unreadable(file, &"it is longer than certificates are")) }
 }
 
 type Names = (Option<String>, Option<(String, String)>);
 
 /// The names of files that pingora can read, without a panic.
-fn read(Tls { ca, own }: &Tls) -> Result<Names, String> {
+fn read(tls: &Tls) -> Result<Names, String> {
+    files_of(tls).try_for_each(is_file)?;
+    let Tls { ca, own } = tls;
     if let Some(ca) = ca {
         let mut trusted = RootCertStore::empty();
         load_ca_file_into_store(ca, &mut trusted).map_err(|error| unreadable(ca, &error))?;

@@ -1,7 +1,6 @@
 //! What the engine says it can answer: the latest index, swapped whole. Never talks to the
 //! engine (the supervisor does, and publishes here).
 
-use crate::connectors;
 use crate::gate::Gate;
 use crate::refusal::Refusal;
 use crate::route::Target;
@@ -98,10 +97,6 @@ impl policies::Known for Models {
 
     fn outputs(&self, model: &str) -> Option<BTreeSet<String>> {
         self.tensors(model, |entry| &entry.outputs)
-    }
-
-    fn unreadable(&self, tls: &policies::Tls) -> Option<String> {
-        connectors::check(tls).err()
     }
 }
 

@@ -70,6 +70,7 @@ pub mod access;
 pub mod log;
 
 mod gate;
+mod certificates;
 mod connectors;
 pub mod remote;
 mod unreachable;

@@ -85,7 +85,7 @@ pub struct Record {
     pub drawn: Option<(Drawn, Option<u64>)>,
     /// Why another version is asked than that.
     pub instead: Option<Instead>,
-    /// The version in whose place the one above is asked, since that was chosen.
+    /// The version in whose place the one above is asked; the last one, if it was several times another.
     pub instead_of: Option<u64>,
     /// Its room among the requests in flight, until its answer is written.
     pub slot: Option<Slot>,
@@ -172,12 +172,14 @@ impl Record {
         self.pick = Some(chosen.reason);
         self.label.clone_from(&chosen.label);
         (self.drawn, self.instead) = (chosen.drawn, chosen.instead);
+        let drawn = chosen.drawn.map(|(drawn, _)| drawn.version().0);
+        self.instead_of = drawn.filter(|_| chosen.instead.is_some());
     }
 
     /// Notes that another version answers than the chosen one, and why.
     pub(crate) fn divert(&mut self, version: u64, why: Instead) {
         if let Some((_, asked)) = &mut self.version {
-            self.instead_of.get_or_insert(*asked);
+            self.instead_of = Some(*asked);
             *asked = version;
         }
         (self.pick, self.label, self.instead) = (Some(why.as_str()), None, Some(why));
@@ -327,7 +329,7 @@ impl Record {
             model: self.model(),
             version: self.number(),
             pick: self.pick,
-            instead_of: self.instead_of,
+            instead_of: self.instead_of.filter(|other| Some(*other) != self.number()),
             retry: self.asked_again(),
             generation: self.generation,
             duration: Us((now - self.started).as_micros() as u64),

@@ -8,6 +8,7 @@
 //! it when the file is broken.
 
 use crate::aside;
+use crate::certificates;
 use crate::files;
 use crate::fixed::Fixed;
 use crate::keeping::Keeping;
@@ -96,6 +97,8 @@ impl Reload {
         };
         let mut hangup = signal(SignalKind::hangup()).expect("signal handlers can be installed at start");
         self.keeping.keep(&self.revisions).await;
+        // What is not ready now may be so in a moment; files are there or not.
+        tell(certificates::unreadable(&Snapshot::default(), &self.live.load().snapshot).await);
         // One for all turns: whoever asks something every few seconds must not put it off.
         let mut polls = tokio::time::interval(POLL);
         polls.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -150,7 +153,7 @@ impl Reload {
     }
 
     async fn publish(&mut self, next: Next, source: Source, restores: Option<u64>) {
-        let Next { mut prepared, text, missing } = next;
+        let Next { mut prepared, text, missing, unreadable } = next;
         let published = self.live.put_in_force(&mut prepared, &self.ledger, Instant::now());
         self.courses.sample(&self.ledger.rollouts(), SystemTime::now());
         let is_written_otherwise = self.revisions.current().text != text;
@@ -178,12 +181,7 @@ impl Reload {
         if let Err(reason) = self.readiness.server() {
             tracing::warn!("not ready under this policy: {reason}");
         }
-        for (of, line) in missing.iter().take(MISSING_TOLD) {
-            tracing::warn!("{of}: {line}");
-        }
-        if let more @ 1.. = missing.len().saturating_sub(MISSING_TOLD) {
-            tracing::warn!("and {more} more that the policy names and nobody has");
-        }
+        tell([missing, unreadable].concat());
         self.keeping.keep(&self.revisions).await;
     }
 
@@ -265,7 +263,12 @@ impl Reload {
 
     fn plan(&self, next: &Next) -> Plan {
         let models = self.readiness.directory.load();
-        self.ledger.plan(&self.live.load().snapshot, next.prepared.snapshot(), &*models)
+        let mut plan = self.ledger.plan(&self.live.load().snapshot, next.prepared.snapshot(), &*models);
+        for change in &mut plan.changes {
+            let of_it = next.unreadable.iter().filter(|(of, _)| *of == change.of);
+            change.state.extend(of_it.map(|(_, line)| line.clone()));
+        }
+        plan
     }
 
     async fn prepared(&self, text: &str) -> Result<Next, Denied> {
@@ -281,9 +284,15 @@ impl Reload {
             let snapshot = compile(&bytes, &origin)?;
             let text = String::from_utf8_lossy(&bytes).into_owned();
             let missing = ledger.missing(&live.load().snapshot, &snapshot, &*directory.load());
-            Ok(Next { prepared: live.prepare(snapshot, &ledger, Instant::now()), text, missing })
+            let prepared = live.prepare(snapshot, &ledger, Instant::now());
+            Ok(Next { prepared, text, missing, unreadable: Vec::new() })
         });
-        Box::pin(async { preparing.await.unwrap_or_else(not_now) })
+        let before = self.live.load();
+        Box::pin(async move {
+            let mut next = preparing.await.unwrap_or_else(not_now)?;
+            next.unreadable = certificates::unreadable(&before.snapshot, next.prepared.snapshot()).await;
+            Ok(next)
+        })
     }
 
     /// The file, once it has stopped changing: whoever writes it needs a moment between truncating and finishing, and
@@ -390,11 +399,23 @@ fn compiled(bytes: io::Result<Vec<u8>>, file: &Path) -> anyhow::Result<(policies
     Ok((snapshot, bytes))
 }
 
+/// What a policy names and nobody has.
+fn tell(missing: Vec<(String, String)>) {
+    for (of, line) in missing.iter().take(MISSING_TOLD) {
+        tracing::warn!("{of}: {line}");
+    }
+    if let more @ 1.. = missing.len().saturating_sub(MISSING_TOLD) {
+        tracing::warn!("and {more} more that the policy names and nobody has");
+    }
+}
+
 /// A policy, the text that says so, and what it names that nobody has.
 struct Next {
     prepared: Prepared,
     text: String,
     missing: Vec<(String, String)>,
+    /// Likewise, of files.
+    unreadable: Vec<(String, String)>,
 }
 
 /// What becomes of a policy that is being compiled and prepared, whether or not anybody waits for it.

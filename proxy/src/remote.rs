@@ -242,8 +242,10 @@ impl Remotes {
             Ok(Passed { hops, ..passed })
         };
         let answer = tokio::time::timeout_at(deadline.at.into(), exchange).await;
-        if let Ok(Err(Refusal::RemoteUnreachable(why))) = &answer {
-            self.unreachable.tell(remote, why, Instant::now());
+        match &answer {
+            Ok(Err(Refusal::RemoteUnreachable(why))) => self.unreachable.tell(remote, why, Instant::now()),
+            Ok(Ok(_)) => self.unreachable.reached(remote),
+            Ok(Err(_)) | Err(_) => {}
         }
         answer.map_err(|_| deadline.exceeded())?
     }

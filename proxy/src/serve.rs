@@ -12,7 +12,6 @@
 use crate::access::AccessLog;
 use crate::admin::Admin;
 use crate::config::Config;
-use crate::connectors;
 use crate::directory::Directory;
 use crate::drain::{self, Drain, StopSignal};
 use crate::files;
@@ -68,7 +67,6 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     let tracer = tracer.transpose().context("traces")?.map(Arc::new);
     let access = config.access.map(AccessLog::new).map(Arc::new);
     let drain = Arc::new(Drain::default());
-    tell_of_files(&snapshot);
     let live = Live::going_on(revisions.current().generation, snapshot.follow(&kept.rings));
     let path = infer_path(&config, &metrics, live, kept);
     let readiness = Readiness {
@@ -157,17 +155,6 @@ pub fn serve(config: Config, banner: String) -> anyhow::Result<()> {
     }
     server.run(RunArgs { shutdown_signal: Box::new(StopSignal { drain, delay: config.drain.delay }) });
     Ok(())
-}
-
-/// What the policy names of other servers and is not there; of a policy that comes later, whoever puts it in force tells it.
-fn tell_of_files(snapshot: &policies::Snapshot) {
-    for (model, policy) in snapshot.models() {
-        for (version, remote) in policy.remotes() {
-            if let Err(why) = connectors::check(remote.tls()) {
-                tracing::warn!("model {model}: version {version} cannot be asked: {why}");
-            }
-        }
-    }
 }
 
 /// Others that write the policy file as well are done with it within this.

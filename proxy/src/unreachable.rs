@@ -12,81 +12,96 @@ const TOLD_AGAIN: Duration = Duration::from_secs(60);
 /// More servers than this are not remembered: policies that change come and go.
 const SERVERS_MAX: usize = 1024;
 
-/// What was last seen of each, by its address.
+/// What was last seen of each.
 #[derive(Debug, Default)]
 pub(crate) struct Unreachable {
-    seen: Mutex<HashMap<String, Seen>>,
+    seen: Mutex<HashMap<Remote, Seen>>,
 }
 
 #[derive(Debug)]
 struct Seen {
     /// When the log was told.
     told: Instant,
-    /// When it was not reached.
-    last: Instant,
-    why: String,
+    /// When it was not reached, and why; nothing once it was.
+    last: Option<(Instant, String)>,
 }
 
 impl Unreachable {
     /// A request has not reached it.
     pub(crate) fn tell(&self, remote: &Remote, why: &str, now: Instant) {
-        let address = remote.address();
-        if self.is_news(&address, why, now) {
-            tracing::warn!("the server at {address} cannot be reached: {why}");
+        if self.is_news(remote, why, now) {
+            tracing::warn!("the server at {} cannot be reached: {why}", remote.address());
         }
     }
 
-    fn is_news(&self, address: &str, why: &str, now: Instant) -> bool {
-        let mut seen = self.seen.lock().expect("no panic under this lock");
-        if let Some(seen) = seen.get_mut(address) {
+    fn is_news(&self, remote: &Remote, why: &str, now: Instant) -> bool {
+        let mut all = self.seen.lock().expect("no panic under this lock");
+        let last = Some((now, why.to_owned()));
+        if let Some(seen) = all.get_mut(remote) {
             let is_news = now.saturating_duration_since(seen.told) >= TOLD_AGAIN;
-            let told = if is_news { now } else { seen.told };
-            *seen = Seen { told, last: now, why: why.to_owned() };
+            *seen = Seen { told: if is_news { now } else { seen.told }, last };
             return is_news;
         }
-        if seen.len() >= SERVERS_MAX {
-            seen.clear();
+        if all.len() >= SERVERS_MAX {
+            all.clear();
         }
-        seen.insert(address.to_owned(), Seen { told: now, last: now, why: why.to_owned() });
+        all.insert(remote.clone(), Seen { told: now, last });
         true
     }
 
-    /// How long ago a request has not reached it, and why, unless that was long ago.
+    /// One has reached it.
+    pub(crate) fn reached(&self, remote: &Remote) {
+        let mut all = self.seen.lock().expect("no panic under this lock");
+        if let Some(seen) = all.get_mut(remote) {
+            seen.last = None;
+        }
+    }
+
+    /// How long ago the last request has not reached it, and why, unless that was long ago.
     pub(crate) fn lately(&self, remote: &Remote, now: Instant) -> Option<(Duration, String)> {
-        let seen = self.seen.lock().expect("no panic under this lock");
-        let seen = seen.get(&remote.address())?;
-        let ago = now.saturating_duration_since(seen.last);
-        (ago < TOLD_AGAIN).then(|| (ago, seen.why.clone()))
+        let all = self.seen.lock().expect("no panic under this lock");
+        let (last, why) = all.get(remote)?.last.as_ref()?;
+        let ago = now.saturating_duration_since(*last);
+        (ago < TOLD_AGAIN).then(|| (ago, why.clone()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use policies::Version;
+    use std::sync::Arc;
+
+    fn remote(url: &str) -> Arc<Remote> {
+        let policy = format!("models: {{m: {{remote: {{2: {{url: '{url}'}}}}}}}}");
+        policies::parse(&policy, "p").unwrap().remote("m", Version(2)).unwrap().clone()
+    }
 
     #[test]
     fn each_server_is_told_of_at_once_and_again_a_minute_later() {
         let (unreachable, start) = (Unreachable::default(), Instant::now());
-        let is_news = |address: &str, seconds| {
-            unreachable.is_news(address, "gone", start + Duration::from_secs(seconds))
+        let is_news = |url: &str, seconds| {
+            unreachable.is_news(&remote(url), "gone", start + Duration::from_secs(seconds))
         };
         assert_eq!([0, 1, 59, 60, 61].map(|at| is_news("http://a/", at)), [true, false, false, true, false]);
         assert!(is_news("http://b/", 61));
-        (0..2 * SERVERS_MAX).for_each(|at| _ = is_news(&at.to_string(), 62));
+        (0..2 * SERVERS_MAX).for_each(|at| _ = is_news(&format!("http://a{at}/"), 62));
         assert!(unreachable.seen.lock().unwrap().len() <= SERVERS_MAX);
     }
 
     #[test]
-    fn who_looks_is_told_the_last_reason_and_how_long_ago_it_was() {
-        let policy = "models: {m: {remote: {2: {url: 'http://a/'}}}}";
-        let snapshot = policies::parse(policy, "p").unwrap();
-        let remote = snapshot.remote("m", policies::Version(2)).unwrap();
+    fn who_looks_is_told_the_last_reason_and_how_long_ago_it_was_until_it_is_reached() {
         let (unreachable, start) = (Unreachable::default(), Instant::now());
+        let (here, there) = (remote("http://a/"), remote("http://a/other"));
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(unreachable.lately(remote, start), None);
-        unreachable.tell(remote, "refused", start);
-        unreachable.tell(remote, "no route", at(30));
-        assert_eq!(unreachable.lately(remote, at(33)), Some((Duration::from_secs(3), "no route".into())));
-        assert_eq!(unreachable.lately(remote, at(90)), None);
+        assert_eq!(unreachable.lately(&here, start), None);
+        unreachable.tell(&here, "refused", start);
+        unreachable.tell(&here, "no route", at(30));
+        assert_eq!(unreachable.lately(&here, at(33)), Some((Duration::from_secs(3), "no route".into())));
+        assert_eq!(unreachable.lately(&there, at(33)), None, "that is another one");
+        assert_eq!(unreachable.lately(&here, at(90)), None);
+        unreachable.reached(&here);
+        assert_eq!(unreachable.lately(&here, at(33)), None);
+        assert!(!unreachable.is_news(&here, "refused", at(34)), "the log was told a moment ago");
     }
 }

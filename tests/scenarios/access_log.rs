@@ -86,6 +86,21 @@ fn a_line_says_in_whose_place_a_version_has_answered_and_why() {
 }
 
 #[test]
+fn a_line_says_that_the_baseline_has_answered_for_a_candidate_that_is_not_ready() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let stack = Stack::builder()
+        .config("log: {format: json, access: 1}")
+        .policies("models: {m: {canary: {baseline: 1, candidate: 2, steps: [99.9], dwell: 1h}}}\n")
+        .external_engine(engine.socket())
+        .start();
+    let client = stack.client();
+    (0..5).for_each(|_| assert_eq!(client.infer("m", &[], &infer_body("x", [1, 1], &[0.0])).status, 200));
+    let lines = lines(&stack, 5);
+    assert!(lines.iter().all(|line| line["version"] == 1), "{lines:?}");
+    assert!(lines.iter().any(|line| line["instead_of"] == 2), "{lines:?}");
+}
+
+#[test]
 fn answers_are_sampled_and_refusals_are_not() {
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
     let stack =

@@ -102,7 +102,10 @@ impl InferPath {
                 Stale::Unanswered => self.ledger.may_repeat(asking.snapshot, model, version),
             };
             let reason = Retry::CONNECTION_CLOSED;
-            *retry = Some(Retry { version: asking.version, reason, is_asked: may });
+            // That it was asked once more already, and why, says more.
+            if !retry.is_some_and(|retry| retry.is_asked) {
+                *retry = Some(Retry { version: asking.version, reason, is_asked: may });
+            }
             *resent = may.then(Instant::now);
             may
         };
