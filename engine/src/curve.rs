@@ -42,6 +42,15 @@ const RUNS_TRUSTED: usize = 5;
 const OVER: f32 = 0.5;
 const OVER_RUNS: usize = 3;
 
+/// So many runs in a row, of any sizes, none of which takes more than this many times what its size does when nothing disturbs the
+/// machine, say that nothing does. Fewer happen by chance where every third run is disturbed.
+const CALM_RUNS: u64 = 24;
+const CALM: f32 = 1.5;
+
+/// What a size takes when nothing disturbs the machine is taken to be so many times as much with every run that does not show it: a
+/// model may be slower for good.
+const FADES: f32 = 1.005;
+
 /// A run of fewer microseconds is not cut: what its first rows would gain is less than what another run costs.
 const UNNOTICED: f32 = 1000.0;
 
@@ -60,6 +69,8 @@ pub struct Curve {
     ratios: Vec<f32>,
     slowness: f32,
     runs: u64,
+    /// Of these, the last ones that nothing has disturbed.
+    calm: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +92,10 @@ struct Recent {
     last: u64,
     /// It has not run since it was taken to be faster because another size was.
     is_guessed: bool,
+    /// The median when nothing disturbed the machine: the least that it has been, and a little more with every run since.
+    undisturbed: f32,
+    /// It was taken to be as fast as undisturbed, and has not shown since that it is.
+    is_restored: bool,
 }
 
 impl Curve {
@@ -95,6 +110,8 @@ impl Curve {
         let rows = size_of(rows);
         let size = self.sizes.entry(rows).or_default();
         let mut changed = size.observe(micros);
+        let is_undisturbed = micros <= CALM * size.undisturbed;
+        size.is_restored &= !is_undisturbed;
         self.runs += 1;
         (size.last, size.is_guessed) = (self.runs, false);
         if let Some(micros) = size.much_less() {
@@ -114,12 +131,32 @@ impl Curve {
             }
             changed = true;
         }
+        self.calm = if is_undisturbed { self.calm + 1 } else { 0 };
+        if self.calm == CALM_RUNS {
+            changed |= self.restore();
+        }
         if changed {
             self.points = rising(&self.sizes);
         }
         if self.runs.is_multiple_of(RATIOS_MIN as u64) {
             self.slowness = slowness(&self.ratios);
         }
+    }
+
+    /// Sizes that ran while something disturbed the machine look slow beside those that did not. Nobody has time for them, so they do
+    /// not run, and would look slow for ever. Once nothing disturbs it any more, they are taken to be as fast as they were: not as
+    /// more rows are, for single sizes may be slow.
+    fn restore(&mut self) -> bool {
+        let mut changed = false;
+        for recent in self.sizes.values_mut().filter(|recent| recent.runs >= RUNS_SETTLED) {
+            // Once: if it is slow then too, that was not the machine.
+            if OVER * recent.median > recent.undisturbed && !recent.is_restored {
+                recent.begin_anew(recent.undisturbed);
+                recent.is_restored = true;
+                changed = true;
+            }
+        }
+        changed
     }
 
     /// Runs that were learned from.
@@ -167,8 +204,8 @@ impl Curve {
     /// otherwise never run again. Beyond the largest size that was seen it goes on only while that pays.
     pub fn explore(&self, waiting: u32) -> u32 {
         let fitting = || self.sizes.range(..=waiting);
-        let best = fitting().map(|(rows, recent)| recent.undisturbed(*rows)).fold(0.0, f32::max);
-        let rivals = || fitting().filter(|(rows, recent)| recent.undisturbed(**rows) >= AS_EFFICIENT * best);
+        let best = fitting().map(|(rows, recent)| recent.fastest(*rows)).fold(0.0, f32::max);
+        let rivals = || fitting().filter(|(rows, recent)| recent.fastest(**rows) >= AS_EFFICIENT * best);
         let largest = self.sizes.keys().next_back().copied().unwrap_or(waiting);
         if largest < waiting && rivals().any(|(rows, _)| *rows == largest) {
             return waiting.min(largest.saturating_mul(2));
@@ -265,7 +302,7 @@ fn on_line(points: &[Point], rows: f32) -> Option<f32> {
 
 impl Recent {
     /// Rows per microsecond of the fastest of the last runs.
-    fn undisturbed(&self, rows: u32) -> f32 {
+    fn fastest(&self, rows: u32) -> f32 {
         let fastest = self.micros[..self.runs.min(RECENT)].iter().copied().fold(f32::INFINITY, f32::min);
         rows as f32 / fastest.max(1.0)
     }
@@ -295,6 +332,9 @@ impl Recent {
         if moved {
             self.median = *median;
         }
+        let least = if self.runs == 1 { self.median } else { self.undisturbed * FADES };
+        // The median may be a guess that this run refutes.
+        self.undisturbed = if micros <= CALM * self.median { least.min(self.median) } else { least };
         moved || self.runs == RUNS_SETTLED || self.runs == RUNS_TRUSTED
     }
 }
@@ -457,6 +497,83 @@ mod tests {
         (0..OVER_RUNS).for_each(|_| curve.observe(8, us(30_000)));
         (0..OVER_RUNS).for_each(|_| curve.observe(1, us(250)));
         assert_eq!(micros(curve.typical(8)), 3000, "it has run since");
+    }
+
+    #[test]
+    fn when_nothing_disturbs_runs_any_more_a_size_that_does_not_run_takes_what_it_did() {
+        let mut curve = learned(&[1, 2, 4], |rows| 1000 + 100 * u64::from(rows));
+        // Twos run in a busy time that spares the others.
+        (0..8).for_each(|_| curve.observe(2, us(3600)));
+        let calm = |curve: &mut Curve, runs| (0..runs).for_each(|_| curve.observe(1, us(1100)));
+        calm(&mut curve, CALM_RUNS - 1);
+        curve.observe(1, us(2200));
+        calm(&mut curve, CALM_RUNS - 1);
+        assert!(micros(curve.typical(2)) > 2000, "one that is disturbed is enough to doubt it");
+        calm(&mut curve, 1);
+        let predicted = [1, 2, 4].map(|rows| micros(curve.typical(rows)));
+        assert_eq!([predicted[0], predicted[2]], [1100, 1400]);
+        assert!((1200..1260).contains(&predicted[1]), "{predicted:?}");
+        // And after another one again.
+        (0..3).for_each(|_| curve.observe(2, us(1200)));
+        (0..RECENT).for_each(|_| curve.observe(2, us(3600)));
+        calm(&mut curve, CALM_RUNS);
+        assert!(micros(curve.typical(2)) < 1400);
+    }
+
+    #[test]
+    fn a_size_that_is_slow_for_good_is_taken_to_be_faster_once() {
+        let mut curve = learned(&[1, 2, 4], |rows| 1000 + 100 * u64::from(rows));
+        let (mut taken, mut slow) = (0, 0);
+        for _ in 0..100 {
+            // Nobody has time for it unless it looks fast.
+            while micros(curve.typical(4)) < 2500 {
+                curve.observe(4, us(5000));
+                slow += 1;
+            }
+            (0..CALM_RUNS).for_each(|_| curve.observe(1, us(1100)));
+            taken += u32::from(micros(curve.typical(4)) < 2500);
+        }
+        assert_eq!(taken, 1);
+        assert!(slow <= 10, "{slow}");
+    }
+
+    #[test]
+    fn a_size_that_is_slow_whenever_it_runs_is_not_taken_to_be_as_fast_as_more_rows_are() {
+        let mut curve = learned(&[1, 2, 4], |rows| if rows == 2 { 3000 } else { 1000 });
+        let before = micros(curve.typical(2));
+        assert!(before > 1500);
+        for run in 0..100 * CALM_RUNS as u32 {
+            curve.observe(1 + 3 * (run % 2), us(1000));
+            assert!(micros(curve.typical(2)) > 1400, "after {run} runs");
+        }
+    }
+
+    #[test]
+    fn what_was_guessed_of_a_size_and_refuted_by_its_next_run_is_not_what_it_took_undisturbed() {
+        let mut curve = Curve::default();
+        for (rows, took) in [(1, 2500), (8, 20_000)] {
+            (0..RECENT).for_each(|_| curve.observe(rows, us(took)));
+        }
+        (0..OVER_RUNS).for_each(|_| curve.observe(1, us(250)));
+        assert_eq!(micros(curve.typical(8)), 2000);
+        (0..RECENT).for_each(|_| curve.observe(8, us(20_000)));
+        (0..CALM_RUNS).for_each(|_| curve.observe(1, us(250)));
+        assert_eq!([1, 8].map(|rows| micros(curve.typical(rows))), [250, 20_000]);
+    }
+
+    #[test]
+    fn where_every_second_or_third_run_is_disturbed_no_size_is_taken_to_be_what_it_was() {
+        for (disturbed, times) in [(3, 2), (3, 3), (2, 2), (2, 3)] {
+            let mut curve = learned(&[1, 2, 4, 8, 16, 32], |_| 1000);
+            let (mut dice, mut restored) = (7u32, 0);
+            for _ in 0..10_000 {
+                dice = dice.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let slow = if (dice >> 16) % disturbed == 0 { times } else { 1 };
+                curve.observe(1 << ((dice >> 8) % 6), us(1000 * slow));
+                restored += u32::from(curve.calm == CALM_RUNS);
+            }
+            assert!(restored <= 2, "{restored} times where one of {disturbed} takes {times} times as long");
+        }
     }
 
     #[test]

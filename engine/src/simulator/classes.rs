@@ -32,6 +32,11 @@ fn step(rows: u32) -> f64 {
     10.0 * f64::from(rows.div_ceil(8))
 }
 
+/// Single sizes are slow.
+fn uneven(rows: u32) -> f64 {
+    if rows == 5 || rows == 8 { 60.0 } else { 20.0 }
+}
+
 /// One row at a time, each of which takes long.
 fn long(rows: u32) -> f64 {
     150.0 * f64::from(rows)
@@ -378,7 +383,7 @@ fn runs_that_are_slow_once_in_a_while_make_nobody_refuse_those_who_would_be_in_t
 
 #[test]
 fn some_seconds_after_a_busy_time_all_is_as_before() {
-    for budget in [80, 160] {
+    for budget in [60, 80, 160] {
         let noise = Noise { outliers: 1.0, times: 3.0, busy: (5.0, 7.0), ..QUIET };
         let tally = &simulate(&[Class { budget, ..NORMAL }], noise)[0];
         let seconds: Vec<f64> = (0..SECONDS).map(|second| tally.share_in(second..second + 1)).collect();
@@ -387,6 +392,41 @@ fn some_seconds_after_a_busy_time_all_is_as_before() {
             tally.share_in(0..5) >= 0.95 && tally.share_in(12..SECONDS) >= 0.95,
             "{budget} ms: {seconds:.2?}"
         );
+    }
+}
+
+/// Sizes that ran in it look slow beside those that did not, and nobody has time for them.
+#[test]
+fn a_busy_time_leaves_no_size_behind_that_never_runs_again() {
+    let of = |service, rate, budget| Class { service, rate, budget, ..NORMAL };
+    let classes = [
+        ("flat", 2.0, of(flat, 300.0, 60)),
+        ("flat", 3.0, of(flat, 960.0, 60)),
+        ("flat", 3.0, of(flat, 2700.0, 80)),
+        ("affine", 3.0, of(affine, 2200.0, 80)),
+        ("step", 1.0, of(step, 960.0, 60)),
+    ];
+    for (name, lasts, class) in classes {
+        let end = 5.0 + lasts;
+        let noise = Noise { outliers: 1.0, times: 3.0, busy: (5.0, end), ..QUIET };
+        let tally = &simulate(&[class], noise)[0];
+        let seconds: Vec<f64> = (0..SECONDS).map(|second| tally.share_in(second..second + 1)).collect();
+        let (before, after) = (tally.share_in(0..5), tally.share_in(end as usize + 4..SECONDS));
+        let what = format!("{name}, {}/s, {} ms, {lasts} s: {seconds:.2?}", class.rate, class.budget);
+        println!("{what}");
+        assert!(before >= 0.95 && after >= 0.95 * before, "{what}");
+    }
+}
+
+/// They are not what a busy time leaves behind: who is let in because they might be faster is late.
+#[test]
+fn sizes_that_are_slow_whenever_they_run_are_not_taken_to_be_faster() {
+    let class = Class { service: uneven, rate: 640.0, budget: 60, ..NORMAL };
+    for (outliers, times, most) in [(0.0, 1.0, 0.116), (5.0, 3.0, 0.178)] {
+        let tally = &simulate(&[class], Noise { outliers, times, ..QUIET })[0];
+        let late = (tally.late + tally.given_up) as f64 / tally.offered as f64;
+        println!("{late:.3} {tally:?}");
+        assert!(late <= most, "{outliers} % of runs {times} times: {late:.3} {tally:?}");
     }
 }
 
