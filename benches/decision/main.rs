@@ -4,9 +4,10 @@
 //!
 //! What came of it: 3,495 instructions; 0.69 to 0.87 µs at the median and 1.1 to 1.3 at p99, and 0.79 to 0.98 and 1.8 to 2.3 where each model
 //! is rolled out. What a thousand models need is more than a core's own cache has, so that it hangs on what the machine's other tenants
-//! leave of the shared one: some 22 lines for each decision. On days on which that was little, 1.3 to 3.2 and 3.8 to 5.2, or 3.0 to 4.0 and
-//! 7.0 to 8.8, and in the same minutes with 20 models and 1,000 callers 0.44 to 0.77 and 0.6 to 1.0. A remembered caller takes 30 to 57
-//! bytes. Swapping that policy, 200 kB of YAML, takes 22 to 41 ms (38 to 68 on that day), all but 2 to 8 of them for reading it.
+//! leave of the shared one: some 22 lines for each decision. On days on which that was little, 1.3 to 3.2 and 3.6 to 5.2, or 3.0 to 4.0 and
+//! 7.0 to 8.8, and in the same minutes with 20 models and 1,000 callers 0.44 to 0.77 and 0.6 to 1.0; six runs in turn gave 1.5 to 2.8, and 2.0
+//! to 3.4 by the code before, which needed 29. A remembered caller takes 30 to 57 bytes. Swapping that policy, 200 kB of YAML, takes 22 to
+//! 41 ms (36 to 68 on such days), all but 2 to 8 of them for reading it.
 //!
 //! `MIMALLOC_PURGE_DELAY=0`, by which memory that is free is given back at once, makes the bytes of a caller right, and a decision a
 //! sixth slower: a process that answers requests has it at its default.
