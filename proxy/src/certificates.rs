@@ -6,9 +6,13 @@ use policies::{Snapshot, Tls, Version};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// For all files together.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Threads that look at files. A disk that hangs keeps those that came to it, and further ones would be of no use.
+static LOOKS: Semaphore = Semaphore::const_new(4);
 
 /// Versions of `new` of which `old` did not say the same and whose servers cannot be asked, because of a file: the model, and a sentence.
 pub(crate) async fn unreadable(old: &Snapshot, new: &Snapshot) -> Vec<(String, String)> {
@@ -29,23 +33,23 @@ pub(crate) async fn unreadable(old: &Snapshot, new: &Snapshot) -> Vec<(String, S
     named.into_iter().filter_map(line).collect()
 }
 
-/// What is wrong with those with which something is.
+/// What is wrong with those with which something is, as far as that is seen in time; nothing is said of what nobody came to look at.
 async fn faults(all: HashSet<Tls>) -> HashMap<Tls, String> {
-    let checked = Arc::new(Mutex::new(HashMap::new()));
-    let (look_at, seen) = (all.clone(), Arc::clone(&checked));
+    let Ok(look) = LOOKS.try_acquire() else { return HashMap::new() };
+    let seen = Arc::new(Mutex::new(HashMap::new()));
+    let noted = Arc::clone(&seen);
     let looking = tokio::task::spawn_blocking(move || {
-        for tls in look_at {
-            let fault = connectors::check(&tls).err();
-            seen.lock().expect("no panic under this lock").insert(tls, fault);
+        let note =
+            |tls: &Tls, fault| noted.lock().expect("no panic under this lock").insert(tls.clone(), fault);
+        for tls in &all {
+            note(tls, Some(format!("its files could not be read within {PATIENCE:?}")));
+            note(tls, connectors::check(tls).err());
         }
+        drop(look);
     });
     let _ = tokio::time::timeout(PATIENCE, looking).await;
-    let checked = checked.lock().expect("no panic under this lock");
-    let fault = |tls: Tls| match checked.get(&tls) {
-        Some(fault) => Some((tls, fault.clone()?)),
-        None => Some((tls, format!("its files could not be read within {PATIENCE:?}"))),
-    };
-    all.into_iter().filter_map(fault).collect()
+    let seen = seen.lock().expect("no panic under this lock");
+    seen.iter().filter_map(|(tls, fault)| Some((tls.clone(), fault.clone()?))).collect()
 }
 
 #[cfg(test)]

@@ -244,7 +244,7 @@ impl Remotes {
         let answer = tokio::time::timeout_at(deadline.at.into(), exchange).await;
         match &answer {
             Ok(Err(Refusal::RemoteUnreachable(why))) => self.unreachable.tell(remote, why, Instant::now()),
-            Ok(Ok(_)) => self.unreachable.reached(remote),
+            Ok(Ok(_) | Err(Refusal::RemoteFailed(_))) => self.unreachable.reached(remote),
             Ok(Err(_)) | Err(_) => {}
         }
         answer.map_err(|_| deadline.exceeded())?
