@@ -6,11 +6,11 @@
 //! a lone request on an idle engine beside what it takes to wake any thread, and three times more work than it can do.
 //! The driver shares the cores with what it measures. Saturated rates are in the README.
 //!
-//! What came of the rest, in seven runs: a lone request waits 54 to 85 µs for its lane. A lane is woken as soon as a request comes, and it is
-//! read and checked meanwhile; to wake a thread that does nothing else takes 15 to 27 on the core of who wakes it, and 55 to 120 on another.
+//! What came of the rest, in eleven runs: a lone request waits 54 to 120 µs for its lane. A lane is woken as soon as a request comes, and it is
+//! read and checked meanwhile; to wake a thread that does nothing else takes 15 to 38 on the core of who wakes it, and 55 to 133 on another.
 //! The driver works on the same two cores, and sent 80 MB of images per second.
 //!
-//! At three times the load with 200 ms each, 0.95 to 1.25 (images, which lie in memory that the engine shares, as a proxy's do) and 1.2 to
+//! At three times the load with 200 ms each, 0.90 to 1.25 (images, which lie in memory that the engine shares, as a proxy's do) and 1.1 to
 //! 1.5 (sentences: the short ones are answered) of what was the capacity just before is answered in time, from the first round of an engine
 //! on, and refusals come within 0.03 to 0.7 ms at p99, once in 20 rounds within 6.6. That takes the right to run at once (`CAP_SYS_NICE`, or
 //! `docker run --ulimit rtprio=1`) for the thread that reads; without it, and where the kernel interrupts nobody for an ordinary thread

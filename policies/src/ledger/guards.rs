@@ -185,7 +185,7 @@ impl Ledger {
                 return breakers;
             }
             if breakers.remembered() >= Self::MOST_BREAKERS {
-                breakers.keep(|guard| !guard.lock().is_fresh());
+                breakers.forget_fresh();
             }
             if breakers.remembered() < Self::MOST_BREAKERS {
                 let policy = breakers.policy(snapshot, model);
@@ -265,9 +265,9 @@ impl Breakers {
         of(self.guards.get(model)?, version).map(Arc::clone)
     }
 
-    fn keep(&mut self, is_kept: impl Fn(&Guard) -> bool) {
+    fn forget_fresh(&mut self) {
         self.guards.retain(|_, versions| {
-            *versions = versions.iter().filter(|(_, guard)| is_kept(guard)).cloned().collect();
+            *versions = versions.iter().filter(|(_, guard)| !guard.lock().is_fresh()).cloned().collect();
             !versions.is_empty()
         });
     }

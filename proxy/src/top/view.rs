@@ -141,8 +141,8 @@ fn attention(lines: &mut Vec<Line<'static>>, status: &Status, width: usize) {
                 left => format!("in {}", lasting(left)),
             };
             let text = format!("! {model} {number} keeps failing: its breaker is open, next try {next}");
-            let where_it_is = if state == "remote" { format!("; {reason}") } else { String::new() };
-            wrap(lines, &format!("{text}{where_it_is}"), width, BAD);
+            let server = if state == "remote" { format!("; {reason}") } else { String::new() };
+            wrap(lines, &format!("{text}{server}"), width, BAD);
         }
         moved(lines, version, width);
     }

@@ -287,6 +287,17 @@ fn what_is_wrong_comes_first_and_nothing_obeys_the_words_of_others() {
 }
 
 #[test]
+fn of_another_server_that_keeps_failing_it_is_told_why_it_was_not_reached() {
+    let mut status = reading();
+    let reason = "http://there/infer, which could not be reached 3 s ago: refused".to_owned();
+    let breaker = status.versions[2].breaker.clone();
+    status.versions[2] = Version { state: "remote".into(), reason, breaker, ..version("digits", 7, 0, 0) };
+    let shown = drawn(&watched(status), 140, 20);
+    let says = "! digits 7 keeps failing: its breaker is open, next try in 7 s; http://there/infer, which could not be reached 3 s ago: refused";
+    assert_eq!(shown.lines().nth(1), Some(says), "{shown}");
+}
+
+#[test]
 fn a_version_that_only_a_rule_names_and_that_is_missing_has_a_line_and_comes_first() {
     let mut status = reading();
     let reason = "no such version is loaded; whom a rule sends there is refused".to_owned();
