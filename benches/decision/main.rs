@@ -128,6 +128,7 @@ impl World {
         let caller = Caller(caller);
         let generation = self.live.load();
         let snapshot = &generation.snapshot;
+        self.ledger.look_ahead(snapshot, model);
         let pick =
             self.ledger.pick(snapshot, model, &caller, draw, |_| true).expect("the policy says who answers");
         self.ledger.admit(snapshot, model, &caller, || None, now).expect("they have enough");

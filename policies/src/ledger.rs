@@ -11,6 +11,7 @@
 //! request locks its limits one after the other, always in the order of their names.
 
 mod admit;
+mod ahead;
 mod count;
 mod guards;
 mod occupy;

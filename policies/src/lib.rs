@@ -33,6 +33,7 @@ mod explain;
 mod live;
 
 // Progress.
+mod prefetch;
 mod evidence;
 mod ratio;
 mod canary;

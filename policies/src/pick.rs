@@ -22,6 +22,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::attribute::{Attribute, Attributes, Condition};
 use crate::canary::Assignment;
+use crate::prefetch::prefetch;
 use crate::ring::{self, Parts};
 use crate::tally::{Declared, Drawn, Instead};
 use crate::units::{Label, Version, Weight};
@@ -256,6 +257,13 @@ impl Split {
             (None, WithoutKey::Random) => drawn(draw, PickReason::Random, None),
             (None, WithoutKey::Use(target)) => target.pick(PickReason::WithoutKey),
         }
+    }
+
+    /// The ring and its arms; of one that is cut into many parts it is not known which will be asked.
+    pub(crate) fn prefetch(&self) {
+        const FEW: usize = 8;
+        prefetch(&self.ring[..self.ring.len().min(FEW)]);
+        prefetch(&self.arms[..self.arms.len().min(FEW)]);
     }
 
     fn at(&self, point: u64) -> &Arm {

@@ -19,6 +19,7 @@ use crate::ledger::CrowdPolicy;
 use crate::limiter::LimitPolicy;
 use crate::overload::{Criticality, OverloadPolicy, Room, Standing};
 use crate::pick::{Pick, Rule, Split, Target};
+use crate::prefetch::prefetch;
 use crate::remote::Remote;
 use crate::ring::{self, Parts};
 use crate::shadow::ShadowPolicy;
@@ -203,6 +204,12 @@ impl ModelPolicy {
     fn follow(&mut self, ring: &Parts) {
         self.split.iter_mut().for_each(|split| split.follow(ring));
         self.canary.iter_mut().for_each(|canary| canary.follow(ring));
+    }
+
+    /// Who answers whom, see [`Ledger::look_ahead`](crate::Ledger::look_ahead).
+    pub(crate) fn prefetch_arms(&self) {
+        self.split.iter().for_each(Split::prefetch);
+        self.canary.iter().for_each(|canary| prefetch(&**canary));
     }
 
     /// Names that the policy gives to versions, in the order of the alphabet.

@@ -9,30 +9,29 @@
 //!
 //! What counts is what chance or the sticky key has decided in a split or in a step of a rollout: not what rules, paths and a
 //! declared `without_key` send somewhere, and not copies for shadows. The test of `ratio.rs` holds for units that know nothing
-//! of each other, so a request that drew is one, and so is a user: the first answer that it gets counts, and no other. Users
-//! are told apart by a bit at a place that follows from the key, and who finds its bit set counts as known; so many users
-//! are never told apart from each other, and more than there are bits are not counted.
+//! of each other, so a request that drew is one, and so is a user: the first answer that it gets counts, and no other. How users
+//! are told apart is in `tally/users.rs`.
 //!
 //! A window ends when the declared shares change, and after a day: what was well for long would hide what is not now.
 
 mod mismatch;
+mod users;
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use crate::attribute::Attribute;
+use crate::prefetch::prefetch;
 use crate::units::Version;
 use mismatch::Look;
 pub use mismatch::{Mismatch, SplitStatus, VersionShare};
+use users::Users;
 
 /// After so long it is asked anew.
 const WINDOW: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Bits for users: 16 kB of each model that has a sticky key, from the first user on.
-const USERS: u64 = 1 << 17;
 
 /// Of so many requests of users one is looked at to see whether they are all of one user.
 const LOOKED_AT: u64 = 16;
@@ -132,7 +131,7 @@ pub(crate) struct Tally {
     pub(crate) mark: u64,
     versions: Box<[(Version, f64)]>,
     units: Matrix,
-    users: OnceLock<Box<[AtomicU64]>>,
+    users: Users,
     /// Requests of users who are counted among the units already, and those of users that nobody has answered.
     others: Matrix,
     majority: Mutex<Majority>,
@@ -149,7 +148,7 @@ impl Tally {
             mark: declared.mark,
             versions: declared.shares.clone().into(),
             units: Matrix::new(versions),
-            users: OnceLock::new(),
+            users: Users::default(),
             others: Matrix::new(versions),
             majority: Mutex::default(),
             instead: Default::default(),
@@ -198,7 +197,8 @@ impl Tally {
             Some(version) => place(version).map_or(Column::Another, Column::Version),
             None => Column::Nobody,
         };
-        let is_unit = key.is_none_or(|key| column != Column::Nobody && self.is_new(key));
+        // Where the key lies on the ring is what decides who answers: its place here must have nothing to do with it.
+        let is_unit = key.is_none_or(|key| column != Column::Nobody && self.users.is_new(mixed(key)));
         let matrix = if is_unit { &self.units } else { &self.others };
         let before = matrix.count(row, column);
         if let Some(instead) = instead {
@@ -212,13 +212,9 @@ impl Tally {
         }
     }
 
-    /// Whether this user was not counted yet; from now on it is.
-    fn is_new(&self, key: u64) -> bool {
-        let users = self.users.get_or_init(|| (0..USERS / 64).map(|_| AtomicU64::new(0)).collect());
-        // Where the key lies on the ring is what decides who answers: the bit must have nothing to do with it.
-        let place = mixed(key) % USERS;
-        let (word, bit) = (&users[(place / 64) as usize], 1 << (place % 64));
-        word.load(Ordering::Relaxed) & bit == 0 && word.fetch_or(bit, Ordering::Relaxed) & bit == 0
+    /// Where most requests are counted: the first of each user, and those that draw.
+    pub(crate) fn prefetch_counts(&self) {
+        prefetch(&*self.units.cells);
     }
 
     /// The part of these versions' requests that nobody has answered.

@@ -18,6 +18,7 @@ use crate::canary::{
 use crate::drift::DriftSight;
 use crate::ended::EndedRollouts;
 use crate::plan::share_after;
+use crate::prefetch::prefetch;
 use crate::snapshot::{ByModel, Snapshot};
 use crate::units::{Millionths, Version};
 
@@ -25,6 +26,7 @@ pub(super) type Rollouts = ByModel<Arc<Rollout>>;
 
 /// A rollout that requests share.
 #[derive(Debug)]
+#[repr(C)] // what each request needs lies together
 pub(super) struct Rollout {
     /// Baseline and candidate.
     pub(super) versions: (Version, Version),
@@ -53,6 +55,12 @@ impl Rollout {
         let (asked, usual, taken) = (canary.asked(), canary.usual(), canary.taken());
         let (versions, canary) = (policy.versions_of_arms(), Mutex::new(canary));
         Self { versions, stage, about, asked, usual, taken, canary }
+    }
+
+    /// What is known of it without its lock.
+    pub(super) fn prefetch(&self) {
+        prefetch(&self.versions);
+        prefetch(&self.taken);
     }
 
     fn is_of(&self, policy: &CanaryPolicy) -> bool {
