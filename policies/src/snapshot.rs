@@ -53,6 +53,8 @@ pub struct Snapshot {
     pub(crate) models: Arc<Models>,
     /// The same, to be found by every request.
     by_name: ByModel<Arc<ModelPolicy>>,
+    /// Whether another server answers any version: where none does, no request has to look.
+    has_remotes: bool,
     /// Those of which a version is rolled out.
     canaries: Vec<(Arc<str>, Arc<ModelPolicy>)>,
     /// In the order of their names: the order in which the ledger locks them.
@@ -82,9 +84,10 @@ impl Snapshot {
     ) -> Self {
         let by_name = models.iter().map(|(name, policy)| (CompactString::from(&**name), Arc::clone(policy)));
         let by_name = by_name.collect();
+        let has_remotes = models.values().any(|policy| policy.has_remotes());
         let canaries = models.iter().filter(|(_, policy)| policy.has_canary());
         let canaries = canaries.map(|(name, policy)| (Arc::clone(name), Arc::clone(policy))).collect();
-        Self { models: Arc::new(models), by_name, canaries, limits, crowds, overload }
+        Self { models: Arc::new(models), by_name, has_remotes, canaries, limits, crowds, overload }
     }
 
     /// Leaves as many users as can be with the versions that they have on these rings.
@@ -117,7 +120,7 @@ impl Snapshot {
 
     /// Its models are nobody else's, if nobody else has a copy of it.
     fn apart(self) -> (Models, Vec<Arc<LimitPolicy>>, Vec<Arc<CrowdPolicy>>, OverloadPolicy) {
-        let Self { models, by_name, canaries, limits, crowds, overload } = self;
+        let Self { models, by_name, has_remotes: _, canaries, limits, crowds, overload } = self;
         drop((by_name, canaries));
         (Arc::unwrap_or_clone(models), limits, crowds, overload)
     }
@@ -160,7 +163,7 @@ impl Snapshot {
 
     /// Where this version is, if another server answers it.
     pub fn remote(&self, model: &str, version: Version) -> Option<&Arc<Remote>> {
-        self.model(model)?.remotes.get(&version)
+        if self.has_remotes { self.model(model)?.remotes.get(&version) } else { None }
     }
 
     /// The deadline of requests to `model` that bring none.

@@ -38,3 +38,40 @@ impl Ledger {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::{Outcome, parse};
+
+    /// Splits, rollouts, models of which the policy says little, and one that it does not know.
+    #[test]
+    fn who_answers_is_the_same_whether_or_not_anybody_has_looked_ahead() {
+        let kinds = [
+            "split: {weights: {1: 80, 2: 15, 3: 5}, sticky: {header: user}}",
+            "canary: {baseline: 1, candidate: 2, steps: [50], dwell: 1h, sticky: {header: user}}",
+            "deadline: 2s",
+        ];
+        let model = |at: usize| format!("  m{at}: {{{}}}\n", kinds[at % kinds.len()]);
+        let snapshot = parse(&format!("models:\n{}", (0..MANY).map(model).collect::<String>()), "a").unwrap();
+        let now = Instant::now();
+        let picks = |looks_ahead: bool| {
+            let ledger = Ledger::new();
+            ledger.roll_out(&snapshot, now);
+            let pick = |at: usize| {
+                let (model, user) = (format!("m{}", at % (MANY + 1)), at.to_string());
+                if looks_ahead {
+                    ledger.look_ahead(&snapshot, &model);
+                }
+                let pick = ledger.pick(&snapshot, &model, &[("user", &*user)], 0, |_| true)?;
+                ledger.enter(&snapshot, &model, pick.version, now).unwrap().settle(Outcome::Served, now);
+                ledger.count(&model, pick.drawn?, pick.key, Some(pick.version), None);
+                Some(pick)
+            };
+            (0..1_000).map(pick).collect::<Vec<_>>()
+        };
+        assert_eq!(picks(true), picks(false));
+    }
+}
