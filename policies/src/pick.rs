@@ -42,8 +42,8 @@ pub struct Pick {
     pub assigned: Option<Assignment>,
     /// What chance or the sticky key has decided, if they have.
     pub drawn: Option<Drawn>,
-    /// Why it is another version than that.
-    pub instead: Option<Instead>,
+    /// In place of which version it answers, which a rule names or was drawn, and why.
+    pub instead: Option<(Version, Instead)>,
 }
 
 /// What decided which version answers.

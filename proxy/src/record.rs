@@ -83,10 +83,8 @@ pub struct Record {
     pub label: Option<Label>,
     /// What chance or its sticky key has decided, and where that key lies.
     pub drawn: Option<(Drawn, Option<u64>)>,
-    /// Why another version is asked than that.
-    pub instead: Option<Instead>,
-    /// The version in whose place the one above is asked; the last one, if it was several times another.
-    pub instead_of: Option<u64>,
+    /// The version in whose place the one above is asked, and why; the last one, if it was several times another.
+    pub instead: Option<(policies::Version, Instead)>,
     /// Its room among the requests in flight, until its answer is written.
     pub slot: Option<Slot>,
     /// Its places among its caller's requests, likewise.
@@ -137,7 +135,6 @@ impl Record {
             label: None,
             drawn: None,
             instead: None,
-            instead_of: None,
             slot: None,
             places: None,
             sampling: Sampling::default(),
@@ -172,17 +169,15 @@ impl Record {
         self.pick = Some(chosen.reason);
         self.label.clone_from(&chosen.label);
         (self.drawn, self.instead) = (chosen.drawn, chosen.instead);
-        let drawn = chosen.drawn.map(|(drawn, _)| drawn.version().0);
-        self.instead_of = drawn.filter(|_| chosen.instead.is_some());
     }
 
     /// Notes that another version answers than the chosen one, and why.
     pub(crate) fn divert(&mut self, version: u64, why: Instead) {
         if let Some((_, asked)) = &mut self.version {
-            self.instead_of = Some(*asked);
+            self.instead = Some((policies::Version(*asked), why));
             *asked = version;
         }
-        (self.pick, self.label, self.instead) = (Some(why.as_str()), None, Some(why));
+        (self.pick, self.label) = (Some(why.as_str()), None);
     }
 
     /// Notes what was asked for, in vain.
@@ -227,7 +222,7 @@ impl Record {
         if let (Some((model, version)), Some((drawn, key))) = (&self.version, self.drawn) {
             let is_answered = self.outcome() == Some(policies::Outcome::Served);
             let answered = is_answered.then_some(policies::Version(*version));
-            ledger.count(model, drawn, key, answered, self.instead);
+            ledger.count(model, drawn, key, answered, self.instead.map(|(_, why)| why));
         }
         if let (Some((model, version)), Some(outcome)) = (&self.version, self.outcome()) {
             let version = self.asked.clone().unwrap_or_else(|| metrics.version(model, *version));
@@ -329,7 +324,7 @@ impl Record {
             model: self.model(),
             version: self.number(),
             pick: self.pick,
-            instead_of: self.instead_of.filter(|other| Some(*other) != self.number()),
+            instead_of: self.instead.map(|(other, _)| other.0).filter(|other| Some(*other) != self.number()),
             retry: self.asked_again(),
             generation: self.generation,
             duration: Us((now - self.started).as_micros() as u64),

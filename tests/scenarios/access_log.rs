@@ -1,6 +1,6 @@
 //! The access log: a line for each request, and the id that ties it to its answer.
 
-use harness::{Behaviour, Out, ScriptedEngine, Stack, eventually, infer_body};
+use harness::{Behaviour, Client, Out, ScriptedEngine, Stack, eventually, infer_body};
 use rustix::process::{Signal, kill_process};
 use serde_json::Value;
 
@@ -98,6 +98,28 @@ fn a_line_says_that_the_baseline_has_answered_for_a_candidate_that_is_not_ready(
     let lines = lines(&stack, 5);
     assert!(lines.iter().all(|line| line["version"] == 1), "{lines:?}");
     assert!(lines.iter().any(|line| line["instead_of"] == 2), "{lines:?}");
+}
+
+#[test]
+fn a_line_says_that_the_baseline_has_answered_for_a_candidate_that_a_rule_names_and_that_was_rolled_back() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer)]);
+    let stack = Stack::builder()
+        .config("log: {format: json, access: 1}")
+        .policies(
+            "models: {m: {rules: [{when: {header: tester, present: true}, use: 2}], canary: {baseline: 1, candidate: 2, steps: [50], dwell: 1h}}}\n",
+        )
+        .external_engine(engine.socket())
+        .start();
+    let client = stack.client();
+    let ask =
+        || assert_eq!(client.infer("m", &[("tester", "ana")], &infer_body("x", [1, 1], &[0.0])).status, 200);
+    ask();
+    assert_eq!(Client::new(stack.admin).post("/canaries/m/abort", &[], b"").status, 200);
+    ask();
+    let lines = lines(&stack, 2);
+    assert_eq!((&lines[0]["version"], lines[0].get("instead_of")), (&2.into(), None), "{lines:?}");
+    assert_eq!((&lines[1]["version"], &lines[1]["instead_of"]), (&1.into(), &2.into()), "{lines:?}");
+    assert!(lines.iter().all(|line| line["pick"] == "rule"), "{lines:?}");
 }
 
 #[test]

@@ -112,7 +112,7 @@ impl CanaryPolicy {
                 place: u32::from(is_drawn && stage.share < ALL),
                 mark: tally::mark(&parts_of(baseline, candidate, stage.share)),
             });
-            let instead = (is_drawn && !is_candidate).then_some(Instead::NotReady);
+            let instead = (is_drawn && !is_candidate).then_some((candidate, Instead::NotReady));
             Pick { key, assigned, drawn, instead, ..target.pick(reason) }
         };
         let Some(sticky) = &self.stickiness else { return at(draw, PickReason::Random, None) };
@@ -129,7 +129,8 @@ impl CanaryPolicy {
     /// The version that answers in place of this one, which a rule names: the baseline, once the candidate was rolled back.
     pub(crate) fn in_place_of(&self, version: Version, stage: impl FnOnce(&Self) -> Stage) -> Option<Pick> {
         let is_over = version == self.candidate.version && stage(self).is_rolled_back;
-        is_over.then(|| Pick { instead: Some(Instead::RolledBack), ..self.baseline.pick(PickReason::Rule) })
+        let instead = Some((version, Instead::RolledBack));
+        is_over.then(|| Pick { instead, ..self.baseline.pick(PickReason::Rule) })
     }
 
     /// Shares of baseline and candidate while the latter has `share`.

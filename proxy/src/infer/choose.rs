@@ -41,8 +41,8 @@ pub(crate) struct Chosen {
     pub(crate) by: By,
     /// What chance or the sticky key has decided, and where that key lies.
     pub(crate) drawn: Option<(Drawn, Option<u64>)>,
-    /// Why it is another version than that.
-    pub(crate) instead: Option<Instead>,
+    /// In place of which version it answers, which a rule names or was drawn, and why.
+    pub(crate) instead: Option<(Version, Instead)>,
 }
 
 impl InferPath {

@@ -145,7 +145,7 @@ fn a_rule_sends_nobody_to_a_candidate_that_was_rolled_back() {
     ledger.roll_out(&snapshot, now);
     assert_eq!(pick("ana"), by_rule(2));
     ledger.command("m", Command::Abort, "", now).unwrap();
-    assert_eq!(pick("ana"), (1, PickReason::Rule, Some(Instead::RolledBack)));
+    assert_eq!(pick("ana"), (1, PickReason::Rule, Some((Version(2), Instead::RolledBack))));
     assert_eq!(pick("eve"), by_rule(3), "another version than the candidate");
     ledger.command("m", Command::Resume, "", now).unwrap();
     assert_eq!(pick("ana"), by_rule(2));

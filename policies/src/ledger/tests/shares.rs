@@ -125,7 +125,13 @@ fn a_candidate_that_is_not_ready_is_a_mismatch_and_no_evidence_against_it() {
         let draw = draw.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let pick = ledger.pick(&snapshot, "m", &ANA, draw, |_| false).unwrap();
         assert_eq!(pick.version, Version(1));
-        ledger.count("m", pick.drawn.unwrap(), pick.key, Some(pick.version), pick.instead);
+        ledger.count(
+            "m",
+            pick.drawn.unwrap(),
+            pick.key,
+            Some(pick.version),
+            pick.instead.map(|(_, why)| why),
+        );
         ledger.witness("m", pick.assigned.unwrap(), pick.key, Sight::Failed, now);
     }
     let (model, mismatch) = ledger.mismatches(now).pop().unwrap();
