@@ -216,12 +216,22 @@ impl Remotes {
                     }
                 }
                 let room = || self.answers.enter(Room::ALL).map_err(Failed::Refused);
+                let connected = || self.unreachable.reached(remote);
                 let of_any = (&peer, &peer);
-                match exchange(&connector, of_any, head.clone(), body.clone(), (bytes_max, room()?)).await {
+                match exchange(
+                    (&connector, connected),
+                    of_any,
+                    head.clone(),
+                    body.clone(),
+                    (bytes_max, room()?),
+                )
+                .await
+                {
                     Err(Failed::Stale(stale, _)) if may_repeat(stale) => {
                         // Others that were kept may be as stale.
                         let of_new = (&never_kept(&peer), &peer);
-                        let again = exchange(&connector, of_new, head, body, (bytes_max, room()?)).await;
+                        let again =
+                            exchange((&connector, connected), of_new, head, body, (bytes_max, room()?)).await;
                         match (stale, again) {
                             // It may run there all the same.
                             (Stale::Unanswered, Err(Failed::Unreachable(error))) => Err(error.into()),
@@ -242,10 +252,8 @@ impl Remotes {
             Ok(Passed { hops, ..passed })
         };
         let answer = tokio::time::timeout_at(deadline.at.into(), exchange).await;
-        match &answer {
-            Ok(Err(Refusal::RemoteUnreachable(why))) => self.unreachable.tell(remote, why, Instant::now()),
-            Ok(Ok(_) | Err(Refusal::RemoteFailed(_))) => self.unreachable.reached(remote),
-            Ok(Err(_)) | Err(_) => {}
+        if let Ok(Err(Refusal::RemoteUnreachable(why))) = &answer {
+            self.unreachable.tell(remote, why, Instant::now());
         }
         answer.map_err(|_| deadline.exceeded())?
     }
@@ -284,9 +292,9 @@ fn never_kept(peer: &HttpPeer) -> HttpPeer {
     HttpPeer { group_key: NEVER_KEPT, ..peer.clone() }
 }
 
-/// Asks over a connection of the one peer, which is kept as one of the other.
+/// Asks over a connection of the one peer, which is kept as one of the other, and tells of one that is new.
 async fn exchange(
-    connector: &Connector,
+    (connector, connected): (&Connector, impl Fn()),
     (peer, keep_as): (&HttpPeer, &HttpPeer),
     head: RequestHeader,
     body: Bytes,
@@ -295,6 +303,9 @@ async fn exchange(
     let mut is_whole = true;
     let session = connector.get_http_session(peer).await;
     let (mut session, is_reused) = session.map_err(Failed::Unreachable)?;
+    if !is_reused {
+        connected();
+    }
     let sent = async {
         session.write_request_header(Box::new(head)).await?;
         session.write_request_body(body, true).await?;

@@ -102,6 +102,27 @@ fn a_server_that_is_gone_trips_its_breaker_and_another_version_answers() {
     eventually("a probe to succeed", || (answered_by(&client).1 == "2").then_some(()));
 }
 
+#[test]
+fn a_server_that_is_back_and_hangs_is_no_more_said_not_to_be_reached() {
+    let nobody = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let policy = format!(
+        "models: {{m: {{remote: {{2: {{url: 'http://{nobody}/'}}}}, split: {{weights: {{2: 1}}}}, breaker: {{failures: 100}}}}}}\n"
+    );
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let stack = Stack::builder().policies(&policy).external_engine(engine.socket()).start();
+    let is_said_to_be_away = || {
+        let status = Client::new(stack.monitor).get("/status").json();
+        let versions = status["versions"].as_array().expect("a list");
+        let remote = versions.iter().find(|one| one["version"] == 2).expect("the version");
+        remote["reason"].as_str().is_some_and(|reason| reason.contains("which could not be reached "))
+    };
+    assert_eq!(stack.client().infer("m", &[], &body()).status, 502);
+    assert!(is_said_to_be_away());
+    let _hangs = TcpListener::bind(nobody).expect("the port is still free");
+    assert_eq!(stack.client().infer("m", &[("x-request-timeout-ms", "200")], &body()).status, 504);
+    assert!(!is_said_to_be_away());
+}
+
 /// Whoever has not reached another server is no more welcome than who was refused by a breaker.
 #[test]
 fn of_those_who_do_not_reach_a_server_as_many_fall_back_at_a_time_as_the_policy_says() {
