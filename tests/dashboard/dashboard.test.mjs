@@ -7,7 +7,7 @@ import http from "node:http";
 import net from "node:net";
 import { after, afterEach, before, test } from "node:test";
 import { chromium } from "playwright-core";
-import { Stack, until, users } from "./stack.mjs";
+import { Stack, freePort, until, users } from "./stack.mjs";
 
 const SPLIT = `
 models:
@@ -162,6 +162,21 @@ test("an open breaker is shown where its version stands and among what needs att
   await row.getByText("● ready").waitFor();
   assert.doesNotMatch(await text(row), /breaker|next try/);
   await until("nothing to be wrong", async () => (await says.getByText("digits, version 3").count()) === 0);
+  await stack.policy(SPLIT);
+});
+
+test("a version whose server cannot be reached says where that is and why, though another version answers", async () => {
+  const gone = `127.0.0.1:${await freePort()}`;
+  const breaker = "breaker: {failures: 3, open_for: 1h, max_open_for: 1h, fallback: {version: 1}}";
+  await stack.policy(`models: {digits: {remote: {9: {url: 'http://${gone}/'}}, split: {weights: {9: 1}}, ${breaker}}}\n`);
+  const { page } = await open(stack.monitor);
+  const row = page.locator('section[aria-label=digits] table tr[data-key="9"]');
+  assert.deepEqual(await stack.ask(users(0, 1)), [200]);
+  const away = new RegExp(`${gone}.*, which could not be reached \\d+ s ago: .*refused`, "i");
+  await until("the reason", async () => away.test(await text(row)));
+  assert.ok((await stack.ask(users(1, 20))).every(status => status === 200));
+  await row.getByText("✕ breaker open").waitFor();
+  assert.match(await text(row), away);
   await stack.policy(SPLIT);
 });
 

@@ -13,7 +13,8 @@ const BINARY = path.join(CHECKOUT, process.env.CARGO_TARGET_DIR ?? "target", "de
 const DEMO = path.join(CHECKOUT, "configs/demo");
 const DIGIT = fs.readFileSync(path.join(DEMO, "requests/digit-7.json"));
 
-const freePort = () => new Promise(resolve => {
+/** Of this machine, where nobody listens. */
+export const freePort = () => new Promise(resolve => {
   const server = net.createServer().listen(0, "127.0.0.1", () => {
     const { port } = server.address();
     server.close(() => resolve(port));
