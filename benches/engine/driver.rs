@@ -6,6 +6,7 @@ use anyhow::{Context, ensure};
 use bytes::{Buf, Bytes};
 use engine::model::Gathered;
 use hdrhistogram::Histogram;
+use std::fmt;
 use std::io::{IoSlice, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -224,8 +225,45 @@ pub(crate) struct Driver<'w> {
 }
 
 pub(crate) struct Saturated {
-    pub(crate) rows_per_second: f64,
+    pub(crate) speed: Speed,
     pub(crate) mean_batch: f64,
+}
+
+/// How fast rows are done, and what of the process's CPU each takes: that is not less because others have the cores.
+#[derive(Clone, Copy)]
+pub(crate) struct Speed {
+    pub(crate) rows_per_second: f64,
+    /// Milliseconds.
+    pub(crate) cpu_of_a_row: f64,
+}
+
+impl Speed {
+    pub(crate) fn new(rows_per_second: f64, cpu: Duration, rows: u64) -> Self {
+        Self { rows_per_second, cpu_of_a_row: cpu.as_secs_f64() * 1e3 / rows as f64 }
+    }
+
+    /// So many times the other's.
+    pub(crate) fn against(self, other: Self) -> Self {
+        Self {
+            rows_per_second: self.rows_per_second / other.rows_per_second,
+            cpu_of_a_row: self.cpu_of_a_row / other.cpu_of_a_row,
+        }
+    }
+}
+
+impl fmt::Display for Speed {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(to, "{:7.1} rows/s, {:6.3} ms of CPU each", self.rows_per_second, self.cpu_of_a_row)
+    }
+}
+
+/// What this process has used.
+pub(crate) fn cpu() -> Duration {
+    let mut used = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one `timespec`, which lives.
+    let told = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &raw mut used) };
+    assert_eq!(told, 0, "every process has this clock");
+    Duration::new(used.tv_sec as u64, used.tv_nsec as u32)
 }
 
 pub(crate) struct Overload {
@@ -304,7 +342,7 @@ impl<'w> Driver<'w> {
         for _ in 0..self.workload.in_flight {
             self.send(budget)?;
         }
-        let began = Instant::now();
+        let (began, cpu) = (Instant::now(), cpu());
         let (mut rows, mut runs) = (0u64, 0.0);
         // Answers come in bunches, one for each batch: what is counted begins and ends with the end of one.
         let mut ends: Vec<(Instant, u64, f64)> = Vec::new();
@@ -331,9 +369,10 @@ impl<'w> Driver<'w> {
         let (Some(first), Some(last)) = (ends.first(), ends.last()) else {
             anyhow::bail!("too few batches were answered");
         };
-        let rows = (last.1 - first.1) as f64;
+        let counted = (last.1 - first.1) as f64;
         let seconds = last.0.duration_since(first.0).as_secs_f64();
-        Ok(Saturated { rows_per_second: rows / seconds, mean_batch: rows / (last.2 - first.2) })
+        let speed = Speed::new(counted / seconds, self::cpu() - cpu, rows);
+        Ok(Saturated { speed, mean_batch: counted / (last.2 - first.2) })
     }
 
     /// Microseconds between arrival and the start of the run, of requests that come one after the other.

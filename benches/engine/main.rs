@@ -29,7 +29,7 @@ mod region;
 
 use anyhow::Context;
 use clap::Parser;
-use driver::{Driver, Workload};
+use driver::{Driver, Speed, Workload};
 use engine::manifest::Manifest;
 use engine::model::{Gathered, Model, Rows};
 use engine::pace::Pace;
@@ -39,8 +39,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+/// Of a part that is measured alone.
 const ROUNDS: usize = 3;
+
+/// Of what saturates the machine: many short ones, of which two neighbours see the same of whoever else is on it.
+const SATURATED_ROUNDS: usize = 8;
+
+/// In so many parts, each beside one without.
 const SWAPS: u32 = 100;
+const SWAPS_PARTS: u32 = 10;
 const CLIENTS: usize = 16;
 const BUDGET: Duration = Duration::from_millis(200);
 
@@ -60,7 +67,7 @@ struct Options {
     /// Where models run: cpu or cuda:N.
     #[arg(long, default_value = "cpu")]
     device: Device,
-    /// Length of a round.
+    /// Length of a round; half of it, where there are many.
     #[arg(long, value_name = "SECONDS", default_value = "8")]
     round: u64,
 }
@@ -128,27 +135,33 @@ fn swaps(device: Device, round: Duration) -> anyhow::Result<()> {
     // So long a pause that seven tenths are left of what the clients do without one.
     let hurried = during(Duration::ZERO, &mut calm)?.len() as f64 / round.as_secs_f64();
     let pause = Duration::from_secs_f64(CLIENTS as f64 / hurried * (1.0 / 0.7 - 1.0));
-    let before = during(pause, &mut calm)?;
-    let began = Instant::now();
-    let meanwhile = during(pause, &mut || {
-        (0..SWAPS).try_for_each(|_| {
-            // Another file of the same content.
-            std::fs::copy(version.join("model.pt"), version.join("new"))?;
-            std::fs::rename(version.join("new"), version.join("model.pt"))?;
-            orders.load()
-        })
-    })?;
-    let each = began.elapsed() / SWAPS;
-    let after = during(pause, &mut calm)?;
+    let mut swap = || {
+        // Another file of the same content.
+        std::fs::copy(version.join("model.pt"), version.join("new"))?;
+        std::fs::rename(version.join("new"), version.join("model.pt"))?;
+        orders.load()
+    };
+    let (mut between, mut meanwhile) = (Histogram::<u64>::new(3)?, Histogram::<u64>::new(3)?);
+    let (mut ratios, mut swapping) = (Vec::new(), Duration::ZERO);
+    for _ in 0..SWAPS_PARTS {
+        let without = during(pause, &mut calm)?;
+        let began = Instant::now();
+        let with = during(pause, &mut || (0..SWAPS / SWAPS_PARTS).try_for_each(|_| swap()))?;
+        swapping += began.elapsed();
+        ratios.push(with.value_at_quantile(0.99) as f64 / without.value_at_quantile(0.99) as f64);
+        between.add(&without)?;
+        meanwhile.add(&with)?;
+    }
+    let each = swapping / SWAPS;
     let show = |took: &Histogram<u64>| (took.value_at_quantile(0.5), took.value_at_quantile(0.99));
     println!(
-        "{SWAPS} swaps of {each:.0?} each while {CLIENTS} clients ask for 70 % of {hurried:.0} rows/s: (p50, p99) µs before \
-         {:?}, meanwhile {:?} of {} requests, after {:?}; p99 meanwhile {:.2} times that before",
-        show(&before),
+        "{SWAPS} swaps of {each:.0?} each while {CLIENTS} clients ask for 70 % of {hurried:.0} rows/s: (p50, p99) µs \
+         between them {:?}, meanwhile {:?} of {} requests; p99 meanwhile {:.2} times that before, {} in each of {SWAPS_PARTS} parts",
+        show(&between),
         show(&meanwhile),
         meanwhile.len(),
-        show(&after),
-        show(&meanwhile).1 as f64 / show(&before).1 as f64
+        show(&meanwhile).1 as f64 / show(&between).1 as f64,
+        quartiles(ratios)
     );
     Ok(())
 }
@@ -164,13 +177,15 @@ fn measure(models: &Path, workload: &Workload, device: Device, takes: Duration) 
     let (served, lanes) = serve(models, workload.model, device)?;
     let mut driver = Driver::connect(&served, workload)?;
     println!(
-        "\n{} on {device}, {lanes} lanes, {ROUNDS} alternating rounds of {takes:?}: {report}",
-        workload.model
+        "\n{} on {device}, {lanes} lanes, {SATURATED_ROUNDS} alternating rounds of {:?}: {report}",
+        workload.model,
+        takes / 2
     );
 
     let size = |model: &dyn Model, form: &[usize]| {
         let sizes = (0..=8).map(|power| 1 << power).filter(|rows| *rows <= most);
-        let speed = |rows| bare(model, &[workload.batch(form, rows)], lanes, Duration::from_secs(1));
+        let speed =
+            |rows| bare(model, &[workload.batch(form, rows)], lanes, Duration::from_secs(1)).rows_per_second;
         let speeds = sizes.map(|rows| (speed(rows), rows));
         speeds.max_by(|one, other| one.0.total_cmp(&other.0)).expect("there are sizes").1
     };
@@ -180,28 +195,38 @@ fn measure(models: &Path, workload: &Workload, device: Device, takes: Duration) 
     let (plain_turn, best_turn) = (workload.turn(&plain_sizes), workload.turn(&best_sizes));
     driver.saturate(Duration::from_secs(2))?;
     let mut rounds = Vec::new();
-    for round in 1..=ROUNDS {
-        let plain = bare(&*model, &plain_turn, lanes, takes);
-        let bare = bare(&*best, &best_turn, lanes, takes);
-        let saturated = driver.saturate(takes)?;
+    for round in 1..=SATURATED_ROUNDS {
+        let run = |model: &dyn Model, turn: &[_]| bare(model, turn, lanes, takes / 2);
+        let plain_first = (round % 2 == 1).then(|| run(&*model, &plain_turn));
+        let best_first = (round % 2 == 1).then(|| run(&*best, &best_turn));
+        let saturated = driver.saturate(takes / 2)?;
+        let bare = best_first.unwrap_or_else(|| run(&*best, &best_turn));
+        let plain = plain_first.unwrap_or_else(|| run(&*model, &plain_turn));
         println!(
-            "round {round}  plain loop {plain:7.1} rows/s (batches {plain_sizes:?})  best loop {bare:7.1} (batches \
-             {best_sizes:?})  served {:7.1} (mean batch {:.1})",
-            saturated.rows_per_second, saturated.mean_batch
+            "round {round}  plain loop {plain} (batches {plain_sizes:?})  best loop {bare} (batches {best_sizes:?})  served \
+             {} (mean batch {:.1})",
+            saturated.speed, saturated.mean_batch
         );
-        rounds.push((saturated.rows_per_second / plain, saturated.rows_per_second / bare));
+        rounds.push([saturated.speed.against(plain), saturated.speed.against(bare)]);
     }
-    let median = |mut ratios: Vec<f64>| {
-        ratios.sort_by(f64::total_cmp);
-        ratios[ratios.len() / 2]
-    };
+    let all = |ratio: fn(&[Speed; 2]) -> f64| quartiles(rounds.iter().map(ratio).collect());
     println!(
-        "served against the plain loop {:.3}, against the best loop {:.3} (medians of {ROUNDS})",
-        median(rounds.iter().map(|round| round.0).collect()),
-        median(rounds.iter().map(|round| round.1).collect()),
+        "served against the plain loop {}, against the best loop {}; CPU of a row {} and {} times as much (median and quartiles \
+         of {SATURATED_ROUNDS})",
+        all(|[plain, _]| plain.rows_per_second),
+        all(|[_, best]| best.rows_per_second),
+        all(|[plain, _]| plain.cpu_of_a_row),
+        all(|[_, best]| best.cpu_of_a_row),
     );
     waits_alone(&mut driver)?;
     overloaded(&mut driver, &served, workload, takes)
+}
+
+/// The median, and between which quartiles it is.
+fn quartiles(mut ratios: Vec<f64>) -> String {
+    ratios.sort_by(f64::total_cmp);
+    let at = |part: usize| ratios[(ratios.len() - 1) * part / 4];
+    format!("{:.3} ({:.3} to {:.3})", at(2), at(1), at(3))
 }
 
 /// How much is answered in time of three times too much work, and how soon the rest is refused.
@@ -211,7 +236,7 @@ fn overloaded(
     workload: &Workload,
     takes: Duration,
 ) -> anyhow::Result<()> {
-    let capacity = driver.saturate(takes)?.rows_per_second;
+    let capacity = driver.saturate(takes)?.speed.rows_per_second;
     let count = (takes.as_secs_f64() / driver::LONE_EVERY.as_secs_f64()) as usize;
     let (overload, woken) = std::thread::scope(|scope| {
         let woken = scope.spawn(move || hand_over(count, Woken::Anywhere));
@@ -232,7 +257,7 @@ fn overloaded(
     let beside = std::thread::scope(|scope| {
         let refused = || Driver::join(served, workload)?.overload(2.0 * capacity, HOPELESS, 2 * takes);
         let refused = scope.spawn(refused);
-        let beside = driver.saturate(takes)?.rows_per_second;
+        let beside = driver.saturate(takes)?.speed.rows_per_second;
         refused.join().expect("no panic")?;
         anyhow::Ok(beside)
     })?;
@@ -276,9 +301,9 @@ fn waits_alone(driver: &mut Driver<'_>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Rows per second of so many threads that do nothing but run the model on these batches, one after the other. Each begins at
+/// What so many threads do that do nothing but run the model on these batches, one after the other. Each begins at
 /// another of them, and stops after a whole turn: they do not take the same time.
-fn bare(model: &dyn Model, turn: &[Vec<Gathered<'_>>], threads: usize, takes: Duration) -> f64 {
+fn bare(model: &dyn Model, turn: &[Vec<Gathered<'_>>], threads: usize, takes: Duration) -> Speed {
     let rows: u64 = turn.iter().map(|inputs| inputs[0].shape[0]).sum();
     let one = |thread: usize| {
         let (ahead, behind) = turn.split_at(thread * turn.len() / threads);
@@ -289,12 +314,15 @@ fn bare(model: &dyn Model, turn: &[Vec<Gathered<'_>>], threads: usize, takes: Du
             }
             done += rows;
         }
-        done as f64 / began.elapsed().as_secs_f64()
+        (done, done as f64 / began.elapsed().as_secs_f64())
     };
-    std::thread::scope(|scope| {
+    let cpu = driver::cpu();
+    let each: Vec<(u64, f64)> = std::thread::scope(|scope| {
         let loops: Vec<_> = (0..threads).map(|thread| scope.spawn(move || one(thread))).collect();
-        loops.into_iter().map(|running| running.join().expect("it runs")).sum()
-    })
+        loops.into_iter().map(|running| running.join().expect("it runs")).collect()
+    });
+    let rows: u64 = each.iter().map(|(done, _)| done).sum();
+    Speed::new(each.iter().map(|(_, speed)| speed).sum(), driver::cpu() - cpu, rows)
 }
 
 /// Where a thread runs that is woken: the kernel's choice may be the core of who wakes it, who sleeps next, and that is the
