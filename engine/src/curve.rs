@@ -47,6 +47,10 @@ const OVER_RUNS: usize = 3;
 const CALM_RUNS: u64 = 24;
 const CALM: f32 = 1.5;
 
+/// So many runs in a row that take more than that say that something disturbs the machine. Those of a size that was set back to what it
+/// took undisturbed, and has not shown since that it takes that, do not count: it may be slow of itself.
+const BUSY_RUNS: u64 = 3;
+
 /// What a size takes when nothing disturbs the machine is taken to be so many times as much with every run that does not show it: a
 /// model may be slower for good.
 const FADES: f32 = 1.005;
@@ -71,6 +75,8 @@ pub struct Curve {
     runs: u64,
     /// Of these, the last ones that nothing has disturbed.
     calm: u64,
+    /// And the last ones of which each was disturbed, without those of sizes that are restored.
+    busy: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -94,7 +100,7 @@ struct Recent {
     is_guessed: bool,
     /// The median when nothing disturbed the machine: the least that it has been, and a little more with every run since.
     undisturbed: f32,
-    /// It was taken to be as fast as undisturbed, and has not shown since that it is.
+    /// It was taken to be as fast as undisturbed, and neither has shown since that it is nor was the machine disturbed again.
     is_restored: bool,
 }
 
@@ -112,6 +118,7 @@ impl Curve {
         let mut changed = size.observe(micros);
         let is_undisturbed = micros <= CALM * size.undisturbed;
         size.is_restored &= !is_undisturbed;
+        self.busy = if is_undisturbed { 0 } else { self.busy + u64::from(!size.is_restored) };
         self.runs += 1;
         (size.last, size.is_guessed) = (self.runs, false);
         if let Some(micros) = size.much_less() {
@@ -132,6 +139,10 @@ impl Curve {
             changed = true;
         }
         self.calm = if is_undisturbed { self.calm + 1 } else { 0 };
+        if self.busy == BUSY_RUNS {
+            // What is slow in it may be so because of it.
+            self.sizes.values_mut().for_each(|recent| recent.is_restored = false);
+        }
         if self.calm == CALM_RUNS {
             changed |= self.restore();
         }
@@ -149,7 +160,7 @@ impl Curve {
     fn restore(&mut self) -> bool {
         let mut changed = false;
         for recent in self.sizes.values_mut().filter(|recent| recent.runs >= RUNS_SETTLED) {
-            // Once: if it is slow then too, that was not the machine.
+            // Once after each busy time: if it is slow then too, that was not the machine.
             if OVER * recent.median > recent.undisturbed && !recent.is_restored {
                 recent.begin_anew(recent.undisturbed);
                 recent.is_restored = true;
@@ -535,6 +546,35 @@ mod tests {
         }
         assert_eq!(taken, 1);
         assert!(slow <= 10, "{slow}");
+    }
+
+    #[test]
+    fn a_size_that_runs_in_busy_times_only_takes_what_it_did_after_each_of_them() {
+        let mut curve = learned(&[1, 2, 4], |rows| 1000 + 100 * u64::from(rows));
+        for time in 0..3 {
+            // Ones run when it begins, then there is too much to do for them.
+            (0..4).for_each(|_| curve.observe(1, us(3300)));
+            (0..RECENT).for_each(|_| curve.observe(4, us(4200)));
+            (0..CALM_RUNS).for_each(|_| curve.observe(1, us(1100)));
+            let predicted = [1, 4].map(|rows| micros(curve.typical(rows)));
+            assert!(predicted[0] < 1200 && predicted[1] < 2000, "{predicted:?} after {time} others");
+        }
+    }
+
+    #[test]
+    fn sizes_that_are_slow_for_good_are_no_busy_time_to_each_other() {
+        let mut curve = learned(&[1, 2, 4, 5, 8], |_| 1000);
+        let mut slow = 0;
+        for _ in 0..100 {
+            while let Some(rows) = [8, 5].into_iter().find(|rows| micros(curve.typical(*rows)) < 2000) {
+                curve.observe(rows, us(3000));
+                slow += 1;
+            }
+            // Nor are a few runs that something disturbs.
+            (1..BUSY_RUNS).for_each(|_| curve.observe(1, us(3000)));
+            (0..CALM_RUNS as u32).for_each(|run| curve.observe(1 << (run % 3), us(1000)));
+        }
+        assert!(slow <= 30, "{slow}");
     }
 
     #[test]
