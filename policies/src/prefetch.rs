@@ -4,9 +4,12 @@
 #[inline]
 pub(crate) fn prefetch<T: ?Sized>(what: &T) {
     const LINE: usize = 64;
+    let start = (&raw const *what).cast::<u8>();
     for at in (0..size_of_val(what)).step_by(LINE) {
-        line((&raw const *what).cast::<u8>().wrapping_add(at));
+        line(start.wrapping_add(at));
     }
+    // It need not begin where a line does, and may reach into one more.
+    line(start.wrapping_add(size_of_val(what).saturating_sub(1)));
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -212,9 +212,12 @@ impl Tally {
         }
     }
 
-    /// Where most requests are counted: the first of each user, and those that draw.
+    /// Where most requests are counted: the first of each user, and those that draw. Of many versions it is not known which will be.
     pub(crate) fn prefetch_counts(&self) {
-        prefetch(&*self.units.cells);
+        const FEW: usize = 8;
+        if self.versions.len() <= FEW {
+            prefetch(&*self.units.cells);
+        }
     }
 
     /// The part of these versions' requests that nobody has answered.

@@ -216,10 +216,10 @@ impl Remotes {
                     }
                 }
                 let room = || self.answers.enter(Room::ALL).map_err(Failed::Refused);
-                let connected = || self.unreachable.reached(remote);
+                let reached = || self.unreachable.reached(remote);
                 let of_any = (&peer, &peer);
                 match exchange(
-                    (&connector, connected),
+                    (&connector, reached),
                     of_any,
                     head.clone(),
                     body.clone(),
@@ -231,7 +231,7 @@ impl Remotes {
                         // Others that were kept may be as stale.
                         let of_new = (&never_kept(&peer), &peer);
                         let again =
-                            exchange((&connector, connected), of_new, head, body, (bytes_max, room()?)).await;
+                            exchange((&connector, reached), of_new, head, body, (bytes_max, room()?)).await;
                         match (stale, again) {
                             // It may run there all the same.
                             (Stale::Unanswered, Err(Failed::Unreachable(error))) => Err(error.into()),
@@ -292,9 +292,9 @@ fn never_kept(peer: &HttpPeer) -> HttpPeer {
     HttpPeer { group_key: NEVER_KEPT, ..peer.clone() }
 }
 
-/// Asks over a connection of the one peer, which is kept as one of the other, and tells of one that is new.
+/// Asks over a connection of the one peer, which is kept as one of the other; tells when the server has been reached.
 async fn exchange(
-    (connector, connected): (&Connector, impl Fn()),
+    (connector, reached): (&Connector, impl Fn()),
     (peer, keep_as): (&HttpPeer, &HttpPeer),
     head: RequestHeader,
     body: Bytes,
@@ -304,7 +304,7 @@ async fn exchange(
     let session = connector.get_http_session(peer).await;
     let (mut session, is_reused) = session.map_err(Failed::Unreachable)?;
     if !is_reused {
-        connected();
+        reached();
     }
     let sent = async {
         session.write_request_header(Box::new(head)).await?;
@@ -338,7 +338,9 @@ async fn exchange(
             let closed = pingora::Error::explain(pingora::ErrorType::ConnectionClosed, why);
             return Err(Failed::Stale(Stale::Unanswered, closed));
         }
-        is_heard = true;
+        if !std::mem::replace(&mut is_heard, true) {
+            reached(); // over one that was kept as well
+        }
         if !head.status.is_informational() {
             break head.clone();
         }
@@ -509,25 +511,31 @@ mod tests {
         assert_eq!(seen.load(Ordering::SeqCst), 2);
     }
 
-    #[tokio::test]
-    async fn a_server_that_has_gone_with_a_request_was_reached() {
+    /// Reads as many requests over one connection as there are words here, and answers where they say so.
+    fn answers_over_one(answers: &'static [bool]) -> Arc<Remote> {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let remote = remote_at(listener.local_addr().unwrap());
         std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
-            for is_last in [false, true] {
+            for is_answered in answers {
                 let mut request = Vec::new();
                 while !request.ends_with(b"body") {
                     let mut part = [0; 4096];
                     let read = stream.read(&mut part).unwrap();
                     request.extend(&part[..read]);
                 }
-                if !is_last {
+                if *is_answered {
                     stream.write_all(ANSWER).unwrap();
                 }
             }
             drop(listener); // before its connection: whoever is told by that finds nobody
         });
+        remote
+    }
+
+    #[tokio::test]
+    async fn a_server_that_has_gone_with_a_request_was_reached() {
+        let remote = answers_over_one(&[true, false]);
         let remotes = Remotes::default();
         assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![]));
         let (answer, repeats) = ask(&remotes, &remote).await;
@@ -536,6 +544,19 @@ mod tests {
         let (answer, _) = ask(&remotes, &remote).await;
         let says = "the server of this version cannot be reached: ";
         assert!(answer.clone().unwrap_err().starts_with(says), "{answer:?}");
+    }
+
+    #[tokio::test]
+    async fn a_server_that_answers_over_a_kept_connection_is_not_said_to_be_away() {
+        let remote = answers_over_one(&[true, true]);
+        let remotes = Remotes::default();
+        assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![]));
+        // Another request has found nobody.
+        let now = Instant::now();
+        remotes.unreachable.tell(&remote, "refused", now);
+        assert!(remotes.unreachable.lately(&remote, now).is_some());
+        assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![]));
+        assert_eq!(remotes.unreachable.lately(&remote, now), None);
     }
 
     #[tokio::test]

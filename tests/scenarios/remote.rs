@@ -119,7 +119,7 @@ fn a_server_that_is_back_and_hangs_is_no_more_said_not_to_be_reached() {
     assert_eq!(stack.client().infer("m", &[], &body()).status, 502);
     assert!(is_said_to_be_away());
     let _hangs = TcpListener::bind(nobody).expect("the port is still free");
-    assert_eq!(stack.client().infer("m", &[("x-request-timeout-ms", "200")], &body()).status, 504);
+    assert_eq!(stack.client().infer("m", &[("x-request-timeout-ms", "1000")], &body()).status, 504);
     assert!(!is_said_to_be_away());
 }
 

@@ -28,12 +28,13 @@ impl Ledger {
         let (policy, guards) = (snapshot.model(model), breakers.guards.get(model));
         let (tally, rollout) = (tallies.get(model), rollouts.get(model));
         policy.into_iter().for_each(prefetch);
-        guards.into_iter().for_each(|guards| prefetch(&**guards));
+        let guards = guards.map(|guards| &guards[..guards.len().min(VERSIONS)]);
+        guards.into_iter().for_each(prefetch);
         tally.into_iter().for_each(|tally| prefetch(&**tally));
         rollout.into_iter().for_each(|rollout| rollout.prefetch());
         policy.into_iter().for_each(|policy| policy.prefetch_arms());
         tally.into_iter().for_each(|tally| tally.prefetch_counts());
-        for (_, guard) in guards.into_iter().flat_map(|guards| guards.iter()).take(VERSIONS) {
+        for (_, guard) in guards.into_iter().flatten() {
             prefetch(&**guard);
         }
     }

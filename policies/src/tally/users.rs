@@ -71,7 +71,7 @@ impl Line {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
-    use std::sync::atomic::AtomicUsize;
+    use std::sync::Barrier;
     use std::thread;
 
     use super::*;
@@ -103,18 +103,25 @@ mod tests {
         assert_eq!(size_of::<[Line; LINES as usize]>(), 1024);
     }
 
+    /// Two at the same place at the same moment are rare, so they meet in many splits.
     #[test]
     fn of_threads_that_count_the_same_users_one_is_told_that_each_is_new() {
-        let (users, new) = (Users::default(), AtomicUsize::new(0));
-        let count = || {
-            new.fetch_add((0..5_000).map(mixed).filter(|hash| users.is_new(*hash)).count(), Ordering::Relaxed)
+        const SPLITS: u64 = 300;
+        const USERS: u64 = 1_000;
+        let splits: Vec<Users> = (0..SPLITS).map(|_| Users::default()).collect();
+        let begin = Barrier::new(2);
+        let count = || -> Vec<usize> {
+            let count = |users: &Users| {
+                begin.wait();
+                (0..USERS).map(mixed).filter(|hash| users.is_new(*hash)).count()
+            };
+            splits.iter().map(count).collect()
         };
-        thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(count);
-            }
+        let [one, other] = thread::scope(|scope| {
+            let both = [scope.spawn(count), scope.spawn(count)];
+            both.map(|thread| thread.join().expect("no panic"))
         });
-        let places: HashSet<u64> = (0..5_000).map(|user| mixed(user) % PLACES).collect();
-        assert_eq!(new.load(Ordering::Relaxed), places.len());
+        let places: HashSet<u64> = (0..USERS).map(|user| mixed(user) % PLACES).collect();
+        assert!(one.iter().zip(&other).all(|(one, other)| one + other == places.len()), "{one:?} {other:?}");
     }
 }
