@@ -5,8 +5,8 @@
 //! What came of it, where the machine's other tenants left most of the shared cache: 0.69 to 0.87 µs at the median and 1.1 to 1.3 at p99, and
 //! 0.79 to 0.98 and 1.8 to 2.3 where each model is rolled out (by 3,550 instructions, before anything was looked up ahead). What a thousand
 //! models need is more than a core's own cache has: some 22 lines for each decision, which on other days were in memory, 200 ns away. On
-//! those it took 1.4 to 2.0 and 2.4 to 3.7, or 2.6 to 3.3 and 6.3 to 7.5, and in the same minutes 2.1 to 2.4 and 3.9 to 4.4, or 3.3 to 4.2 and
-//! 7.6 to 9.3, where nothing is looked up ahead. It takes 4,207 instructions now, 771 of them for looking ahead, which is left out where there
+//! those it took 1.4 to 2.0 and 2.4 to 3.7, or 2.0 to 3.3 and 4.7 to 7.5, and in the same minutes 1.4 to 2.5 and 3.4 to 4.6, or 3.2 to 4.2 and
+//! 7.4 to 9.3, where nothing is looked up ahead. It takes 4,207 instructions now, 771 of them for looking ahead, which is left out where there
 //! are fewer than 64 models: with 20 and 1,000 callers, 0.44 to 0.77 µs and 0.6 to 1.0. A remembered caller takes 30 to 57 bytes. Swapping
 //! that policy, 200 kB of YAML, takes 22 to 41 ms (36 to 68 on such days), all but 2 to 8 of them for reading it.
 //!
