@@ -5,7 +5,7 @@
 //!
 //! ```text
 //!   place     1 0110 0010 1100 1010        one of 16 lines, and within it the rest of the place as a mark
-//!   line 10   │ 1580 │ 22 │ 7010 │ - │ …   32 marks, in the order in which they came; of more users, the place's bit
+//!   line 10   │ 5677 │ 22 │ 7010 │ - │ …   32 marks, in the order in which they came, 5677 being that of this place (from 1 on); of more users, the place's bit
 //! ```
 //!
 //! Most splits have few users, and a sidecar may have a thousand splits: a bit for each place would be 16 kB for each of them, of which
