@@ -2,13 +2,16 @@
 //! snapshot is loaded, a version picked, the limits asked, the breaker entered and settled, the answer counted. Then what it takes to swap that
 //! policy, and what a caller's bucket takes of memory.
 //!
-//! What came of it, where the machine's other tenants left most of the shared cache: 0.69 to 0.87 µs at the median and 1.1 to 1.3 at p99, and
-//! 0.79 to 0.98 and 1.8 to 2.3 where each model is rolled out (by 3,550 instructions, before anything was looked up ahead). What a thousand
-//! models need is more than a core's own cache has: some 22 lines for each decision, which on other days were in memory, 200 ns away. On
-//! those it took 1.4 to 2.0 and 2.4 to 3.7, or 2.0 to 3.3 and 4.7 to 7.5, and in the same minutes 1.4 to 2.5 and 3.4 to 4.6, or 3.2 to 4.2 and
-//! 7.4 to 9.3, where nothing is looked up ahead. It takes 4,207 instructions now, 771 of them for looking ahead, which is left out where there
-//! are fewer than 64 models: with 20 and 1,000 callers, 0.44 to 0.77 µs and 0.6 to 1.0. A remembered caller takes 30 to 57 bytes. Swapping
-//! that policy, 200 kB of YAML, takes 22 to 41 ms (36 to 68 on such days), all but 2 to 8 of them for reading it.
+//! What came of it, in six runs: 0.90 to 1.85 µs at the median and 2.2 to 3.0 at p99, and 2.6 to 2.9 and 6.0 to 7.4 where each model is
+//! rolled out, by 4,150 and 5,504 instructions. That was beside neighbours who take the shared cache, so that a line of memory is 200 ns away,
+//! and often half of a core: the same YAML was read in 32 ms and in 68, and 0.90 was where it was 32. Without neighbours a decision took 0.69
+//! to 0.87 µs, by 3,550 instructions, before anything was fetched ahead.
+//!
+//! What a thousand models need is more than a core's own cache has, some 20 lines for each decision. So what counts is how many lines are
+//! fetched, and that few wait for another one: where the whole breakers of three versions were fetched and part of one was needed, it took
+//! 1.5 to 2.0 µs and 2.8 to 3.7 in the same minutes. With 20 models and 1,000 callers, of which nothing is fetched ahead, it takes 0.44 to 0.77.
+//! A remembered caller takes 30 to 57 bytes. Swapping that policy, 200 kB of YAML, takes 22 to 41 ms (36 to 74 beside such neighbours), all
+//! but 2 to 8 of them for reading it.
 //!
 //! `MIMALLOC_PURGE_DELAY=0`, by which memory that is free is given back at once, makes the bytes of a caller right, and a decision a
 //! sixth slower: a process that answers requests has it at its default.
@@ -129,7 +132,6 @@ impl World {
         let caller = Caller(caller);
         let generation = self.live.load();
         let snapshot = &generation.snapshot;
-        self.ledger.look_ahead(snapshot, model);
         let pick =
             self.ledger.pick(snapshot, model, &caller, draw, |_| true).expect("the policy says who answers");
         self.ledger.admit(snapshot, model, &caller, || None, now).expect("they have enough");

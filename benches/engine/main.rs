@@ -6,7 +6,7 @@
 //! a lone request on an idle engine beside what it takes to wake any thread, and three times more work than it can do.
 //! The driver shares the cores with what it measures, and what it takes of them is in the CPU of a row. Saturated rates are in the README.
 //!
-//! What came of the rest, in thirteen runs: a lone request waits 54 to 123 µs for its lane. A lane is woken as soon as a request comes, and it is
+//! What came of the rest, in fifteen runs: a lone request waits 54 to 135 µs for its lane. A lane is woken as soon as a request comes, and it is
 //! read and checked meanwhile; to wake a thread that does nothing else takes 15 to 38 on the core of who wakes it, and 55 to 133 on another.
 //! The driver works on the same two cores, and sent 80 MB of images per second.
 //!
@@ -18,7 +18,8 @@
 //!
 //! A hundred swaps of a model at 70 % of the load (3 to 7 s each, no request of 7 to 8 million lost) took the p99 of those who ask meanwhile
 //! from 1.9 to 1.9 ms in one run, from 1.5 to 2.0 (and 1.8 after them) in another, from 1.4 to 1.9 (and 1.7 after them) in a third, from
-//! 1.7 to 1.7 (and 1.4 after them) in a fourth, from 1.5 to 1.8 in a fifth. With `bf16: true` the model of sentences runs 1.5 to 1.75 times as fast on a CPU that has the
+//! 1.7 to 1.7 (and 1.4 after them) in a fourth, from 1.5 to 1.8 in a fifth. Where the machine had nothing to spare for loading a model (15 s
+//! for each swap), it was 1.01 to 1.17 times what it was between them, in each of three parts. With `bf16: true` the model of sentences runs 1.5 to 1.75 times as fast on a CPU that has the
 //! instructions.
 //!
 //! On a GPU (one NVIDIA H100, 16 cores) a lone request waits 40 to 113 µs for its lane, where waking any thread takes 29 to 84. A plain loop
@@ -143,17 +144,24 @@ fn swaps(device: Device, round: Duration) -> anyhow::Result<()> {
     };
     let (mut between, mut meanwhile) = (Histogram::<u64>::new(3)?, Histogram::<u64>::new(3)?);
     let (mut ratios, mut swapping) = (Vec::new(), Duration::ZERO);
-    for _ in 0..SWAPS_PARTS {
+    let show = |took: &Histogram<u64>| (took.value_at_quantile(0.5), took.value_at_quantile(0.99));
+    for part in 1..=SWAPS_PARTS {
         let without = during(pause, &mut calm)?;
         let began = Instant::now();
         let with = during(pause, &mut || (0..SWAPS / SWAPS_PARTS).try_for_each(|_| swap()))?;
-        swapping += began.elapsed();
-        ratios.push(with.value_at_quantile(0.99) as f64 / without.value_at_quantile(0.99) as f64);
+        let took = began.elapsed();
+        swapping += took;
+        ratios.push(show(&with).1 as f64 / show(&without).1 as f64);
+        println!(
+            "part {part}  {} swaps in {took:.0?}: (p50, p99) µs {:?} before them, {:?} meanwhile",
+            SWAPS / SWAPS_PARTS,
+            show(&without),
+            show(&with)
+        );
         between.add(&without)?;
         meanwhile.add(&with)?;
     }
     let each = swapping / SWAPS;
-    let show = |took: &Histogram<u64>| (took.value_at_quantile(0.5), took.value_at_quantile(0.99));
     println!(
         "{SWAPS} swaps of {each:.0?} each while {CLIENTS} clients ask for 70 % of {hurried:.0} rows/s: (p50, p99) µs \
          between them {:?}, meanwhile {:?} of {} requests; p99 meanwhile {:.2} times that between them, {} in each of {SWAPS_PARTS} parts",

@@ -17,6 +17,7 @@
 //! after as long, not counting the time in which none was out: callers who give up early would else be let in, one after
 //! the other, for ever. Time is an argument; nothing happens between calls.
 
+use std::mem::offset_of;
 use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
@@ -27,8 +28,16 @@ use crate::window::{Counts, Window};
 
 /// When a version counts as failing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)] // what each end of a request is held against lies together, at the end
+#[repr(C)] // what each end of a request is held against lies together, and first
 pub struct BreakerPolicy {
+    /// Failures in a row that trip it. Answers to refused and abandoned requests neither count nor interrupt.
+    pub failures: NonZeroU32,
+    /// A share of fewer requests says nothing.
+    pub(crate) of_at_least: NonZeroU32,
+    /// The share of failures that trips it as well.
+    pub(crate) failing: Option<Millionths>,
+    /// And of slow answers.
+    pub(crate) slow: Option<SlowPolicy>,
     /// How long it refuses after the first trip; doubles with every probing that fails, without jitter.
     pub open_for: Duration,
     /// The longest it refuses.
@@ -39,14 +48,6 @@ pub struct BreakerPolicy {
     pub probe_timeout: Duration,
     /// How far back shares are counted.
     pub(crate) window: Duration,
-    /// Failures in a row that trip it. Answers to refused and abandoned requests neither count nor interrupt.
-    pub failures: NonZeroU32,
-    /// A share of fewer requests says nothing.
-    pub(crate) of_at_least: NonZeroU32,
-    /// The share of failures that trips it as well.
-    pub(crate) failing: Option<Millionths>,
-    /// And of slow answers.
-    pub(crate) slow: Option<SlowPolicy>,
 }
 
 impl Default for BreakerPolicy {
@@ -132,13 +133,13 @@ impl Permit {
 
 /// The state of one version of one model.
 #[derive(Clone, Debug)]
-#[repr(C)] // what each request needs lies together
+#[repr(C)] // what each request needs lies together, and first
 pub(crate) struct Breaker {
-    policy: BreakerPolicy,
     generation: u64,
     state: State,
     /// How those have ended who were let in as everyone was.
     lately: Window,
+    policy: BreakerPolicy,
     /// Trips since it last passed; the wait doubles with each.
     trips: u32,
     /// When the loss of an engine was last counted.
@@ -183,6 +184,9 @@ struct Lease {
 }
 
 impl Breaker {
+    /// Of its bytes, those at its beginning that are needed for each request.
+    pub(crate) const NEEDED: usize = offset_of!(Self, policy) + offset_of!(BreakerPolicy, open_for);
+
     pub(crate) fn new(policy: BreakerPolicy) -> Self {
         let since = Since::Passing(None);
         let lately = Window::new(LATELY);

@@ -100,9 +100,10 @@ fn model_policy(
         canary.map(|canary| among(canary, others, deadline, path, faults))
     });
     Some(ModelPolicy {
+        name: name.into(),
         labels,
         rules,
-        split: split?,
+        split: split?.map(Box::new),
         canary: canary?.map(Box::new),
         deadline,
         breaker: breaker?,

@@ -40,7 +40,7 @@ use crate::attribute::Attributes;
 use crate::canary::{Assignment, Beginnings, CanaryPolicy, Record, Stage};
 use crate::ended::EndedRollouts;
 use crate::limiter::{LimitPolicy, Limiter};
-use crate::pick::{Pick, PickReason, Split};
+use crate::pick::{Pick, PickReason};
 use crate::ring::Parts;
 use crate::snapshot::{ModelPolicy, Rings, Snapshot};
 use crate::units::{ALL, Version};
@@ -85,11 +85,12 @@ impl Ledger {
         draw: u64,
         is_ready: impl FnOnce(Version) -> bool,
     ) -> Option<Pick> {
-        snapshot.model(model)?.pick(caller, draw, |policy| {
+        let stage = |policy: &CanaryPolicy| {
             // A rollout that nobody has begun yet gives nothing, whatever another one has come to.
             let now = |rollout: &Rollout| rollout.stage(policy.about, is_ready(rollout.versions.1));
             self.of_rollout(model, policy.versions_of_arms(), now).unwrap_or(Stage::NOT_BEGUN)
-        })
+        };
+        self.looking_ahead(snapshot, model, |policy| policy.pick(caller, draw, stage))
     }
 
     /// Where a request goes that the policy of `snapshot` has given to a version, for this reason, before its body was read: to
@@ -159,7 +160,7 @@ impl Ledger {
     pub(crate) fn parts(&self, model: &str, policy: &ModelPolicy) -> Option<Parts> {
         match (&policy.canary, &policy.split) {
             (Some(canary), _) => Some(canary.parts(self.share_now(model, canary).unwrap_or(0))),
-            (None, split) => split.as_ref().map(Split::parts),
+            (None, split) => split.as_ref().map(|split| split.parts()),
         }
     }
 

@@ -18,11 +18,11 @@
 
 use std::collections::BTreeMap;
 
+use smallvec::SmallVec;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use crate::attribute::{Attribute, Attributes, Condition};
 use crate::canary::Assignment;
-use crate::prefetch::prefetch;
 use crate::ring::{self, Parts};
 use crate::tally::{Declared, Drawn, Instead};
 use crate::units::{Label, Version, Weight};
@@ -108,13 +108,17 @@ impl Rule {
 /// How requests are divided between versions.
 #[derive(Clone, Debug)]
 pub(crate) struct Split {
-    arms: Box<[Arm]>,
     stickiness: Option<Stickiness>,
     /// Of its shares.
     mark: u64,
     /// Which arm answers from where on. Not what the policy says, but what has come of it.
-    ring: Box<[(u64, usize)]>,
+    ring: Ring,
+    arms: SmallVec<[Arm; FEW]>,
 }
+
+/// The usual ones lie in the split itself: nobody has to wait for them once more.
+type Ring = SmallVec<[(u64, usize); FEW]>;
+const FEW: usize = 3;
 
 /// Two splits are equal if the policies say the same, whatever was before them.
 impl PartialEq for Split {
@@ -187,7 +191,7 @@ impl Split {
                 Arm { start: u64::try_from(start).expect("every arm starts on the ring"), target, place: 0 }
             })
             .collect();
-        let mut split = Self { arms, stickiness, mark: 0, ring: Box::default() };
+        let mut split = Self { arms, stickiness, mark: 0, ring: Ring::default() };
         let declared = split.declared();
         split.mark = declared.mark;
         for arm in &mut split.arms {
@@ -226,9 +230,9 @@ impl Split {
     }
 
     /// Divides the parts of each version between its arms, which are one unless it has several labels.
-    fn ring_of(&self, parts: &Parts) -> Box<[(u64, usize)]> {
+    fn ring_of(&self, parts: &Parts) -> Ring {
         let mut left: Vec<u128> = (0..self.arms.len()).map(|at| self.length(at)).collect();
-        let mut ring = Vec::new();
+        let mut ring = Ring::new();
         for ((mut length, version), (start, _)) in ring::with_lengths(parts).zip(parts) {
             let mut start = u128::from(*start);
             for at in (0..self.arms.len()).filter(|at| self.arms[*at].target.version == version) {
@@ -239,7 +243,7 @@ impl Split {
                 }
             }
         }
-        ring.into()
+        ring
     }
 
     pub(crate) fn pick(&self, caller: &impl Attributes, draw: u64) -> Pick {
@@ -257,13 +261,6 @@ impl Split {
             (None, WithoutKey::Random) => drawn(draw, PickReason::Random, None),
             (None, WithoutKey::Use(target)) => target.pick(PickReason::WithoutKey),
         }
-    }
-
-    /// The ring and its arms; of one that is cut into many parts it is not known which will be asked.
-    pub(crate) fn prefetch(&self) {
-        const FEW: usize = 8;
-        prefetch(&self.ring[..self.ring.len().min(FEW)]);
-        prefetch(&self.arms[..self.arms.len().min(FEW)]);
     }
 
     fn at(&self, point: u64) -> &Arm {

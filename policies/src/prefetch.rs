@@ -3,13 +3,19 @@
 /// As many lines of the cache as hold this.
 #[inline]
 pub(crate) fn prefetch<T: ?Sized>(what: &T) {
+    prefetch_start(what, size_of_val(what));
+}
+
+/// As many as hold its first bytes: each line takes its time, and the place of another one.
+#[inline]
+pub(crate) fn prefetch_start<T: ?Sized>(what: &T, bytes: usize) {
     const LINE: usize = 64;
     let start = (&raw const *what).cast::<u8>();
-    for at in (0..size_of_val(what)).step_by(LINE) {
+    for at in (0..bytes).step_by(LINE) {
         line(start.wrapping_add(at));
     }
     // It need not begin where a line does, and may reach into one more.
-    line(start.wrapping_add(size_of_val(what).saturating_sub(1)));
+    line(start.wrapping_add(bytes.saturating_sub(1)));
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -13,6 +13,8 @@
 
 use std::collections::BTreeMap;
 
+use smallvec::{SmallVec, smallvec};
+
 use crate::units::Version;
 
 /// The number of points.
@@ -103,13 +105,13 @@ pub(crate) fn lengths_of(parts: &Parts) -> BTreeMap<Version, u128> {
 #[derive(Clone, Debug)]
 pub(crate) struct Order(
     /// Where a part begins on the ring, and at which place of the order.
-    Box<[(u64, u64)]>,
+    SmallVec<[(u64, u64); 1]>,
 );
 
 /// That of a ring without a history: the candidate has the end of it.
 impl Default for Order {
     fn default() -> Self {
-        Self([(0, 0)].into())
+        Self(smallvec![(0, 0)])
     }
 }
 
@@ -135,13 +137,13 @@ impl Order {
             with_starts.map(|((length, version), (start, _))| (turn(version), *start, length)).collect();
         parts.sort_unstable();
         let mut next = 0u128;
-        let mut order: Vec<(u64, u64)> = Vec::new();
+        let mut order = SmallVec::new();
         for (_, start, length) in parts {
             order.push((start, u64::try_from(next).expect("every part has a place on the ring")));
             next += length;
         }
         order.sort_unstable();
-        Self(order.into())
+        Self(order)
     }
 
     /// The place of a point.

@@ -4,12 +4,15 @@
 //! read alike: comments, order, the scale of weights do not count.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::BuildHasher;
+use std::mem::offset_of;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
 use compact_str::CompactString;
 use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
 
 use crate::attribute::{Attribute, Attributes, Field};
@@ -19,7 +22,7 @@ use crate::ledger::CrowdPolicy;
 use crate::limiter::LimitPolicy;
 use crate::overload::{Criticality, OverloadPolicy, Room, Standing};
 use crate::pick::{Pick, Rule, Split, Target};
-use crate::prefetch::prefetch;
+use crate::prefetch::{prefetch, prefetch_start};
 use crate::remote::Remote;
 use crate::ring::{self, Parts};
 use crate::shadow::ShadowPolicy;
@@ -43,7 +46,7 @@ impl Rings {
 /// Policies by the names of their models.
 pub(crate) type Models = BTreeMap<Arc<str>, Arc<ModelPolicy>>;
 
-/// What every request looks up by its model. The usual names, of up to 24 bytes, lie in the table: of many models it is memory that
+/// What requests look up by their models. The usual names, of up to 24 bytes, lie in the table: of many models it is memory that
 /// a decision waits for. They are names in the policy or the repository: nobody outside chooses them so that they collide.
 pub(crate) type ByModel<T> = HashMap<CompactString, T, RandomState>;
 
@@ -51,8 +54,7 @@ pub(crate) type ByModel<T> = HashMap<CompactString, T, RandomState>;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
     pub(crate) models: Arc<Models>,
-    /// The same, to be found by every request.
-    by_name: ByModel<Arc<ModelPolicy>>,
+    by_name: ByName,
     /// Whether another server answers any version: where none does, no request has to look.
     has_remotes: bool,
     /// Those of which a version is rolled out.
@@ -82,8 +84,7 @@ impl Snapshot {
         crowds: Vec<Arc<CrowdPolicy>>,
         overload: OverloadPolicy,
     ) -> Self {
-        let by_name = models.iter().map(|(name, policy)| (CompactString::from(&**name), Arc::clone(policy)));
-        let by_name = by_name.collect();
+        let by_name = ByName::new(&models);
         let has_remotes = models.values().any(|policy| policy.has_remotes());
         let canaries = models.iter().filter(|(_, policy)| policy.has_canary());
         let canaries = canaries.map(|(name, policy)| (Arc::clone(name), Arc::clone(policy))).collect();
@@ -128,7 +129,7 @@ impl Snapshot {
     /// The policy of the model called `name`. `None` means that its highest ready version answers, with the default
     /// deadline and breaker; limits that cover every model still apply.
     pub fn model(&self, name: &str) -> Option<&ModelPolicy> {
-        self.by_name.get(name).map(|policy| &**policy)
+        self.by_name.get(name)
     }
 
     /// Every model that has a policy, in the order of their names.
@@ -177,17 +178,52 @@ impl Snapshot {
     }
 }
 
+/// The same policies, to be found by every request. A place takes eight bytes, so that all of them stay near: the name is read with
+/// the policy.
+#[derive(Clone, Debug, Default)]
+struct ByName {
+    hash: RandomState,
+    places: HashTable<Arc<ModelPolicy>>,
+}
+
+/// It says nothing of its own.
+impl PartialEq for ByName {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for ByName {}
+
+impl ByName {
+    fn new(models: &Models) -> Self {
+        let (hash, mut places) = (RandomState::default(), HashTable::with_capacity(models.len()));
+        let of = |policy: &Arc<ModelPolicy>| hash.hash_one(&*policy.name);
+        for policy in models.values() {
+            places.insert_unique(of(policy), Arc::clone(policy), of);
+        }
+        Self { hash, places }
+    }
+
+    fn get(&self, name: &str) -> Option<&ModelPolicy> {
+        let policy = self.places.find(self.hash.hash_one(name), |policy| *policy.name == *name);
+        policy.map(|policy| &**policy)
+    }
+}
+
 /// The policy of one model.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[repr(C)] // what each request needs lies together
+#[repr(C)] // what each request needs lies together, and first
 pub struct ModelPolicy {
-    /// Versions that other servers answer.
-    pub(crate) remotes: BTreeMap<Version, Arc<Remote>>,
+    /// The model's.
+    pub(crate) name: CompactString,
     pub(crate) rules: Vec<Rule>,
     /// In place of a split.
     pub(crate) canary: Option<Box<CanaryPolicy>>,
-    pub(crate) split: Option<Split>,
+    pub(crate) split: Option<Box<Split>>,
     pub(crate) deadline: Duration,
+    /// Versions that other servers answer.
+    pub(crate) remotes: BTreeMap<Version, Arc<Remote>>,
     pub(crate) shadow: Option<Arc<ShadowPolicy>>,
     pub(crate) fallback: Option<Fallback>,
     pub(crate) breaker: BreakerPolicy,
@@ -209,9 +245,14 @@ impl ModelPolicy {
         self.canary.iter_mut().for_each(|canary| canary.follow(ring));
     }
 
-    /// Who answers whom, see [`Ledger::look_ahead`](crate::Ledger::look_ahead).
+    /// What is needed to choose a version.
+    pub(crate) fn prefetch(&self) {
+        prefetch_start(self, offset_of!(Self, deadline));
+    }
+
+    /// And who answers whom.
     pub(crate) fn prefetch_arms(&self) {
-        self.split.iter().for_each(Split::prefetch);
+        self.split.iter().for_each(|split| prefetch(&**split));
         self.canary.iter().for_each(|canary| prefetch(&**canary));
     }
 
@@ -222,7 +263,7 @@ impl ModelPolicy {
 
     /// The versions of the split with their shares of 1; none while there is no split.
     pub fn shares(&self) -> impl Iterator<Item = (Version, f64)> {
-        self.split.iter().flat_map(Split::shares).map(|(target, share)| (target.version, share))
+        self.split.iter().flat_map(|split| split.shares()).map(|(target, share)| (target.version, share))
     }
 
     /// The version that a label stands for.
@@ -277,7 +318,7 @@ impl ModelPolicy {
     /// The field of a request's body that decides which version answers; the choice has to wait for it.
     pub fn asks_of_body(&self) -> Option<&Field> {
         let canary = || self.canary.as_deref()?.stickiness.as_ref();
-        let sticky = self.split.as_ref().and_then(Split::stickiness).or_else(canary)?;
+        let sticky = self.split.as_ref().and_then(|split| split.stickiness()).or_else(canary)?;
         match &sticky.key {
             Attribute::Body(field) => Some(field),
             Attribute::Header(_) | Attribute::Cookie(_) | Attribute::Query(_) | Attribute::Path => None,
@@ -287,7 +328,7 @@ impl ModelPolicy {
     /// Every version to which somebody is sent, however far a rollout is; perhaps more than once.
     pub(crate) fn fixed_versions(&self) -> impl Iterator<Item = Version> {
         let rules = self.rules.iter().map(|rule| rule.target.version);
-        let split = self.split.iter().flat_map(Split::versions);
+        let split = self.split.iter().flat_map(|split| split.versions());
         rules.chain(split).chain(self.canary.as_deref().and_then(CanaryPolicy::without_key))
     }
 

@@ -17,6 +17,7 @@
 mod mismatch;
 mod users;
 
+use std::mem::offset_of;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -24,7 +25,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::attribute::Attribute;
-use crate::prefetch::prefetch;
+use crate::prefetch::{prefetch, prefetch_start};
 use crate::units::Version;
 use mismatch::Look;
 pub use mismatch::{Mismatch, SplitStatus, VersionShare};
@@ -126,7 +127,7 @@ pub(crate) fn mark(parts: &[(Version, u64)]) -> u64 {
 
 /// The counts of one window.
 #[derive(Debug)]
-#[repr(C)] // what each request needs lies together
+#[repr(C)] // what each request needs lies together, and first
 pub(crate) struct Tally {
     pub(crate) mark: u64,
     versions: Box<[(Version, f64)]>,
@@ -210,6 +211,16 @@ impl Tally {
         {
             majority.vote(key);
         }
+    }
+
+    /// What each request needs of it.
+    pub(crate) fn prefetch(&self) {
+        prefetch_start(self, offset_of!(Self, majority));
+    }
+
+    /// Where a user has left a mark.
+    pub(crate) fn prefetch_user(&self, key: u64) {
+        self.users.prefetch(mixed(key));
     }
 
     /// Where most requests are counted: the first of each user, and those that draw. Of many versions it is not known which will be.

@@ -1,5 +1,5 @@
 //! How requests ended in the last while, counted exactly in ten buckets of time. An average that fades would let a
-//! burst of failures weigh less than it does. Requests count in what lies together at its beginning; the buckets are looked at
+//! burst of failures weigh less than it does. Requests count in one line of the cache; the buckets lie elsewhere, and are looked at
 //! once for each of them.
 
 use std::time::{Duration, Instant};
@@ -26,7 +26,6 @@ impl Counts {
 
 /// Counts of the last nine to ten tenths of a time.
 #[derive(Clone, Debug)]
-#[repr(C)] // what each request needs is one line of the cache
 pub(crate) struct Window {
     /// When the newest bucket began.
     began: Option<Instant>,
@@ -35,6 +34,11 @@ pub(crate) struct Window {
     newest: Counts,
     /// What the others add up to.
     older: Counts,
+    past: Box<Past>,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Past {
     /// Which bucket is the newest; what is in it is out of date.
     at: usize,
     buckets: [Counts; BUCKETS],
@@ -43,8 +47,8 @@ pub(crate) struct Window {
 impl Window {
     pub(crate) fn new(length: Duration) -> Self {
         let width = (length / BUCKETS as u32).max(Duration::from_nanos(1));
-        let (newest, older, buckets) = Default::default();
-        Self { began: None, width, newest, older, at: 0, buckets }
+        let (newest, older, past) = Default::default();
+        Self { began: None, width, newest, older, past }
     }
 
     /// Counts one more; what all add up to.
@@ -67,13 +71,14 @@ impl Window {
             return; // nearly always, and without a division
         }
         let turns = passed.as_nanos() / self.width.as_nanos();
-        self.buckets[self.at] = self.newest;
+        let Past { at, buckets } = &mut *self.past;
+        buckets[*at] = self.newest;
         for _ in 0..turns.min(BUCKETS as u128) {
-            self.at = (self.at + 1) % BUCKETS;
-            self.buckets[self.at] = Counts::default();
+            *at = (*at + 1) % BUCKETS;
+            buckets[*at] = Counts::default();
         }
         self.newest = Counts::default();
-        self.older = self.buckets.iter().copied().fold(Counts::default(), Counts::plus);
+        self.older = buckets.iter().copied().fold(Counts::default(), Counts::plus);
         let rest = passed.as_nanos() % self.width.as_nanos();
         self.began = now.checked_sub(Duration::from_nanos(u64::try_from(rest).unwrap_or(0)));
     }
@@ -101,5 +106,10 @@ mod tests {
         assert_eq!(count(false, false, at(19_000)), Counts { all: 3, failed: 0, slow: 0 });
         assert_eq!(count(true, false, at(1_000_000)), Counts { all: 1, failed: 1, slow: 0 });
         assert_eq!(count(true, false, at(0)).all, 2, "a clock that goes back harms nobody");
+    }
+
+    #[test]
+    fn what_each_request_needs_is_one_line_of_the_cache() {
+        assert_eq!(size_of::<Window>(), 64);
     }
 }

@@ -107,7 +107,6 @@ impl InferPath {
             Some(label) => labelled(snapshot, &models, target.model, label)?,
             None => target,
         };
-        self.ledger.look_ahead(snapshot, target.model);
         let early = match asks_of_body(snapshot, target) {
             None => Some(self.choose(snapshot, &models, target, &Caller::new(call.head()), record)?),
             Some(_) => must_be_there(snapshot, &models, target).map(|()| None)?,

@@ -4,6 +4,7 @@
 //! A breaker goes on over swaps of policies for as long as it guards the same version under settings that come to the same. A
 //! request that still holds an older generation meets the one that is in force, and must not bring back what has changed since.
 
+use std::mem::offset_of;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -13,6 +14,7 @@ use compact_str::CompactString;
 use super::Ledger;
 use crate::breaker::{Breaker, BreakerPolicy, BreakerState, Permit, Standing, Tripped};
 use crate::outcome::Outcome;
+use crate::prefetch::prefetch_start;
 use crate::remote::Remote;
 use crate::retry::{NotAgain, RetryBudget};
 use crate::snapshot::{ByModel, Fallback, Models, Snapshot};
@@ -31,7 +33,7 @@ type Guards = Arc<[(Version, Arc<Guard>)]>;
 
 /// A breaker that requests share.
 #[derive(Debug)]
-#[repr(C)] // what each request needs lies together
+#[repr(C)] // what each request needs lies together, and first
 pub(super) struct Guard {
     /// Where the version is, if another server answers it: elsewhere it is another one.
     remote: Option<Arc<Remote>>,
@@ -45,6 +47,12 @@ impl Guard {
     pub(super) fn new(policy: BreakerPolicy, remote: Option<&Arc<Remote>>) -> Self {
         let (breaker, retries) = (Mutex::new(Breaker::new(policy)), RetryBudget::default());
         Self { breaker, remote: remote.cloned(), diverted: AtomicU32::new(0), retries }
+    }
+
+    /// What each request needs of it.
+    pub(super) fn prefetch(&self) {
+        const LOCK: usize = 2 * size_of::<u32>();
+        prefetch_start(self, offset_of!(Self, breaker) + LOCK + Breaker::NEEDED);
     }
 
     fn enter(self: Arc<Self>, now: Instant) -> Result<Pass, Tripped> {
@@ -298,7 +306,7 @@ impl Breakers {
     }
 }
 
-fn of(versions: &[(Version, Arc<Guard>)], version: Version) -> Option<&Arc<Guard>> {
+pub(super) fn of(versions: &[(Version, Arc<Guard>)], version: Version) -> Option<&Arc<Guard>> {
     versions.iter().find(|(known, _)| *known == version).map(|(_, guard)| guard)
 }
 

@@ -4,6 +4,7 @@
 //! A pick takes no lock: what it has to know of a rollout is one word, which changes together with what it is made of.
 
 use std::collections::BTreeMap;
+use std::mem::offset_of;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -18,7 +19,7 @@ use crate::canary::{
 use crate::drift::DriftSight;
 use crate::ended::EndedRollouts;
 use crate::plan::share_after;
-use crate::prefetch::prefetch;
+use crate::prefetch::{prefetch, prefetch_start};
 use crate::snapshot::{ByModel, Snapshot};
 use crate::units::{Millionths, Version};
 
@@ -26,7 +27,7 @@ pub(super) type Rollouts = ByModel<Arc<Rollout>>;
 
 /// A rollout that requests share.
 #[derive(Debug)]
-#[repr(C)] // what each request needs lies together
+#[repr(C)] // what each request needs lies together, and first
 pub(super) struct Rollout {
     /// Baseline and candidate.
     pub(super) versions: (Version, Version),
@@ -59,8 +60,12 @@ impl Rollout {
 
     /// What is known of it without its lock.
     pub(super) fn prefetch(&self) {
-        prefetch(&self.versions);
-        prefetch(&self.taken);
+        prefetch_start(self, offset_of!(Self, canary));
+    }
+
+    /// Whom it has heard of.
+    pub(super) fn prefetch_users(&self) {
+        prefetch(&*self.taken);
     }
 
     fn is_of(&self, policy: &CanaryPolicy) -> bool {

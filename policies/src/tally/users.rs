@@ -15,6 +15,8 @@
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
+use crate::prefetch::prefetch;
+
 const PLACES: u64 = 1 << 17;
 const LINES: u64 = 16;
 const MARKS: usize = 32;
@@ -39,6 +41,13 @@ impl Users {
         few[(place % LINES) as usize]
             .takes((place / LINES) as u16 + 1)
             .unwrap_or_else(|| self.is_new_of_many(place))
+    }
+
+    /// What is read of it first, once it is asked.
+    pub(super) fn prefetch(&self, hash: u64) {
+        if let Some(few) = self.few.get() {
+            prefetch(&few[(hash % PLACES % LINES) as usize]);
+        }
     }
 
     fn is_new_of_many(&self, place: u64) -> bool {
