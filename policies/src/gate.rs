@@ -1,6 +1,7 @@
 //! One event of a rollout, watched: failures or slow answers, whether they happen to the candidate more often than its
 //! share explains; or answers that are not the baseline's, whether there are more of them than the policy allows. And of
-//! each, whether it is rare enough. Decides what counts as the event, and what counts as a witness of it.
+//! each, whether it is rare enough. Decides what counts as a witness of it; what is watched is in `gate/event.rs`, how the question is
+//! asked again and again in `gate/worsening.rs`.
 //!
 //! The tests of [`evidence`](crate::evidence) hold for witnesses that know nothing of each other, so:
 //! - A sticky key is one witness. It is on the same side every time, and what fails for it may always fail for it, as
@@ -26,30 +27,34 @@
 //! is with the deadlines that callers bring and the baseline misses more than now and then.
 //!
 //! What was well for long would hide what is not now, so the question is asked anew at every step, and after so many events
-//! or so much time. Each asking has a stake, and stakes add up to 1: the sum may be looked at like a single test.
+//! or so much time.
 
 mod burst;
+mod event;
 mod few;
 mod leavers;
 mod refusals;
 mod sides;
+mod words;
+mod worsening;
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::canary::{Breakers, Grounds, Patience, Sight, Taken};
-use crate::drift::DriftGate;
-use crate::evidence::{KeptRare, Rare, Worse};
-use crate::units::{ALL, Millionths, Version, share_of_all};
+use crate::evidence::{KeptRare, Rare};
+use crate::units::{ALL, Millionths, share_of_all};
 
 use burst::Burst;
-use few::{All, Few};
+pub(crate) use event::{Event, NAMES};
+use few::Few;
 use leavers::Leavers;
-use refusals::{Refusals, TooMany};
+use refusals::Refusals;
+use worsening::Worsening;
 
 /// The chance that a candidate that is no worse is rolled back, in all gates and steps together; and the chance that
 /// one that fails too often passes a gate of one step.
@@ -63,130 +68,12 @@ const WITNESSES: u32 = 50;
 /// allowed.
 const DISAGREEMENTS: u32 = 10;
 
-/// Askings that go on; the least promising of more ends with what it has come to.
-const ASKINGS_MAX: usize = 6;
-
 /// A sticky key says once in so long how well the candidate does, or once in this part of the least length of a step.
 const KEY_WINDOW_MAX: Duration = Duration::from_secs(10);
 const KEY_WINDOWS: u32 = 10;
 
 /// Keys that one asking, or one window, remembers. Further ones do not count, whichever version they have.
 const KEYS_MAX: usize = 5_000;
-
-/// What is watched.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
-    /// There was no answer.
-    Error,
-    /// It took longer than this.
-    Slow(Duration),
-    /// Whoever runs the version says that it has failed, or has gone with the request.
-    Fault,
-    /// A copy of a request that the baseline has answered got another answer from the candidate.
-    Disagreement,
-}
-
-/// Of all gates, with the one that counts no events.
-pub(crate) const NAMES: [&str; 5] = [
-    Event::Error.gate(),
-    Event::Slow(Duration::ZERO).gate(),
-    Event::Fault.gate(),
-    Event::Disagreement.gate(),
-    DriftGate::NAME,
-];
-
-impl Event {
-    pub(crate) const fn gate(self) -> &'static str {
-        match self {
-            Self::Error => "errors",
-            Self::Slow(_) => "latency",
-            Self::Fault => "faults",
-            Self::Disagreement => "disagreement",
-        }
-    }
-
-    /// What is slow, where that is what is watched.
-    fn over(self) -> Option<Duration> {
-        match self {
-            Self::Slow(over) => Some(over),
-            Self::Error | Self::Fault | Self::Disagreement => None,
-        }
-    }
-
-    /// Whether what counts is that it happens to the candidate more often than to the baseline; else more often than the
-    /// policy allows, because to the baseline it cannot happen.
-    fn is_compared_with_the_baseline(self) -> bool {
-        match self {
-            Self::Error | Self::Slow(_) | Self::Fault => true,
-            Self::Disagreement => false,
-        }
-    }
-
-    /// Whether a request shows that the event happened; nothing where it shows nothing.
-    fn happened(self, sight: Sight, patience: Patience, key: Option<u64>) -> Option<bool> {
-        match (self, sight) {
-            (Self::Error, Sight::Answered(_)) => Some(false),
-            // The baseline's full queue balances the candidate's.
-            (
-                Self::Error,
-                Sight::Failed
-                | Sight::Lost
-                | Sight::Tripped
-                | Sight::Unanswered
-                | Sight::Refused
-                | Sight::Unsendable,
-            ) => Some(true),
-            (Self::Error, Sight::Late(_) | Sight::Gone(_)) => {
-                (patience != Patience::Short || key.is_none()).then_some(true)
-            }
-            (Self::Slow(over), Sight::Answered(took)) => Some(took > over),
-            // Who gave up early says nothing.
-            (Self::Slow(over), Sight::Late(took) | Sight::Gone(took)) => (took > over).then_some(true),
-            (
-                Self::Slow(_),
-                Sight::Failed
-                | Sight::Lost
-                | Sight::Tripped
-                | Sight::Unanswered
-                | Sight::Refused
-                | Sight::Unsendable,
-            ) => None,
-            (Self::Fault, Sight::Answered(_)) => Some(false),
-            (Self::Fault, Sight::Failed | Sight::Lost) => Some(true),
-            // Nobody blames the version for it.
-            (
-                Self::Fault,
-                Sight::Late(_)
-                | Sight::Gone(_)
-                | Sight::Tripped
-                | Sight::Unanswered
-                | Sight::Refused
-                | Sight::Unsendable,
-            ) => None,
-            (Self::Disagreement, Sight::Compared { agrees }) => Some(!agrees),
-            (Self::Disagreement, _) | (_, Sight::Compared { .. } | Sight::NotCompared) => None,
-        }
-    }
-
-    /// Whether it can happen to both as often, while their breakers do this.
-    fn can_be_compared(self, breakers: Breakers) -> bool {
-        match (self, breakers) {
-            (_, Breakers::Passing) | (Self::Error, Breakers::OneTripped) => true,
-            (_, Breakers::Unlike) => false,
-            // Who is turned away is neither slow nor at fault.
-            (Self::Slow(_) | Self::Fault | Self::Disagreement, Breakers::OneTripped) => false,
-        }
-    }
-
-    /// Whether it is the version's, and so counts against what the policy allows, and not the caller's.
-    fn is_the_versions(self, sight: Sight, patience: Patience) -> bool {
-        match (self, sight) {
-            (Self::Error, Sight::Refused | Sight::Unsendable) => false,
-            (Self::Error, Sight::Late(_) | Sight::Gone(_)) => patience == Patience::Long,
-            (Self::Error | Self::Slow(_) | Self::Fault | Self::Disagreement, _) => true,
-        }
-    }
-}
 
 /// A request that tells something.
 #[derive(Clone, Copy, Debug)]
@@ -489,38 +376,6 @@ impl Gate {
         self.worse.grounds()
     }
 
-    /// That the candidate is worse, with what that is made of.
-    pub(crate) fn why_worse(&self, version: Version, baseline: Version) -> String {
-        let grounds = self.grounds();
-        let (Grounds { all, by_share, .. }, of_candidate) = (grounds, grounds.in_words());
-        let (is, what) = match self.event {
-            Event::Error => ("fails", "failures"),
-            Event::Slow(_) => ("is slow", "slow answers"),
-            Event::Fault => ("is at fault", "faults"),
-            Event::Disagreement => {
-                let most = self.percent_at_most();
-                return format!(
-                    "version {version} disagrees with version {baseline} more often than {most} %: {of_candidate} of the last {all} \
-                     answers that were compared differ, where {by_share:.1} may"
-                );
-            }
-        };
-        format!(
-            "version {version} {is} more often than version {baseline}: {of_candidate} of the last {all} {what} are its, where its \
-             share of the requests makes {by_share:.1}"
-        )
-    }
-
-    /// What a person has to say, if so: the numbers alone may not.
-    pub(crate) fn why_asked(&self, version: Version, baseline: Version) -> Option<String> {
-        let Grounds { all, of_candidate, by_share, .. } = self.leavers.are_unlike()?;
-        let gate = self.event.gate();
-        Some(format!(
-            "{gate}: {of_candidate} of the last {all} who left sooner than version {baseline} is known to answer are version \
-             {version}'s, where its share of the requests makes {by_share:.1}: a person has to say so"
-        ))
-    }
-
     /// A person has said what they were asked, so none of those holds the next step: only who leaves it then does. Where there are too
     /// few to ask anybody, they stay, as after a verdict, and count together with those who leave later.
     pub(crate) fn forget_asked(&mut self, now: Instant) {
@@ -528,45 +383,6 @@ impl Gate {
         if self.leavers.are_unlike().is_some() {
             self.leavers = Leavers::new(now);
         }
-    }
-
-    /// What the candidate refuses, if that is more than it may.
-    pub(crate) fn why_refusing(&self, version: Version, baseline: Version) -> Option<String> {
-        let too_many = self.refusals.are_too_many(share_of_all(self.at_most))?;
-        let TooMany { refused, explained, requests } = too_many;
-        let percent = |part: f64| 100.0 * part / requests;
-        let (refused, explained) = (percent(refused), percent(explained));
-        let (gate, most) = (self.event.gate(), self.percent_at_most());
-        Some(format!(
-            "{gate}: version {version} refuses {refused:.1} % of what it is asked, where what version {baseline} refuses makes \
-             {explained:.1} % and {most} % may fail: a person has to say whose fault that is, or it ends"
-        ))
-    }
-
-    /// The same of few users, if it refuses each of them something, and the baseline none of so many that it has answered.
-    pub(crate) fn why_refusing_all(
-        &self,
-        version: Version,
-        (baseline, of_baseline): (Version, usize),
-    ) -> Option<String> {
-        let All { users, refused, requests } =
-            self.few.are_all_refused(share_of_all(self.at_most), of_baseline)?;
-        let gate = self.event.gate();
-        Some(format!(
-            "{gate}: version {version} has refused {refused} of {requests}, of each of its {users} users some, and version \
-             {baseline} none of its own: a person has to say whose fault that is, or it ends"
-        ))
-    }
-
-    /// What the candidate misses of deadlines that callers have brought, if that is more than it may.
-    pub(crate) fn why_missing(&self, version: Version, baseline: Version) -> Option<String> {
-        let TooMany { refused: missed, explained, requests } =
-            self.misses.are_too_many(share_of_all(self.at_most))?;
-        let (gate, most) = (self.event.gate(), self.percent_at_most());
-        Some(format!(
-            "{gate}: version {version} has missed {missed:.1} deadlines that its callers have brought, where what version {baseline} \
-             misses makes {explained:.1} and {most} % of {requests:.0} may fail: a person has to say whose fault that is, or it ends"
-        ))
     }
 
     /// Whether it is shown that the event is rare enough, even if so many requests that hang all end with it: by what keys have had in
@@ -664,117 +480,4 @@ impl Gate {
             (Patience::Long, _) | (_, Breakers::OneTripped | Breakers::Unlike) => &mut self.burst,
         }
     }
-}
-
-/// Whether the candidate is worse, asked again and again.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Worsening {
-    askings: Vec<Asking>,
-    /// So far.
-    asked: u32,
-    /// What those that have ended have made of their stakes.
-    ended: f64,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct Asking {
-    stake: f64,
-    witnesses: u32,
-    /// To be told. Of processes before this was kept, nothing is.
-    #[serde(default)]
-    heard: Grounds,
-    worse: Worse,
-    /// To which the event has happened.
-    keys: BTreeSet<u64>,
-}
-
-impl Asking {
-    fn value(&self) -> f64 {
-        self.stake * self.worse.value()
-    }
-}
-
-impl Worsening {
-    /// Whether its value is a number, and not below 0.
-    fn is_evidence(&self) -> bool {
-        let is_one =
-            |asking: &Asking| asking.stake > 0.0 && asking.stake <= 1.0 && asking.worse.is_evidence();
-        self.ended.is_finite() && self.ended >= 0.0 && self.askings.iter().all(is_one)
-    }
-
-    fn ask_anew(&mut self) {
-        if self.askings.len() == ASKINGS_MAX {
-            let least = (0..ASKINGS_MAX)
-                .min_by(|one, other| self.askings[*one].value().total_cmp(&self.askings[*other].value()))
-                .expect("there are some");
-            self.ended += self.askings.remove(least).value();
-        }
-        let stake = staked(self.asked + 1) - staked(self.asked);
-        self.asked += 1;
-        self.askings.push(Asking { stake, ..Asking::default() });
-    }
-
-    /// Whether an asking has not heard of this key yet.
-    fn is_news(&self, key: u64) -> bool {
-        self.askings.iter().any(|asking| asking.keys.len() < KEYS_MAX && !asking.keys.contains(&key))
-    }
-
-    fn is_stale(&self, witnesses_max: u32) -> bool {
-        self.askings.last().is_none_or(|newest| newest.witnesses >= witnesses_max)
-    }
-
-    /// Has every asking observe a witness: whether the event has happened, whether that speaks against the candidate, and how
-    /// likely it would if the candidate were no worse. A key to which the event has happened says nothing more to the same
-    /// asking.
-    fn hear(
-        &mut self,
-        key: Option<u64>,
-        (happened, speaks_against, by_share): (bool, bool, f64),
-        observe: impl Fn(&mut Worse),
-    ) {
-        for asking in &mut self.askings {
-            let is_new = match key {
-                None => true,
-                Some(key) if happened => asking.keys.len() < KEYS_MAX && asking.keys.insert(key),
-                Some(key) => !asking.keys.contains(&key),
-            };
-            if is_new {
-                observe(&mut asking.worse);
-                asking.witnesses += 1;
-                asking.heard.hear(speaks_against, by_share);
-            }
-        }
-    }
-
-    /// Has every asking observe what went unanswered together, as one witness.
-    fn hear_burst(&mut self, burst: &Burst) {
-        for asking in &mut self.askings {
-            let keys = &mut asking.keys;
-            let (news, key) = burst.says(|key| keys.len() < KEYS_MAX && !keys.contains(&key));
-            keys.extend(key);
-            if news.all > 0 {
-                let all = f64::from(news.all);
-                let (part, share) = (f64::from(news.of_candidate) / all, news.by_share / all);
-                asking.worse.observe_part(part, share);
-                asking.witnesses += 1;
-                asking.heard.hear_part(part, share);
-            }
-        }
-    }
-
-    /// Of the asking that has come to most.
-    fn grounds(&self) -> Grounds {
-        let most = self.askings.iter().max_by(|one, other| one.value().total_cmp(&other.value()));
-        most.map_or_else(Grounds::default, |asking| asking.heard)
-    }
-
-    /// What is not staked yet is still there.
-    fn value(&self) -> f64 {
-        self.ended + self.askings.iter().map(Asking::value).sum::<f64>() + 1.0 - staked(self.asked)
-    }
-}
-
-/// What the first askings stake together: the first three quarters, all others the rest.
-fn staked(askings: u32) -> f64 {
-    if askings == 0 { 0.0 } else { 1.0 - 0.25 / f64::from(askings) }
 }
