@@ -8,6 +8,7 @@ mod wait;
 use super::plan::TRIED_WITHIN;
 use super::profile::PROFILES_MAX;
 use super::*;
+use wire::Closed;
 
 const TOGETHER: Grouping = Grouping::Together { max_rows: 4 };
 

@@ -1,6 +1,7 @@
 //! What the queue holds, in rows and bytes, and what runs may take beside that.
 
 use super::*;
+use wire::Closed;
 
 #[test]
 fn a_full_queue_refuses_by_rows_and_by_bytes() {
