@@ -249,6 +249,19 @@ mod tests {
     }
 
     #[test]
+    fn a_gpu_has_two_batches_in_flight_and_one_thread_for_each_unless_somebody_says_otherwise() {
+        let settings = |arguments: &[&str]| {
+            let line = ["penstock-engine", "--socket", "s", "--models", "m"].iter().chain(arguments);
+            Config::try_parse_from(line).unwrap().settings(Device::Cuda(1), |_| None)
+        };
+        let chosen = |settings: Settings| (settings.lanes, settings.threads_per_lane.map(NonZeroUsize::get));
+        assert_eq!(settings(&[]).device, "cuda:1");
+        assert!(settings(&[]).device_memory.is_some(), "its memory is told");
+        assert_eq!(chosen(settings(&[])), (2, Some(1)));
+        assert_eq!(chosen(settings(&["--lanes", "3", "--threads-per-lane", "4"])), (3, Some(4)));
+    }
+
+    #[test]
     fn a_device_is_written_as_it_is_read_and_nothing_else_is_taken() {
         for device in [Device::Auto, Device::Cpu, Device::Cuda(3)] {
             assert_eq!(device.to_string().parse(), Ok(device));

@@ -381,7 +381,11 @@ impl Reader {
             Some(_) => self.queue.after(version, raw.rows(), &raw.terms, now),
             None => After::default(),
         };
-        self.preparers.submit(raw, needs, after, &self.done, now)?;
+        self.preparers.submit(raw, needs, after, &self.done, now).inspect_err(|refusal| {
+            if matches!(refusal, Refusal::TooLate { .. }) {
+                self.queue.turn_away(now);
+            }
+        })?;
         self.preparing.insert(id, cancelled);
         Ok(())
     }

@@ -60,8 +60,20 @@ mod schedules {
     #[test]
     fn a_hundred_thousand_random_schedules_lose_nothing_and_break_no_promise() {
         for seed in 0..SEEDS {
+            let _said = Seed(seed);
             if let Err(broken) = Schedule::new(seed).run() {
-                panic!("seed {seed}: {broken}");
+                panic!("{broken}");
+            }
+        }
+    }
+
+    /// Which one it was, whoever panics.
+    struct Seed(u64);
+
+    impl Drop for Seed {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                eprintln!("seed {}", self.0);
             }
         }
     }

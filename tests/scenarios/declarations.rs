@@ -20,6 +20,35 @@ fn version(models: &Path, number: u64, of: &str, declared: Option<&str>) {
     }
 }
 
+/// The file is found beside the model, and what is wrong with it is told.
+#[test]
+fn a_version_is_held_against_the_golden_json_beside_it() {
+    let models = tempfile::tempdir().expect("a folder");
+    let case = |y: f32| {
+        let tensor = |name: &str, value: f32| json!({"name": name, "datatype": "FP32", "shape": [1, 4], "data": vec![value; 4]});
+        json!({"cases": [{"inputs": [tensor("x", 1.0)], "outputs": [tensor("y", y)]}]}).to_string()
+    };
+    for (number, golden) in [(1, case(2.0)), (2, case(3.0)), (3, "{\"cases\": [".to_owned())] {
+        version(models.path(), number, "picky", None);
+        std::fs::write(models.path().join(format!("m/{number}/golden.json")), golden).expect("a file");
+    }
+    let stack = Stack::builder().models(models.path()).start();
+    let index = eventually("all to be tried", || {
+        let index = stack.client().post("/v2/repository/index", &[], b"").json();
+        let entries = index.as_array().expect("a list").clone();
+        let is_tried = |entry: &Value| matches!(entry["state"].as_str(), Some("READY" | "UNAVAILABLE"));
+        (entries.len() == 3 && entries.iter().all(is_tried)).then_some(entries)
+    });
+    let said = |at: usize| (index[at]["state"].as_str(), index[at]["reason"].as_str().unwrap_or_default());
+    assert_eq!(said(0).0, Some("READY"), "{index:?}");
+    for (at, why) in [(1, "golden.json, case 1: output `y` differs by 1"), (2, "golden.json")] {
+        assert_eq!(said(at).0, Some("UNAVAILABLE"), "{index:?}");
+        assert!(said(at).1.contains(why), "{index:?}");
+    }
+    let answer = stack.client().infer("m", &[], &infer_body("x", [1, 4], &[1.0; 4]));
+    assert_eq!((answer.status, answer.header("x-penstock-version")), (200, "1"), "{}", answer.text());
+}
+
 const CANARY: &str = "models: {m: {canary: {baseline: 1, candidate: 2, steps: [20, 60], dwell: 1h, \
                       sticky: {header: x-user-id}}}}\n";
 

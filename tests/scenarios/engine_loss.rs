@@ -6,6 +6,7 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 fn five() -> Vec<u8> {
     std::fs::read(repository("configs/demo/requests/digit-5.json")).expect("a sample request")
@@ -311,6 +312,31 @@ fn a_model_that_hangs_is_named_and_another_engine_answers_for_it_and_for_the_oth
     let log = stack.log();
     assert!(log.contains("model `stuck` version 1 has not come back for 5 s"), "{log}");
     assert_eq!(stack.metric("penstock_engine_starts_total"), 2.0);
+}
+
+/// Whoever has so little time is turned away while nothing comes back, and does not wait for a lane; it is missed all the same.
+#[test]
+fn where_everybody_else_is_in_haste_what_nobody_waits_for_any_more_holds_up_the_engine_for_seconds() {
+    let models = fixtures(&["picky", "stuck"]);
+    let stack = Stack::builder()
+        .models(models.path())
+        .engine_arguments("--run-seconds-max 600 --threads-per-lane 1")
+        .start();
+    let first = stack.engine_pid().expect("an engine");
+    let haste = [("x-request-timeout-ms", "1000")];
+    let ask = |model: &str, row: [f32; 4]| {
+        stack.client().infer(model, &haste, &infer_body("x", [1, 4], &row)).status
+    };
+    thread::scope(|scope| {
+        for running in [1.0, 2.0] {
+            scope.spawn(|| ask("stuck", STUCK));
+            stack.wait_for_metric("penstock_engine_running", running);
+        }
+    });
+    eventually("an answer", || (ask("picky", [1.0; 4]) == 200).then_some(()));
+    assert_ne!(stack.engine_pid(), Some(first));
+    let log = stack.log();
+    assert!(log.contains("and nobody waits for it any more"), "{log}");
 }
 
 /// No lane ever comes back, so nothing of the queue can have been run.
