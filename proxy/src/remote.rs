@@ -37,6 +37,10 @@ const SAID_MAX: Duration = Duration::from_millis(100);
 /// A name is looked up again after this.
 const RESOLVED_FOR: Duration = Duration::from_secs(5);
 
+/// A kept connection that is closed later than so long after a request was sent is not one that was closed as the request came: whoever
+/// closes it has had time to begin with that.
+const CLOSED_AT_ONCE: Duration = Duration::from_millis(200);
+
 /// More names than this are not remembered: policies that change come and go.
 const NAMES_MAX: usize = 1024;
 
@@ -161,7 +165,7 @@ impl AsRef<[u8]> for Held {
 pub(crate) enum Stale {
     /// Not all of it was sent: nothing can have run.
     Unsent,
-    /// Nothing of an answer has come, or only that none of it was seen. It may run there.
+    /// It was closed at once and nothing of an answer has come, or only that none of it was seen. It may run there.
     Unanswered,
 }
 
@@ -181,8 +185,13 @@ impl From<Box<pingora::Error>> for Failed {
 }
 
 impl Remotes {
+    /// Room for the answer to a client.
+    pub(crate) fn room(&self) -> Result<Slot, Refusal> {
+        self.answers.enter(Room::ALL)
+    }
+
     /// Sends a request as it came, but for what is said anew of its trace, and waits for all of the answer, which is of so many
-    /// bytes at most. How long is tried to reach the server is the policy's to say, by its deadline: whoever brings less time is late
+    /// bytes at most and takes this room. How long is tried to reach the server is the policy's to say, by its deadline: whoever brings less time is late
     /// when that is over, which says nothing about the server.
     pub(crate) async fn ask(
         &self,
@@ -190,7 +199,7 @@ impl Remotes {
         (method, headers): (&Method, &HeaderMap),
         body: Bytes,
         (deadline, of_policy, trace): (&Deadline, Duration, Option<[(HeaderName, String); 2]>),
-        bytes_max: usize,
+        (bytes_max, room): (usize, Slot),
         may_repeat: impl FnOnce(Stale) -> bool,
     ) -> Result<Passed, Refusal> {
         let hops = hops(headers)?;
@@ -215,7 +224,6 @@ impl Remotes {
                         head.insert_header(name, value)?;
                     }
                 }
-                let room = || self.answers.enter(Room::ALL).map_err(Failed::Refused);
                 let reached = || self.unreachable.reached(remote);
                 let of_any = (&peer, &peer);
                 match exchange(
@@ -223,7 +231,7 @@ impl Remotes {
                     of_any,
                     head.clone(),
                     body.clone(),
-                    (bytes_max, room()?),
+                    (bytes_max, room.another()),
                 )
                 .await
                 {
@@ -231,7 +239,7 @@ impl Remotes {
                         // Others that were kept may be as stale.
                         let of_new = (&never_kept(&peer), &peer);
                         let again =
-                            exchange((&connector, reached), of_new, head, body, (bytes_max, room()?)).await;
+                            exchange((&connector, reached), of_new, head, body, (bytes_max, room)).await;
                         match (stale, again) {
                             // It may run there all the same.
                             (Stale::Unanswered, Err(Failed::Unreachable(error))) => Err(error.into()),
@@ -313,11 +321,13 @@ async fn exchange(
     };
     // Who does not want the rest of a body may have said so before the connection was closed.
     let mut unsent = sent.await.err();
-    let mut is_heard = false;
+    let (sent_at, mut is_heard) = (Instant::now(), false);
     // What comes before it, such as `103 Early Hints`, is for who wants it.
     let head = loop {
         let read = session.read_response_header();
-        let is_stale = |error: &pingora::Error| is_reused && !is_heard && is_of_silence(error);
+        let is_stale = |error: &pingora::Error| {
+            is_reused && !is_heard && is_of_silence(error) && sent_at.elapsed() < CLOSED_AT_ONCE
+        };
         match unsent.take() {
             None => match read.await {
                 Ok(_) => {}
@@ -419,6 +429,14 @@ mod tests {
     /// A server that answers the first request of a connection, and the next with this, after which it closes the connection; without
     /// this, as soon as a part of that has come. And how many it has seen.
     fn closes_after_one(next: impl Into<Option<&'static [u8]>>) -> (Arc<Remote>, Arc<AtomicUsize>) {
+        closes_after(Duration::ZERO, next)
+    }
+
+    /// The same, which does something for so long before.
+    fn closes_after(
+        busy: Duration,
+        next: impl Into<Option<&'static [u8]>>,
+    ) -> (Arc<Remote>, Arc<AtomicUsize>) {
         let next = next.into();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
@@ -428,7 +446,7 @@ mod tests {
             for mut stream in listener.incoming().flatten() {
                 let seen = counted.clone();
                 std::thread::spawn(move || {
-                    for answer in [Some(ANSWER), next] {
+                    for (answer, busy) in [(Some(ANSWER), Duration::ZERO), (next, busy)] {
                         let mut request = Vec::new();
                         while !request.ends_with(b"body") {
                             let mut part = [0; 4096];
@@ -438,6 +456,7 @@ mod tests {
                             }
                         }
                         seen.fetch_add(1, Ordering::SeqCst);
+                        std::thread::sleep(busy);
                         let _ = stream.write_all(answer.expect("else it has returned"));
                     }
                 });
@@ -481,11 +500,22 @@ mod tests {
             (&method, &headers),
             body,
             (&deadline, of_policy, None),
-            ANSWER_BYTES_MAX,
+            (ANSWER_BYTES_MAX, remotes.room().unwrap()),
             may_repeat,
         );
         let answer = asked.await.map(|passed| passed.status.as_u16()).map_err(|refusal| refusal.to_string());
         (answer, repeats)
+    }
+
+    /// A server that has run something that kills it, which another one would be killed by as well.
+    #[tokio::test]
+    async fn what_a_server_has_been_busy_with_before_it_closes_the_connection_is_not_sent_again() {
+        let (remotes, (remote, seen)) =
+            (Remotes::default(), closes_after(2 * CLOSED_AT_ONCE, b"".as_slice()));
+        assert_eq!(ask(&remotes, &remote).await, (Ok(200), vec![]));
+        let (answer, repeats) = ask(&remotes, &remote).await;
+        assert!(answer.is_err(), "{answer:?}");
+        assert_eq!((repeats, seen.load(Ordering::SeqCst)), (vec![], 2));
     }
 
     #[tokio::test]

@@ -12,10 +12,11 @@ use crate::links::Links;
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::remote::{Passed, Remotes};
+use crate::slots::{Slot, Slots};
 use alike::alike;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use policies::{Assignment, Ledger, Remote, ShadowPolicy, Version};
+use policies::{Assignment, Ledger, Remote, Room, ShadowPolicy, Version};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -24,8 +25,8 @@ use wire::{Infer, Reply, Status, TensorMeta, Timing};
 /// In the engine's words: the first to be turned away.
 const SHEDDABLE: u32 = 3;
 
-/// Tensor bytes of all copies together: what they hold is beside what requests may hold.
-const BYTES_MAX: usize = 64 << 20;
+/// What all copies hold together, which is beside what requests may hold: requests, what their clients got, and what is compared with that.
+const BYTES_MAX: usize = 128 << 20;
 
 /// Answers that are larger are read and compared on another thread: on this one, clients wait.
 pub(crate) const AT_ONCE_BYTES: usize = 64 << 10;
@@ -40,19 +41,16 @@ pub struct Shadows {
     remotes: Arc<Remotes>,
     metrics: Arc<Metrics>,
     ledger: Arc<Ledger>,
-    under_way: Arc<Mutex<UnderWay>>,
-}
-
-#[derive(Debug, Default)]
-struct UnderWay {
-    by_model: HashMap<String, u32>,
-    bytes: usize,
+    /// By model.
+    under_way: Arc<Mutex<HashMap<String, u32>>>,
+    room: Arc<Slots>,
 }
 
 impl Shadows {
     /// None yet.
     pub fn new(links: Arc<Links>, remotes: Arc<Remotes>, metrics: Arc<Metrics>, ledger: Arc<Ledger>) -> Self {
-        Self { links, remotes, metrics, ledger, under_way: Arc::default() }
+        let room = Arc::new(Slots::new(usize::MAX, BYTES_MAX));
+        Self { links, remotes, metrics, ledger, under_way: Arc::default(), room }
     }
 
     /// A copy of a request that is about to be sent, if there is room; to the engine, or to a server as it came. `assigned` is
@@ -93,8 +91,12 @@ impl Shadows {
         self.metrics.count_shadow(model, version, Outcome::Dropped);
     }
 
-    /// Sends a copy, and compares its answer with the one that the client got; waits for nothing.
-    pub(crate) fn send(&self, copy: Copy, answer: Answer) {
+    /// Sends a copy, if there is room for the answer that the client got as long as it is under way, and compares its answer with that;
+    /// waits for nothing.
+    pub(crate) fn send(&self, mut copy: Copy, answer: Answer) {
+        if copy.place.slot.reserve(answer.bytes()).is_err() {
+            return self.drop_one(&copy.model, copy.version, copy.assigned);
+        }
         let (links, remotes) = (Arc::clone(&self.links), Arc::clone(&self.remotes));
         let (metrics, ledger) = (Arc::clone(&self.metrics), Arc::clone(&self.ledger));
         tokio::spawn(async move {
@@ -109,18 +111,18 @@ impl Shadows {
     }
 
     fn place(&self, model: &str, bytes: usize, most: u32) -> Option<Place> {
+        let mut slot = self.room.enter(Room::ALL).ok()?;
+        slot.reserve(bytes).ok()?;
         let mut under_way = lock(&self.under_way);
-        let held = under_way.bytes + bytes;
-        let count = match under_way.by_model.get_mut(model) {
+        let count = match under_way.get_mut(model) {
             Some(count) => count,
-            None => under_way.by_model.entry(model.to_owned()).or_default(),
+            None => under_way.entry(model.to_owned()).or_default(),
         };
-        if *count >= most || held > BYTES_MAX {
+        if *count >= most {
             return None;
         }
         *count += 1;
-        under_way.bytes = held;
-        Some(Place { under_way: Arc::clone(&self.under_way), model: model.to_owned(), bytes })
+        Some(Place { under_way: Arc::clone(&self.under_way), model: model.to_owned(), slot })
     }
 }
 
@@ -230,11 +232,7 @@ impl Outcome {
 
 impl Copy {
     async fn compare(self, links: &Links, remotes: &Remotes, metrics: &Metrics, answer: Answer) -> Outcome {
-        let Self { policy, model, version, to, deadline, place, .. } = self;
-        let bytes = |answer: &Answer| match answer {
-            Answer::Engine(_, payload) => payload.len(),
-            Answer::Server(written) => written.body.len(),
-        };
+        let Self { policy, model, version, to, deadline, mut place, .. } = self;
         let shadow = match to {
             To::Engine(infer, payload) => {
                 let asked = ask_engine(&infer, payload, links, deadline);
@@ -245,17 +243,23 @@ impl Copy {
                         let (statistics, timing) = (&counters.statistics, served.timing.as_ref());
                         statistics.served(served.took, timing, SystemTime::now());
                         timing.into_iter().for_each(|timing| statistics.ran(timing));
+                        if place.slot.reserve(payload.len()).is_err() {
+                            return Outcome::Dropped;
+                        }
                         Answer::Engine(outputs, payload)
                     }
                     Err(outcome) => return outcome,
                 }
             }
-            To::Server(server) => match ask_server(server, remotes, deadline, bytes(&answer)).await {
-                Ok(written) => Answer::Server(written),
-                Err(outcome) => return outcome,
-            },
+            To::Server(server) => {
+                let (room, clients_bytes) = (place.slot.another(), answer.bytes());
+                match ask_server(server, remotes, deadline, (room, clients_bytes)).await {
+                    Ok(written) => Answer::Server(written),
+                    Err(outcome) => return outcome,
+                }
+            }
         };
-        let is_small = bytes(&answer).max(bytes(&shadow)) <= AT_ONCE_BYTES;
+        let is_small = answer.bytes().max(shadow.bytes()) <= AT_ONCE_BYTES;
         let compare = move || {
             let alike =
                 answer.outputs().zip(shadow.outputs()).map(|((one, payload), (other, other_payload))| {
@@ -278,6 +282,13 @@ impl Copy {
 }
 
 impl Answer {
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Engine(_, payload) => payload.len(),
+            Self::Server(written) => written.body.len(),
+        }
+    }
+
     fn outputs(self) -> Option<(Vec<TensorMeta>, Bytes)> {
         match self {
             Self::Engine(outputs, payload) => Some((outputs, payload)),
@@ -319,13 +330,16 @@ async fn ask_server(
     ToServer { remote, method, headers, body }: ToServer,
     remotes: &Remotes,
     deadline: Duration,
-    clients_bytes: usize,
+    (room, clients_bytes): (Slot, usize),
 ) -> Result<Written, Outcome> {
     let terms = (&Deadline::of(deadline, None, Instant::now()), deadline, None);
     // What is as JSON here may be binary there; what is much longer is no answer to the same.
     let bytes_max = AT_ONCE_BYTES + 16 * clients_bytes;
-    let asked = remotes.ask(&remote, (&method, &headers), body, terms, bytes_max, |_| false).await;
-    let Ok(passed) = asked else { return Err(Outcome::Failed) };
+    let asked = remotes.ask(&remote, (&method, &headers), body, terms, (bytes_max, room), |_| false).await;
+    let passed = asked.map_err(|refusal| match refusal {
+        Refusal::Overloaded(_) => Outcome::Dropped, // there is no room here for its answer
+        _ => Outcome::Failed,
+    })?;
     match passed.refusal() {
         None => Ok(Written::of(&passed)),
         Some(Refusal::Overloaded(_)) => Err(Outcome::Dropped),
@@ -335,22 +349,21 @@ async fn ask_server(
 
 /// A copy's place among those under way.
 struct Place {
-    under_way: Arc<Mutex<UnderWay>>,
+    under_way: Arc<Mutex<HashMap<String, u32>>>,
     model: String,
-    bytes: usize,
+    slot: Slot,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut under_way = lock(&self.under_way);
-        under_way.bytes -= self.bytes;
-        if let Some(count) = under_way.by_model.get_mut(&self.model) {
+        if let Some(count) = under_way.get_mut(&self.model) {
             *count -= 1;
         }
     }
 }
 
-fn lock(under_way: &Mutex<UnderWay>) -> MutexGuard<'_, UnderWay> {
+fn lock(under_way: &Mutex<HashMap<String, u32>>) -> MutexGuard<'_, HashMap<String, u32>> {
     under_way.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

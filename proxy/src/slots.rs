@@ -52,6 +52,12 @@ pub struct Slot {
 }
 
 impl Slot {
+    /// One more in the same room.
+    pub fn another(&self) -> Self {
+        self.slots.requests.fetch_add(1, Ordering::Relaxed);
+        Self { slots: Arc::clone(&self.slots), room: self.room, bytes: 0 }
+    }
+
     /// Room for `bytes` more of its body.
     pub fn reserve(&mut self, bytes: usize) -> Result<(), Refusal> {
         let most = self.room.of(self.slots.bytes_max);

@@ -4,7 +4,8 @@
 use harness::{Behaviour, Client, ScriptedEngine, Stack, eventually, infer_body};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 
 fn body() -> Vec<u8> {
@@ -243,6 +244,51 @@ fn a_server_that_hangs_over_copies_delays_nobody() {
     stack.wait_for_metric("penstock_requests_in_flight", 0.0);
     // They wait there still; the last of them may be on its way.
     there.wait_for_metric("penstock_requests_in_flight", 3.0);
+}
+
+/// What clients got is kept for as long as a copy is under way, and more of it than there is room for is not.
+#[test]
+fn a_server_that_hangs_over_copies_of_long_answers_takes_nobodys_room() {
+    const ANSWER: usize = 30 << 20;
+    let text = format!("{{\"outputs\":[],\"rest\":\"{}\"}}", "x".repeat(ANSWER));
+    let here = serve_each(move |stream| {
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", text.len());
+        let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(text.as_bytes()));
+    });
+    let there = serve_each(|_| std::thread::park());
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let policy = format!(
+        "models: {{m: {{remote: {{2: {{url: 'http://{here}/infer'}}, 3: {{url: 'http://{there}/infer'}}}}, \
+         split: {{weights: {{2: 1}}}}, shadow: {{version: 3, in_flight_max: 1000, deadline: 10m}}}}}}\n"
+    );
+    let stack = Stack::builder().policies(&policy).external_engine(engine.socket()).start();
+    for _ in 0..20 {
+        let answer = stack.client().infer("m", &[], &body());
+        assert_eq!(answer.status, 200, "{}", answer.text());
+    }
+    stack.wait_for_metric("penstock_shadows_total{model=\"m\",version=\"3\",outcome=\"dropped\"}", 16.0);
+}
+
+/// Where a server is that does this with each connection, once a request has come.
+fn serve_each(answer: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let address = listener.local_addr().expect("it is bound");
+    let answer = Arc::new(answer);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let answer = Arc::clone(&answer);
+            std::thread::spawn(move || {
+                let mut part = [0; 4096];
+                while let Ok(read @ 1..) = stream.read(&mut part) {
+                    // The end of its JSON.
+                    if part[..read].ends_with(b"}") {
+                        answer(&mut stream);
+                    }
+                }
+            });
+        }
+    });
+    address
 }
 
 /// Two sidecars with a shadow at each other would copy one request for ever.

@@ -112,7 +112,8 @@ impl InferPath {
         let trace = record.sampling.kept().map(|trace| trace.to_headers(elsewhere.span));
         let of_policy = asking.snapshot.deadline(model);
         let terms = (&asking.deadline, of_policy, trace);
-        let asked = self.remotes.ask(remote, (&method, &headers), body, terms, ANSWER_BYTES_MAX, may_repeat);
+        let room = (ANSWER_BYTES_MAX, self.remotes.room()?);
+        let asked = self.remotes.ask(remote, (&method, &headers), body, terms, room, may_repeat);
         let answer = tokio::select! {
             biased;
             answer = asked => answer,
