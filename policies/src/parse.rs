@@ -99,8 +99,8 @@ fn dotted(path: &PathKey) -> String {
 /// serde-saphyr's message, except where it speaks of Rust types and parser events.
 fn in_plain_words(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error::{
-        ExpectedMappingEndAfterEnumVariantValue, InvalidScalar, NullIntoString, SerdeUnknownField,
-        SerdeUnknownVariant, Unexpected,
+        ExpectedMappingEndAfterEnumVariantValue, ExpectedStringKeyForExternallyTaggedEnum, InvalidScalar,
+        NullIntoString, SerdeUnknownField, SerdeUnknownVariant, Unexpected,
     };
     match error {
         // By its tag it would be one.
@@ -109,7 +109,9 @@ fn in_plain_words(error: &serde_saphyr::Error) -> String {
         Unexpected { expected: "string scalar", .. } => "expected a text".to_owned(),
         Unexpected { expected: "mapping start", .. } => "expected a mapping".to_owned(),
         Unexpected { expected: "sequence start", .. } => "expected a list".to_owned(),
-        ExpectedMappingEndAfterEnumVariantValue { .. } => Fault::OneAttribute.to_string(),
+        ExpectedMappingEndAfterEnumVariantValue { .. } | ExpectedStringKeyForExternallyTaggedEnum { .. } => {
+            Fault::OneAttribute.to_string()
+        }
         SerdeUnknownField { field: name, expected, .. }
         | SerdeUnknownVariant { variant: name, expected, .. } => {
             let message = UserMessageFormatter.format_message(error);
@@ -408,7 +410,15 @@ p.yaml:15:15: models.digits.rules[5].when: expected exactly one of `equals` and 
             ),
             (
                 "limits: [{name: a, rate: 1/s, key: {header: b, cookie: c}}]",
-                "p.yaml:1:48: limits[0].key.header: expected exactly one of `header`, `cookie` and `query`",
+                "p.yaml:1:48: limits[0].key.header: expected exactly one entry, such as `header: x-user-id`",
+            ),
+            (
+                "models: {m: {split: {weights: {1: 1}, sticky: {}}}}",
+                "p.yaml:1:48: models.m.split.sticky: expected exactly one entry, such as `header: x-user-id`",
+            ),
+            (
+                "models: {m: {split: {weights: {1: 1}, sticky: {parameter: b, input: c}}}}",
+                "p.yaml:1:62: models.m.split.sticky.parameter: expected exactly one entry, such as `header: x-user-id`",
             ),
             (
                 "models: {m: {split: {weights: {1: 1}, sticky: {field: b}}}}",

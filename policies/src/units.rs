@@ -159,8 +159,11 @@ impl FromStr for Rate {
             "h" => Period::Hour,
             _ => return Err(refused()),
         };
-        let count = NonZeroU32::new(count.parse().map_err(|_| refused())?)
-            .ok_or_else(|| UnitError::Zero(text.to_owned()))?;
+        if count.is_empty() {
+            return Err(refused());
+        }
+        let count = count.parse().map_err(|_| UnitError::RateRange(text.to_owned()))?;
+        let count = NonZeroU32::new(count).ok_or_else(|| UnitError::Zero(text.to_owned()))?;
         Ok(Self { count, per })
     }
 }
@@ -203,6 +206,9 @@ pub enum UnitError {
     /// Not a rate.
     #[error("expected a rate such as `100/s`, `6000/m` or `10/h`, got `{0}`")]
     Rate(String),
+    /// More than is counted.
+    #[error("expected at most {max} in the unit of a rate, got `{0}`", max = u32::MAX)]
+    RateRange(String),
     /// Not a duration.
     #[error("expected a duration such as `500ms`, `2s`, `1m` or `1h`, got `{0}`")]
     Duration(String),
@@ -259,9 +265,11 @@ mod tests {
     #[test]
     fn a_rate_of_nothing_is_refused() {
         assert_eq!("0/s".parse::<Rate>(), Err(UnitError::Zero("0/s".to_owned())));
-        for text in ["100", "/s", "1.5/s", "-1/s", "+1/s", "1/d", "1/s ", "4294967296/s"] {
+        for text in ["100", "/s", "1.5/s", "-1/s", "+1/s", "1/d", "1/s "] {
             assert_eq!(text.parse::<Rate>(), Err(UnitError::Rate(text.to_owned())));
         }
+        let too_many = "4294967296/s".parse::<Rate>().unwrap_err().to_string();
+        assert_eq!(too_many, "expected at most 4294967295 in the unit of a rate, got `4294967296/s`");
     }
 
     #[test]

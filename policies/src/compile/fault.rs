@@ -39,7 +39,7 @@ pub(crate) enum Fault {
     CookieName(String),
     #[error("the name of a parameter is letters, digits and !#$%&'*+-.^_`|~ except `&`, got `{0}`")]
     QueryName(String),
-    #[error("expected exactly one of `header`, `cookie` and `query`")]
+    #[error("expected exactly one entry, such as `header: x-user-id`")]
     OneAttribute,
     #[error("expected exactly one of `header`, `cookie`, `query`, `path` and `tenant`")]
     OneCondition,
