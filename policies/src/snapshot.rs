@@ -157,6 +157,11 @@ impl Snapshot {
         self.overload.standing(caller)
     }
 
+    /// Whether requests say whose they are.
+    pub fn tells_tenants_apart(&self) -> bool {
+        self.overload.tenant.is_some()
+    }
+
     /// How much of a room that all requests share is open to such a one.
     pub fn room(&self, criticality: Criticality) -> Room {
         self.overload.room(criticality)

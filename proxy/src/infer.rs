@@ -101,7 +101,11 @@ impl InferPath {
         record.generation = generation.number;
         let snapshot = &generation.snapshot;
         let standing = snapshot.standing(&Caller::new(call.head()));
-        let mut slot = self.slots.enter(snapshot.room(standing.criticality))?;
+        let room = snapshot.room(standing.criticality);
+        let mut slot = match snapshot.tells_tenants_apart() {
+            true => self.slots.enter_for(room, standing.tenant)?,
+            false => self.slots.enter(room)?,
+        };
         let models = self.directory.load();
         let target = match call.label() {
             Some(label) => labelled(snapshot, &models, target.model, label)?,

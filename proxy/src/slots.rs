@@ -1,10 +1,19 @@
 //! Bounds what is being worked on: requests, and the bytes of their bodies, then of their answers. Decides who is turned away
 //! when either is full, or as full as it may be for such a request; queues nobody.
+//!
+//! Where tenants are told apart, none may have more than [`TIMES_WHAT_IS_FREE`] times as many requests as there is still room for beside
+//! them (Choudhury and Hahne, 1998), and each may have one: whoever has most is turned away first, and the last place is for somebody
+//! who has none, however many there are and without anybody's share being known.
 
 use crate::refusal::Refusal;
 use policies::Room;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// So a tenant that is alone has four fifths of the room.
+const TIMES_WHAT_IS_FREE: usize = 4;
 
 /// Room for requests, for their bodies and for their answers.
 #[derive(Debug)]
@@ -13,12 +22,15 @@ pub struct Slots {
     requests_max: usize,
     bytes: AtomicUsize,
     bytes_max: usize,
+    /// Requests of each tenant that has any.
+    tenants: Mutex<HashMap<u64, usize>>,
 }
 
 impl Slots {
     /// Room for so many requests, with so many bytes of bodies and answers together.
     pub fn new(requests_max: usize, bytes_max: usize) -> Self {
-        Self { requests: AtomicUsize::new(0), requests_max, bytes: AtomicUsize::new(0), bytes_max }
+        let (requests, bytes) = Default::default();
+        Self { requests, requests_max, bytes, bytes_max, tenants: Mutex::default() }
     }
 
     /// Requests that have a room, and how many may.
@@ -31,9 +43,29 @@ impl Slots {
         (self.bytes.load(Ordering::Relaxed), self.bytes_max)
     }
 
+    /// Room for one more request, to which `room` is open, of one of the tenants who are told apart.
+    pub fn enter_for(self: &Arc<Self>, room: Room, tenant: u64) -> Result<Slot, Refusal> {
+        let mut tenants = self.tenants();
+        let taken = self.requests.load(Ordering::Relaxed);
+        let free = room.of(self.requests_max).saturating_sub(taken);
+        let has = tenants.get(&tenant).copied().unwrap_or(0);
+        if has > 0 && has >= free.saturating_sub(1).saturating_mul(TIMES_WHAT_IS_FREE) {
+            let why = format!("{has} of {taken} requests in flight are this tenant's already");
+            return Err(Refusal::Overloaded(why));
+        }
+        let mut slot = self.enter(room)?;
+        *tenants.entry(tenant).or_default() += 1;
+        slot.tenant = Some(tenant);
+        Ok(slot)
+    }
+
+    fn tenants(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
+        self.tenants.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Room for one more request, to which `room` is open.
     pub fn enter(self: &Arc<Self>, room: Room) -> Result<Slot, Refusal> {
-        let slot = Slot { slots: self.clone(), room, bytes: 0 };
+        let slot = Slot { slots: self.clone(), room, tenant: None, bytes: 0 };
         let most = room.of(self.requests_max);
         if self.requests.fetch_add(1, Ordering::Relaxed) < most {
             Ok(slot)
@@ -48,6 +80,7 @@ impl Slots {
 pub struct Slot {
     slots: Arc<Slots>,
     room: Room,
+    tenant: Option<u64>,
     bytes: usize,
 }
 
@@ -55,7 +88,7 @@ impl Slot {
     /// One more in the same room.
     pub fn another(&self) -> Self {
         self.slots.requests.fetch_add(1, Ordering::Relaxed);
-        Self { slots: Arc::clone(&self.slots), room: self.room, bytes: 0 }
+        Self { slots: Arc::clone(&self.slots), room: self.room, tenant: None, bytes: 0 }
     }
 
     /// Room for `bytes` more of its body.
@@ -100,6 +133,14 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.slots.requests.fetch_sub(1, Ordering::Relaxed);
         self.slots.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        if let Some(tenant) = self.tenant
+            && let Entry::Occupied(mut has) = self.slots.tenants().entry(tenant)
+        {
+            *has.get_mut() -= 1;
+            if *has.get() == 0 {
+                has.remove();
+            }
+        }
     }
 }
 
@@ -143,6 +184,38 @@ mod tests {
         assert_eq!(slots.bytes().0, 80);
         drop((one, other));
         assert_eq!(slots.bytes().0, 0);
+    }
+
+    #[test]
+    fn a_tenant_that_takes_all_it_can_leaves_some_of_the_room_and_gets_it_back() {
+        let slots = Arc::new(Slots::new(100, 100));
+        let flood =
+            |tenant| -> Vec<_> { std::iter::from_fn(|| slots.enter_for(Room::ALL, tenant).ok()).collect() };
+        let first = flood(1);
+        assert_eq!(first.len(), 80);
+        let why = slots.enter_for(Room::ALL, 1).unwrap_err().to_string();
+        assert_eq!(why, "overloaded: 80 of 80 requests in flight are this tenant's already");
+        let others: Vec<_> = (2..5).map(flood).collect();
+        assert_eq!(
+            others.iter().map(Vec::len).collect::<Vec<_>>(),
+            [16, 3, 1],
+            "each has a part of what is left, and the last place is for who has none"
+        );
+        drop((first, others));
+        assert_eq!(
+            (slots.requests().0, slots.tenants().len()),
+            (0, 0),
+            "nobody is remembered who has nothing"
+        );
+    }
+
+    #[test]
+    fn of_a_small_room_a_tenant_that_is_alone_has_all_but_one_place() {
+        for (whole, has) in [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4), (10, 8)] {
+            let slots = Arc::new(Slots::new(whole, 100));
+            let taken: Vec<_> = std::iter::from_fn(|| slots.enter_for(Room::ALL, 1).ok()).collect();
+            assert_eq!(taken.len(), has);
+        }
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Two tenants at one model that is asked for more than it can do: who floods it is turned away first, and who asks for
 //! little is answered. The queue is the engine's own.
 
-use harness::{Stack, eventually, infer_body, repository};
+use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body, repository};
+use std::io::Write;
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 const FLOODING: usize = 64;
@@ -48,4 +50,39 @@ fn a_tenant_that_floods_is_turned_away_before_one_that_asks_for_little() {
     assert!(of_quiet >= QUIET - 1, "{quiet:?}");
     let (turned_away, answered) = (turned_away.into_inner(), answered.into_inner());
     assert!(turned_away > answered, "{turned_away} turned away, {answered} answered");
+}
+
+/// Bodies that do not come hold a place each. Who says nothing is one tenant, too.
+#[test]
+fn a_tenant_that_begins_very_many_requests_leaves_room_for_another_one() {
+    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+    let stack = Stack::builder()
+        .policies("models: {}\noverload: {tenant: {header: x-tenant}}\n")
+        .config("requests: {in_flight_max: 20}")
+        .external_engine(engine.socket())
+        .start();
+    let begin = |tenant: &str| {
+        let head =
+            format!("POST /v2/models/m/infer HTTP/1.1\r\nHost: x\r\n{tenant}Content-Length: 100\r\n\r\n");
+        let mut stream = TcpStream::connect(stack.http).expect("it listens");
+        stream.write_all(head.as_bytes()).expect("it reads");
+        stream
+    };
+    let mut held: Vec<_> = (0..30).map(|_| begin("x-tenant: flooding\r\n")).collect();
+    stack.wait_for_metric("penstock_refusals_total{reason=\"overloaded\",model=\"m\"}", 14.0);
+    stack.wait_for_metric("penstock_requests_in_flight", 16.0);
+    let ask = |headers: &[(&str, &str)]| stack.client().infer("m", headers, &infer_body("x", [1, 1], &[0.0]));
+    for _ in 0..20 {
+        assert_eq!(ask(&[("x-tenant", "quiet")]).status, 200);
+    }
+    held.extend((0..30).map(|_| begin("")));
+    stack.wait_for_metric("penstock_requests_in_flight", 19.0);
+    assert_eq!(ask(&[("x-tenant", "quiet")]).status, 200);
+    let refused = ask(&[("x-tenant", "flooding")]);
+    assert_eq!(
+        (refused.status, refused.error().contains("this tenant's already")),
+        (503, true),
+        "{}",
+        refused.text()
+    );
 }
