@@ -382,8 +382,8 @@ impl Reader {
             None => After::default(),
         };
         self.preparers.submit(raw, needs, after, &self.done, now).inspect_err(|refusal| {
-            if matches!(refusal, Refusal::TooLate { .. }) {
-                self.queue.turn_away(now);
+            if let Refusal::TooLate { wait } = refusal {
+                self.queue.turn_away(*wait, now);
             }
         })?;
         self.preparing.insert(id, cancelled);

@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 /// A lane that was woken for work that is still being read waits for it awake for so long at most.
 const AWAKE_MAX: Duration = Duration::from_micros(100);
 
-/// Whoever was turned away for want of time counts as one who waits for so long. A proxy that has heard of it keeps others away for a
-/// second.
+/// Whoever was turned away for want of time is told how long it would wait, comes back after about that, and counts as one who waits
+/// until then, so much longer, and no longer than that.
 const TURNED_AWAY: Duration = Duration::from_secs(2);
+const TURNED_AWAY_MAX: Duration = Duration::from_secs(30);
 
 /// What a connection asks of the queue.
 pub(crate) enum Order {
@@ -66,7 +67,7 @@ struct State {
     running: Vec<Option<Running>>,
     /// The lane that runs a request once more which it has answered.
     looking: Option<usize>,
-    /// When somebody was last turned away because what runs, or waits, takes too long.
+    /// Until when somebody is missed who was turned away because what runs, or waits, takes too long.
     turned_away: Option<Instant>,
     stopping: bool,
 }
@@ -147,8 +148,8 @@ impl Queue {
                     let apart =
                         found.or_else(|| state.suspects.is_suspect(&job, now).then_some(Grouping::Alone));
                     if let Err(refusal) = state.batcher.push(ticket(job, apart), &mut shed, now) {
-                        if matches!(refusal, Refused::TooLate { .. }) {
-                            state.turned_away = Some(now);
+                        if let Refused::TooLate { wait, .. } = &refusal {
+                            state.turn_away(*wait, now);
                         }
                         refused.push((id, into_refusal(id, refusal, state.batcher.limits())));
                     }
@@ -297,9 +298,9 @@ impl Queue {
         After { backlog, adds: with_others * version.way.lanes.min(lanes) as u32, run, bound, lanes }
     }
 
-    /// Somebody was turned away before coming here, because what runs here takes too long.
-    pub(crate) fn turn_away(&self, now: Instant) {
-        self.lock().turned_away = Some(now);
+    /// Somebody was turned away before coming here, who would wait for so long.
+    pub(crate) fn turn_away(&self, wait: Duration, now: Instant) {
+        self.lock().turn_away(wait, now);
     }
 
     /// Where nobody waits any more for what a lane runs, nor for what any other does, and something else waits, or would if it had the
@@ -307,8 +308,7 @@ impl Queue {
     pub(crate) fn abandoned(&self, lane: usize, now: Instant) -> Option<Duration> {
         let running = {
             let state = self.lock();
-            let would_wait = |at| now.saturating_duration_since(at) <= TURNED_AWAY;
-            let is_missed = !state.batcher.is_empty() || state.turned_away.is_some_and(would_wait);
+            let is_missed = !state.batcher.is_empty() || state.turned_away.is_some_and(|until| now <= until);
             if state.looking.is_some() || !is_missed {
                 return None;
             }
@@ -434,6 +434,11 @@ impl Drop for Announcement {
 }
 
 impl State {
+    fn turn_away(&mut self, wait: Duration, now: Instant) {
+        let until = now + wait.saturating_add(TURNED_AWAY).min(TURNED_AWAY_MAX);
+        self.turned_away = self.turned_away.max(Some(until));
+    }
+
     /// A job that a lane runs, or a piece of it.
     fn running(&self, connection: u64, id: u64) -> Option<&Arc<Job>> {
         let mut jobs =

@@ -6,7 +6,7 @@ use crate::attribute::{Attribute, Attributes, Condition};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// How much is lost when a request is turned away. The last of these goes first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Criticality {
     /// More than usual.
     Critical,

@@ -354,6 +354,18 @@ models:
     }
 
     #[test]
+    fn who_gets_the_one_versions_of_one_model_gets_them_of_another_by_chance() {
+        let [one, other] =
+            ["digits", "ranking"].map(|model| split(&[1.0, 1.0], sticky(model, WithoutKey::Random)));
+        let version = |split: &Split, user: &str| split.pick(&[("user", user)], 0).version;
+        let alike = (0..10_000)
+            .map(|user| user.to_string())
+            .filter(|user| version(&one, user) == version(&other, user));
+        let alike = alike.count();
+        assert!((4_700..5_300).contains(&alike), "{alike} of 10,000"); // six standard deviations
+    }
+
+    #[test]
     fn the_ring_is_cut_where_the_weights_say() {
         let split = split(&[50.0, 25.0, 25.0], None);
         assert_eq!(version_at(&split, 0), 1);

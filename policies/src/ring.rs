@@ -250,7 +250,7 @@ mod tests {
         /// 10,000 sequences of rings of up to eight versions.
         #[test]
         fn every_change_moves_exactly_the_least_and_every_share_is_exact(
-            changes in prop::collection::vec(prop::collection::vec(0..1000u32, 1..8), 2..7),
+            changes in prop::collection::vec(prop::collection::vec(0..1000u32, 1..=8), 2..7),
         ) {
             let mut ring: Option<Parts> = None;
             for weights in changes.iter().filter(|weights| weights.iter().any(|weight| *weight > 0)) {
@@ -271,7 +271,7 @@ mod tests {
         /// The rollout of version 2 in place of version 1, after rings of up to eight versions.
         #[test]
         fn a_rollout_moves_exactly_the_least_and_takes_nobody_back_while_its_share_rises(
-            weights in prop::collection::vec(1..1000u32, 1..8), cuts in prop::array::uniform2(0..=POINTS), point: u64,
+            weights in prop::collection::vec(1..1000u32, 1..=8), cuts in prop::array::uniform2(0..=POINTS), point: u64,
         ) {
             // Its versions do not lie in their order.
             let before = follow(&in_order(&lengths(&weights)), &lengths(&weights.iter().rev().copied().collect::<Vec<_>>()));

@@ -1,6 +1,6 @@
 //! How requests ended in the last while, counted exactly in ten buckets of time. An average that fades would let a
-//! burst of failures weigh less than it does. Requests count in one line of the cache; the buckets lie elsewhere, and are looked at
-//! once for each of them.
+//! burst of failures weigh less than it does. Requests count in 64 bytes; the buckets lie elsewhere, and are looked at once for each of
+//! them.
 
 use std::time::{Duration, Instant};
 
@@ -68,7 +68,7 @@ impl Window {
         let began = *self.began.get_or_insert(now);
         let passed = now.saturating_duration_since(began);
         if passed < self.width {
-            return; // nearly always, and without a division
+            return; // without a division
         }
         let turns = passed.as_nanos() / self.width.as_nanos();
         let Past { at, buckets } = &mut *self.past;
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_each_request_needs_is_one_line_of_the_cache() {
+    fn what_each_request_needs_is_64_bytes() {
         assert_eq!(size_of::<Window>(), 64);
     }
 }

@@ -168,8 +168,7 @@ impl Grpc {
         let work = async move {
             let mut exchange = Exchange::begin(&self, &head.headers, route);
             let answer = async {
-                let mut call =
-                    GrpcCall::alone(head, messages, &self.path.body, &self.path.slots, gone).await?;
+                let mut call = GrpcCall::alone(head, messages, &self.path, gone).await?;
                 let names = call.names().clone();
                 let target = Target { model: &names.model, pinned: names.version };
                 self.path.infer(&mut call, target, &mut exchange.record).await

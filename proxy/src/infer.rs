@@ -76,6 +76,13 @@ impl InferPath {
         Target { pinned: target.pinned.or_else(mostly), ..target }
     }
 
+    /// Room for a request with this head, of which nothing else is known yet.
+    pub(crate) fn room_for(&self, head: &http::request::Parts) -> Result<Slot, Refusal> {
+        let generation = self.live.load();
+        let snapshot = &generation.snapshot;
+        self.slots.enter_as(snapshot, snapshot.standing(&Caller::new(head)))
+    }
+
     /// Answers one infer request.
     pub async fn infer<C: Call>(
         &self,
@@ -101,11 +108,7 @@ impl InferPath {
         record.generation = generation.number;
         let snapshot = &generation.snapshot;
         let standing = snapshot.standing(&Caller::new(call.head()));
-        let room = snapshot.room(standing.criticality);
-        let mut slot = match snapshot.tells_tenants_apart() {
-            true => self.slots.enter_for(room, standing.tenant)?,
-            false => self.slots.enter(room)?,
-        };
+        let mut slot = self.slots.enter_as(snapshot, standing)?;
         let models = self.directory.load();
         let target = match call.label() {
             Some(label) => labelled(snapshot, &models, target.model, label)?,

@@ -1,8 +1,8 @@
 //! Versions that another server answers: sends a request there as it came, and brings the answer back as it is. Decides
 //! which headers pass, and how long to go on; never which version that is, nor what its answer says about it.
 //!
-//! Connections are kept and used again (pingora's connector, HTTP/1.1). One that turns out to be closed before anything of
-//! an answer has come, or on which the server says that it has waited for a request for too long, is replaced once, by a new one;
+//! Connections are kept and used again (pingora's connector, HTTP/1.1). One that turns out to be closed at once and before
+//! anything of an answer has come, or on which the server says that it has waited for a request for too long, is replaced once, by a new one;
 //! nothing else is sent twice.
 
 use crate::connectors::Connectors;
@@ -199,7 +199,7 @@ impl Remotes {
         (method, headers): (&Method, &HeaderMap),
         body: Bytes,
         (deadline, of_policy, trace): (&Deadline, Duration, Option<[(HeaderName, String); 2]>),
-        (bytes_max, room): (usize, Slot),
+        (bytes_max, mut room): (usize, Slot),
         may_repeat: impl FnOnce(Stale) -> bool,
     ) -> Result<Passed, Refusal> {
         let hops = hops(headers)?;

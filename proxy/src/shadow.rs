@@ -26,6 +26,7 @@ use wire::{Infer, Reply, Status, TensorMeta, Timing};
 const SHEDDABLE: u32 = 3;
 
 /// What all copies hold together, which is beside what requests may hold: requests, what their clients got, and what is compared with that.
+/// What another server has answered keeps its place among such answers as well.
 const BYTES_MAX: usize = 128 << 20;
 
 /// Answers that are larger are read and compared on another thread: on this one, clients wait.
@@ -91,10 +92,12 @@ impl Shadows {
         self.metrics.count_shadow(model, version, Outcome::Dropped);
     }
 
-    /// Sends a copy, if there is room for the answer that the client got as long as it is under way, and compares its answer with that;
-    /// waits for nothing.
+    /// Sends a copy, if there is room for both answers, and compares its own with the one that the client got; waits for nothing.
     pub(crate) fn send(&self, mut copy: Copy, answer: Answer) {
-        if copy.place.slot.reserve(answer.bytes()).is_err() {
+        let slot = &mut copy.place.slot;
+        let bytes = answer.bytes();
+        // And for one as long, which the other version will give: else it would run for nothing.
+        if slot.reserve(bytes).and_then(|()| slot.reserve_ahead(bytes)).is_err() {
             return self.drop_one(&copy.model, copy.version, copy.assigned);
         }
         let (links, remotes) = (Arc::clone(&self.links), Arc::clone(&self.remotes));

@@ -266,7 +266,7 @@ fn a_server_that_hangs_over_copies_of_long_answers_takes_nobodys_room() {
         let answer = stack.client().infer("m", &[], &body());
         assert_eq!(answer.status, 200, "{}", answer.text());
     }
-    stack.wait_for_metric("penstock_shadows_total{model=\"m\",version=\"3\",outcome=\"dropped\"}", 16.0);
+    stack.wait_for_metric("penstock_shadows_total{model=\"m\",version=\"3\",outcome=\"dropped\"}", 18.0);
 }
 
 /// Where a server is that does this with each connection, once a request has come.

@@ -159,7 +159,7 @@ fn a_run_is_abandoned_once_the_last_of_its_callers_has_gone_or_is_late_if_such_r
     assert!(matches!(refused[..], [(6, Refusal::TooLate { .. })]), "{refused:?}");
     let at = |seconds| world.queue.abandoned(0, deadline + Duration::from_secs(seconds));
     assert_eq!(at(2), Some(Duration::from_millis(15)), "somebody needs it who has no time to wait");
-    assert_eq!(at(3), None, "and does so no more");
+    assert_eq!(at(4), None, "and does so no more");
     world.submit(&[&world.job(5, 0)], now);
     runs_of(1);
     assert_eq!(world.queue.abandoned(0, deadline), None, "so many rows have not run");

@@ -1,6 +1,6 @@
 //! Where there are many models, what a decision waits for is memory: some twenty lines of it, each behind a pointer in the one before.
-//! So what is known to be needed is asked for before anything is read of it, and is waited for together; and so is nothing else,
-//! because each line takes its time, and the place of another one.
+//! So what is known to be needed is asked for before it is read, and is waited for together; and little else is, because each line
+//! takes its time, and the place of another one.
 //!
 //! ```text
 //!   name ─┬─ policy ──── split or canary ──── version, key ─┬─ its breaker

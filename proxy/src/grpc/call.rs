@@ -12,14 +12,15 @@ use crate::body::{BodyLimits, Encoding};
 use crate::call::{Call, Inferred};
 use crate::deadline::{TIMEOUT, header_number};
 use crate::decode::InferRequest;
+use crate::infer::InferPath;
 use crate::refusal::Refusal;
 use crate::remote::Passed;
-use crate::slots::{Slot, Slots};
+use crate::slots::Slot;
 use crate::translated::Parameters;
 use bytes::Bytes;
 use http::{HeaderMap, Method, request};
 use hyper::body::Incoming;
-use policies::{Room, Tensors};
+use policies::Tensors;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,11 +50,10 @@ impl GrpcCall {
     pub(super) async fn alone(
         head: request::Parts,
         mut messages: Messages<Incoming>,
-        limits: &BodyLimits,
-        slots: &Arc<Slots>,
+        path: &InferPath,
         gone: oneshot::Receiver<Infallible>,
     ) -> Result<Self, Refusal> {
-        let head = Arc::new(head);
+        let (head, limits) = (Arc::new(head), &path.body);
         let until = until(&head.headers, Instant::now())?;
         let begin = async {
             let prefix =
@@ -68,7 +68,7 @@ impl GrpcCall {
                 return Ok((Message::Coming(messages, prefix), names));
             }
             // Its room is given back at once, and taken again when it is let in.
-            let mut slot = slots.enter(Room::ALL)?;
+            let mut slot = path.room_for(&head)?;
             prefix.reserve(limits.bytes_max, &mut slot)?;
             let message = messages.rest(prefix, limits.bytes_max, &mut slot).await?;
             let names = Names::of(&message)?;

@@ -17,7 +17,6 @@ use bytes::Bytes;
 use http::{HeaderMap, Response, request};
 use http_body::{Body, Frame};
 use hyper::body::Incoming;
-use policies::Room;
 use protocol::inference::{ModelInferResponse, ModelStreamInferResponse};
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -122,7 +121,7 @@ impl Stream {
     ) -> Result<Option<Result<(Bytes, Slot), Refusal>>, Refusal> {
         let Some(prefix) = messages.next().await? else { return Ok(None) };
         let limits = &self.grpc.path.body;
-        let slot = self.grpc.path.slots.enter(Room::ALL).and_then(|mut slot| {
+        let slot = self.grpc.path.room_for(&self.head).and_then(|mut slot| {
             prefix.reserve(limits.bytes_max, &mut slot)?;
             Ok(slot)
         });
