@@ -45,9 +45,9 @@ fn a_tenant_that_floods_is_turned_away_before_one_that_asks_for_little() {
         is_over.store(true, Ordering::Relaxed);
         quiet
     });
-    // Where the machine gets slower meanwhile, one may still be late.
+    // Where the machine gets slower meanwhile, some may still be late.
     let of_quiet = quiet.iter().filter(|status| **status == 200).count();
-    assert!(of_quiet >= QUIET - 1, "{quiet:?}");
+    assert!(of_quiet >= QUIET - 2, "{quiet:?}");
     let (turned_away, answered) = (turned_away.into_inner(), answered.into_inner());
     assert!(turned_away > answered, "{turned_away} turned away, {answered} answered");
 }
