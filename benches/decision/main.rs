@@ -2,8 +2,8 @@
 //! snapshot is loaded, a version picked, the limits asked, the breaker entered and settled, the answer counted. Then what it takes to swap that
 //! policy, and what a caller's bucket takes of memory.
 //!
-//! What came of it, in six runs: 0.90 to 1.85 µs at the median and 2.2 to 3.0 at p99, and 2.6 to 2.9 and 6.0 to 7.4 where each model is
-//! rolled out, by 4,150 and 5,504 instructions. That was beside neighbours who take the shared cache, so that a line of memory is 200 ns away,
+//! What came of it, in ten runs: 0.90 to 1.85 µs at the median and 2.2 to 3.0 at p99, and 2.5 to 2.9 and 5.8 to 7.4 where each model is
+//! rolled out, by some 4,100 and 5,500 instructions. That was beside neighbours who take the shared cache, so that a line of memory is 200 ns away,
 //! and often half of a core: the same YAML was read in 32 ms and in 68, and 0.90 was where it was 32. Without neighbours a decision took 0.69
 //! to 0.87 µs, by 3,550 instructions, before anything was fetched ahead.
 //!
