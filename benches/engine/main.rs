@@ -19,8 +19,8 @@
 //! A hundred swaps of a model at 70 % of the load (3 to 7 s each, no request of 7 to 8 million lost) took the p99 of those who ask meanwhile
 //! from 1.9 to 1.9 ms in one run, from 1.5 to 2.0 (and 1.8 after them) in another, from 1.4 to 1.9 (and 1.7 after them) in a third, from
 //! 1.7 to 1.7 (and 1.4 after them) in a fourth, from 1.5 to 1.8 in a fifth. Where the machine had nothing to spare for loading a model (15 s
-//! for each swap), it was 1.01 to 1.17 times what it was between them, in each of three parts. With `bf16: true` the model of sentences runs 1.5 to 1.75 times as fast on a CPU that has the
-//! instructions.
+//! for each swap), it was 1.01 to 1.17 times what it was between them, in each of three parts. With `bf16: true` the model of sentences runs
+//! 1.5 to 1.75 times as fast on a CPU that has the instructions.
 //!
 //! On a GPU (one NVIDIA H100, 16 cores) a lone request waits 40 to 113 µs for its lane, where waking any thread takes 29 to 84. A plain loop
 //! in Python does 12,400 to 13,500 rows/s of the ResNet-18 and 668,000 to 698,000 of the perceptron.

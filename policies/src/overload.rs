@@ -1,5 +1,5 @@
 //! Who is turned away first when there is not enough for all: how critical a request is, whose it is, and which part of a
-//! room that all share is kept from it. Decides neither when that is nor who in particular: the engine, which has the queue,
+//! room that all share is kept from it. Decides neither when that is nor who in particular: who has the room or the queue
 //! does.
 
 use crate::attribute::{Attribute, Attributes, Condition};

@@ -110,8 +110,9 @@ impl Slot {
         Ok(())
     }
 
-    /// One more in the same room, with what this one has reserved ahead.
+    /// One more in the same room, which is not divided between tenants, with what this one has reserved ahead.
     pub fn another(&mut self) -> Self {
+        debug_assert!(self.party.is_none(), "nobody's share is to be kept");
         self.slots.requests.fetch_add(1, Ordering::Relaxed);
         let ahead = std::mem::take(&mut self.ahead);
         self.bytes -= ahead;
@@ -128,7 +129,7 @@ impl Slot {
 
     fn take(&mut self, bytes: usize) -> Result<(), Refusal> {
         match self.party {
-            None => self.is_taken(bytes)?,
+            None => self.take_of_all(bytes)?,
             Some(party) => {
                 let mut parties = self.slots.parties();
                 let has = parties.entry(party).or_default();
@@ -146,7 +147,7 @@ impl Slot {
                     );
                     return Err(Refusal::Overloaded(why));
                 }
-                self.is_taken(bytes)?;
+                self.take_of_all(bytes)?;
                 has.bytes += bytes;
             }
         }
@@ -154,7 +155,7 @@ impl Slot {
         Ok(())
     }
 
-    fn is_taken(&self, bytes: usize) -> Result<(), Refusal> {
+    fn take_of_all(&self, bytes: usize) -> Result<(), Refusal> {
         let most = self.room.of(self.slots.bytes_max);
         let with_these = |taken: usize| taken.checked_add(bytes).filter(|taken| *taken <= most);
         // What is refused is not taken meanwhile: others may have room for what they need.

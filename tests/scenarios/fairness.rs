@@ -1,5 +1,5 @@
-//! Two tenants at one model that is asked for more than it can do: who floods it is turned away first, and who asks for
-//! little is answered. The queue is the engine's own.
+//! Two tenants where there is not enough for both: who floods a model, or the room for requests, is turned away first, and who asks
+//! for little is answered. The queue is the engine's own.
 
 use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body, repository};
 use std::io::Write;
