@@ -421,7 +421,13 @@ impl<T: Clone> Batcher<T> {
         } else {
             Some((first, room))
         };
-        (found.filter(|(bucket, _)| self.has_lanes_for(bucket)), waits_for_room)
+        (found.filter(|(bucket, _)| self.has_lanes(self.queues[*bucket].lanes)), waits_for_room)
+    }
+
+    /// How many lanes' share of the cores the next run of each version would have of which something waits.
+    pub fn lanes_wanted(&self) -> impl Iterator<Item = usize> {
+        let heads = self.versions.values().filter_map(|version| version.heads.values().next());
+        heads.map(|bucket| self.queues[bucket].lanes)
     }
 
     /// What the most urgent job of a queue needs room for: nothing, if all that is left is to say that it is late.
@@ -431,9 +437,9 @@ impl<T: Clone> Batcher<T> {
         first.map_or(0, Waiting::needs)
     }
 
-    /// Whether the cores suffice for another run.
-    fn has_lanes_for(&self, bucket: &Bucket) -> bool {
-        let shares = || self.running.iter().map(|running| running.lanes).chain([self.queues[bucket].lanes]);
+    /// Whether the cores suffice for another run, of so many lanes.
+    pub fn has_lanes(&self, lanes: usize) -> bool {
+        let shares = || self.running.iter().map(|running| running.lanes).chain([lanes]);
         // The lane that asks is free, and so is its own share unless a larger run has taken it.
         let has_room = shares().all(|share| share == 1) || shares().sum::<usize>() <= self.lanes;
         has_room || self.running.is_empty()

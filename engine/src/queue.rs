@@ -10,6 +10,7 @@ use crate::model::Version;
 use crate::preparers::After;
 use crate::split;
 use crate::suspects::Suspects;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::Thread;
@@ -67,8 +68,9 @@ struct State {
     running: Vec<Option<Running>>,
     /// The lane that runs a request once more which it has answered.
     looking: Option<usize>,
-    /// Until when somebody is missed who was turned away because what runs, or waits, takes too long.
-    turned_away: Option<Instant>,
+    /// Until when somebody is missed who was turned away because what runs, or waits, takes too long: by the lanes that a run of theirs
+    /// would have.
+    turned_away: BTreeMap<usize, Instant>,
     stopping: bool,
 }
 
@@ -81,7 +83,7 @@ impl Queue {
             called: None,
             running: vec![None; lanes],
             looking: None,
-            turned_away: None,
+            turned_away: BTreeMap::new(),
             stopping: false,
         };
         Self {
@@ -137,7 +139,7 @@ impl Queue {
             match order {
                 Order::Run(job) if state.stopping => refused.push((job.terms.id, Refusal::Stopping)),
                 Order::Run(job) => {
-                    let id = job.terms.id;
+                    let (id, lanes) = (job.terms.id, job.request.version.way.lanes);
                     let found = job.request.version.audit.found().map(|found| found.grouping);
                     if found.is_some()
                         && let Err(refusal) = job.request.fits_one_run()
@@ -149,7 +151,7 @@ impl Queue {
                         found.or_else(|| state.suspects.is_suspect(&job, now).then_some(Grouping::Alone));
                     if let Err(refusal) = state.batcher.push(ticket(job, apart), &mut shed, now) {
                         if let Refused::TooLate { wait, .. } = &refusal {
-                            state.turn_away(*wait, now);
+                            state.turn_away(lanes, *wait, now);
                         }
                         refused.push((id, into_refusal(id, refusal, state.batcher.limits())));
                     }
@@ -298,27 +300,26 @@ impl Queue {
         After { backlog, adds: with_others * version.way.lanes.min(lanes) as u32, run, bound, lanes }
     }
 
-    /// Somebody was turned away before coming here, who would wait for so long.
-    pub(crate) fn turn_away(&self, wait: Duration, now: Instant) {
-        self.lock().turn_away(wait, now);
+    /// Somebody was turned away before coming here, who would wait for so long for a run of this version.
+    pub(crate) fn turn_away(&self, version: &Version, wait: Duration, now: Instant) {
+        self.lock().turn_away(version.way.lanes, wait, now);
     }
 
-    /// Where nobody waits any more for what a lane runs, nor for what any other does, and something else waits, or would if it had the
-    /// time: what 99 of 100 such runs take at most, if that is known. As long as a lane is left, or comes back, nobody misses this one.
+    /// Where nobody waits any more for what a lane runs, nor for what any other does, and the lanes that are left do not suffice for
+    /// something that waits, or would if it had the time: what 99 of 100 such runs take at most, if that is known. As long as enough
+    /// are left, or come back, nobody misses this one.
     pub(crate) fn abandoned(&self, lane: usize, now: Instant) -> Option<Duration> {
         let running = {
             let state = self.lock();
-            let is_missed = !state.batcher.is_empty() || state.turned_away.is_some_and(|until| now <= until);
-            if state.looking.is_some() || !is_missed {
+            if state.looking.is_some() || !state.is_held_up(now) {
                 return None;
             }
             state.running.clone()
         };
         let is_awaited = |Piece { job, .. }: &Piece<Arc<Job>>| job.is_wanted() && !job.has_expired(now);
-        let is_held = |running: &Option<Running>| {
-            running.as_ref().is_some_and(|running| !running.pieces.iter().any(is_awaited))
-        };
-        let Running { pieces, .. } = running[lane].as_ref().filter(|_| running.iter().all(is_held))?;
+        let is_held = |running: &Running| !running.pieces.iter().any(is_awaited);
+        let Running { pieces, .. } =
+            running[lane].as_ref().filter(|_| running.iter().flatten().all(is_held))?;
         let bucket = bucket_of(&pieces.first()?.job.request, false);
         let rows = pieces.iter().map(|piece| piece.rows).sum();
         self.lock().batcher.slow(&bucket, rows)
@@ -434,9 +435,19 @@ impl Drop for Announcement {
 }
 
 impl State {
-    fn turn_away(&mut self, wait: Duration, now: Instant) {
+    fn turn_away(&mut self, lanes: usize, wait: Duration, now: Instant) {
         let until = now + wait.saturating_add(TURNED_AWAY).min(TURNED_AWAY_MAX);
-        self.turned_away = self.turned_away.max(Some(until));
+        let known = self.turned_away.entry(lanes.clamp(1, self.running.len())).or_insert(until);
+        *known = until.max(*known);
+    }
+
+    /// Whether something waits, or would if it had the time, for which the lanes do not suffice that are left by what runs.
+    fn is_held_up(&self, now: Instant) -> bool {
+        let are_all_taken = self.running.iter().all(Option::is_some);
+        let turned_away =
+            self.turned_away.iter().filter(|(_, until)| now <= **until).map(|(lanes, _)| *lanes);
+        let mut wanted = self.batcher.lanes_wanted().chain(turned_away);
+        wanted.any(|lanes| are_all_taken || !self.batcher.has_lanes(lanes))
     }
 
     /// A job that a lane runs, or a piece of it.

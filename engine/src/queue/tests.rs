@@ -169,6 +169,46 @@ fn a_run_is_abandoned_once_the_last_of_its_callers_has_gone_or_is_late_if_such_r
 }
 
 #[test]
+fn a_run_that_nobody_waits_for_is_missed_by_who_needs_more_lanes_than_it_leaves_and_by_no_other() {
+    let (mut narrow, mut wide, now) = (World::new(), World::of_connection(2), Instant::now());
+    narrow.queue = Queue::new(Limits::halving(10, 2000), 2);
+    let version = Arc::get_mut(&mut wide.version).expect("nobody else has it");
+    (version.key, version.way.lanes) = (1, 2);
+    let (queue, slow) = (&narrow.queue, Some(Duration::from_millis(15)));
+    for world in [&narrow, &wide] {
+        let mut curve = Curve::default();
+        (0..5).for_each(|_| curve.observe(1, Duration::from_millis(10)));
+        queue.seed(&bucket_of(&world.job(0, 0).request, false), curve);
+    }
+    let begin = |job: &Arc<Job>| {
+        narrow.submit(&[job], now);
+        let claim = queue.next(0).unwrap().claim;
+        job.cancel();
+        claim
+    };
+    let leave = |connection, id| {
+        queue.submit(&mut vec![Order::Cancel { connection, id }], &mut Vec::new(), now);
+    };
+    let run = begin(&narrow.job(1, 0));
+    narrow.submit(&[&narrow.job(2, 0)], now);
+    assert_eq!(queue.abandoned(0, now), None, "one lane is enough for it");
+    narrow.submit(&[&wide.job(3, 0)], now);
+    assert_eq!(queue.abandoned(0, now), slow, "and not for this one");
+    leave(2, 3);
+    assert_eq!(queue.abandoned(0, now), None);
+    queue.turn_away(&narrow.version, Duration::ZERO, now);
+    assert_eq!(queue.abandoned(0, now), None, "whatever it had no time for, a lane is left");
+    queue.turn_away(&wide.version, Duration::ZERO, now);
+    assert_eq!(queue.abandoned(0, now), slow, "it would wait if it had the time");
+    leave(1, 2);
+    queue.finish(0, run, Ended::Ran);
+    let run = begin(&wide.job(4, 0));
+    narrow.submit(&[&narrow.job(5, 0)], now);
+    assert_eq!(queue.abandoned(0, now), slow, "it leaves nothing to anybody");
+    queue.finish(0, run, Ended::Ran);
+}
+
+#[test]
 fn who_comes_while_a_batch_is_divided_is_refused_if_its_parts_take_too_long() {
     let (world, now) = (World::new(), Instant::now());
     let mut curve = Curve::default();
