@@ -8,7 +8,7 @@
 //! ```
 //!
 //! An engine that holds more memory than it may is replaced by another that has loaded its models first, where there is
-//! memory for both, so that no request notices; else it is stopped, and another started.
+//! memory for both, so that no request notices; else it answers what it has, is stopped, and another started.
 //!
 //! The engine exits when its standard input ends, so that even a killed proxy leaves no orphan.
 
@@ -123,7 +123,15 @@ impl Supervisor {
                 ended => ended,
             };
             self.lost();
+            let answers = matches!(ended, Ended::Outgrown { .. });
             let reason = ended.reason(&mut engine).await;
+            if answers {
+                tracing::warn!("{reason}: there is no memory for another engine beside it, so it ends first");
+                tokio::select! {
+                    () = engine.drained() => {}
+                    _ = stop.changed() => {}
+                }
+            }
             if *stop.borrow() {
                 stop_and_close(engine, &reason).await;
             } else {

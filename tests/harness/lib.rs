@@ -15,7 +15,9 @@ pub use client::{Client, Response, infer_body, raw_exchange};
 pub use collector::Collector;
 pub use engine::{Behaviour, ScriptedEngine, Told};
 pub use grpc::{GrpcCaller, GrpcClient, grpc_request};
-pub use stack::{Out, Stack, StackBuilder, binary, free_address, free_addresses, repository};
+pub use stack::{
+    Out, Stack, StackBuilder, binary, can_hide_memory, free_address, free_addresses, repository,
+};
 pub use terminal::{Screen, Terminal};
 
 use std::time::{Duration, Instant};

@@ -56,6 +56,7 @@ pub struct StackBuilder {
     socket: Option<PathBuf>,
     memory_mib: u64,
     engine_arguments: String,
+    machine_mib: Option<u64>,
     out: Out,
     more: String,
     demo: Option<String>,
@@ -117,6 +118,13 @@ impl StackBuilder {
         self
     }
 
+    /// Its own engine takes the machine to have so much memory: another `/proc/meminfo` stands for that, which only it sees. See
+    /// [`can_hide_memory`].
+    pub fn machine_mib(mut self, mib: u64) -> Self {
+        self.machine_mib = Some(mib);
+        self
+    }
+
     /// What becomes of its standard output and its standard error.
     pub fn out(mut self, out: Out) -> Self {
         self.out = out;
@@ -161,7 +169,7 @@ impl StackBuilder {
                 "{{models: '{}', socket: '{}', binary: '{}', lanes: 2, control: true, memory_mib: {}}}",
                 self.models.display(),
                 self.socket.unwrap_or_else(|| self.folder.path().join("engine.sock")).display(),
-                engine_binary(self.folder.path(), &self.engine_arguments).display(),
+                engine_binary(self.folder.path(), &self.engine_arguments, self.machine_mib).display(),
                 self.memory_mib
             ),
         };
@@ -202,14 +210,30 @@ impl StackBuilder {
     }
 }
 
-/// The engine's binary; a script that starts it with more arguments, where there are any.
-fn engine_binary(folder: &Path, arguments: &str) -> PathBuf {
+/// How a process gets mounts of its own: nobody else sees them.
+const OWN_MOUNTS: &str = "unshare --map-root-user --mount";
+
+/// Whether [`StackBuilder::machine_mib`] can be had: some containers forbid it.
+pub fn can_hide_memory() -> bool {
+    let status = Command::new("sh").args(["-c", &format!("{OWN_MOUNTS} true")]).status();
+    status.is_ok_and(|status| status.success())
+}
+
+/// The engine's binary; a script that starts it with more arguments, or on a smaller machine, where that is wanted.
+fn engine_binary(folder: &Path, arguments: &str, machine_mib: Option<u64>) -> PathBuf {
     let binary = binary("penstock-engine");
-    if arguments.is_empty() {
+    if arguments.is_empty() && machine_mib.is_none() {
         return binary;
     }
     let script = folder.join("engine.sh");
-    let text = format!("#!/bin/sh\nexec '{}' \"$@\" {arguments}\n", binary.display());
+    let smaller = machine_mib.map(|mib| {
+        let file = folder.join("meminfo");
+        std::fs::write(&file, format!("MemTotal: {} kB\n", mib << 10))
+            .expect("the temporary folder takes files");
+        format!("{OWN_MOUNTS} sh -c 'mount --bind \"$0\" /proc/meminfo && exec \"$@\"' '{}' ", file.display())
+    });
+    let text =
+        format!("#!/bin/sh\nexec {}'{}' \"$@\" {arguments}\n", smaller.unwrap_or_default(), binary.display());
     std::fs::write(&script, text).expect("the temporary folder takes files");
     std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o700)).expect("it is ours");
     script
@@ -259,6 +283,7 @@ impl Stack {
             external_engine: None,
             memory_mib: 8192,
             engine_arguments: String::new(),
+            machine_mib: None,
             socket: None,
             out: Out::File,
             more: String::new(),

@@ -2,7 +2,8 @@
 
 use harness::{Behaviour, ScriptedEngine, Stack, eventually, infer_body, repository};
 use rustix::process::{Signal, kill_process, test_kill_process};
-use std::io::Write;
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -172,6 +173,76 @@ fn an_engine_that_leaks_is_replaced_before_its_memory_is_spent_and_no_request_no
     eventually("little memory", || {
         (stack.metric("penstock_engine_resident_bytes") < f64::from(800 << 20)).then_some(())
     });
+}
+
+/// Two engines would not fit into the machine, so one ends before the other begins. Whoever has been given to it by then is answered,
+/// also if it is still sending; whoever comes in between is told at once when to come again.
+#[test]
+fn an_engine_beside_which_no_other_has_room_answers_all_it_has_before_it_is_replaced() {
+    if !harness::can_hide_memory() {
+        eprintln!("not tried: this system lets nobody have mounts of its own");
+        return;
+    }
+    let models = fixtures(&["leaky", "slow"]);
+    let builder = || Stack::builder().models(models.path()).policies("models: {slow: {deadline: 10m}}\n");
+    let holds = |stack: &Stack| {
+        let mib = || (stack.metric("penstock_engine_resident_bytes") / f64::from(1 << 20)) as u64;
+        eventually("to know what it holds", || Some(mib()).filter(|mib| *mib > 0))
+    };
+    let mib = holds(&builder().start());
+    let stack = builder().machine_mib(2 * mib).start();
+    let first = stack.engine_pid().expect("an engine");
+    holds(&stack);
+    let body = infer_body("x", [64, 4], &[1.0; 256]);
+    let ends = || stack.log().contains("there is no memory for another engine beside it");
+    // Until it is told so.
+    let ask = || {
+        let client = stack.client();
+        loop {
+            let answer = client.infer("slow", &[], &body);
+            if answer.status != 200 {
+                return (answer.status, answer.headers.contains_key("retry-after"), answer.text());
+            }
+        }
+    };
+    // One who has sent half of its body when the engine is given up.
+    let send = || {
+        let mut client = TcpStream::connect(stack.http).expect("it listens");
+        let length = body.len();
+        let head = format!(
+            "POST /v2/models/slow/infer HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+        );
+        let (first, second) = body.split_at(length / 2);
+        client.write_all(&[head.as_bytes(), first].concat()).expect("it reads");
+        eventually("the engine to be given up", || ends().then_some(()));
+        client.write_all(second).expect("it reads");
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("an answer");
+        answer
+    };
+    let (told, sent) = std::thread::scope(|scope| {
+        // Each is a run of 50 ms, so that there is always a second of work.
+        let asked: Vec<_> = (0..40).map(|_| scope.spawn(ask)).collect();
+        let sending: Vec<_> = (0..4).map(|_| scope.spawn(send)).collect();
+        // Each leaves 8 MB behind.
+        let leaks = infer_body("x", [1, 4], &[1000.0; 4]);
+        (0..60).for_each(|_| drop(stack.client().infer("leaky", &[], &leaks)));
+        eventually("the engine to be gone", || test_kill_process(first).is_err().then_some(()));
+        let told: BTreeSet<_> = asked.into_iter().map(|one| one.join().expect("an answer")).collect();
+        let sent: Vec<_> = sending.into_iter().map(|one| one.join().expect("an answer")).collect();
+        (told, sent)
+    });
+    assert!(sent.iter().all(|answer| answer.starts_with("HTTP/1.1 200")), "{sent:?}");
+    let why = "{\"error\":\"the engine is not available: it is starting or restarting\"}";
+    assert_eq!(told, BTreeSet::from([(503, true, why.to_owned())]), "{}", stack.log());
+    assert!(
+        !stack.metrics().contains("penstock_retries_total{"),
+        "nothing came to an engine that was stopping"
+    );
+    eventually("answers again", || (stack.client().infer("slow", &[], &body).status == 200).then_some(()));
+    let log = stack.log();
+    assert!(log.contains("engine lost: the engine holds") && !log.contains("takes over"), "{log}");
+    assert_eq!(stack.metric("penstock_engine_starts_total"), 2.0);
 }
 
 /// Whatever is called before it and takes long.

@@ -24,6 +24,8 @@ const LOAD_MAX: Duration = Duration::from_secs(600);
 const EXIT_MAX: Duration = Duration::from_millis(200);
 /// Requests that are under way to an engine when another takes over reach it within this.
 const UNDER_WAY_MAX: Duration = Duration::from_secs(5);
+/// The same where none has taken over yet: everybody else is turned away meanwhile.
+const UNDER_WAY_ALONE: Duration = Duration::from_millis(200);
 /// And what waits and runs there has so long.
 const RETIRE_MAX: Duration = Duration::from_secs(600);
 /// How a run's threads wait for each other is said by any of these; the engine takes it over from us.
@@ -150,6 +152,13 @@ impl Engine {
                 None => anyhow::bail!("it ended: {}", exit_of(&mut self.process).await),
             }
         }
+    }
+
+    /// Waits until it has answered what was under way to it, once nothing new is to come; no longer than it would finish that for
+    /// after being told to stop, when it turns away what still comes.
+    pub(super) async fn drained(&mut self) {
+        tokio::time::sleep(UNDER_WAY_ALONE).await;
+        let _ = tokio::time::timeout(STOP_MAX, self.at_rest()).await;
     }
 
     /// Waits until it has answered everything, or is gone.
