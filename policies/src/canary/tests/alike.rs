@@ -8,11 +8,22 @@ use super::*;
 
 const ROLLOUTS: u64 = 10_000;
 
-/// In each step.
+/// In each step, but where there is much to do in each.
 const TURNS: u32 = 120;
 
 const LATENCY: &str = "steps: [1, 10, 50], dwell: 1m, gates: {latency: {over: 200ms, at_most: 50}}";
 const FAULTS: &str = "steps: [1, 10, 50], dwell: 1m, gates: {errors: {at_most: 50}, faults: {at_most: 50}}";
+
+/// All of them, which share the chance.
+fn all_gates(steps: &str) -> CanaryPolicy {
+    let gates = "{errors: {at_most: 50}, latency: {over: 200ms, at_most: 50}, faults: {at_most: 50}, disagreement: {at_most: 5}}";
+    let text = format!(
+        "models: {{digits: {{canary: {{baseline: 1, candidate: 2, {steps}, gates: {gates}}}, shadow: {{version: 2}}}}}}"
+    );
+    let policy = parse(&text, "p.yaml").unwrap().model("digits").unwrap().canary.clone().unwrap();
+    assert_eq!(begun(&policy, 0).canary.gates.len(), 4);
+    *policy
+}
 
 fn begun(policy: &CanaryPolicy, seed: u64) -> World {
     let now = Instant::now();
@@ -27,15 +38,24 @@ fn ramp(world: &mut World) {
 }
 
 /// Three steps, of both versions alike: users who fare badly again and again, requests without a key, and stalls in which
-/// everybody fares badly at once.
-fn rollout_of_the_same(policy: &CanaryPolicy, seed: u64, (bad, stalled): (Sight, Sight)) -> Phase {
+/// everybody fares badly at once. How badly, is one of those that are given; `also` happens each time.
+fn rollout_of_the_same(
+    policy: &CanaryPolicy,
+    (seed, turns): (u64, u32),
+    how: &[(Sight, Sight)],
+    also: impl Fn(&mut World, u64),
+) -> Phase {
     let mut world = begun(policy, seed);
     for step in 0..3 {
-        for at in 0..TURNS {
+        for at in 0..turns {
             world.now += ms(250);
-            let rate = 0.02 + 0.2 * f64::from(at) / f64::from(TURNS);
+            let rate = 0.02 + 0.2 * f64::from(at) / f64::from(turns);
             let share = percent(world.canary.share()) / 100.0;
-            let (user, now) = (step * u64::from(TURNS) + u64::from(at), world.now);
+            let (user, now) = (step * u64::from(turns) + u64::from(at), world.now);
+            let (bad, stalled) = match how {
+                [one] => *one,
+                several => several[world.dice.below(several.len() as u64) as usize],
+            };
             let is_candidate = world.dice.falls(share);
             let assigned = world.assigned(is_candidate);
             if world.dice.falls(rate) {
@@ -50,6 +70,7 @@ fn rollout_of_the_same(policy: &CanaryPolicy, seed: u64, (bad, stalled): (Sight,
                     world.tell(is_candidate, stalled);
                 }
             }
+            also(&mut world, user);
         }
         ramp(&mut world);
     }
@@ -96,7 +117,7 @@ fn takes(policy: &CanaryPolicy, why: &str, request: impl Fn(&mut World)) -> u32 
 fn a_candidate_that_is_as_slow_as_the_baseline_is_rolled_back_at_most_once_in_twenty() {
     let policy = policy(LATENCY);
     at_most_one_in_twenty(&rolled_back(|seed| {
-        rollout_of_the_same(&policy, seed, (SLOW, Sight::Late(Duration::from_secs(1))))
+        rollout_of_the_same(&policy, (seed, TURNS), &[(SLOW, Sight::Late(Duration::from_secs(1)))], |_, _| {})
     }));
 }
 
@@ -116,7 +137,7 @@ fn a_candidate_that_is_slow_three_times_as_often_is_rolled_back() {
 fn a_candidate_that_is_as_faulty_as_the_baseline_is_rolled_back_at_most_once_in_twenty() {
     let policy = policy(FAULTS);
     at_most_one_in_twenty(&rolled_back(|seed| {
-        rollout_of_the_same(&policy, seed, (Sight::Failed, Sight::Lost))
+        rollout_of_the_same(&policy, (seed, TURNS), &[(Sight::Failed, Sight::Lost)], |_, _| {})
     }));
 }
 
@@ -171,4 +192,37 @@ fn a_candidate_that_disagrees_twice_as_often_as_it_may_is_rolled_back() {
         world.compare(None, agrees);
     });
     assert!(median <= 500, "median {median}");
+}
+
+/// Slow answers, failures and lost engines, of both versions alike, and copies of which as many disagree as may: all gates together
+/// are wrong no more often than one.
+#[test]
+fn with_all_gates_at_once_at_most_one_in_twenty_is_rolled_back() {
+    let policy = all_gates("steps: [1, 10, 50], dwell: 1m");
+    let how = [
+        (SLOW, Sight::Late(Duration::from_secs(1))),
+        (Sight::Failed, Sight::Lost),
+        (Sight::Failed, Sight::Unanswered),
+    ];
+    at_most_one_in_twenty(&rolled_back(|seed| {
+        rollout_of_the_same(&policy, (seed, TURNS / 3), &how, |world, user| {
+            let of_a_user = !world.dice.falls(0.05);
+            world.compare(Some(user), of_a_user);
+            let agrees = !world.dice.falls(0.05);
+            world.compare(None, agrees);
+        })
+    }));
+}
+
+/// 1 % of the baseline's requests fail and 3 % of the candidate's, which has a tenth of all: each gate beside that of errors has its part
+/// of the chance to be wrong, and each failure is seen by two of them.
+#[test]
+fn a_candidate_that_fails_three_times_as_often_is_found_by_four_gates_as_well() {
+    let policy = all_gates("steps: [10], dwell: 24h");
+    let median = takes(&policy, "version 2", |world| {
+        world.request(0.01, 0.03);
+        let agrees = !world.dice.falls(0.01);
+        world.compare(None, agrees);
+    });
+    assert!(median <= 5_000, "median {median}");
 }
