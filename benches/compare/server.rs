@@ -257,7 +257,7 @@ fn image() -> Vec<u8> {
 
 fn write_pixels(version: &Path) -> anyhow::Result<()> {
     let model = "def forward(self, image):\n    return image.flatten(1)[:, :8].clone()\n";
-    engine::torch::define(&version.join("model.pt"), model).map_err(anyhow::Error::msg)?;
+    engine::torch::define(&version.join("model.pt"), &[], model).map_err(anyhow::Error::msg)?;
     let yaml = "inputs: [{name: image, datatype: FP32, shape: [-1, 3, 224, 224]}]\n\
                 outputs: [{name: pixels, datatype: FP32, shape: [-1, 8]}]\nmax_batch: 32\n";
     Ok(std::fs::write(version.join("model.yaml"), yaml)?)

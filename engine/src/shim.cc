@@ -8,6 +8,7 @@
 #include <filesystem>
 #include <iostream>
 #include <optional>
+#include <unordered_map>
 #include <utility>
 
 #include <ATen/Context.h>
@@ -18,6 +19,7 @@
 #include <ATen/ops/ones.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <torch/csrc/jit/frontend/resolver.h>
 #include <torch/csrc/jit/ir/alias_analysis.h>
 #include <torch/csrc/jit/ir/constants.h>
 #include <torch/csrc/jit/ir/ir.h>
@@ -32,6 +34,34 @@ namespace {
 
 const std::vector<c10::Argument>& arguments_of(const torch::jit::Method& method) {
   return method.function().getSchema().arguments();
+}
+
+// What a method of a module that is written here may name.
+struct Names : torch::jit::NativeResolver {
+  std::unordered_map<std::string, c10::IValue> constants;
+
+  std::shared_ptr<torch::jit::SugaredValue> resolveValue(
+      const std::string& name, torch::jit::GraphFunction& method, const torch::jit::SourceRange& at) override {
+    if (name == "fork") {
+      return torch::jit::SpecialFormValue::create(c10::prim::fork);
+    }
+    if (name == "prim") {
+      return std::make_shared<torch::jit::BuiltinModule>("prim");
+    }
+    if (const auto constant = constants.find(name); constant != constants.end()) {
+      return std::make_shared<torch::jit::SimpleValue>(
+          torch::jit::insertConstant(*method.graph(), constant->second, at));
+    }
+    return NativeResolver::resolveValue(name, method, at);
+  }
+};
+
+// Of an expression, with the type that it has.
+std::pair<c10::IValue, c10::TypePtr> value_of(const std::string& expression) {
+  torch::jit::CompilationUnit unit;
+  unit.define(std::nullopt, "def value():\n  return " + expression + "\n", torch::jit::nativeResolver(), nullptr);
+  auto& function = unit.get_function("value");
+  return {function({}), function.getSchema().returns()[0].type()};
 }
 
 bool is_number(const c10::TypePtr& type) {
@@ -531,9 +561,16 @@ rust::Str scalar_type_name(const at::Tensor& tensor) {
   return c10::toString(tensor.scalar_type());
 }
 
-void define(rust::Str path, rust::Str methods) {
+void define(rust::Str path, rust::Slice<const Attribute> attributes, rust::Str methods) {
   torch::jit::Module module("Defined");
-  module.define(static_cast<std::string>(methods));
+  auto names = std::make_shared<Names>();
+  for (const auto& attribute : attributes) {
+    const auto name = static_cast<std::string>(attribute.name);
+    auto [value, type] = value_of(static_cast<std::string>(attribute.value));
+    module.register_attribute(name, type, value, false, value.isTensor());
+    names->constants.emplace(name, std::move(value));
+  }
+  module.define(static_cast<std::string>(methods) + "\n", names);
   module.save(static_cast<std::string>(path));
 }
 

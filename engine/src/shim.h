@@ -37,6 +37,7 @@ void trycatch(Try&& body, Fail&& fail) noexcept {
 
 namespace penstock {
 
+struct Attribute;
 struct Code;
 struct DeviceMemory;
 struct Given;
@@ -109,8 +110,8 @@ std::unique_ptr<Module> load(rust::Str path, rust::Str device);
 c10::ScalarType scalar_type(const at::Tensor& tensor);
 rust::Str scalar_type_name(const at::Tensor& tensor);
 
-// Writes a module that has these methods and nothing else.
-void define(rust::Str path, rust::Str methods);
+// Writes a module that has these attributes, each the value of an expression, and these methods.
+void define(rust::Str path, rust::Slice<const Attribute> attributes, rust::Str methods);
 
 // GPUs that can be used. Loads libtorch_cuda.so if it lies beside libtorch_cpu.so; throws if that fails.
 size_t cuda_devices();

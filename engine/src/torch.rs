@@ -45,6 +45,12 @@ mod ffi {
         seeds: bool,
     }
 
+    /// Of a model that is written here.
+    struct Attribute<'a> {
+        name: &'a str,
+        value: &'a str,
+    }
+
     /// Bytes of a GPU.
     struct DeviceMemory {
         held: u64,
@@ -106,7 +112,7 @@ mod ffi {
         fn cuda_devices() -> Result<usize>;
         fn scalar_type(tensor: &Tensor) -> ScalarType;
         fn scalar_type_name(tensor: &Tensor) -> &str;
-        fn define(path: &str, methods: &str) -> Result<()>;
+        fn define<'a>(path: &str, attributes: &[Attribute<'a>], methods: &str) -> Result<()>;
     }
 }
 
@@ -185,11 +191,13 @@ pub fn device_memory(device: Device) -> Option<DeviceMemory> {
     }
 }
 
-/// Writes a `model.pt` whose methods are this TorchScript, and that has no parameters: what tests and examples need,
-/// without Python.
-pub fn define(path: &Path, methods: &str) -> Result<(), String> {
+/// Writes a `model.pt` whose methods are this TorchScript: what tests and examples need, without Python. Attributes come with an
+/// expression of TorchScript each, such as `torch.zeros([64, 4])`. A method has one as `self.name`, or, as a trace would keep it,
+/// as a constant: `name`. Beside `torch` there is what Python has as `torch.jit.fork`, as `fork`, and the operators of `prim`.
+pub fn define(path: &Path, attributes: &[(&str, &str)], methods: &str) -> Result<(), String> {
     let path = path.to_str().ok_or("its path is not UTF-8")?;
-    ffi::define(path, methods).map_err(|error| last_line(error.what()))
+    let attributes: Vec<_> = attributes.iter().map(|(name, value)| ffi::Attribute { name, value }).collect();
+    ffi::define(path, &attributes, methods).map_err(|error| error.what().to_owned())
 }
 
 /// Ends the process at once. An ordinary end would tear libtorch down under threads that still use it: a lane that

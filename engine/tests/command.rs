@@ -102,7 +102,7 @@ fn killed_it_leaves_a_socket_that_the_next_one_replaces() {
 fn define(version: &Path, body: &str) {
     std::fs::create_dir_all(version).expect("a folder");
     let text = format!("def forward(self, x):\n    {body}\n    return x\n");
-    engine::torch::define(&version.join("model.pt"), &text).expect("TorchScript");
+    engine::torch::define(&version.join("model.pt"), &[], &text).expect("TorchScript");
     let manifest = "inputs: [{name: x, datatype: FP32, shape: [-1, 1]}]\noutputs: [{name: 'y', datatype: FP32, shape: [-1, 1]}]";
     std::fs::write(version.join("model.yaml"), manifest).expect("a file");
 }

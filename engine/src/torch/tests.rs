@@ -355,7 +355,7 @@ impl Model for Timed {
 fn a_form_that_is_kept_answers_as_the_network_that_was_loaded_and_is_told_with_its_times_and_its_error() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.pt");
-    define(&path, CONVOLUTION).unwrap();
+    define(&path, &[], CONVOLUTION).unwrap();
     let manifest = "inputs: [{name: x, datatype: FP32, shape: [-1, 64]}]
 outputs: [{name: 'y', datatype: FP32, shape: [-1, 256]}]";
     let x: Vec<u8> = (0..3 * 64).flat_map(|at| ((at * 31 % 23) as f32 / 7.0 - 1.0).to_le_bytes()).collect();
@@ -391,7 +391,7 @@ fn defined(body: &str, output: &str) -> (Engine, Client, ModelEntry, tempfile::T
     let folder = tempfile::tempdir().unwrap();
     let version = folder.path().join("defined/1");
     std::fs::create_dir_all(&version).unwrap();
-    define(&version.join("model.pt"), &format!("def forward(self, x):\n    {body}\n")).unwrap();
+    define(&version.join("model.pt"), &[], &format!("def forward(self, x):\n    {body}\n")).unwrap();
     let manifest = format!(
         "inputs: [{{name: x, datatype: FP32, shape: [-1, 4]}}]\noutputs: [{{name: 'y', datatype: FP32, shape: {output}}}]"
     );
