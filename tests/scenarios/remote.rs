@@ -385,9 +385,9 @@ fn what_is_sent_once_more_to_another_server_is_counted() {
     stack.wait_for_metric(series, 1.0);
 }
 
-/// A server that stands for those that say 500 of what they cannot read, as Triton does, and of what asks for it. It tells what it
-/// was asked.
-fn fails_at_what_it_cannot_read() -> (SocketAddr, Receiver<String>) {
+/// A server that stands for those that say 500 of what they cannot read, as Triton does, or 503, as TorchServe does, and of what asks for
+/// it. It tells what it was asked.
+fn fails_at_what_it_cannot_read(failure: u16) -> (SocketAddr, Receiver<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("it is bound");
     let (tell, asked) = channel();
@@ -407,10 +407,10 @@ fn fails_at_what_it_cannot_read() -> (SocketAddr, Receiver<String>) {
             };
             let Some(body) = body else { continue };
             let fails = serde_json::from_str::<Value>(&body).map_or(true, |body| body["id"] == "fail");
-            let (status, said) = if fails { ("500 no", r#"{"error":"no"}"#) } else { ("200 OK", "{}") };
+            let (status, said) = if fails { (failure, r#"{"error":"no"}"#) } else { (200, "{}") };
             let length = said.len();
             let answer =
-                format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{said}");
+                format!("HTTP/1.1 {status} \r\ncontent-length: {length}\r\nconnection: close\r\n\r\n{said}");
             let _ = stream.write_all(answer.as_bytes()); // it may have left
             let _ = tell.send(String::from_utf8_lossy(&read).into_owned()); // the scenario may be over
         }
@@ -420,35 +420,40 @@ fn fails_at_what_it_cannot_read() -> (SocketAddr, Receiver<String>) {
 
 #[test]
 fn what_nobody_can_read_is_its_callers_mistake_whatever_another_server_calls_it() {
-    let (there, _asked) = fails_at_what_it_cannot_read();
-    let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
-    let policy = format!(
-        "models: {{m: {{remote: {{2: {{url: 'http://{there}/infer'}}}}, split: {{weights: {{2: 1}}}}, breaker: {{failures: 2}}}}}}\n"
-    );
-    let stack = Stack::builder().policies(&policy).external_engine(engine.socket()).start();
-    let client = stack.client();
-    let asking = |id: &str, shape: [u64; 2]| {
-        let input = json!({"name": "x", "datatype": "FP32", "shape": shape, "data": [0.5]});
-        json!({"id": id, "inputs": [input]}).to_string()
-    };
-    for _ in 0..3 {
-        for malformed in ["{", "", &asking("fail", [1, 2]), &asking("", [1, 1]).replace("0.5", "NaN")] {
-            let answer = client.infer("m", &[], malformed.as_bytes());
-            assert_eq!((answer.status, answer.error()), (500, "no".into()), "as it is: {malformed}");
+    for failure in [500, 503] {
+        let (there, _asked) = fails_at_what_it_cannot_read(failure);
+        let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
+        let policy = format!(
+            "models: {{m: {{remote: {{2: {{url: 'http://{there}/infer'}}}}, split: {{weights: {{2: 1}}}}, breaker: {{failures: 2}}}}}}\n"
+        );
+        let stack = Stack::builder().policies(&policy).external_engine(engine.socket()).start();
+        let client = stack.client();
+        let asking = |id: &str, shape: [u64; 2]| {
+            let input = json!({"name": "x", "datatype": "FP32", "shape": shape, "data": [0.5]});
+            json!({"id": id, "inputs": [input]}).to_string()
+        };
+        for _ in 0..3 {
+            for malformed in ["{", "", &asking("fail", [1, 2]), &asking("", [1, 1]).replace("0.5", "NaN")] {
+                let answer = client.infer("m", &[], malformed.as_bytes());
+                assert_eq!((answer.status, answer.error()), (failure, "no".into()), "as it is: {malformed}");
+            }
         }
-    }
-    assert_eq!(client.infer("m", &[], asking("", [1, 1]).as_bytes()).status, 200);
-    stack.wait_for_metric("penstock_requests_total{model=\"m\",version=\"2\",outcome=\"refused\"}", 12.0);
-    stack.wait_for_metric("penstock_refusals_total{reason=\"invalid\",model=\"m\"}", 12.0);
-    for status in [500, 500, 503] {
-        let answer = client.infer("m", &[], asking("fail", [1, 1]).as_bytes());
-        assert_eq!(answer.status, status, "what can be read and fails is the version's failure");
+        assert_eq!(client.infer("m", &[], asking("", [1, 1]).as_bytes()).status, 200);
+        stack.wait_for_metric("penstock_requests_total{model=\"m\",version=\"2\",outcome=\"refused\"}", 12.0);
+        stack.wait_for_metric("penstock_refusals_total{reason=\"invalid\",model=\"m\"}", 12.0);
+        for is_there in [true, true, false] {
+            let answer = client.infer("m", &[], asking("fail", [1, 1]).as_bytes());
+            let expected =
+                if is_there { (failure, "no") } else { (503, "version 2 of model `m` keeps failing") };
+            let says = answer.error();
+            assert!((answer.status, true) == (expected.0, says.starts_with(expected.1)), "{says}");
+        }
     }
 }
 
 #[test]
 fn another_server_is_told_the_id_of_a_request_and_that_it_is_json() {
-    let (there, asked) = fails_at_what_it_cannot_read();
+    let (there, asked) = fails_at_what_it_cannot_read(500);
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer)]);
     let policy = format!(
         "models: {{m: {{remote: {{2: {{url: 'http://{there}/infer'}}}}, split: {{weights: {{2: 1}}}}}}}}\n"

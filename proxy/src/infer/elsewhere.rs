@@ -18,6 +18,10 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 use wire::{ModelEntry, ModelState};
 
+/// Triton and MLServer answer so, and TorchServe, to a body that does not agree with itself. Nobody could have done better, and whoever
+/// sends a few of them would have the version taken from everybody.
+const FAILED: [StatusCode; 2] = [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::SERVICE_UNAVAILABLE];
+
 /// What a server is asked: method, headers, body.
 type Asked = ((Method, HeaderMap), Bytes);
 
@@ -36,12 +40,10 @@ impl InferPath {
         let passed = self.exchange(call, remote, asked, asking, record).await?;
         let said = match passed.refusal() {
             None => Ok(()),
-            // Triton and MLServer answer so to a body that does not agree with itself. Nobody could have done better, and whoever
-            // sends a few of them would have the version taken from everybody.
-            Some(Refusal::RemoteFailed(_))
-                if passed.status == StatusCode::INTERNAL_SERVER_ERROR && body.is_malformed(call) =>
-            {
-                Err(Refusal::Invalid("the other server answered 500, and nobody here could read it".into()))
+            Some(Refusal::RemoteFailed(_)) if FAILED.contains(&passed.status) && body.is_malformed(call) => {
+                let status = passed.status.as_u16();
+                let why = format!("the other server answered {status}, and nobody here could read it");
+                Err(Refusal::Invalid(why))
             }
             Some(refusal) => Err(refusal),
         };
