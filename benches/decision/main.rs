@@ -2,16 +2,16 @@
 //! snapshot is loaded, a version picked, the limits asked, the breaker entered and settled, the answer counted. Then what it takes to swap that
 //! policy, and what a caller's bucket takes of memory.
 //!
-//! What came of it, in ten runs: 0.90 to 1.85 µs at the median and 2.2 to 3.0 at p99, and 2.5 to 2.9 and 5.8 to 7.4 where each model is
-//! rolled out, by some 4,100 and 5,500 instructions. That was beside neighbours who take the shared cache, so that a line of memory is 200 ns away,
-//! and often half of a core: the same YAML was read in 32 ms and in 68, and 0.90 was where it was 32. Without neighbours a decision took 0.69
-//! to 0.87 µs, by 3,550 instructions, before anything was fetched ahead.
+//! What came of it, in nine runs: 0.71 to 0.84 µs at the median and 1.0 to 1.7 at p99, and 1.03 to 1.15 and 1.8 to 2.5 where each model is
+//! rolled out, by some 4,100 and 5,500 instructions. On another day, beside neighbours who took the shared cache, so that a line of memory was
+//! 200 ns away, and often half of a core: 0.90 to 1.85 and 2.2 to 3.0, and 2.5 to 2.9 and 5.8 to 7.4, in ten runs. The same YAML was read in
+//! 22 ms on the first day, and in 32 to 68 on the other.
 //!
 //! What a thousand models need is more than a core's own cache has, some 20 lines for each decision. So what counts is how many lines are
 //! fetched, and that few wait for another one: where the whole breakers of three versions were fetched and part of one was needed, it took
 //! 1.5 to 2.0 µs and 2.8 to 3.7 in the same minutes. With 20 models and 1,000 callers, of which nothing is fetched ahead, it takes 0.44 to 0.77.
-//! A remembered caller takes 30 to 57 bytes. Swapping that policy, 200 kB of YAML, takes 22 to 41 ms (36 to 74 beside such neighbours), all
-//! but 2 to 8 of them for reading it.
+//! A remembered caller takes 109 bytes, with what breakers and tallies take of the versions that such callers are the first to ask. Swapping
+//! that policy, 200 kB of YAML, takes 22 to 24 ms (36 to 74 beside such neighbours), all but 1 to 8 of them for reading it.
 //!
 //! `MIMALLOC_PURGE_DELAY=0`, by which memory that is free is given back at once, makes the bytes of a caller right, and a decision a
 //! sixth slower: a process that answers requests has it at its default.
