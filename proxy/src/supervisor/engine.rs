@@ -24,8 +24,9 @@ const LOAD_MAX: Duration = Duration::from_secs(600);
 const EXIT_MAX: Duration = Duration::from_millis(200);
 /// Requests that are under way to an engine when another takes over reach it within this.
 const UNDER_WAY_MAX: Duration = Duration::from_secs(5);
-/// The same where none has taken over yet: everybody else is turned away meanwhile.
+/// The same where none has taken over yet, so that everybody else is turned away meanwhile: so long at least, and at most.
 const UNDER_WAY_ALONE: Duration = Duration::from_millis(200);
+const UNDER_WAY_ALONE_MAX: Duration = Duration::from_secs(2);
 /// And what waits and runs there has so long.
 const RETIRE_MAX: Duration = Duration::from_secs(600);
 /// How a run's threads wait for each other is said by any of these; the engine takes it over from us.
@@ -154,11 +155,11 @@ impl Engine {
         }
     }
 
-    /// Waits until it has answered what was under way to it, once nothing new is to come; no longer than it would finish that for
-    /// after being told to stop, when it turns away what still comes.
+    /// Waits until what was under way to it has come, once nothing new is to: it turns that away when it was told to stop, and only
+    /// finishes what it has.
     pub(super) async fn drained(&mut self) {
         tokio::time::sleep(UNDER_WAY_ALONE).await;
-        let _ = tokio::time::timeout(STOP_MAX, self.at_rest()).await;
+        let _ = tokio::time::timeout(UNDER_WAY_ALONE_MAX - UNDER_WAY_ALONE, self.at_rest()).await;
     }
 
     /// Waits until it has answered everything, or is gone.
