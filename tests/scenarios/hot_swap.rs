@@ -129,7 +129,7 @@ fn a_policy_that_is_too_large_or_stands_for_too_much_is_refused_and_changes_noth
     let lines = (0..350_000).map(|at| format!("  model-{at:06}: {{deadline: 2s}}\n")).collect::<String>();
     let large = format!("models:\n{lines}");
     assert!(large.len() > 10 << 20);
-    let of_ten = |from: &str| vec![from; 10].join(", ");
+    let of_ten = |from: &str| [from; 10].join(", ");
     let level = |at: usize| format!("  m{at}: &a{at} [{}]\n", of_ten(&format!("*a{}", at - 1)));
     let bomb = format!("models:\n  m0: &a0 [{}]\n{}", of_ten("x"), (1..9).map(level).collect::<String>());
     let mut rejected = 0.0;
