@@ -307,7 +307,7 @@ impl Queue {
 
     /// Where nobody waits any more for what a lane runs, nor for what any other does, and the lanes that are left do not suffice for
     /// something that waits, or would if it had the time: what 99 of 100 such runs take at most, if that is known. As long as enough
-    /// are left, or come back, nobody misses this one.
+    /// are left nobody misses this one, but for callers of its own version, where that may run no more often at once: they are not heard.
     pub(crate) fn abandoned(&self, lane: usize, now: Instant) -> Option<Duration> {
         let running = {
             let state = self.lock();

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! An engine that holds more memory than it may is replaced by another that has loaded its models first, where there is
-//! memory for both, so that no request notices; else it answers what it has, is stopped, and another started.
+//! memory for both, so that no request notices; else it is stopped once what was under way to it has come, answers what it can in the time that a stop gives it,
+//! and another is started.
 //!
 //! The engine exits when its standard input ends, so that even a killed proxy leaves no orphan.
 

@@ -184,13 +184,17 @@ fn an_engine_beside_which_no_other_has_room_answers_all_it_has_before_it_is_repl
         return;
     }
     let models = fixtures(&["leaky", "slow"]);
-    let builder = || Stack::builder().models(models.path()).policies("models: {slow: {deadline: 10m}}\n");
+    let builder = || {
+        Stack::builder()
+            .models(models.path())
+            .policies("models: {leaky: {deadline: 10m}, slow: {deadline: 10m}}\n")
+    };
     let holds = |stack: &Stack| {
         let mib = || (stack.metric("penstock_engine_resident_bytes") / f64::from(1 << 20)) as u64;
         eventually("to know what it holds", || Some(mib()).filter(|mib| *mib > 0))
     };
     let mib = holds(&builder().start());
-    let stack = builder().machine_mib(2 * mib).start();
+    let stack = builder().machine_mib(2 * mib).config("requests: {body_time_max: 10m}").start();
     let first = stack.engine_pid().expect("an engine");
     holds(&stack);
     let body = infer_body("x", [64, 4], &[1.0; 256]);

@@ -203,8 +203,10 @@ fn a_run_that_nobody_waits_for_is_missed_by_who_needs_more_lanes_than_it_leaves_
     leave(1, 2);
     queue.finish(0, run, Ended::Ran);
     let run = begin(&wide.job(4, 0));
+    let later = now + TURNED_AWAY + Duration::from_millis(1);
+    assert_eq!(queue.abandoned(0, later), None, "who was turned away is not missed any more");
     narrow.submit(&[&narrow.job(5, 0)], now);
-    assert_eq!(queue.abandoned(0, now), slow, "it leaves nothing to anybody");
+    assert_eq!(queue.abandoned(0, later), slow, "it leaves nothing to anybody");
     queue.finish(0, run, Ended::Ran);
 }
 

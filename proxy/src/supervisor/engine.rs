@@ -155,8 +155,8 @@ impl Engine {
         }
     }
 
-    /// Waits until what was under way to it has come, once nothing new is to: it turns that away when it was told to stop, and only
-    /// finishes what it has.
+    /// Waits until what was under way to it has come, once nothing new is to. Once told to stop, an engine turns away what comes, and
+    /// finishes only what it has.
     pub(super) async fn drained(&mut self) {
         tokio::time::sleep(UNDER_WAY_ALONE).await;
         let _ = tokio::time::timeout(UNDER_WAY_ALONE_MAX - UNDER_WAY_ALONE, self.at_rest()).await;
