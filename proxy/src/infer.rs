@@ -496,12 +496,15 @@ impl Body {
     }
 
     /// Whether it does not agree with itself, is JSON only to who reads `NaN`, or has datatypes that are unknown here: whatever its
-    /// model takes, this says no more about a version. What is compressed in an unknown way may be readable there.
-    fn is_malformed<C: Call>(&self, call: &mut C) -> bool {
+    /// model takes, an answer of this status says no more about a version. What is compressed in an unknown way may be readable there.
+    /// Many servers read `NaN`, and 503 is what is said of one that is not there as well.
+    fn is_malformed<C: Call>(&self, call: &mut C, answered: http::StatusCode) -> bool {
         let decoded = |call: &mut C| self.plain.as_ref().ok().map(|plain| call.decode(plain, None));
         !call.is_read_by_declaration()
             && match decoded(call) {
-                Some(Ok(request)) => request.has_bare_words,
+                Some(Ok(request)) => {
+                    request.has_bare_words && answered == http::StatusCode::INTERNAL_SERVER_ERROR
+                }
                 Some(Err(refusal)) => matches!(refusal, Refusal::Invalid(_)),
                 None => false,
             }

@@ -40,7 +40,9 @@ impl InferPath {
         let passed = self.exchange(call, remote, asked, asking, record).await?;
         let said = match passed.refusal() {
             None => Ok(()),
-            Some(Refusal::RemoteFailed(_)) if FAILED.contains(&passed.status) && body.is_malformed(call) => {
+            Some(Refusal::RemoteFailed(_))
+                if FAILED.contains(&passed.status) && body.is_malformed(call, passed.status) =>
+            {
                 let status = passed.status.as_u16();
                 let why = format!("the other server answered {status}, and nobody here could read it");
                 Err(Refusal::Invalid(why))
