@@ -1,10 +1,15 @@
 //! The small models under `tests/data/models` that tests load, each with one peculiarity that an engine must notice, refuse or survive.
-//! They are written here, through libtorch itself, and what is on disk is shown to be that, byte for byte; `model.yaml` beside each is
-//! written by hand. Never does: train anything, depend on chance, or stand for a useful model (those are in `configs/demo`).
+//! They are written here, through libtorch itself; what is on disk is shown to be that, byte for byte, and to have its peculiarity as it is
+//! and frozen, as an engine may run it. `model.yaml` beside each is written by hand. Never does: train anything, depend on chance, or
+//! stand for a useful model (those are in `configs/demo`).
 //!
 //! `PENSTOCK_WRITE_MODELS=1 cargo test -p penstock-engine --test small_models` writes what has changed.
 
+use engine::config::Device;
+use engine::manifest::Manifest;
+use engine::model::{Gathered, Model, ModelError, Optimisation, Output};
 use std::path::{Path, PathBuf};
+use wire::Datatype;
 
 /// Name, attributes, methods.
 type SmallModel = (&'static str, &'static [(&'static str, &'static str)], &'static str);
@@ -195,4 +200,159 @@ fn every_model_on_disk_is_written_here_or_is_none() {
     let mut here: Vec<_> = MODELS.iter().map(|(name, ..)| *name).chain(["broken"]).collect();
     here.sort_unstable();
     assert_eq!(names, here);
+}
+
+fn load(name: &str) -> Result<Box<dyn Model>, String> {
+    let declaration = std::fs::read_to_string(on_disk(name).with_file_name("model.yaml")).ok();
+    let manifest = declaration.map(|text| Manifest::parse(&text).expect("a declaration"));
+    engine::torch::load(&on_disk(name), manifest, Device::Cpu)
+}
+
+/// As it is, and frozen.
+fn both(name: &str) -> [Box<dyn Model>; 2] {
+    let load = || load(name).unwrap_or_else(|why| panic!("{name}: {why}"));
+    let frozen = load().optimised(Optimisation::Freeze).unwrap_or_else(|why| panic!("{name}: {why}"));
+    [load(), frozen]
+}
+
+fn outputs_of(model: &dyn Model, inputs: &[(Datatype, &[u64], Vec<u8>)]) -> Result<Vec<Output>, ModelError> {
+    let gathered = inputs.iter().enumerate().map(|(slot, (datatype, shape, bytes))| Gathered {
+        slot,
+        datatype: *datatype,
+        shape: shape.to_vec(),
+        parts: vec![bytes],
+    });
+    model.run(&gathered.collect::<Vec<_>>())
+}
+
+fn bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+fn floats(output: &Output) -> Vec<f32> {
+    let values = output.bytes.chunks_exact(4);
+    values.map(|value| f32::from_le_bytes(value.try_into().expect("four bytes"))).collect()
+}
+
+/// To rows of four numbers.
+fn answer(model: &dyn Model, rows: &[f32]) -> Result<Vec<f32>, String> {
+    let shape = [rows.len() as u64 / 4, 4];
+    let outputs = outputs_of(model, &[(Datatype::Fp32, &shape, bytes(rows))]);
+    outputs.map(|outputs| floats(&outputs[0])).map_err(|error| error.message)
+}
+
+const ROWS: [f32; 12] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0];
+
+fn plus(value: f32) -> Vec<f32> {
+    ROWS.map(|element| element + value).to_vec()
+}
+
+fn doubled(values: &[f32]) -> Vec<f32> {
+    values.iter().map(|value| value * 2.0).collect()
+}
+
+#[test]
+fn what_is_written_to_memory_of_its_own_is_answered_right_by_one_call_and_can_be_told() {
+    for name in ["scratch", "listed", "forked", "traced", "noted", "typed"] {
+        for model in both(name) {
+            for value in [0.0, 1.0, 2.0] {
+                assert_eq!(answer(&*model, &plus(value)), Ok(plus(value)), "{name}");
+            }
+        }
+        let [model, _] = both(name);
+        assert_eq!(model.code().writes, name != "typed", "{name}");
+        assert!(!model.has_written(), "{name}");
+        answer(&*model, &ROWS).expect("an answer");
+        assert!(model.has_written(), "{name}");
+    }
+    for model in both("rarely") {
+        assert_eq!(answer(&*model, &ROWS), Ok(plus(0.0)));
+        assert!(!model.has_written());
+        assert_eq!(answer(&*model, &plus(-200.0)), Ok(plus(-200.0)));
+        assert!(model.has_written());
+    }
+    for model in both("stateful") {
+        for call in [1.0, 2.0, 3.0] {
+            assert_eq!(answer(&*model, &ROWS), Ok(plus(call)));
+        }
+    }
+    for model in both("buffer") {
+        assert_eq!(answer(&*model, &ROWS[4..8]), Ok(ROWS[4..8].to_vec()));
+        assert_eq!(answer(&*model, &ROWS[4..8]), Ok(doubled(&ROWS[4..8])));
+    }
+    assert!(load("normed").expect("a model").code().writes);
+    for model in both("normed") {
+        let first = answer(&*model, &ROWS).expect("an answer");
+        assert_eq!(answer(&*model, &ROWS), Ok(first), "what it has added up is not read");
+    }
+}
+
+#[test]
+fn what_only_reads_its_weights_answers_each_row_as_if_it_were_alone_and_has_not_written() {
+    for name in ["recurrent", "attentive"] {
+        assert!(!load(name).expect("a model").code().writes, "{name}");
+        for model in both(name) {
+            let together = answer(&*model, &ROWS).expect("an answer");
+            let rows = ROWS.chunks(4).flat_map(|row| answer(&*model, row).expect("an answer"));
+            let apart = together.iter().zip(rows).map(|(one, other)| (one - other).abs());
+            assert!(apart.fold(0.0, f32::max) < 1e-5, "{name}");
+            assert!(together[..4] != together[8..], "{name} answers other rows otherwise: {together:?}");
+            assert!(!model.has_written(), "{name}");
+        }
+    }
+}
+
+#[test]
+fn every_other_model_does_what_it_is_there_for() {
+    for model in both("coupled") {
+        let together = answer(&*model, &ROWS).expect("an answer");
+        assert_ne!(together[..4], answer(&*model, &ROWS[..4]).expect("an answer"));
+    }
+    for model in both("picky") {
+        assert_eq!(answer(&*model, &ROWS), Ok(doubled(&ROWS)));
+        // The interpreter's first calls run another plan than later ones.
+        for _ in 0..3 {
+            assert_eq!(answer(&*model, &plus(-1.0)), Err("ValueError: negative input".into()));
+        }
+    }
+    for (name, given, expected) in [
+        ("bare", plus(0.0), doubled(&ROWS)),
+        ("slow", plus(0.0), plus(0.0)),
+        ("leaky", plus(100.0), doubled(&plus(100.0))),
+        ("stuck", plus(0.0), doubled(&ROWS)),
+    ] {
+        for model in both(name) {
+            assert_eq!(answer(&*model, &given).as_ref(), Ok(&expected), "{name}");
+        }
+    }
+    for model in both("short") {
+        assert_eq!(answer(&*model, &ROWS), Ok(ROWS[..4].to_vec()));
+    }
+    for model in both("channels") {
+        let colours: Vec<f32> = (0..6 * 1600).map(|at| (at / 1600 % 3) as f32).collect();
+        let image = (Datatype::Fp32, &[2, 3, 40, 40][..], bytes(&colours));
+        let outputs = outputs_of(&*model, &[image]).expect("an answer");
+        assert_eq!(floats(&outputs[0]), [0.0, 1.0, 2.0, 0.0, 1.0, 2.0]);
+    }
+    for model in both("two") {
+        let b: Vec<u8> = [0_i64, 1, 4, 5].iter().flat_map(|value| value.to_le_bytes()).collect();
+        let a = (Datatype::Fp32, &[2, 3][..], bytes(&[0.0, 1.0, 2.0, 4.0, 5.0, 6.0]));
+        let outputs = outputs_of(&*model, &[a, (Datatype::Int64, &[2, 2], b)]).expect("answers");
+        assert_eq!((outputs[0].datatype, floats(&outputs[0])), (Datatype::Fp32, vec![3.0, 15.0]));
+        let sums = [1_i64, 9].map(i64::to_le_bytes).concat();
+        assert_eq!((outputs[1].datatype, &outputs[1].bytes[..]), (Datatype::Int64, &sums[..]));
+    }
+    for model in both("kinds") {
+        let datatypes: Vec<_> =
+            Datatype::ALL.into_iter().filter(|datatype| datatype.size().is_some()).collect();
+        let ones = |datatype: Datatype| vec![1; 2 * datatype.size().expect("a number")];
+        let inputs: Vec<_> =
+            datatypes.iter().map(|datatype| (*datatype, &[1, 2][..], ones(*datatype))).collect();
+        let outputs = outputs_of(&*model, &inputs).expect("answers");
+        let outputs: Vec<_> = outputs.iter().map(|output| (output.datatype, output.bytes.to_vec())).collect();
+        let expected: Vec<_> = datatypes.iter().map(|datatype| (*datatype, ones(*datatype))).collect();
+        assert_eq!(outputs, expected);
+    }
+    let Err(why) = load("broken") else { panic!("it is none") };
+    assert!(why.starts_with("model.pt: "), "{why}");
 }
