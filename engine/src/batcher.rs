@@ -424,10 +424,12 @@ impl<T: Clone> Batcher<T> {
         (found.filter(|(bucket, _)| self.has_lanes(self.queues[*bucket].lanes)), waits_for_room)
     }
 
-    /// How many lanes' share of the cores the next run of each version would have of which something waits.
-    pub fn lanes_wanted(&self) -> impl Iterator<Item = usize> {
-        let heads = self.versions.values().filter_map(|version| version.heads.values().next());
-        heads.map(|bucket| self.queues[bucket].lanes)
+    /// How many lanes' share of the cores a run would have of each queue in which something waits that is not late.
+    pub fn lanes_wanted(&self, now: Instant) -> impl Iterator<Item = usize> {
+        let is_in_time =
+            move |waiting: &Waiting<T>| waiting.ticket.deadline.is_none_or(|deadline| deadline > now);
+        let queues = self.queues.values().filter(move |queue| queue.waiting.values().rev().any(is_in_time));
+        queues.map(|queue| queue.lanes)
     }
 
     /// What the most urgent job of a queue needs room for: nothing, if all that is left is to say that it is late.

@@ -383,7 +383,7 @@ impl Reader {
         };
         self.preparers.submit(raw, needs, after, &self.done, now).inspect_err(|refusal| {
             if let Refusal::TooLate { wait } = refusal {
-                self.queue.turn_away(version, *wait, now);
+                self.queue.turn_away(*wait, now);
             }
         })?;
         self.preparing.insert(id, cancelled);

@@ -10,7 +10,6 @@ use crate::model::Version;
 use crate::preparers::After;
 use crate::split;
 use crate::suspects::Suspects;
-use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::thread::Thread;
@@ -68,9 +67,8 @@ struct State {
     running: Vec<Option<Running>>,
     /// The lane that runs a request once more which it has answered.
     looking: Option<usize>,
-    /// Until when somebody is missed who was turned away because what runs, or waits, takes too long: by the lanes that a run of theirs
-    /// would have.
-    turned_away: BTreeMap<usize, Instant>,
+    /// Until when somebody is missed who was turned away because what runs, or waits, takes too long.
+    turned_away: Option<Instant>,
     stopping: bool,
 }
 
@@ -83,7 +81,7 @@ impl Queue {
             called: None,
             running: vec![None; lanes],
             looking: None,
-            turned_away: BTreeMap::new(),
+            turned_away: None,
             stopping: false,
         };
         Self {
@@ -139,7 +137,7 @@ impl Queue {
             match order {
                 Order::Run(job) if state.stopping => refused.push((job.terms.id, Refusal::Stopping)),
                 Order::Run(job) => {
-                    let (id, lanes) = (job.terms.id, job.request.version.way.lanes);
+                    let id = job.terms.id;
                     let found = job.request.version.audit.found().map(|found| found.grouping);
                     if found.is_some()
                         && let Err(refusal) = job.request.fits_one_run()
@@ -151,7 +149,7 @@ impl Queue {
                         found.or_else(|| state.suspects.is_suspect(&job, now).then_some(Grouping::Alone));
                     if let Err(refusal) = state.batcher.push(ticket(job, apart), &mut shed, now) {
                         if let Refused::TooLate { wait, .. } = &refusal {
-                            state.turn_away(lanes, *wait, now);
+                            state.turn_away(*wait, now);
                         }
                         refused.push((id, into_refusal(id, refusal, state.batcher.limits())));
                     }
@@ -300,13 +298,13 @@ impl Queue {
         After { backlog, adds: with_others * version.way.lanes.min(lanes) as u32, run, bound, lanes }
     }
 
-    /// Somebody was turned away before coming here, who would wait for so long for a run of this version.
-    pub(crate) fn turn_away(&self, version: &Version, wait: Duration, now: Instant) {
-        self.lock().turn_away(version.way.lanes, wait, now);
+    /// Somebody was turned away before coming here, who would wait for so long.
+    pub(crate) fn turn_away(&self, wait: Duration, now: Instant) {
+        self.lock().turn_away(wait, now);
     }
 
     /// Where nobody waits any more for what a lane runs, nor for what any other does, and the lanes that are left do not suffice for
-    /// something that waits, or would if it had the time: what 99 of 100 such runs take at most, if that is known. As long as enough
+    /// something that waits, or for anything and somebody would wait who has not the time: what 99 of 100 such runs take at most, if that is known. As long as enough
     /// are left nobody misses this one, but for callers of its own version, where that may run no more often at once: they are not heard.
     pub(crate) fn abandoned(&self, lane: usize, now: Instant) -> Option<Duration> {
         let running = {
@@ -435,19 +433,18 @@ impl Drop for Announcement {
 }
 
 impl State {
-    fn turn_away(&mut self, lanes: usize, wait: Duration, now: Instant) {
+    fn turn_away(&mut self, wait: Duration, now: Instant) {
         let until = now + wait.saturating_add(TURNED_AWAY).min(TURNED_AWAY_MAX);
-        let known = self.turned_away.entry(lanes.clamp(1, self.running.len())).or_insert(until);
-        *known = until.max(*known);
+        self.turned_away = self.turned_away.max(Some(until));
     }
 
-    /// Whether something waits, or would if it had the time, for which the lanes do not suffice that are left by what runs.
+    /// Whether something waits for which the lanes do not suffice that are left by what runs; or would wait if it had the time, where
+    /// they suffice for nothing. As long as a lane serves others, one who was turned away is no reason to take it from them.
     fn is_held_up(&self, now: Instant) -> bool {
-        let are_all_taken = self.running.iter().all(Option::is_some);
-        let turned_away =
-            self.turned_away.iter().filter(|(_, until)| now <= **until).map(|(lanes, _)| *lanes);
-        let mut wanted = self.batcher.lanes_wanted().chain(turned_away);
-        wanted.any(|lanes| are_all_taken || !self.batcher.has_lanes(lanes))
+        let is_one_idle = self.running.iter().any(Option::is_none);
+        let has_lanes = |lanes| is_one_idle && self.batcher.has_lanes(lanes);
+        let is_somebody_missed = self.turned_away.is_some_and(|until| now <= until);
+        self.batcher.lanes_wanted(now).any(|lanes| !has_lanes(lanes)) || is_somebody_missed && !has_lanes(1)
     }
 
     /// A job that a lane runs, or a piece of it.

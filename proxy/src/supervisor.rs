@@ -570,7 +570,7 @@ mod tests {
         let (told, events) = mpsc::channel(4);
         let link = Link::connect(&socket, move |event| drop(told.try_send(event))).await.unwrap();
         let mut engine = Engine::new(socket, None, link, events);
-        engine.at_rest().await;
+        engine.at_rest(PING_EVERY).await;
         working.await.unwrap();
     }
 }

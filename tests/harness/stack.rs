@@ -215,7 +215,8 @@ const OWN_MOUNTS: &str = "unshare --map-root-user --mount";
 
 /// Whether [`StackBuilder::machine_mib`] can be had: some containers forbid it.
 pub fn can_hide_memory() -> bool {
-    let status = Command::new("sh").args(["-c", &format!("{OWN_MOUNTS} true")]).status();
+    let tried = format!("{OWN_MOUNTS} mount --bind /dev/null /proc/meminfo");
+    let status = Command::new("sh").args(["-c", &tried]).status();
     status.is_ok_and(|status| status.success())
 }
 

@@ -202,12 +202,11 @@ fn an_engine_beside_which_no_other_has_room_answers_all_it_has_before_it_is_repl
     // Until it is told so.
     let ask = || {
         let client = stack.client();
-        loop {
+        eventually("to be told", || {
             let answer = client.infer("slow", &[], &body);
-            if answer.status != 200 {
-                return (answer.status, answer.headers.contains_key("retry-after"), answer.text());
-            }
-        }
+            let told = || (answer.status, answer.headers.contains_key("retry-after"), answer.text());
+            (answer.status != 200).then(told)
+        })
     };
     // One who has sent half of its body when the engine is given up.
     let send = || {

@@ -196,13 +196,22 @@ fn a_run_that_nobody_waits_for_is_missed_by_who_needs_more_lanes_than_it_leaves_
     assert_eq!(queue.abandoned(0, now), slow, "and not for this one");
     leave(2, 3);
     assert_eq!(queue.abandoned(0, now), None);
-    queue.turn_away(&narrow.version, Duration::ZERO, now);
-    assert_eq!(queue.abandoned(0, now), None, "whatever it had no time for, a lane is left");
-    queue.turn_away(&wide.version, Duration::ZERO, now);
-    assert_eq!(queue.abandoned(0, now), slow, "it would wait if it had the time");
+    queue.turn_away(Duration::ZERO, now);
+    assert_eq!(queue.abandoned(0, now), None, "whoever has no time, a lane is left that serves others");
+    let deadline = now + Duration::from_secs(60);
+    let late = Job::new(
+        one_row(&wide.version, &[0.0]),
+        Terms { deadline: Some(deadline), ..terms(6) },
+        Arc::clone(&wide.mailbox),
+    );
+    narrow.submit(&[&Arc::new(late)], now);
+    assert_eq!(queue.abandoned(0, deadline - Duration::from_millis(1)), slow);
+    assert_eq!(queue.abandoned(0, deadline), None, "nobody waits for what is late");
+    leave(2, 6);
     leave(1, 2);
     queue.finish(0, run, Ended::Ran);
     let run = begin(&wide.job(4, 0));
+    assert_eq!(queue.abandoned(0, now), slow, "nothing is left, and somebody was turned away");
     let later = now + TURNED_AWAY + Duration::from_millis(1);
     assert_eq!(queue.abandoned(0, later), None, "who was turned away is not missed any more");
     narrow.submit(&[&narrow.job(5, 0)], now);

@@ -27,6 +27,7 @@ const UNDER_WAY_MAX: Duration = Duration::from_secs(5);
 /// The same where none has taken over yet, so that everybody else is turned away meanwhile: so long at least, and at most.
 const UNDER_WAY_ALONE: Duration = Duration::from_millis(200);
 const UNDER_WAY_ALONE_MAX: Duration = Duration::from_secs(2);
+const PING_EVERY_ALONE: Duration = Duration::from_millis(50);
 /// And what waits and runs there has so long.
 const RETIRE_MAX: Duration = Duration::from_secs(600);
 /// How a run's threads wait for each other is said by any of these; the engine takes it over from us.
@@ -159,12 +160,15 @@ impl Engine {
     /// finishes only what it has.
     pub(super) async fn drained(&mut self) {
         tokio::time::sleep(UNDER_WAY_ALONE).await;
-        let _ = tokio::time::timeout(UNDER_WAY_ALONE_MAX - UNDER_WAY_ALONE, self.at_rest()).await;
+        // What it has said before says nothing about now.
+        while self.events.try_recv().is_ok() {}
+        let rest = self.at_rest(PING_EVERY_ALONE);
+        let _ = tokio::time::timeout(UNDER_WAY_ALONE_MAX - UNDER_WAY_ALONE, rest).await;
     }
 
     /// Waits until it has answered everything, or is gone.
-    pub(super) async fn at_rest(&mut self) {
-        let mut pings = tokio::time::interval(PING_EVERY);
+    pub(super) async fn at_rest(&mut self, ping_every: Duration) {
+        let mut pings = tokio::time::interval(ping_every);
         loop {
             tokio::select! {
                 event = self.events.recv() => match event {
@@ -220,7 +224,7 @@ pub(super) fn retire(mut engine: Engine) -> Retiring {
     let socket = engine.socket.clone();
     let done = tokio::spawn(async move {
         tokio::time::sleep(UNDER_WAY_MAX).await;
-        let _ = tokio::time::timeout(RETIRE_MAX, engine.at_rest()).await;
+        let _ = tokio::time::timeout(RETIRE_MAX, engine.at_rest(PING_EVERY)).await;
         if let Some(process) = engine.process {
             end(process).await;
         }
