@@ -371,29 +371,35 @@ Code Module::code() const {
 
 namespace {
 
+// Those of what is called and of what is forked too.
+template <typename Use>
+void each_constant(Graph& graph, const Use& use) {
+  auto whole = graph.copy();
+  torch::jit::Inline(*whole);
+  any_node(*whole->block(), [&use](Node& node) {
+    if (node.kind() == c10::prim::Constant) {
+      if (auto constant = torch::jit::toIValue(node.output())) {
+        use(*constant);
+      }
+    }
+    if (node.hasAttribute(torch::jit::attr::Subgraph)) {
+      each_constant(*node.g(torch::jit::attr::Subgraph), use);
+    }
+    return false;
+  });
+}
+
 // The tensors that a module keeps from one run to the next: those of its attributes, and constants of its code.
 std::vector<at::Tensor> kept_by(const torch::jit::Module& module, const torch::jit::Method& forward) {
   std::vector<at::Tensor> kept;
-  auto add = [&kept](const at::Tensor& tensor) {
-    if (tensor.defined() && !tensor.is_inference()) {
-      kept.push_back(tensor);
+  auto add = [&kept](const c10::IValue& value) {
+    if (value.isTensor() && value.toTensor().defined() && !value.toTensor().is_inference()) {
+      kept.push_back(value.toTensor());
     }
+    return false;
   };
-  c10::IValue(module._ivalue()).visit([&add](const c10::IValue& value) {
-    if (value.isTensor()) {
-      add(value.toTensor());
-    }
-    return false;
-  });
-  auto graph = forward.graph()->copy();
-  torch::jit::Inline(*graph);
-  any_node(*graph->block(), [&add](Node& node) {
-    if (node.kind() == c10::prim::Constant && node.hasAttribute(torch::jit::attr::value) &&
-        node.kindOf(torch::jit::attr::value) == torch::jit::AttributeKind::t) {
-      add(node.t(torch::jit::attr::value));
-    }
-    return false;
-  });
+  c10::IValue(module._ivalue()).visit(add);
+  each_constant(*forward.graph(), [&add](const c10::IValue& constant) { constant.visit(add); });
   return kept;
 }
 
@@ -566,6 +572,7 @@ void define(rust::Str path, rust::Slice<const Attribute> attributes, rust::Str m
   auto names = std::make_shared<Names>();
   for (const auto& attribute : attributes) {
     const auto name = static_cast<std::string>(attribute.name);
+    TORCH_CHECK(name != "torch" && name != "fork" && name != "prim", "no attribute may be called `", name, "`");
     auto [value, type] = value_of(static_cast<std::string>(attribute.value));
     module.register_attribute(name, type, value, false, value.isTensor());
     names->constants.emplace(name, std::move(value));

@@ -5,6 +5,7 @@ use crate::library::{Candidate, Library};
 use crate::optimise::optimise;
 use crate::pace::{Pace, world};
 use crate::scenarios::{Answer, Asked, Client, Engine};
+use std::iter;
 use std::time::Duration;
 use wire::{ModelEntry, ModelState, Status};
 
@@ -71,6 +72,63 @@ fn a_branch_that_writes_to_the_models_own_tensors_is_found_out_once_somebody_get
     let waited = Instant::now();
     while engine.connect().index()[0].reason != crate::audit::WRITES.why {
         assert!(waited.elapsed() < Duration::from_secs(60), "it is never found out");
+    }
+}
+
+/// Of such a branch no signature tells, and what its memory lies in must not hide it.
+#[test]
+fn memory_that_a_branch_alone_writes_to_is_watched_wherever_it_lies_and_in_every_form() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.pt");
+    let manifest = "inputs: [{name: x, datatype: FP32, shape: [-1, 4]}]
+outputs: [{name: 'y', datatype: FP32, shape: [-1, 4]}]";
+    let branch = |memory: &str| {
+        format!(
+            "if bool((x < -100).any()):\n    mine = {memory}.type_as(x)[:x.size(0)]\n    mine.copy_(x)\n    return mine\n  return x * 1"
+        )
+    };
+    let called = |memory: &str| format!("def forward(self, x):\n  {}", branch(memory));
+    let forked = |memory: &str| {
+        let part = format!("def part(self, x):\n  {}", branch(memory));
+        format!("{part}\ndef forward(self, x):\n  return torch.wait(fork(self.part, x))")
+    };
+    let [one, list, dict] =
+        ["torch.zeros([64, 4])", "[torch.zeros([64, 4])]", "{'x': [torch.zeros([64, 4])]}"];
+    for (scratch, methods) in [
+        (one, called("self.scratch")),
+        (one, called("scratch")),
+        (list, called("self.scratch[0]")),
+        (dict, called("self.scratch['x'][0]")),
+        (one, forked("self.scratch")),
+        (one, forked("scratch")),
+        (list, forked("self.scratch[0]")),
+        (dict, forked("self.scratch['x'][0]")),
+    ] {
+        define(&path, &[("scratch", scratch)], &methods).unwrap();
+        let load = || load(&path, Some(Manifest::parse(manifest).unwrap()), Device::Cpu).unwrap();
+        let forms =
+            [Optimisation::Freeze, Optimisation::Inference].map(|form| load().optimised(form).unwrap());
+        for (at, model) in iter::once(load()).chain(forms).enumerate() {
+            let run = |value: f32| {
+                let x = [value; 4].map(f32::to_le_bytes).concat();
+                let inputs =
+                    [Gathered { slot: 0, datatype: Datatype::Fp32, shape: vec![1, 4], parts: vec![&x] }];
+                assert_eq!(model.run(&inputs).unwrap()[0].bytes, x);
+                model.has_written()
+            };
+            assert_eq!([5.0, -101.0].map(run), [false, true], "form {at} of {methods}");
+        }
+    }
+}
+
+#[test]
+fn an_attribute_cannot_hide_what_every_method_may_name() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["torch", "fork", "prim"] {
+        let written =
+            define(&folder.path().join("model.pt"), &[(name, "1")], "def forward(self, x):\n  return x");
+        let why = written.unwrap_err();
+        assert!(why.starts_with(&format!("no attribute may be called `{name}`")), "{why}");
     }
 }
 
