@@ -41,16 +41,18 @@ impl Directory {
         self.revision.send_replace(Some(index.revision));
     }
 
-    /// The engine is gone. What it had is remembered, so that a known model is "not now" and not "unknown".
-    pub fn disconnect(&self) {
+    /// The engine is gone, or about to go. What it had is remembered, so that a known model is "not now" and not "unknown". Gives
+    /// what requests that are under way were decided by: each keeps it until it is answered.
+    pub fn disconnect(&self) -> Arc<Models> {
         let models = self.load().models.clone();
-        self.current.store(Arc::new(Models {
+        let before = self.current.swap(Arc::new(Models {
             connected: false,
             settled: false,
             models,
             gates: BTreeMap::new(),
         }));
         self.revision.send_replace(None);
+        before
     }
 
     /// Waits until the engine has said something else than what stands in `known`, or is gone.

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! An engine that holds more memory than it may is replaced by another that has loaded its models first, where there is
-//! memory for both, so that no request notices; else it is stopped once what was under way to it has come, answers what it can in the time that a stop gives it,
-//! and another is started.
+//! memory for both, so that no request notices; else it is given some seconds for what is under way to it already, answers what it can in the time
+//! that a stop gives it, and another is started.
 //!
 //! The engine exits when its standard input ends, so that even a killed proxy leaves no orphan.
 
@@ -18,7 +18,7 @@ mod growth;
 mod loads;
 mod pause;
 
-use crate::directory::Directory;
+use crate::directory::{Directory, Models};
 use crate::drift;
 use crate::link::{Event, Link};
 use crate::links::Links;
@@ -123,15 +123,17 @@ impl Supervisor {
                 }
                 ended => ended,
             };
-            self.lost();
-            let answers = matches!(ended, Ended::Outgrown { .. });
+            let decided = self.lost();
+            let ends_alone = matches!(ended, Ended::Outgrown { .. });
             let reason = ended.reason(&mut engine).await;
-            if answers {
+            if ends_alone {
                 tracing::warn!("{reason}: there is no memory for another engine beside it, so it ends first");
+                self.links.is_handing_over.store(true, Ordering::Relaxed);
                 tokio::select! {
-                    () = engine.drained() => {}
+                    () = engine.drained(decided) => {}
                     _ = stop.changed() => {}
                 }
+                self.links.is_handing_over.store(false, Ordering::Relaxed);
             }
             if *stop.borrow() {
                 stop_and_close(engine, &reason).await;
@@ -142,12 +144,13 @@ impl Supervisor {
         }
     }
 
-    /// There is no engine any more.
-    fn lost(&self) {
-        self.directory.disconnect();
+    /// There is no engine any more for those who come. Gives what those before them were decided by.
+    fn lost(&self) -> Arc<Models> {
+        let decided = self.directory.disconnect();
         self.metrics.drifts.clear();
         self.metrics.engine.forget();
         self.metrics.engine_up.set(0);
+        decided
     }
 
     /// Starts an engine, if that is ours to do, and connects to it.
@@ -397,6 +400,7 @@ pub(crate) fn files_of(entry: &ModelEntry) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use super::engine::DRAINED_MAX;
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use wire::Health;
@@ -548,9 +552,8 @@ mod tests {
         assert!(!closing.await.unwrap(), "it was still there when its link was closed");
     }
 
-    /// Stands for an engine that has work for as long as it is asked only twice.
-    #[tokio::test(start_paused = true)]
-    async fn a_retiring_engine_is_left_alone_until_it_has_answered_everything() {
+    /// Stands for one that has work for as long as it is asked only twice, and that ends once it was asked again.
+    async fn working() -> (Engine, tokio::task::JoinHandle<()>) {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("engine.sock");
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
@@ -569,8 +572,29 @@ mod tests {
         });
         let (told, events) = mpsc::channel(4);
         let link = Link::connect(&socket, move |event| drop(told.try_send(event))).await.unwrap();
-        let mut engine = Engine::new(socket, None, link, events);
+        (Engine::new(socket, None, link, events), working)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_retiring_engine_is_left_alone_until_it_has_answered_everything() {
+        let (mut engine, working) = working().await;
         engine.at_rest(PING_EVERY).await;
         working.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_engine_that_ends_alone_is_given_time_for_those_who_are_still_sending_but_not_for_ever() {
+        let directory = Directory::default();
+        for sends_for in [Duration::from_millis(700), Duration::MAX] {
+            let (mut engine, working) = working().await;
+            let (request, began) = (directory.load(), tokio::time::Instant::now());
+            tokio::spawn(async move {
+                tokio::time::sleep(sends_for).await;
+                drop(request);
+            });
+            engine.drained(directory.disconnect()).await;
+            assert!(began.elapsed() >= sends_for.min(DRAINED_MAX));
+            assert_eq!(working.is_finished(), sends_for < DRAINED_MAX);
+        }
     }
 }

@@ -4,10 +4,12 @@
 use super::REPLACE_EVERY;
 use super::growth::{Growth, is_loading};
 use super::loads::Loads;
+use crate::directory::Models;
 use crate::link::{Event, Link};
 use anyhow::Context;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::sync::mpsc;
@@ -24,12 +26,12 @@ const LOAD_MAX: Duration = Duration::from_secs(600);
 const EXIT_MAX: Duration = Duration::from_millis(200);
 /// Requests that are under way to an engine when another takes over reach it within this.
 const UNDER_WAY_MAX: Duration = Duration::from_secs(5);
-/// The same where none has taken over yet, so that everybody else is turned away meanwhile: so long at least, and at most.
-const UNDER_WAY_ALONE: Duration = Duration::from_millis(200);
-const UNDER_WAY_ALONE_MAX: Duration = Duration::from_secs(2);
-const PING_EVERY_ALONE: Duration = Duration::from_millis(50);
 /// And what waits and runs there has so long.
 const RETIRE_MAX: Duration = Duration::from_secs(600);
+/// Where none has taken over yet, everybody else is turned away meanwhile: those under way have no longer,
+pub(super) const DRAINED_MAX: Duration = Duration::from_secs(2);
+/// and it is looked so often whether there are any.
+const DRAINED_EVERY: Duration = Duration::from_millis(50);
 /// How a run's threads wait for each other is said by any of these; the engine takes it over from us.
 const OPENMP_WAITS: [&str; 2] = ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"];
 /// They look so often before they sleep. Left alone they do 300 times as often: beside whoever else uses the cores a run takes
@@ -156,14 +158,19 @@ impl Engine {
         }
     }
 
-    /// Waits until what was under way to it has come, once nothing new is to. Once told to stop, an engine turns away what comes, and
-    /// finishes only what it has.
-    pub(super) async fn drained(&mut self) {
-        tokio::time::sleep(UNDER_WAY_ALONE).await;
-        // What it has said before says nothing about now.
-        while self.events.try_recv().is_ok() {}
-        let rest = self.at_rest(PING_EVERY_ALONE);
-        let _ = tokio::time::timeout(UNDER_WAY_ALONE_MAX - UNDER_WAY_ALONE, rest).await;
+    /// Waits until none is under way of the requests that were `decided` while it was there, also of those that are still sending, and it
+    /// has answered everything; or until they have had their time. Once told to stop, an engine turns away what comes, and finishes
+    /// only what it has.
+    pub(super) async fn drained(&mut self, decided: Arc<Models>) {
+        let rest = async {
+            while Arc::strong_count(&decided) > 1 {
+                tokio::time::sleep(DRAINED_EVERY).await;
+            }
+            // What it has said before says nothing about now.
+            while self.events.try_recv().is_ok() {}
+            self.at_rest(DRAINED_EVERY).await;
+        };
+        let _ = tokio::time::timeout(DRAINED_MAX, rest).await;
     }
 
     /// Waits until it has answered everything, or is gone.
