@@ -403,10 +403,7 @@ impl<T: Clone> Batcher<T> {
     /// cores do not suffice for it: if smaller runs went first, it would wait for ever. While it waits for room, which is told
     /// as well, it is the queue of another that needs less.
     fn first(&self, now: Instant) -> (Option<(&Bucket, Room)>, bool) {
-        let may_run = |bucket: &Bucket| {
-            let running = self.versions.get(&bucket.version).map_or(0, |version| version.running);
-            running < self.queues[bucket].at_once
-        };
+        let may_run = |bucket: &Bucket| self.may_have_more(bucket.version, self.queues[bucket].at_once);
         let heads = || {
             let heads = self.versions.values().filter_map(|version| version.heads.first_key_value());
             heads.filter(|(_, bucket)| may_run(bucket))
@@ -424,12 +421,25 @@ impl<T: Clone> Batcher<T> {
         (found.filter(|(bucket, _)| self.has_lanes(self.queues[*bucket].lanes)), waits_for_room)
     }
 
-    /// How many lanes' share of the cores a run would have of each queue in which something waits that is not late.
-    pub fn lanes_wanted(&self, now: Instant) -> impl Iterator<Item = usize> {
-        let is_in_time =
-            move |waiting: &Waiting<T>| waiting.ticket.deadline.is_none_or(|deadline| deadline > now);
-        let queues = self.queues.values().filter(move |queue| queue.waiting.values().rev().any(is_in_time));
-        queues.map(|queue| queue.lanes)
+    /// For each queue in which somebody waits who is not late, whether its version may have another run as far as it is concerned. For
+    /// copies nobody waits.
+    pub fn awaited(&self, now: Instant) -> impl Iterator<Item = bool> {
+        let is_in_time = move |ticket: &Ticket<T>| ticket.deadline.is_none_or(|deadline| deadline > now);
+        let is_awaited = move |ticket: &Ticket<T>| ticket.priority != Priority::Last && is_in_time(ticket);
+        let queues = self.queues.iter().filter(move |(_, queue)| {
+            queue.waiting.values().rev().any(|waiting| is_awaited(&waiting.ticket))
+        });
+        queues.map(|(bucket, queue)| self.may_have_more(bucket.version, queue.at_once))
+    }
+
+    /// Whether a version that may have so many runs at once may have another.
+    fn may_have_more(&self, version: u32, at_once: usize) -> bool {
+        self.versions.get(&version).map_or(0, |version| version.running) < at_once
+    }
+
+    /// Whether a run of a version could not begin now, whatever waits for it.
+    pub fn lacks_lanes(&self, bound: Bound) -> bool {
+        !self.may_have_more(bound.version, bound.at_once) || !self.has_lanes(bound.lanes)
     }
 
     /// What the most urgent job of a queue needs room for: nothing, if all that is left is to say that it is late.
@@ -440,7 +450,7 @@ impl<T: Clone> Batcher<T> {
     }
 
     /// Whether the cores suffice for another run, of so many lanes.
-    pub fn has_lanes(&self, lanes: usize) -> bool {
+    fn has_lanes(&self, lanes: usize) -> bool {
         let shares = || self.running.iter().map(|running| running.lanes).chain([lanes]);
         // The lane that asks is free, and so is its own share unless a larger run has taken it.
         let has_room = shares().all(|share| share == 1) || shares().sum::<usize>() <= self.lanes;

@@ -68,8 +68,8 @@ pub struct Config {
     #[arg(long, value_name = "DIR")]
     pub references: Option<PathBuf>,
 
-    /// A run that takes longer ends the engine: its model is taken to hang. Where all lanes run what nobody waits for any more, and
-    /// others wait, one does so sooner, if it takes far longer than such runs do.
+    /// A run that takes longer ends the engine: its model is taken to hang. Where nobody waits any more for
+    /// what runs, and it holds others up, one does so sooner, if it takes far longer than nearly all such runs do.
     #[arg(long, value_name = "SECONDS", default_value = "60")]
     pub run_seconds_max: NonZeroU64,
 

@@ -377,13 +377,14 @@ impl Reader {
             mailbox: Arc::clone(&self.mailbox),
             cancelled: Arc::clone(&cancelled),
         };
+        let priority = raw.terms.priority;
         let after = match raw.terms.deadline {
             Some(_) => self.queue.after(version, raw.rows(), &raw.terms, now),
             None => After::default(),
         };
         self.preparers.submit(raw, needs, after, &self.done, now).inspect_err(|refusal| {
             if let Refusal::TooLate { wait } = refusal {
-                self.queue.turn_away(*wait, now);
+                self.queue.turn_away(version, priority, *wait, now);
             }
         })?;
         self.preparing.insert(id, cancelled);

@@ -2,7 +2,7 @@
 //! is held for the batcher's own work only, never while a model runs or a socket is written.
 
 use crate::batcher::{
-    Batch, Batcher, Bound, Bucket, Claim, Ended, Grouping, Limits, Next, Piece, Refused, Ticket,
+    Batch, Batcher, Bound, Bucket, Claim, Ended, Grouping, Limits, Next, Piece, Priority, Refused, Ticket,
 };
 use crate::curve::Curve;
 use crate::job::{Job, Refusal, Request, Terms};
@@ -18,10 +18,15 @@ use std::time::{Duration, Instant};
 /// A lane that was woken for work that is still being read waits for it awake for so long at most.
 const AWAKE_MAX: Duration = Duration::from_micros(100);
 
-/// Whoever was turned away for want of time is told how long it would wait, comes back after about that, and counts as one who waits
-/// until then, so much longer, and no longer than that.
+/// Whoever was turned away because what runs, or waits, takes too long is told how long it would wait, and comes back after about that. Until
+/// then and for so much longer it counts as one who waits,
 const TURNED_AWAY: Duration = Duration::from_secs(2);
+
+/// but no longer than that.
 const TURNED_AWAY_MAX: Duration = Duration::from_secs(30);
+
+/// Where no lane has begun a batch for so long, and none is done with one, nobody is served.
+const AT_A_STANDSTILL: Duration = Duration::from_secs(1);
 
 /// What a connection asks of the queue.
 pub(crate) enum Order {
@@ -67,7 +72,9 @@ struct State {
     running: Vec<Option<Running>>,
     /// The lane that runs a request once more which it has answered.
     looking: Option<usize>,
-    /// Until when somebody is missed who was turned away because what runs, or waits, takes too long.
+    /// When a lane last began a batch, or was done with one.
+    moved: Instant,
+    /// Until when somebody is missed who was turned away since then, and for whom there was no lane.
     turned_away: Option<Instant>,
     stopping: bool,
 }
@@ -82,6 +89,7 @@ impl Queue {
             running: vec![None; lanes],
             looking: None,
             turned_away: None,
+            moved: Instant::now(),
             stopping: false,
         };
         Self {
@@ -137,7 +145,8 @@ impl Queue {
             match order {
                 Order::Run(job) if state.stopping => refused.push((job.terms.id, Refusal::Stopping)),
                 Order::Run(job) => {
-                    let id = job.terms.id;
+                    let (id, bound, priority) =
+                        (job.terms.id, bound_of(&job.request.version), job.terms.priority);
                     let found = job.request.version.audit.found().map(|found| found.grouping);
                     if found.is_some()
                         && let Err(refusal) = job.request.fits_one_run()
@@ -149,7 +158,7 @@ impl Queue {
                         found.or_else(|| state.suspects.is_suspect(&job, now).then_some(Grouping::Alone));
                     if let Err(refusal) = state.batcher.push(ticket(job, apart), &mut shed, now) {
                         if let Refused::TooLate { wait, .. } = &refusal {
-                            state.turn_away(*wait, now);
+                            state.turn_away(bound, priority, *wait, now);
                         }
                         refused.push((id, into_refusal(id, refusal, state.batcher.limits())));
                     }
@@ -180,6 +189,7 @@ impl Queue {
                 Next::Run(batch) => {
                     let (claim, pieces) = (batch.claim.number(), Arc::clone(&batch.pieces));
                     state.running[lane] = Some(Running { claim, pieces });
+                    state.move_on(now);
                     // One wake-up leads to the next while there is work, so that none is made for nothing.
                     self.wake_one(state);
                     self.begun.fetch_add(1, Ordering::Relaxed);
@@ -255,10 +265,11 @@ impl Queue {
 
     /// Takes back the claim of the batch that a lane has run.
     pub(crate) fn finish(&self, lane: usize, claim: Claim, ended: Ended) {
-        let mut state = self.lock();
+        let (mut state, now) = (self.lock(), Instant::now());
         state.running[lane] = None;
+        state.move_on(now);
         state.looking.take_if(|looking| *looking == lane);
-        state.batcher.finish(claim, ended, Instant::now());
+        state.batcher.finish(claim, ended, now);
         if state.stopping {
             self.wake_all(state);
         } else {
@@ -299,28 +310,26 @@ impl Queue {
     }
 
     /// Somebody was turned away before coming here, who would wait for so long.
-    pub(crate) fn turn_away(&self, wait: Duration, now: Instant) {
-        self.lock().turn_away(wait, now);
+    pub(crate) fn turn_away(&self, version: &Version, priority: Priority, wait: Duration, now: Instant) {
+        self.lock().turn_away(bound_of(version), priority, wait, now);
     }
 
-    /// Where nobody waits any more for what a lane runs, nor for what any other does, and the lanes that are left do not suffice for
-    /// something that waits, or for anything and somebody would wait who has not the time: what 99 of 100 such runs take at most, if that is known. As long as enough
-    /// are left nobody misses this one, but for callers of its own version, where that may run no more often at once: they are not heard.
+    /// What 99 of 100 such runs as that of this lane take at most, if that is known, and if it holds others up: nobody waits any more
+    /// for what any lane runs, and somebody waits for what does not begin.
     pub(crate) fn abandoned(&self, lane: usize, now: Instant) -> Option<Duration> {
-        let running = {
-            let state = self.lock();
-            if state.looking.is_some() || !state.is_held_up(now) {
-                return None;
-            }
-            state.running.clone()
+        let running = self.lock().running.clone();
+        let is_awaited = |Piece { job, .. }: &Piece<Arc<Job>>| {
+            job.terms.priority != Priority::Last && job.is_wanted() && !job.has_expired(now)
         };
-        let is_awaited = |Piece { job, .. }: &Piece<Arc<Job>>| job.is_wanted() && !job.has_expired(now);
-        let is_held = |running: &Running| !running.pieces.iter().any(is_awaited);
-        let Running { pieces, .. } =
-            running[lane].as_ref().filter(|_| running.iter().flatten().all(is_held))?;
+        let is_given_up = |running: &Running| !running.pieces.iter().any(is_awaited);
+        if !running.iter().flatten().all(is_given_up) {
+            return None;
+        }
+        let pieces = &running[lane].as_ref()?.pieces;
         let bucket = bucket_of(&pieces.first()?.job.request, false);
         let rows = pieces.iter().map(|piece| piece.rows).sum();
-        self.lock().batcher.slow(&bucket, rows)
+        let state = self.lock();
+        state.batcher.slow(&bucket, rows).filter(|_| state.is_held_up(now))
     }
 
     /// Batches that lanes have taken since the start.
@@ -433,18 +442,33 @@ impl Drop for Announcement {
 }
 
 impl State {
-    fn turn_away(&mut self, wait: Duration, now: Instant) {
-        let until = now + wait.saturating_add(TURNED_AWAY).min(TURNED_AWAY_MAX);
-        self.turned_away = self.turned_away.max(Some(until));
+    fn turn_away(&mut self, bound: Bound, priority: Priority, wait: Duration, now: Instant) {
+        if priority != Priority::Last && (!self.is_one_idle() || self.batcher.lacks_lanes(bound)) {
+            let until = now + wait.saturating_add(TURNED_AWAY).min(TURNED_AWAY_MAX);
+            self.turned_away = self.turned_away.max(Some(until));
+        }
     }
 
-    /// Whether something waits for which the lanes do not suffice that are left by what runs; or would wait if it had the time, where
-    /// they suffice for nothing. As long as a lane serves others, one who was turned away is no reason to take it from them.
+    /// A lane has begun a batch, or is done with one: whoever was turned away may find one now.
+    fn move_on(&mut self, now: Instant) {
+        (self.moved, self.turned_away) = (now, None);
+    }
+
+    fn is_one_idle(&self) -> bool {
+        self.running.iter().any(Option::is_none)
+    }
+
+    /// Whether somebody waits who may run, and nothing can begin; or somebody waits, or would wait if there were the time, while all is at
+    /// a standstill. As long as others are served, neither who was turned away nor who waits for a version to run that may not run
+    /// any more often at once is a reason to take the engine from them.
     fn is_held_up(&self, now: Instant) -> bool {
-        let is_one_idle = self.running.iter().any(Option::is_none);
-        let has_lanes = |lanes| is_one_idle && self.batcher.has_lanes(lanes);
-        let is_somebody_missed = self.turned_away.is_some_and(|until| now <= until);
-        self.batcher.lanes_wanted(now).any(|lanes| !has_lanes(lanes)) || is_somebody_missed && !has_lanes(1)
+        let can_begin = self.is_one_idle() && self.batcher.has_next(now);
+        if !can_begin && self.batcher.awaited(now).any(|may_run| may_run) {
+            return true;
+        }
+        let is_at_a_standstill = now.saturating_duration_since(self.moved) >= AT_A_STANDSTILL;
+        let is_missed = || self.turned_away.is_some_and(|until| now <= until);
+        is_at_a_standstill && (is_missed() || self.batcher.awaited(now).next().is_some())
     }
 
     /// A job that a lane runs, or a piece of it.

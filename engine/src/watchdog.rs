@@ -1,7 +1,8 @@
 //! Decides when nothing but a new process helps. A model that does not come back holds its lane for good, because
 //! nothing can stop a thread inside libtorch; a GPU that has failed stays so for the process that used it. The
 //! engine then ends, says why, and its supervisor starts a new one. A run for which somebody may still wait has all the time that
-//! any may take. Where everybody has given up all that runs, and others wait for lanes, it has far longer than such runs ever take.
+//! any may take. Where everybody has given up all that runs, and others are held up by it, it has some seconds, and many times what
+//! nearly all such runs take.
 
 use crate::model::Version;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};

@@ -143,6 +143,7 @@ fn a_run_is_abandoned_once_the_last_of_its_callers_has_gone_or_is_late_if_such_r
     leaver.cancel();
     let next = world.job(4, 0);
     world.submit(&[&next], now);
+    let deadline = deadline + AT_A_STANDSTILL;
     assert_eq!(world.queue.abandoned(0, deadline), None, "one has no deadline, and waits");
     patient.cancel();
     assert_eq!(world.queue.abandoned(0, now), None, "one has time left");
@@ -168,55 +169,98 @@ fn a_run_is_abandoned_once_the_last_of_its_callers_has_gone_or_is_late_if_such_r
     assert_eq!(world.queue.abandoned(0, deadline), None, "it is back");
 }
 
-#[test]
-fn a_run_that_nobody_waits_for_is_missed_by_who_needs_more_lanes_than_it_leaves_and_by_no_other() {
-    let (mut narrow, mut wide, now) = (World::new(), World::of_connection(2), Instant::now());
-    narrow.queue = Queue::new(Limits::halving(10, 2000), 2);
+/// A queue for so many lanes, with a narrow version and one that takes two; what one run of either takes at most.
+fn narrow_and_wide(lanes: usize) -> (World, World, Option<Duration>) {
+    let (mut narrow, mut wide) = (World::new(), World::of_connection(2));
+    narrow.queue = Queue::new(Limits::halving(10, 2000), lanes);
     let version = Arc::get_mut(&mut wide.version).expect("nobody else has it");
-    (version.key, version.way.lanes) = (1, 2);
-    let (queue, slow) = (&narrow.queue, Some(Duration::from_millis(15)));
+    (version.key, version.way.lanes, version.way.at_once) = (1, 2, 1);
     for world in [&narrow, &wide] {
         let mut curve = Curve::default();
         (0..5).for_each(|_| curve.observe(1, Duration::from_millis(10)));
-        queue.seed(&bucket_of(&world.job(0, 0).request, false), curve);
+        narrow.queue.seed(&bucket_of(&world.job(0, 0).request, false), curve);
     }
-    let begin = |job: &Arc<Job>| {
-        narrow.submit(&[job], now);
-        let claim = queue.next(0).unwrap().claim;
+    (narrow, wide, Some(Duration::from_millis(15)))
+}
+
+impl World {
+    fn job_with(&self, terms: Terms) -> Arc<Job> {
+        Arc::new(Job::new(one_row(&self.version, &[0.0]), terms, Arc::clone(&self.mailbox)))
+    }
+
+    /// A run of this job hangs, and nobody waits for it any more.
+    fn abandon(&self, job: &Arc<Job>, lane: usize) -> Claim {
+        self.submit(&[job], Instant::now());
+        let claim = self.queue.next(lane).unwrap().claim;
         job.cancel();
         claim
-    };
-    let leave = |connection, id| {
-        queue.submit(&mut vec![Order::Cancel { connection, id }], &mut Vec::new(), now);
-    };
-    let run = begin(&narrow.job(1, 0));
+    }
+
+    fn leave(&self, connection: u64, id: u64) {
+        self.queue.submit(&mut vec![Order::Cancel { connection, id }], &mut Vec::new(), Instant::now());
+    }
+}
+
+#[test]
+fn a_run_that_nobody_waits_for_is_missed_by_who_needs_more_lanes_than_it_leaves() {
+    let (narrow, wide, slow) = narrow_and_wide(2);
+    let (queue, now) = (&narrow.queue, Instant::now());
+    let run = narrow.abandon(&narrow.job(1, 0), 0);
     narrow.submit(&[&narrow.job(2, 0)], now);
     assert_eq!(queue.abandoned(0, now), None, "one lane is enough for it");
-    narrow.submit(&[&wide.job(3, 0)], now);
-    assert_eq!(queue.abandoned(0, now), slow, "and not for this one");
-    leave(2, 3);
-    assert_eq!(queue.abandoned(0, now), None);
-    queue.turn_away(Duration::ZERO, now);
-    assert_eq!(queue.abandoned(0, now), None, "whoever has no time, a lane is left that serves others");
+    narrow.leave(1, 2);
     let deadline = now + Duration::from_secs(60);
-    let late = Job::new(
-        one_row(&wide.version, &[0.0]),
-        Terms { deadline: Some(deadline), ..terms(6) },
-        Arc::clone(&wide.mailbox),
-    );
-    narrow.submit(&[&Arc::new(late)], now);
+    let terms = |id| Terms { deadline: Some(deadline), ..terms(id) };
+    let copy = Terms { priority: Priority::Last, ..terms(3) };
+    narrow.submit(&[&wide.job_with(copy)], now);
+    assert_eq!(queue.abandoned(0, now), None, "nobody waits for a copy");
+    narrow.submit(&[&wide.job_with(terms(4))], now);
     assert_eq!(queue.abandoned(0, deadline - Duration::from_millis(1)), slow);
     assert_eq!(queue.abandoned(0, deadline), None, "nobody waits for what is late");
-    leave(2, 6);
-    leave(1, 2);
     queue.finish(0, run, Ended::Ran);
-    let run = begin(&wide.job(4, 0));
-    assert_eq!(queue.abandoned(0, now), slow, "nothing is left, and somebody was turned away");
-    let later = now + TURNED_AWAY + Duration::from_millis(1);
-    assert_eq!(queue.abandoned(0, later), None, "who was turned away is not missed any more");
-    narrow.submit(&[&narrow.job(5, 0)], now);
-    assert_eq!(queue.abandoned(0, later), slow, "it leaves nothing to anybody");
-    queue.finish(0, run, Ended::Ran);
+    assert_eq!(queue.abandoned(0, now), None, "it is back");
+}
+
+#[test]
+fn who_is_turned_away_for_want_of_lanes_misses_them_while_nobody_else_is_served() {
+    let (narrow, wide, slow) = narrow_and_wide(2);
+    let (queue, begun) = (&narrow.queue, Instant::now());
+    let turn_away = |of: &World, priority| {
+        queue.turn_away(&of.version, priority, Duration::from_secs(60), begun);
+    };
+    let _run = narrow.abandon(&narrow.job(1, 0), 0);
+    let now = begun + 2 * AT_A_STANDSTILL;
+    turn_away(&narrow, Priority::Normal);
+    assert_eq!(queue.abandoned(0, now), None, "it has a lane, and no time");
+    turn_away(&wide, Priority::Last);
+    assert_eq!(queue.abandoned(0, now), None, "nobody waits for a copy");
+    turn_away(&wide, Priority::Normal);
+    assert_eq!(queue.abandoned(0, begun), None, "something has just begun");
+    assert_eq!(queue.abandoned(0, now), slow);
+    let later = begun + TURNED_AWAY_MAX + Duration::from_millis(1);
+    assert_eq!(queue.abandoned(0, later), None, "it is not missed any more");
+    narrow.submit(&[&narrow.job(2, 0)], begun);
+    let other = queue.next(1).unwrap();
+    queue.finish(1, other.claim, Ended::Ran);
+    assert_eq!(queue.abandoned(0, now), None, "others are served");
+}
+
+#[test]
+fn callers_of_a_version_that_hangs_and_may_run_once_at_a_time_end_no_engine_that_serves_others() {
+    let (narrow, wide, slow) = narrow_and_wide(3);
+    let (queue, begun) = (&narrow.queue, Instant::now());
+    let _run = narrow.abandon(&wide.job(1, 0), 0);
+    narrow.submit(&[&wide.job(2, 0)], begun);
+    assert_eq!(queue.abandoned(0, begun), None);
+    assert_eq!(queue.abandoned(0, begun + 2 * AT_A_STANDSTILL), slow, "nobody is served");
+    queue.turn_away(&wide.version, Priority::Normal, Duration::ZERO, begun);
+    narrow.leave(2, 2);
+    assert_eq!(queue.abandoned(0, begun + AT_A_STANDSTILL + Duration::from_millis(500)), slow);
+    narrow.submit(&[&wide.job(3, 0), &narrow.job(4, 0)], begun);
+    let other = queue.next(1).unwrap();
+    assert_eq!(other.pieces[0].job.terms.id, 4);
+    queue.finish(1, other.claim, Ended::Ran);
+    assert_eq!(queue.abandoned(0, begun + Duration::from_millis(900)), None, "others are");
 }
 
 #[test]
