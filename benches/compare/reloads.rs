@@ -33,8 +33,14 @@ const CHANGES: usize = 60;
 const CONNECTIONS: u32 = 16;
 const EVERY: Duration = Duration::from_millis(10);
 
-/// Windows of each kind, of which each has a quiet one before it and one after it.
-const WINDOWS: usize = 12;
+/// How often all kinds of windows take turns, each with a quiet one before it and one after it. Those with one change take several
+/// turns: twelve cannot tell some percent from nothing on a machine whose quiet ones differ by more.
+const ROUNDS: usize = 8;
+const KINDS: [(&str, Beside, usize); 3] = [
+    ("one change", Beside::Changes(WINDOW), 8),
+    ("many", Beside::Changes(OFTEN), 1),
+    ("none, and another process", Beside::Work, 1),
+];
 const WINDOW: Duration = Duration::from_secs(5);
 const OFTEN: Duration = Duration::from_millis(250);
 
@@ -87,40 +93,38 @@ fn effect(client: &mut Connection, file: &PolicyFile) -> anyhow::Result<()> {
 fn traffic(server: &Server, file: &PolicyFile) -> anyhow::Result<()> {
     let rate = CONNECTIONS as f64 / EVERY.as_secs_f64();
     println!(
-        "{rate} requests/s over {CONNECTIONS} connections; {WINDOWS} windows of {WINDOW:?} with one change, as many with a change every \
-         {OFTEN:?}, as many in which another process reads one as often, and quiet ones between them"
+        "{rate} requests/s over {CONNECTIONS} connections, in windows of {WINDOW:?}: with one change, with a change every {OFTEN:?}, \
+         and in which another process reads one as often, with quiet ones between them"
     );
-    let kinds = [
-        ("one change", Beside::Changes(WINDOW)),
-        ("many", Beside::Changes(OFTEN)),
-        ("none, and another process", Beside::Work),
-    ];
     window(server, file, Beside::Quiet)?; // to warm up
     let mut quiet = vec![window(server, file, Beside::Quiet)?];
-    let mut others = kinds.map(|_| Vec::new());
-    for _ in 0..WINDOWS {
-        for (all, (_, beside)) in others.iter_mut().zip(kinds) {
-            all.push(window(server, file, beside)?);
-            quiet.push(window(server, file, Beside::Quiet)?);
+    let mut others = KINDS.map(|_| Vec::new());
+    for _ in 0..ROUNDS {
+        for (all, (_, beside, turns)) in others.iter_mut().zip(KINDS) {
+            for _ in 0..turns {
+                all.push((quiet.len() - 1, window(server, file, beside)?));
+                quiet.push(window(server, file, Beside::Quiet)?);
+            }
         }
     }
     for (name, share) in [("median", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)] {
-        let of = |all: &[Vec<f64>]| all.iter().map(|one| quantile(one, share)).collect::<Vec<_>>();
-        let quiet = of(&quiet);
+        let quiet: Vec<_> = quiet.iter().map(|one| quantile(one, share)).collect();
         let chance = (1..quiet.len() - 1).map(|at| quiet[at] / f64::midpoint(quiet[at - 1], quiet[at + 1]));
         println!(
             "  {name:6} {:4.0} µs in quiet windows, which differ among themselves by {}",
-            median(&quiet),
+            median(quiet.clone()),
             spread(chance.collect())
         );
-        for (first, ((kind, _), all)) in kinds.iter().zip(&others).enumerate() {
-            let own = of(all);
+        for ((kind, ..), all) in KINDS.iter().zip(&others) {
+            let own: Vec<_> = all.iter().map(|(before, one)| (*before, quantile(one, share))).collect();
             // Each against the mean of its two neighbours, so that a machine that gets slower is no ratio.
-            let ratios = own.iter().enumerate().map(|(at, one)| {
-                let before = kinds.len() * at + first;
-                one / f64::midpoint(quiet[before], quiet[before + 1])
-            });
-            println!("         {:4.0} µs with {kind}: {} times", median(&own), spread(ratios.collect()));
+            let ratios =
+                own.iter().map(|(before, one)| one / f64::midpoint(quiet[*before], quiet[before + 1]));
+            println!(
+                "         {:4.0} µs with {kind}: {} times",
+                median(own.iter().map(|(_, one)| *one).collect()),
+                spread(ratios.collect())
+            );
         }
     }
     Ok(())
@@ -241,18 +245,21 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
     sorted[((sorted.len() - 1) as f64 * share).round() as usize]
 }
 
-fn median(all: &[f64]) -> f64 {
-    let mut sorted = all.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    quantile(&sorted, 0.5)
+fn median(mut all: Vec<f64>) -> f64 {
+    all.sort_by(f64::total_cmp);
+    quantile(&all, 0.5)
 }
 
-/// The median and the quartiles.
+/// The median, between what it lies with 95 %, and the quartiles.
 fn spread(mut sorted: Vec<f64>) -> String {
     sorted.sort_by(f64::total_cmp);
+    // Of n values as many lie below their median as of n coins show heads.
+    let off = 0.98 / (sorted.len() as f64).sqrt();
     format!(
-        "{:.2} ({:.2} to {:.2})",
+        "{:.3} (95 %: {:.3} to {:.3}; quartiles {:.2} to {:.2})",
         quantile(&sorted, 0.5),
+        quantile(&sorted, (0.5 - off).max(0.0)),
+        quantile(&sorted, (0.5 + off).min(1.0)),
         quantile(&sorted, 0.25),
         quantile(&sorted, 0.75)
     )
