@@ -421,15 +421,26 @@ impl<T: Clone> Batcher<T> {
         (found.filter(|(bucket, _)| self.has_lanes(self.queues[*bucket].lanes)), waits_for_room)
     }
 
-    /// For each queue in which somebody waits who is not late, whether its version may have another run as far as it is concerned. For
-    /// copies nobody waits.
-    pub fn awaited(&self, now: Instant) -> impl Iterator<Item = bool> {
+    /// Whether somebody waits who is not late. For copies nobody does.
+    pub fn is_awaited(&self, now: Instant) -> bool {
+        self.awaited(now).next().is_some()
+    }
+
+    /// Whether somebody waits who is not late and whose version may have another run, while nothing can begin because the cores do not
+    /// suffice for what is the most urgent.
+    pub fn lacks_cores(&self, now: Instant) -> bool {
+        let (next, waits_for_room) = self.first(now);
+        let may_run =
+            |(bucket, queue): (&Bucket, &Queue<T>)| self.may_have_more(bucket.version, queue.at_once);
+        next.is_none() && !waits_for_room && self.awaited(now).any(may_run)
+    }
+
+    fn awaited(&self, now: Instant) -> impl Iterator<Item = (&Bucket, &Queue<T>)> {
         let is_in_time = move |ticket: &Ticket<T>| ticket.deadline.is_none_or(|deadline| deadline > now);
         let is_awaited = move |ticket: &Ticket<T>| ticket.priority != Priority::Last && is_in_time(ticket);
-        let queues = self.queues.iter().filter(move |(_, queue)| {
-            queue.waiting.values().rev().any(|waiting| is_awaited(&waiting.ticket))
-        });
-        queues.map(|(bucket, queue)| self.may_have_more(bucket.version, queue.at_once))
+        self.queues
+            .iter()
+            .filter(move |(_, queue)| queue.waiting.values().rev().any(|waiting| is_awaited(&waiting.ticket)))
     }
 
     /// Whether a version that may have so many runs at once may have another.
@@ -437,7 +448,7 @@ impl<T: Clone> Batcher<T> {
         self.versions.get(&version).map_or(0, |version| version.running) < at_once
     }
 
-    /// Whether a run of a version could not begin now, whatever waits for it.
+    /// Whether a run of a version could not begin now, though a lane were free and there were memory for it.
     pub fn lacks_lanes(&self, bound: Bound) -> bool {
         !self.may_have_more(bound.version, bound.at_once) || !self.has_lanes(bound.lanes)
     }

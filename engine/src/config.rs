@@ -69,7 +69,7 @@ pub struct Config {
     pub references: Option<PathBuf>,
 
     /// A run that takes longer ends the engine: its model is taken to hang. Where nobody waits any more for
-    /// what runs, and it holds others up, one does so sooner, if it takes far longer than nearly all such runs do.
+    /// what runs, and it holds others up, one does so sooner, if it takes far longer than such runs typically do.
     #[arg(long, value_name = "SECONDS", default_value = "60")]
     pub run_seconds_max: NonZeroU64,
 

@@ -18,14 +18,14 @@ use std::time::{Duration, Instant};
 /// A lane that was woken for work that is still being read waits for it awake for so long at most.
 const AWAKE_MAX: Duration = Duration::from_micros(100);
 
-/// Whoever was turned away because what runs, or waits, takes too long is told how long it would wait, and comes back after about that. Until
-/// then and for so much longer it counts as one who waits,
+/// Whoever was turned away for want of lanes or room is told how long it would wait, and comes back after about that. Until then and for
+/// so much longer it counts as one who waits,
 const TURNED_AWAY: Duration = Duration::from_secs(2);
 
 /// but no longer than that.
 const TURNED_AWAY_MAX: Duration = Duration::from_secs(30);
 
-/// Where no lane has begun a batch for so long, and none is done with one, nobody is served.
+/// Where somebody waits for nothing that runs, and lanes have neither begun nor ended anything for anybody for so long, none is served.
 const AT_A_STANDSTILL: Duration = Duration::from_secs(1);
 
 /// What a connection asks of the queue.
@@ -72,9 +72,9 @@ struct State {
     running: Vec<Option<Running>>,
     /// The lane that runs a request once more which it has answered.
     looking: Option<usize>,
-    /// When a lane last began a batch, or was done with one.
+    /// When a lane last began a batch for which somebody waited, or was done with one.
     moved: Instant,
-    /// Until when somebody is missed who was turned away since then, and for whom there was no lane.
+    /// Until when somebody is missed who was turned away since then, for want of lanes or room.
     turned_away: Option<Instant>,
     stopping: bool,
 }
@@ -145,8 +145,7 @@ impl Queue {
             match order {
                 Order::Run(job) if state.stopping => refused.push((job.terms.id, Refusal::Stopping)),
                 Order::Run(job) => {
-                    let (id, bound, priority) =
-                        (job.terms.id, bound_of(&job.request.version), job.terms.priority);
+                    let id = job.terms.id;
                     let found = job.request.version.audit.found().map(|found| found.grouping);
                     if found.is_some()
                         && let Err(refusal) = job.request.fits_one_run()
@@ -157,8 +156,14 @@ impl Queue {
                     let apart =
                         found.or_else(|| state.suspects.is_suspect(&job, now).then_some(Grouping::Alone));
                     if let Err(refusal) = state.batcher.push(ticket(job, apart), &mut shed, now) {
-                        if let Refused::TooLate { wait, .. } = &refusal {
-                            state.turn_away(bound, priority, *wait, now);
+                        match &refusal {
+                            Refused::TooLate { job, wait } if state.lacks_lanes(&job.request.version) => {
+                                state.turn_away(job.terms.priority, *wait, now);
+                            }
+                            Refused::Overloaded { job, wait } => {
+                                state.turn_away(job.terms.priority, *wait, now)
+                            }
+                            _ => {}
                         }
                         refused.push((id, into_refusal(id, refusal, state.batcher.limits())));
                     }
@@ -188,8 +193,9 @@ impl Queue {
             let until = match state.batcher.next(now) {
                 Next::Run(batch) => {
                     let (claim, pieces) = (batch.claim.number(), Arc::clone(&batch.pieces));
-                    state.running[lane] = Some(Running { claim, pieces });
-                    state.move_on(now);
+                    let begun = Running { claim, pieces };
+                    state.moved_on(&begun, now);
+                    state.running[lane] = Some(begun);
                     // One wake-up leads to the next while there is work, so that none is made for nothing.
                     self.wake_one(state);
                     self.begun.fetch_add(1, Ordering::Relaxed);
@@ -266,8 +272,9 @@ impl Queue {
     /// Takes back the claim of the batch that a lane has run.
     pub(crate) fn finish(&self, lane: usize, claim: Claim, ended: Ended) {
         let (mut state, now) = (self.lock(), Instant::now());
-        state.running[lane] = None;
-        state.move_on(now);
+        if let Some(ended) = state.running[lane].take() {
+            state.moved_on(&ended, now);
+        }
         state.looking.take_if(|looking| *looking == lane);
         state.batcher.finish(claim, ended, now);
         if state.stopping {
@@ -311,11 +318,14 @@ impl Queue {
 
     /// Somebody was turned away before coming here, who would wait for so long.
     pub(crate) fn turn_away(&self, version: &Version, priority: Priority, wait: Duration, now: Instant) {
-        self.lock().turn_away(bound_of(version), priority, wait, now);
+        let mut state = self.lock();
+        if state.lacks_lanes(version) {
+            state.turn_away(priority, wait, now);
+        }
     }
 
-    /// What 99 of 100 such runs as that of this lane take at most, if that is known, and if it holds others up: nobody waits any more
-    /// for what any lane runs, and somebody waits for what does not begin.
+    /// What 99 of 100 such runs as that of this lane take at most, if that is known, and if others are held up while nobody waits any more
+    /// for what any lane runs.
     pub(crate) fn abandoned(&self, lane: usize, now: Instant) -> Option<Duration> {
         let running = self.lock().running.clone();
         let is_awaited = |Piece { job, .. }: &Piece<Arc<Job>>| {
@@ -442,33 +452,36 @@ impl Drop for Announcement {
 }
 
 impl State {
-    fn turn_away(&mut self, bound: Bound, priority: Priority, wait: Duration, now: Instant) {
-        if priority != Priority::Last && (!self.is_one_idle() || self.batcher.lacks_lanes(bound)) {
+    fn turn_away(&mut self, priority: Priority, wait: Duration, now: Instant) {
+        if priority != Priority::Last {
             let until = now + wait.saturating_add(TURNED_AWAY).min(TURNED_AWAY_MAX);
             self.turned_away = self.turned_away.max(Some(until));
         }
     }
 
-    /// A lane has begun a batch, or is done with one: whoever was turned away may find one now.
-    fn move_on(&mut self, now: Instant) {
-        (self.moved, self.turned_away) = (now, None);
+    /// A lane begins this, or is done with it: whoever was turned away may find one now.
+    fn moved_on(&mut self, with: &Running, now: Instant) {
+        if with.pieces.iter().any(|piece| piece.job.terms.priority != Priority::Last) {
+            (self.moved, self.turned_away) = (now, None);
+        }
     }
 
     fn is_one_idle(&self) -> bool {
         self.running.iter().any(Option::is_none)
     }
 
-    /// Whether somebody waits who may run, and nothing can begin; or somebody waits, or would wait if there were the time, while all is at
-    /// a standstill. As long as others are served, neither who was turned away nor who waits for a version to run that may not run
-    /// any more often at once is a reason to take the engine from them.
+    fn lacks_lanes(&self, version: &Version) -> bool {
+        !self.is_one_idle() || self.batcher.lacks_lanes(bound_of(version))
+    }
+
+    /// Whether somebody waits, or comes back before long, while all is at a standstill: as long as others are served, nobody is a reason
+    /// to take the engine from them. But for whoever waits for more lanes than what runs has left, and meanwhile keeps all others from
+    /// the rest.
     fn is_held_up(&self, now: Instant) -> bool {
-        let can_begin = self.is_one_idle() && self.batcher.has_next(now);
-        if !can_begin && self.batcher.awaited(now).any(|may_run| may_run) {
-            return true;
-        }
         let is_at_a_standstill = now.saturating_duration_since(self.moved) >= AT_A_STANDSTILL;
-        let is_missed = || self.turned_away.is_some_and(|until| now <= until);
-        is_at_a_standstill && (is_missed() || self.batcher.awaited(now).next().is_some())
+        let is_missed = self.turned_away.is_some_and(|until| now <= until);
+        let is_somebody_there = || is_missed || self.batcher.is_awaited(now);
+        is_at_a_standstill && is_somebody_there() || self.is_one_idle() && self.batcher.lacks_cores(now)
     }
 
     /// A job that a lane runs, or a piece of it.
@@ -496,7 +509,8 @@ impl State {
 }
 
 fn bound_of(version: &Version) -> Bound {
-    let at_once = version.grouping.at_once(version.way.at_once);
+    let grouping = version.audit.found().map_or(version.grouping, |found| found.grouping);
+    let at_once = grouping.at_once(version.way.at_once);
     Bound { version: version.key, lanes: version.way.lanes, at_once }
 }
 

@@ -371,7 +371,7 @@ Code Module::code() const {
 
 namespace {
 
-// Those of what is called and of what is forked too.
+// Uses each constant of a graph, also of what it calls and forks.
 template <typename Use>
 void each_constant(Graph& graph, const Use& use) {
   auto whole = graph.copy();

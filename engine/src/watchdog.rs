@@ -2,7 +2,7 @@
 //! nothing can stop a thread inside libtorch; a GPU that has failed stays so for the process that used it. The
 //! engine then ends, says why, and its supervisor starts a new one. A run for which somebody may still wait has all the time that
 //! any may take. Where everybody has given up all that runs, and others are held up by it, it has some seconds, and many times what
-//! nearly all such runs take.
+//! such runs typically take.
 
 use crate::model::Version;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 /// How often it looks.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// A run has been seen for so long to have nobody who waits for it,
+/// A run has been seen for so long to hold others up and to have nobody who waits for it, at each look,
 const ABANDONED: Duration = Duration::from_secs(5);
 
 /// and has taken so many times what 99 of 100 such runs take at most: then it is taken to hang.
@@ -28,7 +28,7 @@ pub(crate) struct Watchdog {
 struct Run {
     version: Arc<Version>,
     since: Instant,
-    /// When nobody was first seen to wait for it. A process that was held up has seen nothing meanwhile.
+    /// When it was first seen so of all looks since. A process that was held up has seen nothing meanwhile.
     abandoned: Option<Instant>,
 }
 

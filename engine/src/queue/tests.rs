@@ -246,6 +246,27 @@ fn who_is_turned_away_for_want_of_lanes_misses_them_while_nobody_else_is_served(
 }
 
 #[test]
+fn who_finds_no_room_beside_what_hangs_misses_it_while_nobody_else_is_served() {
+    let (narrow, _, slow) = narrow_and_wide(2);
+    let (queue, begun) = (&narrow.queue, Instant::now());
+    let large = |id| narrow.job_with(Terms { metadata_bytes: 800, ..terms(id) });
+    let _run = narrow.abandon(&large(1), 0);
+    let mut refused = Vec::new();
+    queue.submit(&mut vec![Order::Run(large(2))], &mut refused, begun);
+    assert!(matches!(refused[..], [(2, Refusal::Overloaded { .. })]), "{refused:?}");
+    assert_eq!(queue.abandoned(0, begun), None, "something has just begun");
+    assert_eq!(queue.abandoned(0, begun + 3 * AT_A_STANDSTILL / 2), slow);
+    narrow.submit(&[&narrow.job_with(Terms { priority: Priority::Last, ..terms(3) })], begun);
+    let copy = queue.next(1).unwrap();
+    queue.finish(1, copy.claim, Ended::Ran);
+    assert_eq!(queue.abandoned(0, begun + 3 * AT_A_STANDSTILL / 2), slow, "copies serve nobody");
+    narrow.submit(&[&narrow.job(4, 0)], begun);
+    let other = queue.next(1).unwrap();
+    queue.finish(1, other.claim, Ended::Ran);
+    assert_eq!(queue.abandoned(0, begun + 3 * AT_A_STANDSTILL / 2), None, "others are served");
+}
+
+#[test]
 fn callers_of_a_version_that_hangs_and_may_run_once_at_a_time_end_no_engine_that_serves_others() {
     let (narrow, wide, slow) = narrow_and_wide(3);
     let (queue, begun) = (&narrow.queue, Instant::now());

@@ -122,7 +122,7 @@ outputs: [{name: 'y', datatype: FP32, shape: [-1, 4]}]";
 }
 
 #[test]
-fn an_attribute_cannot_hide_what_every_method_may_name() {
+fn an_attribute_has_no_name_by_which_every_method_knows_something_else() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["torch", "fork", "prim"] {
         let written =
