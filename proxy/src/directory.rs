@@ -36,23 +36,20 @@ impl Directory {
         let gates = gates.collect();
         let is_loading =
             models.values().flat_map(BTreeMap::values).any(|entry| entry.state() == ModelState::Loading);
-        let settled = self.current.load().settled || !is_loading;
-        self.current.store(Arc::new(Models { connected: true, settled, models, gates }));
+        let before = self.load();
+        let settled = before.settled || !is_loading;
+        let life = Arc::clone(&before.life);
+        self.current.store(Arc::new(Models { connected: true, settled, models, gates, life }));
         self.revision.send_replace(Some(index.revision));
     }
 
     /// The engine is gone, or about to go. What it had is remembered, so that a known model is "not now" and not "unknown". Gives
-    /// what requests that are under way were decided by: each keeps it until it is answered.
-    pub fn disconnect(&self) -> Arc<Models> {
-        let models = self.load().models.clone();
-        let before = self.current.swap(Arc::new(Models {
-            connected: false,
-            settled: false,
-            models,
-            gates: BTreeMap::new(),
-        }));
+    /// what everybody shares who holds something that it has said: who is still under way to it does.
+    pub fn disconnect(&self) -> Arc<()> {
+        let before = self.load();
+        self.current.store(Arc::new(Models { models: before.models.clone(), ..Models::default() }));
         self.revision.send_replace(None);
-        before
+        Arc::clone(&before.life)
     }
 
     /// Waits until the engine has said something else than what stands in `known`, or is gone.
@@ -82,6 +79,8 @@ pub struct Models {
     pub(crate) settled: bool,
     models: BTreeMap<String, BTreeMap<u64, ModelEntry>>,
     gates: BTreeMap<String, BTreeMap<u64, Gate>>,
+    /// The same in all that one engine says; see [`Directory::disconnect`].
+    life: Arc<()>,
 }
 
 impl policies::Known for Models {

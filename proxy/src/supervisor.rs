@@ -8,8 +8,8 @@
 //! ```
 //!
 //! An engine that holds more memory than it may is replaced by another that has loaded its models first, where there is
-//! memory for both, so that no request notices; else it is given some seconds for what is under way to it already, answers what it can in the time
-//! that a stop gives it, and another is started.
+//! memory for both, so that no request notices; else it has two seconds for what is under way to it already, is stopped,
+//! answers what it can in the time that a stop gives it, and another is started.
 //!
 //! The engine exits when its standard input ends, so that even a killed proxy leaves no orphan.
 
@@ -18,7 +18,7 @@ mod growth;
 mod loads;
 mod pause;
 
-use crate::directory::{Directory, Models};
+use crate::directory::Directory;
 use crate::drift;
 use crate::link::{Event, Link};
 use crate::links::Links;
@@ -123,34 +123,34 @@ impl Supervisor {
                 }
                 ended => ended,
             };
-            let decided = self.lost();
+            let life = self.lost();
             let ends_alone = matches!(ended, Ended::Outgrown { .. });
             let reason = ended.reason(&mut engine).await;
             if ends_alone {
                 tracing::warn!("{reason}: there is no memory for another engine beside it, so it ends first");
                 self.links.is_handing_over.store(true, Ordering::Relaxed);
                 tokio::select! {
-                    () = engine.drained(decided) => {}
+                    () = engine.drained(life) => {}
                     _ = stop.changed() => {}
                 }
-                self.links.is_handing_over.store(false, Ordering::Relaxed);
             }
             if *stop.borrow() {
                 stop_and_close(engine, &reason).await;
             } else {
                 dismiss(engine, &reason).await;
             }
+            self.links.is_handing_over.store(false, Ordering::Relaxed);
             return Ok(reason);
         }
     }
 
-    /// There is no engine any more for those who come. Gives what those before them were decided by.
-    fn lost(&self) -> Arc<Models> {
-        let decided = self.directory.disconnect();
+    /// There is no engine any more for those who come. Gives what those before them hold.
+    fn lost(&self) -> Arc<()> {
+        let life = self.directory.disconnect();
         self.metrics.drifts.clear();
         self.metrics.engine.forget();
         self.metrics.engine_up.set(0);
-        decided
+        life
     }
 
     /// Starts an engine, if that is ours to do, and connects to it.
@@ -587,7 +587,9 @@ mod tests {
         let directory = Directory::default();
         for sends_for in [Duration::from_millis(700), Duration::MAX] {
             let (mut engine, working) = working().await;
+            directory.publish(Index::default());
             let (request, began) = (directory.load(), tokio::time::Instant::now());
+            directory.publish(Index::default());
             tokio::spawn(async move {
                 tokio::time::sleep(sends_for).await;
                 drop(request);

@@ -18,8 +18,8 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 use wire::{ModelEntry, ModelState};
 
-/// To a body that does not agree with itself Triton and MLServer answer the first, and TorchServe the second. Nobody could have done better, and whoever
-/// sends a few of them would have the version taken from everybody.
+/// To a body that does not agree with itself Triton and MLServer answer the first, and TorchServe the second. Nobody could have done better,
+/// and whoever sends a few of them would have the version taken from everybody.
 const FAILED: [StatusCode; 2] = [StatusCode::INTERNAL_SERVER_ERROR, StatusCode::SERVICE_UNAVAILABLE];
 
 /// What a server is asked: method, headers, body.

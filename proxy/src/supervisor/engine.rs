@@ -4,7 +4,6 @@
 use super::REPLACE_EVERY;
 use super::growth::{Growth, is_loading};
 use super::loads::Loads;
-use crate::directory::Models;
 use crate::link::{Event, Link};
 use anyhow::Context;
 use std::path::{Path, PathBuf};
@@ -28,7 +27,7 @@ const EXIT_MAX: Duration = Duration::from_millis(200);
 const UNDER_WAY_MAX: Duration = Duration::from_secs(5);
 /// And what waits and runs there has so long.
 const RETIRE_MAX: Duration = Duration::from_secs(600);
-/// Where none has taken over yet, everybody else is turned away meanwhile: those under way have no longer,
+/// Where none has taken over yet, everybody else is turned away meanwhile, so those under way have no longer,
 pub(super) const DRAINED_MAX: Duration = Duration::from_secs(2);
 /// and it is looked so often whether there are any.
 const DRAINED_EVERY: Duration = Duration::from_millis(50);
@@ -158,19 +157,24 @@ impl Engine {
         }
     }
 
-    /// Waits until none is under way of the requests that were `decided` while it was there, also of those that are still sending, and it
-    /// has answered everything; or until they have had their time. Once told to stop, an engine turns away what comes, and finishes
-    /// only what it has.
-    pub(super) async fn drained(&mut self, decided: Arc<Models>) {
+    /// Waits until nobody else holds what it has said in its `life`, as requests do from when they are decided until they are answered, also
+    /// while they send; and it has answered everything. Or until it is gone, or all have had their time. Once told to stop, an engine
+    /// turns away what comes, and finishes only what it has.
+    pub(super) async fn drained(&mut self, life: Arc<()>) {
+        let link = self.link.clone();
         let rest = async {
-            while Arc::strong_count(&decided) > 1 {
+            while Arc::strong_count(&life) > 1 {
                 tokio::time::sleep(DRAINED_EVERY).await;
             }
             // What it has said before says nothing about now.
             while self.events.try_recv().is_ok() {}
             self.at_rest(DRAINED_EVERY).await;
         };
-        let _ = tokio::time::timeout(DRAINED_MAX, rest).await;
+        tokio::select! {
+            () = rest => {}
+            _ = link.closed() => {}
+            () = tokio::time::sleep(DRAINED_MAX) => {}
+        }
     }
 
     /// Waits until it has answered everything, or is gone.
