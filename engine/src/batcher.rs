@@ -423,24 +423,9 @@ impl<T: Clone> Batcher<T> {
 
     /// Whether somebody waits who is not late. For copies nobody does.
     pub fn is_awaited(&self, now: Instant) -> bool {
-        self.awaited(now).next().is_some()
-    }
-
-    /// Whether somebody waits who is not late and whose version may have another run, while nothing can begin because the cores do not
-    /// suffice for what is the most urgent.
-    pub fn lacks_cores(&self, now: Instant) -> bool {
-        let (next, waits_for_room) = self.first(now);
-        let may_run =
-            |(bucket, queue): (&Bucket, &Queue<T>)| self.may_have_more(bucket.version, queue.at_once);
-        next.is_none() && !waits_for_room && self.awaited(now).any(may_run)
-    }
-
-    fn awaited(&self, now: Instant) -> impl Iterator<Item = (&Bucket, &Queue<T>)> {
-        let is_in_time = move |ticket: &Ticket<T>| ticket.deadline.is_none_or(|deadline| deadline > now);
-        let is_awaited = move |ticket: &Ticket<T>| ticket.priority != Priority::Last && is_in_time(ticket);
-        self.queues
-            .iter()
-            .filter(move |(_, queue)| queue.waiting.values().rev().any(|waiting| is_awaited(&waiting.ticket)))
+        let is_in_time = |ticket: &Ticket<T>| ticket.deadline.is_none_or(|deadline| deadline > now);
+        let mut waiting = self.queues.values().flat_map(|queue| queue.waiting.values());
+        waiting.any(|Waiting { ticket, .. }| ticket.priority != Priority::Last && is_in_time(ticket))
     }
 
     /// Whether a version that may have so many runs at once may have another.

@@ -20,13 +20,14 @@ const AWAKE_MAX: Duration = Duration::from_micros(100);
 
 /// Whoever was turned away for want of lanes or room is told how long it would wait, and comes back after about that. Until then and for
 /// so much longer it counts as one who waits,
-const TURNED_AWAY: Duration = Duration::from_secs(2);
+const TURNED_AWAY: Duration = Duration::from_secs(4);
 
 /// but no longer than that.
 const TURNED_AWAY_MAX: Duration = Duration::from_secs(30);
 
-/// Where somebody waits for nothing that runs, and lanes have neither begun nor ended anything for anybody for so long, none is served.
-const AT_A_STANDSTILL: Duration = Duration::from_secs(1);
+/// Where nobody waits for anything that runs, and lanes have neither begun nor ended anything but copies for so long, nobody is served.
+/// Longer than from one look of the watchdog to the next, so that nothing is missed in between.
+const AT_A_STANDSTILL: Duration = Duration::from_secs(2);
 
 /// What a connection asks of the queue.
 pub(crate) enum Order {
@@ -72,7 +73,7 @@ struct State {
     running: Vec<Option<Running>>,
     /// The lane that runs a request once more which it has answered.
     looking: Option<usize>,
-    /// When a lane last began a batch for which somebody waited, or was done with one.
+    /// When a lane last began a batch that was not of copies alone, or was done with one.
     moved: Instant,
     /// Until when somebody is missed who was turned away since then, for want of lanes or room.
     turned_away: Option<Instant>,
@@ -196,6 +197,12 @@ impl Queue {
                     let begun = Running { claim, pieces };
                     state.moved_on(&begun, now);
                     state.running[lane] = Some(begun);
+                    if batch.pieces.is_empty()
+                        && batch.late.iter().any(|job| job.terms.priority != Priority::Last)
+                    {
+                        // It comes back as whoever was told so at once.
+                        state.turn_away(Priority::Normal, Duration::ZERO, now);
+                    }
                     // One wake-up leads to the next while there is work, so that none is made for nothing.
                     self.wake_one(state);
                     self.begun.fetch_add(1, Ordering::Relaxed);
@@ -324,7 +331,7 @@ impl Queue {
         }
     }
 
-    /// What 99 of 100 such runs as that of this lane take at most, if that is known, and if others are held up while nobody waits any more
+    /// What 99 of 100 such runs as that of this lane take at most, but no more than [`Curve::slow`] tells; if others are held up while nobody waits any more
     /// for what any lane runs.
     pub(crate) fn abandoned(&self, lane: usize, now: Instant) -> Option<Duration> {
         let running = self.lock().running.clone();
@@ -475,13 +482,11 @@ impl State {
     }
 
     /// Whether somebody waits, or comes back before long, while all is at a standstill: as long as others are served, nobody is a reason
-    /// to take the engine from them. But for whoever waits for more lanes than what runs has left, and meanwhile keeps all others from
-    /// the rest.
+    /// to take the engine from them.
     fn is_held_up(&self, now: Instant) -> bool {
         let is_at_a_standstill = now.saturating_duration_since(self.moved) >= AT_A_STANDSTILL;
         let is_missed = self.turned_away.is_some_and(|until| now <= until);
-        let is_somebody_there = || is_missed || self.batcher.is_awaited(now);
-        is_at_a_standstill && is_somebody_there() || self.is_one_idle() && self.batcher.lacks_cores(now)
+        is_at_a_standstill && (is_missed || self.batcher.is_awaited(now))
     }
 
     /// A job that a lane runs, or a piece of it.

@@ -15,7 +15,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A run has been seen for so long to hold others up and to have nobody who waits for it, at each look,
 const ABANDONED: Duration = Duration::from_secs(5);
 
-/// and has taken so many times what 99 of 100 such runs take at most: then it is taken to hang.
+/// and has taken so many times what [`Queue::abandoned`](crate::queue::Queue::abandoned) tells of such runs: then it is taken to hang.
 const OUT_OF_THE_QUESTION: u32 = 50;
 
 /// What runs, by lane, and whether that still can.

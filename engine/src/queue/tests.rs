@@ -158,9 +158,13 @@ fn a_run_is_abandoned_once_the_last_of_its_callers_has_gone_or_is_late_if_such_r
     let mut refused = Vec::new();
     world.queue.submit(&mut vec![Order::Run(Arc::new(hasty))], &mut refused, deadline);
     assert!(matches!(refused[..], [(6, Refusal::TooLate { .. })]), "{refused:?}");
-    let at = |seconds| world.queue.abandoned(0, deadline + Duration::from_secs(seconds));
-    assert_eq!(at(2), Some(Duration::from_millis(15)), "somebody needs it who has no time to wait");
-    assert_eq!(at(4), None, "and does so no more");
+    assert_eq!(
+        world.queue.abandoned(0, deadline + TURNED_AWAY),
+        Some(Duration::from_millis(15)),
+        "somebody needs it who has no time to wait"
+    );
+    let later = deadline + TURNED_AWAY_MAX + Duration::from_millis(1);
+    assert_eq!(world.queue.abandoned(0, later), None, "and does so no more");
     world.submit(&[&world.job(5, 0)], now);
     runs_of(1);
     assert_eq!(world.queue.abandoned(0, deadline), None, "so many rows have not run");
@@ -206,19 +210,22 @@ fn a_run_that_nobody_waits_for_is_missed_by_who_needs_more_lanes_than_it_leaves(
     let (narrow, wide, slow) = narrow_and_wide(2);
     let (queue, now) = (&narrow.queue, Instant::now());
     let run = narrow.abandon(&narrow.job(1, 0), 0);
-    narrow.submit(&[&narrow.job(2, 0)], now);
-    assert_eq!(queue.abandoned(0, now), None, "one lane is enough for it");
-    narrow.leave(1, 2);
     let deadline = now + Duration::from_secs(60);
     let terms = |id| Terms { deadline: Some(deadline), ..terms(id) };
     let copy = Terms { priority: Priority::Last, ..terms(3) };
     narrow.submit(&[&wide.job_with(copy)], now);
-    assert_eq!(queue.abandoned(0, now), None, "nobody waits for a copy");
+    assert_eq!(queue.abandoned(0, now + 2 * AT_A_STANDSTILL), None, "nobody waits for a copy");
     narrow.submit(&[&wide.job_with(terms(4))], now);
     assert_eq!(queue.abandoned(0, deadline - Duration::from_millis(1)), slow);
     assert_eq!(queue.abandoned(0, deadline), None, "nobody waits for what is late");
+    let urgent = Terms { priority: Priority::High, ..terms(5) };
+    narrow.submit(&[&narrow.job_with(urgent)], now);
+    let other = queue.next(1).unwrap();
+    assert_eq!(other.pieces[0].job.terms.id, 5);
+    queue.finish(1, other.claim, Ended::Ran);
+    assert_eq!(queue.abandoned(0, Instant::now()), None, "others are served");
     queue.finish(0, run, Ended::Ran);
-    assert_eq!(queue.abandoned(0, now), None, "it is back");
+    assert_eq!(queue.abandoned(0, deadline - Duration::from_millis(1)), None, "it is back");
 }
 
 #[test]
@@ -255,15 +262,23 @@ fn who_finds_no_room_beside_what_hangs_misses_it_while_nobody_else_is_served() {
     queue.submit(&mut vec![Order::Run(large(2))], &mut refused, begun);
     assert!(matches!(refused[..], [(2, Refusal::Overloaded { .. })]), "{refused:?}");
     assert_eq!(queue.abandoned(0, begun), None, "something has just begun");
-    assert_eq!(queue.abandoned(0, begun + 3 * AT_A_STANDSTILL / 2), slow);
+    assert_eq!(queue.abandoned(0, begun + AT_A_STANDSTILL + Duration::from_secs(1)), slow);
     narrow.submit(&[&narrow.job_with(Terms { priority: Priority::Last, ..terms(3) })], begun);
     let copy = queue.next(1).unwrap();
     queue.finish(1, copy.claim, Ended::Ran);
-    assert_eq!(queue.abandoned(0, begun + 3 * AT_A_STANDSTILL / 2), slow, "copies serve nobody");
+    assert_eq!(
+        queue.abandoned(0, begun + AT_A_STANDSTILL + Duration::from_secs(1)),
+        slow,
+        "copies serve nobody"
+    );
     narrow.submit(&[&narrow.job(4, 0)], begun);
     let other = queue.next(1).unwrap();
     queue.finish(1, other.claim, Ended::Ran);
-    assert_eq!(queue.abandoned(0, begun + 3 * AT_A_STANDSTILL / 2), None, "others are served");
+    assert_eq!(
+        queue.abandoned(0, begun + AT_A_STANDSTILL + Duration::from_secs(1)),
+        None,
+        "others are served"
+    );
 }
 
 #[test]
@@ -276,7 +291,7 @@ fn callers_of_a_version_that_hangs_and_may_run_once_at_a_time_end_no_engine_that
     assert_eq!(queue.abandoned(0, begun + 2 * AT_A_STANDSTILL), slow, "nobody is served");
     queue.turn_away(&wide.version, Priority::Normal, Duration::ZERO, begun);
     narrow.leave(2, 2);
-    assert_eq!(queue.abandoned(0, begun + AT_A_STANDSTILL + Duration::from_millis(500)), slow);
+    assert_eq!(queue.abandoned(0, begun + AT_A_STANDSTILL + Duration::from_secs(1)), slow);
     narrow.submit(&[&wide.job(3, 0), &narrow.job(4, 0)], begun);
     let other = queue.next(1).unwrap();
     assert_eq!(other.pieces[0].job.terms.id, 4);
