@@ -14,6 +14,8 @@ use wire::{Index, ModelEntry, ModelState, TensorSpec};
 #[derive(Debug, Default)]
 pub struct Directory {
     current: ArcSwap<Models>,
+    /// What all has in common that the present engine says.
+    life: ArcSwap<()>,
     /// Of the current index; `None` while the engine is away.
     revision: watch::Sender<Option<u64>>,
 }
@@ -36,20 +38,23 @@ impl Directory {
         let gates = gates.collect();
         let is_loading =
             models.values().flat_map(BTreeMap::values).any(|entry| entry.state() == ModelState::Loading);
-        let before = self.load();
-        let settled = before.settled || !is_loading;
-        let life = Arc::clone(&before.life);
-        self.current.store(Arc::new(Models { connected: true, settled, models, gates, life }));
+        let (settled, _life) = (self.current.load().settled || !is_loading, self.life.load_full());
+        self.current.store(Arc::new(Models { connected: true, settled, models, gates, _life }));
         self.revision.send_replace(Some(index.revision));
     }
 
     /// The engine is gone, or about to go. What it had is remembered, so that a known model is "not now" and not "unknown". Gives
     /// what everybody shares who holds something that it has said: who is still under way to it does.
     pub fn disconnect(&self) -> Arc<()> {
-        let before = self.load();
-        self.current.store(Arc::new(Models { models: before.models.clone(), ..Models::default() }));
+        let models = self.load().models.clone();
+        self.current.store(Arc::new(Models { models, ..Models::default() }));
         self.revision.send_replace(None);
-        Arc::clone(&before.life)
+        self.life.swap(Arc::default())
+    }
+
+    /// What is published from now on is said by another engine.
+    pub(crate) fn succeed(&self) {
+        self.life.store(Arc::default());
     }
 
     /// Waits until the engine has said something else than what stands in `known`, or is gone.
@@ -62,11 +67,11 @@ impl Directory {
         }
     }
 
-    /// Waits until the index is at least of this revision, or the engine is gone.
-    pub async fn reached(&self, revision: u64) {
+    /// Waits until the index is at least of this revision; `false` if the engine is gone before.
+    pub async fn reached(&self, revision: u64) -> bool {
         let is_there = |now: &Option<u64>| now.is_none_or(|now| now >= revision);
         // An error would mean that we are gone.
-        let _ = self.revision.subscribe().wait_for(is_there).await;
+        self.revision.subscribe().wait_for(is_there).await.is_ok_and(|now| now.is_some())
     }
 }
 
@@ -79,8 +84,8 @@ pub struct Models {
     pub(crate) settled: bool,
     models: BTreeMap<String, BTreeMap<u64, ModelEntry>>,
     gates: BTreeMap<String, BTreeMap<u64, Gate>>,
-    /// The same in all that one engine says; see [`Directory::disconnect`].
-    life: Arc<()>,
+    /// Of the engine that says so. Held and never read; see [`Directory::disconnect`].
+    _life: Arc<()>,
 }
 
 impl policies::Known for Models {
@@ -215,5 +220,26 @@ mod tests {
         directory.disconnect();
         let models = directory.load();
         assert!(models.entry("m", 1).is_some() && !models.is_ready("m", 1));
+    }
+
+    #[tokio::test]
+    async fn who_holds_anything_that_an_engine_has_said_is_under_way_to_it_and_to_no_other() {
+        let directory = Directory::default();
+        directory.publish(Index { revision: 1, ..Index::default() });
+        let of_first = directory.load();
+        directory.succeed();
+        directory.publish(Index { revision: 1, ..Index::default() });
+        let early = directory.load();
+        directory.publish(Index { revision: 2, ..Index::default() });
+        let late = directory.load();
+        assert!(directory.reached(2).await);
+        let life = directory.disconnect();
+        assert!(!directory.reached(3).await, "nobody is there who could say so");
+        directory.publish(Index::default());
+        let _of_next = directory.load();
+        for (held, one) in [(3, early), (2, late), (1, of_first)] {
+            assert_eq!(Arc::strong_count(&life), held);
+            drop(one);
+        }
     }
 }

@@ -145,11 +145,15 @@ impl Repository {
         let reply: Reply = prost::Message::decode(frame.metadata)
             .map_err(|error| Refusal::Internal(format!("the engine's reply does not decode: {error}")))?;
         let news = self.directory.reached(reply.revision);
-        tokio::time::timeout(NEWS_MAX, news)
+        let is_known = tokio::time::timeout(NEWS_MAX, news)
             .await
             .map_err(|_| Refusal::Internal(format!("it is done, but not known here after {NEWS_MAX:?}")))?;
         match reply.status() {
-            Status::Ok => Ok(()),
+            Status::Ok if is_known => Ok(()),
+            // The next one knows nothing of it.
+            Status::Ok => {
+                Err(Refusal::NotReady("the engine that was told so is gone; ask again soon".into()))
+            }
             Status::NotFound => Err(Refusal::NotFound(reply.message)),
             Status::Overloaded => Err(Refusal::Overloaded(reply.message)),
             Status::Unavailable => Err(Refusal::EngineDown(reply.message)),

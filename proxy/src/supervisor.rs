@@ -328,6 +328,7 @@ impl Supervisor {
         if let Some(index) = index {
             self.metrics.engine_up.set(1);
             successor.growth.models_changed(&index);
+            self.directory.succeed();
             self.publish(index, &mut successor.loads);
         }
     }
