@@ -331,8 +331,8 @@ impl Queue {
         }
     }
 
-    /// What 99 of 100 such runs as that of this lane take at most, but no more than [`Curve::slow`] tells; if others are held up while nobody waits any more
-    /// for what any lane runs.
+    /// What such runs as that of this lane take at most, as far as [`Batcher::slow`] tells, if others are held up while nobody waits any
+    /// more for what any lane runs.
     pub(crate) fn abandoned(&self, lane: usize, now: Instant) -> Option<Duration> {
         let running = self.lock().running.clone();
         let is_awaited = |Piece { job, .. }: &Piece<Arc<Job>>| {
