@@ -10,13 +10,13 @@
 //! What came of it: from the move to the first request that is decided by the new policy, 29 to 54 ms at the median (three runs; the slower
 //! ones beside busy neighbours), beside a client that asks all the time. A file counts once its writer has closed it and it has been the
 //! same for 10 ms, during which it is read and compared already by a thread of the lowest priority, or for 100 ms while somebody has it
-//! open. To put it in force takes 0.1 ms. On a machine half as fast, beside neighbours, it is 82 and 89 ms.
+//! open. To put it in force takes 0.1 ms. On a machine half as fast, beside neighbours, it is 82 to 89 ms.
 //!
 //! In four runs of twelve windows with one change the p99, 0.5 to 0.6 ms, was 0.97, 1.04, 1.06 and 1.07 times what it was beside them, while
-//! quiet windows differed among themselves by 0.84 to 1.19. In two runs of 64 on the slow machine, whose quiet windows have a p99 of 2.8 to
-//! 5.3 ms, it was 1.09 and 0.97 times what came of quiet ones in the same way, the median 1.00 in both. A change in every 250 ms is felt:
-//! on a quiet machine the p99 takes 4.4 times as long, 2.0 ms, and 3.3 times, 1.5 ms, where it is another process that reads the policy as
-//! often in the same way.
+//! quiet windows differed among themselves by 0.84 to 1.19. In three runs of 64 on the slow machine, whose quiet windows have a p99 of 2.1
+//! to 5.3 ms, it was 1.09, 0.97 and 1.01 times what came of quiet ones in the same way, the median 1.00 to 1.01. A change in every 250 ms
+//! is felt: on a quiet machine the p99 takes 4.4 times as long, 2.0 ms, and 3.3 times, 1.5 ms, where it is another process that reads the
+//! policy as often in the same way.
 
 use crate::large_policy;
 use crate::load::is_whole;
