@@ -300,6 +300,24 @@ fn callers_of_a_version_that_hangs_and_may_run_once_at_a_time_end_no_engine_that
 }
 
 #[test]
+fn callers_of_a_version_that_was_found_to_write_while_it_served_are_missed_as_it_runs_now() {
+    let (mut narrow, _, slow) = narrow_and_wide(3);
+    let version = Arc::get_mut(&mut narrow.version).expect("nobody else has it");
+    version.way.at_once = 3;
+    version.audit = crate::audit::Audit::of(Some(Duration::ZERO), false);
+    let begun = Instant::now();
+    let _run = narrow.abandon(&narrow.job(1, 0), 0);
+    let turn_away = || narrow.queue.turn_away(&narrow.version, Priority::Normal, Duration::ZERO, begun);
+    let later = begun + AT_A_STANDSTILL + Duration::from_secs(1);
+    turn_away();
+    assert_eq!(narrow.queue.abandoned(0, later), None, "it may run beside itself");
+    let writes = Scripted::new(rows_spec(&[("x", 1)], &[("y", 1)], 4), |_| unreachable!()).keeping(|| true);
+    assert!(narrow.version.audit.finds_writes(&writes, begun));
+    turn_away();
+    assert_eq!(narrow.queue.abandoned(0, later), slow);
+}
+
+#[test]
 fn who_comes_while_a_batch_is_divided_is_refused_if_its_parts_take_too_long() {
     let (world, now) = (World::new(), Instant::now());
     let mut curve = Curve::default();
