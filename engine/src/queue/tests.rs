@@ -253,6 +253,25 @@ fn who_is_turned_away_for_want_of_lanes_misses_them_while_nobody_else_is_served(
 }
 
 #[test]
+fn who_is_only_found_late_when_its_turn_comes_misses_what_hangs_as_who_is_told_so_at_once() {
+    let (narrow, _, slow) = narrow_and_wide(2);
+    let (queue, begun) = (&narrow.queue, Instant::now());
+    let _run = narrow.abandon(&narrow.job(1, 0), 0);
+    let found_late = |id, priority| {
+        // There was time for it then, which has gone by since.
+        let (now, before) = (Instant::now(), begun - Duration::from_secs(1));
+        let soon = Terms { priority, deadline: Some(before + Duration::from_millis(100)), ..terms(id) };
+        narrow.submit(&[&narrow.job_with(soon)], before);
+        let found = queue.next(1).unwrap();
+        assert_eq!((found.pieces.len(), found.late.len()), (0, 1));
+        queue.finish(1, found.claim, Ended::Failed);
+        queue.abandoned(0, now + AT_A_STANDSTILL + Duration::from_secs(1))
+    };
+    assert_eq!(found_late(2, Priority::Last), None, "nobody waits for a copy");
+    assert_eq!(found_late(3, Priority::Normal), slow);
+}
+
+#[test]
 fn who_finds_no_room_beside_what_hangs_misses_it_while_nobody_else_is_served() {
     let (narrow, _, slow) = narrow_and_wide(2);
     let (queue, begun) = (&narrow.queue, Instant::now());
