@@ -204,12 +204,6 @@ fn next(seed: &mut u64) -> f32 {
     (*seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0
 }
 
-/// Answers further apart than this are of different batches.
-const BUNCH_GAP: Duration = Duration::from_millis(1);
-
-/// No bunch lasts for so long.
-const NO_GAP: Duration = Duration::from_millis(100);
-
 /// A request is alone, and finds all cores asleep.
 pub(crate) const LONE_EVERY: Duration = Duration::from_millis(20);
 
@@ -222,6 +216,8 @@ pub(crate) struct Driver<'w> {
     region: Region,
     decoder: Decoder,
     sent: u64,
+    /// Of each request that is sent in turn, what its rows cost beside an average one.
+    costs: Vec<f64>,
 }
 
 pub(crate) struct Saturated {
@@ -279,21 +275,27 @@ impl<'w> Driver<'w> {
         let socket = UnixStream::connect(socket)?;
         let payloads: Vec<&Bytes> = workload.requests.iter().map(|(_, payload)| payload).collect();
         let region = Region::offer(&socket, &payloads)?;
-        Ok(Self { workload, socket, region, decoder: Decoder::new(Limits::default()), sent: 0 })
+        let costs = vec![1.0; workload.requests.len()];
+        Ok(Self { workload, socket, region, decoder: Decoder::new(Limits::default()), sent: 0, costs })
     }
 
     /// One request after the other with a pause after each, until told to stop; microseconds of each.
     pub(crate) fn paced(&mut self, pause: Duration, is_over: &AtomicBool) -> anyhow::Result<Histogram<u64>> {
         let mut took = Histogram::new(3)?;
         while !is_over.load(Ordering::Relaxed) {
-            let began = Instant::now();
-            self.send(Duration::from_secs(60))?;
-            let reply = self.reply(None)?.context("an answer")?.1;
-            ensure!(reply.status() == Status::Ok, "{:?}: {}", reply.status(), reply.message);
-            took.record(began.elapsed().as_micros() as u64)?;
+            took.record(self.one()?.0.as_micros() as u64)?;
             std::thread::sleep(pause);
         }
         Ok(took)
+    }
+
+    /// One request; how long until its answer was there, and that.
+    pub(crate) fn one(&mut self) -> anyhow::Result<(Duration, Reply)> {
+        let began = Instant::now();
+        self.send(Duration::from_secs(60))?;
+        let reply = self.reply(None)?.context("an answer")?.1;
+        ensure!(reply.status() == Status::Ok, "{:?}: {}", reply.status(), reply.message);
+        Ok((began.elapsed(), reply))
     }
 
     /// Has the model loaded again.
@@ -309,8 +311,8 @@ impl<'w> Driver<'w> {
         Ok(())
     }
 
-    /// Returns once the model is ready.
-    pub(crate) fn connect(socket: &Path, workload: &'w Workload) -> anyhow::Result<Self> {
+    /// Once the model is ready; with the form of it that runs.
+    pub(crate) fn connect(socket: &Path, workload: &'w Workload) -> anyhow::Result<(Self, String)> {
         let mut driver = Self::join(socket, workload)?;
         loop {
             let frame = driver.frame(None)?.context("the engine says what it has")?;
@@ -321,14 +323,19 @@ impl<'w> Driver<'w> {
             match index.models.first().map(|entry| (entry.state(), entry)) {
                 Some((ModelState::Ready, entry)) => {
                     println!(
-                        "\nup to {} rows {}, {} threads, {} at once, curve in µs by rows:",
-                        entry.max_batch, entry.reason, entry.threads, entry.at_once
+                        "\n{}: {}; up to {} rows {}, {} threads, {} at once, curve in µs by rows:",
+                        workload.model,
+                        entry.form,
+                        entry.max_batch,
+                        entry.reason,
+                        entry.threads,
+                        entry.at_once
                     );
                     for point in &entry.curve {
                         print!(" {}: {}", point.rows, point.typical_us);
                     }
                     println!();
-                    return Ok(driver);
+                    return Ok((driver, entry.form.clone()));
                 }
                 Some((ModelState::Unavailable, entry)) => anyhow::bail!("{}", entry.reason),
                 Some((ModelState::Loading, _)) | None => {}
@@ -336,55 +343,45 @@ impl<'w> Driver<'w> {
         }
     }
 
-    /// As many in flight as the workload says, for a while.
+    /// Rows of these forms cost so much: what is answered within a few seconds is never as many of each.
+    pub(crate) fn weigh(&mut self, of_forms: &[f64]) {
+        for (form, cost) in self.workload.forms().iter().zip(of_forms) {
+            form.iter().for_each(|at| self.costs[*at] = *cost);
+        }
+        let mean = self.costs.iter().sum::<f64>() / self.costs.len() as f64;
+        self.costs.iter_mut().for_each(|cost| *cost /= mean);
+    }
+
+    /// As many in flight as the workload says, for a while. Speed is that of average rows.
     pub(crate) fn saturate(&mut self, takes: Duration) -> anyhow::Result<Saturated> {
         let budget = Duration::from_secs(600);
         for _ in 0..self.workload.in_flight {
             self.send(budget)?;
         }
         let (began, cpu) = (Instant::now(), cpu());
-        let (mut rows, mut runs) = (0u64, 0.0);
-        // Answers come in bunches, one for each batch: what is counted begins and ends with the end of one.
-        let mut ends: Vec<(Instant, u64, f64)> = Vec::new();
-        let mut last = began;
+        let counted = began + WARM_UP..began + WARM_UP + takes;
+        let (mut all_rows, mut rows, mut average_rows, mut runs) = (0, 0.0, 0.0, 0.0);
         let mut in_flight = self.workload.in_flight;
         while in_flight > 0 {
-            let reply = self.reply(None)?.context("an answer")?.1;
+            let (id, reply) = self.reply(None)?.context("an answer")?;
             in_flight -= 1;
             let Some(timing) = reply.timing else { anyhow::bail!("not answered: {}", reply.message) };
-            let now = Instant::now();
-            // Where they come without a gap, one moment is as good as another.
-            let is_end = now > last + BUNCH_GAP || ends.last().is_none_or(|end| last > end.0 + NO_GAP);
-            if is_end && last > began + WARM_UP && last < began + WARM_UP + takes {
-                ends.push((last, rows, runs));
-            }
-            last = now;
-            rows += self.workload.each;
-            runs += 1.0 / f64::from(timing.batch_requests);
-            if began.elapsed() < WARM_UP + takes {
+            // Batches take up to seconds, and of some only a part lies within what is counted.
+            let ran = Duration::from_micros(timing.run_us.max(1));
+            let ended = Instant::now();
+            let within = ended.min(counted.end).saturating_duration_since((ended - ran).max(counted.start));
+            let part = within.as_secs_f64() / ran.as_secs_f64();
+            all_rows += self.workload.each;
+            rows += part * self.workload.each as f64;
+            average_rows += part * self.workload.each as f64 * self.costs[id as usize % self.costs.len()];
+            runs += part / f64::from(timing.batch_requests);
+            if ended < counted.end {
                 self.send(budget)?;
                 in_flight += 1;
             }
         }
-        let (Some(first), Some(last)) = (ends.first(), ends.last()) else {
-            anyhow::bail!("too few batches were answered");
-        };
-        let counted = (last.1 - first.1) as f64;
-        let seconds = last.0.duration_since(first.0).as_secs_f64();
-        let speed = Speed::new(counted / seconds, self::cpu() - cpu, rows);
-        Ok(Saturated { speed, mean_batch: counted / (last.2 - first.2) })
-    }
-
-    /// Microseconds between arrival and the start of the run, of requests that come one after the other.
-    pub(crate) fn lone(&mut self, count: usize) -> anyhow::Result<(u64, u64)> {
-        let mut waits = Vec::new();
-        for _ in 0..count {
-            std::thread::sleep(LONE_EVERY);
-            self.send(Duration::from_secs(60))?;
-            let timing = self.reply(None)?.context("an answer")?.1.timing.context("it ran")?;
-            waits.push(timing.queue_us);
-        }
-        Ok(median_and_p99(waits))
+        let speed = Speed::new(average_rows / takes.as_secs_f64(), self::cpu() - cpu, all_rows);
+        Ok(Saturated { speed, mean_batch: rows / runs })
     }
 
     /// So many rows per second, evenly, whatever comes back.

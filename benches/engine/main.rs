@@ -3,38 +3,43 @@
 //! For each real model, in alternating rounds: a plain loop (`torch.jit.load` and `forward`), the best bare loop (the
 //! form of the model that the engine has chosen, run directly), and the engine, saturated over its socket. The loops find
 //! their rows in memory, copy them into a tensor and run it, at the batch size that is best for each length of rows. Then
-//! a lone request on an idle engine beside what it takes to wake any thread, and three times more work than it can do.
-//! The driver shares the cores with what it measures, and what it takes of them is in the CPU of a row. Saturated rates are in the README.
+//! three times more work than it can do. Where rows cost unlike much, what was answered within a few seconds counts as so many average
+//! rows, by what each length takes in the best loop, and of a batch that part which ran within them. Beside that, `lone` and `swaps`, with
+//! the demo's models. The driver shares the cores with what it measures, and what it takes of them is in the CPU of a row. Saturated rates
+//! are in the README.
 //!
-//! What came of the rest, in fifteen runs: a lone request waits 54 to 135 µs for its lane. A lane is woken as soon as a request comes, and it is
-//! read and checked meanwhile; to wake a thread that does nothing else takes 15 to 38 on the core of who wakes it, and 55 to 133 on another.
-//! The driver works on the same two cores, and sent 80 MB of images per second.
+//! What came of the rest: a lone request has come to its model 12 to 20 µs sooner than in a server without a batcher that hands it to a thread
+//! (79 to 94 and 101 to 110 µs, medians of six rounds): a lane is woken as soon as a request comes, which is read and checked meanwhile. It is
+//! answered 5 to 53 µs later in eleven rounds, of 505 to 615 µs after 20 ms of rest; it ran for 15 to 25. In four rounds beside loud
+//! neighbours it had come to its model between 12 µs sooner and 10 later, and was answered 49 to 88 later.
 //!
-//! At three times the load with 200 ms each, 0.90 to 1.25 and once 1.8, after a busy moment (images, which lie in memory that the engine shares, as a proxy's do) and 1.1 to
-//! 1.5 (sentences: the short ones are answered) of what was the capacity just before is answered in time, from the first round of an engine
-//! on, and refusals come within 0.03 to 0.7 ms at p99, once in 20 rounds within 6.6. That takes the right to run at once (`CAP_SYS_NICE`, or
+//! In twenty runs, at three times the load with 200 ms each, 0.90 to 1.25 and once 1.8, after a busy moment (images, which lie in memory that
+//! the engine shares, as a proxy's do) and 1.1 to 1.5 (sentences: the short ones are answered) of what was the capacity just before is
+//! answered in time, from the first round of an engine on, and refusals come within 0.03 to 0.7 ms at p99, in 28 rounds once within 1.7, 5.5
+//! and 6.6. That takes the right to run at once (`CAP_SYS_NICE`, or
 //! `docker run --ulimit rtprio=1`) for the thread that reads; without it, and where the kernel interrupts nobody for an ordinary thread
 //! (`PREEMPT_NONE`, 250 Hz, as here), they came within 2.2 to 4 ms.
 //!
 //! A hundred swaps of a model at 70 % of the load (3 to 7 s each, no request of 7 to 8 million lost) took the p99 of those who ask meanwhile
 //! from 1.9 to 1.9 ms in one run, from 1.5 to 2.0 (and 1.8 after them) in another, from 1.4 to 1.9 (and 1.7 after them) in a third, from
 //! 1.7 to 1.7 (and 1.4 after them) in a fourth, from 1.5 to 1.8 in a fifth. Where the machine had nothing to spare for loading a model (15 s
-//! for each swap), it was 1.01 to 1.17 times what it was between them, in each of three parts. With `bf16: true` the model of sentences runs
+//! for each swap), it was 1.01 to 1.17 times what it was between them, in each of three parts, and 0.93 to 1.13 (quartiles of ten parts, the
+//! median 1.00) where each swap took 12 s on a machine half as fast. With `bf16: true` the model of sentences runs
 //! 1.5 to 1.75 times as fast on a CPU that has the instructions.
 //!
-//! On a GPU (one NVIDIA H100, 16 cores) a lone request waits 40 to 113 µs for its lane, where waking any thread takes 29 to 84. A plain loop
+//! On a GPU (one NVIDIA H100, 16 cores) a lone request comes to its model after 40 to 113 µs, where waking any thread takes 29 to 84. A plain loop
 //! in Python does 12,400 to 13,500 rows/s of the ResNet-18 and 668,000 to 698,000 of the perceptron.
 
 mod driver;
+mod lone;
 mod region;
 
 use anyhow::Context;
 use clap::Parser;
 use driver::{Driver, Speed, Workload};
 use engine::manifest::Manifest;
-use engine::model::{Gathered, Model, Rows};
-use engine::pace::Pace;
-use engine::{Config, Device, Library, Listener, optimise, schedule, torch};
+use engine::model::{Gathered, Model, Optimisation, Rows};
+use engine::{Config, Device, Library, Listener, schedule, torch};
 use hdrhistogram::Histogram;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -60,7 +65,7 @@ const HOPELESS: Duration = Duration::from_micros(1);
 struct Options {
     /// Folder of models that benches/models/make.py or untrained.py has made.
     models: PathBuf,
-    /// Only this model, or `swaps`; by default swaps and all models that are there.
+    /// Only this model, or `lone` or `swaps`; by default all.
     only: Option<String>,
     /// Only this part of what is measured of models.
     #[arg(long)]
@@ -76,8 +81,6 @@ struct Options {
 /// What takes little time to measure.
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Part {
-    /// What a lone request waits, beside what it takes to wake any thread.
-    Lone,
     /// What is answered in time when there is too much to do.
     Overload,
 }
@@ -100,21 +103,31 @@ fn main() -> anyhow::Result<()> {
             measured.with_context(|| workload.model.to_owned())?;
         }
     }
+    if is_wanted("lone") {
+        lone::lone(device).context("lone")?;
+    }
     if is_wanted("swaps") { swaps(device, round).context("swaps") } else { Ok(()) }
 }
 
-/// What reloading a model again and again does to those who ask it meanwhile.
-fn swaps(device: Device, round: Duration) -> anyhow::Result<()> {
-    const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/demo/models/digits/2");
+/// A folder that has this version of the demo's model, as its only one.
+fn demo_version(number: &str) -> anyhow::Result<tempfile::TempDir> {
+    const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../configs/demo/models/digits");
     let folder = tempfile::tempdir()?;
     let version = folder.path().join("digits/1");
     std::fs::create_dir_all(&version)?;
     for file in ["model.pt", "model.yaml"] {
-        std::fs::copy(Path::new(DEMO).join(file), version.join(file))?;
+        std::fs::copy(Path::new(DEMO).join(number).join(file), version.join(file))?;
     }
+    Ok(folder)
+}
+
+/// What reloading a model again and again does to those who ask it meanwhile.
+fn swaps(device: Device, round: Duration) -> anyhow::Result<()> {
+    let folder = demo_version("2")?;
+    let version = folder.path().join("digits/1");
     let workload = Workload::digits();
     let (socket, _) = serve(folder.path(), workload.model, device)?;
-    let mut orders = Driver::connect(&socket, &workload)?;
+    let (mut orders, _) = Driver::connect(&socket, &workload)?;
     let during = |pause, work: &mut dyn FnMut() -> anyhow::Result<()>| {
         let is_over = AtomicBool::new(false);
         let one = || Driver::join(&socket, &workload)?.paced(pause, &is_over);
@@ -175,31 +188,26 @@ fn swaps(device: Device, round: Duration) -> anyhow::Result<()> {
 }
 
 fn measure(models: &Path, workload: &Workload, device: Device, takes: Duration) -> anyhow::Result<()> {
-    let file = models.join(workload.model).join("1/model.pt");
-    let manifest = std::fs::read_to_string(file.with_file_name("model.yaml"))?;
-    let load = || torch::load(&file, Some(Manifest::parse(&manifest)?), device).map_err(anyhow::Error::msg);
-    let model = load()?;
+    let folder = models.join(workload.model);
+    let model = load(&folder, "as loaded", device)?;
     let Rows::UpTo(most) = model.spec().rows else { anyhow::bail!("its model.yaml declares no rows") };
-    let (form, report) = optimise::optimise(&*model, most, &Pace::alone(), &|_, _| true);
-    let best = form.unwrap_or(load()?);
     let (served, lanes) = serve(models, workload.model, device)?;
-    let mut driver = Driver::connect(&served, workload)?;
-    println!(
-        "\n{} on {device}, {lanes} lanes, {SATURATED_ROUNDS} alternating rounds of {:?}: {report}",
-        workload.model,
-        takes / 2
-    );
+    let (mut driver, form) = Driver::connect(&served, workload)?;
+    let best = load(&folder, &form, device)?;
+    println!("on {device}, {lanes} lanes, {SATURATED_ROUNDS} alternating rounds of {:?}", takes / 2);
 
     let size = |model: &dyn Model, form: &[usize]| {
         let sizes = (0..=8).map(|power| 1 << power).filter(|rows| *rows <= most);
         let speed =
             |rows| bare(model, &[workload.batch(form, rows)], lanes, Duration::from_secs(1)).rows_per_second;
         let speeds = sizes.map(|rows| (speed(rows), rows));
-        speeds.max_by(|one, other| one.0.total_cmp(&other.0)).expect("there are sizes").1
+        speeds.max_by(|one, other| one.0.total_cmp(&other.0)).expect("there are sizes")
     };
-    let sizes =
-        |model: &dyn Model| -> Vec<u32> { workload.forms().iter().map(|form| size(model, form)).collect() };
-    let (plain_sizes, best_sizes) = (sizes(&*model), sizes(&*best));
+    let sizes = |model: &dyn Model| -> (Vec<f64>, Vec<u32>) {
+        workload.forms().iter().map(|form| size(model, form)).unzip()
+    };
+    let ((_, plain_sizes), (best_speeds, best_sizes)) = (sizes(&*model), sizes(&*best));
+    driver.weigh(&best_speeds.iter().map(|speed| 1.0 / speed).collect::<Vec<_>>());
     let (plain_turn, best_turn) = (workload.turn(&plain_sizes), workload.turn(&best_sizes));
     driver.saturate(Duration::from_secs(2))?;
     let mut rounds = Vec::new();
@@ -226,7 +234,6 @@ fn measure(models: &Path, workload: &Workload, device: Device, takes: Duration) 
         all(|[plain, _]| plain.cpu_of_a_row),
         all(|[_, best]| best.cpu_of_a_row),
     );
-    waits_alone(&mut driver)?;
     overloaded(&mut driver, &served, workload, takes)
 }
 
@@ -251,7 +258,7 @@ fn overloaded(
     let capacity = driver.saturate(takes)?.speed.rows_per_second;
     let count = (takes.as_secs_f64() / driver::LONE_EVERY.as_secs_f64()) as usize;
     let (overload, woken) = std::thread::scope(|scope| {
-        let woken = scope.spawn(move || hand_over(count, Woken::Anywhere));
+        let woken = scope.spawn(move || hand_over(count));
         anyhow::Ok((driver.overload(3.0 * capacity, BUDGET, takes)?, woken.join().expect("no panic")))
     })?;
     println!(
@@ -290,27 +297,14 @@ fn measure_part(
     takes: Duration,
 ) -> anyhow::Result<()> {
     let (served, lanes) = serve(models, workload.model, device)?;
-    let mut driver = Driver::connect(&served, workload)?;
-    println!("\n{} on {device}, {lanes} lanes", workload.model);
+    let (mut driver, _) = Driver::connect(&served, workload)?;
+    println!("on {device}, {lanes} lanes");
     match part {
-        Part::Lone => (0..ROUNDS).try_for_each(|_| waits_alone(&mut driver)),
         Part::Overload => {
             driver.saturate(Duration::from_secs(2))?;
             (0..ROUNDS).try_for_each(|_| overloaded(&mut driver, &served, workload, takes))
         }
     }
-}
-
-/// What the engine adds to a request that nothing stands before, by turns with what it takes to wake any thread.
-fn waits_alone(driver: &mut Driver<'_>) -> anyhow::Result<()> {
-    let lone = driver.lone(50)?;
-    let (bare, far) = (hand_over(50, Woken::Anywhere), hand_over(50, Woken::OnAnotherCore));
-    println!(
-        "a lone request waits {} µs for its lane (median), {} µs (p99); a thread that is woken for nothing else, {} and {}, on \
-         another core, {} and {}",
-        lone.0, lone.1, bare.0, bare.1, far.0, far.1
-    );
-    Ok(())
 }
 
 /// What so many threads do that do nothing but run the model on these batches, one after the other. Each begins at
@@ -337,32 +331,10 @@ fn bare(model: &dyn Model, turn: &[Vec<Gathered<'_>>], threads: usize, takes: Du
     Speed::new(each.iter().map(|(_, speed)| speed).sum(), driver::cpu() - cpu, rows)
 }
 
-/// Where a thread runs that is woken: the kernel's choice may be the core of who wakes it, who sleeps next, and that is the
-/// shorter way.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Woken {
-    Anywhere,
-    OnAnotherCore,
-}
-
-/// Microseconds until a sleeping thread runs that is told of something, as often as [`Driver::lone`] asks: median and p99.
-fn hand_over(count: usize, woken: Woken) -> (u64, u64) {
-    // Threads of its own, so that what they are told of cores ends with them.
-    let giving = std::thread::spawn(move || hand_over_here(count, woken));
-    giving.join().expect("no panic")
-}
-
-fn hand_over_here(count: usize, woken: Woken) -> (u64, u64) {
+/// Microseconds until a sleeping thread runs that is told of something, so often: median and p99.
+fn hand_over(count: usize) -> (u64, u64) {
     let (give, take) = std::sync::mpsc::channel::<Instant>();
-    let taking = std::thread::spawn(move || {
-        if woken == Woken::OnAnotherCore {
-            stay_on(1);
-        }
-        take.iter().map(|given| given.elapsed()).collect::<Vec<_>>()
-    });
-    if woken == Woken::OnAnotherCore {
-        stay_on(0);
-    }
+    let taking = std::thread::spawn(move || take.iter().map(|given| given.elapsed()).collect::<Vec<_>>());
     for _ in 0..count {
         std::thread::sleep(driver::LONE_EVERY);
         give.send(Instant::now()).expect("somebody takes");
@@ -373,16 +345,15 @@ fn hand_over_here(count: usize, woken: Woken) -> (u64, u64) {
     )
 }
 
-/// Keeps this thread on one core; where there is no such core, it goes on wherever it may.
-fn stay_on(core: usize) {
-    // SAFETY: a set of cores is plain bits, of which zero is a value.
-    let mut cores: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the set lives, and the number is far below what it holds.
-    unsafe { libc::CPU_SET(core, &mut cores) };
-    // SAFETY: the kernel reads the set, which lives; 0 is this thread.
-    let told = unsafe { libc::sched_setaffinity(0, size_of_val(&cores), &raw const cores) };
-    if told != 0 {
-        eprintln!("core {core} cannot be had: {}", std::io::Error::last_os_error());
+/// Version 1 of the model in this folder, in the form that an engine says to have chosen.
+fn load(folder: &Path, form: &str, device: Device) -> anyhow::Result<Box<dyn Model>> {
+    let file = folder.join("1/model.pt");
+    let manifest = Manifest::parse(&std::fs::read_to_string(file.with_file_name("model.yaml"))?)?;
+    let model = torch::load(&file, Some(manifest), device).map_err(anyhow::Error::msg)?;
+    let chosen = Optimisation::ALL.into_iter().find(|chosen| form.starts_with(&chosen.to_string()));
+    match chosen {
+        Some(chosen) => model.optimised(chosen).map_err(anyhow::Error::msg),
+        None => Ok(model),
     }
 }
 
