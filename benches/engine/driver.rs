@@ -263,6 +263,7 @@ pub(crate) fn cpu() -> Duration {
 }
 
 pub(crate) struct Overload {
+    /// Average rows that were answered in time, per second.
     pub(crate) goodput: f64,
     pub(crate) refusal_p99: Duration,
     /// Share of what was not answered that was found to be late only when its turn came.
@@ -354,11 +355,11 @@ impl<'w> Driver<'w> {
 
     /// As many in flight as the workload says, for a while. Speed is that of average rows.
     pub(crate) fn saturate(&mut self, takes: Duration) -> anyhow::Result<Saturated> {
-        let budget = Duration::from_secs(600);
+        let (budget, cpu) = (Duration::from_secs(600), cpu());
         for _ in 0..self.workload.in_flight {
             self.send(budget)?;
         }
-        let (began, cpu) = (Instant::now(), cpu());
+        let began = Instant::now();
         let counted = began + WARM_UP..began + WARM_UP + takes;
         let (mut all_rows, mut rows, mut average_rows, mut runs) = (0, 0.0, 0.0, 0.0);
         let mut in_flight = self.workload.in_flight;
@@ -394,7 +395,7 @@ impl<'w> Driver<'w> {
         let mut refusals = Histogram::<u64>::new(3)?;
         let gap = Duration::from_secs_f64(self.workload.each as f64 / rate);
         let count = (takes.as_secs_f64() / gap.as_secs_f64()) as u64;
-        let (mut in_time, mut late) = (0u64, 0u64);
+        let (mut in_time, mut late) = (0.0, 0u64);
         // Somebody else reads: who writes large requests would find every answer late.
         let mut socket = self.socket.try_clone()?;
         let mut decoder = std::mem::replace(&mut self.decoder, Decoder::new(Limits::default()));
@@ -424,7 +425,10 @@ impl<'w> Driver<'w> {
         for (id, came, reply) in came {
             let took = came.saturating_duration_since(sent[(id - first) as usize]);
             match reply.status() {
-                Status::Ok => in_time += u64::from(took <= budget) * self.workload.each,
+                Status::Ok if took <= budget => {
+                    in_time += self.workload.each as f64 * self.costs[id as usize % self.costs.len()];
+                }
+                Status::Ok => {}
                 Status::Overloaded => refusals.record(took.as_micros() as u64)?,
                 Status::DeadlineExceeded => late += 1,
                 status => anyhow::bail!("{status:?}: {}", reply.message),
@@ -433,7 +437,7 @@ impl<'w> Driver<'w> {
         let refusal_p99 = Duration::from_micros(refusals.value_at_quantile(0.99));
         let late = late as f64 / (late + refusals.len()).max(1) as f64;
         // Who sends large requests may take longer for them than was asked for.
-        Ok(Overload { goodput: in_time as f64 / sending.as_secs_f64(), refusal_p99, late })
+        Ok(Overload { goodput: in_time / sending.as_secs_f64(), refusal_p99, late })
     }
 
     fn send(&mut self, budget: Duration) -> anyhow::Result<u64> {
