@@ -221,7 +221,10 @@ pub(crate) struct Driver<'w> {
 }
 
 pub(crate) struct Saturated {
+    /// In average rows.
     pub(crate) speed: Speed,
+    /// Of any.
+    pub(crate) rows_per_second: f64,
     pub(crate) mean_batch: f64,
 }
 
@@ -263,8 +266,10 @@ pub(crate) fn cpu() -> Duration {
 }
 
 pub(crate) struct Overload {
-    /// Average rows that were answered in time, per second.
+    /// Rows that were answered in time, per second.
     pub(crate) goodput: f64,
+    /// The same in average rows: where there is not time for all, those that cost little are answered.
+    pub(crate) average_goodput: f64,
     pub(crate) refusal_p99: Duration,
     /// Share of what was not answered that was found to be late only when its turn came.
     pub(crate) late: f64,
@@ -353,7 +358,7 @@ impl<'w> Driver<'w> {
         self.costs.iter_mut().for_each(|cost| *cost /= mean);
     }
 
-    /// As many in flight as the workload says, for a while. Speed is that of average rows.
+    /// As many in flight as the workload says, for a while.
     pub(crate) fn saturate(&mut self, takes: Duration) -> anyhow::Result<Saturated> {
         let (budget, cpu) = (Duration::from_secs(600), cpu());
         for _ in 0..self.workload.in_flight {
@@ -382,7 +387,7 @@ impl<'w> Driver<'w> {
             }
         }
         let speed = Speed::new(average_rows / takes.as_secs_f64(), self::cpu() - cpu, all_rows);
-        Ok(Saturated { speed, mean_batch: rows / runs })
+        Ok(Saturated { speed, rows_per_second: rows / takes.as_secs_f64(), mean_batch: rows / runs })
     }
 
     /// So many rows per second, evenly, whatever comes back.
@@ -395,7 +400,7 @@ impl<'w> Driver<'w> {
         let mut refusals = Histogram::<u64>::new(3)?;
         let gap = Duration::from_secs_f64(self.workload.each as f64 / rate);
         let count = (takes.as_secs_f64() / gap.as_secs_f64()) as u64;
-        let (mut in_time, mut late) = (0.0, 0u64);
+        let (mut in_time, mut average_in_time, mut late) = (0.0, 0.0, 0u64);
         // Somebody else reads: who writes large requests would find every answer late.
         let mut socket = self.socket.try_clone()?;
         let mut decoder = std::mem::replace(&mut self.decoder, Decoder::new(Limits::default()));
@@ -426,7 +431,9 @@ impl<'w> Driver<'w> {
             let took = came.saturating_duration_since(sent[(id - first) as usize]);
             match reply.status() {
                 Status::Ok if took <= budget => {
-                    in_time += self.workload.each as f64 * self.costs[id as usize % self.costs.len()];
+                    let rows = self.workload.each as f64;
+                    in_time += rows;
+                    average_in_time += rows * self.costs[id as usize % self.costs.len()];
                 }
                 Status::Ok => {}
                 Status::Overloaded => refusals.record(took.as_micros() as u64)?,
@@ -437,7 +444,8 @@ impl<'w> Driver<'w> {
         let refusal_p99 = Duration::from_micros(refusals.value_at_quantile(0.99));
         let late = late as f64 / (late + refusals.len()).max(1) as f64;
         // Who sends large requests may take longer for them than was asked for.
-        Ok(Overload { goodput: in_time / sending.as_secs_f64(), refusal_p99, late })
+        let [goodput, average_goodput] = [in_time, average_in_time].map(|rows| rows / sending.as_secs_f64());
+        Ok(Overload { goodput, average_goodput, refusal_p99, late })
     }
 
     fn send(&mut self, budget: Duration) -> anyhow::Result<u64> {
