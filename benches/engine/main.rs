@@ -18,17 +18,18 @@
 //! the engine shares, as a proxy's do) and 1.1 to 1.5 (sentences: the short ones are answered) of what was the capacity just before is
 //! answered in time, from the first round of an engine on. In average rows, where sentences are told by what they cost, it was 0.66 in one
 //! round on a machine half as fast: the large batches of long ones that make the capacity do not fit into 200 ms there. Refusals come within
-//! 0.03 to 0.7 ms at p99, but for three of 31 rounds: 1.7, 5.5 and 6.6. That takes the right to run at once (`CAP_SYS_NICE`, or
+//! 0.03 to 0.7 ms at p99, but for three of 32 rounds: 1.7, 5.5 and 6.6. That takes the right to run at once (`CAP_SYS_NICE`, or
 //! `docker run --ulimit rtprio=1`) for the thread that reads; without it, and where the kernel interrupts nobody for an ordinary thread
 //! (`PREEMPT_NONE`, 250 Hz, as here), they came within 2.2 to 4 ms.
 //!
 //! A hundred swaps of a model at 70 % of the load (3 to 7 s each, no request of 7 to 8 million lost) took the p99 of those who ask meanwhile
 //! from 1.9 to 1.9 ms in one run, from 1.5 to 2.0 (and 1.8 after them) in another, from 1.4 to 1.9 (and 1.7 after them) in a third, from
 //! 1.7 to 1.7 (and 1.4 after them) in a fourth, from 1.5 to 1.8 in a fifth, up to 2.4 in others. In ten pairs of parts it was 1.04 times as
-//! long. Where the machine had nothing to spare for loading a model (15 s
-//! for each swap), it was 1.01 to 1.17 times what it was between them, in each of three parts, and 0.93 to 1.13 (quartiles of ten parts, the
-//! median 1.00) where each swap took 12 s on a machine half as fast. With `bf16: true` the model of sentences runs
-//! 1.5 to 1.75 times as fast on a CPU that has the instructions.
+//! long. Where the machine had nothing to spare for loading a model (15 s for each swap), it was 1.01 to 1.17 times what it was between
+//! them, in each of three parts, and 0.93 to 1.13 (quartiles of ten parts, the median 1.00) where each swap took 12 s on a machine half as
+//! fast.
+//!
+//! With `bf16: true` the model of sentences runs 1.5 to 1.75 times as fast on a CPU that has the instructions.
 //!
 //! On a GPU (one NVIDIA H100, 16 cores) a lone request comes to its model after 40 to 113 µs, where waking any thread takes 29 to 84. A plain loop
 //! in Python does 12,400 to 13,500 rows/s of the ResNet-18 and 668,000 to 698,000 of the perceptron.
