@@ -8,6 +8,7 @@ use std::cell::OnceCell;
 
 use garde::Validate;
 use garde::error::{Path, Report};
+use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy};
 use serde_saphyr::path_map::{PathKey, PathKind};
 use serde_saphyr::{Location, MessageFormatter, NonFiniteFloatPolicy, Options, UserMessageFormatter};
 
@@ -24,7 +25,11 @@ use crate::snapshot::Snapshot;
 pub fn parse(text: &str, origin: &str) -> Result<Snapshot, PolicyErrors> {
     let options = options();
     // Noting where each field stands takes as long as reading them; only a file that is wrong is read so.
-    if let Ok(file) = serde_saphyr::from_str_with_options::<File>(text, options.clone())
+    // The same of the keys of each mapping, for what `<<` may bring; one that is there twice, the types refuse as well.
+    let mut sooner = options.clone();
+    sooner.duplicate_keys = DuplicateKeyPolicy::PassThrough;
+    sooner.merge_keys = MergeKeyPolicy::Error;
+    if let Ok(file) = serde_saphyr::from_str_with_options::<File>(text, sooner)
         && let Ok(snapshot) = compile(&file)
     {
         return Ok(snapshot);
@@ -163,6 +168,13 @@ mod tests {
             assert!(parse(text, "p.yaml").is_ok(), "{text:?}");
         }
         assert_eq!(parse("", "p.yaml"), Ok(Snapshot::default()));
+    }
+
+    #[test]
+    fn mappings_may_bring_keys_of_others() {
+        let merged = "models:\n  a: &a {deadline: 3s, labels: {x: 1}}\n  b: {<<: *a, labels: {y: 2}}\n";
+        let written = "models:\n  a: {deadline: 3s, labels: {x: 1}}\n  b: {deadline: 3s, labels: {y: 2}}\n";
+        assert_eq!(parse(merged, "p.yaml"), Ok(parse(written, "p.yaml").unwrap()));
     }
 
     #[test]
@@ -389,6 +401,10 @@ p.yaml:15:15: models.digits.rules[5].when: expected exactly one of `equals` and 
             (
                 "models: {digits: {}, digits: {}}",
                 "p.yaml:1:22: models: duplicate mapping key `digits` is not allowed here",
+            ),
+            (
+                "models: {digits: {deadline: 1s, deadline: 1s}}",
+                "p.yaml:1:33: models.digits: duplicate mapping key `deadline` is not allowed here",
             ),
             (
                 "models: {1: {deadline: 1s}, '1': {deadline: 2s}}",
