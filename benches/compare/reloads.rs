@@ -28,6 +28,8 @@ use crate::large_policy;
 use crate::load::is_whole;
 use crate::server::Server;
 use anyhow::{Context, ensure};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -58,7 +60,7 @@ const AFTERMATH: Duration = Duration::from_secs(1);
 /// What happens in a window.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Beside {
-    /// Files are moved as [`OFTEN`], none of them penstock's.
+    /// A file is moved, but not to where penstock looks.
     Quiet,
     /// Another policy comes into force, once every so often.
     Changes(Duration),
@@ -124,10 +126,10 @@ fn traffic(server: &Server, file: &PolicyFile) -> anyhow::Result<()> {
     let calm: Vec<_> = quiet.iter().map(Window::with_its_middle).collect();
     let changed: Vec<_> = others[0].iter().map(|(_, one)| one.with_its_middle()).collect();
     println!(
-        "    quiet windows {}, one change {}: {:.3} times",
+        "    quiet windows {}, one change {}: {}",
         spread(calm.clone()),
         spread(changed.clone()),
-        median(changed) / median(calm)
+        times(&changed, &calm)
     );
     let quiet: Vec<_> = quiet.iter().collect();
     let among_themselves = quiet.windows(3).map(|of| (of[1], [of[0], of[2]])).collect();
@@ -178,12 +180,15 @@ impl Window {
 fn window(server: &Server, file: &PolicyFile, beside: Beside) -> anyhow::Result<Window> {
     let (every, to) = match beside {
         Beside::Changes(every) => (every, file.file.clone()),
-        Beside::Quiet | Beside::Work => (OFTEN, file.file.with_extension("unread")),
+        Beside::Quiet => (WINDOW, file.file.with_extension("unread")),
+        Beside::Work => (OFTEN, file.file.with_extension("unread")),
     };
     let times = WINDOW.div_duration_f64(every) as u32;
     // Written before, because that takes time as well.
     let written = (0..times).map(|_| file.write_another()).collect::<Result<Vec<_>, _>>()?;
     let text = format!("models:\n{}", large_policy::models(5));
+    let mut client = Connection::open(server)?;
+    let generation = client.generation()?;
     let (begin, before) = (Instant::now() + Duration::from_millis(50), stolen()?);
     std::thread::scope(|scope| {
         let steady = |number: u32| {
@@ -203,6 +208,10 @@ fn window(server: &Server, file: &PolicyFile, beside: Beside) -> anyhow::Result<
         for thread in threads {
             all.extend(thread.join().expect("no panic")?);
         }
+        let changes = if matches!(beside, Beside::Changes(_)) { u64::from(times) } else { 0 };
+        let changed = client.generation()? - generation;
+        // Of those that come one after another, one may be read with the next.
+        ensure!(changed == changes || (1 < changed && changed < changes), "{changed} changes of {changes}");
         all.sort_by(|(_, one), (_, other)| one.total_cmp(other));
         let middle = begin + WINDOW / 2..begin + WINDOW / 2 + AFTERMATH;
         let elsewhere = all.iter().filter(|(due, _)| !middle.contains(due)).map(|(_, took)| *took).collect();
@@ -302,6 +311,18 @@ fn quantile(sorted: &[f64], share: f64) -> f64 {
 fn median(mut all: Vec<f64>) -> f64 {
     all.sort_by(f64::total_cmp);
     quantile(&all, 0.5)
+}
+
+/// How many times the others' median theirs is, and between what that lies with 95 %: as it does where as many are drawn from among them,
+/// again and again.
+fn times(these: &[f64], others: &[f64]) -> String {
+    let mut dice = StdRng::seed_from_u64(1);
+    let mut drawn =
+        |from: &[f64]| median((0..from.len()).map(|_| from[dice.random_range(0..from.len())]).collect());
+    let mut ratios: Vec<f64> = (0..2_000).map(|_| drawn(these) / drawn(others)).collect();
+    ratios.sort_by(f64::total_cmp);
+    let ratio = median(these.to_vec()) / median(others.to_vec());
+    format!("{ratio:.3} times (95 %: {:.3} to {:.3})", quantile(&ratios, 0.025), quantile(&ratios, 0.975))
 }
 
 /// The median, between what it lies with 95 %, and the quartiles.

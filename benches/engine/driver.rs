@@ -8,13 +8,14 @@ use engine::model::Gathered;
 use hdrhistogram::Histogram;
 use std::fmt;
 use std::io::{IoSlice, Read, Write};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use wire::{
-    Action, Control, Datatype, Decoder, Frame, Index, Infer, Kind, Layout, Limits, ModelState, Outbox, Reply,
-    Status, TensorMeta,
+    Action, Control, Datatype, Decoder, Frame, Index, Infer, Kind, Layout, Limits, ModelEntry, ModelState,
+    Outbox, Reply, Status, TensorMeta, Timing,
 };
 
 /// Requests that all have the same number of rows.
@@ -266,13 +267,18 @@ pub(crate) fn cpu() -> Duration {
 }
 
 pub(crate) struct Overload {
+    /// Rows that were sent, per second.
+    pub(crate) rate: f64,
     /// Rows that were answered in time, per second.
     pub(crate) goodput: f64,
     /// The same in average rows: where there is not time for all, those that cost little are answered.
     pub(crate) average_goodput: f64,
-    pub(crate) refusal_p99: Duration,
-    /// Share of what was not answered that was found to be late only when its turn came.
+    /// How soon the others were refused; `None` if nobody was.
+    pub(crate) refusal_p99: Option<Duration>,
+    /// Share of what was not answered in time that was found to be late only when its turn came.
     pub(crate) late: f64,
+    /// Share of it that was answered too late.
+    pub(crate) too_late: f64,
 }
 
 impl<'w> Driver<'w> {
@@ -317,8 +323,8 @@ impl<'w> Driver<'w> {
         Ok(())
     }
 
-    /// Once the model is ready; with the form of it that runs.
-    pub(crate) fn connect(socket: &Path, workload: &'w Workload) -> anyhow::Result<(Self, String)> {
+    /// Once the model is ready; with what the engine says of it.
+    pub(crate) fn connect(socket: &Path, workload: &'w Workload) -> anyhow::Result<(Self, ModelEntry)> {
         let mut driver = Self::join(socket, workload)?;
         loop {
             let frame = driver.frame(None)?.context("the engine says what it has")?;
@@ -341,7 +347,7 @@ impl<'w> Driver<'w> {
                         print!(" {}: {}", point.rows, point.typical_us);
                     }
                     println!();
-                    return Ok((driver, entry.form.clone()));
+                    return Ok((driver, entry.clone()));
                 }
                 Some((ModelState::Unavailable, entry)) => anyhow::bail!("{}", entry.reason),
                 Some((ModelState::Loading, _)) | None => {}
@@ -371,12 +377,10 @@ impl<'w> Driver<'w> {
         while in_flight > 0 {
             let (id, reply) = self.reply(None)?.context("an answer")?;
             in_flight -= 1;
-            let Some(timing) = reply.timing else { anyhow::bail!("not answered: {}", reply.message) };
-            // Batches take up to seconds, and of some only a part lies within what is counted.
-            let ran = Duration::from_micros(timing.run_us.max(1));
+            ensure!(reply.status() == Status::Ok, "not answered: {}", reply.message);
+            let timing = reply.timing.context("what is answered has run")?;
             let ended = Instant::now();
-            let within = ended.min(counted.end).saturating_duration_since((ended - ran).max(counted.start));
-            let part = within.as_secs_f64() / ran.as_secs_f64();
+            let part = part_within(&counted, ended, &timing);
             all_rows += self.workload.each;
             rows += part * self.workload.each as f64;
             average_rows += part * self.workload.each as f64 * self.costs[id as usize % self.costs.len()];
@@ -400,7 +404,7 @@ impl<'w> Driver<'w> {
         let mut refusals = Histogram::<u64>::new(3)?;
         let gap = Duration::from_secs_f64(self.workload.each as f64 / rate);
         let count = (takes.as_secs_f64() / gap.as_secs_f64()) as u64;
-        let (mut in_time, mut average_in_time, mut late) = (0.0, 0.0, 0u64);
+        let (mut in_time, mut average_in_time, mut late, mut too_late) = (0.0, 0.0, 0u64, 0u64);
         // Somebody else reads: who writes large requests would find every answer late.
         let mut socket = self.socket.try_clone()?;
         let mut decoder = std::mem::replace(&mut self.decoder, Decoder::new(Limits::default()));
@@ -415,37 +419,42 @@ impl<'w> Driver<'w> {
             anyhow::Ok(came)
         };
         let first = self.sent + 1;
-        let (sent, sending, came) = std::thread::scope(|scope| {
+        let (sent, began, ended, came) = std::thread::scope(|scope| {
             let reading = scope.spawn(reading);
             let began = Instant::now();
             let mut sent = Vec::new();
             for due in (0..count).map(|number| began + gap.mul_f64(number as f64)) {
                 std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                self.send(budget)?;
                 sent.push(Instant::now());
+                self.send(budget)?;
             }
-            let sending = began.elapsed();
-            anyhow::Ok((sent, sending, reading.join().expect("no panic")?))
+            let ended = Instant::now();
+            anyhow::Ok((sent, began, ended, reading.join().expect("no panic")?))
         })?;
         for (id, came, reply) in came {
-            let took = came.saturating_duration_since(sent[(id - first) as usize]);
+            let took = came - sent[(id - first) as usize];
             match reply.status() {
                 Status::Ok if took <= budget => {
-                    let rows = self.workload.each as f64;
+                    let timing = reply.timing.as_ref().context("what is answered has run")?;
+                    let rows = self.workload.each as f64 * part_within(&(began..ended), came, timing);
                     in_time += rows;
                     average_in_time += rows * self.costs[id as usize % self.costs.len()];
                 }
-                Status::Ok => {}
+                Status::Ok => too_late += 1,
                 Status::Overloaded => refusals.record(took.as_micros() as u64)?,
                 Status::DeadlineExceeded => late += 1,
                 status => anyhow::bail!("{status:?}: {}", reply.message),
             }
         }
         let refusal_p99 = Duration::from_micros(refusals.value_at_quantile(0.99));
-        let late = late as f64 / (late + refusals.len()).max(1) as f64;
+        let refusal_p99 = (!refusals.is_empty()).then_some(refusal_p99);
+        let not_in_time = (late + too_late + refusals.len()).max(1) as f64;
+        let [late, too_late] = [late, too_late].map(|count| count as f64 / not_in_time);
         // Who sends large requests may take longer for them than was asked for.
-        let [goodput, average_goodput] = [in_time, average_in_time].map(|rows| rows / sending.as_secs_f64());
-        Ok(Overload { goodput, average_goodput, refusal_p99, late })
+        let [rate, goodput, average_goodput] =
+            [(count * self.workload.each) as f64, in_time, average_in_time]
+                .map(|rows| rows / (ended - began).as_secs_f64());
+        Ok(Overload { rate, goodput, average_goodput, refusal_p99, late, too_late })
     }
 
     fn send(&mut self, budget: Duration) -> anyhow::Result<u64> {
@@ -474,6 +483,13 @@ impl<'w> Driver<'w> {
     fn frame(&mut self, wait: Option<Duration>) -> anyhow::Result<Option<Frame>> {
         frame(&mut self.socket, &mut self.decoder, wait)
     }
+}
+
+/// Batches take up to seconds, and of some only a part lies within what is counted.
+fn part_within(counted: &Range<Instant>, ended: Instant, timing: &Timing) -> f64 {
+    let ran = Duration::from_micros(timing.run_us.max(1));
+    let within = ended.min(counted.end).saturating_duration_since((ended - ran).max(counted.start));
+    within.as_secs_f64() / ran.as_secs_f64()
 }
 
 fn reply(

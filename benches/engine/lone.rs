@@ -31,12 +31,11 @@ pub(crate) fn lone(device: Device) -> anyhow::Result<()> {
     let folder = crate::demo_version("1")?;
     let workload = Workload::digits();
     let (served, _) = crate::serve(folder.path(), workload.model, device)?;
-    let (mut engine, form) = Driver::connect(&served, &workload)?;
+    let (mut engine, entry) = Driver::connect(&served, &workload)?;
     let beside = |name: &str, runs| {
         let socket = folder.path().join(name);
         let listener = UnixListener::bind(&socket)?;
-        let model = crate::load(&folder.path().join("digits"), &form, device)?;
-        model.use_threads(1);
+        let model = crate::load(folder.path(), &entry.form, &entry, device)?;
         std::thread::spawn(move || {
             let (stream, _) = listener.accept().expect("the driver connects");
             let _ = schedule::at_once(); // as the engine's thread that reads

@@ -14,11 +14,12 @@
 //! ordinary one, the kernel wakes the next on another core: that takes 101 to 110, 12 to 20 more than the engine, which wakes a lane before
 //! it reads and checks the request.
 //!
-//! In twenty runs, at three times the load with 200 ms each, 0.90 to 1.25 and once 1.8, after a busy moment (images, which lie in memory that
-//! the engine shares, as a proxy's do) and 1.1 to 1.5 (sentences: the short ones are answered) of what was the capacity just before is
-//! answered in time, from the first round of an engine on. In average rows, where sentences are told by what they cost, it was 0.66 in one
-//! round on a machine half as fast: the large batches of long ones that make the capacity do not fit into 200 ms there. Refusals come within
-//! 0.03 to 0.7 ms at p99, but for three of 32 rounds: 1.7, 5.5 and 6.6. That takes the right to run at once (`CAP_SYS_NICE`, or
+//! At three times the load with 200 ms each, 0.97 to 1.04 of the capacity just before and just after is answered in time (images, which lie
+//! in memory that the engine shares, as a proxy's do; four rounds), from the first round of an engine on; in twenty runs before, against
+//! the capacity just before, 0.90 to 1.25 and once 1.8, after a busy moment. Of sentences it is 1.2 to 1.5: the short ones are answered. By
+//! what they cost it is 0.58 to 0.72 (eight rounds, on a machine half as fast): within 200 ms no more than five of a length come there,
+//! and a short one in a batch of so many takes 1.4 times as long as in one of 32, as capacity is measured. Refusals come within
+//! 0.03 to 0.7 ms at p99, but for three of 48 rounds: 1.7, 5.5 and 6.6. That takes the right to run at once (`CAP_SYS_NICE`, or
 //! `docker run --ulimit rtprio=1`) for the thread that reads; without it, and where the kernel interrupts nobody for an ordinary thread
 //! (`PREEMPT_NONE`, 250 Hz, as here), they came within 2.2 to 4 ms.
 //!
@@ -38,16 +39,17 @@ mod driver;
 mod lone;
 mod region;
 
-use anyhow::Context;
+use anyhow::{Context, bail, ensure};
 use clap::Parser;
 use driver::{Driver, Speed, Workload};
 use engine::manifest::Manifest;
-use engine::model::{Gathered, Model, Optimisation, Rows};
+use engine::model::{Gathered, Model, Optimisation};
 use engine::{Config, Device, Library, Listener, schedule, torch};
 use hdrhistogram::Histogram;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
+use wire::ModelEntry;
 
 /// Of a part that is measured alone.
 const ROUNDS: usize = 3;
@@ -161,7 +163,8 @@ fn swaps(device: Device, round: Duration) -> anyhow::Result<()> {
     };
     let (mut between, mut meanwhile) = (Histogram::<u64>::new(3)?, Histogram::<u64>::new(3)?);
     let (mut ratios, mut swapping) = (Vec::new(), Duration::ZERO);
-    let show = |took: &Histogram<u64>| (took.value_at_quantile(0.5), took.value_at_quantile(0.99));
+    let show =
+        |took: &Histogram<u64>| (took.value_at_quantile(0.5), took.value_at_quantile(0.99), took.max());
     for part in 1..=SWAPS_PARTS {
         let without = during(pause, &mut calm)?;
         let began = Instant::now();
@@ -170,7 +173,7 @@ fn swaps(device: Device, round: Duration) -> anyhow::Result<()> {
         swapping += took;
         ratios.push(show(&with).1 as f64 / show(&without).1 as f64);
         println!(
-            "part {part}  {} swaps in {took:.0?}: (p50, p99) µs {:?} before them, {:?} meanwhile",
+            "part {part}  {} swaps in {took:.0?}: (p50, p99, longest) µs {:?} before them, {:?} meanwhile",
             SWAPS / SWAPS_PARTS,
             show(&without),
             show(&with)
@@ -180,7 +183,7 @@ fn swaps(device: Device, round: Duration) -> anyhow::Result<()> {
     }
     let each = swapping / SWAPS;
     println!(
-        "{SWAPS} swaps of {each:.0?} each while {CLIENTS} clients ask for 70 % of {hurried:.0} rows/s: (p50, p99) µs \
+        "{SWAPS} swaps of {each:.0?} each while {CLIENTS} clients ask for 70 % of {hurried:.0} rows/s: (p50, p99, longest) µs \
          between them {:?}, meanwhile {:?} of {} requests; p99 meanwhile {:.2} times that between them, {} in each of {SWAPS_PARTS} parts",
         show(&between),
         show(&meanwhile),
@@ -192,39 +195,24 @@ fn swaps(device: Device, round: Duration) -> anyhow::Result<()> {
 }
 
 fn measure(models: &Path, workload: &Workload, device: Device, takes: Duration) -> anyhow::Result<()> {
-    let folder = models.join(workload.model);
-    let model = load(&folder, "as loaded", device)?;
-    let Rows::UpTo(most) = model.spec().rows else { anyhow::bail!("its model.yaml declares no rows") };
     let (served, lanes) = serve(models, workload.model, device)?;
-    let (mut driver, form) = Driver::connect(&served, workload)?;
-    let best = load(&folder, &form, device)?;
+    let (mut driver, entry) = Driver::connect(&served, workload)?;
+    let plain = load(models, "as loaded", &entry, device)?;
+    let best = load(models, &entry.form, &entry, device)?;
     println!("on {device}, {lanes} lanes, {SATURATED_ROUNDS} alternating rounds of {:?}", takes / 2);
 
-    let size = |model: &dyn Model, form: &[usize]| {
-        let sizes = (0..=8).map(|power| 1 << power).filter(|rows| *rows <= most);
-        let speed = |rows| {
-            let turn = [workload.batch(form, rows)];
-            bare(model, &turn, lanes, Duration::from_millis(200)); // libtorch compiles in the first runs
-            bare(model, &turn, lanes, Duration::from_secs(1)).rows_per_second
-        };
-        let speeds = sizes.map(|rows| (speed(rows), rows));
-        speeds.max_by(|one, other| one.0.total_cmp(&other.0)).expect("there are sizes")
-    };
-    let sizes = |model: &dyn Model| -> (Vec<f64>, Vec<u32>) {
-        workload.forms().iter().map(|form| size(model, form)).unzip()
-    };
-    let ((_, plain_sizes), (best_speeds, best_sizes)) = (sizes(&*model), sizes(&*best));
-    driver.weigh(&best_speeds.iter().map(|speed| 1.0 / speed).collect::<Vec<_>>());
+    let plain_sizes = fastest(&*plain, workload, &entry).1;
+    let best_sizes = weigh(&mut driver, &*best, workload, &entry);
     let (plain_turn, best_turn) = (workload.turn(&plain_sizes), workload.turn(&best_sizes));
     driver.saturate(Duration::from_secs(2))?;
     let mut rounds = Vec::new();
     for round in 1..=SATURATED_ROUNDS {
-        let run = |model: &dyn Model, turn: &[_]| bare(model, turn, lanes, takes / 2);
-        let plain_first = (round % 2 == 1).then(|| run(&*model, &plain_turn));
+        let run = |model: &dyn Model, turn: &[_]| bare(model, turn, entry.at_once as usize, takes / 2);
+        let plain_first = (round % 2 == 1).then(|| run(&*plain, &plain_turn));
         let best_first = (round % 2 == 1).then(|| run(&*best, &best_turn));
         let saturated = driver.saturate(takes / 2)?;
         let bare = best_first.unwrap_or_else(|| run(&*best, &best_turn));
-        let plain = plain_first.unwrap_or_else(|| run(&*model, &plain_turn));
+        let plain = plain_first.unwrap_or_else(|| run(&*plain, &plain_turn));
         println!(
             "round {round}  plain loop {plain} (batches {plain_sizes:?})  best loop {bare} (batches {best_sizes:?})  served \
              {} (mean batch {:.1})",
@@ -242,6 +230,32 @@ fn measure(models: &Path, workload: &Workload, device: Device, takes: Duration) 
         all(|[_, best]| best.cpu_of_a_row),
     );
     overloaded(&mut driver, &served, workload, takes)
+}
+
+/// Of each form of requests, the most rows that bare loops do in a second, and the size of the batches in which they do that.
+fn fastest(model: &dyn Model, workload: &Workload, entry: &ModelEntry) -> (Vec<f64>, Vec<u32>) {
+    let sizes = (0..=8).map(|power| 1 << power).filter(|rows| *rows <= entry.max_batch).collect::<Vec<u32>>();
+    let of_form = |form: &Vec<usize>| {
+        let speed = |rows: &u32, takes| {
+            let turn = [workload.batch(form, *rows)];
+            bare(model, &turn, entry.at_once as usize, takes).rows_per_second
+        };
+        // libtorch compiles in the first runs.
+        for rows in &sizes {
+            speed(rows, Duration::from_millis(200));
+        }
+        // A busy moment makes none of them slow twice.
+        let twice = sizes.repeat(2).into_iter().map(|rows| (speed(&rows, Duration::from_secs(1)), rows));
+        twice.max_by(|one, other| one.0.total_cmp(&other.0)).expect("there are sizes")
+    };
+    workload.forms().iter().map(of_form).unzip()
+}
+
+/// Has rows count by what they cost where batches of each form have the size that is best for them; these sizes.
+fn weigh(driver: &mut Driver<'_>, best: &dyn Model, workload: &Workload, entry: &ModelEntry) -> Vec<u32> {
+    let (speeds, sizes) = fastest(best, workload, entry);
+    driver.weigh(&speeds.iter().map(|speed| 1.0 / speed).collect::<Vec<_>>());
+    sizes
 }
 
 /// The median, and between which quartiles it is.
@@ -262,32 +276,38 @@ fn overloaded(
     workload: &Workload,
     takes: Duration,
 ) -> anyhow::Result<()> {
-    let saturated = driver.saturate(takes)?;
-    let capacity = saturated.rows_per_second;
+    let before = driver.saturate(takes)?;
+    let capacity = before.rows_per_second;
     let count = (takes.as_secs_f64() / driver::LONE_EVERY.as_secs_f64()) as usize;
     let (overload, woken) = std::thread::scope(|scope| {
         let woken = scope.spawn(move || hand_over(count));
         anyhow::Ok((driver.overload(3.0 * capacity, BUDGET, takes)?, woken.join().expect("no panic")))
     })?;
+    // A machine that gets slower meanwhile, or faster, is as fast as just before and just after it.
+    let after = driver.saturate(takes)?;
+    let capacity = (capacity + after.rows_per_second) / 2.0;
+    let average_capacity = (before.speed.rows_per_second + after.speed.rows_per_second) / 2.0;
     println!(
-        "three times too much work, {} ms each: {:.1} answered in time per second, {:.2} of {capacity:.1}, in average rows {:.2} of {:.1}; \
-         refused within {:.2} ms (p99; a thread that is woken meanwhile for nothing else, {:.2}), {:.1} % of the rest only \
-         found late when their turn came",
+        "{:.1} times as much work as it can do, {} ms each: {:.1} answered in time per second, {:.2} of {capacity:.1}, in average rows \
+         {:.2} of {:.1}; refused within {:.2} ms (p99; a thread that is woken meanwhile for nothing else, {:.2}), {:.1} % of the rest \
+         only found late when their turn came, {:.1} % answered too late",
+        overload.rate / capacity,
         BUDGET.as_millis(),
         overload.goodput,
         overload.goodput / capacity,
-        overload.average_goodput / saturated.speed.rows_per_second,
-        saturated.speed.rows_per_second,
-        overload.refusal_p99.as_secs_f64() * 1e3,
+        overload.average_goodput / average_capacity,
+        average_capacity,
+        overload.refusal_p99.context("nobody was refused")?.as_secs_f64() * 1e3,
         woken.1 as f64 / 1e3,
         overload.late * 100.0,
+        overload.too_late * 100.0,
     );
     // What reading and refusing the rest takes from the same cores is not the choice of who is answered.
     let beside = std::thread::scope(|scope| {
         let refused = || Driver::join(served, workload)?.overload(2.0 * capacity, HOPELESS, 2 * takes);
         let refused = scope.spawn(refused);
         let beside = driver.saturate(takes)?.rows_per_second;
-        refused.join().expect("no panic")?;
+        ensure!(refused.join().expect("no panic")?.goodput == 0.0, "what cannot be done in time is done");
         anyhow::Ok(beside)
     })?;
     println!(
@@ -307,10 +327,11 @@ fn measure_part(
     takes: Duration,
 ) -> anyhow::Result<()> {
     let (served, lanes) = serve(models, workload.model, device)?;
-    let (mut driver, _) = Driver::connect(&served, workload)?;
+    let (mut driver, entry) = Driver::connect(&served, workload)?;
     println!("on {device}, {lanes} lanes");
     match part {
         Part::Overload => {
+            weigh(&mut driver, &*load(models, &entry.form, &entry, device)?, workload, &entry);
             driver.saturate(Duration::from_secs(2))?;
             (0..ROUNDS).try_for_each(|_| overloaded(&mut driver, &served, workload, takes))
         }
@@ -355,16 +376,19 @@ fn hand_over(count: usize) -> (u64, u64) {
     )
 }
 
-/// Version 1 of the model in this folder, in the form that an engine says to have chosen.
-fn load(folder: &Path, form: &str, device: Device) -> anyhow::Result<Box<dyn Model>> {
-    let file = folder.join("1/model.pt");
+/// Version 1 of a model that an engine serves, in this form, with as many threads as the engine uses.
+fn load(models: &Path, form: &str, entry: &ModelEntry, device: Device) -> anyhow::Result<Box<dyn Model>> {
+    let file = models.join(&entry.name).join("1/model.pt");
     let manifest = Manifest::parse(&std::fs::read_to_string(file.with_file_name("model.yaml"))?)?;
     let model = torch::load(&file, Some(manifest), device).map_err(anyhow::Error::msg)?;
     let chosen = Optimisation::ALL.into_iter().find(|chosen| form.starts_with(&chosen.to_string()));
-    match chosen {
-        Some(chosen) => model.optimised(chosen).map_err(anyhow::Error::msg),
-        None => Ok(model),
-    }
+    let model = match chosen {
+        Some(chosen) => model.optimised(chosen).map_err(anyhow::Error::msg)?,
+        None if form.starts_with("as loaded") => model,
+        None => bail!("no such form: {form}"),
+    };
+    model.use_threads(entry.threads as usize);
+    Ok(model)
 }
 
 /// An engine in this process that has only this model; its socket, and how many lanes it has.
