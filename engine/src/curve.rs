@@ -58,6 +58,9 @@ const FADES: f32 = 1.005;
 /// A run of fewer microseconds is not cut: what its first rows would gain is less than what another run costs.
 const UNNOTICED: f32 = 1000.0;
 
+/// Where that many times as many rows have run as may be enough, there may be a better size between.
+const FAR_APART: f32 = 3.0;
+
 /// A batch is cut for a smaller one that is faster by so much: less may be noise.
 const CLEARLY_FASTER: f32 = 1.08;
 
@@ -212,11 +215,26 @@ impl Curve {
 
     /// How many of so many waiting rows to run once in a while: of the sizes that did about as many rows per second as
     /// any when they ran undisturbed, the one that has not run for longest. What looked slow in a noisy moment would
-    /// otherwise never run again. Beyond the largest size that was seen it goes on only while that pays.
+    /// otherwise never run again. Beyond the largest size that was seen it goes on only while that pays. Where nothing was seen between
+    /// two sizes, there may be one that does as many rows while fewer wait for each other.
     pub fn explore(&self, waiting: u32) -> u32 {
         let fitting = || self.sizes.range(..=waiting);
         let best = fitting().map(|(rows, recent)| recent.fastest(*rows)).fold(0.0, f32::max);
         let rivals = || fitting().filter(|(rows, recent)| recent.fastest(**rows) >= AS_EFFICIENT * best);
+        // From so many rows on, which is from none where the smallest that were seen are the best, they can be as good: more take no less.
+        let after =
+            fitting().map(|(rows, recent)| (*rows as f32).max(AS_EFFICIENT * best / recent.fastest(1)));
+        let smallest = self.sizes.first_key_value().map(|(rows, recent)| recent.fastest(*rows));
+        let before =
+            if smallest.is_some_and(|fastest| fastest >= AS_EFFICIENT * best) { 1.0 } else { f32::INFINITY };
+        let up_to = self.sizes.keys().map(|rows| waiting.min(*rows) as f32);
+        let between = std::iter::once(before)
+            .chain(after)
+            .zip(up_to)
+            .find_map(|(enough, most)| (most >= FAR_APART * enough).then(|| (enough * most).sqrt() as u32));
+        if let Some(middle) = between {
+            return middle;
+        }
         let largest = self.sizes.keys().next_back().copied().unwrap_or(waiting);
         if largest < waiting && rivals().any(|(rows, _)| *rows == largest) {
             return waiting.min(largest.saturating_mul(2));

@@ -21,7 +21,7 @@ const EXPLORE_EVERY: u64 = 32;
 /// Of these, one in so many is of the size that has not run for longest.
 const OLDEST_EVERY: u64 = 16;
 
-/// So much sooner after a size of which little is known has run, or what is known is wrong.
+/// So much sooner at first, and after a size of which little is known has run, or what is known is wrong.
 const EXPLORE_AGAIN: u64 = 4;
 
 /// A run that takes so many times as long as expected says that the machine was busy when that was learned.
@@ -68,7 +68,7 @@ impl Profile {
             used: 0,
             ended: 0,
             runs: 0,
-            explore_at: EXPLORE_EVERY,
+            explore_at: EXPLORE_AGAIN,
             explored: 0,
             ran: BTreeMap::new(),
         }
@@ -84,7 +84,7 @@ impl Profile {
 
     /// Takes over what was learned from runs that were no batches.
     pub(super) fn seed(&mut self, curve: Curve) {
-        self.runs = curve.runs();
+        (self.runs, self.explore_at) = (curve.runs(), EXPLORE_EVERY);
         self.efficient = curve.efficient(self.max_rows);
         self.curve = curve;
     }

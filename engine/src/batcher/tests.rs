@@ -547,9 +547,33 @@ fn callers_who_come_eight_at_a_time_do_not_keep_it_from_finding_out_that_batches
             }
         }
     };
-    assert_eq!(round(&mut world, 0), 1, "in proportion it would gain nothing");
+    assert_eq!(round(&mut world, 0), 2, "in proportion it would gain nothing, but it is tried soon");
     (1..20).for_each(|number| assert!(round(&mut world, number) > 0));
     assert_eq!(round(&mut world, 20), 4, "as many as may run together");
+}
+
+#[test]
+fn who_always_finds_many_waiting_finds_out_that_fewer_together_do_as_many_rows() {
+    let mut world = World::new(1000, 10_000);
+    let (mut pushed, mut ran) = (0, 0);
+    let mut run = |_| {
+        while pushed < ran + 64 {
+            let ticket =
+                Ticket { grouping: Grouping::Together { max_rows: 32 }, ..world.ticket(pushed, 0, 0) };
+            assert!(world.push(ticket));
+            pushed += 1;
+        }
+        let Step::Run(jobs) = world.step() else { panic!("many wait") };
+        // From eight rows on a row takes as long however many run.
+        world.now += ms(10 * jobs.len().max(8) as u64);
+        world.finish_all(Ended::Ran);
+        ran += jobs.len() as u64;
+        jobs.len()
+    };
+    let sizes: Vec<_> = (0..200).map(&mut run).collect();
+    assert_eq!(sizes[..3], [32; 3], "nothing is known");
+    let largest = sizes[100..].iter().filter(|size| **size > 16).count();
+    assert!(largest <= 5, "{sizes:?}");
 }
 
 #[test]

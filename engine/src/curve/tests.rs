@@ -283,6 +283,25 @@ fn efficiency_knows_flat_linear_and_stepped_models() {
 }
 
 #[test]
+fn a_size_between_two_that_have_run_is_tried_if_it_may_be_as_good() {
+    let steps = |rows: u32| 1000 * u64::from(rows.div_ceil(8));
+    let mut curve = learned(&[1, 32], steps);
+    assert_eq!((curve.fill(32), curve.explore(32), curve.explore(20)), (32, 15, 4));
+    let mut tried = Vec::new();
+    for _ in 0..40 {
+        let rows = curve.explore(32);
+        curve.observe(rows, us(steps(rows)));
+        tried.push(rows);
+    }
+    tried.dedup();
+    assert_eq!(tried, [15, 32], "it is not as good, and fewer than eight cannot be");
+    let saturated = learned(&[1, 5, 12, 32], |rows| 100 * u64::from(rows.max(10)));
+    assert_eq!(saturated.fill(32), 12);
+    let flat = learned(&[1, 32], |_| 1000);
+    assert_eq!(flat.explore(32), 32, "no smaller one does as many rows");
+}
+
+#[test]
 fn a_size_that_looked_slow_is_tried_again_and_one_that_is_slow_is_not() {
     let mut curve = Curve::default();
     for run in 0..15 {
