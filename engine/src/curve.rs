@@ -215,38 +215,53 @@ impl Curve {
 
     /// How many of so many waiting rows to run once in a while: of the sizes that did about as many rows per second as
     /// any when they ran undisturbed, the one that has not run for longest. What looked slow in a noisy moment would
-    /// otherwise never run again. Beyond the largest size that was seen it goes on only while that pays. Where nothing was seen between
-    /// two sizes, there may be one that does as many rows while fewer wait for each other.
+    /// otherwise never run again. Beyond the largest size that was seen it goes on only while that pays.
     pub fn explore(&self, waiting: u32) -> u32 {
-        let fitting = || self.sizes.range(..=waiting);
+        let fitting = || self.fitting(waiting);
         let best = fitting().map(|(rows, recent)| recent.fastest(*rows)).fold(0.0, f32::max);
         let rivals = || fitting().filter(|(rows, recent)| recent.fastest(**rows) >= AS_EFFICIENT * best);
-        // From so many rows on, which is from none where the smallest that were seen are the best, they can be as good: more take no less.
-        let after =
-            fitting().map(|(rows, recent)| (*rows as f32).max(AS_EFFICIENT * best / recent.fastest(1)));
-        let smallest = self.sizes.first_key_value().map(|(rows, recent)| recent.fastest(*rows));
-        let before =
-            if smallest.is_some_and(|fastest| fastest >= AS_EFFICIENT * best) { 1.0 } else { f32::INFINITY };
-        let up_to = self.sizes.keys().map(|rows| waiting.min(*rows) as f32);
-        let between = std::iter::once(before)
-            .chain(after)
-            .zip(up_to)
-            .find_map(|(enough, most)| (most >= FAR_APART * enough).then(|| (enough * most).sqrt() as u32));
-        if let Some(middle) = between {
-            return middle;
-        }
         let largest = self.sizes.keys().next_back().copied().unwrap_or(waiting);
         if largest < waiting && rivals().any(|(rows, _)| *rows == largest) {
             return waiting.min(largest.saturating_mul(2));
         }
-        rivals().min_by_key(|(_, recent)| recent.last).map_or(waiting, |(rows, _)| *rows)
+        rivals().min_by_key(|(_, recent)| recent.last).map_or(waiting, |(rows, _)| waiting.min(*rows))
+    }
+
+    /// How many of so many waiting rows might do as many rows per second as any size does while fewer wait for each other: where there is
+    /// room for that between two sizes that were seen, or below the smallest. Each `turn` another of them.
+    pub fn between(&self, waiting: u32, turn: u64) -> Option<u32> {
+        let waiting_or_more = self.sizes.range(size_of(waiting)..).next();
+        let speeds = self
+            .fitting(waiting)
+            .chain(waiting_or_more)
+            .map(|(rows, recent)| recent.fastest(waiting.min(*rows)));
+        let enough = AS_EFFICIENT * speeds.fold(0.0, f32::max);
+        // From so many rows on they can be as good: more take no less, unless that was an accident.
+        let after = self.fitting(waiting).map(|(rows, recent)| match recent.runs {
+            ..RUNS_SETTLED => *rows as f32,
+            _ => (*rows as f32).max(enough / recent.fastest(1)),
+        });
+        let (rows, smallest) = self.sizes.first_key_value()?;
+        let before = if smallest.fastest(waiting.min(*rows)) >= enough { 1.0 } else { f32::INFINITY };
+        let up_to = self.sizes.keys().map(|rows| waiting.min(*rows) as f32);
+        let gaps =
+            std::iter::once(before).chain(after).zip(up_to).filter(|(from, to)| *to >= FAR_APART * from);
+        let middles = gaps.map(|(from, to)| (from * to).sqrt() as u32);
+        let unseen: Vec<_> = middles.filter(|rows| !self.sizes.contains_key(&size_of(*rows))).collect();
+        let at = turn.checked_rem(unseen.len() as u64)?;
+        Some(unseen[at as usize])
+    }
+
+    /// Sizes that so many rows are enough for.
+    fn fitting(&self, waiting: u32) -> impl Iterator<Item = (&u32, &Recent)> {
+        self.sizes.range(..=size_of(waiting))
     }
 
     /// The size, of those that so many waiting rows are enough for, that has not run for longest, however slow it was: that may
     /// have been the machine, at a time that is over.
     pub fn oldest(&self, waiting: u32) -> u32 {
-        let fitting = self.sizes.range(..=waiting);
-        fitting.min_by_key(|(_, recent)| recent.last).map_or(waiting, |(rows, _)| *rows)
+        let oldest = self.fitting(waiting).min_by_key(|(_, recent)| recent.last);
+        oldest.map_or(waiting, |(rows, _)| waiting.min(*rows))
     }
 
     fn smallest(&self, most: u32, share: f32) -> Option<u32> {

@@ -25,10 +25,12 @@ use crate::snapshot::Snapshot;
 pub fn parse(text: &str, origin: &str) -> Result<Snapshot, PolicyErrors> {
     let options = options();
     // Noting where each field stands takes as long as reading them; only a file that is wrong is read so.
-    // The same of the keys of each mapping, for what `<<` may bring; one that is there twice, the types refuse as well.
     let mut sooner = options.clone();
-    sooner.duplicate_keys = DuplicateKeyPolicy::PassThrough;
-    sooner.merge_keys = MergeKeyPolicy::Error;
+    if !text.contains("<<") {
+        // Nor is any key remembered for what is merged; one that is there twice, the types refuse as well.
+        sooner.duplicate_keys = DuplicateKeyPolicy::PassThrough;
+        sooner.merge_keys = MergeKeyPolicy::Error;
+    }
     if let Ok(file) = serde_saphyr::from_str_with_options::<File>(text, sooner)
         && let Ok(snapshot) = compile(&file)
     {

@@ -104,7 +104,7 @@ impl<T: Clone> Batcher<T> {
         // Until there is a choice it stays due: callers who come so many at a time may leave none whenever a count says so.
         plan.explores = sums.len() > 1 && profile.is_some_and(Profile::is_to_explore);
         let fill = profile.map_or(*all, |profile| match plan.explores {
-            true => profile.explore(*all),
+            true => profile.explore(*all, *is_pressed),
             false => profile.curve.fill(*all),
         });
         let in_time = |takes: &dyn Fn(u32) -> Duration, (rows, earliest): (u32, Option<Instant>)| {

@@ -84,7 +84,10 @@ impl Profile {
 
     /// Takes over what was learned from runs that were no batches.
     pub(super) fn seed(&mut self, curve: Curve) {
-        (self.runs, self.explore_at) = (curve.runs(), EXPLORE_EVERY);
+        self.runs = curve.runs();
+        if self.runs > 0 {
+            self.explore_at = EXPLORE_EVERY;
+        }
         self.efficient = curve.efficient(self.max_rows);
         self.curve = curve;
     }
@@ -164,10 +167,15 @@ impl Profile {
         self.ended >= self.explore_at
     }
 
-    /// How many of so many rows to run in order to learn how long that takes.
-    pub(super) fn explore(&self, waiting: u32) -> u32 {
+    /// How many of so many rows to run in order to learn how long that takes. Where time is short the others are not to wait for a size
+    /// that never ran.
+    pub(super) fn explore(&self, waiting: u32, is_pressed: bool) -> u32 {
         match (self.explored + 1) % OLDEST_EVERY {
             0 => self.curve.oldest(waiting),
+            // By turns: there may be no requests of which a batch of that size can be made.
+            turn if turn % 2 == 1 && !is_pressed => {
+                self.curve.between(waiting, turn / 2).unwrap_or_else(|| self.curve.explore(waiting))
+            }
             _ => self.curve.explore(waiting),
         }
     }

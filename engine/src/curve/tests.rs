@@ -286,19 +286,31 @@ fn efficiency_knows_flat_linear_and_stepped_models() {
 fn a_size_between_two_that_have_run_is_tried_if_it_may_be_as_good() {
     let steps = |rows: u32| 1000 * u64::from(rows.div_ceil(8));
     let mut curve = learned(&[1, 32], steps);
-    assert_eq!((curve.fill(32), curve.explore(32), curve.explore(20)), (32, 15, 4));
+    assert_eq!((curve.fill(32), curve.between(32, 0), curve.between(20, 0)), (32, Some(15), Some(9)));
     let mut tried = Vec::new();
-    for _ in 0..40 {
-        let rows = curve.explore(32);
+    while let Some(rows) = curve.between(32, 0) {
         curve.observe(rows, us(steps(rows)));
         tried.push(rows);
     }
-    tried.dedup();
-    assert_eq!(tried, [15, 32], "it is not as good, and fewer than eight cannot be");
+    assert_eq!(tried, [15], "it is not as good, and fewer than eight cannot be");
+    assert_eq!(learned(&[32], steps).between(32, 0), Some(5), "who knows");
     let saturated = learned(&[1, 5, 12, 32], |rows| 100 * u64::from(rows.max(10)));
     assert_eq!(saturated.fill(32), 12);
     let flat = learned(&[1, 32], |_| 1000);
-    assert_eq!(flat.explore(32), 32, "no smaller one does as many rows");
+    assert_eq!([32, 20, 3].map(|rows| flat.between(rows, 0)), [None; 3], "no smaller one does as many rows");
+    let linear = learned(&[1, 3, 12], |rows| 100 * u64::from(rows));
+    assert_eq!(
+        [0, 1, 2].map(|turn| linear.between(12, turn)),
+        [Some(6); 3],
+        "of one and three nothing lies between"
+    );
+    let large = learned(&[10, 100], |_| 1000);
+    assert_eq!((large.between(100, 0), large.explore(100), large.oldest(100)), (None, 100, 10));
+    let gaps = learned(&[1, 10, 100], |rows| 100 * u64::from(rows));
+    assert_eq!([0, 1, 2].map(|turn| gaps.between(100, turn)), [Some(3), Some(31), Some(3)]);
+    let mut cold = learned(&[32], |_| 1000);
+    cold.observe(1, us(30_000));
+    assert_eq!(cold.between(32, 0), Some(5), "that may have been the first run ever");
 }
 
 #[test]
