@@ -148,25 +148,28 @@ impl Repository {
         let is_known = tokio::time::timeout(NEWS_MAX, news)
             .await
             .map_err(|_| Refusal::Internal(format!("it is done, but not known here after {NEWS_MAX:?}")))?;
-        match reply.status() {
-            Status::Ok if is_known => Ok(()),
-            // The next one knows nothing of it.
-            Status::Ok => {
-                Err(Refusal::NotReady("the engine that was told so is gone; ask again soon".into()))
-            }
-            Status::NotFound => Err(Refusal::NotFound(reply.message)),
-            Status::Overloaded => Err(Refusal::Overloaded(reply.message)),
-            Status::Unavailable => Err(Refusal::EngineDown(reply.message)),
-            // Triton's status for a model that cannot be loaded.
-            Status::InvalidArgument | Status::ModelFailed => Err(Refusal::Invalid(reply.message)),
-            Status::Internal | Status::DeadlineExceeded | Status::DeviceLost | Status::OutputsTooLarge => {
-                Err(Refusal::Internal(reply.message))
-            }
-        }
+        came_of(reply, is_known)
     }
 
     pub(crate) async fn body(&self, session: &mut ServerSession) -> Result<Bytes, Refusal> {
         body::read_plain(session, &BODY, &mut self.slots.enter(Room::ALL)?).await
+    }
+}
+
+/// What an order has come to: the engine's reply, and whether what it has done is known here. It never is if another engine has
+/// taken its place since, which knows nothing of it.
+fn came_of(reply: Reply, is_known: bool) -> Result<(), Refusal> {
+    match reply.status() {
+        Status::Ok if is_known => Ok(()),
+        Status::Ok => Err(Refusal::NotReady("the engine that was told so is gone; ask again soon".into())),
+        Status::NotFound => Err(Refusal::NotFound(reply.message)),
+        Status::Overloaded => Err(Refusal::Overloaded(reply.message)),
+        Status::Unavailable => Err(Refusal::EngineDown(reply.message)),
+        // Triton's status for a model that cannot be loaded.
+        Status::InvalidArgument | Status::ModelFailed => Err(Refusal::Invalid(reply.message)),
+        Status::Internal | Status::DeadlineExceeded | Status::DeviceLost | Status::OutputsTooLarge => {
+            Err(Refusal::Internal(reply.message))
+        }
     }
 }
 
@@ -221,5 +224,15 @@ mod tests {
         let refusal = check(Action::Load, &upload).unwrap_err().to_string();
         assert!(refusal.starts_with("parameters.file:1/model.pt is not supported"), "{refusal}");
         assert!(parse::<OrderBody>(b"{\"paramters\": {}}").is_err());
+    }
+
+    #[test]
+    fn an_order_that_was_done_by_an_engine_which_is_gone_is_to_be_given_again() {
+        let reply =
+            |status: Status| Reply { status: status as i32, message: "why".into(), ..Reply::default() };
+        assert_eq!(came_of(reply(Status::Ok), true), Ok(()));
+        assert!(matches!(came_of(reply(Status::Ok), false), Err(Refusal::NotReady(_))));
+        // What was not done, the next one does not do either.
+        assert_eq!(came_of(reply(Status::NotFound), false), Err(Refusal::NotFound("why".into())));
     }
 }
