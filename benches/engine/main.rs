@@ -19,7 +19,7 @@
 //! the capacity just before, 0.90 to 1.25 and once 1.8, after a busy moment. Of sentences it is 1.2 to 1.5: the short ones are answered. By
 //! what they cost it is 0.58 to 0.72 (eight rounds, on a machine half as fast): within 200 ms no more than five of a length come there,
 //! and a short one in a batch of so many takes 1.4 times as long as in one of 32, as capacity is measured. Refusals come within
-//! 0.03 to 0.7 ms at p99, but for three of 48 rounds: 1.7, 5.5 and 6.6. That takes the right to run at once (`CAP_SYS_NICE`, or
+//! 0.03 to 0.7 ms at p99, but for three of 47 rounds: 1.7, 5.5 and 6.6. That takes the right to run at once (`CAP_SYS_NICE`, or
 //! `docker run --ulimit rtprio=1`) for the thread that reads; without it, and where the kernel interrupts nobody for an ordinary thread
 //! (`PREEMPT_NONE`, 250 Hz, as here), they came within 2.2 to 4 ms.
 //!
