@@ -202,6 +202,7 @@ impl Curve {
     /// How many of so many waiting rows to run: more only as long as that makes rows faster, because the first ones
     /// wait for the last.
     pub fn fill(&self, waiting: u32) -> u32 {
+        let waiting = waiting.min(self.known_up_to());
         let Some(all) = self.speed(waiting) else { return waiting };
         if waiting as f32 / all < UNNOTICED {
             return waiting;
@@ -211,6 +212,14 @@ impl Curve {
         let best = trusted().map(|point| point.speed()).fold(0.0, f32::max);
         let enough = AS_EFFICIENT * if best > CLEARLY_FASTER * all { best } else { all };
         trusted().find(|point| point.speed() >= enough).map_or(waiting, |point| point.rows as u32)
+    }
+
+    /// More rows than that are a guess, which is off by a lot where two sizes close to each other have run: larger ones wait until
+    /// one half as large has.
+    fn known_up_to(&self) -> u32 {
+        let points = self.points.last().into_iter().chain(self.expected.last());
+        let largest = points.map(|point| point.rows as u32).max();
+        largest.map_or(u32::MAX, |rows| rows.saturating_mul(2))
     }
 
     /// How many of so many waiting rows to run once in a while: of the sizes that did about as many rows per second as
