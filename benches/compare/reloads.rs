@@ -10,7 +10,8 @@
 //! What came of it: from the move to the first request that is decided by the new policy, 29 to 54 ms at the median (three runs; the slower
 //! ones beside busy neighbours), beside a client that asks all the time. A file counts once its writer has closed it and it has been the
 //! same for 10 ms, during which it is read and compared already by a thread of the lowest priority, or for 100 ms while somebody has it
-//! open. To put it in force takes 0.1 ms. On a machine half as fast, beside neighbours, it is 73 to 89 ms, of which some 45 are spent on reading.
+//! open. To put it in force takes 0.1 ms. On a machine half as fast, beside neighbours, it is 73 to 89 ms, of which some 45 to 60 are spent on
+//! reading; no less where nobody asks meanwhile, or a client that rests for a millisecond after each answer.
 //!
 //! In four runs of twelve windows with one change the p99, 0.5 to 0.6 ms, was 0.97, 1.04, 1.06 and 1.07 times what it was beside them, while
 //! quiet windows differed among themselves by 0.84 to 1.19. In four runs of 64 on the slow machine, whose quiet windows have a p99 of 2.1
