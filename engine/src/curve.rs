@@ -202,11 +202,11 @@ impl Curve {
     /// How many of so many waiting rows to run: more only as long as that makes rows faster, because the first ones
     /// wait for the last.
     pub fn fill(&self, waiting: u32) -> u32 {
-        let waiting = waiting.min(self.known_up_to());
-        let Some(all) = self.speed(waiting) else { return waiting };
-        if waiting as f32 / all < UNNOTICED {
+        if self.micros(waiting).is_none_or(|micros| micros < UNNOTICED) {
             return waiting;
         }
+        let waiting = waiting.min(self.known_up_to());
+        let Some(all) = self.speed(waiting) else { return waiting };
         let smaller = self.points.partition_point(|point| point.rows < waiting as f32);
         let trusted = || self.points[..smaller].iter().filter(|point| point.is_trusted);
         let best = trusted().map(|point| point.speed()).fold(0.0, f32::max);
@@ -214,11 +214,11 @@ impl Curve {
         trusted().find(|point| point.speed() >= enough).map_or(waiting, |point| point.rows as u32)
     }
 
-    /// More rows than that are a guess, which is off by a lot where two sizes close to each other have run: larger ones wait until
-    /// one half as large has.
+    /// What more rows than that take is a guess, which is off by a lot where two sizes close to each other have run: larger ones wait
+    /// until one half as large has, here or, as many values, in the shape that this one is expected to be like.
     fn known_up_to(&self) -> u32 {
         let points = self.points.last().into_iter().chain(self.expected.last());
-        let largest = points.map(|point| point.rows as u32).max();
+        let largest = points.map(|point| point.rows.ceil() as u32).max();
         largest.map_or(u32::MAX, |rows| rows.saturating_mul(2))
     }
 
@@ -267,8 +267,12 @@ impl Curve {
     }
 
     /// The size, of those that so many waiting rows are enough for, that has not run for longest, however slow it was: that may
-    /// have been the machine, at a time that is over.
+    /// have been the machine, at a time that is over. Or a larger one than any, which never did: beyond one that is slow may be some that
+    /// are not.
     pub fn oldest(&self, waiting: u32) -> u32 {
+        if let Some(largest) = self.sizes.keys().next_back().filter(|largest| **largest < waiting) {
+            return waiting.min(largest.saturating_mul(2));
+        }
         let oldest = self.fitting(waiting).min_by_key(|(_, recent)| recent.last);
         oldest.map_or(waiting, |(rows, _)| waiting.min(*rows))
     }
