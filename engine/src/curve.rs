@@ -202,11 +202,12 @@ impl Curve {
     /// How many of so many waiting rows to run: more only as long as that makes rows faster, because the first ones
     /// wait for the last.
     pub fn fill(&self, waiting: u32) -> u32 {
-        if self.micros(waiting).is_none_or(|micros| micros < UNNOTICED) {
+        let known = waiting.min(self.known_up_to());
+        let Some((micros, all)) = self.micros(waiting).zip(self.speed(known)) else { return waiting };
+        if micros < UNNOTICED {
             return waiting;
         }
-        let waiting = waiting.min(self.known_up_to());
-        let Some(all) = self.speed(waiting) else { return waiting };
+        let waiting = known;
         let smaller = self.points.partition_point(|point| point.rows < waiting as f32);
         let trusted = || self.points[..smaller].iter().filter(|point| point.is_trusted);
         let best = trusted().map(|point| point.speed()).fold(0.0, f32::max);

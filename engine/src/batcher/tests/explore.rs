@@ -13,6 +13,23 @@ impl World {
             assert!(self.push(ticket));
         }
     }
+
+    /// Jobs of the largest batch while these run, each batch for so many milliseconds.
+    fn largest_of(&mut self, ids: std::ops::Range<u64>, takes: u64) -> usize {
+        self.push_plain(&ids.collect::<Vec<_>>(), 0, 0);
+        let mut largest = 0;
+        loop {
+            match self.step() {
+                Step::Run(jobs) => {
+                    largest = largest.max(jobs.len());
+                    self.now += ms(takes);
+                    self.finish_all(Ended::Ran);
+                }
+                Step::Wait(time) => self.now += time,
+                _ => return largest,
+            }
+        }
+    }
 }
 
 #[test]
@@ -39,24 +56,10 @@ fn callers_who_come_eight_at_a_time_do_not_keep_it_from_finding_out_that_batches
     let mut world = World::new(1000, 10_000);
     // Only one row was ever measured.
     world.learn(0, 0, &[(1, 50)]);
-    let round = |world: &mut World, round: u64| {
-        world.push_plain(&(0..8).map(|caller| 8 * round + caller).collect::<Vec<_>>(), 0, 0);
-        let mut largest = 0;
-        loop {
-            match world.step() {
-                Step::Run(jobs) => {
-                    largest = largest.max(jobs.len());
-                    world.now += ms(50);
-                    world.finish_all(Ended::Ran);
-                }
-                Step::Wait(time) => world.now += time,
-                _ => return largest,
-            }
-        }
-    };
-    assert_eq!(round(&mut world, 0), 2, "in proportion it would gain nothing, but it is tried soon");
-    (1..20).for_each(|number| assert!(round(&mut world, number) > 0));
-    assert_eq!(round(&mut world, 20), 4, "as many as may run together");
+    let mut round = |round: u64| world.largest_of(8 * round..8 * round + 8, 50);
+    assert_eq!(round(0), 2, "in proportion it would gain nothing, but it is tried soon");
+    (1..20).for_each(|number| assert!(round(number) > 0));
+    assert_eq!(round(20), 4, "as many as may run together");
 }
 
 #[test]
@@ -86,25 +89,13 @@ fn what_was_learned_on_a_busy_machine_is_found_to_be_wrong_once_it_is_idle() {
     // Loaded beside others, asked by lone callers when they were gone, and then by many.
     world.learn(0, 0, &[(1, 500), (2, 850)]);
     let mut asked = 0;
-    let mut ask = |world: &mut World, many: u64| {
-        world.push_plain(&(asked..asked + many).collect::<Vec<_>>(), 0, 0);
+    let mut ask = |many: u64| {
         asked += many;
-        let mut largest = 0;
-        loop {
-            match world.step() {
-                Step::Run(jobs) => {
-                    largest = largest.max(jobs.len());
-                    world.now += ms(25);
-                    world.finish_all(Ended::Ran);
-                }
-                Step::Wait(time) => world.now += time,
-                _ => return largest,
-            }
-        }
+        world.largest_of(asked - many..asked, 25)
     };
-    (0..60).for_each(|_| assert_eq!(ask(&mut world, 1), 1));
-    (0..150).for_each(|_| assert!(ask(&mut world, 8) > 0));
-    assert_eq!(ask(&mut world, 8), 4, "as many as may run together");
+    (0..60).for_each(|_| assert_eq!(ask(1), 1));
+    (0..150).for_each(|_| assert!(ask(8) > 0));
+    assert_eq!(ask(8), 4, "as many as may run together");
 }
 
 #[test]
