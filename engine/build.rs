@@ -14,6 +14,9 @@ fn shim() {
         .file("src/shim.cc")
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
+        .include(
+            std::env::var("DEP_MIMALLOC_INCLUDE_DIR").expect("libmimalloc-sys says where its headers are"),
+        )
         .std("c++17")
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         // libtorch's headers, not ours, would drown everything else.

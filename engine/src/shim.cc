@@ -17,6 +17,7 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
+#include <c10/core/CPUAllocator.h>
 #include <c10/core/InferenceMode.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/csrc/jit/frontend/resolver.h>
@@ -27,6 +28,8 @@
 #include <torch/csrc/jit/passes/inliner.h>
 #include <torch/csrc/jit/passes/lower_tuples.h>
 #include <torch/csrc/jit/serialization/import.h>
+
+#include <mimalloc.h>
 
 namespace penstock {
 
@@ -168,6 +171,18 @@ void prepare_gpu() {
   std::cerr << "penstock-engine: " << why.substr(0, why.find('\n')) << "; the engine has to be replaced" << std::endl;
   std::_Exit(1);
 }
+
+// Of any size. The C library's would have the kernel map each block of more than 32 MiB anew.
+class Kept final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t bytes) override {
+    void* data = bytes == 0 ? nullptr : mi_malloc_aligned(bytes, c10::gAlignment);
+    TORCH_CHECK(data != nullptr || bytes == 0, "can't allocate memory: ", bytes, " bytes are wanted");
+    return {data, data, &mi_free, c10::Device(c10::kCPU)};
+  }
+  c10::DeleterFnPtr raw_deleter() const override { return &mi_free; }
+  void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
+};
 
 void collect(const c10::IValue& value, Outputs& into) {
   if (value.isTensor()) {
@@ -604,11 +619,17 @@ DeviceMemory device_memory(size_t number) {
   return DeviceMemory{static_cast<uint64_t>(held), free, total};
 }
 
-void prepare(int32_t forked) {
+void prepare(int32_t forked, int32_t kept_ms) {
   std::set_terminate(give_up);
+  mi_option_set(mi_option_purge_delay, kept_ms);
+  // Threads that outlive main may still want memory.
+  static auto* kept = new Kept;
+  c10::SetCPUAllocator(kept, /*priority=*/1);
   at::set_num_interop_threads(forked);
   at::launch([] {});
 }
+
+void give_back() noexcept { mi_collect(/*force=*/true); }
 
 void warm_up(rust::Str device) {
   c10::Device on(static_cast<std::string>(device));

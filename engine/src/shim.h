@@ -1,5 +1,5 @@
 // What tch lacks, for torch.rs alone: the signature of a model, a forward pass under InferenceMode that leaks
-// nothing when it fails, and CUDA that is looked for at run time. Nothing is decided here.
+// nothing when it fails, memory that the next run finds, and CUDA that is looked for at run time. Nothing is decided here.
 
 #pragma once
 
@@ -119,8 +119,12 @@ size_t cuda_devices();
 // Of a GPU, not of the process.
 DeviceMemory device_memory(size_t number);
 
-// From now on an exception that nobody can catch is told in one line.
-void prepare(int32_t forked);
+// From now on an exception that nobody can catch is told in one line, and what tensors of the CPU lie in is kept for the next ones:
+// so many milliseconds, unless it is given back before.
+void prepare(int32_t forked, int32_t kept_ms);
+
+// What is kept and nobody uses.
+void give_back() noexcept;
 
 // On a GPU, makes what libtorch makes for each thread and its stream when that multiplies matrices for the first time: some ten
 // milliseconds that would be a part of somebody's answer.

@@ -511,6 +511,42 @@ fn more_memory_than_there_is_for_all_rows_is_asked_for_fewer() {
     assert_eq!(client.reply().unwrap().fp32("y"), [2000.0; 32]);
 }
 
+/// Page faults of this thread that no disk was read for.
+fn faults() -> i64 {
+    // SAFETY: any bytes are one of these structures, and the kernel writes one, which lives.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: likewise.
+    let told = unsafe { libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage) };
+    assert_eq!(told, 0, "every thread has one");
+    usage.ru_minflt
+}
+
+#[test]
+fn what_a_large_tensor_lay_in_is_there_for_the_next_until_it_is_given_back() {
+    // More than the C library ever keeps.
+    const VALUES: i64 = (64 << 20) / 4;
+    prepare(1);
+    prepare_thread(1);
+    let middle = || {
+        let tensor = Tensor::ones([VALUES], (tch::Kind::Float, tch::Device::Cpu));
+        tensor.data_ptr() as usize + VALUES as usize * 2
+    };
+    let faults_of_another = || {
+        middle();
+        let before = faults();
+        middle();
+        faults() - before
+    };
+    // Even huge pages would be 32. Other tests take memory meanwhile, and give it back.
+    assert!((0..20).any(|_| faults_of_another() < 8));
+    let is_given_back = || {
+        let middle = middle();
+        memory::give_back();
+        !memory::spare::is_resident(middle)
+    };
+    assert!((0..20).any(|_| is_given_back()));
+}
+
 #[test]
 fn the_words_of_allocators_and_libraries_for_memory_that_runs_out_are_known() {
     for words in [
