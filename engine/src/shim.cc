@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <iostream>
+#include <limits>
 #include <optional>
 #include <unordered_map>
 #include <utility>
@@ -172,7 +173,7 @@ void prepare_gpu() {
   std::_Exit(1);
 }
 
-// Of any size. The C library's would have the kernel map each block of more than 32 MiB anew.
+// Memory of tensors, up to 2 GiB each. The C library would have the kernel map each block of more than 32 MiB anew.
 class Kept final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t bytes) override {
@@ -619,9 +620,11 @@ DeviceMemory device_memory(size_t number) {
   return DeviceMemory{static_cast<uint64_t>(held), free, total};
 }
 
-void prepare(int32_t forked, int32_t kept_ms) {
+void prepare(int32_t forked) {
   std::set_terminate(give_up);
-  mi_option_set(mi_option_purge_delay, kept_ms);
+  // In milliseconds: once such a time is over, all that is free is given back, by whoever happens to want memory next. Without one
+  // nothing could be given back.
+  mi_option_set(mi_option_purge_delay, std::numeric_limits<int32_t>::max());
   // Threads that outlive main may still want memory.
   static auto* kept = new Kept;
   c10::SetCPUAllocator(kept, /*priority=*/1);
@@ -629,7 +632,10 @@ void prepare(int32_t forked, int32_t kept_ms) {
   at::launch([] {});
 }
 
-void give_back() noexcept { mi_collect(/*force=*/true); }
+void give_back() noexcept {
+  mi_thread_init();  // a thread that has never wanted memory can give none back
+  mi_collect(/*force=*/true);
+}
 
 void warm_up(rust::Str device) {
   c10::Device on(static_cast<std::string>(device));

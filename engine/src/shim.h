@@ -119,11 +119,11 @@ size_t cuda_devices();
 // Of a GPU, not of the process.
 DeviceMemory device_memory(size_t number);
 
-// From now on an exception that nobody can catch is told in one line, and what tensors of the CPU lie in is kept for the next ones:
-// so many milliseconds, unless it is given back before.
-void prepare(int32_t forked, int32_t kept_ms);
+// From now on an exception that nobody can catch is told in one line, and what tensors of the CPU lie in is kept for the next ones
+// until it is given back.
+void prepare(int32_t forked);
 
-// What is kept and nobody uses.
+// What is kept, whichever thread has used it.
 void give_back() noexcept;
 
 // On a GPU, makes what libtorch makes for each thread and its stream when that multiplies matrices for the first time: some ten

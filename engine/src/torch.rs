@@ -102,7 +102,7 @@ mod ffi {
         fn probe(self: &Module) -> Result<()>;
         fn device_memory(number: usize) -> Result<DeviceMemory>;
         /// With so many threads for what models fork.
-        fn prepare(forked: i32, kept_ms: i32) -> Result<()>;
+        fn prepare(forked: i32) -> Result<()>;
         fn give_back();
         fn warm_up(device: &str) -> Result<()>;
         fn leave(code: i32);
@@ -356,9 +356,6 @@ impl TorchModel {
     }
 }
 
-/// So long what tensors lay in is kept: many times longer than any run takes, and than pauses between requests are.
-const KEPT_MS: i32 = 60_000;
-
 /// Once per process, before anything runs and on a thread that is no less urgent than lanes: libtorch may not be asked
 /// later, and those that run what a model forks are started here, and go on as urgent as this thread is.
 pub fn prepare(lanes: usize) {
@@ -366,8 +363,8 @@ pub fn prepare(lanes: usize) {
     ONCE.call_once(|| {
         memory::keep();
         let forked = i32::try_from(lanes).unwrap_or(i32::MAX);
-        if let Err(error) = ffi::prepare(forked, KEPT_MS) {
-            tracing::warn!("preparing libtorch: {}", last_line(error.what()));
+        if let Err(error) = ffi::prepare(forked) {
+            tracing::warn!("threads for what models fork: {}", last_line(error.what()));
         }
     });
 }
