@@ -273,9 +273,10 @@ impl Reader {
         let device = self.device_memory.as_ref().and_then(DeviceGauge::read);
         let now = Instant::now();
         if self.trim.is_due(self.memory, memory::resident(), now) {
-            memory::give_back();
+            self.trim.begin();
         }
         let health = Health {
+            held_bytes: self.trim.held(),
             under_way: self.preparers.under_way() + self.queue.under_way(),
             running: self.queue.running(),
             request_bytes: (self.preparers.bytes() + self.queue.bytes()) as u64,

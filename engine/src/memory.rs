@@ -4,7 +4,7 @@
 use crate::config::DeviceProbe;
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use wire::{DeviceMemory, Health};
@@ -123,19 +123,38 @@ pub(crate) fn keep() {
     }
 }
 
-/// When what is kept was last given back because much of what the process may hold is resident: whoever holds too much is replaced,
-/// and what is only kept is none of that. Not at each opportunity, because pages that are new cost the runs that come next.
+/// What the process holds without what the allocator only keeps: whoever holds too much is replaced, and that is none of it. Where much
+/// of what there is is resident, what is kept is given back. Not at each opportunity, because pages that are new cost the runs that come
+/// next; and on a thread for such things, because it takes its time.
 #[derive(Debug, Default)]
-pub(crate) struct Trim(Option<Instant>);
+pub(crate) struct Trim {
+    last: Option<Instant>,
+    /// Bytes that were resident then, until somebody is told; 0 for nothing to tell.
+    held: Arc<AtomicU64>,
+}
 
 impl Trim {
     /// Whether it is time for that.
     pub(crate) fn is_due(&mut self, memory: Memory, resident: u64, now: Instant) -> bool {
-        let is_due = resident > memory.limit / 2 && self.0.is_none_or(|last| now >= last + TRIMMED_EVERY);
+        let is_much = resident > memory.limit.min(memory.available) / 2;
+        let is_due = is_much && self.last.is_none_or(|last| now >= last + TRIMMED_EVERY);
         if is_due {
-            self.0 = Some(now);
+            self.last = Some(now);
         }
         is_due
+    }
+
+    pub(crate) fn begin(&self) {
+        let held = Arc::clone(&self.held);
+        tokio::task::spawn_blocking(move || {
+            give_back();
+            held.store(resident(), Ordering::Release);
+        });
+    }
+
+    /// What was found, once.
+    pub(crate) fn held(&self) -> Option<u64> {
+        Some(self.held.swap(0, Ordering::Acquire)).filter(|bytes| *bytes > 0)
     }
 }
 
@@ -178,10 +197,12 @@ fn available(read: &dyn Fn(&Path) -> Option<String>) -> Option<u64> {
     let limits = groups.lines().flat_map(|line| {
         let mut parts = line.splitn(3, ':').skip(1);
         let (controllers, path) = (parts.next().unwrap_or(""), parts.next().unwrap_or("/"));
-        let (root, file) = match controllers {
-            "" => ("/sys/fs/cgroup", "memory.max"),
-            "memory" => ("/sys/fs/cgroup/memory", "memory.limit_in_bytes"),
-            _ => return Vec::new(),
+        let (root, file) = if controllers.is_empty() {
+            ("/sys/fs/cgroup", "memory.max")
+        } else if controllers.split(',').any(|controller| controller == "memory") {
+            ("/sys/fs/cgroup/memory", "memory.limit_in_bytes")
+        } else {
+            return Vec::new();
         };
         // A limit holds for all below it.
         let above = Path::new(path.trim_start_matches('/')).ancestors();
@@ -259,6 +280,8 @@ mod tests {
             ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "3000"),
         ];
         assert_eq!(with_files(&old), Some(3000));
+        let together = [("/proc/self/cgroup", "4:cpu,memory:/\n"), old[2]];
+        assert_eq!(with_files(&together), Some(3000), "controllers that share a hierarchy");
         assert_eq!(with_files(&[]), None);
     }
 
@@ -300,6 +323,8 @@ mod tests {
         assert!(!is_due(50, Duration::ZERO) && is_due(51, Duration::ZERO));
         assert!(!is_due(90, TRIMMED_EVERY - Duration::from_nanos(1)));
         assert!(!is_due(50, TRIMMED_EVERY) && is_due(51, TRIMMED_EVERY));
+        let beyond = Memory { limit: 400, available: 200 };
+        assert!(Trim::default().is_due(beyond, 101, now), "it may hold more than there is");
     }
 
     #[test]

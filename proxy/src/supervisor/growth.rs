@@ -3,7 +3,7 @@
 use wire::{Health, Index, ModelState};
 
 /// Judges how much memory an engine holds. One that holds more than it may is replaced before the kernel kills it, unless
-/// that is what its models need: another one would need as much.
+/// that is what its models need: another one would need as much. What its allocator only keeps for the next run is no growth either.
 #[derive(Debug, Default)]
 pub(super) struct Growth {
     is_loading: bool,
@@ -40,12 +40,18 @@ impl Growth {
     }
 
     pub(super) fn observe(&mut self, health: Health) -> Option<Outgrown> {
-        let Health { resident_bytes: now, memory_bytes: most, available_bytes: available, .. } = health;
+        let Health { resident_bytes: resident, memory_bytes: most, available_bytes: available, .. } = health;
         if self.is_loading {
             return None;
         }
+        let Some(at_first) = self.at_first else {
+            // After a load, it has given back what it kept; what it held before that says nothing.
+            self.last = resident;
+            self.at_first = Some(resident.saturating_sub(self.grown));
+            return None;
+        };
+        let now = health.held_bytes?;
         self.last = now;
-        let at_first = *self.at_first.get_or_insert(now.saturating_sub(self.grown));
         // As long as there is memory for another one.
         let in_time = Self::IN_TIME * available as f64 - at_first as f64;
         let is_too_much = now > most || now as f64 > in_time.max(Self::GROWN * at_first as f64);
@@ -74,13 +80,30 @@ mod tests {
     use super::*;
     use wire::ModelEntry;
 
-    fn health(resident: u64, memory: u64, available: u64) -> Health {
+    fn health(held: u64, memory: u64, available: u64) -> Health {
         Health {
-            resident_bytes: resident << 20,
+            resident_bytes: held << 20,
+            held_bytes: Some(held << 20),
             memory_bytes: memory << 20,
             available_bytes: available << 20,
             ..Health::default()
         }
+    }
+
+    #[test]
+    fn what_is_only_kept_for_the_next_run_is_no_growth() {
+        let mut growth = Growth::default();
+        let kept = |held| Health { resident_bytes: 1500 << 20, ..health(held, 1000, 2000) };
+        let of_a_load = Health { held_bytes: Some(1900 << 20), ..health(400, 1000, 2000) };
+        assert_eq!(growth.observe(of_a_load), None);
+        assert_eq!(growth.observe(Health { held_bytes: None, ..kept(0) }), None, "nobody knows");
+        assert_eq!(growth.observe(kept(900)), None);
+        assert!(growth.observe(kept(1001)).is_some());
+        // Somebody unloads a model: nothing of what was kept has leaked.
+        assert_eq!(growth.observe(kept(420)), None);
+        growth.models_changed(&Index::default());
+        assert_eq!(growth.observe(health(300, 1000, 2000)), None);
+        assert_eq!(growth.observe(health(1000, 1000, 2000)), None);
     }
 
     #[test]
