@@ -38,6 +38,7 @@ use std::time::{Duration, Instant};
 use crate::breaker::Standing;
 use crate::drift::{DriftGate, DriftSight, Finding as Drifted};
 use crate::gate::{ALPHA, Event, Gate, Witness};
+use crate::shadow::Comparison;
 use crate::units::{ALL, Millionths, Version, percent};
 
 pub(crate) use breakers::Breakers;
@@ -48,7 +49,7 @@ pub use hanging::UnderWay;
 use judging::Finding;
 pub(crate) use patience::{AnswerTimes, Patience};
 pub use policy::Assignment;
-pub(crate) use policy::{CanaryPolicy, Comparison, Servers, SlowPolicy, Stage};
+pub(crate) use policy::{CanaryPolicy, Servers, SlowPolicy, Stage};
 pub use report::{CanaryStatus, GateStatus, Grounds, Phase, Progress, Record, Verdict};
 pub(crate) use taken::Taken;
 

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use garde::error::Path;
 
-use crate::canary::{CanaryPolicy, Comparison, Servers, SlowPolicy};
+use crate::canary::{CanaryPolicy, Servers, SlowPolicy};
 use crate::number::Number;
 use crate::place::Place;
 use crate::remote::Remote;
@@ -141,10 +141,7 @@ fn among(
         faults.note(&in_breaker.join("fallback").join("version"), Fault::FallbackCandidate(candidate));
     }
     let compared = shadow.filter(|_| canary.disagreeing_at_most.is_some());
-    let comparison = compared.map(|shadow| Comparison {
-        tolerance: shadow.tolerance,
-        argmax: shadow.argmax.iter().map(|output| output.to_string()).collect(),
-    });
+    let comparison = compared.map(|shadow| shadow.comparison.clone());
     let servers = Servers {
         baseline: remotes.get(&canary.baseline.version).cloned(),
         candidate: remotes.get(&candidate).cloned(),

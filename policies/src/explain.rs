@@ -9,7 +9,7 @@ use crate::canary::CanaryPolicy;
 use crate::ledger::CrowdPolicy;
 use crate::limiter::{Cost, LimitPolicy};
 use crate::pick::{Rule, Split, Stickiness, Target, WithoutKey};
-use crate::shadow::ShadowPolicy;
+use crate::shadow::{Comparison, ShadowPolicy};
 use crate::snapshot::{Fallback, ModelPolicy, Snapshot};
 
 impl Snapshot {
@@ -124,9 +124,14 @@ fn write_shadow(shadow: &ShadowPolicy, out: &mut String) -> fmt::Result {
     if let Some(deadline) = shadow.deadline {
         writeln!(out, "  a copy has {deadline:?}")?;
     }
-    let (absolute, relative) = (shadow.tolerance.absolute(), shadow.tolerance.relative());
+    let Comparison { tolerance, argmax, outputs } = &shadow.comparison;
+    let (absolute, relative) = (tolerance.absolute(), tolerance.relative());
     writeln!(out, "  its numbers may differ by {absolute} and by {relative} times the larger one")?;
-    for output in &shadow.argmax {
+    for (output, tolerance) in outputs {
+        let (absolute, relative) = (tolerance.absolute(), tolerance.relative());
+        writeln!(out, "  those of its output {output} by {absolute} and by {relative} times the larger one")?;
+    }
+    for output in argmax {
         writeln!(out, "  of its output {output} only the place of the largest number counts")?;
     }
     Ok(())
@@ -306,7 +311,7 @@ models:
       without_key: stable
     deadline: 500ms
     breaker: {failing: 50, slow: {over: 400ms, percent: 80}, fallback: {version: stable}}
-    shadow: {version: 3, percent: 5, deadline: 2s, compare: {relative: 0.01, argmax: [digit]}}
+    shadow: {version: 3, percent: 5, deadline: 2s, compare: {relative: 0.01, argmax: [digit], outputs: {box: {absolute: 2}}}}
 limits:
   - {name: per-user, key: {header: x-user-id}, models: [digits], rate: 100/s, burst: 20}
 ";
@@ -326,6 +331,7 @@ model digits
   version 3 gets a copy of 5 % of the requests, up to 8 at a time, and is compared
   a copy has 2s
   its numbers may differ by 0.0001 and by 0.01 times the larger one
+  those of its output box by 2 and by 0.01 times the larger one
   of its output digit only the place of the largest number counts
 limit per-user: 100/s with bursts of 20 per header x-user-id, for up to 100000 at a time, on digits
 ";

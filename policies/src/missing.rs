@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::attribute::{Attribute, Field};
 use crate::ledger::Ledger;
+use crate::shadow::Comparison;
 use crate::snapshot::{ModelPolicy, Snapshot};
 use crate::units::{ALL, Millionths, Version};
 
@@ -157,15 +158,21 @@ fn missing_tensors(name: &str, policy: &ModelPolicy, known: &impl Known) -> Vec<
         )
         | None => None,
     };
-    let argmax = policy.shadow.iter().flat_map(|shadow| &shadow.argmax);
+    let compared = policy.shadow.iter().flat_map(|shadow| {
+        let Comparison { argmax, outputs, .. } = &shadow.comparison;
+        argmax
+            .iter()
+            .map(|name| (name, "its argmax is"))
+            .chain(outputs.keys().map(|name| (name, "its bounds are")))
+    });
     let is_in = |names: Option<BTreeSet<String>>, name: &str| names.is_none_or(|names| names.contains(name));
     let inputs = key.filter(|input| !is_in(known.inputs(name), input));
-    let outputs = argmax.filter(|output| !is_in(known.outputs(name), output));
+    let outputs = compared.filter(|(output, _)| !is_in(known.outputs(name), output));
     let no_input =
         inputs.into_iter().map(|input| format!("no version has an input {input}: nobody has the sticky key"));
     no_input
         .chain(
-            outputs.map(|output| format!("no version has an output {output}: its argmax is not looked at")),
+            outputs.map(|(output, what)| format!("no version has an output {output}: {what} not looked at")),
         )
         .collect()
 }
@@ -327,15 +334,19 @@ mod tests {
         let policy = |model: &str, input: &str, output: &str| {
             format!(
                 "models: {{{model}: {{split: {{weights: {{1: 1}}, sticky: {{input: {input}}}}}, \
-                 shadow: {{version: 1, compare: {{argmax: [{output}]}}}}}}}}"
+                 shadow: {{version: 1, compare: {{argmax: [{output}], outputs: {{{output}1: {{absolute: 1}}}}}}}}}}}}"
             )
         };
-        assert_eq!(told(&policy("m", "x", "y")), [""; 0]);
+        assert_eq!(
+            told(&policy("m", "x", "y")),
+            ["model m: no version has an output y1: its bounds are not looked at"]
+        );
         assert_eq!(
             told(&policy("m", "xx", "yy")),
             [
                 "model m: no version has an input xx: nobody has the sticky key",
-                "model m: no version has an output yy: its argmax is not looked at"
+                "model m: no version has an output yy: its argmax is not looked at",
+                "model m: no version has an output yy1: its bounds are not looked at"
             ]
         );
         assert_eq!(told(&policy("bare", "xx", "yy")), [""; 0], "it does not say");

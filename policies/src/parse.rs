@@ -8,6 +8,7 @@ use std::cell::OnceCell;
 
 use garde::Validate;
 use garde::error::{Path, Report};
+use serde_saphyr::budget::BudgetBreach;
 use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy};
 use serde_saphyr::path_map::{PathKey, PathKind};
 use serde_saphyr::{Location, MessageFormatter, NonFiniteFloatPolicy, Options, UserMessageFormatter};
@@ -49,6 +50,8 @@ fn options() -> Options {
         strict_booleans: true,
         // Whoever asks for a number refuses those.
         non_finite_float_policy: NonFiniteFloatPolicy::PassThrough,
+        // A thousand models may well be the alias of one; what aliases stand for is bounded as a whole.
+        budget: serde_saphyr::budget! { enforce_alias_anchor_ratio: false },
     }
 }
 
@@ -106,10 +109,18 @@ fn dotted(path: &PathKey) -> String {
 /// serde-saphyr's message, except where it speaks of Rust types and parser events.
 fn in_plain_words(error: &serde_saphyr::Error) -> String {
     use serde_saphyr::Error::{
-        ExpectedMappingEndAfterEnumVariantValue, ExpectedStringKeyForExternallyTaggedEnum, InvalidScalar,
-        NullIntoString, SerdeUnknownField, SerdeUnknownVariant, Unexpected,
+        AliasError, Budget, ExpectedMappingEndAfterEnumVariantValue,
+        ExpectedStringKeyForExternallyTaggedEnum, InvalidScalar, NullIntoString, SerdeUnknownField,
+        SerdeUnknownVariant, Unexpected,
     };
     match error {
+        AliasError { error, .. } => in_plain_words(error),
+        Budget { breach: BudgetBreach::Nodes { nodes }, .. } => {
+            format!("expected less than {nodes} values, with those that aliases stand for")
+        }
+        Budget { breach: BudgetBreach::Depth { depth }, .. } => {
+            format!("expected a value that is nested less than {depth} deep")
+        }
         // By its tag it would be one.
         InvalidScalar { .. } => "expected a number".to_owned(),
         NullIntoString { .. } => "expected a text, got nothing".to_owned(),
@@ -259,7 +270,7 @@ models:
     labels: {a: -1, b: '1', c: 99999999999999999999, d: one, e: 1.0}
     split: {weights: {a: -1, b: 1e400, c: '5', d: , e: [1]}}
     breaker: {failures: 4294967296, of_at_least: 1.5, probes: 1e3, failing: many, slow: {over: 1s, percent: 1e400}}
-    shadow: {version: a, percent: 100.1, in_flight_max: true, compare: {absolute: -0.1, relative: .inf}}
+    shadow: {version: a, percent: 100.1, in_flight_max: true, compare: {absolute: -0.1, relative: .inf, argmax: [y], outputs: {x: {absolute: no}, y: {}}}}
 limits:
   - {name: a, rate: 1/s, burst: -1, max_keys: 10000001}
   - {name: b, in_flight_max: {}}
@@ -283,6 +294,8 @@ p.yaml:7:35: models.m.shadow.percent: expected a percentage from 0.0001 to 100, 
 p.yaml:7:57: models.m.shadow.in_flight_max: expected a whole number from 1 to 4294967295, got `true`
 p.yaml:7:83: models.m.shadow.compare.absolute: expected a number that is 0 or more, got -0.1
 p.yaml:7:99: models.m.shadow.compare.relative: expected a number that is 0 or more, got inf
+p.yaml:7:142: models.m.shadow.compare.outputs.x.absolute: expected a number that is 0 or more, got the text `no`
+p.yaml:7:150: models.m.shadow.compare.outputs.y: expected an output that is not under `argmax`: of this one only the place of the largest value counts
 p.yaml:9:33: limits[0].burst: expected a whole number from 1 to 4294967295, got -1
 p.yaml:9:47: limits[0].max_keys: expected a whole number from 1 to 10000000, got 10000001
 p.yaml:10:30: limits[1].in_flight_max: expected a whole number from 1 to 4294967295, got a mapping
@@ -368,20 +381,42 @@ p.yaml:15:15: models.digits.rules[5].when: expected exactly one of `equals` and 
         assert!(errors.starts_with(place) && errors.ends_with("; did you mean `starts_with`?"), "{errors}");
     }
 
-    /// Ten lines that stand for ten thousand million values.
+    /// Ten lines that stand for ten thousand million values, each where a number is expected, of which a list is read to its end.
     #[test]
     fn aliases_of_aliases_are_not_followed_for_ever() {
-        let mut text = String::from("bomb: &l0 [x, x, x, x, x, x, x, x, x, x]\n");
+        let mut text =
+            String::from("models:\n  m:\n    labels:\n      a: &l0 [x, x, x, x, x, x, x, x, x, x]\n");
         for level in 1..10 {
             let before = format!("*l{}", level - 1);
-            text += &format!("bomb{level}: &l{level} [{}]\n", [before.as_str(); 10].join(", "));
+            text += &format!("      a{level}: &l{level} [{}]\n", [before.as_str(); 10].join(", "));
         }
-        for place in ["models: *l9\n", "models: {m: {rules: *l9}}\n", "limits: *l9\n"] {
-            assert!(parse(&format!("{text}{place}"), "p.yaml").is_err(), "{place}");
+        let errors = parse(&text, "p.yaml").expect_err("no label is a list").to_string();
+        let most = ": expected less than 250001 values, with those that aliases stand for";
+        assert!(errors.ends_with(most) && errors.contains(": models.m.labels.a5["), "{errors}");
+    }
+
+    #[test]
+    fn any_number_of_models_may_be_the_alias_of_one() {
+        let of = |model: &str| {
+            let models: String = (0..1_000).map(|at| format!("  m{at}: {model}\n")).collect();
+            parse(
+                &format!("models:\n  first: &d {{deadline: 2s, breaker: {{failures: 5}}}}\n{models}"),
+                "p.yaml",
+            )
+        };
+        let written =
+            of("{deadline: 2s, breaker: {failures: 5}}").unwrap_or_else(|errors| panic!("{errors}"));
+        for model in ["*d", "{<<: *d}"] {
+            assert_eq!(of(model).as_ref(), Ok(&written), "{model}");
         }
-        let used =
-            "limits: [&limit {name: a, rate: 1/s}]\nmodels: {m: {labels: &l {x: 1}}, n: {labels: *l}}\n";
-        assert!(parse(used, "p.yaml").is_ok(), "one alias is a convenience");
+    }
+
+    #[test]
+    fn what_is_nested_too_deep_is_told_where() {
+        let text = format!("models: {{m: {{labels: {{a: {}{}}}}}}}", "[".repeat(70), "]".repeat(70));
+        let errors = parse(&text, "p.yaml").expect_err("no label is a list").to_string();
+        assert!(errors.starts_with("p.yaml:1:86: models.m.labels.a[0][0]"), "{errors}");
+        assert!(errors.ends_with("[0]: expected a value that is nested less than 65 deep"), "{errors}");
     }
 
     #[test]

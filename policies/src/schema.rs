@@ -259,6 +259,22 @@ pub(crate) struct Compare {
     pub(crate) relative: Option<Number>,
     /// Outputs that agree when the largest value of each row, along the last dimension, has the same place.
     pub(crate) argmax: Vec<String>,
+    /// Outputs that may differ by more or less than the others, by name.
+    pub(crate) outputs: BTreeMap<String, Bounds>,
+}
+
+/// By how much the values of an output may differ.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Bounds {
+    /// In the unit of the output. Default: as for all outputs.
+    #[schemars(with = "Option<f64>", range(min = 0))]
+    #[serde(default, deserialize_with = "given")]
+    pub(crate) absolute: Option<Number>,
+    /// As a part of the larger value. Default: as for all outputs.
+    #[schemars(with = "Option<f64>", range(min = 0))]
+    #[serde(default, deserialize_with = "given")]
+    pub(crate) relative: Option<Number>,
 }
 
 /// A candidate that is worse than the baseline is rolled back, whatever stands here.

@@ -1,7 +1,7 @@
 //! Which requests another version gets a copy of, and how its answers are compared.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -16,9 +16,19 @@ pub struct ShadowPolicy {
     pub(crate) share: Millionths,
     pub(crate) in_flight_max: NonZeroU32,
     pub(crate) deadline: Option<Duration>,
+    pub(crate) comparison: Comparison,
+}
+
+/// When two answers are the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub(crate) struct Comparison {
+    /// Of outputs that nothing else is said of.
     pub(crate) tolerance: Tolerance,
     /// Outputs of which only the place of the largest value counts.
-    pub(crate) argmax: Vec<Arc<str>>,
+    pub(crate) argmax: Vec<String>,
+    /// Outputs that have a tolerance of their own.
+    #[serde(default)]
+    pub(crate) outputs: BTreeMap<String, Tolerance>,
 }
 
 /// By how much two numbers may differ: absolutely, plus relative to the larger one.
@@ -68,13 +78,13 @@ impl ShadowPolicy {
         self.deadline
     }
 
-    /// By how much floating-point outputs may differ.
-    pub fn tolerance(&self) -> Tolerance {
-        self.tolerance
+    /// By how much the values of this output may differ, if they have a fraction.
+    pub fn tolerance(&self, output: &str) -> Tolerance {
+        self.comparison.outputs.get(output).copied().unwrap_or(self.comparison.tolerance)
     }
 
     /// Whether of this output only the place of the largest value counts.
     pub fn is_by_argmax(&self, output: &str) -> bool {
-        self.argmax.iter().any(|name| **name == *output)
+        self.comparison.argmax.iter().any(|name| name == output)
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 /// Where the schema has a number, and a file that is right but for what stands in place of `@`.
-const FIELDS: [(&str, &str); 26] = [
+const FIELDS: [(&str, &str); 28] = [
     ("models.m.labels.a", "models: {m: {labels: {a: @}}}"),
     ("models.m.split.weights.1", "models: {m: {split: {weights: {1: @, 2: 1}}}}"),
     (
@@ -45,6 +45,14 @@ const FIELDS: [(&str, &str); 26] = [
     ("models.m.shadow.in_flight_max", "models: {m: {shadow: {version: 2, in_flight_max: @}}}"),
     ("models.m.shadow.compare.absolute", "models: {m: {shadow: {version: 2, compare: {absolute: @}}}}"),
     ("models.m.shadow.compare.relative", "models: {m: {shadow: {version: 2, compare: {relative: @}}}}"),
+    (
+        "models.m.shadow.compare.outputs.1.absolute",
+        "models: {m: {shadow: {version: 2, compare: {outputs: {1: {absolute: @}}}}}}",
+    ),
+    (
+        "models.m.shadow.compare.outputs.1.relative",
+        "models: {m: {shadow: {version: 2, compare: {outputs: {1: {relative: @}}}}}}",
+    ),
     ("models.m.rules[0].use", "models: {m: {rules: [{when: {header: u, present: true}, use: @}]}}"),
     ("models.m.breaker.failures", "models: {m: {breaker: {failures: @}}}"),
     ("models.m.breaker.failing", "models: {m: {breaker: {failing: @}}}"),

@@ -1,8 +1,9 @@
 //! A version is rolled out step by step, or rolled back, by what its requests show; a person can step in.
 
-use harness::{Behaviour, Client, ScriptedEngine, Stack, binary, eventually, infer_body};
+use harness::{Behaviour, Client, ScriptedEngine, Stack, binary, eventually, infer_body, repository};
 use rustix::process::Signal;
 use serde_json::Value;
+use std::cell::Cell;
 use std::process::{Command, Output};
 
 /// Steps that few requests decide: at most half of them may fail.
@@ -196,6 +197,60 @@ fn a_version_that_hangs_is_rolled_back_like_one_that_fails() {
     let policy = policy(2, "1h").replace("  m:\n", "  m:\n    deadline: 50ms\n");
     let answered = until(&stack(&engine, &policy), "rolled_back");
     assert!(answered.iter().all(|version| version == "1"), "{answered:?}");
+}
+
+/// Real models, of which one takes 50 ms: how long an answer takes is measured where it is given.
+#[test]
+fn a_version_that_is_slow_is_rolled_back_by_its_gate_and_left_alone_by_its_breaker() {
+    let models = tempfile::tempdir().expect("a folder");
+    std::fs::create_dir(models.path().join("m")).expect("a folder");
+    for (version, of) in [("1", "leaky"), ("2", "slow")] {
+        let of = repository(&format!("tests/data/models/{of}/1"));
+        std::os::unix::fs::symlink(of, models.path().join("m").join(version)).expect("a link");
+    }
+    let policy = "models: {m: {canary: {baseline: 1, candidate: 2, steps: [50], dwell: 1h, gates: {latency: {over: 30ms, at_most: 50}}}}}\n";
+    let stack = Stack::builder().models(models.path()).policies(policy).start();
+    let (client, body) = (stack.client(), infer_body("x", [1, 4], &[1.0; 4]));
+    let ask = || client.infer("m", &[], &body).status;
+    eventually("a verdict", || {
+        assert_eq!(ask(), 200);
+        (status(&stack)["phase"] == "rolled_back").then_some(())
+    });
+    let why = status(&stack)["verdicts"].as_array().unwrap().last().unwrap()["why"].to_string();
+    assert!(why.contains("version 2 is slow more often than version 1"), "{why}");
+
+    let breaker = |version: u64, failing: &str| {
+        format!(
+            "models: {{m: {{split: {{weights: {{{version}: 1}}}}, breaker: {{{failing}, of_at_least: 5}}}}}}\n"
+        )
+    };
+    let (slow, generation) = ("slow: {over: 30ms, percent: 60}", Cell::new(1.0));
+    let put = |policy: &str| {
+        std::fs::write(&stack.policies, policy).expect("the policy can be written");
+        generation.set(generation.get() + 1.0);
+        stack.wait_for_metric("penstock_policy_generation", generation.get());
+    };
+    put(&breaker(1, slow));
+    assert!((0..20).all(|_| ask() == 200), "{}", stack.log());
+    put(&breaker(2, slow));
+    let statuses: Vec<_> = (0..8).map(|_| ask()).collect();
+    assert_eq!(statuses, [[200; 5].as_slice(), &[503; 3]].concat(), "{}", stack.log());
+}
+
+/// Each failure has a success before it, so that there are never two in a row.
+#[test]
+fn a_version_of_which_a_part_fails_is_left_alone() {
+    let engine = versions();
+    let policy = "models: {m: {split: {weights: {1: 1}}, breaker: {failing: 50, of_at_least: 6}}}\n";
+    let stack = stack(&engine, policy);
+    let client = stack.client();
+    let statuses: Vec<_> = (0..8)
+        .map(|at| {
+            engine.set("m", 1, if at % 2 == 0 { Behaviour::Answer } else { Behaviour::Fail });
+            ask(&client, at).0
+        })
+        .collect();
+    assert_eq!(statuses, [200, 500, 200, 500, 200, 500, 503, 503], "{}", stack.log());
 }
 
 #[test]

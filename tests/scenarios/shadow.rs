@@ -29,9 +29,13 @@ fn series(outcome: &str) -> String {
 #[test]
 fn answers_of_real_models_are_compared_as_the_policy_says() {
     let digit = std::fs::read(repository("configs/demo/requests/digit-7.json")).unwrap();
-    for (compare, outcome) in
-        [("{}", "disagreed"), ("{absolute: 1}", "agreed"), ("{argmax: [probabilities]}", "agreed")]
-    {
+    for (compare, outcome) in [
+        ("{}", "disagreed"),
+        ("{absolute: 1}", "agreed"),
+        ("{argmax: [probabilities]}", "agreed"),
+        ("{outputs: {probabilities: {absolute: 1}}}", "agreed"),
+        ("{absolute: 1, outputs: {probabilities: {absolute: 0}}}", "disagreed"),
+    ] {
         let policy = format!(
             "models: {{digits: {{split: {{weights: {{1: 1}}}}, shadow: {{version: 2, compare: {compare}}}}}}}\n"
         );

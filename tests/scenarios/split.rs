@@ -3,7 +3,7 @@
 use harness::{Behaviour, ScriptedEngine, Stack, binary, infer_body};
 use std::process::Command;
 
-const POLICY: &str = "models:\n  m:\n    labels: {stable: 1, canary: 2}\n    split:\n      weights: {stable: 90, canary: 10}\n      sticky: {header: x-user-id}\n    rules:\n      - {when: {header: x-cohort, equals: beta}, use: canary}\n      - {when: {cookie: staff, present: true}, use: canary}\n      - {when: {query: tenant, equals: acme}, use: canary}\n";
+const POLICY: &str = "models:\n  m:\n    labels: {stable: 1, canary: 2}\n    split:\n      weights: {stable: 90, canary: 10}\n      sticky: {header: x-user-id}\n    rules:\n      - {when: {header: x-cohort, equals: beta}, use: canary}\n      - {when: {cookie: staff, present: true}, use: canary}\n      - {when: {query: tenant, equals: acme}, use: canary}\n      - {when: {tenant: acme}, use: canary}\n      - {when: {path: {starts_with: /v1/}}, use: canary}\noverload: {tenant: {header: x-tenant}}\n";
 
 fn two_versions() -> (ScriptedEngine, Stack) {
     let engine = ScriptedEngine::start(&[("m", 1, Behaviour::Answer), ("m", 2, Behaviour::Answer)]);
@@ -53,6 +53,9 @@ fn rules_come_before_the_split_and_a_pinned_version_before_both() {
     for _ in 0..20 {
         assert_eq!(version(&client, &[("x-cohort", "beta")]), "2");
         assert_eq!(version(&client, &[("cookie", "a=b; staff=1")]), "2");
+        assert_eq!(version(&client, &[("x-tenant", "acme")]), "2");
+        let by_path = client.post("/v1/models/m:predict", &[], b"{\"instances\": [[0.0]]}");
+        assert_eq!(by_path.header("x-penstock-version"), "2", "{}", by_path.text());
         let body = infer_body("x", [1, 1], &[0.0]);
         let of_acme = client.post("/v2/models/m/infer?debug=1&tenant=acme", &[], &body);
         assert_eq!(of_acme.header("x-penstock-version"), "2");

@@ -5,14 +5,12 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
 use super::Sight;
 use crate::attribute::Attributes;
 use crate::pick::{Pick, PickReason, Stickiness, Target, WithoutKey};
 use crate::remote::Remote;
 use crate::ring::{self, Order, Parts};
-use crate::shadow::Tolerance;
+use crate::shadow::Comparison;
 use crate::tally::{self, Declared, Drawn, Instead};
 use crate::units::{ALL, Millionths, Version};
 
@@ -57,14 +55,6 @@ impl Servers {
         [&self.baseline, &self.candidate]
             .map(|server| server.as_ref().map_or_else(String::new, |server| server.to_string()))
     }
-}
-
-/// When two answers are the same.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub(crate) struct Comparison {
-    pub(crate) tolerance: Tolerance,
-    /// See [`ShadowPolicy`](crate::shadow::ShadowPolicy).
-    pub(crate) argmax: Vec<String>,
 }
 
 /// What answers are slow, and how many may be.

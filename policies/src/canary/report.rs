@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{CanaryPolicy, Comparison, step_of};
+use super::{CanaryPolicy, step_of};
 use crate::gate::{self, Kept};
+use crate::shadow::Comparison;
 use crate::units::{ALL, Millionths, Version};
 
 /// Of a rollout whose policy has gone.

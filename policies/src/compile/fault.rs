@@ -91,6 +91,10 @@ pub(crate) enum Fault {
     Bits(Number),
     #[error("expected a number that is 0 or more, got {0}")]
     Tolerance(Number),
+    #[error(
+        "expected an output that is not under `argmax`: of this one only the place of the largest value counts"
+    )]
+    BoundsOfArgmax,
     #[error("expected more than the step before, which is {before}, got {got}")]
     NotRising { before: Number, got: Number },
     #[error("expected exactly one of `rate` and `in_flight_max`")]

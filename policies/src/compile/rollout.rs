@@ -14,7 +14,7 @@ use crate::number::Number;
 use crate::place::Place;
 use crate::ring::Order;
 use crate::schema;
-use crate::shadow::{ShadowPolicy, Tolerance};
+use crate::shadow::{Comparison, ShadowPolicy, Tolerance};
 use crate::units::{self, ALL, Label, Millionths, Version};
 
 const MOST_STEPS: u64 = 20;
@@ -126,23 +126,47 @@ pub(super) fn shadow(
     let deadline = optional(written.deadline.as_deref(), |text| {
         faults.keep(&path.join("deadline"), units::duration(text))
     });
-    let schema::Compare { absolute, relative, argmax } = &written.compare;
-    let in_compare = path.join("compare");
-    let absolute = tolerance_or_default(absolute.as_ref(), &in_compare.join("absolute"), faults);
-    let relative = tolerance_or_default(relative.as_ref(), &in_compare.join("relative"), faults);
+    let comparison = comparison(&written.compare, &path.join("compare"), faults);
     Some(Arc::new(ShadowPolicy {
         version: target?.version,
         share: share?,
         in_flight_max: most?,
         deadline: deadline?,
-        tolerance: Tolerance::new(absolute?, relative?),
-        argmax: argmax.iter().map(|name| Arc::from(name.as_str())).collect(),
+        comparison: comparison?,
     }))
 }
 
+fn comparison(written: &schema::Compare, path: &Place<'_>, faults: &mut Faults) -> Option<Comparison> {
+    let schema::Compare { absolute, relative, argmax, outputs } = written;
+    let mut bounds = |path: &Place<'_>, written: [&Option<Number>; 2], else_: [f64; 2]| {
+        let absolute = tolerance_or(else_[0], written[0].as_ref(), &path.join("absolute"), faults);
+        let relative = tolerance_or(else_[1], written[1].as_ref(), &path.join("relative"), faults);
+        Some([absolute?, relative?])
+    };
+    let of_all = bounds(path, [absolute, relative], [DEFAULT_TOLERANCE; 2]);
+    let else_ = of_all.unwrap_or([DEFAULT_TOLERANCE; 2]);
+    let in_outputs = path.join("outputs");
+    let own: Vec<_> = outputs
+        .iter()
+        .map(|(name, own)| {
+            let own = bounds(&in_outputs.join(name.as_str()), [&own.absolute, &own.relative], else_);
+            Some((name.clone(), own.map(|[absolute, relative]| Tolerance::new(absolute, relative))?))
+        })
+        .collect();
+    for name in outputs.keys().filter(|name| argmax.contains(name)) {
+        faults.note(&in_outputs.join(name.as_str()), Fault::BoundsOfArgmax);
+    }
+    let [absolute, relative] = of_all?;
+    Some(Comparison {
+        tolerance: Tolerance::new(absolute, relative),
+        argmax: argmax.clone(),
+        outputs: own.into_iter().collect::<Option<_>>()?,
+    })
+}
+
 /// A number that is finite and not negative.
-fn tolerance_or_default(written: Option<&Number>, path: &Place<'_>, faults: &mut Faults) -> Option<f64> {
-    let Some(written) = written else { return Some(DEFAULT_TOLERANCE) };
+fn tolerance_or(else_: f64, written: Option<&Number>, path: &Place<'_>, faults: &mut Faults) -> Option<f64> {
+    let Some(written) = written else { return Some(else_) };
     let tolerance = written.float().filter(|tolerance| tolerance.is_finite() && *tolerance >= 0.0);
     faults.keep(path, tolerance.ok_or_else(|| Fault::Tolerance(written.clone())))
 }

@@ -50,7 +50,7 @@ pub(super) fn alike(
                 return pairs.all(|(row, other)| has_same_largest(&values(row), &values(other)));
             }
             let mut pairs = one.chunks_exact(size).map(float).zip(other.chunks_exact(size).map(float));
-            pairs.all(|(one, other)| is_within(policy.tolerance(), one, other))
+            pairs.all(|(one, other)| is_within(policy.tolerance(&output.name), one, other))
         })
 }
 
@@ -129,6 +129,11 @@ mod tests {
         assert!(!says("{argmax: [y]}", &[0.9, 0.1, 0.2], &[f32::NAN; 3]), "a version that has lost its mind");
         assert!(!says("{argmax: [y]}", &[0.1, 0.9, 0.2], &[f32::NAN, 0.9, 0.2]));
         assert!(says("{argmax: [y]}", &[f32::NAN, 0.9, 0.2], &[f32::NAN, 0.8, 0.3]));
+        let wide = "{absolute: 0.5, outputs: {z: {absolute: 0}}}";
+        assert!(says(wide, &[1.0, 2.0, 3.0], &[1.4, 2.0, 3.0]), "another output has bounds of its own");
+        let narrow = "{absolute: 0.5, outputs: {y: {absolute: 0.1}}}";
+        assert!(!says(narrow, &[1.0, 2.0, 3.0], &[1.4, 2.0, 3.0]));
+        assert!(says("{outputs: {y: {relative: 0.3}}}", &[1.0, 2.0, 3.0], &[1.4, 2.0, 3.0]));
     }
 
     #[test]
