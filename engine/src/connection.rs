@@ -276,7 +276,7 @@ impl Reader {
             self.trim.begin();
         }
         let health = Health {
-            held_bytes: self.trim.held(),
+            held_bytes: self.trim.take_held(),
             under_way: self.preparers.under_way() + self.queue.under_way(),
             running: self.queue.running(),
             request_bytes: (self.preparers.bytes() + self.queue.bytes()) as u64,

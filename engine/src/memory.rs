@@ -4,9 +4,10 @@
 use crate::config::DeviceProbe;
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot::{self, error::TryRecvError};
 use wire::{DeviceMemory, Health};
 
 /// Of what the control group or the machine has, this much is ours unless somebody says otherwise: the rest is for
@@ -19,6 +20,8 @@ const PER_FILE_BYTE: u64 = 4;
 
 /// What the allocator keeps goes back so often at most.
 const TRIMMED_EVERY: Duration = Duration::from_secs(10);
+/// And so often where more is resident than may be: the kernel does not wait.
+const TRIMMED_EVERY_AT_LAST: Duration = Duration::from_secs(2);
 
 /// What the process may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,38 +126,45 @@ pub(crate) fn keep() {
     }
 }
 
-/// What the process holds without what the allocator only keeps: whoever holds too much is replaced, and that is none of it. Where much
-/// of what there is is resident, what is kept is given back. Not at each opportunity, because pages that are new cost the runs that come
+/// Gives back what the allocator keeps where much of what there is is resident, and finds out what is held without it: whoever holds too
+/// much is replaced, and what is only kept is none of that. Not at each opportunity, because pages that are new cost the runs that come
 /// next; and on a thread for such things, because it takes its time.
 #[derive(Debug, Default)]
 pub(crate) struct Trim {
     last: Option<Instant>,
-    /// Bytes that were resident then, until somebody is told; 0 for nothing to tell.
-    held: Arc<AtomicU64>,
+    /// Says how many bytes are resident once it is done.
+    under_way: Option<oneshot::Receiver<u64>>,
 }
 
 impl Trim {
     /// Whether it is time for that.
     pub(crate) fn is_due(&mut self, memory: Memory, resident: u64, now: Instant) -> bool {
-        let is_much = resident > memory.limit.min(memory.available) / 2;
-        let is_due = is_much && self.last.is_none_or(|last| now >= last + TRIMMED_EVERY);
+        let most = memory.limit.min(memory.available);
+        let every = if resident > most { TRIMMED_EVERY_AT_LAST } else { TRIMMED_EVERY };
+        let is_time = self.under_way.is_none() && self.last.is_none_or(|last| now >= last + every);
+        let is_due = is_time && resident > most / 2;
         if is_due {
             self.last = Some(now);
         }
         is_due
     }
 
-    pub(crate) fn begin(&self) {
-        let held = Arc::clone(&self.held);
+    pub(crate) fn begin(&mut self) {
+        let (tell, under_way) = oneshot::channel();
+        self.under_way = Some(under_way);
         tokio::task::spawn_blocking(move || {
             give_back();
-            held.store(resident(), Ordering::Release);
+            let _ = tell.send(resident()); // nobody asks any more
         });
     }
 
-    /// What was found, once.
-    pub(crate) fn held(&self) -> Option<u64> {
-        Some(self.held.swap(0, Ordering::Acquire)).filter(|bytes| *bytes > 0)
+    /// What was found out, once.
+    pub(crate) fn take_held(&mut self) -> Option<u64> {
+        let found = self.under_way.as_mut()?.try_recv();
+        if found != Err(TryRecvError::Empty) {
+            self.under_way = None;
+        }
+        found.ok()
     }
 }
 
@@ -323,6 +333,8 @@ mod tests {
         assert!(!is_due(50, Duration::ZERO) && is_due(51, Duration::ZERO));
         assert!(!is_due(90, TRIMMED_EVERY - Duration::from_nanos(1)));
         assert!(!is_due(50, TRIMMED_EVERY) && is_due(51, TRIMMED_EVERY));
+        let later = TRIMMED_EVERY + TRIMMED_EVERY_AT_LAST;
+        assert!(!is_due(100, later) && is_due(101, later), "more than it may hold");
         let beyond = Memory { limit: 400, available: 200 };
         assert!(Trim::default().is_due(beyond, 101, now), "it may hold more than there is");
     }

@@ -245,7 +245,7 @@ pub(crate) struct Shadow {
 }
 
 /// Integers and texts agree when they are equal, numbers with a fraction when they differ by no more than
-/// `absolute` plus `relative` times the larger one.
+/// `absolute` plus `relative` times the larger one; and integers that have bounds of their own, like those.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Compare {

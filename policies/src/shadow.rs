@@ -78,9 +78,14 @@ impl ShadowPolicy {
         self.deadline
     }
 
-    /// By how much the values of this output may differ, if they have a fraction.
-    pub fn tolerance(&self, output: &str) -> Tolerance {
-        self.comparison.outputs.get(output).copied().unwrap_or(self.comparison.tolerance)
+    /// By how much numbers with a fraction may differ, of an output that nothing else is said of.
+    pub fn tolerance(&self) -> Tolerance {
+        self.comparison.tolerance
+    }
+
+    /// By how much the numbers of this output may differ, whole ones as well, if it has bounds of its own.
+    pub fn tolerance_of(&self, output: &str) -> Option<Tolerance> {
+        self.comparison.outputs.get(output).copied()
     }
 
     /// Whether of this output only the place of the largest value counts.

@@ -88,8 +88,7 @@ pub struct Health {
     /// Runs that have not ended.
     #[prost(uint64, tag = "9")]
     pub running: u64,
-    /// Bytes of it that were in memory once all that its allocator keeps had been given back; absent unless that has
-    /// happened since the last `Ping`.
+    /// Bytes of it that were in memory once all that its allocator keeps had been given back, where much is; told once.
     #[prost(uint64, optional, tag = "10")]
     pub held_bytes: Option<u64>,
 }

@@ -25,11 +25,13 @@ pub(super) fn alike(
             let (one, other) = (&payload[at], &other_payload[other_at]);
             let row = output.shape.last().copied().unwrap_or(1).max(1) as usize;
             let is_by_argmax = policy.is_by_argmax(&output.name);
-            // Whatever is no floating-point number is compared as it is.
+            let own = policy.tolerance_of(&output.name);
+            // Whatever is no floating-point number is compared as it is, unless more is said of it.
             let Some((size, float)) = float_of(datatype) else {
-                return match whole_of(datatype).filter(|_| is_by_argmax) {
-                    Some(whole) => {
-                        let size = datatype.size().expect("integers have one");
+                let Some(whole) = whole_of(datatype) else { return one == other };
+                let size = datatype.size().expect("integers have one");
+                return match own {
+                    _ if is_by_argmax => {
                         let largest = |row: &[u8]| {
                             let values = row.chunks_exact(size).map(whole).enumerate();
                             values
@@ -39,6 +41,11 @@ pub(super) fn alike(
                         let mut pairs =
                             one.chunks(row.saturating_mul(size)).zip(other.chunks(row.saturating_mul(size)));
                         pairs.all(|(row, other)| largest(row) == largest(other))
+                    }
+                    Some(tolerance) => {
+                        let values =
+                            |bytes| <[u8]>::chunks_exact(bytes, size).map(|value| whole(value) as f64);
+                        values(one).zip(values(other)).all(|(one, other)| is_within(tolerance, one, other))
                     }
                     None => one == other,
                 };
@@ -50,7 +57,8 @@ pub(super) fn alike(
                 return pairs.all(|(row, other)| has_same_largest(&values(row), &values(other)));
             }
             let mut pairs = one.chunks_exact(size).map(float).zip(other.chunks_exact(size).map(float));
-            pairs.all(|(one, other)| is_within(policy.tolerance(&output.name), one, other))
+            let tolerance = own.unwrap_or_else(|| policy.tolerance());
+            pairs.all(|(one, other)| is_within(tolerance, one, other))
         })
 }
 
@@ -148,6 +156,9 @@ mod tests {
         let integers = output(Datatype::Int64, &[1]);
         assert!(alike(&policy, (&integers, &7i64.to_le_bytes()), (&integers, &7i64.to_le_bytes())));
         assert!(!alike(&policy, (&integers, &7i64.to_le_bytes()), (&integers, &8i64.to_le_bytes())));
+        let near = self::policy("{outputs: {y: {absolute: 1, relative: 0}}}");
+        assert!(alike(&near, (&integers, &7i64.to_le_bytes()), (&integers, &8i64.to_le_bytes())));
+        assert!(!alike(&near, (&integers, &7i64.to_le_bytes()), (&integers, &9i64.to_le_bytes())));
         let three = output(Datatype::Uint64, &[1, 3]);
         let bytes = |values: [u64; 3]| values.map(u64::to_le_bytes).concat();
         let largest = self::policy("{argmax: [y]}");

@@ -11,6 +11,7 @@ pub(super) struct Growth {
     at_first: Option<u64>,
     /// Bytes that have come since, when the models last changed: those are not theirs.
     grown: u64,
+    /// No more than so many bytes were held last.
     last: u64,
 }
 
@@ -45,13 +46,16 @@ impl Growth {
             return None;
         }
         let Some(at_first) = self.at_first else {
-            // After a load, it has given back what it kept; what it held before that says nothing.
+            // What it held before its models changed says nothing.
             self.last = resident;
             self.at_first = Some(resident.saturating_sub(self.grown));
             return None;
         };
+        self.last = health.held_bytes.unwrap_or(self.last).min(resident);
         let now = health.held_bytes?;
-        self.last = now;
+        // Where models have left, what they lay in was not yet given back at first.
+        let at_first = at_first.min(now);
+        self.at_first = Some(at_first);
         // As long as there is memory for another one.
         let in_time = Self::IN_TIME * available as f64 - at_first as f64;
         let is_too_much = now > most || now as f64 > in_time.max(Self::GROWN * at_first as f64);
@@ -93,17 +97,26 @@ mod tests {
     #[test]
     fn what_is_only_kept_for_the_next_run_is_no_growth() {
         let mut growth = Growth::default();
-        let kept = |held| Health { resident_bytes: 1500 << 20, ..health(held, 1000, 2000) };
-        let of_a_load = Health { held_bytes: Some(1900 << 20), ..health(400, 1000, 2000) };
-        assert_eq!(growth.observe(of_a_load), None);
-        assert_eq!(growth.observe(Health { held_bytes: None, ..kept(0) }), None, "nobody knows");
-        assert_eq!(growth.observe(kept(900)), None);
-        assert!(growth.observe(kept(1001)).is_some());
-        // Somebody unloads a model: nothing of what was kept has leaked.
-        assert_eq!(growth.observe(kept(420)), None);
+        let says = |resident: u64, held: Option<u64>| Health {
+            resident_bytes: resident << 20,
+            held_bytes: held.map(|mib| mib << 20),
+            ..health(0, 1000, 2000)
+        };
+        assert_eq!(growth.observe(says(400, Some(1900))), None, "that was while models were loaded");
+        assert_eq!(growth.observe(says(1500, None)), None, "nobody knows");
+        assert_eq!(growth.observe(says(1500, Some(900))), None);
+        assert!(growth.observe(says(1500, Some(1001))).is_some());
+        // What was held for requests is held no more, and a load is none of what has grown.
+        assert_eq!(growth.observe(says(420, None)), None);
         growth.models_changed(&Index::default());
-        assert_eq!(growth.observe(health(300, 1000, 2000)), None);
-        assert_eq!(growth.observe(health(1000, 1000, 2000)), None);
+        assert_eq!(growth.observe(says(830, None)), None);
+        assert_eq!(growth.observe(says(1001, Some(999))), None);
+        assert_eq!(growth.observe(says(1100, Some(1001))), None, "by less than a quarter");
+        // A model leaves, and what it lay in goes later.
+        growth.models_changed(&Index::default());
+        assert_eq!(growth.observe(says(1500, None)), None);
+        assert_eq!(growth.observe(says(1000, Some(500))), None);
+        assert!(growth.observe(says(1500, Some(1001))).is_some(), "twice what its models need");
     }
 
     #[test]
