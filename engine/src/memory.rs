@@ -20,8 +20,6 @@ const PER_FILE_BYTE: u64 = 4;
 
 /// What the allocator keeps goes back so often at most.
 const TRIMMED_EVERY: Duration = Duration::from_secs(10);
-/// And so often where more is resident than may be: the kernel does not wait.
-const TRIMMED_EVERY_AT_LAST: Duration = Duration::from_secs(2);
 
 /// What the process may hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,8 +138,7 @@ impl Trim {
     /// Whether it is time for that.
     pub(crate) fn is_due(&mut self, memory: Memory, resident: u64, now: Instant) -> bool {
         let most = memory.limit.min(memory.available);
-        let every = if resident > most { TRIMMED_EVERY_AT_LAST } else { TRIMMED_EVERY };
-        let is_time = self.under_way.is_none() && self.last.is_none_or(|last| now >= last + every);
+        let is_time = self.under_way.is_none() && self.last.is_none_or(|last| now >= last + TRIMMED_EVERY);
         let is_due = is_time && resident > most / 2;
         if is_due {
             self.last = Some(now);
@@ -333,8 +330,6 @@ mod tests {
         assert!(!is_due(50, Duration::ZERO) && is_due(51, Duration::ZERO));
         assert!(!is_due(90, TRIMMED_EVERY - Duration::from_nanos(1)));
         assert!(!is_due(50, TRIMMED_EVERY) && is_due(51, TRIMMED_EVERY));
-        let later = TRIMMED_EVERY + TRIMMED_EVERY_AT_LAST;
-        assert!(!is_due(100, later) && is_due(101, later), "more than it may hold");
         let beyond = Memory { limit: 400, available: 200 };
         assert!(Trim::default().is_due(beyond, 101, now), "it may hold more than there is");
     }

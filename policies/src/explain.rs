@@ -331,7 +331,7 @@ model digits
   version 3 gets a copy of 5 % of the requests, up to 8 at a time, and is compared
   a copy has 2s
   its numbers may differ by 0.0001 and by 0.01 times the larger one
-  those of its output box by 2 and by 0.01 times the larger one
+  those of its output box by 2 and by 0 times the larger one
   of its output digit only the place of the largest number counts
 limit per-user: 100/s with bursts of 20 per header x-user-id, for up to 100000 at a time, on digits
 ";

@@ -263,15 +263,15 @@ pub(crate) struct Compare {
     pub(crate) outputs: BTreeMap<String, Bounds>,
 }
 
-/// By how much the values of an output may differ.
+/// By how much the numbers of an output may differ, whole ones as well.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Bounds {
-    /// In the unit of the output. Default: as for all outputs.
+    /// In the unit of the output. Default: 0.
     #[schemars(with = "Option<f64>", range(min = 0))]
     #[serde(default, deserialize_with = "given")]
     pub(crate) absolute: Option<Number>,
-    /// As a part of the larger value. Default: as for all outputs.
+    /// As a part of the larger value. Default: 0.
     #[schemars(with = "Option<f64>", range(min = 0))]
     #[serde(default, deserialize_with = "given")]
     pub(crate) relative: Option<Number>,

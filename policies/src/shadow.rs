@@ -55,6 +55,11 @@ impl Tolerance {
     pub fn relative(self) -> f64 {
         f64::from_bits(self.relative)
     }
+
+    /// Whether two numbers may differ by so much, of which the larger one is `larger`, whatever its sign.
+    pub fn allows(self, difference: f64, larger: f64) -> bool {
+        difference <= self.absolute() + self.relative() * larger
+    }
 }
 
 impl ShadowPolicy {

@@ -138,27 +138,26 @@ pub(super) fn shadow(
 
 fn comparison(written: &schema::Compare, path: &Place<'_>, faults: &mut Faults) -> Option<Comparison> {
     let schema::Compare { absolute, relative, argmax, outputs } = written;
-    let mut bounds = |path: &Place<'_>, written: [&Option<Number>; 2], else_: [f64; 2]| {
-        let absolute = tolerance_or(else_[0], written[0].as_ref(), &path.join("absolute"), faults);
-        let relative = tolerance_or(else_[1], written[1].as_ref(), &path.join("relative"), faults);
-        Some([absolute?, relative?])
-    };
-    let of_all = bounds(path, [absolute, relative], [DEFAULT_TOLERANCE; 2]);
-    let else_ = of_all.unwrap_or([DEFAULT_TOLERANCE; 2]);
+    let mut tolerance =
+        |path: &Place<'_>, absolute: &Option<Number>, relative: &Option<Number>, else_: f64| {
+            let absolute = tolerance_or(else_, absolute.as_ref(), &path.join("absolute"), faults);
+            let relative = tolerance_or(else_, relative.as_ref(), &path.join("relative"), faults);
+            Some(Tolerance::new(absolute?, relative?))
+        };
+    let of_others = tolerance(path, absolute, relative, DEFAULT_TOLERANCE);
     let in_outputs = path.join("outputs");
     let own: Vec<_> = outputs
         .iter()
         .map(|(name, own)| {
-            let own = bounds(&in_outputs.join(name.as_str()), [&own.absolute, &own.relative], else_);
-            Some((name.clone(), own.map(|[absolute, relative]| Tolerance::new(absolute, relative))?))
+            let of_it = tolerance(&in_outputs.join(name.as_str()), &own.absolute, &own.relative, 0.0);
+            Some((name.clone(), of_it?))
         })
         .collect();
     for name in outputs.keys().filter(|name| argmax.contains(name)) {
         faults.note(&in_outputs.join(name.as_str()), Fault::BoundsOfArgmax);
     }
-    let [absolute, relative] = of_all?;
     Some(Comparison {
-        tolerance: Tolerance::new(absolute, relative),
+        tolerance: of_others?,
         argmax: argmax.clone(),
         outputs: own.into_iter().collect::<Option<_>>()?,
     })

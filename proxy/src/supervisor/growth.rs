@@ -7,11 +7,12 @@ use wire::{Health, Index, ModelState};
 #[derive(Debug, Default)]
 pub(super) struct Growth {
     is_loading: bool,
-    /// Bytes that were resident once its models were loaded.
+    /// Bytes that were resident once its models were loaded, or were held without what is only kept when that was first told.
     at_first: Option<u64>,
+    was_told: bool,
     /// Bytes that have come since, when the models last changed: those are not theirs.
     grown: u64,
-    /// No more than so many bytes were held last.
+    /// Bytes that were held when that was last told, or fewer that have been resident since.
     last: u64,
 }
 
@@ -48,14 +49,15 @@ impl Growth {
         let Some(at_first) = self.at_first else {
             // What it held before its models changed says nothing.
             self.last = resident;
-            self.at_first = Some(resident.saturating_sub(self.grown));
+            (self.at_first, self.was_told) = (Some(resident.saturating_sub(self.grown)), false);
             return None;
         };
+        // It may have been some time ago.
         self.last = health.held_bytes.unwrap_or(self.last).min(resident);
-        let now = health.held_bytes?;
+        let now = health.held_bytes?.min(resident);
         // Where models have left, what they lay in was not yet given back at first.
-        let at_first = at_first.min(now);
-        self.at_first = Some(at_first);
+        let at_first = if self.was_told { at_first } else { at_first.min(now) };
+        (self.at_first, self.was_told) = (Some(at_first), true);
         // As long as there is memory for another one.
         let in_time = Self::IN_TIME * available as f64 - at_first as f64;
         let is_too_much = now > most || now as f64 > in_time.max(Self::GROWN * at_first as f64);
@@ -106,6 +108,7 @@ mod tests {
         assert_eq!(growth.observe(says(1500, None)), None, "nobody knows");
         assert_eq!(growth.observe(says(1500, Some(900))), None);
         assert!(growth.observe(says(1500, Some(1001))).is_some());
+        assert_eq!(growth.observe(says(500, Some(1001))), None, "it is held no more");
         // What was held for requests is held no more, and a load is none of what has grown.
         assert_eq!(growth.observe(says(420, None)), None);
         growth.models_changed(&Index::default());
@@ -117,6 +120,12 @@ mod tests {
         assert_eq!(growth.observe(says(1500, None)), None);
         assert_eq!(growth.observe(says(1000, Some(500))), None);
         assert!(growth.observe(says(1500, Some(1001))).is_some(), "twice what its models need");
+        assert_eq!(growth.observe(says(420, Some(400))), None);
+        assert_eq!(
+            growth.observe(says(620, Some(620))),
+            None,
+            "what requests need, it may have needed at first"
+        );
     }
 
     #[test]
