@@ -12,15 +12,15 @@
 //! as urgently (`CAP_SYS_NICE`) only hands it to another, which takes 44 to 64. It is answered 32 to 66 µs later than there, and 92 to 151
 //! later than by the thread that reads, of 567 to 643 after 20 ms of rest; the model ran for 26. Where the other thread that reads is an
 //! ordinary one, the kernel wakes the next on another core: that takes 101 to 110, 12 to 20 more than the engine, which wakes a lane before
-//! it reads and checks the request. On a machine half as fast it comes to its model after 114 to 138, 22 to 54 more, and is answered 37 to 97 later.
+//! it reads and checks the request. On a machine half as fast it comes to its model after 99 to 139, 22 to 54 more, and is answered 37 to 127 later.
 //!
 //! At three times the load with 200 ms each, 0.81 to 1.08 of the capacity just before and just after, the median 0.98, is answered in time
 //! (images, which lie in memory that the engine shares, as a proxy's do; ten rounds, of a machine whose capacity goes from 46 to 71 rows/s
-//! within minutes), and since large tensors find the memory of the run before 0.91 to 1.07, the median 0.99 (four rounds); in twenty runs
+//! within minutes), and since large tensors find the memory of the run before 0.91 to 1.07, the median 0.99 (five rounds); in twenty runs
 //! before, against the capacity just before, 0.90 to 1.25 and once 1.8, after a busy moment. Of sentences it is 1.2 to 1.5: the short ones are answered. By
-//! what they cost it is 0.56 to 0.73 (twelve rounds, on a machine half as fast): within 200 ms no more than five of a length come there,
+//! what they cost it is 0.56 to 0.73 (13 rounds, on a machine half as fast): within 200 ms no more than five of a length come there,
 //! and a short one in a batch of so many takes 1.4 times as long as in one of 32, as capacity is measured. Refusals come within
-//! 0.03 to 0.7 ms at p99, but for three of 55 rounds: 1.7, 5.5 and 6.6. That takes the right to run at once (`CAP_SYS_NICE`, or
+//! 0.03 to 0.7 ms at p99, but for three of 57 rounds: 1.7, 5.5 and 6.6. That takes the right to run at once (`CAP_SYS_NICE`, or
 //! `docker run --ulimit rtprio=1`) for the thread that reads; without it, and where the kernel interrupts nobody for an ordinary thread
 //! (`PREEMPT_NONE`, 250 Hz, as here), they came within 2.2 to 4 ms.
 //!
@@ -29,7 +29,8 @@
 //! 1.7 to 1.7 (and 1.4 after them) in a fourth, from 1.5 to 1.8 in a fifth, up to 2.4 in others. In ten pairs of parts it was 1.04 times as
 //! long. Where the machine had nothing to spare for loading a model (15 s for each swap), it was 1.01 to 1.17 times what it was between
 //! them, in each of three parts, and 0.93 to 1.13 (quartiles of ten parts, the median 1.00) where each swap took 12 s on a machine half as
-//! fast.
+//! fast. There it was 3.6 ms between them and meanwhile in another run, and 1.03 to 1.17 (1.10) in its parts, with 16 s for each swap, and no
+//! request of 10.5 million was lost.
 //!
 //! With `bf16: true` the model of sentences runs 1.5 to 1.75 times as fast on a CPU that has the instructions.
 //!
