@@ -16,11 +16,11 @@
 //!
 //! At three times the load with 200 ms each, 0.81 to 1.08 of the capacity just before and just after, the median 0.98, is answered in time
 //! (images, which lie in memory that the engine shares, as a proxy's do; ten rounds, of a machine whose capacity goes from 46 to 71 rows/s
-//! within minutes), and since large tensors find the memory of the run before 0.91 to 1.07, the median 0.99 (five rounds); in twenty runs
+//! within minutes), and since large tensors find the memory of the run before 0.85 to 1.08, the median 0.99 (eight rounds, three of them below 0.95); in twenty runs
 //! before, against the capacity just before, 0.90 to 1.25 and once 1.8, after a busy moment. Of sentences it is 1.2 to 1.5: the short ones are answered. By
 //! what they cost it is 0.56 to 0.73 (13 rounds, on a machine half as fast): within 200 ms no more than five of a length come there,
 //! and a short one in a batch of so many takes 1.4 times as long as in one of 32, as capacity is measured. Refusals come within
-//! 0.03 to 0.7 ms at p99, but for three of 57 rounds: 1.7, 5.5 and 6.6. That takes the right to run at once (`CAP_SYS_NICE`, or
+//! 0.03 to 0.7 ms at p99, but for three of 60 rounds: 1.7, 5.5 and 6.6. That takes the right to run at once (`CAP_SYS_NICE`, or
 //! `docker run --ulimit rtprio=1`) for the thread that reads; without it, and where the kernel interrupts nobody for an ordinary thread
 //! (`PREEMPT_NONE`, 250 Hz, as here), they came within 2.2 to 4 ms.
 //!

@@ -146,6 +146,7 @@ impl Trim {
         is_due
     }
 
+    /// Gives it back; what is held then, [`Self::take_held`] says.
     pub(crate) fn begin(&mut self) {
         let (tell, under_way) = oneshot::channel();
         self.under_way = Some(under_way);

@@ -381,7 +381,7 @@ p.yaml:15:15: models.digits.rules[5].when: expected exactly one of `equals` and 
         assert!(errors.starts_with(place) && errors.ends_with("; did you mean `starts_with`?"), "{errors}");
     }
 
-    /// Ten lines that stand for ten thousand million values, each where a number is expected, of which a list is read to its end.
+    /// Ten lines that stand for ten thousand million values: where a number is expected, whatever else stands there is read to its end.
     #[test]
     fn aliases_of_aliases_are_not_followed_for_ever() {
         let mut text =

@@ -34,6 +34,12 @@ fn status(stack: &Stack) -> Value {
     Client::new(stack.admin).get("/canaries").json()["m"].clone()
 }
 
+/// Of the latest verdict.
+fn why(stack: &Stack) -> String {
+    status(stack)["verdicts"].as_array().and_then(|verdicts| verdicts.last()).expect("a verdict")["why"]
+        .to_string()
+}
+
 /// Asks until the rollout is in this phase; who answered everybody after that.
 fn until(stack: &Stack, phase: &str) -> Vec<String> {
     let (client, mut user) = (stack.client(), 0);
@@ -167,7 +173,7 @@ fn a_version_that_answers_otherwise_is_rolled_back_though_nobody_has_met_it() {
     let stack = stack(&engine, &policy);
     let answered = until(&stack, "rolled_back");
     assert!(answered.iter().all(|version| version == "1"), "{answered:?}");
-    let verdict = status(&stack)["verdicts"].as_array().unwrap().last().unwrap()["why"].to_string();
+    let verdict = why(&stack);
     assert!(verdict.contains("version 2 disagrees with version 1 more often than 5 %"), "{verdict}");
 }
 
@@ -215,7 +221,7 @@ fn a_version_that_is_slow_is_rolled_back_by_its_gate_and_left_alone_by_its_break
         assert_eq!(ask(), 200);
         (status(&stack)["phase"] == "rolled_back").then_some(())
     });
-    let why = status(&stack)["verdicts"].as_array().unwrap().last().unwrap()["why"].to_string();
+    let why = why(&stack);
     assert!(why.contains("version 2 is slow more often than version 1"), "{why}");
 
     for (generation, over, answered) in [(2.0, "1s", 8), (3.0, "10ms", 5)] {

@@ -294,15 +294,6 @@ fn every_command_has_an_answer_for_programs() {
     let check = Command::new(binary("penstock")).args(["check", file, "--json"]).output().expect("it runs");
     let check: serde_json::Value = serde_json::from_str(&says(&check)).unwrap();
     assert_eq!(check["valid"], true);
-    let mistaken = draft(&stack, "models: {m: {deadlin: 1s}}\n");
-    let check = Command::new(binary("penstock")).arg("check").arg(&mistaken).arg("--json").output();
-    let check = check.expect("it runs");
-    let told: serde_json::Value = serde_json::from_slice(&check.stdout).expect("it says so in JSON as well");
-    let line = told["lines"][0].as_str().unwrap_or_default();
-    assert_eq!((check.status.code(), &told["valid"]), (Some(1), &false.into()));
-    assert!(line.contains(":1:14: models.m.deadlin: unknown field"), "{told}");
-    let file = draft(&stack, AFTER);
-    let file = file.to_str().unwrap();
     let plan = json(&["plan", file]);
     assert_eq!(
         (&plan["changes"][0]["of"], &plan["changes"][0]["moved_percent"]),
@@ -352,4 +343,11 @@ fn every_command_has_an_answer_for_programs() {
         serde_json::from_str::<serde_json::Value>(&says(&schema)).unwrap()["properties"]["models"]
             .is_object()
     );
+    let mistaken = draft(&stack, "models: {m: {deadlin: 1s}}\n");
+    let check = Command::new(binary("penstock")).arg("check").arg(&mistaken).arg("--json").output();
+    let check = check.expect("it runs");
+    let told: serde_json::Value = serde_json::from_slice(&check.stdout).expect("it says so in JSON as well");
+    let line = told["lines"][0].as_str().unwrap_or_default();
+    assert_eq!((check.status.code(), &told["valid"]), (Some(1), &false.into()));
+    assert!(line.contains(":1:14: models.m.deadlin: unknown field"), "{told}");
 }

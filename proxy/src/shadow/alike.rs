@@ -30,28 +30,23 @@ pub(super) fn alike(
             let Some((size, float)) = float_of(datatype) else {
                 let Some(whole) = whole_of(datatype) else { return one == other };
                 let size = datatype.size().expect("integers have one");
-                return match own {
-                    _ if is_by_argmax => {
-                        let largest = |row: &[u8]| {
-                            let values = row.chunks_exact(size).map(whole).enumerate();
-                            values
-                                .reduce(|best, next| if next.1 > best.1 { next } else { best })
-                                .map(|(at, _)| at)
-                        };
-                        let mut pairs =
-                            one.chunks(row.saturating_mul(size)).zip(other.chunks(row.saturating_mul(size)));
-                        pairs.all(|(row, other)| largest(row) == largest(other))
-                    }
-                    Some(tolerance) => {
-                        let mut pairs =
-                            one.chunks_exact(size).map(whole).zip(other.chunks_exact(size).map(whole));
-                        pairs.all(|(one, other)| {
-                            let larger = one.unsigned_abs().max(other.unsigned_abs());
-                            tolerance.allows(one.abs_diff(other) as f64, larger as f64)
-                        })
-                    }
-                    None => one == other,
-                };
+                if is_by_argmax {
+                    let largest = |row: &[u8]| {
+                        let values = row.chunks_exact(size).map(whole).enumerate();
+                        values
+                            .reduce(|best, next| if next.1 > best.1 { next } else { best })
+                            .map(|(at, _)| at)
+                    };
+                    let mut pairs =
+                        one.chunks(row.saturating_mul(size)).zip(other.chunks(row.saturating_mul(size)));
+                    return pairs.all(|(row, other)| largest(row) == largest(other));
+                }
+                let Some(tolerance) = own else { return one == other };
+                let mut pairs = one.chunks_exact(size).map(whole).zip(other.chunks_exact(size).map(whole));
+                return pairs.all(|(one, other)| {
+                    let larger = one.unsigned_abs().max(other.unsigned_abs());
+                    tolerance.allows(one.abs_diff(other) as f64, larger as f64)
+                });
             };
             if is_by_argmax {
                 let values = |row: &'_ [u8]| row.chunks_exact(size).map(float).collect::<Vec<_>>();

@@ -9,6 +9,7 @@ pub(super) struct Growth {
     is_loading: bool,
     /// Bytes that were resident once its models were loaded, or were held without what is only kept when that was first told.
     at_first: Option<u64>,
+    /// Whether that was told since.
     was_told: bool,
     /// Bytes that have come since, when the models last changed: those are not theirs.
     grown: u64,
