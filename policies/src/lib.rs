@@ -19,6 +19,7 @@ mod number;
 mod schema;
 mod errors;
 mod compile;
+mod plain;
 mod parse;
 
 // Intent.

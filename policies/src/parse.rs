@@ -1,5 +1,7 @@
 //! From text to a snapshot, or to every mistake with its line, column and field.
 //!
+//! Most good files are read once, and quickly, by `plain.rs`. What that leaves, serde-saphyr reads.
+//!
 //! Locations come from serde-saphyr: while it reads, it notes where each field stands, and while garde validates, it
 //! looks up the fields that were complained about. Our checks need several fields at once, so the whole of
 //! `compile.rs` runs as the validation of the file, and the compiled snapshot is left in the context.
@@ -9,12 +11,12 @@ use std::cell::OnceCell;
 use garde::Validate;
 use garde::error::{Path, Report};
 use serde_saphyr::budget::BudgetBreach;
-use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy};
 use serde_saphyr::path_map::{PathKey, PathKind};
 use serde_saphyr::{Location, MessageFormatter, NonFiniteFloatPolicy, Options, UserMessageFormatter};
 
 use crate::compile::{Fault, compile};
 use crate::errors::{PolicyError, PolicyErrors, did_you_mean};
+use crate::plain;
 use crate::schema::File;
 use crate::snapshot::Snapshot;
 
@@ -24,27 +26,22 @@ use crate::snapshot::Snapshot;
 /// Everything that is wrong with the values, in one go. Text that is not YAML, a field that does not exist and a value
 /// of the wrong type are reported alone, because reading stops there.
 pub fn parse(text: &str, origin: &str) -> Result<Snapshot, PolicyErrors> {
-    let options = options();
     // Noting where each field stands takes as long as reading them; only a file that is wrong is read so.
-    let mut sooner = options.clone();
-    if !text.contains("<<") {
-        // Nor is any key remembered for what is merged; one that is there twice, the types refuse as well.
-        sooner.duplicate_keys = DuplicateKeyPolicy::PassThrough;
-        sooner.merge_keys = MergeKeyPolicy::Error;
-    }
-    if let Ok(file) = serde_saphyr::from_str_with_options::<File>(text, sooner)
+    let file =
+        plain::read(text).or_else(|| serde_saphyr::from_str_with_options::<File>(text, options()).ok());
+    if let Some(file) = file
         && let Ok(snapshot) = compile(&file)
     {
         return Ok(snapshot);
     }
     let compiled = OnceCell::new();
-    match serde_saphyr::from_str_with_options_context_valid::<File>(text, options, &compiled) {
+    match serde_saphyr::from_str_with_options_context_valid::<File>(text, options(), &compiled) {
         Ok(_) => Ok(compiled.into_inner().expect("a valid file has been compiled")),
         Err(error) => Err(PolicyErrors::new(located(error.without_snippet(), text, origin))),
     }
 }
 
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     serde_saphyr::options! {
         with_snippet: false,
         strict_booleans: true,
@@ -454,6 +451,10 @@ p.yaml:15:15: models.digits.rules[5].when: expected exactly one of `equals` and 
             (
                 "models: {m: {remote: {2: {url: 'http://a/b'}, '2': {url: 'http://c/d'}}}}",
                 "p.yaml:1:47: models.m.remote.2: duplicate mapping key `2` is not allowed here",
+            ),
+            (
+                "models: {m: {shadow: {version: 1, compare: {outputs: {a: {}, a: {}}}}}}",
+                "p.yaml:1:62: models.m.shadow.compare.outputs: duplicate mapping key `a` is not allowed here",
             ),
             ("models: {digits: }", "p.yaml:1:16: models.digits: expected a mapping"),
             ("limits: [{rate: 3/s}]", "p.yaml:1:11: limits[0]: missing field `name`"),

@@ -260,6 +260,7 @@ pub(crate) struct Compare {
     /// Outputs that agree when the largest value of each row, along the last dimension, has the same place.
     pub(crate) argmax: Vec<String>,
     /// Outputs that may differ by more or less than the others, by name.
+    #[serde(deserialize_with = "by_name")]
     pub(crate) outputs: BTreeMap<String, Bounds>,
 }
 
