@@ -45,7 +45,7 @@ mod region;
 
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
-use driver::{Driver, Speed, Workload};
+use driver::{Driver, Saturated, Speed, Workload};
 use engine::manifest::Manifest;
 use engine::model::{Gathered, Model, Optimisation};
 use engine::{Config, Device, Library, Listener, schedule, torch};
@@ -54,9 +54,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use wire::ModelEntry;
-
-/// Of a part that is measured alone.
-const ROUNDS: usize = 3;
 
 /// Of what saturates the machine: many short ones, of which two neighbours see the same of whoever else is on it.
 const SATURATED_ROUNDS: usize = 8;
@@ -233,7 +230,7 @@ fn measure(models: &Path, workload: &Workload, device: Device, takes: Duration) 
         all(|[plain, _]| plain.cpu_of_a_row),
         all(|[_, best]| best.cpu_of_a_row),
     );
-    overloaded(&mut driver, &served, workload, takes)
+    overloaded(&mut driver, &served, workload, takes / 2)
 }
 
 /// Of each form of requests, the most rows that bare loops do in a second, and the size of the batches in which they do that.
@@ -273,52 +270,62 @@ fn quartiles(mut ratios: Vec<f64>) -> String {
     format!("{:.3} ({:.3} to {:.3})", at(2), at(1), at(3))
 }
 
-/// How much is answered in time of three times too much work, and how soon the rest is refused.
+/// How much is answered in time of three times too much work, beside the peak just before and just after, and how soon the rest is
+/// refused.
 fn overloaded(
     driver: &mut Driver<'_>,
     served: &Path,
     workload: &Workload,
     takes: Duration,
 ) -> anyhow::Result<()> {
-    let before = driver.saturate(takes)?;
-    let capacity = before.rows_per_second;
     let count = (takes.as_secs_f64() / driver::LONE_EVERY.as_secs_f64()) as usize;
-    let (overload, woken) = std::thread::scope(|scope| {
-        let woken = scope.spawn(move || hand_over(count));
-        anyhow::Ok((driver.overload(3.0 * capacity, BUDGET, takes)?, woken.join().expect("no panic")))
-    })?;
-    // A machine that gets slower meanwhile, or faster, is as fast as just before and just after it.
-    let after = driver.saturate(takes)?;
-    let capacity = (capacity + after.rows_per_second) / 2.0;
-    let average_capacity = (before.speed.rows_per_second + after.speed.rows_per_second) / 2.0;
-    println!(
-        "{:.1} times as much work as it can do, {} ms each: {:.1} answered in time per second, {:.2} of {capacity:.1}, in average rows \
-         {:.2} of {:.1}; refused within {:.2} ms (p99; a thread that is woken meanwhile for nothing else, {:.2}), {:.1} % of the rest \
-         only found late when their turn came, {:.1} % answered too late",
-        overload.rate / capacity,
-        BUDGET.as_millis(),
-        overload.goodput,
-        overload.goodput / capacity,
-        overload.average_goodput / average_capacity,
-        average_capacity,
-        overload.refusal_p99.context("nobody was refused")?.as_secs_f64() * 1e3,
-        woken.1 as f64 / 1e3,
-        overload.late * 100.0,
-        overload.too_late * 100.0,
-    );
+    let mut before = driver.saturate(takes)?;
+    let (mut goodput, mut average_goodput, mut refusals) = (Vec::new(), Vec::new(), Vec::new());
+    for round in 1..=SATURATED_ROUNDS {
+        let rate = 3.0 * before.rows_per_second;
+        let (overload, woken) = std::thread::scope(|scope| {
+            let woken = scope.spawn(move || hand_over(count));
+            anyhow::Ok((driver.overload(rate, BUDGET, takes)?, woken.join().expect("no panic")))
+        })?;
+        let after = driver.saturate(takes)?;
+        // A machine that gets slower meanwhile, or faster, is as fast as just before and just after it.
+        let peak = |of: fn(&Saturated) -> f64| (of(&before) + of(&after)) / 2.0;
+        let (capacity, average_capacity) =
+            (peak(|of| of.rows_per_second), peak(|of| of.speed.rows_per_second));
+        let refusal_p99 = overload.refusal_p99.context("nobody was refused")?.as_secs_f64() * 1e3;
+        println!(
+            "round {round}  {:.1} times as much work as it can do, {} ms each: {:.1} answered in time per second, {:.2} of {capacity:.1}; \
+             refused within {refusal_p99:.2} ms (p99; a thread that is woken meanwhile for nothing else, {:.2}), {:.1} % of the rest only \
+             found late when their turn came, {:.1} % answered too late",
+            overload.rate / capacity,
+            BUDGET.as_millis(),
+            overload.goodput,
+            overload.goodput / capacity,
+            woken.1 as f64 / 1e3,
+            overload.late * 100.0,
+            overload.too_late * 100.0,
+        );
+        goodput.push(overload.goodput / capacity);
+        average_goodput.push(overload.average_goodput / average_capacity);
+        refusals.push(refusal_p99);
+        before = after;
+    }
     // What reading and refusing the rest takes from the same cores is not the choice of who is answered.
     let beside = std::thread::scope(|scope| {
-        let refused = || Driver::join(served, workload)?.overload(2.0 * capacity, HOPELESS, 2 * takes);
-        let refused = scope.spawn(refused);
-        let beside = driver.saturate(takes)?.rows_per_second;
+        let rate = 2.0 * before.rows_per_second;
+        let refused =
+            scope.spawn(move || Driver::join(served, workload)?.overload(rate, HOPELESS, 2 * takes));
+        let beside = driver.saturate(takes)?;
         ensure!(refused.join().expect("no panic")?.goodput == 0.0, "what cannot be done in time is done");
         anyhow::Ok(beside)
     })?;
     println!(
-        "capacity beside twice as much that is refused at once: {beside:.1}, {:.2} of what it is alone; answered in time at \
-         three times the load: {:.2} of that",
-        beside / capacity,
-        overload.goodput / beside
+        "answered in time at three times the load, of what it can do: {}; in average rows {}; refused within {} ms at p99 (median and \
+         quartiles of {SATURATED_ROUNDS}); what it can do beside twice as much that is refused at once: {:.2} of what it can alone",
+        quartiles(goodput),
+        quartiles(average_goodput),
+        quartiles(refusals),
+        beside.rows_per_second / before.rows_per_second,
     );
     Ok(())
 }
@@ -337,7 +344,7 @@ fn measure_part(
         Part::Overload => {
             weigh(&mut driver, &*load(models, &entry.form, &entry, device)?, workload, &entry);
             driver.saturate(Duration::from_secs(2))?;
-            (0..ROUNDS).try_for_each(|_| overloaded(&mut driver, &served, workload, takes))
+            overloaded(&mut driver, &served, workload, takes / 2)
         }
     }
 }

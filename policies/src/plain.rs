@@ -1,6 +1,9 @@
 //! Reads a policy that is written plainly: mappings, lists, texts and decimal numbers. It says of such a text what serde-saphyr says
-//! of it, in half the time, because it looks at each event of the same parser once and keeps no places, anchors or keys. It never
-//! says what is wrong: of a text that is wrong, or written in any other way, it says nothing at all, and serde-saphyr reads that.
+//! of it, in half the time, because it looks at each event of the same parser once and keeps no places and no anchors. It never says
+//! what is wrong: of a text that is wrong, or written in any other way, it says nothing at all, and serde-saphyr reads that.
+//!
+//! It rests on the types of `schema.rs`: all of their mappings refuse a key that is there twice, those of fields also one that they
+//! do not know, none contains itself, and whoever visits a list or mapping asks until it ends.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,18 +15,20 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-/// Fewer than serde-saphyr would read.
-const NODES_MAX: usize = 200_000;
-/// Digits of which every number is a `u64`.
-const DIGITS_MAX: usize = 19;
+/// serde-saphyr stops at 250,000 scalars, lists and mappings.
+const EVENTS_MAX: usize = 200_000;
+/// And at 64 MiB.
+const BYTES_MAX: usize = 1 << 20;
+/// So long, every whole number is a `u64`.
+const NUMBER_MAX: usize = 19;
 
 /// What the text says. `None`: something else has to look at it.
 pub(crate) fn read<'de, T: Deserialize<'de>>(text: &'de str) -> Option<T> {
     // A document's prefix, and keys that bring those of another mapping.
-    if text.starts_with(['\u{feff}', '%']) || text.contains("<<") {
+    if text.starts_with(['\u{feff}', '%']) || text.contains("<<") || text.len() > BYTES_MAX {
         return None;
     }
-    let mut events = Events { parser: Parser::new_from_str(text), nodes: 0 };
+    let mut events = Events { parser: Parser::new_from_str(text), seen: 0 };
     events.expect(|event| matches!(event, Event::StreamStart))?;
     events.expect(|event| matches!(event, Event::DocumentStart(_, None)))?;
     let value = T::deserialize(events.node().ok()?).ok()?;
@@ -52,14 +57,14 @@ impl de::Error for NotPlain {
 
 struct Events<'de> {
     parser: Parser<'de, StrInput<'de>>,
-    nodes: usize,
+    seen: usize,
 }
 
 impl<'de> Events<'de> {
     fn next(&mut self) -> Result<Event<'de>, NotPlain> {
-        self.nodes += 1;
+        self.seen += 1;
         match self.parser.next() {
-            Some(Ok((event, _))) if self.nodes <= NODES_MAX => Ok(event),
+            Some(Ok((event, _))) if self.seen <= EVENTS_MAX => Ok(event),
             _ => Err(NotPlain),
         }
     }
@@ -74,13 +79,14 @@ impl<'de> Events<'de> {
     }
 }
 
-/// What is not the end of what it is in: a scalar, or the start of a list or mapping.
+/// A scalar, or a list or mapping that has just begun. Of the end of what it would be in, nobody can make anything.
 struct Node<'a, 'de> {
     first: Event<'de>,
     events: &'a mut Events<'de>,
 }
 
 impl<'de> Node<'_, 'de> {
+    /// Of a scalar that is something.
     fn text(self) -> Result<Cow<'de, str>, NotPlain> {
         match self.first {
             Event::Scalar(text, ScalarStyle::Plain, 0, None) if !is_nothing(&text) => Ok(text),
@@ -89,12 +95,28 @@ impl<'de> Node<'_, 'de> {
         }
     }
 
+    /// Of a scalar that is not quoted.
     fn plain(self) -> Result<Cow<'de, str>, NotPlain> {
         match self.first {
             Event::Scalar(text, ScalarStyle::Plain, 0, None) => Ok(text),
             _ => Err(NotPlain),
         }
     }
+}
+
+/// Whether a key that is not quoted may be a number that is written in another way than usual. Of those, serde-saphyr finds two that
+/// are the same one.
+fn is_number_elsehow(key: &Event<'_>) -> bool {
+    let Event::Scalar(text, ScalarStyle::Plain, ..) = key else { return false };
+    text.starts_with(|first: char| "+-".contains(first) || first.is_ascii_digit()) && !is_whole(text)
+}
+
+fn is_whole(text: &str) -> bool {
+    is_digits(text) && (text == "0" || !text.starts_with('0'))
+}
+
+fn is_digits(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// Whether a scalar that is not quoted stands for nothing.
@@ -105,19 +127,17 @@ fn is_nothing(text: &str) -> bool {
 impl<'de> Deserializer<'de> for Node<'_, 'de> {
     type Error = NotPlain;
 
-    /// Asked for where a number is to be.
+    /// Asked for where a number is to be, so it makes nothing else of anything.
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, NotPlain> {
         let text = self.plain()?;
         let (whole, decimals) =
             text.split_once('.').map_or((&*text, None), |(whole, rest)| (whole, Some(rest)));
-        let is_decimal = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
-        let is_canonical = whole == "0" || !whole.starts_with('0');
-        if !is_canonical || !is_decimal(whole) || text.len() > DIGITS_MAX {
+        if !is_whole(whole) || text.len() > NUMBER_MAX {
             return Err(NotPlain);
         }
         match decimals {
             None => visitor.visit_u64(text.parse().map_err(|_| NotPlain)?),
-            Some(decimals) if is_decimal(decimals) => visitor.visit_f64(text.parse().map_err(|_| NotPlain)?),
+            Some(decimals) if is_digits(decimals) => visitor.visit_f64(text.parse().map_err(|_| NotPlain)?),
             Some(_) => Err(NotPlain),
         }
     }
@@ -181,7 +201,6 @@ impl<'de> Deserializer<'de> for Node<'_, 'de> {
     }
 }
 
-/// Whoever visits one asks until there is no more.
 struct List<'a, 'de>(&'a mut Events<'de>);
 
 impl<'de> SeqAccess<'de> for List<'_, 'de> {
@@ -195,7 +214,6 @@ impl<'de> SeqAccess<'de> for List<'_, 'de> {
     }
 }
 
-/// Likewise.
 struct Mapping<'a, 'de>(&'a mut Events<'de>);
 
 impl<'de> MapAccess<'de> for Mapping<'_, 'de> {
@@ -204,6 +222,7 @@ impl<'de> MapAccess<'de> for Mapping<'_, 'de> {
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, NotPlain> {
         match self.0.node()? {
             Node { first: Event::MappingEnd, .. } => Ok(None),
+            Node { first, .. } if is_number_elsehow(&first) => Err(NotPlain),
             node => seed.deserialize(node).map(Some),
         }
     }
@@ -268,6 +287,7 @@ mod tests {
     use crate::parse::options;
     use crate::schema::File;
     use proptest::prelude::*;
+    use proptest::test_runner::TestRunner;
 
     /// What both say of a text that is read here. `None`: it is not.
     #[track_caller]
@@ -314,6 +334,8 @@ models:
         use: 1
     breaker: {failures: 3, failing: 50, slow: {over: 1s, percent: 10}, window: 10s}
   other: {}
+  1: {}
+  20: {}
 limits:
 - name: per user
   key:
@@ -391,6 +413,14 @@ overload:
             "limits: [{name: a, key: header, rate: 1/s}]",
             "limits: [{name: a, cost: {rows: 1}, rate: 1/s}]",
             "models: {a: {shadow: {version: 1, compare: {outputs: {b: {}, b: {}}}}}}",
+            "models: {1: {}, 0x1: {}}",
+            "models: {1: {}, +1: {}}",
+            "models: {10: {}, 1_0: {}}",
+            "models: {0: {}, -0: {}}",
+            "models: {7: {}, 0o7: {}}",
+            "models: {1: {}, 01: {}}",
+            "models: {1: {}, 0b1: {}}",
+            "models: {1: {}, '1': {}}",
         ] {
             assert_eq!(agreed(text), None, "{text}");
         }
@@ -399,21 +429,23 @@ overload:
     #[test]
     fn more_values_than_serde_saphyr_reads_are_left_to_it() {
         let models = |count| format!("limits: [{{name: a, rate: 1/s, models: [{}]}}]", "a,".repeat(count));
-        assert!(agreed(&models(NODES_MAX - 100)).is_some());
-        assert_eq!(agreed(&models(NODES_MAX)), None);
+        assert!(agreed(&models(EVENTS_MAX - 100)).is_some());
+        assert_eq!(agreed(&models(EVENTS_MAX)), None);
     }
 
-    /// Not all of what is in a text is where it was: some characters are others, and some lines are elsewhere.
+    /// Not all of what is in a text is where it was: some characters are others, and some lines are elsewhere or there twice.
     fn damaged() -> impl Strategy<Value = String> {
-        let character = prop::sample::select(
-            "{}[]:,'\"#&*!|>%@`-?~ \n\t\\.0189aux<=\u{feff}é".chars().collect::<Vec<_>>(),
-        );
+        let alphabet: Vec<char> = "{}[]:,'\"#&*!|>%@`-+_?~ \n\t\\.0129abox<=\u{feff}é".chars().collect();
+        let character = prop::sample::select(alphabet);
         let edit = (0..WHOLE.len(), 0..4_usize, prop::collection::vec(character, 0..3));
-        let line = (0..WHOLE.lines().count(), 0..WHOLE.lines().count());
+        let line = (0..WHOLE.lines().count(), 0..WHOLE.lines().count(), any::<bool>());
         (prop::collection::vec(edit, 0..4), prop::collection::vec(line, 0..3)).prop_map(|(edits, lines)| {
             let mut moved: Vec<_> = WHOLE.lines().collect();
-            for (from, to) in lines {
-                let line = moved.remove(from);
+            for (from, to, is_copied) in lines {
+                let line = moved[from];
+                if !is_copied {
+                    moved.remove(from);
+                }
                 moved.insert(to, line);
             }
             let mut text: Vec<char> = (moved.join("\n") + "\n").chars().collect();
@@ -425,12 +457,15 @@ overload:
         })
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(20_000))]
-
-        #[test]
-        fn what_is_read_of_a_damaged_text_is_what_serde_saphyr_reads(text in damaged()) {
-            agreed(&text);
-        }
+    #[test]
+    fn what_is_read_of_a_damaged_text_is_what_serde_saphyr_reads() {
+        let (cases, read) = (20_000, std::cell::Cell::new(0));
+        let mut runner = TestRunner::new(ProptestConfig::with_cases(cases));
+        let compared = runner.run(&damaged(), |text| {
+            read.set(read.get() + u32::from(agreed(&text).is_some()));
+            Ok(())
+        });
+        compared.unwrap_or_else(|error| panic!("{error}"));
+        assert!(read.get() > cases / 10, "{} of {cases}", read.get());
     }
 }
