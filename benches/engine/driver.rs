@@ -275,6 +275,8 @@ pub(crate) struct Overload {
     pub(crate) average_goodput: f64,
     /// How soon the others were refused; `None` if nobody was.
     pub(crate) refusal_p99: Option<Duration>,
+    /// Rows of a run.
+    pub(crate) mean_batch: f64,
     /// Share of what was not answered in time that was found to be late only when its turn came.
     pub(crate) late: f64,
     /// Share of it that was answered too late.
@@ -404,7 +406,8 @@ impl<'w> Driver<'w> {
         let mut refusals = Histogram::<u64>::new(3)?;
         let gap = Duration::from_secs_f64(self.workload.each as f64 / rate);
         let count = (takes.as_secs_f64() / gap.as_secs_f64()) as u64;
-        let (mut in_time, mut average_in_time, mut late, mut too_late) = (0.0, 0.0, 0u64, 0u64);
+        let (mut in_time, mut average_in_time, mut runs, mut late, mut too_late) =
+            (0.0, 0.0, 0.0, 0u64, 0u64);
         // Somebody else reads: who writes large requests would find every answer late.
         let mut socket = self.socket.try_clone()?;
         let mut decoder = std::mem::replace(&mut self.decoder, Decoder::new(Limits::default()));
@@ -436,8 +439,10 @@ impl<'w> Driver<'w> {
             match reply.status() {
                 Status::Ok if took <= budget => {
                     let timing = reply.timing.as_ref().context("what is answered has run")?;
-                    let rows = self.workload.each as f64 * part_within(&(began..ended), came, timing);
+                    let part = part_within(&(began..ended), came, timing);
+                    let rows = self.workload.each as f64 * part;
                     in_time += rows;
+                    runs += part / f64::from(timing.batch_requests);
                     average_in_time += rows * self.costs[id as usize % self.costs.len()];
                 }
                 Status::Ok => too_late += 1,
@@ -454,7 +459,41 @@ impl<'w> Driver<'w> {
         let [rate, goodput, average_goodput] =
             [(count * self.workload.each) as f64, in_time, average_in_time]
                 .map(|rows| rows / (ended - began).as_secs_f64());
-        Ok(Overload { rate, goodput, average_goodput, refusal_p99, late, too_late })
+        let mean_batch = in_time / runs;
+        Ok(Overload { rate, goodput, average_goodput, refusal_p99, mean_batch, late, too_late })
+    }
+
+    /// [`Self::saturate`] where as many rows are sent per second as [`Self::overload`] does, but nobody gets them: what sending and
+    /// reading takes of the same cores is no work of the engine's.
+    pub(crate) fn saturate_beside(&mut self, rate: f64, takes: Duration) -> anyhow::Result<Saturated> {
+        let gap = Duration::from_secs_f64(self.workload.each as f64 / rate);
+        let mut outbox = Outbox::new();
+        outbox.push(Kind::Infer, 1, &self.workload.request(1, takes).0, Bytes::new());
+        let request = outbox.take().concat();
+        let (mut to, mut from) = UnixStream::pair()?;
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                let _ = engine::schedule::at_once(); // as there
+                let mut chunk = [0; 64 << 10];
+                while from.read(&mut chunk).is_ok_and(|read| read > 0) {}
+            });
+            let is_over = &is_over;
+            let sending = scope.spawn(move || {
+                let began = Instant::now();
+                let mut dues = (0_u32..).map(|number| began + gap.mul_f64(f64::from(number)));
+                while !is_over.load(Ordering::Relaxed) {
+                    let due = dues.next().expect("there is no end");
+                    std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                    to.write_all(&request)?;
+                }
+                anyhow::Ok(())
+            });
+            let saturated = self.saturate(takes);
+            is_over.store(true, Ordering::Relaxed);
+            sending.join().expect("no panic")?;
+            saturated
+        })
     }
 
     fn send(&mut self, budget: Duration) -> anyhow::Result<u64> {

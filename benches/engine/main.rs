@@ -43,7 +43,7 @@ mod driver;
 mod lone;
 mod region;
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, bail};
 use clap::Parser;
 use driver::{Driver, Saturated, Speed, Workload};
 use engine::manifest::Manifest;
@@ -63,9 +63,6 @@ const SWAPS: u32 = 100;
 const SWAPS_PARTS: u32 = 10;
 const CLIENTS: usize = 16;
 const BUDGET: Duration = Duration::from_millis(200);
-
-/// Nothing runs in so little time.
-const HOPELESS: Duration = Duration::from_micros(1);
 
 /// What is measured, and where.
 #[derive(Parser)]
@@ -230,7 +227,7 @@ fn measure(models: &Path, workload: &Workload, device: Device, takes: Duration) 
         all(|[plain, _]| plain.cpu_of_a_row),
         all(|[_, best]| best.cpu_of_a_row),
     );
-    overloaded(&mut driver, &served, workload, takes / 2)
+    overloaded(&mut driver, takes / 2)
 }
 
 /// Of each form of requests, the most rows that bare loops do in a second, and the size of the batches in which they do that.
@@ -270,62 +267,45 @@ fn quartiles(mut ratios: Vec<f64>) -> String {
     format!("{:.3} ({:.3} to {:.3})", at(2), at(1), at(3))
 }
 
-/// How much is answered in time of three times too much work, beside the peak just before and just after, and how soon the rest is
-/// refused.
-fn overloaded(
-    driver: &mut Driver<'_>,
-    served: &Path,
-    workload: &Workload,
-    takes: Duration,
-) -> anyhow::Result<()> {
-    let count = (takes.as_secs_f64() / driver::LONE_EVERY.as_secs_f64()) as usize;
-    let mut before = driver.saturate(takes)?;
-    let (mut goodput, mut average_goodput, mut refusals) = (Vec::new(), Vec::new(), Vec::new());
+/// How much is answered in time of three times too much work, against the peak just before and just after, and how soon the rest is
+/// refused. What the driver's threads take by waking up so often is in both, in one half of the peaks; the others are without.
+fn overloaded(driver: &mut Driver<'_>, takes: Duration) -> anyhow::Result<()> {
+    let alone = driver.saturate(takes)?;
+    let mut before = [driver.saturate_beside(3.0 * alone.rows_per_second, takes)?, alone];
+    let (mut ratios, mut refusals) = ([const { Vec::new() }; 3], Vec::new());
     for round in 1..=SATURATED_ROUNDS {
-        let rate = 3.0 * before.rows_per_second;
-        let (overload, woken) = std::thread::scope(|scope| {
-            let woken = scope.spawn(move || hand_over(count));
-            anyhow::Ok((driver.overload(rate, BUDGET, takes)?, woken.join().expect("no panic")))
-        })?;
-        let after = driver.saturate(takes)?;
+        let rate = 3.0 * before[0].rows_per_second;
+        let overload = driver.overload(rate, BUDGET, takes)?;
+        let after = [driver.saturate_beside(rate, takes)?, driver.saturate(takes)?];
         // A machine that gets slower meanwhile, or faster, is as fast as just before and just after it.
-        let peak = |of: fn(&Saturated) -> f64| (of(&before) + of(&after)) / 2.0;
-        let (capacity, average_capacity) =
-            (peak(|of| of.rows_per_second), peak(|of| of.speed.rows_per_second));
+        let peak = |of: usize, rows: fn(&Saturated) -> f64| (rows(&before[of]) + rows(&after[of])) / 2.0;
+        let [beside, alone] = [0, 1].map(|of| peak(of, |of| of.rows_per_second));
         let refusal_p99 = overload.refusal_p99.context("nobody was refused")?.as_secs_f64() * 1e3;
         println!(
-            "round {round}  {:.1} times as much work as it can do, {} ms each: {:.1} answered in time per second, {:.2} of {capacity:.1}; \
-             refused within {refusal_p99:.2} ms (p99; a thread that is woken meanwhile for nothing else, {:.2}), {:.1} % of the rest only \
-             found late when their turn came, {:.1} % answered too late",
-            overload.rate / capacity,
+            "round {round}  {:.1} times as much work as it can do, {} ms each: {:.1} answered in time per second (mean batch {:.1}), {:.2} of \
+             {beside:.1} ({:.1}), alone {alone:.1} ({:.1}); refused within {refusal_p99:.2} ms (p99), {:.1} % of the rest only found late \
+             when their turn came, {:.1} % answered too late",
+            overload.rate / beside,
             BUDGET.as_millis(),
             overload.goodput,
-            overload.goodput / capacity,
-            woken.1 as f64 / 1e3,
+            overload.mean_batch,
+            overload.goodput / beside,
+            after[0].mean_batch,
+            after[1].mean_batch,
             overload.late * 100.0,
             overload.too_late * 100.0,
         );
-        goodput.push(overload.goodput / capacity);
-        average_goodput.push(overload.average_goodput / average_capacity);
+        ratios[0].push(overload.goodput / beside);
+        ratios[1].push(overload.average_goodput / peak(0, |of| of.speed.rows_per_second));
+        ratios[2].push(overload.goodput / alone);
         refusals.push(refusal_p99);
         before = after;
     }
-    // What reading and refusing the rest takes from the same cores is not the choice of who is answered.
-    let beside = std::thread::scope(|scope| {
-        let rate = 2.0 * before.rows_per_second;
-        let refused =
-            scope.spawn(move || Driver::join(served, workload)?.overload(rate, HOPELESS, 2 * takes));
-        let beside = driver.saturate(takes)?;
-        ensure!(refused.join().expect("no panic")?.goodput == 0.0, "what cannot be done in time is done");
-        anyhow::Ok(beside)
-    })?;
+    let [beside, average, alone] = ratios.map(quartiles);
     println!(
-        "answered in time at three times the load, of what it can do: {}; in average rows {}; refused within {} ms at p99 (median and \
-         quartiles of {SATURATED_ROUNDS}); what it can do beside twice as much that is refused at once: {:.2} of what it can alone",
-        quartiles(goodput),
-        quartiles(average_goodput),
+        "answered in time at three times the load, of what it can do beside as busy a driver: {beside}; in average rows {average}; of what it \
+         can do with nobody beside it {alone}; refused within {} ms at p99 (median and quartiles of {SATURATED_ROUNDS})",
         quartiles(refusals),
-        beside.rows_per_second / before.rows_per_second,
     );
     Ok(())
 }
@@ -344,7 +324,7 @@ fn measure_part(
         Part::Overload => {
             weigh(&mut driver, &*load(models, &entry.form, &entry, device)?, workload, &entry);
             driver.saturate(Duration::from_secs(2))?;
-            overloaded(&mut driver, &served, workload, takes / 2)
+            overloaded(&mut driver, takes / 2)
         }
     }
 }
@@ -371,20 +351,6 @@ fn bare(model: &dyn Model, turn: &[Vec<Gathered<'_>>], threads: usize, takes: Du
     });
     let rows: u64 = each.iter().map(|(done, _)| done).sum();
     Speed::new(each.iter().map(|(_, speed)| speed).sum(), driver::cpu() - cpu, rows)
-}
-
-/// Microseconds until a sleeping thread runs that is told of something, so often: median and p99.
-fn hand_over(count: usize) -> (u64, u64) {
-    let (give, take) = std::sync::mpsc::channel::<Instant>();
-    let taking = std::thread::spawn(move || take.iter().map(|given| given.elapsed()).collect::<Vec<_>>());
-    for _ in 0..count {
-        std::thread::sleep(driver::LONE_EVERY);
-        give.send(Instant::now()).expect("somebody takes");
-    }
-    drop(give);
-    driver::median_and_p99(
-        taking.join().expect("no panic").iter().map(|took| took.as_micros() as u64).collect(),
-    )
 }
 
 /// Version 1 of a model that an engine serves, in this form, with as many threads as the engine uses.
