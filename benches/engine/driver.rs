@@ -463,39 +463,6 @@ impl<'w> Driver<'w> {
         Ok(Overload { rate, goodput, average_goodput, refusal_p99, mean_batch, late, too_late })
     }
 
-    /// [`Self::saturate`] where as many rows are sent per second as [`Self::overload`] does, but nobody gets them: what sending and
-    /// reading takes of the same cores is no work of the engine's.
-    pub(crate) fn saturate_beside(&mut self, rate: f64, takes: Duration) -> anyhow::Result<Saturated> {
-        let gap = Duration::from_secs_f64(self.workload.each as f64 / rate);
-        let mut outbox = Outbox::new();
-        outbox.push(Kind::Infer, 1, &self.workload.request(1, takes).0, Bytes::new());
-        let request = outbox.take().concat();
-        let (mut to, mut from) = UnixStream::pair()?;
-        let is_over = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                let _ = engine::schedule::at_once(); // as there
-                let mut chunk = [0; 64 << 10];
-                while from.read(&mut chunk).is_ok_and(|read| read > 0) {}
-            });
-            let is_over = &is_over;
-            let sending = scope.spawn(move || {
-                let began = Instant::now();
-                let mut dues = (0_u32..).map(|number| began + gap.mul_f64(f64::from(number)));
-                while !is_over.load(Ordering::Relaxed) {
-                    let due = dues.next().expect("there is no end");
-                    std::thread::sleep(due.saturating_duration_since(Instant::now()));
-                    to.write_all(&request)?;
-                }
-                anyhow::Ok(())
-            });
-            let saturated = self.saturate(takes);
-            is_over.store(true, Ordering::Relaxed);
-            sending.join().expect("no panic")?;
-            saturated
-        })
-    }
-
     fn send(&mut self, budget: Duration) -> anyhow::Result<u64> {
         self.sent += 1;
         let (mut infer, mut payload) = self.workload.request(self.sent as usize, budget);

@@ -15,11 +15,11 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
-/// serde-saphyr stops at 250,000 scalars, lists and mappings.
+/// Where serde-saphyr stops, at 250,000 scalars, lists and mappings, this has stopped before.
 const EVENTS_MAX: usize = 200_000;
-/// And at 64 MiB.
+/// So many bytes never have the 64 MiB of scalars at which it stops as well.
 const BYTES_MAX: usize = 1 << 20;
-/// So long, every whole number is a `u64`.
+/// A whole number of no more characters is a `u64`.
 const NUMBER_MAX: usize = 19;
 
 /// What the text says. `None`: something else has to look at it.
@@ -79,7 +79,7 @@ impl<'de> Events<'de> {
     }
 }
 
-/// A scalar, or a list or mapping that has just begun. Of the end of what it would be in, nobody can make anything.
+/// A scalar, or a list or mapping that has just begun. Where it is the end of one instead, every method refuses it.
 struct Node<'a, 'de> {
     first: Event<'de>,
     events: &'a mut Events<'de>,
@@ -104,11 +104,15 @@ impl<'de> Node<'_, 'de> {
     }
 }
 
-/// Whether a key that is not quoted may be a number that is written in another way than usual. Of those, serde-saphyr finds two that
-/// are the same one.
-fn is_number_elsehow(key: &Event<'_>) -> bool {
+/// Whether a key may be a whole number in another spelling than the usual one: for serde-saphyr `10`, `0xa`, `+10` and `1_0`
+/// are the same key. So may some names be, such as `2d`.
+fn may_be_spelt_otherwise(key: &Event<'_>) -> bool {
     let Event::Scalar(text, ScalarStyle::Plain, ..) = key else { return false };
-    text.starts_with(|first: char| "+-".contains(first) || first.is_ascii_digit()) && !is_whole(text)
+    let digits = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let is_of_numbers = |byte: u8| byte.is_ascii_hexdigit() || b"xXoO_".contains(&byte);
+    digits.starts_with(|first: char| first.is_ascii_digit())
+        && digits.bytes().all(is_of_numbers)
+        && !is_whole(text)
 }
 
 fn is_whole(text: &str) -> bool {
@@ -222,7 +226,7 @@ impl<'de> MapAccess<'de> for Mapping<'_, 'de> {
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, NotPlain> {
         match self.0.node()? {
             Node { first: Event::MappingEnd, .. } => Ok(None),
-            Node { first, .. } if is_number_elsehow(&first) => Err(NotPlain),
+            Node { first, .. } if may_be_spelt_otherwise(&first) => Err(NotPlain),
             node => seed.deserialize(node).map(Some),
         }
     }
@@ -351,9 +355,13 @@ overload:
     #[test]
     fn what_is_usual_is_read_and_as_serde_saphyr_reads_it() {
         assert!(agreed(WHOLE).is_some_and(|told| told.contains("it's") && told.contains("a\\tb")));
-        for text in
-            ["{}", "models: {}", "{\"models\": {\"digits\": {\"labels\": {\"a\": 1}}}}", "models: {}\n...\n"]
-        {
+        for text in [
+            "models: {7b-chat: {}, 3d-unet: {}, 1.5: {}}",
+            "{}",
+            "models: {}",
+            "{\"models\": {\"digits\": {\"labels\": {\"a\": 1}}}}",
+            "models: {}\n...\n",
+        ] {
             assert!(agreed(text).is_some(), "{text}");
         }
     }

@@ -1,4 +1,5 @@
-//! The policy file as its author writes it: beside `number.rs` the only file that knows how it is read.
+//! The policy file as its author writes it: beside `number.rs` the only file that knows what is read. What `plain.rs` rests on: every
+//! mapping refuses a key that is there twice, every list of fields one that it does not know, and no type contains itself.
 //!
 //! These types hold spelling, not meaning. Quantities stay text and numbers here and become units in `compile.rs`, so
 //! that every mistake in a file is reported at once and not one per attempt. The doc comments are what an editor shows
