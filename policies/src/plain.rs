@@ -306,7 +306,7 @@ mod tests {
         Some(here)
     }
 
-    /// All that a policy has, in all the ways in which it is usually written.
+    /// Of each kind of value that a policy has, in the ways in which they are usually written.
     const WHOLE: &str = "\
 # A comment, and two ways of writing a mapping.
 ---
