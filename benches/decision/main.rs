@@ -2,16 +2,19 @@
 //! snapshot is loaded, a version picked, the limits asked, the breaker entered and settled, the answer counted. Then what it takes to swap that
 //! policy, and what a caller's bucket takes of memory.
 //!
-//! What came of it, in nine runs: 0.71 to 0.84 µs at the median and 1.0 to 1.7 at p99, and 1.03 to 1.15 and 1.8 to 2.5 where each model is
-//! rolled out, by some 4,100 and 5,500 instructions. On another day, beside neighbours who took the shared cache, so that a line of memory was
-//! 200 ns away, and often half of a core: 0.90 to 2.5 and 2.2 to 3.9, and 1.3 to 3.2 and 3.8 to 8.0, in 30 runs. The same YAML was read in
-//! 22 ms on the first day, in 30 to 68 on the other, and there in 18 to 31 since plain policies are read in half the time.
+//! What came of it, in 40 runs beside neighbours who take the shared cache, so that a line of memory is 200 ns away, and often half of a
+//! core: 0.72 to 1.10 µs at the median and 1.4 to 2.1 at p99, by some 4,270 instructions, and 1.8 to 2.0 and 5.2 to 5.8 where each model is
+//! rolled out. There the decision took 0.92 to 2.1 and 2.1 to 4.6, in runs between these, as long as callers were looked for in a table of
+//! places of levels, and limiters, breakers, rollouts and tallies had a pointer each. On a quiet machine that took 0.71 to 0.84, which was
+//! not measured again.
 //!
 //! What a thousand models need is more than a core's own cache has, some 20 lines for each decision. So what counts is how many lines are
-//! fetched, and that few wait for another one: where the whole breakers of three versions were fetched and part of one was needed, it took
-//! 1.5 to 2.0 µs and 2.8 to 3.7 in the same minutes. With 20 models and 1,000 callers, of which nothing is fetched ahead, it takes 0.44 to 0.77.
-//! A remembered caller takes 109 bytes, with what breakers and tallies take of the versions that such callers are the first to ask. Swapping
-//! that policy, 200 kB of YAML, takes 22 to 24 ms (36 to 74 beside such neighbours), all but 1 to 8 of them for reading it.
+//! fetched, and that few wait for another one: a caller's level is in one line that can be asked for as soon as its key is known, in place
+//! of three behind one another, which took a quarter of the whole. Then it is how often a processor has to wait for itself, which it does
+//! at each lock, and twice for each pointer that may be swapped.
+//!
+//! A remembered caller takes 168 to 173 bytes, with what breakers and tallies take of the versions that such callers are the first to ask.
+//! Swapping that policy, 200 kB of YAML, takes 24 to 38 ms, all but 4 to 8 of them for reading it.
 //!
 //! `MIMALLOC_PURGE_DELAY=0`, by which memory that is free is given back at once, makes the bytes of a caller right, and a decision a
 //! sixth slower: a process that answers requests has it at its default.

@@ -225,8 +225,7 @@ impl Breaker {
                     Outcome::Refused | Outcome::Abandoned => {}
                 }
                 let in_a_row = *failures >= self.policy.failures.get();
-                let took = now.saturating_duration_since(permit.entered);
-                let wrong = self.policy.wrong(outcome, took);
+                let wrong = self.policy.wrong(outcome, permit.entered, now);
                 if let Some((failed, slow)) = wrong {
                     self.lately.count(failed, slow, now);
                 }
@@ -236,8 +235,7 @@ impl Breaker {
             }
             (State::Probing(probes), Kind::Probe { ticket }) => {
                 probes.give_back(ticket, now);
-                let took = now.saturating_duration_since(permit.entered);
-                let is_slow = self.policy.slow.is_some_and(|slow| took > slow.over);
+                let is_slow = self.policy.is_slow(permit.entered, now);
                 match outcome {
                     // It would trip again over the next ones.
                     Outcome::Served if is_slow => self.trip(permit.entered, now),
@@ -351,8 +349,8 @@ impl BreakerPolicy {
     }
 
     /// Whether a request that ended so has failed, and whether it was slow; nothing where that says nothing.
-    fn wrong(&self, outcome: Outcome, took: Duration) -> Option<(bool, bool)> {
-        let is_slow = self.slow.is_some_and(|slow| took > slow.over);
+    fn wrong(&self, outcome: Outcome, entered: Instant, now: Instant) -> Option<(bool, bool)> {
+        let is_slow = self.is_slow(entered, now);
         match outcome {
             Outcome::Failed | Outcome::Lost => Some((true, false)),
             Outcome::Served => Some((false, is_slow)),
@@ -360,6 +358,10 @@ impl BreakerPolicy {
             Outcome::Refused if is_slow => Some((false, true)),
             Outcome::Refused | Outcome::Abandoned => None,
         }
+    }
+
+    fn is_slow(&self, entered: Instant, now: Instant) -> bool {
+        self.slow.is_some_and(|slow| now.saturating_duration_since(entered) > slow.over)
     }
 
     /// Counts how a request ended; whether too many fail or are slow.

@@ -50,10 +50,8 @@ use crate::units::{ALL, Version};
 pub struct Ledger {
     /// The first moment anyone asked; limits count from it.
     epoch: OnceLock<Instant>,
-    limiters: ArcSwap<Limiters>,
+    tables: ArcSwap<Tables>,
     crowds: ArcSwap<Crowds>,
-    breakers: ArcSwap<Breakers>,
-    rollouts: ArcSwap<Rollouts>,
     /// Those that the last swap of policies has ended.
     ended: ArcSwap<Rollouts>,
     /// Verdicts about these that nobody was told of.
@@ -61,17 +59,56 @@ pub struct Ledger {
     beginnings: Beginnings,
     /// How far those were whose policies have gone.
     remembered: Mutex<EndedRollouts>,
-    tallies: ArcSwap<Tallies>,
+}
+
+/// What every request looks up, by the names of limits and models: behind one pointer, since to load one is no small part of what a
+/// decision takes.
+#[derive(Clone, Debug, Default)]
+struct Tables {
+    limiters: Arc<Limiters>,
+    breakers: Arc<Breakers>,
+    rollouts: Arc<Rollouts>,
+    tallies: Arc<Tallies>,
+}
+
+/// By name, in the order of the names, as a snapshot has its limits: at the place that a limit has there, a request finds it at once.
+#[derive(Clone, Debug, Default)]
+struct Limiters(Vec<(Arc<str>, Arc<Limiter>)>);
+
+impl Limiters {
+    /// That of the limit at this place of a snapshot.
+    fn get(&self, place: usize, limit: &LimitPolicy) -> Option<&Arc<Limiter>> {
+        let here = self.0.get(place).filter(|(name, _)| *name == limit.name);
+        here.or_else(|| Some(&self.0[self.place(limit).ok()?])).map(|(_, limiter)| limiter)
+    }
+
+    fn place(&self, limit: &LimitPolicy) -> Result<usize, usize> {
+        self.0.binary_search_by(|(name, _)| name.cmp(&limit.name))
+    }
 }
 
 // Their keys are names in the policy: nobody outside chooses them so that they collide.
-type Limiters = HashMap<Arc<str>, Arc<Limiter>, RandomState>;
 type Crowds = HashMap<Arc<str>, Arc<Crowd>, RandomState>;
 
 impl Ledger {
     /// A ledger in which nothing has happened yet.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Puts another table in the place of one; gives the one that was there. `change` is asked again if any has been replaced meanwhile.
+    fn replace<T>(
+        &self,
+        table: impl Fn(&mut Tables) -> &mut Arc<T>,
+        mut change: impl FnMut(&T) -> T,
+    ) -> Arc<T> {
+        let before = self.tables.rcu(|tables| {
+            let mut tables = Tables::clone(tables);
+            let table = table(&mut tables);
+            *table = Arc::new(change(table));
+            tables
+        });
+        Arc::clone(table(&mut Tables::clone(&before)))
     }
 
     /// The version that answers this caller by `snapshot`: see [`ModelPolicy`](crate::ModelPolicy). `draw` is any evenly
@@ -90,7 +127,7 @@ impl Ledger {
             let now = |rollout: &Rollout| rollout.stage(policy.about, is_ready(rollout.versions.1));
             self.of_rollout(model, policy.versions_of_arms(), now).unwrap_or(Stage::NOT_BEGUN)
         };
-        self.looking_ahead(snapshot, model, |policy| policy.pick(caller, draw, stage))
+        self.looking_ahead(snapshot, model, caller, |policy| policy.pick(caller, draw, stage))
     }
 
     /// Where a request goes that the policy of `snapshot` has given to a version, for this reason, before its body was read: to
@@ -164,16 +201,21 @@ impl Ledger {
         }
     }
 
-    /// That of a limit of which nobody has asked anything yet.
-    fn new_limiter(&self, limit: &Arc<LimitPolicy>) -> Arc<Limiter> {
+    /// Of a limit of which nobody has asked anything yet.
+    #[cold]
+    fn begin_limit(&self, limit: &Arc<LimitPolicy>) {
         let new = Arc::new(Limiter::new(Arc::clone(limit)));
-        self.limiters.rcu(|limiters| {
-            let mut limiters = Limiters::clone(limiters);
-            limiters.entry(Arc::clone(&limit.name)).or_insert_with(|| Arc::clone(&new));
-            limiters
-        });
-        // Another thread may have been first; its limiter is then the one.
-        self.limiters.load().get(&limit.name).map_or(new, Arc::clone)
+        self.replace(
+            |tables| &mut tables.limiters,
+            |limiters| {
+                let mut limiters = Limiters::clone(limiters);
+                // Another thread may have been first; its limiter is then the one.
+                if let Err(place) = limiters.place(limit) {
+                    limiters.0.insert(place, (Arc::clone(&limit.name), Arc::clone(&new)));
+                }
+                limiters
+            },
+        );
     }
 
     /// Follows a swap of policies; call it after each [`Live::publish`](crate::Live::publish), and when versions come
@@ -181,13 +223,17 @@ impl Ledger {
     /// keep their state. `serves` tells which versions of which models are still what their breakers have seen; where
     /// another server answers, that is so for as long as the policy names the same.
     pub fn retain(&self, snapshot: &Snapshot, serves: impl Fn(&str, Version) -> bool) -> Gone {
-        let limiters = self.limiters.rcu(|limiters| {
-            let kept = |limit: &Arc<LimitPolicy>| match limiters.get(&limit.name) {
-                Some(limiter) if limiter.policy == *limit => Arc::clone(limiter),
-                Some(_) | None => Arc::new(Limiter::new(Arc::clone(limit))),
-            };
-            snapshot.limits().iter().map(|limit| (Arc::clone(&limit.name), kept(limit))).collect::<Limiters>()
-        });
+        let limiters = self.replace(
+            |tables| &mut tables.limiters,
+            |limiters| {
+                let kept = |(place, limit): (usize, &Arc<LimitPolicy>)| match limiters.get(place, limit) {
+                    Some(limiter) if limiter.policy == *limit => Arc::clone(limiter),
+                    Some(_) | None => Arc::new(Limiter::new(Arc::clone(limit))),
+                };
+                let limits = snapshot.limits().iter().enumerate();
+                Limiters(limits.map(|limit| (Arc::clone(&limit.1.name), kept(limit))).collect())
+            },
+        );
         let crowds = self.crowds.rcu(|crowds| {
             let kept = |policy: &Arc<CrowdPolicy>| match crowds.get(&policy.name) {
                 Some(crowd) if crowd.policy == *policy => Arc::clone(crowd),

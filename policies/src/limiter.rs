@@ -10,25 +10,22 @@
 //! Asking and spending are two steps under one lock: [`Limiter::open`] locks, [`Bucket::arrive`] asks, and only
 //! [`Bucket::spend`] and [`Bucket::reserve`] change a level; what was reserved may be given back, see `reservation.rs`.
 
+mod callers;
 #[cfg(test)]
 mod oracle;
 mod reservation;
 
-use std::borrow::Cow;
-use std::collections::{BTreeSet, VecDeque};
-use std::hash::{BuildHasher, RandomState};
+use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-
-use compact_str::CompactString;
-use hashbrown::HashTable;
 
 use crate::attribute::{Attribute, Attributes};
 use crate::gcra::{Gcra, Moment, Refusal};
 use crate::ledger::Spent;
 use crate::units::Rate;
 
+use callers::{Caller, Callers, Number, Roll};
 pub(crate) use reservation::Reservation;
 use reservation::{Reservations, Spot};
 
@@ -139,79 +136,59 @@ pub struct Limited {
 pub(crate) struct Limiter {
     pub(crate) policy: Arc<LimitPolicy>,
     gcra: Gcra,
+    callers: Callers,
     buckets: Mutex<Buckets>,
-    /// For the names of callers with long keys.
-    long: [RandomState; 2],
 }
 
-/// Dense, because with many callers it is memory that a request waits for: a place takes 4 bytes, and a level lies beside
-/// its caller's key, of which 24 bytes are in line.
+/// What a request locks.
 #[derive(Debug, Default)]
 struct Buckets {
-    /// Callers choose their keys: nobody can know which of them collide.
-    hash: RandomState,
-    /// Where each caller's level is.
-    places: HashTable<u32>,
-    /// Levels, and whose they are. Vacant ones are in `vacant`.
-    levels: Vec<(CompactString, Moment)>,
-    vacant: Vec<u32>,
-    /// Those that are not vacant, in the order in which they are looked at for dropping.
-    queue: VecDeque<u32>,
+    roll: Roll,
     /// Of callers that are not told apart, because there is no key or no room.
     shared: Option<Moment>,
     reservations: Reservations,
 }
 
 impl Limiter {
-    /// Of a longer key only what makes it unlike others is remembered, so that memory is bounded in bytes as well.
-    const LONGEST_KEY: usize = 64;
-
-    /// Of more callers, those that came first are seen by whoever looks: more than a policy tells apart unless it says so.
-    const CALLERS_SEEN: usize = 1 << 17;
+    /// Places of callers that are looked at: enough for all that a policy tells apart unless it says otherwise.
+    const PLACES_SEEN: usize = 1 << 18;
 
     pub(crate) fn new(policy: Arc<LimitPolicy>) -> Self {
         let gcra = Gcra::new(policy.rate, policy.burst);
-        Self { policy, gcra, buckets: Mutex::default(), long: Default::default() }
-    }
-
-    /// Under which name a caller is remembered. Nobody can choose two keys of one name without knowing the process.
-    fn name<'k>(&self, key: Cow<'k, str>) -> Cow<'k, str> {
-        if key.len() <= Self::LONGEST_KEY {
-            return key;
-        }
-        let [one, other] = &self.long;
-        Cow::Owned(format!("{:016x}{:016x}", one.hash_one(&key), other.hash_one(&key)))
+        Self { policy, gcra, callers: Callers::new(), buckets: Mutex::default() }
     }
 
     /// Locks the limit and finds the caller's bucket. Callers lock limits in the order of their names.
-    pub(crate) fn open<'a>(&'a self, caller: &'a impl Attributes, now: Moment) -> Bucket<'a> {
-        let key = self.key(caller);
-        self.find(self.lock(), key, now)
+    pub(crate) fn open(&self, caller: &impl Attributes, now: Moment) -> Bucket<'_> {
+        let number = self.number(caller);
+        self.find(self.lock(), number, now)
     }
 
-    /// By which a caller is known here. Made before the lock is taken: a key is as long as its caller likes.
-    fn key<'a>(&self, caller: &'a impl Attributes) -> Option<Cow<'a, str>> {
-        self.policy.key.as_ref().map(|key| self.name(key.of(caller).unwrap_or_default()))
+    /// By which a caller is known here. Computed before the lock is taken: a key is as long as its caller likes.
+    fn number(&self, caller: &impl Attributes) -> Option<Number> {
+        self.policy.key.as_ref().map(|key| self.callers.number(&key.of(caller).unwrap_or_default()))
     }
 
     /// The same for a caller who has a reservation here: the bucket of that, for as long as it owes anything.
-    pub(crate) fn open_again<'a>(
-        &'a self,
+    pub(crate) fn open_again(
+        &self,
         reservation: &Reservation,
-        caller: &'a impl Attributes,
+        caller: &impl Attributes,
         now: Moment,
-    ) -> Bucket<'a> {
-        let key = self.key(caller);
+    ) -> Bucket<'_> {
+        let number = self.number(caller);
         let buckets = self.lock();
         let is_open = buckets.reservations.end(reservation.spot, reservation.ticket).is_some();
-        let has_place = || key.as_ref().is_some_and(|key| buckets.place(key).is_some());
-        let (place, level) = match reservation.spot {
-            Spot::Own(at) if is_open => (Place::Own(at), Some(buckets.levels[at as usize].1)),
+        let has_place = || number.is_some_and(|number| self.callers.find(&buckets.roll, number).is_some());
+        match reservation.spot {
+            Spot::Own(number) if is_open => self.find(buckets, Some(number), now),
             // Who has a place by now, and owes there what is reserved, has no other bucket beside it.
-            Spot::Shared if is_open && !has_place() => (Place::Shared, buckets.shared),
-            Spot::Own(_) | Spot::Shared => return self.find(buckets, key, now),
-        };
-        Bucket { limiter: self, buckets, place, level, now }
+            Spot::Shared if is_open && !has_place() => {
+                let level = buckets.shared;
+                Bucket { limiter: self, buckets, place: Place::Shared, level, now }
+            }
+            Spot::Own(_) | Spot::Shared => self.find(buckets, number, now),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Buckets> {
@@ -221,17 +198,15 @@ impl Limiter {
     fn find<'a>(
         &'a self,
         mut buckets: MutexGuard<'a, Buckets>,
-        key: Option<Cow<'a, str>>,
+        number: Option<Number>,
         now: Moment,
     ) -> Bucket<'a> {
-        let known = key.as_ref().and_then(|key| buckets.place(key));
-        let (place, level) = match (known, key) {
-            (Some(at), _) => (Place::Own(at), Some(buckets.levels[at as usize].1)),
+        let known = number.and_then(|number| self.callers.find(&buckets.roll, number));
+        let (place, level) = match (known, number) {
+            (Some(caller), Some(number)) => (Place::Own(caller, number), Some(caller.level())),
             // What it may have spent when there was no room for it.
-            (None, Some(key)) if buckets.make_room(self.policy.max_keys, now) => {
-                (Place::New(key), buckets.shared)
-            }
-            (None, Some(_) | None) => (Place::Shared, buckets.shared),
+            (None, Some(number)) if self.make_room(&mut buckets, now) => (Place::New(number), buckets.shared),
+            (_, Some(_) | None) => (Place::Shared, buckets.shared),
         };
         Bucket { limiter: self, buckets, place, level, now }
     }
@@ -240,14 +215,19 @@ impl Limiter {
     fn take_back(&self, reservation: &Reservation, units: u32) {
         let mut buckets = self.lock();
         let unpaid = self.unpaid(&buckets, reservation, units);
-        let level = match reservation.spot {
-            Spot::Own(at) => buckets.levels.get_mut(at as usize).map(|(_, level)| level),
-            Spot::Shared => buckets.shared.as_mut(),
-        };
-        if let Some(level) = level.filter(|_| unpaid > 0) {
-            *level = Moment::new(level.as_u64() - unpaid);
-            buckets.reservations.take_out(reservation.spot, reservation.ticket, unpaid);
+        if unpaid == 0 {
+            return;
         }
+        let without = |level: Moment| Moment::new(level.as_u64() - unpaid);
+        match reservation.spot {
+            Spot::Own(number) => {
+                if let Some(caller) = self.callers.find(&buckets.roll, number) {
+                    caller.set_level(&mut buckets.roll, without(caller.level()));
+                }
+            }
+            Spot::Shared => buckets.shared = buckets.shared.map(without),
+        }
+        buckets.reservations.take_out(reservation.spot, reservation.ticket, unpaid);
     }
 
     /// What is spent of a reservation stays so.
@@ -266,17 +246,22 @@ impl Limiter {
         (self.policy.rate.interval().as_nanos() as u64).saturating_mul(units.into())
     }
 
+    /// What is left to a caller whose bucket is at this level.
+    pub(crate) fn quota(&self, level: Option<Moment>, now: Moment) -> Quota {
+        let (remaining, reset) = self.left(level, now);
+        Quota { limit: Arc::clone(&self.policy), remaining, reset }
+    }
+
     /// Units that a bucket at this level would let through at once, and until when it is full again.
-    pub(crate) fn left(&self, level: Option<Moment>, now: Moment) -> (u32, Duration) {
+    fn left(&self, level: Option<Moment>, now: Moment) -> (u32, Duration) {
         let owed = level.map_or(0, |level| level.as_u64().saturating_sub(now.as_u64()));
         let interval = self.policy.rate.interval().as_nanos().max(1) as u64;
         let used = u32::try_from(owed.div_ceil(interval)).unwrap_or(u32::MAX);
         (self.policy.burst.get().saturating_sub(used), Duration::from_nanos(owed))
     }
 
-    /// How much is spent. Of many callers a few are looked at for each time that the lock is taken, so that no request waits for all.
+    /// How much is spent, nearly: a caller who comes to another place meanwhile may be missed, or seen twice.
     pub(crate) fn spent(&self, now: Moment) -> Spent {
-        const AT_ONCE: usize = 1024;
         let burst = self.policy.burst.get();
         let mut spent = Spent { of: burst, ..Spent::default() };
         let (mut highest, nothing_left) = (None, self.time_of(burst - 1));
@@ -286,12 +271,12 @@ impl Limiter {
             spent.exhausted += u64::from(owed > nothing_left);
             highest = highest.max(Some(level));
         };
-        self.lock().shared.into_iter().for_each(&mut see);
-        for first in (0..Self::CALLERS_SEEN).step_by(AT_ONCE) {
+        let (shared, further) = {
             let buckets = self.lock();
-            let Some(rest) = buckets.levels.get(first..).filter(|rest| !rest.is_empty()) else { break };
-            rest.iter().take(AT_ONCE).for_each(|(_, level)| see(*level));
-        }
+            (buckets.shared, buckets.roll.further())
+        };
+        shared.into_iter().for_each(&mut see);
+        self.callers.levels(further).take(Self::PLACES_SEEN).for_each(see);
         spent.most = burst - self.left(highest, now).0;
         spent
     }
@@ -302,54 +287,26 @@ impl Limiter {
     }
 
     #[cfg(test)]
-    fn remembered(&self) -> usize {
-        self.buckets.lock().unwrap().places.len()
-    }
-}
-
-impl Buckets {
-    fn place(&self, key: &str) -> Option<u32> {
-        let is_its = |at: &u32| self.levels[*at as usize].0 == key;
-        self.places.find(self.hash.hash_one(key), is_its).copied()
+    fn remembered(&self) -> u32 {
+        self.lock().roll.remembered()
     }
 
     /// Looks at the next few buckets and drops those that owe nothing any more; tells whether one more fits. A few per
     /// new key are enough to keep up with arrivals, and no request ever waits for a sweep of them all.
-    fn make_room(&mut self, max_keys: NonZeroU32, now: Moment) -> bool {
+    fn make_room(&self, buckets: &mut Buckets, now: Moment) -> bool {
         const LOOKS: usize = 4;
-        for _ in 0..LOOKS.min(self.queue.len()) {
-            let at = self.queue.pop_front().expect("the loop is no longer than the queue");
-            let (key, level) = &self.levels[at as usize];
-            if *level > now {
-                self.queue.push_back(at);
-            } else {
-                let place = self.places.find_entry(self.hash.hash_one(key.as_str()), |place| *place == at);
-                place.expect("every level that is not vacant has its place").remove();
-                self.vacant.push(at);
-                if !self.reservations.is_empty() {
-                    self.reservations.close_all(Spot::Own(at));
-                }
+        for number in self.callers.rested(&mut buckets.roll, LOOKS, now) {
+            self.callers.forget(&mut buckets.roll, number);
+            if !buckets.reservations.is_empty() {
+                buckets.reservations.close_all(Spot::Own(number));
             }
         }
-        debug_assert_eq!(self.places.len(), self.queue.len(), "every remembered key is in the queue once");
-        self.places.len() < max_keys.get() as usize
+        buckets.roll.remembered() < self.policy.max_keys.get()
     }
 
-    fn remember(&mut self, key: &str, level: Moment) -> u32 {
-        let at = match self.vacant.pop() {
-            Some(at) => {
-                self.levels[at as usize] = (key.into(), level);
-                at
-            }
-            None => {
-                self.levels.push((key.into(), level));
-                u32::try_from(self.levels.len() - 1).expect("no more than max_keys, which is a u32")
-            }
-        };
-        self.queue.push_back(at);
-        let hash = |at: &u32| self.hash.hash_one(self.levels[*at as usize].0.as_str());
-        self.places.insert_unique(self.hash.hash_one(key), at, hash);
-        at
+    /// Has the processor fetch the bucket of a caller.
+    pub(crate) fn prefetch(&self, caller: &impl Attributes) {
+        self.number(caller).into_iter().for_each(|number| self.callers.prefetch(number));
     }
 }
 
@@ -362,9 +319,10 @@ pub(crate) struct Bucket<'a> {
     now: Moment,
 }
 
+#[derive(Clone, Copy)]
 enum Place<'a> {
-    Own(u32),
-    New(Cow<'a, str>),
+    Own(&'a Caller, Number),
+    New(Number),
     Shared,
 }
 
@@ -410,7 +368,7 @@ impl Bucket<'_> {
     /// What of it time has not paid for; nothing in another bucket than this.
     fn unpaid(&self, reserved: &Reservation) -> u64 {
         let is_here = match self.place {
-            Place::Own(at) => reserved.spot == Spot::Own(at),
+            Place::Own(_, number) => reserved.spot == Spot::Own(number),
             Place::Shared => reserved.spot == Spot::Shared,
             Place::New(_) => false,
         };
@@ -431,12 +389,16 @@ impl Bucket<'_> {
     }
 
     fn become_level(&mut self, level: Moment) -> Spot {
-        match &self.place {
-            &Place::Own(at) => {
-                self.buckets.levels[at as usize].1 = level;
-                Spot::Own(at)
+        let roll = &mut self.buckets.roll;
+        match self.place {
+            Place::Own(caller, number) => {
+                caller.set_level(roll, level);
+                Spot::Own(number)
             }
-            Place::New(key) => Spot::Own(self.buckets.remember(key, level)),
+            Place::New(number) => {
+                self.limiter.callers.remember(roll, number, level);
+                Spot::Own(number)
+            }
             Place::Shared => {
                 self.buckets.shared = Some(level);
                 Spot::Shared

@@ -132,6 +132,11 @@ impl Snapshot {
         self.by_name.get(name)
     }
 
+    /// Has the processor fetch what is read first of the policy of `name`, in all likelihood.
+    pub(crate) fn prefetch(&self, name: &str) {
+        self.by_name.likely(name).into_iter().for_each(ModelPolicy::prefetch);
+    }
+
     /// Every model that has a policy, in the order of their names.
     pub fn models(&self) -> impl Iterator<Item = (&str, &ModelPolicy)> {
         self.models.iter().map(|(name, policy)| (name.as_ref(), &**policy))
@@ -213,6 +218,11 @@ impl ByName {
     fn get(&self, name: &str) -> Option<&ModelPolicy> {
         let policy = self.places.find(self.hash.hash_one(name), |policy| *policy.name == *name);
         policy.map(|policy| &**policy)
+    }
+
+    /// In all likelihood the policy of this name; it is not read to make sure.
+    fn likely(&self, name: &str) -> Option<&ModelPolicy> {
+        self.places.find(self.hash.hash_one(name), |_| true).map(|policy| &**policy)
     }
 }
 

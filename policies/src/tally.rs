@@ -218,17 +218,16 @@ impl Tally {
         prefetch_start(self, offset_of!(Self, majority));
     }
 
-    /// Where a user has left a mark.
-    pub(crate) fn prefetch_user(&self, key: u64) {
-        self.users.prefetch(mixed(key));
-    }
-
-    /// Where most requests are counted: the first of each user, and those that draw. Of many versions it is not known which will be.
-    pub(crate) fn prefetch_counts(&self) {
-        const FEW: usize = 8;
-        if self.versions.len() <= FEW {
-            prefetch(&*self.units.cells);
+    /// What is counted if the version answers that was drawn: where users have left their marks, and where most of their requests
+    /// count, which are not their first ones.
+    pub(crate) fn prefetch_counts(&self, drawn: Drawn, key: Option<u64>) {
+        let row = drawn.place as usize;
+        if row >= self.versions.len() {
+            return;
         }
+        key.into_iter().for_each(|key| self.users.prefetch(mixed(key)));
+        let matrix = if key.is_some() { &self.others } else { &self.units };
+        prefetch(matrix.cell(row, Column::Version(row)));
     }
 
     /// The part of these versions' requests that nobody has answered.

@@ -464,7 +464,8 @@ fn an_engine_that_ends_while_its_successor_loads_is_followed_by_that_one() {
     kill_process(first, Signal::KILL).expect("it runs");
     eventually("the successor to answer", || (ask(1.0) == 200).then_some(()));
     let log = stack.log();
-    assert!(log.contains("engine lost: it ended: signal: 9"), "{log}");
+    // By its signal or by the end of its link, whichever is noticed first.
+    assert!(log.contains("engine lost: "), "{log}");
     assert!(log.contains("its successor goes on"), "{log}");
     assert_eq!(stack.metric("penstock_engine_starts_total"), 2.0);
     let slow = || stack.client().infer("slow", &[], &infer_body("x", [1, 4], &[1.0; 4])).status;

@@ -6,18 +6,19 @@
 //! is to be paid for; if it then turns out not to have run, or is dropped before, its rows and bytes are given back. Requests
 //! are not: who asks again and again of what is overloaded is whom such limits are for.
 //!
-//! All limits are locked one after the other, in the order of their names, and the spending happens on the way back: no
-//! other request sees a state in between.
+//! All limits are locked one after the other, in the order of their names, and only then is anything spent: no other
+//! request sees a state in between.
 
-use std::cell::OnceCell;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::{Ledger, Limiters};
+use smallvec::SmallVec;
+
+use super::Ledger;
 use crate::attribute::Attributes;
 use crate::gcra::{Moment, Refusal};
-use crate::limiter::{Cost, LimitPolicy, Limited, Limiter, Quota, Reservation};
+use crate::limiter::{Bucket, Cost, Limited, Limiter, Quota, Reservation};
 use crate::snapshot::Snapshot;
 
 /// What a request has turned out to be.
@@ -74,6 +75,9 @@ impl Reserved {
         self.0.into_iter().for_each(Reservation::give_back);
     }
 }
+
+/// Limits that most requests have to pass, or fewer.
+const FEW: usize = 4;
 
 /// One step of one request.
 struct Arrival<'a, C, S> {
@@ -217,73 +221,84 @@ impl Ledger {
         arrival: &Arrival<'_, impl Attributes, impl Step>,
         spent: &mut Vec<Reservation>,
     ) -> Result<Option<Quota>, Limited> {
-        self.settle(snapshot.limits(), &self.limiters.load(), arrival, spent, None)
-    }
-
-    /// Locks and asks the first limit, then the others, then spends on the way back.
-    fn settle(
-        &self,
-        limits: &[Arc<LimitPolicy>],
-        known: &Limiters,
-        arrival: &Arrival<'_, impl Attributes, impl Step>,
-        spent: &mut Vec<Reservation>,
-        refusal: Option<Limited>,
-    ) -> Result<Option<Quota>, Limited> {
-        let Some((limit, others)) = limits.split_first() else {
-            return refusal.map_or(Ok(None), Err);
-        };
-        let units = if limit.covers(arrival.model) { arrival.step.units(limit.cost) } else { None };
-        let Some(units) = units else { return self.settle(others, known, arrival, spent, refusal) };
-        let (new, now) = (OnceCell::new(), arrival.now);
-        let limiter = known.get(&limit.name).unwrap_or_else(|| new.get_or_init(|| self.new_limiter(limit)));
-        let reserved = arrival.step.reserved(limiter);
-        let bucket = match reserved {
-            None => limiter.open(arrival.caller, now),
-            Some(reserved) => limiter.open_again(reserved, arrival.caller, now),
-        };
-        let arrived = match reserved {
-            None => bucket.arrive(units).map(|level| Some((level, units))),
-            Some(reserved) => bucket.grow(reserved, units),
-        };
-        match arrived {
-            Ok(grown) => {
-                let others = self.settle(others, known, arrival, spent, refusal)?;
-                let level = grown.map_or(bucket.level(), |(level, _)| Some(level));
-                let quota = quota_at(limiter, level, now);
-                match grown {
-                    None => {}
-                    Some((level, _)) if !is_reserved(&arrival.step) => bucket.spend(level),
-                    Some((level, units)) => {
-                        let mut reservation = bucket.reserve(limiter, level, units);
-                        if limit.cost == Cost::Requests {
-                            reservation.settle(); // unless another limit refuses it
-                        }
-                        spent.push(reservation);
+        let tables = self.tables.load();
+        let mut asked = SmallVec::<[Asked<'_>; FEW]>::new();
+        let mut refusal: Option<Limited> = None;
+        for (place, limit) in snapshot.limits().iter().enumerate() {
+            if !limit.covers(arrival.model) {
+                continue;
+            }
+            let Some(units) = arrival.step.units(limit.cost) else { continue };
+            let Some(limiter) = tables.limiters.get(place, limit) else {
+                drop(asked);
+                drop(tables);
+                self.begin_limit(limit);
+                return self.ask_all(snapshot, arrival, spent);
+            };
+            let reserved = arrival.step.reserved(limiter);
+            let bucket = match reserved {
+                None => limiter.open(arrival.caller, arrival.now),
+                Some(reserved) => limiter.open_again(reserved, arrival.caller, arrival.now),
+            };
+            let arrived = match reserved {
+                None => bucket.arrive(units).map(|level| Some((level, units))),
+                Some(reserved) => bucket.grow(reserved, units),
+            };
+            match arrived {
+                Ok(grown) => asked.push(Asked { limiter, cost: limit.cost, bucket, grown }),
+                Err(refused) => {
+                    let (retry_after, never) = match refused {
+                        Refusal::TooSoon(wait) => (wait, None),
+                        Refusal::TooMuch => (Duration::MAX, Some(units)),
+                    };
+                    if refusal.as_ref().is_none_or(|longer| longer.retry_after < retry_after) {
+                        let level =
+                            reserved.map_or(bucket.level(), |reserved| bucket.level_without(reserved));
+                        let (limit, quota) =
+                            (Arc::clone(&limiter.policy.name), limiter.quota(level, arrival.now));
+                        refusal = Some(Limited { limit, retry_after, never, quota });
                     }
                 }
-                Ok(nearer(Some(quota), others))
-            }
-            Err(refused) => {
-                let (retry_after, never) = match refused {
-                    Refusal::TooSoon(wait) => (wait, None),
-                    Refusal::TooMuch => (Duration::MAX, Some(units)),
-                };
-                let level = reserved.map_or(bucket.level(), |reserved| bucket.level_without(reserved));
-                let quota = quota_at(limiter, level, now);
-                let refusal = match refusal {
-                    Some(longer) if longer.retry_after >= retry_after => longer,
-                    Some(_) | None => {
-                        Limited { limit: Arc::clone(&limiter.policy.name), retry_after, never, quota }
-                    }
-                };
-                self.settle(others, known, arrival, spent, Some(refusal))
             }
         }
+        refusal.map_or_else(|| Ok(spend(&mut asked, arrival, spent)), Err)
     }
 }
 
-fn is_reserved<S: Step>(_: &S) -> bool {
-    S::RESERVES
+/// A limit that has let a request through, and is locked; nothing has been spent there yet.
+struct Asked<'a> {
+    limiter: &'a Arc<Limiter>,
+    /// As the request's snapshot has it.
+    cost: Cost,
+    bucket: Bucket<'a>,
+    /// Its level after that, and by how many units, if by any.
+    grown: Option<(Moment, NonZeroU32)>,
+}
+
+/// Spends at all of them, the last one first; the quota of the one that is nearest to being used up.
+fn spend<S: Step>(
+    asked: &mut SmallVec<[Asked<'_>; FEW]>,
+    arrival: &Arrival<'_, impl Attributes, S>,
+    spent: &mut Vec<Reservation>,
+) -> Option<Quota> {
+    let mut nearest: Option<Quota> = None;
+    while let Some(Asked { limiter, cost, bucket, grown }) = asked.pop() {
+        let level = grown.map_or(bucket.level(), |(level, _)| Some(level));
+        let quota = limiter.quota(level, arrival.now);
+        match grown {
+            None => {}
+            Some((level, _)) if !S::RESERVES => bucket.spend(level),
+            Some((level, units)) => {
+                let mut reservation = bucket.reserve(limiter, level, units);
+                if cost == Cost::Requests {
+                    reservation.settle(); // unless another limit refuses it
+                }
+                spent.push(reservation);
+            }
+        }
+        nearest = nearer(Some(quota), nearest);
+    }
+    nearest
 }
 
 /// Whether a request's body costs something.
@@ -296,11 +311,6 @@ fn nearer(quota: Option<Quota>, other: Option<Quota>) -> Option<Quota> {
         (Some(quota), Some(other)) => Some(if other.is_as_near_as(&quota) { other } else { quota }),
         (quota, other) => quota.or(other),
     }
-}
-
-fn quota_at(limiter: &Limiter, level: Option<Moment>, now: Moment) -> Quota {
-    let (remaining, reset) = limiter.left(level, now);
-    Quota { limit: Arc::clone(&limiter.policy), remaining, reset }
 }
 
 #[cfg(test)]

@@ -3,14 +3,19 @@
 //! takes its time, and the place of another one.
 //!
 //! ```text
-//!   name ─┬─ policy ──── split or canary ──── version, key ─┬─ its breaker
-//!         ├─ breakers                                       └─ the user's mark
-//!         ├─ tally ───── counts
-//!         └─ rollout ─── its users                      a wait for each column, and not for each word
+//!   name ──┬─ policy ──── split or canary ──── version, key ─┬─ its breaker
+//!          ├─ breakers                                       ├─ the user's mark
+//!          ├─ tally                                          └─ the count
+//!          └─ rollout ─── its users
+//!   caller ── bucket                                     a wait for each column, and not for each word
 //! ```
+
+use std::sync::Arc;
 
 use super::Ledger;
 use super::guards::of;
+use crate::attribute::Attributes;
+use crate::limiter::LimitPolicy;
 use crate::pick::Pick;
 use crate::prefetch::prefetch;
 use crate::snapshot::{ModelPolicy, Snapshot};
@@ -18,33 +23,43 @@ use crate::snapshot::{ModelPolicy, Snapshot};
 /// What fewer models need is near anyway.
 const MANY: usize = 64;
 
+/// Of more limits that tell callers apart, the first ones.
+const LIMITS: usize = 2;
+
 impl Ledger {
     /// What comes of `pick` by the policy of this model, if it has one. Meanwhile the processor fetches what the request will need.
     pub(super) fn looking_ahead(
         &self,
         snapshot: &Snapshot,
         model: &str,
+        caller: &impl Attributes,
         pick: impl FnOnce(&ModelPolicy) -> Option<Pick>,
     ) -> Option<Pick> {
-        let policy = snapshot.model(model)?;
         if snapshot.models.len() < MANY {
-            return pick(policy);
+            return pick(snapshot.model(model)?);
         }
-        policy.prefetch();
-        let (breakers, tallies, rollouts) = (self.breakers.load(), self.tallies.load(), self.rollouts.load());
-        let (guards, tally, rollout) = (breakers.guards.get(model), tallies.get(model), rollouts.get(model));
+        snapshot.prefetch(model);
+        let tables = self.tables.load();
+        let tells_apart =
+            |(_, limit): &(usize, &Arc<LimitPolicy>)| limit.key.is_some() && limit.covers(model);
+        for (place, limit) in snapshot.limits().iter().enumerate().filter(tells_apart).take(LIMITS) {
+            tables.limiters.get(place, limit).into_iter().for_each(|limiter| limiter.prefetch(caller));
+        }
+        let (guards, tally) = (tables.breakers.guards.get(model), tables.tallies.get(model));
+        let rollout = tables.rollouts.get(model);
         guards.into_iter().for_each(|guards| prefetch(&**guards));
         tally.into_iter().for_each(|tally| tally.prefetch());
         rollout.into_iter().for_each(|rollout| rollout.prefetch());
+
+        let policy = snapshot.model(model)?;
         policy.prefetch_arms();
-        tally.into_iter().for_each(|tally| tally.prefetch_counts());
         rollout.into_iter().for_each(|rollout| rollout.prefetch_users());
 
         let pick = pick(policy)?;
         let guard = guards.and_then(|guards| of(guards, pick.version));
         guard.into_iter().for_each(|guard| guard.prefetch());
-        if let (Some(tally), Some(key)) = (tally, pick.key) {
-            tally.prefetch_user(key);
+        if let (Some(tally), Some(drawn)) = (tally, pick.drawn) {
+            tally.prefetch_counts(drawn, pick.key);
         }
         Some(pick)
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::Ledger;
+use super::{Ledger, Tables};
 use crate::canary::CanaryPolicy;
 use crate::pick::Stickiness;
 use crate::snapshot::{ByModel, ModelPolicy, Snapshot};
@@ -25,7 +25,7 @@ impl Ledger {
         answered: Option<Version>,
         instead: Option<Instead>,
     ) {
-        if let Some(tally) = self.tallies.load().get(model) {
+        if let Some(tally) = self.tables.load().tallies.get(model) {
             tally.count(drawn, key, answered, instead);
         }
     }
@@ -34,8 +34,9 @@ impl Ledger {
     /// Call it a few times a second.
     pub fn mismatches(&self, now: Instant) -> Vec<(Arc<str>, Mismatch)> {
         self.begin_windows(now);
-        let tallies = self.tallies.load();
-        let mut found: Vec<(Arc<str>, _)> = tallies
+        let tables = self.tables.load();
+        let mut found: Vec<(Arc<str>, _)> = tables
+            .tallies
             .iter()
             .filter_map(|(model, tally)| Some((Arc::from(model.as_str()), tally.look()?)))
             .collect();
@@ -45,14 +46,14 @@ impl Ledger {
 
     /// How the requests of every model that are divided have been answered.
     pub fn splits(&self, now: Instant) -> BTreeMap<String, SplitStatus> {
-        let tallies = self.tallies.load();
-        let divided = tallies.iter().filter(|(_, tally)| tally.is_divided());
+        let tables = self.tables.load();
+        let divided = tables.tallies.iter().filter(|(_, tally)| tally.is_divided());
         divided.map(|(model, tally)| (model.to_string(), tally.status(now))).collect()
     }
 
     /// What [`Ledger::tally`] comes to when `snapshot` is in force; changes nothing.
     pub(crate) fn tallies_ahead(&self, snapshot: &Snapshot, now: Instant) -> TalliesAhead {
-        let before = self.tallies.load_full();
+        let before = Arc::clone(&self.tables.load().tallies);
         let next = self.tallies_after(&before, snapshot, now);
         TalliesAhead { before, next }
     }
@@ -60,17 +61,24 @@ impl Ledger {
     /// Follows a swap of policies, quickly if that was foreseen.
     pub(super) fn tally(&self, snapshot: &Snapshot, ahead: Option<&mut TalliesAhead>, now: Instant) {
         if let Some(TalliesAhead { before, next }) = ahead {
+            let before = Arc::clone(before);
             let mut next = std::mem::take(next);
             // Of a rollout nobody knew how far it would be.
             for (model, canary) in snapshot.canaries() {
-                let tally = self.tally_of_canary(before, model, canary, now);
+                let tally = self.tally_of_canary(&before, model, canary, now);
                 next.insert((**model).into(), tally);
             }
-            if Arc::ptr_eq(&self.tallies.compare_and_swap(&*before, Arc::new(next)), before) {
+            let next = Arc::new(next);
+            let was = self.tables.rcu(|tables| {
+                let is_still = Arc::ptr_eq(&tables.tallies, &before);
+                let tallies = Arc::clone(if is_still { &next } else { &tables.tallies });
+                Tables { tallies, ..Tables::clone(tables) }
+            });
+            if Arc::ptr_eq(&was.tallies, &before) {
                 return;
             }
         }
-        self.tallies.rcu(|tallies| self.tallies_after(tallies, snapshot, now));
+        self.replace(|tables| &mut tables.tallies, |tallies| self.tallies_after(tallies, snapshot, now));
     }
 
     fn tallies_after(&self, tallies: &Tallies, snapshot: &Snapshot, now: Instant) -> Tallies {
@@ -100,28 +108,31 @@ impl Ledger {
 
     /// A window ends with a step of a rollout, and after a while.
     fn begin_windows(&self, now: Instant) {
-        let rollouts = self.rollouts.load();
+        let tables = self.tables.load();
         let declared_now = |model: &str| {
-            let rollout = rollouts.get(model)?;
+            let rollout = tables.rollouts.get(model)?;
             let (baseline, candidate) = rollout.versions;
             Some(CanaryPolicy::declared_of(baseline, candidate, rollout.share()))
         };
         let is_over = |model: &str, tally: &Tally| {
             tally.is_over(now) || declared_now(model).is_some_and(|declared| declared.mark != tally.mark)
         };
-        if !self.tallies.load().iter().any(|(model, tally)| is_over(model, tally)) {
+        if !tables.tallies.iter().any(|(model, tally)| is_over(model, tally)) {
             return;
         }
-        self.tallies.rcu(|tallies| {
-            let mut next = Tallies::clone(tallies);
-            for (model, tally) in &mut next {
-                if is_over(model, tally) {
-                    let declared = declared_now(model).unwrap_or_else(|| tally.declared());
-                    *tally = Arc::new(tally.anew(&declared, now));
+        self.replace(
+            |tables| &mut tables.tallies,
+            |tallies| {
+                let mut next = Tallies::clone(tallies);
+                for (model, tally) in &mut next {
+                    if is_over(model, tally) {
+                        let declared = declared_now(model).unwrap_or_else(|| tally.declared());
+                        *tally = Arc::new(tally.anew(&declared, now));
+                    }
                 }
-            }
-            next
-        });
+                next
+            },
+        );
     }
 }
 

@@ -167,8 +167,8 @@ impl Ledger {
         (one, other): (Version, Version),
         now: Instant,
     ) -> [Standing; 2] {
-        let breakers = self.breakers.load();
-        let versions = breakers.guards.get(model);
+        let tables = self.tables.load();
+        let versions = tables.breakers.guards.get(model);
         [one, other].map(|version| {
             let guard = versions.and_then(|versions| of(versions, version));
             // Nobody has entered it, or nobody since others answer.
@@ -178,35 +178,40 @@ impl Ledger {
 
     fn guard(&self, snapshot: &Snapshot, model: &str, version: Version) -> Arc<Guard> {
         let remote = snapshot.remote(model, version);
-        let breakers = self.breakers.load();
+        let tables = self.tables.load();
+        let breakers = &tables.breakers;
         match breakers.guard(model, version) {
             Some(guard) if guard.remote.as_ref() == remote => return guard,
             None if breakers.remote(snapshot, model, version) == remote => {}
             // Who came under an older policy asks another server: what that does is nobody's fault here.
             Some(_) | None => return Arc::new(Guard::new(breakers.policy(snapshot, model), remote)),
         }
-        drop(breakers);
-        self.breakers.rcu(|breakers| {
-            let mut breakers = Breakers::clone(breakers);
-            // Another policy may have come into force since.
-            if breakers.remote(snapshot, model, version) != remote {
-                return breakers;
-            }
-            if breakers.remembered() >= Self::MOST_BREAKERS {
-                breakers.forget_fresh();
-            }
-            if breakers.remembered() < Self::MOST_BREAKERS {
-                let policy = breakers.policy(snapshot, model);
-                let versions = breakers.guards.entry(model.into()).or_default();
-                if let Err(place) = versions.binary_search_by_key(&version, |(known, _)| *known) {
-                    let (before, after) = versions.split_at(place);
-                    let new = (version, Arc::new(Guard::new(policy, remote)));
-                    *versions = before.iter().cloned().chain([new]).chain(after.iter().cloned()).collect();
+        drop(tables);
+        self.replace(
+            |tables| &mut tables.breakers,
+            |breakers| {
+                let mut breakers = Breakers::clone(breakers);
+                // Another policy may have come into force since.
+                if breakers.remote(snapshot, model, version) != remote {
+                    return breakers;
                 }
-            }
-            breakers
-        });
-        let breakers = self.breakers.load();
+                if breakers.remembered() >= Self::MOST_BREAKERS {
+                    breakers.forget_fresh();
+                }
+                if breakers.remembered() < Self::MOST_BREAKERS {
+                    let policy = breakers.policy(snapshot, model);
+                    let versions = breakers.guards.entry(model.into()).or_default();
+                    if let Err(place) = versions.binary_search_by_key(&version, |(known, _)| *known) {
+                        let (before, after) = versions.split_at(place);
+                        let new = (version, Arc::new(Guard::new(policy, remote)));
+                        *versions =
+                            before.iter().cloned().chain([new]).chain(after.iter().cloned()).collect();
+                    }
+                }
+                breakers
+            },
+        );
+        let breakers = Arc::clone(&self.tables.load().breakers);
         let unguarded = || Arc::new(Guard::new(breakers.policy(snapshot, model), remote));
         let same = breakers.guard(model, version).filter(|guard| guard.remote.as_ref() == remote);
         same.unwrap_or_else(unguarded)
@@ -218,41 +223,47 @@ impl Ledger {
         snapshot: &Snapshot,
         serves: impl Fn(&str, Version) -> bool,
     ) -> Arc<Breakers> {
-        self.breakers.rcu(|breakers| {
-            let kept = |(model, versions): (&CompactString, &Guards)| {
-                let policy = snapshot.breaker(model);
-                let serving = versions.iter().filter(|(version, guard)| match &guard.remote {
-                    Some(remote) => snapshot.remote(model, *version) == Some(remote),
-                    None => snapshot.remote(model, *version).is_none() && serves(model, *version),
-                });
-                let followed = serving.map(|(version, guard)| {
-                    let goes_on = guard.lock().follow(policy);
-                    // Passes into the old one settle into the void.
-                    let anew = || Arc::new(Guard::new(policy, guard.remote.as_ref()));
-                    (*version, if goes_on { Arc::clone(guard) } else { anew() })
-                });
-                let versions: Guards = followed.collect();
-                (!versions.is_empty()).then(|| (model.clone(), versions))
-            };
-            let guards = breakers.guards.iter().filter_map(kept).collect();
-            Breakers { guards, policies: Some(Arc::clone(&snapshot.models)) }
-        })
+        self.replace(
+            |tables| &mut tables.breakers,
+            |breakers| {
+                let kept = |(model, versions): (&CompactString, &Guards)| {
+                    let policy = snapshot.breaker(model);
+                    let serving = versions.iter().filter(|(version, guard)| match &guard.remote {
+                        Some(remote) => snapshot.remote(model, *version) == Some(remote),
+                        None => snapshot.remote(model, *version).is_none() && serves(model, *version),
+                    });
+                    let followed = serving.map(|(version, guard)| {
+                        let goes_on = guard.lock().follow(policy);
+                        // Passes into the old one settle into the void.
+                        let anew = || Arc::new(Guard::new(policy, guard.remote.as_ref()));
+                        (*version, if goes_on { Arc::clone(guard) } else { anew() })
+                    });
+                    let versions: Guards = followed.collect();
+                    (!versions.is_empty()).then(|| (model.clone(), versions))
+                };
+                let guards = breakers.guards.iter().filter_map(kept).collect();
+                Breakers { guards, policies: Some(Arc::clone(&snapshot.models)) }
+            },
+        )
     }
 
     /// What a version has done before says nothing about the rollout that begins.
     pub(super) fn forgive(&self, model: &str, version: Version) {
-        self.breakers.rcu(|breakers| {
-            let mut breakers = Breakers::clone(breakers);
-            if let Some(versions) = breakers.guards.get_mut(model) {
-                *versions = versions.iter().filter(|(known, _)| *known != version).cloned().collect();
-            }
-            breakers
-        });
+        self.replace(
+            |tables| &mut tables.breakers,
+            |breakers| {
+                let mut breakers = Breakers::clone(breakers);
+                if let Some(versions) = breakers.guards.get_mut(model) {
+                    *versions = versions.iter().filter(|(known, _)| *known != version).cloned().collect();
+                }
+                breakers
+            },
+        );
     }
 
     /// The state of every breaker that has seen a request, ordered by model and version.
     pub fn breakers(&self, now: Instant) -> Vec<BreakerStatus> {
-        let breakers = self.breakers.load_full();
+        let breakers = Arc::clone(&self.tables.load().breakers);
         let mut all = Vec::new();
         for (model, versions) in &breakers.guards {
             for (version, guard) in &**versions {

@@ -121,7 +121,7 @@ impl Ledger {
         ask: impl FnOnce(&Rollout) -> A,
     ) -> Option<A> {
         let of_these = |rollout: &&Arc<Rollout>| rollout.versions == arms;
-        if let Some(rollout) = self.rollouts.load().get(model).filter(of_these) {
+        if let Some(rollout) = self.tables.load().rollouts.get(model).filter(of_these) {
             return Some(ask(rollout));
         }
         self.ended.load().get(model).filter(of_these).map(|rollout| ask(rollout))
@@ -138,8 +138,8 @@ impl Ledger {
 
     /// Tells what became of a request that a rollout had assigned.
     pub fn witness(&self, model: &str, assigned: Assignment, key: Option<u64>, sight: Sight, now: Instant) {
-        let rollouts = self.rollouts.load();
-        let Some(rollout) = rollouts.get(model) else { return };
+        let tables = self.tables.load();
+        let Some(rollout) = tables.rollouts.get(model) else { return };
         if let Some(took) = assigned.commonplace(sight) {
             if rollout.versions == assigned.versions() {
                 rollout.usual.hear(took, assigned.brought);
@@ -172,14 +172,14 @@ impl Ledger {
         if !assigned.is_compared_by(version) {
             return;
         }
-        if let Some(rollout) = self.rollouts.load().get(model) {
+        if let Some(rollout) = self.tables.load().rollouts.get(model) {
             rollout.change(|canary| canary.compared(assigned, key, agrees, now));
         }
     }
 
     /// Tells how far the tensors of a version have moved from its reference.
     pub fn drifted(&self, model: &str, version: Version, sight: DriftSight, now: Instant) {
-        if let Some(rollout) = self.rollouts.load().get(model).filter(|rollout| rollout.has(version)) {
+        if let Some(rollout) = self.tables.load().rollouts.get(model).filter(|rollout| rollout.has(version)) {
             rollout.change(|canary| canary.drifted(version, sight, now));
         }
     }
@@ -188,7 +188,7 @@ impl Ledger {
     /// times a second.
     pub fn judge(&self, now: Instant) -> Vec<(Arc<str>, Record)> {
         let mut news = std::mem::take(&mut *self.last_news());
-        for (model, rollout) in self.rollouts.load().iter() {
+        for (model, rollout) in self.tables.load().rollouts.iter() {
             let breakers = self.standings(model, rollout.versions, now);
             let records = rollout.change(|canary| {
                 canary.see_breakers(breakers);
@@ -205,14 +205,14 @@ impl Ledger {
     /// anew, also where that was before a restart; one that is remembered of another candidate is forgotten.
     pub fn made_of(&self, model: &str, version: Version, files: u64, now: Instant) {
         self.remembered().made_of(model, version, files);
-        if let Some(rollout) = self.rollouts.load().get(model).filter(|rollout| rollout.has(version)) {
+        if let Some(rollout) = self.tables.load().rollouts.get(model).filter(|rollout| rollout.has(version)) {
             rollout.change(|canary| canary.made_of(version, files, now));
         }
     }
 
     /// The same for a rollout that nobody has told of any files of this version.
     pub fn begins_with(&self, model: &str, version: Version, files: u64) {
-        if let Some(rollout) = self.rollouts.load().get(model).filter(|rollout| rollout.has(version)) {
+        if let Some(rollout) = self.tables.load().rollouts.get(model).filter(|rollout| rollout.has(version)) {
             rollout.change(|canary| canary.begins_with(version, files));
         }
     }
@@ -220,7 +220,7 @@ impl Ledger {
     /// Other files of a version answer now than before: a rollout of it, or against it, begins its step anew.
     pub fn replaced(&self, model: &str, version: Version, now: Instant) {
         self.remembered().replaced(model, version);
-        if let Some(rollout) = self.rollouts.load().get(model).filter(|rollout| rollout.has(version)) {
+        if let Some(rollout) = self.tables.load().rollouts.get(model).filter(|rollout| rollout.has(version)) {
             rollout.change(|canary| canary.begin_step_anew(version, now));
         }
     }
@@ -236,7 +236,7 @@ impl Ledger {
         reason: &str,
         now: Instant,
     ) -> Result<CanaryStatus, CommandError> {
-        let rollouts = self.rollouts.load();
+        let rollouts = Arc::clone(&self.tables.load().rollouts);
         let rollout = rollouts.get(model).ok_or_else(|| CommandError::NoCanary(model.to_owned()))?;
         let obey = |canary: &mut Canary| {
             let begins_again = command == Command::Resume && canary.share() == 0;
@@ -252,7 +252,7 @@ impl Ledger {
 
     /// How far every rollout is.
     pub fn rollouts(&self) -> BTreeMap<String, CanaryStatus> {
-        let rollouts = self.rollouts.load();
+        let rollouts = Arc::clone(&self.tables.load().rollouts);
         rollouts
             .iter()
             .map(|(model, rollout)| (model.to_string(), rollout.change(|canary| canary.status())))
@@ -261,7 +261,7 @@ impl Ledger {
 
     /// What is to be kept over a restart.
     pub fn progress(&self, now: Instant) -> BTreeMap<String, Progress> {
-        let rollouts = self.rollouts.load();
+        let rollouts = Arc::clone(&self.tables.load().rollouts);
         rollouts
             .iter()
             .map(|(model, rollout)| (model.to_string(), rollout.change(|canary| canary.progress(now))))
@@ -288,7 +288,7 @@ impl Ledger {
             self.remembered().learn_from(model, progress);
         }
         self.roll_out(snapshot, now);
-        let rollouts = self.rollouts.load();
+        let rollouts = Arc::clone(&self.tables.load().rollouts);
         for (model, progress) in go_on {
             if let Some(rollout) = rollouts.get(&**model) {
                 rollout.change(|canary| canary.restore(progress, now));
@@ -311,7 +311,7 @@ impl Ledger {
 
     /// What the candidate of every rollout gets, by model.
     pub(crate) fn shares_of_candidates(&self) -> Vec<(CompactString, Millionths)> {
-        let rollouts = self.rollouts.load();
+        let rollouts = Arc::clone(&self.tables.load().rollouts);
         let shares = rollouts.iter().map(|(model, rollout)| (model.clone(), rollout.share()));
         let mut shares: Vec<_> = shares.collect();
         shares.sort_unstable();
@@ -320,7 +320,7 @@ impl Ledger {
 
     /// The candidate's share in the rollout that has begun, if that is of these versions; else where one goes on that is remembered.
     pub(crate) fn share_now(&self, model: &str, policy: &CanaryPolicy) -> Option<Millionths> {
-        match self.rollouts.load().get(model).filter(|rollout| rollout.is_of(policy)) {
+        match self.tables.load().rollouts.get(model).filter(|rollout| rollout.is_of(policy)) {
             Some(rollout) => Some(rollout.share()),
             None => self.remembered().of(model, policy).map(|before| before.share(&policy.steps)),
         }
@@ -328,7 +328,8 @@ impl Ledger {
 
     /// How a rollout was left that goes on with this policy; nothing of one that is under way.
     pub(crate) fn left_as(&self, model: &str, policy: &CanaryPolicy) -> Option<Phase> {
-        let is_under_way = self.rollouts.load().get(model).is_some_and(|rollout| rollout.is_of(policy));
+        let is_under_way =
+            self.tables.load().rollouts.get(model).is_some_and(|rollout| rollout.is_of(policy));
         let remembered = self.remembered();
         remembered.of(model, policy).filter(|_| !is_under_way).map(|before| before.phase().clone())
     }
@@ -351,15 +352,18 @@ impl Ledger {
 
     /// Begins rollouts of models that had none, before the policy that has them is in force: its first request finds them.
     pub(crate) fn begin(&self, snapshot: &Snapshot, now: Instant) {
-        let before = self.rollouts.load_full();
-        self.rollouts.rcu(|rollouts| {
-            let mut rollouts = Rollouts::clone(rollouts);
-            for (model, policy) in snapshot.canaries() {
-                let begun = || Arc::new(self.begun(model, policy, now));
-                rollouts.entry((**model).into()).or_insert_with(begun);
-            }
-            rollouts
-        });
+        let before = Arc::clone(&self.tables.load().rollouts);
+        self.replace(
+            |tables| &mut tables.rollouts,
+            |rollouts| {
+                let mut rollouts = Rollouts::clone(rollouts);
+                for (model, policy) in snapshot.canaries() {
+                    let begun = || Arc::new(self.begun(model, policy, now));
+                    rollouts.entry((**model).into()).or_insert_with(begun);
+                }
+                rollouts
+            },
+        );
         self.forgive_new(&before);
     }
 
@@ -377,14 +381,14 @@ impl Ledger {
     }
 
     pub(crate) fn roll_out_with(&self, snapshot: &Snapshot, ahead: Option<&mut TalliesAhead>, now: Instant) {
-        let before = self.rollouts.load_full();
+        let before = Arc::clone(&self.tables.load().rollouts);
         self.begin_and_end(snapshot, now);
         self.tally(snapshot, ahead, now);
         self.forgive_new(&before);
     }
 
     fn forgive_new(&self, before: &Rollouts) {
-        for (model, rollout) in self.rollouts.load().iter() {
+        for (model, rollout) in self.tables.load().rollouts.iter() {
             let is_new = before.get(model).is_none_or(|before| !Arc::ptr_eq(before, rollout));
             if is_new {
                 self.forgive(model, rollout.versions.1);
@@ -401,23 +405,26 @@ impl Ledger {
             let ended = rollouts.iter().filter(|one| !goes_on(one));
             ended.map(|(model, rollout)| (model.clone(), Arc::clone(rollout))).collect()
         };
-        let ended = Arc::new(ended(&self.rollouts.load()));
+        let ended = Arc::new(ended(&self.tables.load().rollouts));
         self.ended.store(Arc::clone(&ended));
         for (model, rollout) in &*ended {
             let progress = rollout.change(|canary| canary.progress(now));
             self.remembered().learn_from(model, &progress);
         }
-        self.rollouts.rcu(|rollouts| {
-            let followed =
-                |(model, policy): (&Arc<str>, &CanaryPolicy)| match rollouts.get_key_value(&**model) {
-                    Some((model, rollout)) if rollout.is_of(policy) => {
-                        rollout.change(|canary| canary.follow(policy, now));
-                        (model.clone(), Arc::clone(rollout))
-                    }
-                    _ => ((**model).into(), Arc::new(self.begun(model, policy, now))),
-                };
-            snapshot.canaries().map(followed).collect::<Rollouts>()
-        });
+        self.replace(
+            |tables| &mut tables.rollouts,
+            |rollouts| {
+                let followed =
+                    |(model, policy): (&Arc<str>, &CanaryPolicy)| match rollouts.get_key_value(&**model) {
+                        Some((model, rollout)) if rollout.is_of(policy) => {
+                            rollout.change(|canary| canary.follow(policy, now));
+                            (model.clone(), Arc::clone(rollout))
+                        }
+                        _ => ((**model).into(), Arc::new(self.begun(model, policy, now))),
+                    };
+                snapshot.canaries().map(followed).collect::<Rollouts>()
+            },
+        );
         // Now that nothing is decided about them any more.
         for (model, rollout) in &*ended {
             let (progress, news) = rollout.change(|canary| (canary.progress(now), canary.news()));

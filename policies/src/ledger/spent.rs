@@ -21,14 +21,14 @@ pub struct Spent {
 }
 
 impl Ledger {
-    /// How much of each limit of `snapshot` is spent, by name. It takes the locks that requests take, each for a microsecond at a time.
+    /// How much of each limit of `snapshot` is spent, by name. It takes the locks that requests take, each for less than a microsecond.
     pub fn spent(&self, snapshot: &Snapshot, now: Instant) -> BTreeMap<String, Spent> {
-        let (limiters, crowds) = (self.limiters.load(), self.crowds.load());
+        let (tables, crowds) = (self.tables.load(), self.crowds.load());
         // A moment before anybody has asked is none: nothing is spent then.
         let now = self.epoch.get().map(|epoch| now.saturating_duration_since(*epoch).into());
-        let of_rates = snapshot.limits().iter().map(|limit| {
+        let of_rates = snapshot.limits().iter().enumerate().map(|(place, limit)| {
             let nothing = Spent { of: limit.burst.get(), ..Spent::default() };
-            let spent = limiters.get(&limit.name).zip(now).map(|(limiter, now)| limiter.spent(now));
+            let spent = tables.limiters.get(place, limit).zip(now).map(|(limiter, now)| limiter.spent(now));
             (limit.name.to_string(), spent.unwrap_or(nothing))
         });
         let of_crowds = snapshot.crowds().iter().map(|crowd| {

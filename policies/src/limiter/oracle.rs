@@ -97,11 +97,11 @@ fn arrive_at_random(seed: u64, seen: &mut Seen) {
         let bucket = limiter.open(&user, Moment::new(now));
         let had = oracle.places.get(&caller).copied();
         let (is_its_own, mut expected) = match bucket.place {
-            Place::Own(_) => (true, had.expect("it had a place")),
+            Place::Own(..) => (true, had.expect("it had a place")),
             Place::New(_) => (true, oracle.overflow),
             Place::Shared => (false, oracle.overflow),
         };
-        if !matches!(bucket.place, Place::Own(_)) {
+        if !matches!(bucket.place, Place::Own(..)) {
             assert!(!had.is_some_and(|had| had.owes(now)), "{place}: evicted in debt");
             seen.came_back += u32::from(had.is_some() && is_its_own);
             seen.began_in_debt += u32::from(is_its_own && oracle.overflow.owes(now));

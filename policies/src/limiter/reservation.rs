@@ -1,5 +1,5 @@
 //! What a request has spent and may yet give back. A reservation is a value: dropping it gives it back, or leaves it spent
-//! where it was settled so, whatever became of the request. It knows its bucket, not its caller: what was taken from the
+//! where it was settled so, whatever became of the request. It knows its bucket, which need not be its caller's: what was taken from the
 //! overflow bucket goes back there, though the caller may have a bucket of its own by now. What a request then needs beyond
 //! it is taken from its own.
 //!
@@ -19,13 +19,13 @@ use std::collections::HashMap;
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use super::Limiter;
+use super::{Limiter, Number};
 use crate::gcra::Moment;
 
 /// Which of a limit's buckets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Spot {
-    Own(u32),
+    Own(Number),
     Shared,
 }
 
@@ -128,7 +128,7 @@ impl Reservations {
         }
     }
 
-    /// Of a bucket that owes nothing any more: its place may be another caller's next.
+    /// Of a bucket that owes nothing any more: if its caller comes back, these have nothing to do with that.
     pub(super) fn close_all(&mut self, spot: Spot) {
         self.open.remove(&spot);
     }

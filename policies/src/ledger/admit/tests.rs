@@ -322,6 +322,6 @@ fn a_bucket_remembers_no_reservation_that_is_over() {
             reserved.settle();
         }
     }
-    let limiters = world.ledger.limiters.load();
-    assert!(limiters[&world.snapshot.limits()[0].name].has_no_reservations());
+    let tables = world.ledger.tables.load();
+    assert!(tables.limiters.0[0].1.has_no_reservations());
 }

@@ -240,12 +240,12 @@ fn a_dropped_pass_gives_its_probe_back() {
 fn the_number_of_breakers_is_bounded() {
     let (ledger, snapshot, now) = (Ledger::new(), Snapshot::default(), Instant::now());
     trip(&ledger, &snapshot, Version(1), now);
-    let mut full = Breakers::clone(&ledger.breakers.load());
+    let mut full = Breakers::clone(&ledger.tables.load().breakers);
     let versions = full.guards.get_mut("digits").unwrap();
     let others =
         (2..=10_000).map(|version| (Version(version), Arc::new(Guard::new(BreakerPolicy::default(), None))));
     *versions = versions.iter().cloned().chain(others).collect();
-    ledger.breakers.store(Arc::new(full));
+    ledger.replace(|tables| &mut tables.breakers, |_| full.clone());
     assert!(ledger.enter(&snapshot, "digits", Version(10_001), now).is_ok());
     let remembered: Vec<_> = ledger.breakers(now).into_iter().map(|status| status.version.0).collect();
     assert_eq!(remembered, [1, 10_001], "those that had nothing to remember made room");

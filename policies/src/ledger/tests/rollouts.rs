@@ -46,7 +46,7 @@ fn a_request_counts_as_under_way_until_it_is_over_whatever_becomes_of_its_policy
     ledger.roll_out(&rolling, now);
     let picks = [0, u64::MAX].map(|draw| ledger.pick(&rolling, "m", &ANA, draw, |_| true).unwrap());
     let under_way = |ledger: &Ledger| {
-        let rollout = ledger.rollouts.load().get("m").cloned();
+        let rollout = ledger.tables.load().rollouts.get("m").cloned();
         rollout.map(|rollout| rollout.asked.under_way())
     };
     let asked: Vec<_> = picks.iter().filter_map(|pick| ledger.ask("m", pick.assigned.unwrap())).collect();

@@ -89,7 +89,7 @@ impl World {
     }
 
     fn in_force(&self) -> Arc<Guard> {
-        self.ledger.breakers.load().guard("m", Version(1)).expect("it was entered")
+        self.ledger.tables.load().breakers.guard("m", Version(1)).expect("it was entered")
     }
 
     fn state(&self) -> BreakerState {
