@@ -2,11 +2,11 @@
 //! snapshot is loaded, a version picked, the limits asked, the breaker entered and settled, the answer counted. Then what it takes to swap that
 //! policy, and what a caller's bucket takes of memory.
 //!
-//! What came of it, in 40 runs beside neighbours who take the shared cache, so that a line of memory is 200 ns away, and often half of a
-//! core: 0.72 to 1.10 µs at the median and 1.4 to 2.1 at p99, by some 4,270 instructions, and 1.8 to 2.0 and 5.2 to 5.8 where each model is
-//! rolled out. There the decision took 0.92 to 2.1 and 2.1 to 4.6, in runs between these, as long as callers were looked for in a table of
-//! places of levels, and limiters, breakers, rollouts and tallies had a pointer each. On a quiet machine that took 0.71 to 0.84, which was
-//! not measured again.
+//! What came of it, in 50 runs beside neighbours who take the shared cache, so that a line of memory is 200 ns away, and often half of a
+//! core: 0.59 to 1.19 µs at the median, in half of the runs less than 0.95, and 1.2 to 2.1 at p99, by some 4,210 instructions; and 1.4 to
+//! 2.0 and 4.5 to 5.8 where each model is rolled out. There the decision took 0.92 to 2.1 and 2.1 to 4.6, in runs between these, as long as
+//! callers were looked for in a table of places of levels, and limiters, breakers, rollouts and tallies had a pointer each. On a quiet
+//! machine that took 0.71 to 0.84, which was not measured again.
 //!
 //! What a thousand models need is more than a core's own cache has, some 20 lines for each decision. So what counts is how many lines are
 //! fetched, and that few wait for another one: a caller's level is in one line that can be asked for as soon as its key is known, in place
@@ -14,7 +14,7 @@
 //! at each lock, and twice for each pointer that may be swapped.
 //!
 //! A remembered caller takes 168 to 173 bytes, with what breakers and tallies take of the versions that such callers are the first to ask.
-//! Swapping that policy, 200 kB of YAML, takes 24 to 38 ms, all but 4 to 8 of them for reading it.
+//! Swapping that policy, 200 kB of YAML, takes 20 to 38 ms, all but 3 to 8 of them for reading it.
 //!
 //! `MIMALLOC_PURGE_DELAY=0`, by which memory that is free is given back at once, makes the bytes of a caller right, and a decision a
 //! sixth slower: a process that answers requests has it at its default.

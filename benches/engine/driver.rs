@@ -521,7 +521,8 @@ fn frame(
         if let Some(frame) = decoder.decode()? {
             return Ok(Some(frame));
         }
-        let mut chunk = [0; 64 << 10];
+        // Replies are small, and what is cleared for each is taken of the cache that the engine's lanes compute in.
+        let mut chunk = [0; 8 << 10];
         socket.set_read_timeout(wait)?;
         match socket.read(&mut chunk) {
             Ok(0) => anyhow::bail!("the engine has closed the connection"),
