@@ -7,7 +7,7 @@
 //! same policies, one after another, and goes after all others as well. In those without changes files are moved too, to where
 //! nobody looks.
 //!
-//! What came of it: from the move to the first request that is decided by the new policy, 42 to 49 ms at the median (six runs, nine in ten
+//! What came of it: from the move to the first request that is decided by the new policy, 42 to 49 ms at the median (seven runs, nine in ten
 //! of each within 29 to 60), beside a client that asks all the time, on a machine half as fast, beside busy neighbours. It took 73 to 89
 //! there, and 29 to 54 on others, before plain policies were read in half the time. A file counts once its writer has closed it and it
 //! has been the same for 10 ms, during which it is read and compared already by a thread of the lowest priority, or for 100 ms while
@@ -20,7 +20,7 @@
 //!
 //! What tells more is the window itself, with the second after its middle, when a change comes, and without: 64 with a change have 0.987
 //! times the p99 with it (95 %: 0.962 to 1.016; one run), quiet ones 0.979 (0.965 to 1.002), so a change makes it 1.01 times as long (0.98
-//! to 1.05), and in other runs 1.01 (0.98 to 1.05) and 1.02 (0.99 to 1.05). That is of all requests of five seconds, and bounds no single
+//! to 1.05), and in other runs 1.01 (0.98 to 1.05), 1.01 (0.98 to 1.06) and 1.02 (0.99 to 1.05). That is of all requests of five seconds, and bounds no single
 //! one that comes while a policy is read.
 //!
 //! Changes every 250 ms are felt: the p99 takes 1.7 times as long beside neighbours, and 4.4 times, 2.0 ms, on a quiet machine; where it is
