@@ -37,6 +37,13 @@ until_shown() {
   return 1
 }
 
+# What was rolled back before stays so until somebody says otherwise.
+once_more() {
+  case $(status | head -1) in
+    *"; rolled back,"*) "$PENSTOCK" canary resume digits --reason "it is shown once more" --admin "$ADMIN" >/dev/null ;;
+  esac
+}
+
 # Asks until the rollout is over, and says when its share changes.
 ask_until() {
   local user=0 now last=
@@ -58,6 +65,7 @@ ask_until() {
 say "Version 2 is rolled out:"
 cp configs/demo/rollout.yaml "$DEMO/policies.yaml"
 until_shown "version 2 gets"
+once_more
 ask_until promoted
 say "What was decided, and why:"
 status
@@ -68,10 +76,7 @@ cp configs/demo/broken/model.pt configs/demo/broken/model.yaml "$DEMO/models/dig
 order load
 sed 's/baseline: 1/baseline: 2/; s/candidate: 2/candidate: 3/' configs/demo/rollout.yaml >"$DEMO/policies.yaml"
 until_shown "version 3 gets"
-case $(status | head -1) in
-  # It has failed in this demo before.
-  *"; rolled back,"*) "$PENSTOCK" canary resume digits --reason "it is shown once more" --admin "$ADMIN" >/dev/null ;;
-esac
+once_more
 ask_until "rolled back"
 say "What was decided, and why:"
 status

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import requests
 from conftest import stack
@@ -32,6 +33,14 @@ def test_a_model_that_remembers_is_found_out_and_served_one_request_at_a_time(tm
         answer = requests.post(url, json={"inputs": [silence, rate]})
         assert answer.status_code == 200, answer.text
         assert 0 <= answer.json()["outputs"][0]["data"][0] < 0.5
+        asked = {"inputs": [silence, rate]}
+        with ThreadPoolExecutor(8) as callers:
+            answers = list(callers.map(lambda _: requests.post(url, json=asked), range(32)))
+        assert [answer.status_code for answer in answers] == [200] * 32
+        assert all(0 <= answer.json()["outputs"][0]["data"][0] < 0.5 for answer in answers)
+        runs = [line for line in requests.get(f"http://{monitor}/metrics").text.splitlines()
+                if line.startswith("penstock_batches_total{") and not line.endswith(" 0")]
+        assert len(runs) == 1 and 'closed="alone"' in runs[0] and runs[0].endswith(" 33"), runs
         rate["data"] = [1]
         refused = requests.post(url, json={"inputs": [silence, rate]})
         assert (refused.status_code, refused.json()["error"]) == (400, "input `sr`: 1 is not within 16000 to 16000")

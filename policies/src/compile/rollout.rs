@@ -64,9 +64,11 @@ pub(super) fn canary(
     let slow = optional(written.gates.latency.as_ref(), |latency| {
         slow_policy(&latency.over, (&latency.at_most, "at_most"), &gates.join("latency"), faults)
     });
+    let (baseline, candidate) = (baseline?, candidate?);
     Some(CanaryPolicy {
-        baseline: baseline?,
-        candidate: candidate?,
+        order: Order::new(baseline.version, candidate.version),
+        baseline,
+        candidate,
         steps: steps?,
         dwell,
         stickiness: stickiness?,
@@ -78,7 +80,6 @@ pub(super) fn canary(
         servers: Servers::default(),
         comparison: None,
         about: 0,
-        order: Order::default(),
     })
 }
 
