@@ -218,10 +218,7 @@ mod tests {
         ledger.go_on(&live.load().snapshot, (&further.progress(now), EndedRollouts::default()), now);
         let on = |ledger: &Ledger| ledger.rings(&live.load().snapshot).0["m"].clone();
         let halves = on(&ledger);
-        assert_eq!(
-            ring::lengths_of(&halves),
-            [1, 2].map(|version| (crate::Version(version), 1 << 63)).into()
-        );
+        assert_eq!(halves, [(0, crate::Version(1)), (1 << 63, crate::Version(2))]);
         assert!(live.put_in_force(&mut early, &ledger, now).changed);
         let moved = ring::moved(&halves, &on(&ledger)) as f64 / ring::POINTS as f64;
         assert!((moved - 0.4).abs() < 1e-9, "{moved}; version 3 takes from version 1 alone");

@@ -9,13 +9,11 @@
 //! reaches, and gives away only what is left: the part of all users that moves is half the sum of all differences of
 //! shares, which is the least that can be. So a ring has a history, which travels with the state of the process; without
 //! one it is cut in the order of versions. A rollout changes its shares by itself: instead of parts it has an [`Order`] in
-//! which its candidate takes the points of the ring, another one for each candidate: else the same users would be the first in every
-//! rollout.
+//! which its candidate takes the points of the ring.
 
 use std::collections::BTreeMap;
 
-use smallvec::SmallVec;
-use xxhash_rust::xxh3::xxh3_64;
+use smallvec::{SmallVec, smallvec};
 
 use crate::units::Version;
 
@@ -106,9 +104,16 @@ pub(crate) fn lengths_of(parts: &Parts) -> BTreeMap<Version, u128> {
 /// own, so that whoever has it keeps it as its share rises.
 #[derive(Clone, Debug)]
 pub(crate) struct Order(
-    /// Where a part begins on the ring, and at which place of the order; two where the baseline has had everything.
-    SmallVec<[(u64, u64); 2]>,
+    /// Where a part begins on the ring, and at which place of the order.
+    SmallVec<[(u64, u64); 1]>,
 );
+
+/// That of a ring without a history: the candidate has the end of it.
+impl Default for Order {
+    fn default() -> Self {
+        Self(smallvec![(0, 0)])
+    }
+}
 
 /// It is not what a policy says, but what has come of it: two policies that differ in nothing else are equal.
 impl PartialEq for Order {
@@ -120,32 +125,20 @@ impl PartialEq for Order {
 impl Eq for Order {}
 
 impl Order {
-    /// That of a ring without a history.
-    pub(crate) fn new(baseline: Version, candidate: Version) -> Self {
-        Self::following(&vec![(0, baseline)], baseline, candidate)
-    }
-
-    /// The candidate takes first what it has, then what others have who get nothing any more, then the baseline's: of each
-    /// back from a point of its own, all around the ring.
+    /// The candidate takes first what it has, then what others have who get nothing any more, then the baseline's.
     pub(crate) fn following(old: &Parts, baseline: Version, candidate: Version) -> Self {
-        let last = last_of(candidate);
         let turn = |version: Version| match version {
             version if version == baseline => 0,
             version if version == candidate => 2,
             _ => 1,
         };
-        // The one in which that point lies is cut there.
-        let halves = |((length, version), (start, _)): ((u128, Version), &(u64, Version))| {
-            let before = u128::from(last.saturating_sub(*start)).min(length);
-            [(*start, before), (last.max(*start), length - before)]
-                .map(|(start, length)| (turn(version), start.wrapping_sub(last), start, length))
-        };
-        let mut parts: Vec<_> = with_lengths(old).zip(old).flat_map(halves).collect();
-        parts.retain(|(_, _, _, length)| *length > 0);
+        let with_starts = with_lengths(old).zip(old);
+        let mut parts: Vec<_> =
+            with_starts.map(|((length, version), (start, _))| (turn(version), *start, length)).collect();
         parts.sort_unstable();
         let mut next = 0u128;
         let mut order = SmallVec::new();
-        for (_, _, start, length) in parts {
+        for (_, start, length) in parts {
             order.push((start, u64::try_from(next).expect("every part has a place on the ring")));
             next += length;
         }
@@ -170,17 +163,6 @@ impl Order {
         });
         joined(halves.collect())
     }
-}
-
-/// The point that a candidate gets last, where the baseline has had everything; the one before it on the ring is its first.
-fn last_of(candidate: Version) -> u64 {
-    xxh3_64(&candidate.0.to_le_bytes())
-}
-
-/// Both.
-#[cfg(test)]
-pub(crate) fn draws_of(candidate: Version) -> [u64; 2] {
-    [last_of(candidate), last_of(candidate).wrapping_sub(1)]
 }
 
 /// Points at which two rings differ.
@@ -252,22 +234,6 @@ mod tests {
         assert_eq!((moved(&one, &one), moved(&one, &other), moved(&other, &one)), (0, 1, 1));
         assert_eq!(moved(&one, &vec![(0, Version(2))]), POINTS);
         assert_eq!(moved(&vec![(0, Version(1)), (1 << 63, Version(2))], &other), (1 << 63) - 1);
-    }
-
-    #[test]
-    fn each_candidate_begins_with_users_of_its_own() {
-        let has_first = |candidate: u64, point: u64| {
-            let order = Order::new(Version(1), Version(candidate));
-            u128::from(order.place(point)) >= POINTS / 10 * 9
-        };
-        let (candidates, points) = (2..202, (0..100).map(|user: u32| xxh3_64(&user.to_le_bytes())));
-        for point in points {
-            let rollouts = candidates.clone().filter(|candidate| has_first(*candidate, point)).count();
-            assert!(
-                (6..=38).contains(&rollouts),
-                "{rollouts} of 200 rollouts begin with the user at {point}"
-            );
-        }
     }
 
     #[test]

@@ -64,11 +64,9 @@ pub(super) fn canary(
     let slow = optional(written.gates.latency.as_ref(), |latency| {
         slow_policy(&latency.over, (&latency.at_most, "at_most"), &gates.join("latency"), faults)
     });
-    let (baseline, candidate) = (baseline?, candidate?);
     Some(CanaryPolicy {
-        order: Order::new(baseline.version, candidate.version),
-        baseline,
-        candidate,
+        baseline: baseline?,
+        candidate: candidate?,
         steps: steps?,
         dwell,
         stickiness: stickiness?,
@@ -80,6 +78,7 @@ pub(super) fn canary(
         servers: Servers::default(),
         comparison: None,
         about: 0,
+        order: Order::default(),
     })
 }
 

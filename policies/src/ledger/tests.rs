@@ -20,11 +20,6 @@ fn policies(text: &str) -> Snapshot {
     parse(text, "policies.yaml").unwrap()
 }
 
-/// What is drawn for version 1 of a rollout for as long as it has anything, and what for version 2 as soon as it has.
-fn draws() -> [u64; 2] {
-    crate::ring::draws_of(Version(2))
-}
-
 fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }

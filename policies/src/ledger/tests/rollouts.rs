@@ -14,11 +14,11 @@ fn only_what_chance_has_given_to_the_baseline_is_compared_with_the_candidate() {
     ledger.roll_out(&snapshot, now);
     let assigned = |draw| ledger.pick(&snapshot, "m", &ANA, draw, |_| true).unwrap().assigned.unwrap();
     let compared = || ledger.rollouts()["m"].gates[1].requests;
-    ledger.compared("m", assigned(draws()[1]), Version(2), None, Some(false), now);
+    ledger.compared("m", assigned(u64::MAX), Version(2), None, Some(false), now);
     assert_eq!(compared(), 0, "the client got the candidate's answer");
-    ledger.compared("m", assigned(draws()[0]), Version(3), None, Some(false), now);
+    ledger.compared("m", assigned(0), Version(3), None, Some(false), now);
     assert_eq!(compared(), 0, "another version's answer");
-    ledger.compared("m", assigned(draws()[0]), Version(2), None, Some(false), now);
+    ledger.compared("m", assigned(0), Version(2), None, Some(false), now);
     assert_eq!(compared(), 1);
 }
 
@@ -44,7 +44,7 @@ fn a_request_counts_as_under_way_until_it_is_over_whatever_becomes_of_its_policy
     let (ledger, now) = (Ledger::new(), Instant::now());
     let rolling = policy("canary: {baseline: 1, candidate: 2, steps: [50]}");
     ledger.roll_out(&rolling, now);
-    let picks = draws().map(|draw| ledger.pick(&rolling, "m", &ANA, draw, |_| true).unwrap());
+    let picks = [0, u64::MAX].map(|draw| ledger.pick(&rolling, "m", &ANA, draw, |_| true).unwrap());
     let under_way = |ledger: &Ledger| {
         let rollout = ledger.tables.load().rollouts.get("m").cloned();
         rollout.map(|rollout| rollout.asked.under_way())
@@ -116,7 +116,7 @@ fn who_was_picked_for_a_candidate_that_is_rolled_back_while_the_body_comes_gets_
         let (ledger, now) = (Ledger::new(), Instant::now());
         ledger.roll_out(&before, now);
         let early = ["ana", "ben", "eve"]
-            .map(|user| ledger.pick(&before, "m", &[("user", user)], draws()[1], |_| true).unwrap());
+            .map(|user| ledger.pick(&before, "m", &[("user", user)], u64::MAX, |_| true).unwrap());
         let to = || early.each_ref().map(|early| confirmed(&ledger, &before, early).0);
         assert_eq!(to(), [2, 2, 3]);
         ledger.command("m", Command::Abort, "", now).unwrap();
@@ -163,14 +163,12 @@ fn who_leaves_is_heard_by_what_the_baseline_takes() {
     let mut leave = |waited| {
         for user in 0..10 {
             now += ms(200);
-            ledger.witness("m", assigned(draws()[1]), Some(user), Sight::Gone(ms(waited)), now);
+            ledger.witness("m", assigned(u64::MAX), Some(user), Sight::Gone(ms(waited)), now);
         }
         (ledger.rollouts()["m"].phase.clone(), ledger.rollouts()["m"].gates[0].requests)
     };
     assert_eq!(leave(500), (Phase::Running, 0), "nobody has answered yet");
-    (0..20).for_each(|_| {
-        ledger.witness("m", assigned(draws()[0]), None, Sight::Answered(ms(5)), Instant::now())
-    });
+    (0..20).for_each(|_| ledger.witness("m", assigned(0), None, Sight::Answered(ms(5)), Instant::now()));
     assert_eq!(leave(1), (Phase::Running, 0));
     assert_eq!(leave(500).0, Phase::RolledBack);
 }
@@ -190,7 +188,7 @@ fn what_the_baseline_refuses_is_judged_by_what_it_takes() {
             let (user, is_candidate) = (at % 8, at % 2 == 0);
             let refused = if is_candidate { 12 } else { 1 };
             let sight = if at / 8 % 20 < refused { Sight::Refused } else { Sight::Answered(ms(5)) };
-            ledger.witness("m", assigned(draws()[usize::from(is_candidate)]), Some(user), sight, now);
+            ledger.witness("m", assigned(if is_candidate { u64::MAX } else { 0 }), Some(user), sight, now);
         }
         now += ms(1_000);
         ledger.judge(now);
@@ -210,7 +208,7 @@ fn who_leaves_and_has_no_key_is_heard_however_soon_against_the_baseline_alone() 
     let gone = Sight::Gone(ms(1));
     for at in 0..10 {
         now += ms(200);
-        let draw = draws()[usize::from(at == 0)];
+        let draw = if at == 0 { u64::MAX } else { 0 };
         ledger.witness("m", assigned(draw), None, gone, now);
     }
     let status = &ledger.rollouts()["m"];
@@ -221,7 +219,7 @@ fn who_leaves_and_has_no_key_is_heard_however_soon_against_the_baseline_alone() 
     );
     for _ in 0..10 {
         now += ms(200);
-        ledger.witness("m", assigned(draws()[1]), None, gone, now);
+        ledger.witness("m", assigned(u64::MAX), None, gone, now);
     }
     assert_eq!(ledger.rollouts()["m"].phase, Phase::RolledBack);
 }
@@ -263,7 +261,7 @@ fn requests_of_an_older_policy_say_nothing_about_what_a_rollout_is_about_now() {
     for (after, between) in [(&latency, None), (&policy(2, ""), None), (&before, Some(&split))] {
         let ledger = Ledger::new();
         let assigned = |snapshot: &Snapshot| {
-            let pick = ledger.pick(snapshot, "m", &ANA, draws()[1], |_| true).unwrap();
+            let pick = ledger.pick(snapshot, "m", &ANA, u64::MAX, |_| true).unwrap();
             assert_eq!(pick.version, Version(2));
             pick.assigned
         };
@@ -304,7 +302,7 @@ fn evidence_is_about_the_server_that_was_asked_and_the_comparison_that_was_made(
     let known = |after: &Snapshot, restarts: bool| {
         let (mut ledger, now) = (Ledger::new(), Instant::now());
         ledger.roll_out(&before, now);
-        let draws = draws().map(|draw| ledger.pick(&before, "m", &ANA, draw, |_| true).unwrap());
+        let draws = [0, u64::MAX].map(|draw| ledger.pick(&before, "m", &ANA, draw, |_| true).unwrap());
         let of_baseline = draws.iter().find(|pick| pick.version == Version(1)).unwrap();
         for pick in &draws {
             let assigned = pick.assigned.unwrap();
@@ -409,7 +407,7 @@ fn evidence_that_is_enough_under_fewer_gates_rolls_back_once_they_are_fewer() {
     for restarts in [false, true] {
         let mut ledger = Ledger::new();
         ledger.roll_out(&three, now);
-        let draws = draws().map(|draw| ledger.pick(&three, "m", &ANA, draw, |_| true).unwrap());
+        let draws = [0, u64::MAX].map(|draw| ledger.pick(&three, "m", &ANA, draw, |_| true).unwrap());
         let candidates = draws.iter().find(|pick| pick.version == Version(2)).unwrap().assigned.unwrap();
         let worse = |ledger: &Ledger| ledger.rollouts()["m"].gates[0].worse;
         for _ in 0..100 {
