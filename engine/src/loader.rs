@@ -614,6 +614,8 @@ fn hangs(most: Duration) -> String {
 fn how(version: &Version) -> String {
     let why_alone = &version.why_alone;
     match version.grouping {
+        Grouping::Together { max_rows: 1 } if why_alone.is_empty() => "one row at a time".to_owned(),
+        Grouping::Together { max_rows: 1 } => why_alone.clone(),
         Grouping::Together { max_rows } => {
             format!("up to {max_rows} rows together {why_alone}").trim_end().to_owned()
         }

@@ -6,7 +6,7 @@
 //! whatever branch. Of the rest, what callers really send is looked at later, by `audit.rs`. That answers which are drawn differ is
 //! found as any other difference, and told as what it is; where no difference is seen, they are batched.
 //!
-//! Only a model whose outputs are not what its `model.yaml` declares is refused. One that fails on made-up input
+//! A model that takes one row at a time gets a request of several in as many runs. Only a model whose outputs are not what its `model.yaml` declares is refused. One that fails on made-up input
 //! may have good reasons (a token beyond its vocabulary): it answers, one request at a time.
 
 mod made_up;
@@ -79,6 +79,8 @@ enum Finding {
     Undeclared(WrongOutput),
     /// It does not run on made-up input of this size.
     Fails(ModelError),
+    /// Each row runs, and several together do not, as where a trace has frozen their number.
+    OneByOne(String),
     /// It runs, but not as one that may share a batch.
     Unlike(String),
 }
@@ -114,7 +116,6 @@ fn judge(
 ) -> Result<(Grouping, String), String> {
     let spec = model.spec();
     let serial = |why: String| (Grouping::Serial, format!("not batched: {why}"));
-    let alone = |why: &str| (Grouping::Alone, format!("not batched: {why}"));
     let forms: Option<Vec<_>> = spec.inputs.iter().map(|slot| slot.form.as_ref()).collect();
     let max_rows = match (&spec.rows, &forms) {
         (Rows::UpTo(rows), _) => Some(*rows),
@@ -126,7 +127,7 @@ fn judge(
         let mut shape = form.shape[fixed_from.min(form.shape.len())..].iter();
         shape.any(|dimension| !matches!(dimension, Dimension::Fixed(_)))
     });
-    let mut failure = None;
+    let (mut failure, mut one_by_one) = (None, None);
     let mut passed = false;
     for free in if has_free { &FREE_SIZES[..] } else { &FREE_SIZES[..1] } {
         if passed && *free == LAST_RESORT {
@@ -136,6 +137,10 @@ fn judge(
         let maker = Maker { model, free: *free, named, max_rows, bytes_max };
         match (Trial { maker, pace, tolerance }).run(output_bytes) {
             Ok(()) => passed = true,
+            Err(Finding::OneByOne(why)) => {
+                passed = true;
+                one_by_one = Some(why);
+            }
             Err(Finding::Undeclared(wrong)) => return Err(wrong.to_string()),
             Err(Finding::Fails(error)) if is_no_fault(&error) => return Err(error.message),
             Err(Finding::Fails(error)) => failure = Some(error),
@@ -148,11 +153,12 @@ fn judge(
     if model.has_written() {
         return Ok(serial(OWN_TENSORS.into()));
     }
-    Ok(match (failure, &spec.rows) {
-        (Some(error), _) if !passed => serial(format!("it fails on made-up input: {error}")),
-        (_, Rows::None { why }) => alone(why),
-        (_, Rows::UpTo(1)) => alone("max_batch is 1"),
-        (_, Rows::UpTo(max_rows)) => (Grouping::Together { max_rows: *max_rows }, String::new()),
+    let together = |max_rows| Grouping::Together { max_rows };
+    Ok(match (failure, one_by_one, &spec.rows) {
+        (Some(error), ..) if !passed => serial(format!("it fails on made-up input: {error}")),
+        (_, Some(why), _) => (together(1), format!("not batched: {why}")),
+        (_, None, Rows::None { why }) => (Grouping::Alone, format!("not batched: {why}")),
+        (_, None, Rows::UpTo(max_rows)) => (together(*max_rows), String::new()),
     })
 }
 

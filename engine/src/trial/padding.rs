@@ -43,7 +43,7 @@ fn padding_to(model: &dyn Model, pace: &Pace, real: &[u64], to: &[u64]) -> Resul
     let fails = |finding| match finding {
         Finding::Fails(error) => format!("it fails at sizes {real:?}: {error}"),
         Finding::Undeclared(wrong) => wrong.to_string(),
-        Finding::Unlike(why) => why,
+        Finding::OneByOne(why) | Finding::Unlike(why) => why,
     };
     let outputs = maker
         .row_bytes()

@@ -55,6 +55,15 @@ impl Trial<'_> {
         }
         let alone = (0..).zip(ROWS).take(rows_max as usize).map(|(number, like)| self.alone(number, like));
         let (rows, alone): (Vec<Row>, Vec<Vec<Output>>) = alone.collect::<Result<_, _>>()?;
+        let together = self.together(rows_max, &rows, &alone);
+        if matches!(together, Ok(()) | Err(Finding::OneByOne(_))) {
+            self.compare_again(&first)?;
+        }
+        together
+    }
+
+    /// Runs these rows together, which `alone` are the answers to, in several orders.
+    fn together(&self, rows_max: u64, rows: &[Row], alone: &[Vec<Output>]) -> Result<(), Finding> {
         let order: Vec<usize> = (0..rows.len()).collect();
         let mut turned = order.clone();
         turned.rotate_left(rows.len() / 2);
@@ -65,15 +74,15 @@ impl Trial<'_> {
                 let (together, took) = match self.timed(&those) {
                     // Lanes find out how many there is memory for.
                     Err(Finding::Fails(error)) if error.out_of_memory && order.len() > ROWS.len() => break,
-                    ran => ran.map_err(as_unlike)?,
+                    ran => ran.map_err(found_together)?,
                 };
-                compare_rows(&order, &together, &alone, self.tolerance)?;
+                compare_rows(&order, &together, alone, self.tolerance)?;
                 if took > SLOW {
                     break;
                 }
             }
         }
-        self.compare_again(&first)
+        Ok(())
     }
 
     /// What a row is answered alone; a plain one in place of one that the model does not take, which it must not take beside
@@ -139,12 +148,12 @@ impl Trial<'_> {
 }
 
 /// What is wrong with rows that run together is no reason to refuse the model: alone they ran.
-fn as_unlike(finding: Finding) -> Finding {
+fn found_together(finding: Finding) -> Finding {
     match finding {
         Finding::Undeclared(wrong) => Finding::Unlike(wrong.to_string()),
         Finding::Fails(error) if is_no_fault(&error) => Finding::Fails(error),
-        Finding::Fails(error) => Finding::Unlike(format!("several rows together fail: {error}")),
-        Finding::Unlike(why) => Finding::Unlike(why),
+        Finding::Fails(error) => Finding::OneByOne(format!("several rows together fail: {error}")),
+        Finding::OneByOne(_) | Finding::Unlike(_) => finding,
     }
 }
 

@@ -21,6 +21,12 @@ fn verdict(
     run(&model, &Pace::alone())
 }
 
+fn why_one_by_one(verdict: Result<Verdict, String>) -> String {
+    let verdict = verdict.unwrap();
+    assert_eq!(verdict.grouping, Grouping::Together { max_rows: 1 });
+    verdict.why_alone
+}
+
 fn why(verdict: Result<Verdict, String>) -> String {
     let verdict = verdict.unwrap();
     assert_eq!(verdict.grouping, Grouping::Serial);
@@ -201,7 +207,21 @@ fn a_model_that_refuses_made_up_input_still_answers() {
         1 => Ok((vec![1, 4], x.to_vec())),
         _ => Err(ModelError::new("one row only")),
     });
-    assert_eq!(why(lonely), "not batched: several rows together fail: one row only");
+    assert_eq!(why_one_by_one(lonely), "not batched: several rows together fail: one row only");
+}
+
+#[test]
+fn rows_that_fail_together_do_not_hide_that_a_model_remembers() {
+    let failed = AtomicU32::new(0);
+    let upset = verdict(move |x, rows| match rows {
+        1 => Ok((vec![1, 4], x.iter().map(|v| v + failed.load(Ordering::Relaxed) as f32).collect())),
+        _ => {
+            failed.fetch_add(1, Ordering::Relaxed);
+            Err(ModelError::new("one row only"))
+        }
+    });
+    let told = "not batched: the same input gives another answer the next time (output `y`, ";
+    assert!(why(upset).starts_with(told));
 }
 
 #[test]
