@@ -7,7 +7,7 @@
 //! same policies, one after another, and goes after all others as well. In those without changes files are moved too, to where
 //! nobody looks.
 //!
-//! What came of it: from the move to the first request that is decided by the new policy, 42 to 49 ms at the median (seven runs, nine in ten
+//! What came of it: from the move to the first request that is decided by the new policy, 42 to 50 ms at the median (eight runs, nine in ten
 //! of each within 29 to 60), beside a client that asks all the time, on a machine half as fast, beside busy neighbours. It took 73 to 89
 //! there, and 29 to 54 on others, before plain policies were read in half the time. A file counts once its writer has closed it and it
 //! has been the same for 10 ms, during which it is read and compared already by a thread of the lowest priority, or for 100 ms while
