@@ -251,7 +251,7 @@ impl Lane {
             if failure.error.device_lost {
                 self.watchdog.device_lost(failure.error.message.clone());
             }
-            let is_batched = matches!(version.grouping, Grouping::Together { .. });
+            let is_batched = matches!(version.grouping, Grouping::Together { max_rows: 2.. });
             if failure.has_miscounted && is_batched && version.audit.has_miscounted() {
                 self.tell_of(version);
             }

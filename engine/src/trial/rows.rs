@@ -56,9 +56,16 @@ impl Trial<'_> {
         let alone = (0..).zip(ROWS).take(rows_max as usize).map(|(number, like)| self.alone(number, like));
         let (rows, alone): (Vec<Row>, Vec<Vec<Output>>) = alone.collect::<Result<_, _>>()?;
         let together = self.together(rows_max, &rows, &alone);
-        if matches!(together, Ok(()) | Err(Finding::OneByOne(_))) {
-            self.compare_again(&first)?;
+        match together {
+            Ok(()) => {}
+            // Where fewer run together, they may depend on each other.
+            Err(Finding::OneByOne(why)) if self.compute(&rows[..2]).is_ok() => {
+                return Err(Finding::Unlike(why));
+            }
+            Err(Finding::OneByOne(_)) => drop(self.compute(&[Row::plain(1)])?),
+            Err(finding) => return Err(finding),
         }
+        self.compare_again(&first)?;
         together
     }
 

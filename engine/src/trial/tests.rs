@@ -211,6 +211,15 @@ fn a_model_that_refuses_made_up_input_still_answers() {
 }
 
 #[test]
+fn rows_of_which_fewer_run_together_may_depend_on_each_other() {
+    let small = verdict(|x, rows| match rows {
+        1..=2 => Ok((vec![rows, 4], x.iter().map(|v| v * rows as f32).collect())),
+        _ => Err(ModelError::new("two at most")),
+    });
+    assert_eq!(why(small), "not batched: several rows together fail: two at most");
+}
+
+#[test]
 fn rows_that_fail_together_do_not_hide_that_a_model_remembers() {
     let failed = AtomicU32::new(0);
     let upset = verdict(move |x, rows| match rows {
