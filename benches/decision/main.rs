@@ -4,7 +4,7 @@
 //!
 //! What came of it, in 70 runs beside neighbours who take the shared cache, so that a line of memory is 200 ns away, and often half of a
 //! core: 0.59 to 1.19 µs at the median, in half of the runs less than 0.96, and 1.2 to 2.3 at p99, by some 4,200 instructions; and 1.4 to
-//! 2.0 and 4.5 to 5.8 where each model is rolled out. There the decision took 0.92 to 2.1 and 2.1 to 4.6, in runs between these, as long as
+//! 2.2 and 4.5 to 5.8 where each model is rolled out. There the decision took 0.92 to 2.1 and 2.1 to 4.6, in runs between these, as long as
 //! callers were looked for in a table of places of levels, and limiters, breakers, rollouts and tallies had a pointer each. On a quiet
 //! machine that took 0.71 to 0.84, which was not measured again.
 //!
