@@ -15,8 +15,8 @@
 //! it reads and checks the request. On a machine half as fast it comes to its model after 99 to 141, 22 to 54 more, and is answered 37 to 127 later.
 //!
 //! At three times the load with 200 ms each, 0.978, 0.975 and 0.977 of the peak is answered in time (images, which lie in memory that the
-//! engine shares, as a proxy's do; 0.93 to 0.98 in six runs before, in which the driver cleared 64 kB for each answer; medians of eight windows of 4 s, each between two of the peak, on the slow machine, whose
-//! capacity goes from 46 to 71 rows/s within minutes). Batches have one row on average, as at the peak; the lanes have 96.3 % of the cores,
+//! engine shares, as a proxy's do; 0.93 to 0.98 in six runs before, in which the driver cleared 64 kB for each answer; medians of eight
+//! windows of 4 s, each between two of the peak, on the slow machine, whose capacity goes from 46 to 71 rows/s within minutes). Batches have one row on average, as at the peak; the lanes have 96.3 % of the cores,
 //! where they have 98.9 % at the peak: the thread that reads and refuses takes 1.5 %, the driver's two as much, and they wake up 400 times a
 //! second in the lanes' place. Of sentences it is 1.2 to 1.5: the short ones are answered. By
 //! what they cost it is 0.56 to 0.73 (13 rounds, on a machine half as fast): within 200 ms no more than five of a length come there,

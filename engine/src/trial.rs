@@ -6,8 +6,9 @@
 //! whatever branch. Of the rest, what callers really send is looked at later, by `audit.rs`. That answers which are drawn differ is
 //! found as any other difference, and told as what it is; where no difference is seen, they are batched.
 //!
-//! A model that takes one row at a time gets a request of several in as many runs. Only a model whose outputs are not what its `model.yaml` declares is refused. One that fails on made-up input
-//! may have good reasons (a token beyond its vocabulary): it answers, one request at a time.
+//! A model that takes one row at a time gets a request of several in as many runs. Only a model whose outputs are not what its
+//! `model.yaml` declares is refused. One that fails on made-up input may have good reasons (a token beyond its vocabulary): it
+//! answers, one request at a time.
 
 mod made_up;
 mod padding;

@@ -227,6 +227,22 @@ fn a_model_that_has_given_another_number_of_rows_than_went_in_is_not_batched_any
 }
 
 #[test]
+fn a_wrong_number_of_rows_of_a_model_that_runs_row_by_row_concerns_its_caller_alone() {
+    let engine = Engine::start(vec![candidate("double", |inputs| match inputs[0].shape[0] {
+        1 => twice(inputs),
+        _ => Err(ModelError::new("one row only")),
+    })]);
+    let mut client = engine.connect();
+    let reason = client.index()[0].reason.clone();
+    assert_eq!(reason, "not batched: several rows together fail: one row only");
+    client.infer(1, ask(600.0));
+    assert_eq!(client.reply().unwrap().reply.status(), Status::ModelFailed);
+    client.infer(2, Asked::of("double").fp32("x", &[2, 2], &[1.0, 2.0, 3.0, 4.0]));
+    assert_eq!(client.reply().unwrap().fp32("y"), [1.0, 2.0, 3.0, 4.0]);
+    assert_eq!(engine.connect().index()[0].reason, reason);
+}
+
+#[test]
 fn what_waits_when_rows_are_miscounted_runs_alone() {
     let (gate, together) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
     let (passing, counted) = (Arc::clone(&gate), Arc::clone(&together));
