@@ -279,6 +279,7 @@ impl Reader {
             held_bytes: self.trim.take_held(),
             under_way: self.preparers.under_way() + self.queue.under_way(),
             running: self.queue.running(),
+            given_up: self.queue.given_up(now),
             request_bytes: (self.preparers.bytes() + self.queue.bytes()) as u64,
             request_bytes_max: self.request_bytes_max,
             device,

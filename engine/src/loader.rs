@@ -392,6 +392,10 @@ impl Shelf {
     fn end(&mut self, aside: Aside, tried: Result<Tried, String>) -> (Vec<Arc<Answer>>, Result<(), String>) {
         let Aside { name, number, stamp, since, answers, .. } = aside;
         memory::give_back();
+        let tried = tried.and_then(|tried| {
+            self.setup.memory.may_hold(memory::resident())?;
+            Ok(tried)
+        });
         if !self.device_is_lost() {
             self.setup.interrupted.lock().end(&name, number);
         }

@@ -169,7 +169,7 @@ impl<'de> Deserialize<'de> for Size {
             type Value = Size;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("-1, a size or a name")
+                f.write_str("-1, a size or a name (in quotes where YAML knows another word in it, as in `n`)")
             }
 
             fn visit_i64<E: Error>(self, size: i64) -> Result<Size, E> {

@@ -63,6 +63,15 @@ impl Memory {
         })
     }
 
+    /// Whether all that is resident once a model has been loaded may be held; of what the allocator keeps, as little as can be.
+    pub(crate) fn may_hold(self, resident: u64) -> Result<(), String> {
+        if resident <= self.limit {
+            return Ok(());
+        }
+        let (resident, limit) = (resident >> 20, self.limit >> 20);
+        Err(format!("it takes too much memory: with it {resident} of {limit} MiB are in use; give more"))
+    }
+
     fn has_room_beside(self, resident: u64, model_bytes: u64, requests: u64) -> Result<(), String> {
         let needed = PER_FILE_BYTE.saturating_mul(model_bytes);
         if resident.saturating_add(requests).saturating_add(needed) <= self.limit {

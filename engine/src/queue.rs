@@ -61,6 +61,16 @@ struct Running {
     pieces: Pieces,
 }
 
+impl Running {
+    /// Whether nobody waits any more for anything that it runs.
+    fn is_given_up(&self, now: Instant) -> bool {
+        let is_awaited = |Piece { job, .. }: &Piece<Arc<Job>>| {
+            job.terms.priority != Priority::Last && job.is_wanted() && !job.has_expired(now)
+        };
+        !self.pieces.iter().any(is_awaited)
+    }
+}
+
 struct State {
     batcher: Batcher<Arc<Job>>,
     suspects: Suspects,
@@ -335,11 +345,7 @@ impl Queue {
     /// more for what any lane runs.
     pub(crate) fn abandoned(&self, lane: usize, now: Instant) -> Option<Duration> {
         let running = self.lock().running.clone();
-        let is_awaited = |Piece { job, .. }: &Piece<Arc<Job>>| {
-            job.terms.priority != Priority::Last && job.is_wanted() && !job.has_expired(now)
-        };
-        let is_given_up = |running: &Running| !running.pieces.iter().any(is_awaited);
-        if !running.iter().flatten().all(is_given_up) {
+        if !running.iter().flatten().all(|running| running.is_given_up(now)) {
             return None;
         }
         let pieces = &running[lane].as_ref()?.pieces;
@@ -363,6 +369,12 @@ impl Queue {
     /// Runs that have not ended.
     pub(crate) fn running(&self) -> u64 {
         self.lock().batcher.running() as u64
+    }
+
+    /// Those for which nobody waits any more.
+    pub(crate) fn given_up(&self, now: Instant) -> u64 {
+        let running = self.lock().running.clone();
+        running.iter().flatten().filter(|running| running.is_given_up(now)).count() as u64
     }
 
     /// Bytes of jobs that wait or run, and those that runs take beside.

@@ -553,20 +553,23 @@ mod tests {
         assert!(!closing.await.unwrap(), "it was still there when its link was closed");
     }
 
-    /// Stands for one that has work for as long as it is asked only twice, and that ends once it was asked again.
-    async fn working() -> (Engine, tokio::task::JoinHandle<()>) {
+    fn busy() -> [Health; 3] {
+        [2, 1, 0].map(|under_way| Health { under_way, ..Health::default() })
+    }
+
+    /// Stands for one that says these one after the other, and then ends.
+    async fn working(told: [Health; 3]) -> (Engine, tokio::task::JoinHandle<()>) {
         let folder = tempfile::tempdir().unwrap();
         let socket = folder.path().join("engine.sock");
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let working = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut decoder = wire::Decoder::new(wire::Limits::default());
-            for under_way in [2, 1, 0] {
+            for health in told {
                 while decoder.decode().unwrap().is_none() {
                     stream.read_buf(decoder.buffer()).await.unwrap();
                 }
                 let mut outbox = wire::Outbox::new();
-                let health = Health { under_way, ..Health::default() };
                 outbox.push(wire::Kind::Pong, 0, &health, bytes::Bytes::new());
                 stream.write_all_buf(&mut outbox.take()).await.unwrap();
             }
@@ -577,17 +580,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_retiring_engine_is_left_alone_until_it_has_answered_everything() {
-        let (mut engine, working) = working().await;
-        engine.at_rest(PING_EVERY).await;
-        working.await.unwrap();
+    async fn a_retiring_engine_is_left_alone_until_it_has_answered_whoever_waits() {
+        let runs_on = Health { under_way: 1, given_up: 1, ..Health::default() };
+        let [two, one, _] = busy();
+        for told in [busy(), [two, one, runs_on]] {
+            let (mut engine, working) = working(told).await;
+            engine.at_rest(PING_EVERY).await;
+            working.await.unwrap();
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn an_engine_that_ends_alone_is_given_time_for_those_who_are_still_sending_but_not_for_ever() {
         let directory = Directory::default();
         for sends_for in [Duration::from_millis(700), Duration::MAX] {
-            let (mut engine, working) = working().await;
+            let (mut engine, working) = working(busy()).await;
             directory.publish(Index::default());
             let (request, began) = (directory.load(), tokio::time::Instant::now());
             directory.publish(Index::default());

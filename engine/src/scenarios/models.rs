@@ -37,10 +37,12 @@ struct File {
     factor: Result<f32, &'static str>,
     golden: Option<&'static str>,
     hangs: bool,
+    /// Bytes that it takes beside, as long as it is loaded.
+    takes: usize,
 }
 
 /// What a model of a test holds as long as it is loaded.
-struct Alive(Arc<AtomicUsize>);
+struct Alive(Arc<AtomicUsize>, #[expect(dead_code, reason = "held to be resident")] Vec<u8>);
 
 impl Drop for Alive {
     fn drop(&mut self) {
@@ -56,7 +58,7 @@ impl Folder {
 
     fn put_file(&self, version: u64, change: impl FnOnce(&mut File)) {
         let mut versions = self.versions.lock().unwrap();
-        let blank = File { stamp: 0, bytes: 0, factor: Ok(1.0), golden: None, hangs: false };
+        let blank = File { stamp: 0, bytes: 0, factor: Ok(1.0), golden: None, hangs: false, takes: 0 };
         let file = versions.entry(version).or_insert(blank);
         file.stamp += 1;
         change(file);
@@ -84,7 +86,7 @@ impl Folder {
             let factor = file.factor?;
             loads.fetch_add(1, Ordering::SeqCst);
             count.fetch_add(1, Ordering::SeqCst);
-            let alive = Alive(count);
+            let alive = Alive(count, vec![1; file.takes]);
             let model = Scripted::new(rows_spec(&[("x", 1)], &[("y", 1)], 16), move |inputs| {
                 let _alive = &alive;
                 gate.pass();
@@ -263,6 +265,26 @@ fn a_version_that_does_not_fit_into_memory_is_refused_and_the_others_serve() {
     assert_eq!(status, Status::ModelFailed);
     assert!(why.starts_with("version 2: no memory to load it: about 32768 MiB are needed, "), "{why}");
     assert_eq!(answer(&mut client, 1), Ok(10.0));
+}
+
+/// As one does whose code makes a large constant, which the file does not have.
+#[test]
+fn a_version_that_takes_more_than_its_file_and_than_there_is_goes_again() {
+    let folder = Folder::default();
+    folder.put(1, Ok(1.0));
+    let (_engine, mut client) = folder.start_with(|settings| {
+        // Other tests take memory and give it back meanwhile.
+        settings.memory = Memory { limit: crate::memory::resident() + (1 << 30), available: 1 << 40 };
+        settings.queue = crate::batcher::Limits::halving(1000, 1 << 20);
+    });
+    folder.put_file(1, |file| file.takes = 3 << 29);
+    let (status, why, _) = load(&mut client);
+    assert_eq!(status, Status::ModelFailed);
+    assert!(why.starts_with("version 1: it takes too much memory: with it "), "{why}");
+    assert!(why.ends_with("; what was loaded before serves on"), "{why}");
+    assert_eq!(answer(&mut client, 1), Ok(10.0));
+    folder.put_file(1, |file| file.takes = 1 << 20);
+    assert_eq!(load(&mut client).0, Status::Ok, "the other one's memory is free again");
 }
 
 #[test]

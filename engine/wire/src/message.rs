@@ -91,6 +91,9 @@ pub struct Health {
     /// Bytes of it that were in memory once all that its allocator keeps had been given back, where much is; told once.
     #[prost(uint64, optional, tag = "10")]
     pub held_bytes: Option<u64>,
+    /// Those of the runs for which nobody waits any more.
+    #[prost(uint64, tag = "11")]
+    pub given_up: u64,
 }
 
 /// How far what a version is given, and what it answers, have moved from its reference: the first rows that its files

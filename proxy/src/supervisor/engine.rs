@@ -158,7 +158,7 @@ impl Engine {
     }
 
     /// Waits until nobody else holds what it has said in its `life`, as requests do from when they are decided until they are answered, also
-    /// while they send; and it has answered everything. Or until it is gone, or all have had their time. Once told to stop, an engine
+    /// while they send; and it has answered them all. Or until it is gone, or all have had their time. Once told to stop, an engine
     /// turns away what comes, and finishes only what it has.
     pub(super) async fn drained(&mut self, life: Arc<()>) {
         let link = self.link.clone();
@@ -177,13 +177,13 @@ impl Engine {
         }
     }
 
-    /// Waits until it has answered everything, or is gone.
+    /// Waits until nobody waits for it any more, or it is gone. A run that nobody waits for may never end, and take memory all the while.
     pub(super) async fn at_rest(&mut self, ping_every: Duration) {
         let mut pings = tokio::time::interval(ping_every);
         loop {
             tokio::select! {
                 event = self.events.recv() => match event {
-                    Some(Event::Pong(health)) if health.under_way == 0 => return,
+                    Some(Event::Pong(health)) if health.under_way <= health.given_up => return,
                     Some(_) => {}
                     None => return,
                 },
