@@ -31,7 +31,7 @@ use std::time::Duration;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use wire::{Hello, Limits};
 
 /// What `sockaddr_un` holds, less its closing zero.
@@ -41,7 +41,10 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 const CONNECTIONS_MAX: usize = 256;
 
 /// How long the queue may take to empty once the engine is told to stop.
-const DRAIN: Duration = Duration::from_secs(10);
+pub(crate) const DRAIN: Duration = Duration::from_secs(10);
+
+/// How often is looked meanwhile whether anybody still waits for it.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// How often is looked whether something has been learned that is to outlive the engine.
 const KEEP_EVERY: Duration = Duration::from_secs(5);
@@ -204,8 +207,12 @@ impl Listener {
         let until = Instant::now() + DRAIN;
         let _ = timeout_at(until, preparers.close()).await;
         queue.stop();
-        if timeout_at(until, lanes_ended.recv()).await.is_err() {
-            tracing::warn!("requests are left after {} s of waiting", DRAIN.as_secs());
+        tokio::select! {
+            _ = lanes_ended.recv() => {}
+            () = all_given_up(&queue) => tracing::info!("what runs is given up, since nobody waits for it"),
+            () = sleep_until(until) => {
+                tracing::warn!("requests are left after {} s of waiting", DRAIN.as_secs());
+            }
         }
         drained.send_replace(true);
         let _ = timeout_at(until, async { while connections.join_next().await.is_some() {} }).await;
@@ -235,6 +242,13 @@ impl Listener {
             };
             tracing::warn!("connection refused: {refusal}");
         }
+    }
+}
+
+/// Waits until all that is left are runs that nobody waits for.
+async fn all_given_up(queue: &Queue) {
+    while queue.under_way() == 0 || queue.under_way() > queue.given_up(Instant::now().into_std()) {
+        sleep(LOOK_EVERY).await;
     }
 }
 

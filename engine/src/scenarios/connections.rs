@@ -103,6 +103,18 @@ fn when_told_to_stop_it_finishes_what_waits_and_takes_nothing_new() {
     engine.join();
 }
 
+/// The gate stays shut, and so the run stays where it is.
+#[test]
+fn when_told_to_stop_it_does_not_wait_for_a_run_that_nobody_waits_for() {
+    let (mut engine, mut client, _gate) = engine_with_held_lane(|_| {});
+    client.send(Kind::Cancel, 1, &Infer::default(), Bytes::new());
+    client.barrier();
+    let told = std::time::Instant::now();
+    engine.tell_to_stop();
+    engine.join();
+    assert!(told.elapsed() < crate::listener::DRAIN, "it has waited for it");
+}
+
 #[test]
 fn a_socket_is_taken_over_only_from_the_dead() {
     let engine = Engine::start(vec![]);
