@@ -22,8 +22,7 @@
 //! What tells more is the window itself, with the second after its middle, when a change comes, and without: 64 with a change have 0.987
 //! times the p99 with it (95 %: 0.962 to 1.016; one run), quiet ones 0.979 (0.965 to 1.002), so a change makes it 1.01 times as long (0.98
 //! to 1.05), and in other runs 1.01 (0.98 to 1.05), 1.01 (0.98 to 1.06) and 1.02 (0.99 to 1.05); on the Xeon, in 32 windows each, 1.05
-//! (1.03 to 1.10) and 1.06 (1.02 to 1.10). That is of all requests of five seconds, and bounds no single
-//! one that comes while a policy is read.
+//! (1.03 to 1.10) and 1.06 (1.02 to 1.10). That is of all requests of five seconds, and bounds no single one that comes while a policy is read.
 //!
 //! Changes every 250 ms are felt: the p99 takes 1.7 times as long beside neighbours, and 4.4 times, 2.0 ms, on a quiet machine; where it is
 //! another process that reads the policy as often in the same way, 1.6 and 3.3 times.

@@ -16,14 +16,13 @@
 //!
 //! At three times the load with 200 ms each, 0.978, 0.975 and 0.977 of the peak is answered in time (images, which lie in memory that the
 //! engine shares, as a proxy's do; 0.93 to 0.98 in six runs before, in which the driver cleared 64 kB for each answer; medians of eight
-//! windows of 4 s, each between two of the peak, on the slow machine, whose capacity goes from 46 to 71 rows/s within minutes). Batches have one row on average, as at the peak; the lanes have 96.3 % of the cores,
-//! where they have 98.9 % at the peak: the thread that reads and refuses takes 1.5 %, the driver's two as much, and they wake up 400 times a
-//! second in the lanes' place. Of sentences it is 1.2 to 1.5: the short ones are answered. By
-//! what they cost it is 0.56 to 0.73 (13 rounds, on a machine half as fast): within 200 ms no more than five of a length come there,
-//! and a short one in a batch of so many takes 1.4 times as long as in one of 32, as capacity is measured. Refusals come within
-//! 0.03 to 0.7 ms at p99, but for three of 60 rounds: 1.7, 5.5 and 6.6. That takes the right to run at once (`CAP_SYS_NICE`, or
-//! `docker run --ulimit rtprio=1`) for the thread that reads; without it, and where the kernel interrupts nobody for an ordinary thread
-//! (`PREEMPT_NONE`, 250 Hz, as here), they came within 2.2 to 4 ms.
+//! windows of 4 s, each between two of the peak, on the slow machine, whose capacity goes from 46 to 71 rows/s within minutes). Batches have one row
+//! on average, as at the peak; the lanes have 96.3 % of the cores, where they have 98.9 % at the peak: the thread that reads and refuses takes 1.5 %,
+//! the driver's two as much, and they wake up 400 times a second in the lanes' place. Of sentences it is 1.2 to 1.5: the short ones are answered. By
+//! what they cost it is 0.56 to 0.73 (13 rounds, on a machine half as fast): within 200 ms no more than five of a length come there, and a short one
+//! in a batch of so many takes 1.4 times as long as in one of 32, as capacity is measured. Refusals come within 0.03 to 0.7 ms at p99, but for three
+//! of 60 rounds: 1.7, 5.5 and 6.6. That takes the right to run at once (`CAP_SYS_NICE`, or `docker run --ulimit rtprio=1`) for the thread that reads;
+//! without it, and where the kernel interrupts nobody for an ordinary thread (`PREEMPT_NONE`, 250 Hz, as here), they came within 2.2 to 4 ms.
 //!
 //! A hundred swaps of a model at 70 % of the load (3 to 7 s each, no request of 7 to 8 million lost) took the p99 of those who ask meanwhile
 //! from 1.9 to 1.9 ms in one run, from 1.5 to 2.0 (and 1.8 after them) in another, from 1.4 to 1.9 (and 1.7 after them) in a third, from

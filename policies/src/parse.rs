@@ -209,7 +209,7 @@ models:
     split:
       weights: {stable: 90, canry: 10, 1: -1}
       sticky: {header: x user}
-      without_key: nobody
+      without_key: randm
     rules:
       - when: {header: a, cookie: b, equals: c}
         use: canary
@@ -232,7 +232,7 @@ p.yaml:4:33: models.digits.labels.canary: expected a version number from 1 to 18
 p.yaml:6:36: models.digits.split.weights.canry: expected `canary` or `stable` or a version number, got `canry`; did you mean `canary`?
 p.yaml:6:43: models.digits.split.weights.1: expected a weight from 0 to 1000000, got -1
 p.yaml:7:15: models.digits.split.sticky.header: a header name is letters, digits and !#$%&'*+-.^_`|~, got `x user`
-p.yaml:8:20: models.digits.split.without_key: expected `random` or `canary` or `stable` or a version number, got `nobody`
+p.yaml:8:20: models.digits.split.without_key: expected `random` or `canary` or `stable` or a version number, got `randm`; did you mean `random`?
 p.yaml:10:15: models.digits.rules[0].when: expected exactly one of `header`, `cookie`, `query`, `path` and `tenant`
 p.yaml:12:15: models.digits.rules[1].when: expected exactly one of `equals` and `present`
 p.yaml:13:14: models.digits.rules[1].use: expected `canary` or `stable` or a version number, got `0`

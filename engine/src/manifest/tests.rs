@@ -86,6 +86,7 @@ fn a_mistake_is_named_with_its_place() {
         line3(with("FP32, shape: [-1, 64]", "FLOAT, shape: [-1, 64]")).contains("unknown datatype `FLOAT`")
     );
     assert!(line3(with("[-1, 64]", "[-1, 0]")).contains("dimension 0 must be"));
+    assert!(line3(with("[-1, 64]", "[-1, n]")).contains("a name (in quotes where"));
     assert!(line3(with("name: pixels,", "name: pixels, size: 3,")).contains("unknown field `size`"));
     assert!(refusal(&format!("{DIGITS}max_batch: 0"), &fits).contains("max_batch 0 must be 1 to 65536"));
     assert_eq!(with("name: odds", "name: digit"), "model.yaml: `digit` is declared twice");

@@ -91,7 +91,7 @@ pub struct Health {
     /// Bytes of it that were in memory once all that its allocator keeps had been given back, where much is; told once.
     #[prost(uint64, optional, tag = "10")]
     pub held_bytes: Option<u64>,
-    /// Those of the runs for which nobody waits any more.
+    /// Of the runs that have not ended, those that nobody waits for any more.
     #[prost(uint64, tag = "11")]
     pub given_up: u64,
 }

@@ -57,14 +57,24 @@ pub(super) fn target(
     path: &Place<'_>,
     faults: &mut Faults,
 ) -> Option<Target> {
-    let known = labels.keys().map(|label| &**label);
-    faults.keep(path, snapshot::target(labels, name).ok_or_else(|| unknown(name, known)))
+    target_beside(&[], name, labels, path, faults)
 }
 
-/// What stands where a version number may stand, or one of these words.
-fn unknown<'a>(got: &str, words: impl Iterator<Item = &'a str> + Clone) -> Fault {
-    let known = words.clone().map(|word| format!("`{word}` or ")).collect();
-    Fault::UnknownLabel { got: got.to_owned(), known, nearest: did_you_mean(got, words) }
+/// Where these words may stand as well.
+fn target_beside(
+    words: &[&str],
+    name: &str,
+    labels: &BTreeMap<Label, Version>,
+    path: &Place<'_>,
+    faults: &mut Faults,
+) -> Option<Target> {
+    let found = snapshot::target(labels, name).ok_or_else(|| {
+        let known = words.iter().copied().chain(labels.keys().map(|label| &**label));
+        let nearest = did_you_mean(name, known.clone());
+        let known = known.map(|word| format!("`{word}` or ")).collect();
+        Fault::UnknownLabel { got: name.to_owned(), known, nearest }
+    });
+    faults.keep(path, found)
 }
 
 pub(super) fn split(
@@ -111,11 +121,7 @@ pub(super) fn stickiness(
     let key = sticky_key(key, &path.join("sticky"), faults);
     let without_key = match without_key {
         None | Some("random") => Some(WithoutKey::Random),
-        Some(name) => {
-            let words = ["random"].into_iter().chain(labels.keys().map(|label| &**label));
-            let found = snapshot::target(labels, name).ok_or_else(|| unknown(name, words));
-            faults.keep(&fallback, found).map(WithoutKey::Use)
-        }
+        Some(name) => target_beside(&["random"], name, labels, &fallback, faults).map(WithoutKey::Use),
     };
     Some(Some(Stickiness::new(model, key?, without_key?)))
 }
